@@ -1,0 +1,37 @@
+# Everything happens in $(VENV); a fresh machine needs only Python 3.11-3.13 and pip.
+# Another interpreter: make install PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+install: $(STAMP) ## create .venv and install the package with its development tools (once)
+
+demo: $(STAMP) ## compare methods on a small embedded task and print the table
+	$(VENV)/bin/delta-run +experiment=demo
+	$(VENV)/bin/delta-report results
+
+test: $(STAMP) ## run the tests
+	$(PY) -m pytest
+
+lint: $(STAMP) ## check the style
+	$(PY) -m ruff check .
+
+# A Python without ensurepip (Debian without python3-venv) still works: its own pip then installs into the new venv.
+# setuptools comes first, in the tested version, and builds the package without fetching another one.
+$(STAMP): pyproject.toml constraints.txt
+	@py=$(PY); [ -x $$py ] || py=$(PYTHON); \
+	$$py -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || \
+	{ echo "delta-transfer needs Python 3.11, 3.12 or 3.13, but $$py is $$(command -v $$py >/dev/null && $$py --version 2>&1 || echo missing); try: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
+	{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(PY) install "pip>=23.1"; }
+	$(PY) -m pip install -c constraints.txt setuptools
+	$(PY) -m pip install -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@

@@ -1,0 +1,265 @@
+"""The typed schema of everything in conf/, and the only place that validates it.
+
+Hydra merges YAML and command line into these dataclasses, so a misspelt key or a wrong type fails at composition;
+`__post_init__` checks values. Nothing here imports torch: a mistake is reported before anything slow happens.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from .errors import UserError
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+def require_positive(config, group: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or (math.isfinite(value) and value > 0), f"{group}.{name} must be positive, got {value}.")
+
+
+def require_not_negative(config, group: str, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(math.isfinite(value) and value >= 0, f"{group}.{name} must be 0 or more, got {value}.")
+
+
+# --- dataset ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class DatasetConfig:
+    name: str = MISSING  # key of delta_transfer.data.DATASETS
+    root: str | None = None  # where the publisher's files are
+    images_per_class: int | None = None  # stratified draw from the training part; null = all
+    sample_rate: float = 1.0  # the same as a fraction of each class, rounded up
+    subset_seed: int = 0  # seed of that draw; independent of `seed`, so the data set stays the same over seeds
+
+    def __post_init__(self):
+        require_positive(self, "dataset", "images_per_class")
+        require(0 < self.sample_rate <= 1, f"dataset.sample_rate must be in (0, 1], got {self.sample_rate}.")
+        require(
+            self.images_per_class is None or self.sample_rate == 1,
+            "dataset.images_per_class and dataset.sample_rate both limit the training part: set one of them.",
+        )
+
+
+@dataclass
+class GlyphsConfig(DatasetConfig):
+    scripts: list[str] = MISSING  # which alphabets
+    train_per_class: int = MISSING
+    test_per_class: int = MISSING
+    render_size: int = MISSING  # pixels of the rendered image before `backbone.resize`
+    render_seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "dataset", "train_per_class", "test_per_class", "render_size")
+
+
+# --- backbone --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class BackboneConfig:
+    name: str = MISSING  # torchvision's model name, or a network of ours (models/zoo.py)
+    weights: str = MISSING  # torchvision weight enum | state-dict file | none | glyphs (see delta-pretrain)
+    image_size: int = MISSING  # crop that the network sees, pixels
+    resize: int = MISSING  # size of the stored image that is cropped, pixels
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    head: str = MISSING  # the classification layer, a torch.nn.Linear
+    taps: list[str] = MISSING  # modules whose outputs are the tapped feature maps
+    aux_head: str | None = None  # Inception's auxiliary classification layer
+    aux_weight: float = 0.0  # weight of its cross-entropy; 0 = not computed at all
+
+    def __post_init__(self):
+        require_positive(self, "backbone", "image_size", "resize")
+        require_not_negative(self, "backbone", "aux_weight")
+        require(
+            self.resize >= self.image_size,
+            f"backbone.resize ({self.resize}) must be at least backbone.image_size ({self.image_size}).",
+        )
+        require(len(self.mean) == len(self.std) == 3, "backbone.mean and backbone.std need three values each.")
+        require(all(s > 0 for s in self.std), f"backbone.std must be positive, got {self.std}.")
+        require(len(set(self.taps)) == len(self.taps), f"backbone.taps names a layer twice: {self.taps}.")
+        require(
+            self.aux_weight == 0 or self.aux_head is not None,
+            f"backbone.aux_weight is {self.aux_weight}, but this backbone has no auxiliary head.",
+        )
+
+
+# --- reg -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RegConfig:
+    """Enough for a method with a strength alpha; a method with options of its own extends it below."""
+
+    name: str = MISSING  # key of delta_transfer.regularizers.REGULARIZERS
+    alpha: float = 0.0  # strength of the penalty on the backbone
+    beta: float = 0.0  # strength of the L2 penalty on the new head
+    weight_decay: float = 0.0  # of the optimizer, on every trained parameter
+
+    def __post_init__(self):
+        require_not_negative(self, "reg", "alpha", "beta", "weight_decay")
+
+
+@dataclass
+class DecayConfig:
+    """Methods without a penalty (L2, L2-FE): only weight decay."""
+
+    name: str = MISSING
+    weight_decay: float = 1e-4
+
+    def __post_init__(self):
+        require_not_negative(self, "reg", "weight_decay")
+
+
+@dataclass
+class L2SPConfig(RegConfig):
+    scope: str = "all"  # all | conv
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.scope in ("all", "conv"), f"reg.scope must be all or conv, got {self.scope!r}.")
+
+
+@dataclass
+class DeltaWithoutAttentionConfig(RegConfig):
+    normalize: bool = True  # divide by H*W as DELTA does; false = the authors' undivided sum
+
+
+@dataclass
+class AttentionConfig:
+    images: int = 256  # training images on which removing a channel is tried
+    head_epochs: int = 10  # training of the probe's head
+    head_lr: float = 0.01
+    head_weight_decay: float = 1e-4
+    temperature: float = 5.0  # of the softmax over a layer's standardised importances
+    forward_images: int = 256  # images per forward pass while probing: bounds memory, changes no result
+    seed: int = 0  # order and crops of the probe's images; independent of `seed`: once per data set
+
+    def __post_init__(self):
+        require_positive(
+            self, "reg.attention", "images", "head_epochs", "head_lr", "temperature", "forward_images"
+        )
+        require_not_negative(self, "reg.attention", "head_weight_decay")
+
+
+@dataclass
+class DeltaConfig(RegConfig):
+    attention: AttentionConfig = field(default_factory=AttentionConfig)
+
+
+# --- schedule, split, run --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ScheduleConfig:
+    iterations: int | None = None  # exactly one of iterations and epochs
+    epochs: float | None = None
+    batch_size: int = 64
+    lr: float = 0.01
+    momentum: float = 0.9
+    decay_at: float = 2 / 3  # fraction of the run after which the learning rate drops
+    decay_factor: float = 0.1
+    log_every: int = 10  # iterations; the only steps that wait for the device
+    eval_every: int = 0  # iterations between evaluations on the test (or validation) part; 0 = at the end only
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self):
+        require(
+            (self.iterations is None) != (self.epochs is None),
+            "schedule needs exactly one of schedule.iterations and schedule.epochs "
+            f"(got {self.iterations} and {self.epochs}); set the other one to null.",
+        )
+        require_positive(
+            self, "schedule", "iterations", "epochs", "batch_size", "lr", "decay_factor", "log_every", "checkpoint_seconds"
+        )
+        require_not_negative(self, "schedule", "momentum", "eval_every")
+        require(0 < self.decay_at <= 1, f"schedule.decay_at must be in (0, 1], got {self.decay_at}.")
+
+    def length(self, n_train: int) -> int:
+        """Number of iterations of a run on `n_train` images."""
+        if self.iterations is not None:
+            return self.iterations
+        return max(1, round(self.epochs * n_train / self.batch_size))
+
+
+@dataclass
+class SplitConfig:
+    """A validation part, cut from the (drawn) training images class by class. The test part is never touched."""
+
+    val_fraction: float = 0.0
+    folds: int | None = None  # k-fold cross-validation instead of a fraction
+    fold: int = 0  # which fold is held out, 0 .. folds-1
+    seed: int = 0
+
+    def __post_init__(self):
+        require(0 <= self.val_fraction < 1, f"split.val_fraction must be in [0, 1), got {self.val_fraction}.")
+        if self.folds is not None:
+            require(self.folds >= 2, f"split.folds must be at least 2, got {self.folds}.")
+            require(self.val_fraction == 0, "split.folds and split.val_fraction both cut a validation part: set one.")
+            require(0 <= self.fold < self.folds, f"split.fold must be in 0..{self.folds - 1}, got {self.fold}.")
+
+
+@dataclass
+class RunConfig:
+    dataset: DatasetConfig = MISSING
+    backbone: BackboneConfig = MISSING
+    reg: Any = MISSING  # RegConfig or DecayConfig, chosen by the YAML's schema line
+    schedule: ScheduleConfig = MISSING
+    split: SplitConfig = field(default_factory=SplitConfig)
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+    precision: str = "auto"  # auto | fp32 | bf16
+    compile: bool = False
+    deterministic: bool = False
+    results_dir: str = "results"
+    cache_dir: str = "results/cache"
+    dry_run: bool = False
+
+    def __post_init__(self):
+        require(self.device in ("auto", "cpu", "cuda"), f"device must be auto, cpu or cuda, got {self.device!r}.")
+        require(
+            self.precision in ("auto", "fp32", "bf16"), f"precision must be auto, fp32 or bf16, got {self.precision!r}."
+        )
+        require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}.")
+
+
+# Hidden group: `reg=glob(*)` must sweep methods, not schemas.
+SCHEMAS = {
+    "schema": {"run": RunConfig},
+    "schema/dataset": {"images": DatasetConfig, "glyphs": GlyphsConfig},
+    "schema/backbone": {"network": BackboneConfig},
+    "schema/reg": {
+        "decay": DecayConfig,
+        "penalty": RegConfig,
+        "l2_sp": L2SPConfig,
+        "delta_noatt": DeltaWithoutAttentionConfig,
+        "delta": DeltaConfig,
+    },
+    "schema/schedule": {"sgd": ScheduleConfig},
+}
+
+
+def register_schemas() -> None:
+    store = ConfigStore.instance()
+    for group, nodes in SCHEMAS.items():
+        for name, node in nodes.items():
+            store.store(group=group, name=name, node=node)
+
+
+def to_run_config(composed: DictConfig) -> RunConfig:
+    """The composed configuration as checked dataclasses."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    require(not missing, f"No value for: {', '.join(missing)}.")
+    return OmegaConf.to_object(composed)

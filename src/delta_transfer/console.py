@@ -1,0 +1,72 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, plain lines in a pipe or a file."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# Keys of a metrics line that the progress display does not repeat as loss terms.
+NOT_LOSS_TERMS = {"step", "lr", "loss", "images_per_second", "train_top1", "val_top1", "val_loss", "test_top1", "test_loss"}
+
+
+class Display:
+    """Progress of one task of `total` steps. Use as a context manager."""
+
+    def __init__(self, title: str, total: int, unit: str = "iteration"):
+        self.title, self.total, self.unit = title, total, unit
+        self.console = Console(stderr=False)
+        self.last_tenth, self.started, self.first_step = -1, time.monotonic(), 0
+        self.progress = None
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(compact=True),
+                console=self.console,
+                transient=True,
+            )
+            self.progress.start()
+            self.task = self.progress.add_task(self.title, total=self.total, text="")
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.progress:
+            self.progress.stop()
+
+    def start_at(self, step: int) -> None:
+        """Where a resumed task goes on, so that the time left is estimated from what is done now."""
+        self.first_step = step
+
+    def update(self, step: int, text: str = "") -> None:
+        if self.progress:
+            self.progress.update(self.task, completed=step, text=text)
+            return
+        tenth = 10 * step // self.total
+        if tenth == self.last_tenth:
+            return
+        self.last_tenth = tenth
+        elapsed = time.monotonic() - self.started
+        left = elapsed / max(1, step - self.first_step) * (self.total - step)
+        print(f"{self.title}: {self.unit} {step}/{self.total}  {text}  {left:.0f} s left".replace("    ", "  "), flush=True)
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Show one line of metrics.jsonl."""
+        losses = "  ".join(f"{name} {value:.3g}" for name, value in line.items() if name not in NOT_LOSS_TERMS)
+        accuracy = "  ".join(
+            f"{part} {line[f'{part}_top1']:.1f} %" for part in ("train", "val", "test") if f"{part}_top1" in line
+        )
+        self.update(line["step"], f"{losses}  {accuracy}  {line['images_per_second']:.0f} images/s")
+
+
+def say(message: str) -> None:
+    print(message, flush=True)
+
+
+def complain(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,79 @@
+"""What a data set is, and which of its images a run trains, validates and tests on."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ..config import DatasetConfig, SplitConfig
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A labelled image collection with its official split. `load(i)` decodes image i to an RGB PIL image."""
+
+    name: str
+    classes: tuple[str, ...]
+    labels: np.ndarray  # (N,) int64, 0..K-1
+    is_test: np.ndarray  # (N,) bool
+    names: tuple[str, ...]  # (N,) stable identifiers, e.g. relative file names
+    load: Callable[[int], Image.Image]
+    fingerprint: str  # sha256 hex over everything that decides the pixels and labels
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Indices into a Dataset, ascending."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+    def fingerprint(self, dataset: Dataset) -> str:
+        """sha256 hex over the data set and over which of its images are trained on and which are tested on."""
+        digest = hashlib.sha256(dataset.fingerprint.encode())
+        for part in (self.train, self.val, self.test):
+            digest.update(np.ascontiguousarray(part, dtype=np.int64).tobytes() + b"|")
+        return digest.hexdigest()
+
+
+def split_parts(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Parts:
+    """Draw the training images that are used, then hold out the validation part, both class by class.
+
+    Raises UserError for a class without training images, or too few for the draw or the split.
+    """
+    train, val = [], []
+    for label, name in enumerate(dataset.classes):
+        members = np.flatnonzero((dataset.labels == label) & ~dataset.is_test)
+        if len(members) == 0:
+            raise UserError(f"Class {name} of {dataset.name} has no training image.")
+        wanted = draw.images_per_class or int(np.ceil(draw.sample_rate * len(members)))
+        if wanted > len(members):
+            raise UserError(
+                f"dataset.images_per_class={wanted}, but class {name} of {dataset.name} has {len(members)} training images."
+            )
+        drawn = np.random.default_rng((draw.subset_seed, label)).permutation(members)[:wanted]
+        # The split has a generator of its own, so that the draw does not depend on it.
+        drawn = np.random.default_rng((split.seed, 1, label)).permutation(drawn)
+        held_out = _held_out(len(drawn), split)
+        if held_out.all() or (not held_out.any() and (split.val_fraction or split.folds)):
+            raise UserError(
+                f"Class {name} of {dataset.name} has {len(drawn)} training images: too few for this validation split."
+            )
+        train.append(drawn[~held_out])
+        val.append(drawn[held_out])
+    test = np.flatnonzero(dataset.is_test)
+    if len(test) == 0:
+        raise UserError(f"{dataset.name} has no test image.")
+    return Parts(np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), test)
+
+
+def _held_out(n: int, split: SplitConfig) -> np.ndarray:
+    """Which of n shuffled images of one class are held out, (n,) bool."""
+    position = np.arange(n)
+    if split.folds is not None:
+        return position % split.folds == split.fold
+    return position < round(split.val_fraction * n)

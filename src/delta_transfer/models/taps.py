@@ -1,0 +1,81 @@
+"""A classification network that also returns its tapped feature maps."""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from ..errors import UserError
+
+
+class Network(nn.Module):
+    """`model`, traced so that its forward also returns the feature maps named in `taps`.
+
+    Args:
+        model: any network that torch.fx can trace (torchvision's can). Parameters are shared, not copied.
+        head: name of the classification layer, e.g. "fc".
+        taps: names of modules whose outputs are returned, e.g. "layer1.2.conv3".
+        aux_head: name of an auxiliary classification layer, returned in training mode only.
+
+    forward(images (B, 3, H, W)) returns {"logits": (B, K), each tap: (B, C, h, w)}, and "aux_logits" (B, K) in
+    training mode with an auxiliary head. Raises UserError for a tap or head that the network does not have.
+    """
+
+    def __init__(self, model: nn.Module, head: str, taps: Sequence[str] = (), aux_head: str | None = None):
+        super().__init__()
+        self._model = (model,)  # in a tuple, so that its parameters are not registered a second time
+        self.head = head
+        self.taps = tuple(taps)
+        self.aux_head = aux_head
+        nodes = {head: "logits"} | {tap: tap for tap in taps}
+        names = set(get_graph_node_names(model, suppress_diff_warning=True)[1])
+        for name in nodes:
+            # A block's name stands for the block's last node: torchvision resolves it by prefix.
+            if name not in names and not any(known.startswith(name + ".") for known in names):
+                raise UserError(
+                    f"{type(model).__name__} has no layer {name!r} (backbone.head, backbone.taps). "
+                    f"Its layers start {', '.join(sorted(names)[:6])}, ..."
+                )
+        training_nodes = nodes | ({aux_head: "aux_logits"} if aux_head else {})
+        self.traced = create_feature_extractor(
+            model, train_return_nodes=training_nodes, eval_return_nodes=nodes, suppress_diff_warning=True
+        )
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.traced(images)
+
+    def is_head(self, name: str) -> bool:
+        """Whether the parameter `name` (as in the model's own state dict) belongs to a new classification layer."""
+        return name.startswith((self.head + ".", *([self.aux_head + "."] if self.aux_head else [])))
+
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.traced.named_parameters() if self.is_head(name)}
+
+    def backbone_parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.traced.named_parameters() if not self.is_head(name)}
+
+    def weights(self) -> dict[str, Tensor]:
+        """State dict under the model's own parameter names."""
+        return self.traced.state_dict()
+
+    def copy(self) -> "Network":
+        return Network(copy.deepcopy(self._model[0]), self.head, self.taps, self.aux_head)
+
+    def with_new_head(self, num_classes: int, seed: int) -> "Network":
+        """A copy whose classification layers are new, for `num_classes`, with PyTorch's default initialisation."""
+        model = copy.deepcopy(self._model[0])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for name in filter(None, (self.head, self.aux_head)):
+                old = model.get_submodule(name)
+                if not isinstance(old, nn.Linear):
+                    raise UserError(f"The head {name!r} is a {type(old).__name__}, not a Linear layer (backbone.head).")
+                new = nn.Linear(old.in_features, num_classes).to(old.weight)
+                model.set_submodule(name, new)
+        return Network(model, self.head, self.taps, self.aux_head)
+
+    def freeze(self) -> "Network":
+        """Evaluation mode and no gradients; returns itself."""
+        return self.eval().requires_grad_(False)

@@ -1,0 +1,106 @@
+"""A run on disk: its identity, its directory, and writes that are whole or not there."""
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .config import RunConfig
+from .errors import UserError
+
+SCHEMA = 1
+
+# Where and how a run is made, not what it is: these keys do not enter its identity.
+LOCATION_KEYS = ("device", "results_dir", "cache_dir", "dry_run")
+
+
+def run_identity(config: RunConfig, dataset_fingerprint: str, weights_fingerprint: str) -> dict[str, Any]:
+    """The resolved configuration with paths replaced by what lies there."""
+    identity = asdict(config)
+    for key in LOCATION_KEYS:
+        identity.pop(key)
+    for key in ("log_every", "checkpoint_seconds"):
+        identity["schedule"].pop(key)
+    identity["dataset"]["root"] = dataset_fingerprint
+    identity["backbone"]["weights"] = weights_fingerprint
+    return identity
+
+
+def run_id(config: RunConfig, identity: dict[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{config.dataset.name}-{config.backbone.name}-{config.reg.name}-s{config.seed}-{digest}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write, flush to disk, rename: a reader sees the old file or the whole new one."""
+    unfinished = path.with_name(f".{path.name}.tmp")
+    with open(unfinished, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(unfinished, path)
+
+
+class RunDirectory:
+    """`<results_dir>/runs/<run_id>`, held by one process at a time. Use as a context manager.
+
+    Raises UserError if another process holds it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoint_path = path / "last.pt"
+
+    def __enter__(self) -> "RunDirectory":
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until __exit__
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise UserError(f"Another process is working in {self.path}.") from None
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._lock.close()
+
+    def summary(self) -> dict[str, Any] | None:
+        """The finished run's record; None if it did not finish."""
+        try:
+            return json.loads((self.path / "summary.json").read_text())
+        except (FileNotFoundError, json.JSONDecodeError):
+            return None
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode())
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        with open(self.metrics_path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics_size(self) -> int:
+        return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+
+    def truncate_metrics(self, size: int) -> None:
+        """Forget lines written after a checkpoint; 0 starts anew."""
+        if self.metrics_path.exists():
+            os.truncate(self.metrics_path, size)
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of the checkout that `folder` is in, "-dirty" appended if it has uncommitted changes."""
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def timestamp() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,185 @@
+"""DELTA's supervised channel attention: how much the loss rises when a channel is removed.
+
+1. `train_probe`: a new head on the frozen source network (L2-FE), BatchNorm in evaluation mode.
+2. `channel_importance`: for every tapped channel, cross-entropy without it minus cross-entropy with it. Only what lies
+   behind the tap is computed again, for many removed channels in one batch.
+3. `attention_weights`: standardised per layer, softmax with a temperature.
+
+Source: official DELTA code. It removes a channel by setting its filter to 0; at a tap that is a convolution without
+bias this is the same as setting the channel of the tapped map to 0, which is what is done here, so that taps which are
+not convolutions (Inception's blocks) have a meaning too.
+"""
+
+import itertools
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from ..config import AttentionConfig
+from ..models import Network
+from .base import Batches
+
+
+def train_probe(source: Network, batches: Batches, num_classes: int, options: AttentionConfig) -> Network:
+    """`source` with a new head for `num_classes`, trained on `batches`; everything else stays as it is.
+
+    SGD, momentum 0.9; the learning rate falls exponentially, to a tenth after 6 epochs (official code).
+    """
+    probe = source.with_new_head(num_classes, options.seed).freeze()
+    parameters = list(probe.head_parameters().values())
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.SGD(
+        parameters, lr=options.head_lr, momentum=0.9, weight_decay=options.head_weight_decay
+    )
+    for epoch in range(options.head_epochs):
+        optimizer.param_groups[0]["lr"] = options.head_lr * 0.1 ** (epoch / 6)
+        for images, labels in batches:
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(probe(images)["logits"], labels).backward()
+            optimizer.step()
+    return probe.freeze()
+
+
+@torch.no_grad()
+def channel_importance(probe: Network, batches: Batches, images: int, forward_images: int) -> dict[str, Tensor]:
+    """Rise of the cross-entropy when one channel of a tapped map is set to 0, {tap: (C_l,) fp32}.
+
+    Averaged over the first `images` images of `batches` (further passes if one is too short). `forward_images` bounds
+    how many images go through the network at once, counting each removed channel's copy; it changes no result.
+    """
+    suffixes = Suffixes(probe)
+    totals = {tap: 0.0 for tap in probe.taps}
+    remaining = images
+    for inputs, labels in itertools.chain.from_iterable(itertools.repeat(batches)):
+        inputs, labels = inputs[:remaining], labels[:remaining]
+        # In parts, so that the intact pass too stays within `forward_images`.
+        for part, part_labels in zip(inputs.split(forward_images), labels.split(forward_images), strict=True):
+            for tap, rise in _importance_on(suffixes, part, part_labels, forward_images).items():
+                totals[tap] = totals[tap] + rise * len(part)
+        remaining -= len(inputs)
+        if remaining == 0:
+            break
+    return {tap: (total / images).float() for tap, total in totals.items()}
+
+
+def attention_weights(importance: Tensor, temperature: float) -> Tensor:
+    """w = softmax((v - mean v) / (T * std v)) of one layer, (C,) -> (C,), with the population standard deviation.
+
+    Uniform where all channels matter the same.
+    """
+    spread = importance.std(correction=0)
+    if spread == 0:
+        return torch.full_like(importance, 1 / len(importance))
+    return torch.softmax((importance - importance.mean()) / spread / temperature, dim=0)
+
+
+def _importance_on(suffixes: "Suffixes", images: Tensor, labels: Tensor, forward_images: int) -> dict[str, Tensor]:
+    """Importances on one batch, fp64, the mean over its images."""
+    logits, kept = suffixes.run_intact(images)
+    intact = F.cross_entropy(logits.double(), labels)
+    at_once = max(1, forward_images // len(images))
+    importance = {}
+    for tap in suffixes.taps:
+        feature_map = kept[suffixes.taps[tap]]
+        rises = []
+        for removed in torch.arange(feature_map.shape[1], device=images.device).split(at_once):
+            copies = len(removed)
+            ablated = torch.cat([feature_map] * copies)
+            ablated.view(copies, len(images), *feature_map.shape[1:])[torch.arange(copies), :, removed] = 0
+            logits = suffixes.run_behind(tap, ablated, kept, copies)
+            loss = F.cross_entropy(logits.double(), labels.repeat(copies), reduction="none")
+            rises.append(loss.view(copies, -1).mean(dim=1) - intact)
+        importance[tap] = torch.cat(rises)
+    return importance
+
+
+class Suffixes:
+    """For each tap, the part of the network between it and the logits, run on its own.
+
+    The traced graph says which operations depend on the tap. Values that they also need but that do not depend on it
+    (a residual branch) are kept from the intact pass.
+    """
+
+    def __init__(self, network: Network):
+        self.traced = _without_inplace(network.copy().eval().traced)
+        by_name = {node.name: node for node in self.traced.graph.nodes}
+        output = next(node for node in self.traced.graph.nodes if node.op == "output").args[0]
+        self.logits = by_name[output["logits"].name]
+        self.taps = {tap: output[tap] for tap in network.taps}
+        self.behind = {tap: self._nodes_behind(node) for tap, node in self.taps.items()}
+        # What an intact pass has to keep: the taps and the other inputs of what lies behind them.
+        self.keep = set(self.taps.values()) | {self.logits}
+        for tap, nodes in self.behind.items():
+            inner = {self.taps[tap], *nodes}
+            self.keep |= {value for node in nodes for value in node.all_input_nodes if value not in inner}
+
+    def run_intact(self, images: Tensor) -> tuple[Tensor, dict[fx.Node, Tensor]]:
+        """Logits (B, K) and every kept value."""
+        kept: dict[fx.Node, Tensor] = {}
+        interpreter = _Keeping(self.traced, self.keep, kept)
+        interpreter.run(images)
+        return kept[self.logits], kept
+
+    def run_behind(self, tap: str, feature_map: Tensor, kept: dict[fx.Node, Tensor], copies: int) -> Tensor:
+        """Logits (copies * B, K) for `feature_map` (copies * B, C, h, w) in place of the tapped one."""
+        nodes = self.behind[tap]
+        interpreter = fx.Interpreter(self.traced)
+        interpreter.env = {self.taps[tap]: feature_map}
+        last_use = {value: node for node in nodes for value in node.all_input_nodes}
+        for node in nodes:
+            for value in node.all_input_nodes:
+                if value not in interpreter.env:
+                    interpreter.env[value] = _repeat(kept[value], copies)
+            interpreter.env[node] = interpreter.run_node(node)
+            for value in node.all_input_nodes:
+                if last_use[value] is node:
+                    interpreter.env.pop(value, None)
+        return interpreter.env[self.logits]
+
+    def _nodes_behind(self, start: fx.Node) -> list[fx.Node]:
+        """Nodes that depend on `start` and that the logits depend on, in execution order."""
+        needed = {self.logits}
+        for node in reversed(self.traced.graph.nodes):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        reached = {start}
+        for node in self.traced.graph.nodes:
+            if node.op != "output" and any(value in reached for value in node.all_input_nodes):
+                reached.add(node)
+        return [node for node in self.traced.graph.nodes if node in reached and node in needed and node is not start]
+
+
+class _Keeping(fx.Interpreter):
+    """Runs a traced network, keeps the values of some nodes and lets go of all others as soon as they are used."""
+
+    def __init__(self, traced: fx.GraphModule, keep: set[fx.Node], kept: dict[fx.Node, Tensor]):
+        super().__init__(traced)
+        self.keep, self.kept = keep, kept
+
+    def run_node(self, node: fx.Node):
+        value = super().run_node(node)
+        if node in self.keep:
+            self.kept[node] = value
+        return value
+
+
+def _repeat(value, copies: int):
+    """A value of the intact pass for `copies` copies of its batch; numbers and sizes are the same for all."""
+    return torch.cat([value] * copies) if isinstance(value, Tensor) else value
+
+
+def _without_inplace(traced: fx.GraphModule) -> fx.GraphModule:
+    """The same network without operations that overwrite their input: a kept value must stay what it was."""
+    for module in traced.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False
+    for node in traced.graph.nodes:
+        if node.op == "call_function" and node.target in (operator.iadd, operator.imul):
+            node.target = {operator.iadd: operator.add, operator.imul: operator.mul}[node.target]
+        if node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+    traced.recompile()
+    return traced

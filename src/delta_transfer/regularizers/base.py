@@ -1,0 +1,66 @@
+"""The contract between the training loop and a method."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from ..models import Network
+
+Outputs = dict[str, Tensor]  # what Network.forward returns: "logits" and the tapped feature maps
+Batches = Iterable[tuple[Tensor, Tensor]]  # images (B, 3, H, W) and labels (B,); each iteration is one pass
+
+
+class Regularizer(nn.Module):
+    """What a method adds to fine-tuning. Subclass it, override what differs, add it to REGULARIZERS.
+
+    A subclass takes the keys of its conf/reg/<name>.yaml (without `name`) as keyword arguments.
+    """
+
+    needs_source: ClassVar[bool] = False  # a frozen source network, run on every batch for its feature maps
+    needs_taps: ClassVar[bool] = False  # tapped feature maps of target (and source)
+    freezes_backbone: ClassVar[bool] = False  # train the head only; the whole network stays in evaluation mode
+    fitted_name: ClassVar[str | None] = None  # name of the file that keeps what `fit` computed
+    fit_seed: int = 0  # of the order and crops of the batches that `fit` sees
+
+    def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
+        super().__init__()
+        self.beta = beta
+        self.weight_decay = weight_decay  # of the optimizer
+
+    def start(self, target: Network) -> None:
+        """Called with the initial target network, before training and before a checkpoint is loaded."""
+
+    def fit_options(self) -> dict[str, Any]:
+        """Everything of this method that decides the result of `fit`, for its reuse in later runs."""
+        return {}
+
+    def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
+        """Compute, once before training, what the penalty needs; called only if `fitted_name` is set.
+
+        `source` is frozen. Returns named tensors that are stored and handed to `load_fitted`.
+        """
+        raise NotImplementedError
+
+    def load_fitted(self, fitted: dict[str, Tensor]) -> None:
+        """Take over what `fit` returned, now or in an earlier run."""
+        raise NotImplementedError
+
+    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        """Named scalar terms, added to the cross-entropy and logged one by one."""
+        return self.head_penalty(target)
+
+    def head_penalty(self, target: Network) -> dict[str, Tensor]:
+        """beta * 1/2 * (||W||^2 + ||bias||^2) of the new head (official DELTA code)."""
+        if self.beta == 0:
+            return {}
+        total = sum(p.square().sum() for p in target.head_parameters().values())
+        return {"head": 0.5 * self.beta * total}
+
+    def update(self, learner, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One optimisation step; returns the logits (B, K) and the loss terms. `learner` is training.Learner."""
+        outputs = learner.forward(images)
+        source_outputs = learner.forward_source(images) if self.needs_source else None
+        terms = learner.task_loss(outputs, labels) | self.penalty(learner.target, outputs, source_outputs)
+        learner.step(sum(terms.values()))
+        return outputs["logits"].detach(), {name: term.detach() for name, term in terms.items()}

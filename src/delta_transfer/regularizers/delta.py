@@ -1,0 +1,96 @@
+"""DELTA: keep the feature maps of the source network (Li et al., ICLR 2019; TKDD 2021)."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import AttentionConfig
+from ..models import Network
+from .attention import attention_weights, channel_importance, train_probe
+from .base import Batches, Outputs, Regularizer
+
+
+class DELTAWithoutAttention(Regularizer):
+    """Omega = 1/2 * sum_l sum_{b,c} ||D_l[b,c]||^2 / (H_l W_l), loss = CE + alpha * Omega + beta/2 * ||head||^2.
+
+    D_l = F_l(theta, x) - F_l(theta0, x), (B, C_l, H_l, W_l): target minus frozen source at tap l, both on the same
+    batch. This is DELTA with the uniform weights w = 1/C_l, on the same scale of alpha.
+    normalize=False leaves out the division by H_l W_l, as the official code does: 3136/784/196/49 times as much at
+    the stages of a ResNet at 224 pixels, so that alpha means something else there.
+    A sum over the batch, while CE is a mean: alpha for a batch mean is B times as large.
+    """
+
+    needs_source = True
+    needs_taps = True
+
+    def __init__(self, alpha: float = 0.01, beta: float = 0.01, weight_decay: float = 0.0, normalize: bool = True):
+        super().__init__(beta=beta, weight_decay=weight_decay)
+        self.alpha = alpha
+        self.normalize = normalize
+
+    def relative_weights(self, tap: str) -> Tensor | None:
+        """C_l * w_l, (C_l,), mean 1; None stands for uniform weights."""
+        return None
+
+    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        omega = 0.0
+        for tap in target.taps:
+            difference = _full_precision(outputs[tap]) - _full_precision(source_outputs[tap])
+            per_channel = difference.square().sum(dim=(0, 2, 3))
+            weights = self.relative_weights(tap)
+            layer = per_channel.sum() if weights is None else weights.to(per_channel) @ per_channel
+            height, width = difference.shape[2:]
+            omega = omega + 0.5 * (layer / (height * width) if self.normalize else layer)
+        return {"feature_maps": self.alpha * omega} | self.head_penalty(target)
+
+
+class DELTA(DELTAWithoutAttention):
+    """Omega = 1/2 * sum_l sum_{b,c} C_l w_{l,c} ||D_l[b,c]||^2 / (H_l W_l), loss = CE + alpha * Omega + beta/2 * ||head||^2.
+
+    D_l as in DELTAWithoutAttention. w_l = softmax((v_l - mean v_l) / (T * std v_l)), sum_c w_{l,c} = 1, where v_{l,c} is
+    how much the cross-entropy of a linear probe on the frozen source network rises when channel c of tap l is removed,
+    and T is the temperature (official code: 5). Call `fit` or `load_fitted` before `penalty`.
+    """
+
+    fitted_name = "attention"
+
+    def __init__(
+        self,
+        alpha: float = 0.01,
+        beta: float = 0.01,
+        weight_decay: float = 0.0,
+        attention: AttentionConfig | None = None,
+    ):
+        super().__init__(alpha=alpha, beta=beta, weight_decay=weight_decay)
+        self.attention = attention or AttentionConfig()
+        self.fit_seed = self.attention.seed
+        self._relative_weights: dict[str, Tensor] = {}
+
+    def fit_options(self) -> dict[str, Any]:
+        # Neither changes the importances: how many images go through at once, and the softmax over the result.
+        return {k: v for k, v in asdict(self.attention).items() if k not in ("forward_images", "temperature")}
+
+    def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
+        """Importance v_l of every channel, {tap: (C_l,) fp32}: rise of the probe's cross-entropy without the channel."""
+        options = self.attention
+        probe = train_probe(source, batches, num_classes, options)
+        importance = channel_importance(probe, batches, options.images, options.forward_images)
+        self.load_fitted(importance)
+        return importance
+
+    def load_fitted(self, fitted: dict[str, Tensor]) -> None:
+        self._relative_weights = {
+            tap: len(v) * attention_weights(v, self.attention.temperature) for tap, v in fitted.items()
+        }
+
+    def relative_weights(self, tap: str) -> Tensor:
+        if tap not in self._relative_weights:
+            raise RuntimeError(f"DELTA has no attention for {tap!r}: call fit() or load_fitted() before penalty().")
+        return self._relative_weights[tap]
+
+
+def _full_precision(feature_map: Tensor) -> Tensor:
+    """fp32 under autocast; double stays double."""
+    return feature_map if feature_map.dtype == torch.float64 else feature_map.float()

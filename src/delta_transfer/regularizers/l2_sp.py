@@ -1,0 +1,39 @@
+"""L2-SP: the source weights as the starting point that is not to be left (Li, Grandvalet, Davoine, ICML 2018)."""
+
+import torch
+from torch import Tensor
+
+from ..models import Network
+from .base import Outputs, Regularizer
+
+
+class L2SP(Regularizer):
+    """Omega = 1/2 * sum_p ||p - p0||^2, loss = CE + alpha * Omega + beta/2 * ||head||^2.
+
+    p runs over the parameters of the backbone, p0 are their values in the source network; no weight decay beside it.
+    scope="all": every non-head parameter, BatchNorm scale and shift included (official DELTA code, alpha 0.01).
+    scope="conv": convolution kernels only (the L2-SP authors' code, alpha 0.1); they also leave the head's bias out
+    of the beta term, which here always includes it.
+    """
+
+    def __init__(self, alpha: float = 0.01, beta: float = 0.01, weight_decay: float = 0.0, scope: str = "all"):
+        super().__init__(beta=beta, weight_decay=weight_decay)
+        self.alpha = alpha
+        self.scope = scope
+        self.starting_point: dict[str, Tensor] | None = None
+
+    def start(self, target: Network) -> None:
+        # Before training the backbone of the target is the source's.
+        self.starting_point = {
+            name: p.detach().clone()
+            for name, p in target.backbone_parameters().items()
+            if self.scope == "all" or p.dim() == 4
+        }
+
+    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        parameters = target.backbone_parameters()
+        pairs = [(parameters[name], p0) for name, p0 in self.starting_point.items()]
+        differences = torch._foreach_sub(*map(list, zip(*pairs, strict=True)))
+        # One norm per tensor in one call, instead of a Python loop over parameters.
+        omega = 0.5 * torch.stack(torch._foreach_norm(differences)).square().sum()
+        return {"weights": self.alpha * omega} | self.head_penalty(target)

@@ -1,0 +1,1 @@
+"""From records of runs to a table: comparison (pure functions) | tables (four text formats)."""

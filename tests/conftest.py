@@ -1,0 +1,42 @@
+import pytest
+import torch
+from torch import nn
+
+from delta_transfer.models import Network
+
+
+class TinyNet(nn.Module):
+    """Two convolutions with BatchNorm, a residual sum in place and an in-place ReLU, as in the real networks."""
+
+    def __init__(self, num_classes: int = 4):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 5, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(5)
+        self.conv2 = nn.Conv2d(5, 5, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(5)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(5, num_classes)
+
+    def forward(self, x):
+        x = self.relu(self.bn1(self.conv1(x)))
+        y = self.bn2(self.conv2(x))
+        y += x
+        return self.fc(self.relu(y).mean(dim=(2, 3)))
+
+
+def randomise_batchnorm(model: nn.Module) -> None:
+    """Statistics, scales and shifts as a trained network has them: far from 0 and 1."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+
+
+@pytest.fixture
+def tiny_source() -> Network:
+    torch.manual_seed(0)
+    model = TinyNet()
+    randomise_batchnorm(model)
+    return Network(model, head="fc", taps=("conv1", "conv2")).freeze()

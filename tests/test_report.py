@@ -1,0 +1,368 @@
+"""delta-report: synthetic records -> exact text."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from delta_transfer import report
+from delta_transfer.reporting import tables
+from delta_transfer.reporting.comparison import Cell, compare, problem
+
+
+def record(method="delta", seed=0, top1=57.4, alpha=0.01, **changes):
+    """One record. `changes` are top-level keys, or config keys with two underscores: schedule__lr=0.1."""
+    reg = {"name": method, "weight_decay": 1e-4}
+    if method not in ("l2", "l2_fe"):
+        reg = {"name": method, "alpha": alpha, "beta": 0.01}
+    config = {
+        "seed": seed,
+        "precision": "fp32",
+        "device": "cpu",
+        "results_dir": "results",
+        "dataset": {"name": "cub", "root": "/data", "images_per_class": 10},
+        "backbone": {"name": "resnet18", "weights": "IMAGENET1K_V1", "image_size": 160},
+        "reg": reg,
+        "schedule": {"iterations": 300, "batch_size": 32, "lr": 0.01, "log_every": 10},
+        "split": {"val_fraction": 0.0, "folds": None, "fold": 0},
+    }
+    made = {
+        "schema": 1,
+        "seed": seed,
+        "config": config,
+        "n_train": 500,
+        "n_test": 1389,
+        "dataset_fingerprint": "d" * 64,
+        "weights_fingerprint": "e" * 64,
+        "test_top1": top1,
+        "val_top1": None,
+        "selection": "last iteration",
+        "iterations": 300,
+        "train_seconds": 100.0 + seed,
+        "versions": {"torch": "2.15.0", "python": "3.11.7"},
+        "device": "cpu: Intel Xeon, 2 threads",
+        "git_commit": "abc1234def",
+        "error": None,
+    }
+    for key, value in changes.items():
+        group, _, name = key.rpartition("__")
+        if group:
+            config[group][name] = value
+        else:
+            made[key] = value
+    dataset, backbone = config["dataset"]["name"], config["backbone"]["name"]
+    made.setdefault("run_id", f"{dataset}-{backbone}-{method}-s{seed}-{alpha}")
+    return made
+
+
+def four_methods():
+    return [
+        *(record("l2", s, v) for s, v in enumerate([50.0, 52.0, 54.0])),
+        *(record("l2_sp", s, v, alpha=0.1) for s, v in enumerate([55.0, 56.0])),
+        record("delta", 0, 57.4),
+        record("my_reg", 0, 40.0),
+        record("l2", 0, 61.25, dataset__name="dogs_120", dataset__root="/elsewhere"),
+    ]
+
+
+def save(folder, records):
+    for r in records:
+        run = folder / "runs" / r["run_id"]
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text(json.dumps(r))
+    return str(folder)
+
+
+def settings_and_cells(records, metric="test_top1"):
+    rows = compare(records, metric).rows
+    return [(row.settings, {m: tables.cell_text(c) for m, c in row.cells.items()}) for row in rows]
+
+
+# ---- golden text -----------------------------------------------------------------------------------------
+
+NOTES = """\
+L2-SP: alpha=0.1, beta=0.01
+DELTA: alpha=0.01, beta=0.01
+my_reg: alpha=0.01, beta=0.01
+All runs: iterations=300, batch_size=32, lr=0.01, image_size=160, n_train=500, n_test=1389, precision=fp32
+Hardware: cpu: Intel Xeon, 2 threads
+Versions: python 3.11.7, torch 2.15.0
+Commits: abc1234
+Mean training time per run: L2 100.8 s, L2-SP 100.5 s, DELTA 100.0 s, my_reg 100.0 s
+"""
+
+
+def notes_after(mark):
+    return "".join(f"{mark}{line}\n" for line in NOTES.splitlines())
+
+
+def test_markdown():
+    table = """\
+**Test top-1 accuracy (%), last iteration; mean ± sample std over seeds (n)**
+
+| dataset  | backbone |             L2 |          L2-SP |    DELTA |   my_reg |
+| -------- | -------- | -------------: | -------------: | -------: | -------: |
+| cub      | resnet18 | 52.0 ± 2.0 (3) | 55.5 ± 0.7 (2) | 57.4 (1) | 40.0 (1) |
+| dogs_120 | resnet18 |       61.2 (1) |              – |        – |        – |
+
+"""
+    assert tables.as_markdown(compare(four_methods())) == table + notes_after("- ")
+
+
+def test_latex():
+    table = r"""\begin{table}[t]
+\centering
+\caption{Test top-1 accuracy (\%), last iteration; mean $\pm$ sample std over seeds (n)}
+\begin{tabular}{llrrrr}
+\toprule
+dataset & backbone & L2 & L2-SP & DELTA & my\_reg \\
+\midrule
+cub & resnet18 & 52.0 $\pm$ 2.0 (3) & 55.5 $\pm$ 0.7 (2) & 57.4 (1) & 40.0 (1) \\
+dogs\_120 & resnet18 & 61.2 (1) & -- & -- & -- \\
+\bottomrule
+\end{tabular}
+\end{table}
+"""
+    assert tables.as_latex(compare(four_methods())) == notes_after("% ") + table
+
+
+def test_csv():
+    expected = """\
+dataset,backbone,settings,method,mean,std,n
+cub,resnet18,,l2,52.0,2.0,3
+cub,resnet18,,l2_sp,55.5,0.7071,2
+cub,resnet18,,delta,57.4,,1
+cub,resnet18,,my_reg,40.0,,1
+dogs_120,resnet18,,l2,61.25,,1
+"""
+    assert tables.as_csv(compare(four_methods())) == expected
+
+
+def test_rich_at_100_columns():
+    bf16 = record("delta", 0, 20.0)
+    bf16["config"]["precision"] = "bf16"
+    records = [*four_methods()[:-2], record("l2_sp", 0, 30.0, alpha=1.0), bf16]
+    out = io.StringIO()
+    Console(width=100, file=out).print(tables.as_rich(compare(records)))
+    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    expected = """\
+Test top-1 accuracy (%), last iteration; mean ± sample std over seeds (n)
+
+dataset, backbone              L2           L2-SP     DELTA
+───────────────────────────────────────────────────────────
+cub, resnet18                   –               –  20.0 (1)
+  precision=bf16
+cub, resnet18      52.0 ± 2.0 (3)               –  57.4 (1)
+  precision=fp32
+cub, resnet18                   –  55.5 ± 0.7 (2)         –
+  precision=fp32
+  reg.alpha=0.1
+cub, resnet18                   –        30.0 (1)         –
+  precision=fp32
+  reg.alpha=1.0
+
+L2-SP: beta=0.01
+DELTA: alpha=0.01, beta=0.01
+All runs: iterations=300, batch_size=32, lr=0.01, image_size=160, n_train=500, n_test=1389
+"""
+    assert text.startswith(expected)
+
+
+def test_rich_keeps_brackets_and_every_digit_where_space_is_short():
+    runs = [(method, seed) for method in ("l2", "l2_fe", "l2_sp") for seed in (0, 1)]
+    records = [record(method, seed, 50.0 + seed, dataset__name="[bold]") for method, seed in runs]
+    out = io.StringIO()
+    Console(width=60, file=out).print(tables.as_rich(compare(records)))
+    assert "[bold], resnet18" in out.getvalue()
+    assert out.getvalue().count("50.5 ± 0.7") == 3
+
+
+# ---- what may be averaged --------------------------------------------------------------------------------
+
+
+def test_cell():
+    assert (Cell({0: 1.0, 1: 2.0, 2: 3.0}).mean, Cell({0: 1.0, 1: 2.0, 2: 3.0}).std) == (2.0, 1.0)
+    assert Cell({0: 57.4}).std is None
+    assert tables.cell_text(Cell({0: 57.4})) == "57.4 (1)"
+    assert tables.cell_text(None) == "–"
+
+
+def test_methods_come_in_the_fixed_order():
+    names = ["zzz", "delta", "abc", "delta_noatt", "l2_sp", "l2_fe", "l2"]
+    expected = ["l2", "l2_fe", "l2_sp", "delta_noatt", "delta", "abc", "zzz"]
+    assert compare([record(name) for name in names]).methods == expected
+
+
+def test_alphas_of_one_method_split_rows_in_numeric_order():
+    records = [record("l2", 0, 50.0)] + [record("l2_sp", 0, a, alpha=a) for a in (10.0, 0.5, 1)]
+    assert settings_and_cells(records) == [
+        ("", {"l2": "50.0 (1)"}),
+        ("reg.alpha=0.5", {"l2_sp": "0.5 (1)"}),
+        ("reg.alpha=1", {"l2_sp": "1.0 (1)"}),
+        ("reg.alpha=10.0", {"l2_sp": "10.0 (1)"}),
+    ]
+
+
+def test_nested_reg_settings_split_rows():
+    records = [record(reg__attention={"images": n}) for n in (64, 256)]
+    shown = [row.settings for row in compare(records).rows]
+    assert shown == ["reg.attention.images=64", "reg.attention.images=256"]
+
+
+def test_alphas_of_different_methods_share_a_row():
+    assert len(compare([record("l2_sp", alpha=0.1), record("delta", alpha=0.01)]).rows) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        ({"schedule__iterations": 9000}, "schedule.iterations=9000"),
+        ({"split__val_fraction": 0.2}, "split.val_fraction=0.2"),
+        ({"dataset_fingerprint": "0123456789abcdef"}, "dataset_fingerprint=01234567"),
+        ({"weights_fingerprint": "0123456789abcdef"}, "weights=01234567"),
+        ({"weights_fingerprint": None, "backbone__weights": "none"}, "weights=none"),
+        ({"selection": "best on validation"}, "selection=best on validation"),
+    ],
+)
+def test_settings_outside_reg_split_rows(change, shown):
+    rows = compare([record(seed=0), record(seed=1, **change)]).rows
+    assert len(rows) == 2 and shown in [row.settings for row in rows]
+
+
+def test_places_and_logging_do_not_split_rows():
+    other = record(seed=1, dataset__root="/b", backbone__weights="/c.pth", schedule__log_every=50, run_id="b")
+    other["config"] |= {"results_dir": "/tmp", "device": "cuda"}
+    assert len(compare([record(seed=0), other]).rows) == 1
+
+
+def test_same_settings_and_seed_twice_is_said_and_counted_once():
+    made = compare([record(top1=50.0, run_id="b"), record(top1=60.0, run_id="a")])
+    assert made.rows[0].cells["delta"] == Cell({0: 60.0})
+    assert made.warnings == ["duplicate b: same settings and seed as a, which is kept"]
+
+
+# ---- validation ------------------------------------------------------------------------------------------
+
+
+def on_validation(method, alpha, value, **changes):
+    return record(method, alpha=alpha, val_top1=value, split__val_fraction=0.2, **changes)
+
+
+def test_best_on_validation():
+    records = [on_validation("l2_sp", a, v) for a, v in [(0.01, 60.0), (0.1, 61.0), (1.0, 50.0)]]
+    records.append(on_validation("delta", 0.01, 70.0))
+    made = compare(records, "val_top1")
+    assert made.title.startswith("Validation top-1 accuracy (%), last iteration; mean")
+    assert made.notes[0] == "best on validation: L2-SP reg.alpha=0.1 (61.0)"
+    assert sum("best on" in note for note in made.notes) == 1
+    assert not any("best on" in note for note in compare(records, "test_top1").notes)
+
+
+def test_best_on_validation_says_where_and_names_ties():
+    records = [on_validation("l2_sp", a, 60.0, dataset__name=d) for a in (0.1, 1.0) for d in ("cub", "dogs")]
+    assert compare(records, "val_top1").notes[:2] == [
+        "best on validation: L2-SP reg.alpha=0.1 or reg.alpha=1.0 (60.0) on cub, resnet18",
+        "best on validation: L2-SP reg.alpha=0.1 or reg.alpha=1.0 (60.0) on dogs, resnet18",
+    ]
+
+
+# ---- the command -----------------------------------------------------------------------------------------
+
+
+def test_problems_are_named():
+    assert problem(record()) is None
+    assert problem(record(schema=2)) == "unknown schema 2 (this version reads up to 1)"
+    assert problem(record(error="out of\nmemory", test_top1=None)) == "failed: out of memory"
+    assert problem(record(config=None)) == "no config.dataset.name"
+    assert problem(record(test_top1=None)) == "no test_top1"
+    assert problem(record(test_top1=float("nan"))) == "test_top1 is not a finite number: nan"
+    assert problem(record(), "val_top1") == "no val_top1"
+    assert problem([]) == "not a JSON object"
+
+
+def test_a_record_with_only_the_necessary_keys_is_enough():
+    config = {"seed": 3, "dataset": {"name": "d"}, "backbone": {"name": "b"}, "reg": {"name": "l2"}}
+    bare = {"run_id": "x", "config": config, "test_top1": 1}
+    assert problem(bare) is None
+    made = compare([bare])
+    assert made.title == "Test top-1 accuracy (%); mean ± sample std over seeds (n)"
+    assert made.notes == []
+    assert "| d       | b        | 1.0 (1) |" in tables.as_markdown(made)
+
+
+def test_skipped_and_unfinished_runs_are_listed(tmp_path, capsys):
+    others = [record(error="boom", run_id="failed"), record(schema=9, run_id="new")]
+    folder = save(tmp_path, [record("l2"), *others])
+    for name, text in [("cut", '{"schema": 1, "conf'), ("list", "[]")]:
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "summary.json").write_text(text)
+    (tmp_path / "runs" / "going").mkdir()
+
+    assert report.main([folder, "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1:] == ["cub,resnet18,,l2,57.4,,1"]
+    skipped = err.splitlines()
+    assert skipped[0].startswith("skipped cut: summary.json is unreadable")
+    assert skipped[1:] == [
+        "skipped failed: failed: boom",
+        "skipped list: summary.json is unreadable: not a JSON object",
+        "skipped new: unknown schema 9 (this version reads up to 1)",
+        "unfinished: 1 (going)",
+    ]
+
+
+def test_final_runs_are_left_out_of_a_validation_table_in_one_line(tmp_path, capsys):
+    folder = save(tmp_path, [record(seed=0), record(seed=1), on_validation("l2", 0, 50.0)])
+    assert report.main([folder, "--metric", "val_top1", "--format", "csv"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1:] == ["cub,resnet18,,l2,50.0,,1"]
+    assert err == "left out: 2 runs without a validation part\n"
+
+
+def test_nothing_to_report(tmp_path, capsys):
+    assert report.main([str(tmp_path)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert str(tmp_path) in err and "delta-run" in err
+    assert report.main([str(tmp_path / "absent")]) == 1
+
+
+def test_where_runs_are_found(tmp_path, monkeypatch, capsys):
+    save(tmp_path / "results", [record("l2"), record("delta")])
+    runs = tmp_path / "results" / "runs"
+    one = next(runs.iterdir())
+    both = report.run_folders([runs])
+    assert len(both) == 2
+    assert report.run_folders([tmp_path / "results", runs, one]) == both
+    assert report.run_folders([one]) == [one]
+    published = runs.rename(tmp_path / "published")
+    (published / "figures").mkdir()
+    assert len(report.run_folders([published])) == 2
+
+    published.rename(runs)
+    monkeypatch.chdir(tmp_path)
+    assert report.main([]) == 0
+    assert "57.4 (1)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["rich", "markdown", "latex", "csv"])
+def test_output_file_holds_what_a_pipe_gets(form, tmp_path, capsys):
+    folder = save(tmp_path, four_methods())
+    assert report.main([folder, "--format", form]) == 0
+    piped = capsys.readouterr().out
+    assert report.main([folder, "--format", form, "--output", str(tmp_path / "new" / "table")]) == 0
+    assert (tmp_path / "new" / "table").read_text(encoding="utf-8") == piped
+    assert capsys.readouterr().out == ""
+    # All in one line each: a pipe has no width.
+    if form == "rich":
+        assert NOTES in piped and "cub, resnet18" in piped
+
+
+def test_start_up_is_light():
+    heavy = "{'torch', 'hydra', 'pandas', 'numpy', 'scipy', 'matplotlib'}"
+    code = f"import sys, delta_transfer.report; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
