@@ -1,0 +1,63 @@
+"""A miniature CUB-200-2011 in its publisher's layout, and the command line run in this process."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from delta_transfer.train import main
+
+
+def write_cub(root: Path, classes: int = 3, train: int = 6, test: int = 2, seed: int = 0) -> Path:
+    """Images of `classes` colours with noise; the first image is grey, as two of the published ones are.
+
+    train_test_split.txt has ids that images.txt lacks, as in folders that hold a subset of the classes.
+    """
+    rng = np.random.default_rng(seed)
+    root.mkdir(parents=True, exist_ok=True)
+    lists = {name: [] for name in ("images", "image_class_labels", "train_test_split", "classes")}
+    number = 0
+    for label in range(classes):
+        name = f"{label + 1:03d}.Bird_{label}"
+        lists["classes"].append(f"{label + 1} {name}")
+        (root / "images" / name).mkdir(parents=True, exist_ok=True)
+        for index in range(train + test):
+            number += 1
+            file = f"{name}/{name}_{index:04d}.jpg"
+            lists["images"].append(f"{number} {file}")
+            lists["image_class_labels"].append(f"{number} {label + 1}")
+            lists["train_test_split"].append(f"{number} {int(index < train)}")
+            pixels = rng.normal(90, 30, size=(24, 30, 3)) + 70 * np.eye(3)[label % 3]
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            (image.convert("L") if number == 1 else image).save(root / "images" / file)
+    lists["train_test_split"] += [f"{number + 1} 1", f"{number + 2} 0"]
+    for name, lines in lists.items():
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def delta_run(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
+    """The exit status of `delta-run <overrides>`."""
+    monkeypatch.setattr(sys, "argv", ["delta-run", *overrides])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code or 0
+
+
+def tiny_overrides(root: Path, results: Path) -> list[str]:
+    """A run of three iterations on a miniature CUB with a small untrained network."""
+    return [
+        "dataset=cub",
+        f"dataset.root={root}",
+        "backbone=small_resnet",
+        "backbone.weights=none",
+        "backbone.image_size=16",
+        "backbone.resize=20",
+        "schedule.iterations=3",
+        "schedule.batch_size=4",
+        "schedule.log_every=1",
+        f"results_dir={results}",
+        "device=cpu",
+    ]

@@ -1,0 +1,275 @@
+"""delta-run from the command line: every method, sweeps, and what bad input gets."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from delta_transfer.config import BackboneConfig
+from delta_transfer.models.zoo import build_source
+from delta_transfer.regularizers import REGULARIZERS
+
+from .miniature import delta_run, tiny_overrides, write_cub
+
+DELTA_OPTIONS = ["reg.attention.images=6", "reg.attention.head_epochs=2"]
+
+
+@pytest.fixture(scope="module")
+def cub_root(tmp_path_factory) -> Path:
+    return write_cub(tmp_path_factory.mktemp("data") / "CUB_200_2011")
+
+
+def summaries(results: Path) -> dict[str, dict]:
+    return {path.parent.name: json.loads(path.read_text()) for path in results.glob("runs/*/summary.json")}
+
+
+def only_run(results: Path) -> Path:
+    (path,) = (results / "runs").iterdir()
+    return path
+
+
+@pytest.mark.parametrize("reg", sorted(REGULARIZERS))
+def test_every_method_runs(reg, cub_root, tmp_path, monkeypatch, capsys):
+    overrides = tiny_overrides(cub_root, tmp_path) + [f"reg={reg}"] + (DELTA_OPTIONS if reg == "delta" else [])
+    assert delta_run(monkeypatch, *overrides) == 0
+    run = only_run(tmp_path)
+    summary = summaries(tmp_path)[run.name]
+    assert re.fullmatch(rf"cub-small_resnet-{reg}-s0-[0-9a-f]{{8}}", run.name)
+    assert (summary["n_train"], summary["n_test"], summary["num_classes"]) == (18, 6, 3)
+    assert summary["error"] is None and 0 <= summary["test_top1"] <= 100
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert lines[-1]["test_top1"] == summary["test_top1"]
+    penalty = {"l2_sp": "weights", "delta": "feature_maps", "delta_noatt": "feature_maps"}.get(reg)
+    assert penalty is None or lines[-1][penalty] > 0
+    predictions = np.load(run / "predictions.npz")
+    assert predictions["logits"].shape == (6, 3)
+    assert summary["test_top1"] == pytest.approx(100 * np.mean(predictions["logits"].argmax(1) == predictions["labels"]))
+    assert not (run / "last.pt").exists()
+    assert (run / "attention.safetensors").exists() == (reg == "delta")
+    # The same command again does not run again.
+    before = (run / "summary.json").read_bytes()
+    assert delta_run(monkeypatch, *overrides) == 0
+    assert "done, skipped" in capsys.readouterr().out
+    assert (run / "summary.json").read_bytes() == before
+
+
+def test_sweep_over_methods_strengths_and_seeds(cub_root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = tiny_overrides(cub_root, Path("results"))
+    assert delta_run(monkeypatch, "-m", *overrides, "reg=l2_sp,delta_noatt", "reg.alpha=0.001,0.01", "seed=range(2)") == 0
+    runs = summaries(tmp_path / "results")
+    assert len(runs) == 8
+    seen = {(r["config"]["reg"]["name"], r["config"]["reg"]["alpha"], r["seed"]) for r in runs.values()}
+    assert len(seen) == 8
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["results"]  # no output directories of Hydra
+
+
+def test_same_seed_twice_is_identical_and_another_seed_is_not(cub_root, tmp_path, monkeypatch):
+    metrics = {}
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        overrides = [*tiny_overrides(cub_root, tmp_path / name), "reg=delta", *DELTA_OPTIONS, f"seed={seed}"]
+        assert delta_run(monkeypatch, *overrides) == 0
+        run = only_run(tmp_path / name)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        metrics[name] = [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+        metrics[name].append(load_file(run / "model.safetensors"))
+    assert metrics["a"][:-1] == metrics["b"][:-1]
+    assert all(torch.equal(value, metrics["b"][-1][key]) for key, value in metrics["a"][-1].items())
+    assert metrics["a"][:-1] != metrics["c"][:-1]
+
+
+def source_weights(tmp_path: Path) -> tuple[Path, dict]:
+    """A file of source weights whose BatchNorm is not at its initial state, so that a change would show."""
+    config = BackboneConfig(name="small_resnet", weights="none", image_size=16, resize=20, head="fc", taps=[])
+    state = {name: value.clone() for name, value in build_source(config, seed=3).weights().items()}
+    for name, value in state.items():
+        if name.endswith(("running_mean", "running_var")):
+            value += torch.rand_like(value)
+    path = tmp_path / "source.safetensors"
+    save_file(state, path)
+    return path, state
+
+
+def test_l2_fe_leaves_parameters_and_buffers_bit_identical(cub_root, tmp_path, monkeypatch):
+    path, state = source_weights(tmp_path)
+    overrides = [*tiny_overrides(cub_root, tmp_path), "reg=l2_fe", f"backbone.weights={path}"]
+    assert delta_run(monkeypatch, *overrides) == 0
+    trained = load_file(only_run(tmp_path) / "model.safetensors")
+    for name, value in state.items():
+        if not name.startswith("fc."):
+            assert torch.equal(trained[name], value), name
+    assert trained["fc.weight"].shape == (3, state["fc.weight"].shape[1])
+
+
+def test_fine_tuning_moves_parameters_and_buffers(cub_root, tmp_path, monkeypatch):
+    path, state = source_weights(tmp_path)
+    assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), "reg=l2", f"backbone.weights={path}") == 0
+    trained = load_file(only_run(tmp_path) / "model.safetensors")
+    moved = [name for name, value in state.items() if not name.startswith("fc.") and not torch.equal(trained[name], value)]
+    assert len(moved) == len([name for name in state if not name.startswith("fc.")])
+
+
+def test_attention_is_reused_only_for_the_same_everything(cub_root, tmp_path, monkeypatch, capsys):
+    base = [*tiny_overrides(cub_root, tmp_path), "reg=delta", *DELTA_OPTIONS]
+
+    def computed(*overrides: str) -> bool:
+        assert delta_run(monkeypatch, *base, *overrides) == 0
+        return "computing attention" in capsys.readouterr().out
+
+    assert computed()
+    assert not computed("reg.alpha=0.5")  # not part of what the attention depends on
+    assert not computed("reg.attention.temperature=1")  # stored before the softmax
+    assert computed("reg.attention.images=5")
+    assert computed("reg.attention.seed=1")
+    assert computed("dataset.images_per_class=4")  # other training images
+    assert computed("backbone.taps=[layer1.1.conv2]")
+    assert computed("seed=1")  # other random source weights
+    assert not computed("seed=1", "reg.alpha=0.5")
+
+
+BAD = {
+    "misspelt key": (["reg=delta", "reg.alhpa=1"], "alhpa"),
+    "wrong type": (["reg=delta", "reg.alpha=much"], "alpha"),
+    "unknown option": (["reg=detla"], "detla"),
+    "key of another method": (["reg=l2", "reg.alpha=1"], "alpha"),
+    "negative alpha": (["reg=delta", "reg.alpha=-1"], "reg.alpha must be 0 or more"),
+    "zero batch": (["schedule.batch_size=0"], "schedule.batch_size must be positive"),
+    "zero size": (["backbone.image_size=0"], "backbone.image_size must be positive"),
+    "crop larger than image": (["backbone.image_size=32"], "must be at least backbone.image_size"),
+    "both durations": (["schedule.epochs=2"], "exactly one of schedule.iterations and schedule.epochs"),
+    "no such tap": (["backbone.taps=[layer9]"], "no layer 'layer9'"),
+    "too many images per class": (["dataset.images_per_class=7"], "has 6 training images"),
+    "missing root": (["dataset.root=/no/such/folder"], "/no/such/folder lacks images.txt"),
+    "no root": (["dataset.root=null"], "dataset.root is not set"),
+    "no weights file": (["backbone.weights=/no/such.pth"], "no file /no/such.pth"),
+    "no such weights": (["backbone=resnet18", "backbone.weights=IMAGENET1K_V9"], "IMAGENET1K_V1"),
+    "fold out of range": (["split.folds=3", "split.fold=3"], "split.fold must be in 0..2"),
+    "split leaves nothing": (["split.val_fraction=0.01"], "too few for this validation split"),
+    "device": (["device=tpu"], "device must be auto, cpu or cuda"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_clear_message(case, cub_root, tmp_path, monkeypatch, capsys):
+    overrides, expected = BAD[case]
+    assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), *overrides) == 1
+    output = capsys.readouterr()
+    assert expected in output.err
+    assert "Traceback" not in output.err + output.out
+    assert not summaries(tmp_path)
+
+
+def test_missing_root_names_the_layout_and_the_source(tmp_path, monkeypatch, capsys):
+    assert delta_run(monkeypatch, "dataset=cub", "backbone=resnet101", "reg=delta", f"results_dir={tmp_path}") == 1
+    message = capsys.readouterr().err
+    for part in ("images.txt", "train_test_split.txt", "dataset.root=/path/to/CUB_200_2011", "https://data.caltech.edu"):
+        assert part in message
+    assert message.strip().count("\n") == 0  # one paragraph
+
+
+def test_weights_that_do_not_fit_name_their_keys(cub_root, tmp_path, monkeypatch, capsys):
+    path, state = source_weights(tmp_path)
+    state["layer1.0.conv1.weight"] = torch.zeros(1, 2, 3, 4)
+    state["surplus"] = state.pop("bn1.weight")
+    save_file(state, path)
+    assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), f"backbone.weights={path}") == 1
+    message = capsys.readouterr().err
+    for part in ("1 missing: bn1.weight", "1 unexpected: surplus", "layer1.0.conv1.weight (1, 2, 3, 4) instead of"):
+        assert part in message
+
+
+def test_pickled_code_is_not_executed(cub_root, tmp_path, monkeypatch, capsys):
+    class Malicious:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    torch.save({"fc.weight": Malicious()}, tmp_path / "bad.pth")
+    assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), f"backbone.weights={tmp_path / 'bad.pth'}") == 1
+    assert "cannot" in capsys.readouterr().err or not (tmp_path / "executed").exists()
+    assert not (tmp_path / "executed").exists()
+
+
+def test_unreadable_images_are_all_named(tmp_path, monkeypatch, capsys):
+    root = write_cub(tmp_path / "CUB")
+    broken = sorted((root / "images").glob("*/*.jpg"))[3:5]
+    broken[0].write_bytes(b"not an image")
+    broken[1].write_bytes(broken[1].read_bytes()[:200])  # cut off
+    results = tmp_path / "results"
+    assert delta_run(monkeypatch, *tiny_overrides(root, results)) == 1
+    message = capsys.readouterr().err
+    assert "2 images of cub cannot be read" in message
+    assert all(path.name in message for path in broken)
+    assert not list(results.glob("cache/stores/*")) and not summaries(results)
+
+
+def test_empty_class_is_named(tmp_path, monkeypatch, capsys):
+    root = write_cub(tmp_path / "CUB")
+    with open(root / "classes.txt", "a") as file:
+        file.write("4 004.Dodo\n")
+    assert delta_run(monkeypatch, *tiny_overrides(root, tmp_path / "results")) == 1
+    assert "004.Dodo" in capsys.readouterr().err
+
+
+def test_diverging_run_is_marked_failed_and_others_go_on(cub_root, tmp_path, monkeypatch, capsys):
+    overrides = [*tiny_overrides(cub_root, tmp_path), "reg=l2", "schedule.iterations=40"]
+    assert delta_run(monkeypatch, "-m", *overrides, "schedule.lr=1e20,0.01") == 1
+    message = capsys.readouterr().err
+    assert re.search(r"'cross_entropy' became (nan|inf) at iteration \d+ \(learning rate 1e\+20\)", message)
+    failed, finished = sorted(summaries(tmp_path).values(), key=lambda s: s["error"] is None)
+    assert "cross_entropy" in failed["error"] and failed["test_top1"] is None
+    assert finished["error"] is None and finished["test_top1"] is not None
+
+
+def test_killed_run_resumes_and_ends_the_same(cub_root, tmp_path, monkeypatch):
+    """SIGKILL in mid-run, then the same command: metrics and weights as if nothing had happened."""
+    common = ["reg=delta", *DELTA_OPTIONS, "schedule.iterations=60", "schedule.checkpoint_seconds=0.001"]
+    assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path / "whole"), *common) == 0
+
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "delta_transfer.train", *tiny_overrides(cub_root, killed), *common]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if re.search(r"iteration (1[2-9]|[2-4]\d)/60", line):
+                process.kill()
+                break
+    run = only_run(killed)
+    assert (run / "last.pt").exists() and not (run / "summary.json").exists()
+    assert delta_run(monkeypatch, *tiny_overrides(cub_root, killed), *common) == 0
+
+    def metrics(path: Path) -> list[dict]:
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+    reference = only_run(tmp_path / "whole")
+    assert metrics(run) == metrics(reference)
+    expected, resumed = load_file(reference / "model.safetensors"), load_file(run / "model.safetensors")
+    assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+
+
+def test_validation_part_is_cut_from_train_only(cub_root, tmp_path, monkeypatch):
+    assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), "reg=l2", "split.val_fraction=0.34") == 0
+    (summary,) = summaries(tmp_path).values()
+    assert (summary["n_train"], summary["n_val"], summary["n_test"]) == (12, 6, 6)
+    assert summary["val_top1"] is not None
+
+
+def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert delta_run(monkeypatch, "dataset=cub", "backbone=resnet101", "reg=delta", "dry_run=true") == 0
+    output = capsys.readouterr().out
+    assert "iterations: 9000" in output and "layer3.22.conv3" in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_start_up_does_not_import_torch():
+    """A misspelt key or --help must not wait for it."""
+    code = "import sys, delta_transfer.train, delta_transfer.pretrain; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
