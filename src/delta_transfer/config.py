@@ -41,6 +41,7 @@ class DatasetConfig:
     images_per_class: int | None = None  # stratified draw from the training part; null = all
     sample_rate: float = 1.0  # the same as a fraction of each class, rounded up
     subset_seed: int = 0  # seed of that draw; independent of `seed`, so the data set stays the same over seeds
+    mirror: bool = True  # whether training images are mirrored at random
 
     def __post_init__(self):
         require_positive(self, "dataset", "images_per_class")

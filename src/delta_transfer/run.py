@@ -62,6 +62,7 @@ def run(config: RunConfig) -> dict[str, Any]:
                 store,
                 dataset.labels,
                 crop=config.backbone.image_size,
+                mirror=config.dataset.mirror,
                 mean=config.backbone.mean,
                 std=config.backbone.std,
                 batch_size=config.schedule.batch_size,
@@ -79,7 +80,8 @@ def run(config: RunConfig) -> dict[str, Any]:
                 "weights": fingerprint(source.weights()) if random_weights else weights_fingerprint,
                 "taps": list(source.taps),
                 "data": parts.fingerprint(dataset),
-                "pixels": [config.backbone.resize, config.backbone.image_size, *config.backbone.mean, *config.backbone.std],
+                "pixels": [config.backbone.resize, config.backbone.image_size, config.backbone.mean, config.backbone.std],
+                "mirror": config.dataset.mirror,
                 "batch_size": config.schedule.batch_size,
                 "options": regularizer.fit_options(),
             }

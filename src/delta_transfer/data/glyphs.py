@@ -212,12 +212,9 @@ def _draw(plan: _Plan, i: int) -> Image.Image:
 
 
 def _colours(rng: np.random.Generator) -> np.ndarray:
-    """Paper, ink and clutter; ink stands out from paper in brightness, clutter may be anything."""
-    while True:
-        colours = rng.uniform(0, 255, (3, 3)).astype(np.float32)
-        paper, ink, _ = colours @ np.array((0.299, 0.587, 0.114), np.float32)
-        if abs(paper - ink) > 70:
-            return colours[:, :, None, None]
+    """Light paper, dark ink, and clutter of any colour, (3, 3, 1, 1)."""
+    low, high = np.array([(140, 0, 0)]).T, np.array([(255, 115, 255)]).T
+    return rng.uniform(low, high, (3, 3)).astype(np.float32)[:, :, None, None]
 
 
 def _gradient(rng: np.random.Generator, size: int) -> np.ndarray:

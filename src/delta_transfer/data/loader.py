@@ -22,6 +22,7 @@ class Loader:
         store: decoded images, (N, S, S, 3) uint8.
         labels: (N,) int64.
         crop: side of the crop in pixels, at most S.
+        mirror: whether training images are mirrored at random.
         mean, std: per channel, of images scaled to 0..1.
         batch_size: images per batch; every training batch is full.
         seed: of order and augmentation.
@@ -34,13 +35,14 @@ class Loader:
         labels: np.ndarray,
         *,
         crop: int,
+        mirror: bool,
         mean: list[float],
         std: list[float],
         batch_size: int,
         seed: int,
         device: torch.device,
     ):
-        self.crop, self.batch_size, self.seed, self.device = crop, batch_size, seed, device
+        self.crop, self.mirror, self.batch_size, self.seed, self.device = crop, mirror, batch_size, seed, device
         self.size = store.shape[1]
         self.labels = torch.from_numpy(labels)
         with warnings.catch_warnings():
@@ -65,7 +67,7 @@ class Loader:
             chosen[epoch == number] = order[offset[epoch == number]]
         random = self._generator(stream, 1, iteration)
         corners = random.integers(0, self.size - self.crop + 1, size=(2, self.batch_size))
-        mirrored = random.random(self.batch_size) < 0.5
+        mirrored = (random.random(self.batch_size) < 0.5) & self.mirror
         return self._gather(chosen, corners, mirrored)
 
     def passes(self, indices: np.ndarray, stream: str) -> "Passes":

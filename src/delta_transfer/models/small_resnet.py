@@ -1,15 +1,15 @@
-"""A small ResNet for 32-pixel images: torchvision's BasicBlock, 3 stages of 2 blocks, 16-32-64 times `width/16`."""
+"""A small ResNet for 32-pixel images: a strided convolution, then 3 stages of torchvision's BasicBlock."""
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 
 class SmallResNet(nn.Module):
-    """images (B, 3, 32, 32) -> logits (B, num_classes). Stages at 32, 16 and 8 pixels."""
+    """images (B, 3, 32, 32) -> logits (B, num_classes). Stages of 32, 64, 128 channels at 16, 8, 4 pixels."""
 
-    def __init__(self, num_classes: int, width: int = 24, blocks: int = 2):
+    def __init__(self, num_classes: int, width: int = 32, blocks: int = 2):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, width, kernel_size=3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.layer1 = _stage(width, width, blocks, stride=1)

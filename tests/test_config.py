@@ -1,0 +1,92 @@
+"""Every configuration composes, checks out and can be built."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from delta_transfer.config import RunConfig, ScheduleConfig, register_schemas, to_run_config
+from delta_transfer.data import DATASETS
+from delta_transfer.errors import UserError
+from delta_transfer.regularizers import REGULARIZERS, build_regularizer
+
+CONF = Path(__file__).parent.parent / "conf"
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides: str, name: str = "config") -> RunConfig:
+    register_schemas()
+    with initialize_config_module("delta_transfer.conf", version_base="1.3"):
+        return to_run_config(compose(name, list(overrides)))
+
+
+@pytest.mark.parametrize("group", ["dataset", "backbone", "reg", "schedule"])
+def test_every_choice_composes(group):
+    assert names(group)
+    for name in names(group):
+        config = composed(f"{group}={name}")
+        assert config.dataset.name in DATASETS
+        regularizer = build_regularizer(config.reg)
+        assert type(regularizer) is REGULARIZERS[config.reg.name]
+
+
+def test_every_experiment_composes():
+    for name in names("experiment"):
+        composed(f"+experiment={name}")
+
+
+def test_every_pair_of_method_and_backbone_composes():
+    for backbone in names("backbone"):
+        for reg in names("reg"):
+            config = composed("dataset=cub", f"backbone={backbone}", f"reg={reg}")
+            assert (config.backbone.name, config.reg.name) == (backbone, reg)
+
+
+def test_every_method_has_a_yaml_and_every_yaml_a_command():
+    assert names("reg") == sorted(REGULARIZERS)
+    for path in CONF.rglob("*.yaml"):
+        lines = path.read_text().splitlines()
+        assert any(line.startswith("# delta-") for line in lines[:2]), f"{path} does not open with its command"
+
+
+def test_the_papers_protocol_is_the_default():
+    schedule = composed("dataset=cub").schedule
+    assert (schedule.iterations, schedule.batch_size, schedule.lr, schedule.momentum) == (9000, 64, 0.01, 0.9)
+    assert round(schedule.decay_at * schedule.iterations) == 6000
+
+
+def test_glyphs_bring_their_own_backbone_and_schedule_but_the_command_line_wins():
+    config = composed()
+    assert (config.dataset.name, config.backbone.name, config.schedule.batch_size) == ("glyphs", "small_resnet", 32)
+    assert composed("dataset=glyphs", "backbone=resnet18").backbone.name == "resnet18"
+    assert composed("dataset=glyphs", "schedule=paper").schedule.iterations == 9000
+
+
+def test_options_reach_the_method():
+    config = composed("reg=l2_sp", "reg.alpha=0.5", "reg.scope=conv")
+    l2_sp = build_regularizer(config.reg)
+    assert (l2_sp.alpha, l2_sp.scope) == (0.5, "conv")
+    delta = build_regularizer(composed("reg=delta", "reg.attention.images=128").reg)
+    assert delta.attention.images == 128
+
+
+@pytest.mark.parametrize(
+    ("schedule", "n_train", "iterations"),
+    [
+        (ScheduleConfig(iterations=7), 100, 7),
+        (ScheduleConfig(epochs=2, batch_size=10), 100, 20),
+        (ScheduleConfig(epochs=0.5, batch_size=64), 100, 1),
+    ],
+)
+def test_length(schedule, n_train, iterations):
+    assert schedule.length(n_train) == iterations
+
+
+def test_missing_value_is_named():
+    register_schemas()
+    with pytest.raises(UserError, match="dataset"):
+        to_run_config(OmegaConf.structured(RunConfig))

@@ -1,0 +1,146 @@
+"""Networks, their weights, heads and taps."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torchvision.models import mobilenet_v2, resnet18
+
+from delta_transfer.config import BackboneConfig
+from delta_transfer.errors import UserError
+from delta_transfer.models import Network
+from delta_transfer.models.zoo import build_source, fingerprint
+
+CONF = Path(__file__).parent.parent / "conf" / "backbone"
+PUBLISHED_CHANNELS = {
+    "resnet50": [256, 512, 1024, 2048],
+    "resnet101": [256, 512, 1024, 2048],
+    "inception_v3": [64, 192, 288, 768],
+    "mobilenet_v2": [32, 64, 96, 320],
+}
+PUBLISHED_SIZES = {"resnet101": [56, 28, 14, 7], "inception_v3": [147, 71, 35, 17], "mobilenet_v2": [28, 14, 14, 7]}
+
+
+def backbone(name: str, **changes) -> BackboneConfig:
+    values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    values.pop("defaults")
+    return dataclasses.replace(BackboneConfig(**values), weights="none", **changes)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+def test_every_backbone_returns_logits_and_its_taps(name):
+    config = backbone(name)
+    target = build_source(config, seed=0).with_new_head(7, seed=0).eval()
+    size = config.image_size if name in PUBLISHED_SIZES else 64
+    with torch.no_grad():
+        outputs = target(torch.randn(1, 3, size, size))
+    assert outputs["logits"].shape == (1, 7)
+    assert set(outputs) == {"logits", *config.taps}
+    if name in PUBLISHED_CHANNELS:
+        assert [outputs[tap].shape[1] for tap in config.taps] == PUBLISHED_CHANNELS[name]
+    if name in PUBLISHED_SIZES:
+        assert [outputs[tap].shape[2] for tap in config.taps] == PUBLISHED_SIZES[name]
+
+
+def test_traced_network_is_the_original():
+    model = resnet18(num_classes=5)
+    network = Network(model, "fc", ("layer2.1.conv2",)).eval()
+    model.eval()
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(network(images)["logits"], model(images))
+    assert set(network.weights()) == set(model.state_dict())
+    assert all(network.weights()[name].data_ptr() == value.data_ptr() for name, value in model.state_dict().items())
+
+
+def test_inception_auxiliary_head():
+    images = torch.randn(2, 3, 192, 192)  # the auxiliary branch needs a map of 9 x 9
+    ignored = build_source(backbone("inception_v3"), seed=0).with_new_head(7, seed=0).train()
+    assert "aux_logits" not in ignored(images)
+    trained = build_source(backbone("inception_v3", aux_weight=0.4), seed=0).with_new_head(7, seed=0).train()
+    assert trained(images)["aux_logits"].shape == (2, 7)
+    assert {"AuxLogits.fc.weight", "fc.weight"} <= set(trained.head_parameters())
+    assert "AuxLogits.conv0.conv.weight" in trained.backbone_parameters()  # pretrained: part of L2-SP
+    assert "aux_logits" not in trained.eval()(images)
+
+
+def test_new_head_depends_on_its_seed_only_and_leaves_the_rest():
+    source = build_source(backbone("small_resnet"), seed=0)
+    torch.manual_seed(123)
+    one = source.with_new_head(4, seed=1)
+    torch.manual_seed(456)
+    same, other = source.with_new_head(4, seed=1), source.with_new_head(4, seed=2)
+    assert torch.equal(one.head_parameters()["fc.weight"], same.head_parameters()["fc.weight"])
+    assert not torch.equal(one.head_parameters()["fc.weight"], other.head_parameters()["fc.weight"])
+    for name, p in one.backbone_parameters().items():
+        assert torch.equal(p, source.backbone_parameters()[name])
+        assert p is not source.backbone_parameters()[name]
+
+
+def small_state() -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in build_source(backbone("small_resnet"), seed=5).weights().items()}
+
+
+def load(path: Path, **changes) -> Network:
+    return build_source(dataclasses.replace(backbone("small_resnet"), weights=str(path), **changes), seed=0)
+
+
+def test_weights_files_in_every_form(tmp_path):
+    state = small_state()
+    expected = fingerprint(state)
+    save_file(state, tmp_path / "plain.safetensors")
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tmp_path / "checkpoint.pth")
+    for file in ("plain.safetensors", "plain.pth", "checkpoint.pth"):
+        assert fingerprint(load(tmp_path / file).weights()) == expected
+
+
+def test_half_precision_files_are_cast(tmp_path):
+    state = {name: value.half() if value.is_floating_point() else value for name, value in small_state().items()}
+    save_file(state, tmp_path / "half.safetensors")
+    assert all(p.dtype == torch.float32 for p in load(tmp_path / "half.safetensors").parameters())
+
+
+def test_source_keeps_the_head_of_its_weights_and_does_without_one(tmp_path):
+    state = small_state()
+    state["fc.weight"], state["fc.bias"] = torch.randn(17, 128), torch.randn(17)
+    save_file(state, tmp_path / "17.safetensors")
+    assert load(tmp_path / "17.safetensors").weights()["fc.weight"].shape == (17, 128)
+    headless = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    save_file(headless, tmp_path / "headless.safetensors")
+    assert torch.equal(load(tmp_path / "headless.safetensors").weights()["conv1.weight"], state["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"nonsense", "cannot be read|not a state dict"),
+        (b"", "not a state dict"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_weights_file(tmp_path, content, expected, suffix):
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=expected):
+        load(path)
+
+
+def test_file_that_is_not_a_state_dict(tmp_path):
+    torch.save([1, 2, 3], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="does not hold a state dict"):
+        load(tmp_path / "list.pth")
+
+
+def test_head_must_be_linear():
+    with pytest.raises(UserError, match="not a Linear layer"):
+        Network(mobilenet_v2(num_classes=3), "classifier.0").with_new_head(4, seed=0)
+
+
+def test_fingerprint_sees_values_and_names():
+    state = small_state()
+    changed = dict(state, **{"fc.bias": state["fc.bias"] + 1e-3})
+    renamed = {("x" + name if name == "fc.bias" else name): value for name, value in state.items()}
+    assert len({fingerprint(state), fingerprint(changed), fingerprint(renamed)}) == 3

@@ -1,0 +1,133 @@
+"""The loop: learning rate, logging, the frozen source, precision."""
+
+import numpy as np
+import pytest
+import torch
+
+from delta_transfer.config import ScheduleConfig
+from delta_transfer.data.loader import Loader
+from delta_transfer.errors import UserError
+from delta_transfer.regularizers import L2, L2SP, DELTAWithoutAttention, Regularizer
+from delta_transfer.training import Learner, evaluate, learning_rate, make_optimizer, train
+
+
+@pytest.fixture
+def loader() -> Loader:
+    rng = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    store = rng.integers(0, 100, (24, 10, 10, 3)) + 60 * labels[:, None, None, None]
+    return Loader(
+        store.astype(np.uint8),
+        labels,
+        crop=8,
+        mirror=True,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        batch_size=8,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+
+
+def learn(source, loader, regularizer: Regularizer, precision="fp32", compiled=False, **schedule):
+    """Train a target on all images; returns it and the log lines."""
+    schedule = ScheduleConfig(**({"iterations": 6, "batch_size": 8, "lr": 0.05, "log_every": 2} | schedule))
+    target = source.with_new_head(3, seed=0).requires_grad_(True)
+    regularizer.start(target)
+    optimizer = make_optimizer(target, regularizer, schedule)
+    learner = Learner(target, source if regularizer.needs_source else None, optimizer, precision, compiled=compiled)
+    lines = []
+    train(learner, regularizer, loader, np.arange(24), schedule, log=lines.append)
+    return target, lines
+
+
+def test_learning_rate_falls_once():
+    schedule = ScheduleConfig(iterations=9, lr=0.01, decay_at=2 / 3)
+    rates = [learning_rate(schedule, i, 9) for i in range(9)]
+    assert rates == [0.01] * 6 + [pytest.approx(0.001)] * 3
+
+
+def test_log_lines(tiny_source, loader):
+    _, lines = learn(tiny_source, loader, DELTAWithoutAttention(alpha=0.01, beta=0.01), iterations=5)
+    assert [line["step"] for line in lines] == [2, 4, 5]  # the last step is always logged
+    for line in lines:
+        terms = line["cross_entropy"] + line["feature_maps"] + line["head"]
+        assert line["loss"] == pytest.approx(terms, rel=1e-6)
+        assert 0 <= line["train_top1"] <= 100 and line["images_per_second"] > 0
+
+
+def test_it_learns(tiny_source, loader):
+    target, lines = learn(tiny_source, loader, L2(), iterations=60, lr=0.2)
+    assert lines[-1]["cross_entropy"] < 0.5 * lines[0]["cross_entropy"]
+    assert evaluate(target, loader, np.arange(24), "fp32")["top1"] > 60
+
+
+@pytest.mark.parametrize("regularizer", [L2(), L2SP(), DELTAWithoutAttention()])
+def test_source_is_bit_identical_after_training(tiny_source, loader, regularizer):
+    before = {name: value.clone() for name, value in tiny_source.weights().items()}
+    target, _ = learn(tiny_source, loader, regularizer)
+    assert all(torch.equal(value, before[name]) for name, value in tiny_source.weights().items())
+    assert not torch.equal(target.weights()["bn1.running_mean"], before["bn1.running_mean"])
+
+
+def test_stronger_penalties_keep_closer(tiny_source, loader):
+    """alpha has the direction it should have, for weights and for feature maps."""
+    start = tiny_source.backbone_parameters()
+
+    def distance(target) -> float:
+        return sum((p - start[name]).square().sum().item() for name, p in target.backbone_parameters().items())
+
+    def map_distance(target) -> float:
+        images, _ = loader.train_batch(np.arange(24), 0)
+        with torch.no_grad():
+            ours, theirs = target.eval()(images), tiny_source(images)
+        return sum((ours[tap] - theirs[tap]).square().mean().item() for tap in target.taps)
+
+    weak, strong = (learn(tiny_source, loader, L2SP(alpha=a, beta=0.0), iterations=30)[0] for a in (0.0, 2.0))
+    assert distance(strong) < 0.5 * distance(weak)
+    weak, strong = (
+        learn(tiny_source, loader, DELTAWithoutAttention(alpha=a, beta=0.0), iterations=30)[0] for a in (0.0, 0.1)
+    )
+    assert map_distance(strong) < 0.5 * map_distance(weak)
+
+
+def test_parameters_of_a_regularizer_are_trained_too(tiny_source, loader):
+    class Learnt(Regularizer):
+        def __init__(self):
+            super().__init__()
+            self.value = torch.nn.Parameter(torch.tensor(1.0))
+
+        def penalty(self, target, outputs, source_outputs):
+            return {"value": self.value.square()}
+
+    regularizer = Learnt()
+    learn(tiny_source, loader, regularizer)
+    assert abs(regularizer.value.item()) < 1
+
+
+def test_bf16_keeps_penalties_in_full_precision(tiny_source, loader):
+    seen = {}
+
+    class Spy(DELTAWithoutAttention):
+        def penalty(self, target, outputs, source_outputs):
+            terms = super().penalty(target, outputs, source_outputs)
+            seen.update(map=outputs[target.taps[0]].dtype, term=terms["feature_maps"].dtype)
+            return terms
+
+    _, half = learn(tiny_source, loader, Spy(), precision="bf16")
+    assert seen == {"map": torch.bfloat16, "term": torch.float32}
+    _, full = learn(tiny_source, loader, DELTAWithoutAttention())
+    assert half[-1]["loss"] == pytest.approx(full[-1]["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize(("value", "word"), [(float("nan"), "nan"), (float("inf"), "inf")])
+def test_loss_that_is_not_finite_names_term_and_iteration(tiny_source, loader, value, word):
+    class Breaks(Regularizer):
+        calls = 0
+
+        def penalty(self, target, outputs, source_outputs):
+            self.calls += 1
+            return {"broken": outputs["logits"].sum() * 0 + (value if self.calls == 4 else 1.0)}
+
+    with pytest.raises(UserError, match=f"'broken' became {word} at iteration 3 "):
+        learn(tiny_source, loader, Breaks(), iterations=20, log_every=5)
