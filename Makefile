@@ -23,6 +23,7 @@ test: $(STAMP) ## run the tests
 
 lint: $(STAMP) ## check the style
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 
 # A Python without ensurepip (Debian without python3-venv) still works: its own pip then installs into the new venv.
 # setuptools comes first, in the tested version, and builds the package without fetching another one.

@@ -51,7 +51,9 @@ def test_every_method_runs(reg, cub_root, tmp_path, monkeypatch, capsys):
     assert penalty is None or lines[-1][penalty] > 0
     predictions = np.load(run / "predictions.npz")
     assert predictions["logits"].shape == (6, 3)
-    assert summary["test_top1"] == pytest.approx(100 * np.mean(predictions["logits"].argmax(1) == predictions["labels"]))
+    assert summary["test_top1"] == pytest.approx(
+        100 * np.mean(predictions["logits"].argmax(1) == predictions["labels"])
+    )
     assert not (run / "last.pt").exists()
     assert (run / "attention.safetensors").exists() == (reg == "delta")
     # The same command again does not run again.
@@ -64,7 +66,9 @@ def test_every_method_runs(reg, cub_root, tmp_path, monkeypatch, capsys):
 def test_sweep_over_methods_strengths_and_seeds(cub_root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     overrides = tiny_overrides(cub_root, Path("results"))
-    assert delta_run(monkeypatch, "-m", *overrides, "reg=l2_sp,delta_noatt", "reg.alpha=0.001,0.01", "seed=range(2)") == 0
+    assert (
+        delta_run(monkeypatch, "-m", *overrides, "reg=l2_sp,delta_noatt", "reg.alpha=0.001,0.01", "seed=range(2)") == 0
+    )
     runs = summaries(tmp_path / "results")
     assert len(runs) == 8
     seen = {(r["config"]["reg"]["name"], r["config"]["reg"]["alpha"], r["seed"]) for r in runs.values()}
@@ -113,7 +117,9 @@ def test_fine_tuning_moves_parameters_and_buffers(cub_root, tmp_path, monkeypatc
     path, state = source_weights(tmp_path)
     assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), "reg=l2", f"backbone.weights={path}") == 0
     trained = load_file(only_run(tmp_path) / "model.safetensors")
-    moved = [name for name, value in state.items() if not name.startswith("fc.") and not torch.equal(trained[name], value)]
+    moved = [
+        name for name, value in state.items() if not name.startswith("fc.") and not torch.equal(trained[name], value)
+    ]
     assert len(moved) == len([name for name in state if not name.startswith("fc.")])
 
 
@@ -170,7 +176,12 @@ def test_bad_input_is_one_clear_message(case, cub_root, tmp_path, monkeypatch, c
 def test_missing_root_names_the_layout_and_the_source(tmp_path, monkeypatch, capsys):
     assert delta_run(monkeypatch, "dataset=cub", "backbone=resnet101", "reg=delta", f"results_dir={tmp_path}") == 1
     message = capsys.readouterr().err
-    for part in ("images.txt", "train_test_split.txt", "dataset.root=/path/to/CUB_200_2011", "https://data.caltech.edu"):
+    for part in (
+        "images.txt",
+        "train_test_split.txt",
+        "dataset.root=/path/to/CUB_200_2011",
+        "https://data.caltech.edu",
+    ):
         assert part in message
     assert message.strip().count("\n") == 0  # one paragraph
 

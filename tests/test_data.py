@@ -93,9 +93,7 @@ def test_images_per_class_is_stratified_and_seeded():
 
 def test_smaller_draws_are_part_of_larger_ones():
     data = balanced(10)
-    small, large = (
-        split_parts(data, DatasetConfig(images_per_class=n), SplitConfig()).train.tolist() for n in (3, 7)
-    )
+    small, large = (split_parts(data, DatasetConfig(images_per_class=n), SplitConfig()).train.tolist() for n in (3, 7))
     assert set(small) < set(large)
 
 
@@ -214,9 +212,7 @@ def test_training_images_are_crops_or_mirrored_crops_of_their_source():
                 for row in range(4)
                 for column in range(4)
                 for flip in (1, -1)
-                if torch.allclose(
-                    image, plain(store[label, row : row + 5, column : column + 5][:, ::flip]), atol=1e-5
-                )
+                if torch.allclose(image, plain(store[label, row : row + 5, column : column + 5][:, ::flip]), atol=1e-5)
             ]
             assert len(found) == 1
             seen.add(found[0])

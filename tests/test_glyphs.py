@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from delta_transfer.errors import UserError
 from delta_transfer.data.glyphs import FACES, SCRIPTS, _covers, glyphs, letter_shapes
+from delta_transfer.errors import UserError
 
 SOURCE = ("latin", "greek", "cyrillic")
 SMALL = dict(scripts=("georgian",), train_per_class=3, test_per_class=2, size=36, seed=0)
@@ -106,9 +106,7 @@ def test_homoglyphs_are_one_class(alike):
     assert len({class_of(c, shapes) for c in alike}) == 1
 
 
-@pytest.mark.parametrize(
-    "pair", ["EF", "O\u0398", "\u039b\u0394", "A\u039b", "bd", "hn", "\u0418\u0419", "il", "OQ"]
-)
+@pytest.mark.parametrize("pair", ["EF", "O\u0398", "\u039b\u0394", "A\u039b", "bd", "hn", "\u0418\u0419", "il", "OQ"])
 def test_letters_that_differ_are_not(pair):
     shapes = letter_shapes("".join(SCRIPTS[s] for s in SOURCE))
     assert class_of(pair[0], shapes) != class_of(pair[1], shapes)

@@ -149,9 +149,7 @@ class AttentionConfig:
     seed: int = 0  # order and crops of the probe's images; independent of `seed`: once per data set
 
     def __post_init__(self):
-        require_positive(
-            self, "reg.attention", "images", "head_epochs", "head_lr", "temperature", "forward_images"
-        )
+        require_positive(self, "reg.attention", "images", "head_epochs", "head_lr", "temperature", "forward_images")
         require_not_negative(self, "reg.attention", "head_weight_decay")
 
 
@@ -183,7 +181,15 @@ class ScheduleConfig:
             f"(got {self.iterations} and {self.epochs}); set the other one to null.",
         )
         require_positive(
-            self, "schedule", "iterations", "epochs", "batch_size", "lr", "decay_factor", "log_every", "checkpoint_seconds"
+            self,
+            "schedule",
+            "iterations",
+            "epochs",
+            "batch_size",
+            "lr",
+            "decay_factor",
+            "log_every",
+            "checkpoint_seconds",
         )
         require_not_negative(self, "schedule", "momentum", "eval_every")
         require(0 < self.decay_at <= 1, f"schedule.decay_at must be in (0, 1], got {self.decay_at}.")

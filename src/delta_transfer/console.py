@@ -8,7 +8,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 # Keys of a metrics line that the progress display does not repeat as loss terms.
-NOT_LOSS_TERMS = {"step", "lr", "loss", "images_per_second", "train_top1", "val_top1", "val_loss", "test_top1", "test_loss"}
+NOT_LOSS_TERMS = {
+    "step",
+    "lr",
+    "loss",
+    "images_per_second",
+    "train_top1",
+    "val_top1",
+    "val_loss",
+    "test_top1",
+    "test_loss",
+}
 
 
 class Display:
@@ -53,7 +63,10 @@ class Display:
         self.last_tenth = tenth
         elapsed = time.monotonic() - self.started
         left = elapsed / max(1, step - self.first_step) * (self.total - step)
-        print(f"{self.title}: {self.unit} {step}/{self.total}  {text}  {left:.0f} s left".replace("    ", "  "), flush=True)
+        print(
+            f"{self.title}: {self.unit} {step}/{self.total}  {text}  {left:.0f} s left".replace("    ", "  "),
+            flush=True,
+        )
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl."""

@@ -80,7 +80,12 @@ def run(config: RunConfig) -> dict[str, Any]:
                 "weights": fingerprint(source.weights()) if random_weights else weights_fingerprint,
                 "taps": list(source.taps),
                 "data": parts.fingerprint(dataset),
-                "pixels": [config.backbone.resize, config.backbone.image_size, config.backbone.mean, config.backbone.std],
+                "pixels": [
+                    config.backbone.resize,
+                    config.backbone.image_size,
+                    config.backbone.mean,
+                    config.backbone.std,
+                ],
                 "mirror": config.dataset.mirror,
                 "batch_size": config.schedule.batch_size,
                 "options": regularizer.fit_options(),
@@ -210,7 +215,9 @@ def _read_fitted(path: Path, metadata: dict[str, str]) -> dict[str, torch.Tensor
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()} if file.metadata() == metadata else None
+            if file.metadata() != metadata:
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except SafetensorError:  # damaged: compute it again
         return None
 

@@ -71,9 +71,7 @@ def make_optimizer(target: Network, regularizer: Regularizer, schedule: Schedule
         for parameter in target.head_parameters().values():
             parameter.requires_grad_(True)
     trained = [p for p in (*target.parameters(), *regularizer.parameters()) if p.requires_grad]
-    return torch.optim.SGD(
-        trained, lr=schedule.lr, momentum=schedule.momentum, weight_decay=regularizer.weight_decay
-    )
+    return torch.optim.SGD(trained, lr=schedule.lr, momentum=schedule.momentum, weight_decay=regularizer.weight_decay)
 
 
 def learning_rate(schedule: ScheduleConfig, iteration: int, iterations: int) -> float:
@@ -171,7 +169,7 @@ class _Window:
                 if not math.isfinite(value):
                     raise Diverged(
                         f"The loss term {name!r} became {value} at iteration {self.first_iteration + number} "
-                        f"(learning rate {lr:g}). The usual causes are a learning rate or a reg.alpha that is too large."
+                        f"(learning rate {lr:g}). Usual causes: the learning rate or reg.alpha is too large."
                     )
         means = [sum(column) / len(values) for column in zip(*values, strict=True)]
         accuracy = 100 * torch.stack(self.correct).sum().item() / self.images

@@ -27,16 +27,22 @@ def cub(root: str | None) -> Dataset:
     for list_name, entries in (("image_class_labels.txt", label_of), ("train_test_split.txt", train_flag)):
         unlisted = [image_id for image_id in files if image_id not in entries]
         if unlisted:
-            raise UserError(f"{folder / list_name} has no line for image id {unlisted[0]} (and {len(unlisted) - 1} more).")
+            raise UserError(
+                f"{folder / list_name} has no line for image id {unlisted[0]} (and {len(unlisted) - 1} more)."
+            )
     used = {label_of[image_id] for image_id in files}
     if used - class_names.keys():
         raise UserError(f"{folder / 'classes.txt'} has no class {sorted(used - class_names.keys())[0]}.")
     empty = [name for class_id, name in class_names.items() if class_id not in used]
     if empty:
-        raise UserError(f"{folder / 'classes.txt'} lists {len(empty)} classes without an image: {', '.join(empty[:5])}.")
+        raise UserError(
+            f"{folder / 'classes.txt'} lists {len(empty)} classes without an image: {', '.join(empty[:5])}."
+        )
     missing = [name for name in files.values() if not (folder / "images" / name).is_file()]
     if missing:
-        raise UserError(f"{len(missing)} images listed in {folder / 'images.txt'} are missing: {', '.join(missing[:5])}.")
+        raise UserError(
+            f"{len(missing)} images listed in {folder / 'images.txt'} are missing: {', '.join(missing[:5])}."
+        )
 
     ids = list(files)
     order = {class_id: label for label, class_id in enumerate(sorted(class_names, key=int))}

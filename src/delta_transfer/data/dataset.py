@@ -53,7 +53,8 @@ def split_parts(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Pa
         wanted = draw.images_per_class or int(np.ceil(draw.sample_rate * len(members)))
         if wanted > len(members):
             raise UserError(
-                f"dataset.images_per_class={wanted}, but class {name} of {dataset.name} has {len(members)} training images."
+                f"dataset.images_per_class={wanted}, but class {name} of {dataset.name} "
+                f"has {len(members)} training images."
             )
         drawn = np.random.default_rng((draw.subset_seed, label)).permutation(members)[:wanted]
         # The split has a generator of its own, so that the draw does not depend on it.

@@ -46,9 +46,7 @@ FACES = (
 MIN_SIZE = 8  # pixels; below this no letter is left to recognise
 
 
-def glyphs(
-    scripts: Sequence[str], train_per_class: int, test_per_class: int, size: int, seed: int
-) -> Dataset:
+def glyphs(scripts: Sequence[str], train_per_class: int, test_per_class: int, size: int, seed: int) -> Dataset:
     """Letters of `scripts` as `size` x `size` RGB images, balanced over the classes, test images first.
 
     A class is one letter shape: characters that look the same once their size is ignored (Latin A, Greek

@@ -110,4 +110,3 @@ class Passes:
         for _ in range(len(self)):
             self.next_iteration += 1
             yield self.loader.train_batch(self.indices, self.next_iteration - 1, self.stream)
-

@@ -122,6 +122,8 @@ def _load(model: nn.Module, state: StateDict, config: BackboneConfig) -> None:
         if names
     ]
     if problems:
-        raise UserError(f"backbone.weights={config.weights} does not fit {config.name}. Keys " + "; ".join(problems) + ".")
+        raise UserError(
+            f"backbone.weights={config.weights} does not fit {config.name}. Keys " + "; ".join(problems) + "."
+        )
     usable = {name: value for name, value in state.items() if value.shape == own[name].shape}
     model.load_state_dict(usable, strict=False)

@@ -31,9 +31,7 @@ def train_probe(source: Network, batches: Batches, num_classes: int, options: At
     parameters = list(probe.head_parameters().values())
     for parameter in parameters:
         parameter.requires_grad_(True)
-    optimizer = torch.optim.SGD(
-        parameters, lr=options.head_lr, momentum=0.9, weight_decay=options.head_weight_decay
-    )
+    optimizer = torch.optim.SGD(parameters, lr=options.head_lr, momentum=0.9, weight_decay=options.head_weight_decay)
     for epoch in range(options.head_epochs):
         optimizer.param_groups[0]["lr"] = options.head_lr * 0.1 ** (epoch / 6)
         for images, labels in batches:

@@ -47,10 +47,10 @@ class DELTAWithoutAttention(Regularizer):
 
 
 class DELTA(DELTAWithoutAttention):
-    """Omega = 1/2 * sum_l sum_{b,c} C_l w_{l,c} ||D_l[b,c]||^2 / (H_l W_l), loss = CE + alpha * Omega + beta/2 * ||head||^2.
+    """Omega = 1/2 * sum_l sum_{b,c} C_l w_{l,c} ||D_l[b,c]||^2 / (H_l W_l).
 
-    D_l as in DELTAWithoutAttention. w_l = softmax((v_l - mean v_l) / (T * std v_l)), sum_c w_{l,c} = 1, where v_{l,c} is
-    how much the cross-entropy of a linear probe on the frozen source network rises when channel c of tap l is removed,
+    Loss = CE + alpha * Omega + beta/2 * ||head||^2; D_l as in DELTAWithoutAttention.
+    w_l = softmax((v_l - mean v_l) / (T * std v_l)), sum_c w_{l,c} = 1, where v_{l,c} is how much the cross-entropy of a linear probe on the frozen source network rises when channel c of tap l is removed,
     and T is the temperature (official code: 5). Call `fit` or `load_fitted` before `penalty`.
     """
 
@@ -73,7 +73,7 @@ class DELTA(DELTAWithoutAttention):
         return {k: v for k, v in asdict(self.attention).items() if k not in ("forward_images", "temperature")}
 
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
-        """Importance v_l of every channel, {tap: (C_l,) fp32}: rise of the probe's cross-entropy without the channel."""
+        """Importance v_l of every channel, {tap: (C_l,) fp32}: how much the probe's loss rises without it."""
         options = self.attention
         probe = train_probe(source, batches, num_classes, options)
         importance = channel_importance(probe, batches, options.images, options.forward_images)
