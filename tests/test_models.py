@@ -56,14 +56,13 @@ def test_traced_network_is_the_original():
 
 
 def test_inception_auxiliary_head():
-    images = torch.randn(2, 3, 192, 192)  # the auxiliary branch needs a map of 9 x 9
     ignored = build_source(backbone("inception_v3"), seed=0).with_new_head(7, seed=0).train()
-    assert "aux_logits" not in ignored(images)
+    assert "aux_logits" not in ignored(torch.randn(2, 3, 96, 96))  # its branch would need 299 pixels
     trained = build_source(backbone("inception_v3", aux_weight=0.4), seed=0).with_new_head(7, seed=0).train()
-    assert trained(images)["aux_logits"].shape == (2, 7)
+    assert trained(torch.randn(2, 3, 299, 299))["aux_logits"].shape == (2, 7)
     assert {"AuxLogits.fc.weight", "fc.weight"} <= set(trained.head_parameters())
     assert "AuxLogits.conv0.conv.weight" in trained.backbone_parameters()  # pretrained: part of L2-SP
-    assert "aux_logits" not in trained.eval()(images)
+    assert "aux_logits" not in trained.eval()(torch.randn(2, 3, 96, 96))
 
 
 def test_new_head_depends_on_its_seed_only_and_leaves_the_rest():

@@ -57,7 +57,7 @@ def test_log_lines(tiny_source, loader):
 
 
 def test_it_learns(tiny_source, loader):
-    target, lines = learn(tiny_source, loader, L2(), iterations=60, lr=0.2)
+    target, lines = learn(tiny_source, loader, L2(), iterations=100)
     assert lines[-1]["cross_entropy"] < 0.5 * lines[0]["cross_entropy"]
     assert evaluate(target, loader, np.arange(24), "fp32")["top1"] > 60
 

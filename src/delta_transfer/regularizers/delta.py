@@ -50,8 +50,9 @@ class DELTA(DELTAWithoutAttention):
     """Omega = 1/2 * sum_l sum_{b,c} C_l w_{l,c} ||D_l[b,c]||^2 / (H_l W_l).
 
     Loss = CE + alpha * Omega + beta/2 * ||head||^2; D_l as in DELTAWithoutAttention.
-    w_l = softmax((v_l - mean v_l) / (T * std v_l)), sum_c w_{l,c} = 1, where v_{l,c} is how much the cross-entropy of a linear probe on the frozen source network rises when channel c of tap l is removed,
-    and T is the temperature (official code: 5). Call `fit` or `load_fitted` before `penalty`.
+    w_l = softmax((v_l - mean v_l) / (T * std v_l)), sum_c w_{l,c} = 1, where v_{l,c} is how much the
+    cross-entropy of a linear probe on the frozen source network rises when channel c of tap l is removed, and T is the
+    temperature (official code: 5). Call `fit` or `load_fitted` before `penalty`.
     """
 
     fitted_name = "attention"
