@@ -246,10 +246,12 @@ def test_batches_follow_from_seed_and_iteration_alone():
 
 def test_passes_go_on_where_the_last_one_ended():
     loader = loader_of(batch_size=4)
-    passes = loader.passes(np.arange(10), "fit")
+    passes = loader.passes(np.arange(10), "fit", seed=3)
     first, second = ([labels.tolist() for _, labels in passes] for _ in range(2))
     assert len(first) == len(passes) == 3
     assert first != second
+    other = [labels.tolist() for _, labels in loader.passes(np.arange(10), "fit", seed=4)]
+    assert other != first
 
 
 def test_batch_larger_than_the_data():

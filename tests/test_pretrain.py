@@ -8,7 +8,7 @@ import pytest
 from hydra import compose
 from safetensors.torch import load_file
 
-from delta_transfer import pretrain
+from delta_transfer import embedded, pretrain
 
 from .miniature import delta_run
 
@@ -17,8 +17,8 @@ TINY = ["dataset.train_per_class=1", "dataset.test_per_class=1", "schedule.itera
 
 @pytest.fixture
 def tiny_recipe(monkeypatch):
-    monkeypatch.setattr(pretrain, "compose", functools.partial(compose, overrides=TINY))
-    pretrain._glyphs_weights.cache_clear()
+    monkeypatch.setattr(embedded, "compose", functools.partial(compose, overrides=TINY))
+    embedded._glyphs_weights.cache_clear()
 
 
 def test_default_run_trains_its_source_once(tiny_recipe, tmp_path, monkeypatch, capsys):
@@ -32,7 +32,7 @@ def test_default_run_trains_its_source_once(tiny_recipe, tmp_path, monkeypatch, 
     assert len(tuned["fc.bias"]) == 33 and len(pretrained["fc.bias"]) > 80
 
     capsys.readouterr()
-    pretrain._glyphs_weights.cache_clear()
+    embedded._glyphs_weights.cache_clear()
     assert delta_run(monkeypatch, *overrides, "reg=l2") == 0
     assert f"{source.name}: done, skipped" in capsys.readouterr().out
 

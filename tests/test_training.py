@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from delta_transfer.config import ScheduleConfig
 from delta_transfer.data.loader import Loader
 from delta_transfer.errors import UserError
-from delta_transfer.regularizers import L2, L2SP, DELTAWithoutAttention, Regularizer
+from delta_transfer.models import Network
+from delta_transfer.regularizers import DELTA, L2, L2SP, DELTAWithoutAttention, Regularizer
 from delta_transfer.training import Learner, evaluate, learning_rate, make_optimizer, train
 
 
@@ -29,13 +32,13 @@ def loader() -> Loader:
     )
 
 
-def learn(source, loader, regularizer: Regularizer, precision="fp32", compiled=False, **schedule):
+def learn(source, loader, regularizer: Regularizer, precision="fp32", **schedule):
     """Train a target on all images; returns it and the log lines."""
     schedule = ScheduleConfig(**({"iterations": 6, "batch_size": 8, "lr": 0.05, "log_every": 2} | schedule))
     target = source.with_new_head(3, seed=0).requires_grad_(True)
     regularizer.start(target)
     optimizer = make_optimizer(target, regularizer, schedule)
-    learner = Learner(target, source if regularizer.needs_source else None, optimizer, precision, compiled=compiled)
+    learner = Learner(target, source if regularizer.needs_source else None, optimizer, precision)
     lines = []
     train(learner, regularizer, loader, np.arange(24), schedule, log=lines.append)
     return target, lines
@@ -62,7 +65,13 @@ def test_it_learns(tiny_source, loader):
     assert evaluate(target, loader, np.arange(24), "fp32")["top1"] > 60
 
 
-@pytest.mark.parametrize("regularizer", [L2(), L2SP(), DELTAWithoutAttention()])
+def fitted_delta() -> DELTA:
+    delta = DELTA()
+    delta.load_fitted({"conv1": torch.arange(5.0), "conv2": torch.arange(5.0)})
+    return delta
+
+
+@pytest.mark.parametrize("regularizer", [DELTAWithoutAttention(), fitted_delta()])
 def test_source_is_bit_identical_after_training(tiny_source, loader, regularizer):
     before = {name: value.clone() for name, value in tiny_source.weights().items()}
     target, _ = learn(tiny_source, loader, regularizer)
@@ -118,6 +127,26 @@ def test_bf16_keeps_penalties_in_full_precision(tiny_source, loader):
     assert seen == {"map": torch.bfloat16, "term": torch.float32}
     _, full = learn(tiny_source, loader, DELTAWithoutAttention())
     assert half[-1]["loss"] == pytest.approx(full[-1]["loss"], rel=0.05)
+
+
+def test_dropout_follows_from_seed_and_iteration(loader):
+    """Not from what ran before in the same process, nor from where a resumed run starts."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(5, 3))
+    source = Network(model, head="4").freeze()
+    first = learn(source, loader, L2())[1]
+    torch.rand(7)
+    assert [line["loss"] for line in learn(source, loader, L2())[1]] == [line["loss"] for line in first]
+    loader.step_seed = lambda iteration: 0  # other masks
+    assert learn(source, loader, L2())[1][-1]["loss"] != first[-1]["loss"]
+
+
+def test_auxiliary_loss_is_weighted(tiny_source):
+    outputs = {"logits": torch.randn(4, 3), "aux_logits": torch.randn(4, 3)}
+    labels = torch.tensor([0, 1, 2, 0])
+    terms = Learner(tiny_source, None, None, "fp32", aux_weight=0.4).task_loss(outputs, labels)
+    assert terms["cross_entropy"] == F.cross_entropy(outputs["logits"], labels)
+    assert terms["aux"] == 0.4 * F.cross_entropy(outputs["aux_logits"], labels)
 
 
 @pytest.mark.parametrize(("value", "word"), [(float("nan"), "nan"), (float("inf"), "inf")])

@@ -45,6 +45,7 @@ class DatasetConfig:
 
     def __post_init__(self):
         require_positive(self, "dataset", "images_per_class")
+        require_not_negative(self, "dataset", "subset_seed")
         require(0 < self.sample_rate <= 1, f"dataset.sample_rate must be in (0, 1], got {self.sample_rate}.")
         require(
             self.images_per_class is None or self.sample_rate == 1,
@@ -63,6 +64,7 @@ class GlyphsConfig(DatasetConfig):
     def __post_init__(self):
         super().__post_init__()
         require_positive(self, "dataset", "train_per_class", "test_per_class", "render_size")
+        require_not_negative(self, "dataset", "render_seed")
 
 
 # --- backbone --------------------------------------------------------------------------------------------------------
@@ -150,7 +152,7 @@ class AttentionConfig:
 
     def __post_init__(self):
         require_positive(self, "reg.attention", "images", "head_epochs", "head_lr", "temperature", "forward_images")
-        require_not_negative(self, "reg.attention", "head_weight_decay")
+        require_not_negative(self, "reg.attention", "head_weight_decay", "seed")
 
 
 @dataclass
@@ -211,6 +213,7 @@ class SplitConfig:
     seed: int = 0
 
     def __post_init__(self):
+        require_not_negative(self, "split", "seed")
         require(0 <= self.val_fraction < 1, f"split.val_fraction must be in [0, 1), got {self.val_fraction}.")
         if self.folds is not None:
             require(self.folds >= 2, f"split.folds must be at least 2, got {self.folds}.")
@@ -240,6 +243,12 @@ class RunConfig:
             self.precision in ("auto", "fp32", "bf16"), f"precision must be auto, fp32 or bf16, got {self.precision!r}."
         )
         require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}.")
+
+
+def choose(registry: dict, key: str, name: str):
+    """The entry of an explicit registry that configuration key `key` names."""
+    require(name in registry, f"{key}={name}: there is only {', '.join(registry)}.")
+    return registry[name]
 
 
 # Hidden group: `reg=glob(*)` must sweep methods, not schemas.

@@ -52,6 +52,8 @@ class Display:
     def start_at(self, step: int) -> None:
         """Where a resumed task goes on, so that the time left is estimated from what is done now."""
         self.first_step = step
+        if self.progress:
+            self.progress.update(self.task, completed=step)
 
     def update(self, step: int, text: str = "") -> None:
         if self.progress:

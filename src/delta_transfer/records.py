@@ -24,7 +24,7 @@ def run_identity(config: RunConfig, dataset_fingerprint: str, weights_fingerprin
     identity = asdict(config)
     for key in LOCATION_KEYS:
         identity.pop(key)
-    for key in ("log_every", "checkpoint_seconds"):
+    for key in ("log_every", "eval_every", "checkpoint_seconds"):
         identity["schedule"].pop(key)
     identity["dataset"]["root"] = dataset_fingerprint
     identity["backbone"]["weights"] = weights_fingerprint
@@ -38,7 +38,7 @@ def run_id(config: RunConfig, identity: dict[str, Any]) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write, flush to disk, rename: a reader sees the old file or the whole new one."""
-    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same cache file
     with open(unfinished, "wb") as file:
         file.write(data)
         file.flush()
@@ -94,10 +94,15 @@ class RunDirectory:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Commit of the checkout that `folder` is in, "-dirty" appended if it has uncommitted changes."""
-    try:
-        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """Commit of the checkout that tracks this file, "-dirty" appended if it has uncommitted changes."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not a virtual environment inside somebody's project
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -1,9 +1,10 @@
 """One run: build, train, record."""
 
+import contextlib
 import io
 import json
+import os
 import platform
-import resource
 import shlex
 import sys
 from dataclasses import asdict
@@ -34,12 +35,19 @@ def run(config: RunConfig) -> dict[str, Any]:
     """Carry out the run that `config` describes, or find it finished; returns its summary."""
     device = pick_device(config.device)
     config.precision = pick_precision(config.precision, device)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
     torch.use_deterministic_algorithms(config.deterministic)
+    reset_peak_memory(device)
 
     regularizer = build_regularizer(config.reg)
     dataset = load_dataset(config.dataset)
     parts = split_parts(dataset, config.dataset, config.split)
-    source = build_source(config.backbone, config.seed)
+    require(
+        bool(config.backbone.taps) or not regularizer.needs_taps,
+        f"reg={config.reg.name} compares feature maps, but backbone.taps is empty.",
+    )
+    source = build_source(config.backbone, config.seed, tapped=regularizer.needs_taps)
     random_weights = config.backbone.weights == "none"
     weights_fingerprint = "none" if random_weights else fingerprint(source.weights())
 
@@ -57,20 +65,17 @@ def run(config: RunConfig) -> dict[str, Any]:
         with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
             store = open_store(dataset, config.backbone.resize, cache_dir, lambda done, _: display.update(done))
 
-        def loader(seed: int) -> Loader:
-            return Loader(
-                store,
-                dataset.labels,
-                crop=config.backbone.image_size,
-                mirror=config.dataset.mirror,
-                mean=config.backbone.mean,
-                std=config.backbone.std,
-                batch_size=config.schedule.batch_size,
-                seed=seed,
-                device=device,
-            )
-
-        batches = loader(config.seed)
+        batches = Loader(
+            store,
+            dataset.labels,
+            crop=config.backbone.image_size,
+            mirror=config.dataset.mirror,
+            mean=config.backbone.mean,
+            std=config.backbone.std,
+            batch_size=config.schedule.batch_size,
+            seed=config.seed,
+            device=device,
+        )
         source = source.to(device, memory_format=torch.channels_last).freeze()
         target = source.with_new_head(len(dataset.classes), config.seed).requires_grad_(True)
         if regularizer.fitted_name:
@@ -90,7 +95,7 @@ def run(config: RunConfig) -> dict[str, Any]:
                 "batch_size": config.schedule.batch_size,
                 "options": regularizer.fit_options(),
             }
-            fit_batches = loader(regularizer.fit_seed).passes(parts.train, "fit")
+            fit_batches = batches.passes(parts.train, "fit", regularizer.fit_seed)
             fit_or_reuse(regularizer, source, fit_batches, len(dataset.classes), fitted_to, directory.path, cache_dir)
         regularizer.to(device)
         regularizer.start(target)
@@ -280,12 +285,24 @@ def device_name(device: torch.device) -> str:
     return f"cpu: {model}, {torch.get_num_threads()} threads"
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator, or of the whole process on a CPU."""
+def reset_peak_memory(device: torch.device) -> None:
+    """So that a later job of a sweep does not report the peak of an earlier one."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: of the GPU's allocator, or of the whole process on a CPU (Linux; elsewhere unknown)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
 
 
 def versions() -> dict[str, str]:

@@ -38,7 +38,7 @@ def execute(composed: DictConfig) -> None:
         say(OmegaConf.to_yaml(composed, resolve=True))
         return
     if config.backbone.weights == "glyphs":
-        from .pretrain import glyphs_weights
+        from .embedded import glyphs_weights
 
         config.backbone.weights = glyphs_weights(config)
 

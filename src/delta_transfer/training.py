@@ -109,6 +109,7 @@ def train(
         lr = learning_rate(schedule, iteration, iterations)
         for group in learner.optimizer.param_groups:
             group["lr"] = lr
+        torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
         logits, terms = regularizer.update(learner, images, labels)
         window.add(logits, labels, terms)
 
@@ -119,6 +120,7 @@ def train(
             line["images_per_second"] = clock.lap(window.images)
             if evaluating:
                 line |= evaluate_now()
+                _check_finite(line, iteration, lr)
                 learner.target.train(not regularizer.freezes_backbone)
             log(line)
             window = _Window(done)
@@ -147,6 +149,15 @@ def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: s
     }
 
 
+def _check_finite(values: dict[str, float], iteration: int, lr: float) -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise Diverged(
+                f"The loss term {name!r} became {value} at iteration {iteration} (learning rate {lr:g}). "
+                "Usual causes: the learning rate or reg.alpha is too large."
+            )
+
+
 class _Window:
     """Loss terms and accuracy since the last log line, kept on the device until they are needed."""
 
@@ -165,12 +176,7 @@ class _Window:
         names = list(self.terms[0])
         values = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in self.terms]).tolist()
         for number, row in enumerate(values):
-            for name, value in zip(names, row, strict=True):
-                if not math.isfinite(value):
-                    raise Diverged(
-                        f"The loss term {name!r} became {value} at iteration {self.first_iteration + number} "
-                        f"(learning rate {lr:g}). Usual causes: the learning rate or reg.alpha is too large."
-                    )
+            _check_finite(dict(zip(names, row, strict=True)), self.first_iteration + number, lr)
         means = [sum(column) / len(values) for column in zip(*values, strict=True)]
         accuracy = 100 * torch.stack(self.correct).sum().item() / self.images
         return dict(zip(names, means, strict=True)) | {"loss": sum(means), "train_top1": accuracy}

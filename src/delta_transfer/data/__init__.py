@@ -1,6 +1,6 @@
 """Data sets by name: readers of the publishers' files, and the embedded glyphs."""
 
-from ..config import DatasetConfig
+from ..config import DatasetConfig, choose
 from .cub import cub
 from .dataset import Dataset
 from .glyphs import glyphs
@@ -15,4 +15,4 @@ DATASETS = {
 
 
 def load_dataset(config: DatasetConfig) -> Dataset:
-    return DATASETS[config.name](config)
+    return choose(DATASETS, "dataset.name", config.name)(config)

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ..errors import UserError
@@ -30,18 +30,22 @@ class Network(nn.Module):
         self.taps = tuple(taps)
         self.aux_head = aux_head
         nodes = {head: "logits"} | {tap: tap for tap in taps}
-        names = set(get_graph_node_names(model, suppress_diff_warning=True)[1])
-        for name in nodes:
+        training_nodes = nodes | ({aux_head: "aux_logits"} if aux_head else {})
+        names = set(get_graph_node_names(model, suppress_diff_warning=True)[0])  # of training mode: it has all
+        for name in training_nodes:
             # A block's name stands for the block's last node: torchvision resolves it by prefix.
             if name not in names and not any(known.startswith(name + ".") for known in names):
                 raise UserError(
                     f"{type(model).__name__} has no layer {name!r} (backbone.head, backbone.taps). "
                     f"Its layers start {', '.join(sorted(names)[:6])}, ..."
                 )
-        training_nodes = nodes | ({aux_head: "aux_logits"} if aux_head else {})
         self.traced = create_feature_extractor(
             model, train_return_nodes=training_nodes, eval_return_nodes=nodes, suppress_diff_warning=True
         )
+        for graph in (self.traced.train_graph, self.traced.eval_graph):
+            (returned,) = (node.args[0] for node in graph.nodes if node.op == "output")
+            forbid_inplace(self.traced, graph, {returned[tap] for tap in taps})
+        self.traced.train(self.traced.training)  # takes the edited graph
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.traced(images)
@@ -79,3 +83,14 @@ class Network(nn.Module):
     def freeze(self) -> "Network":
         """Evaluation mode and no gradients; returns itself."""
         return self.eval().requires_grad_(False)
+
+
+def forbid_inplace(traced: fx.GraphModule, graph: fx.Graph, values: set[fx.Node]) -> None:
+    """Stop operations of `graph` that read one of `values` from overwriting it."""
+    for node in graph.nodes:
+        if not values.intersection(node.all_input_nodes):
+            continue
+        if node.op == "call_module" and hasattr(traced.get_submodule(node.target), "inplace"):
+            traced.get_submodule(node.target).inplace = False
+        elif node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}

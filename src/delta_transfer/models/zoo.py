@@ -22,17 +22,21 @@ StateDict = dict[str, Tensor]
 NETWORKS = {"small_resnet": SmallResNet}
 
 
-def build_source(config: BackboneConfig, seed: int) -> Network:
-    """The source network with the head its weights came with; random weights from `seed` where there are none."""
+def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Network:
+    """The source network with the head its weights came with; random weights from `seed` where there are none.
+
+    `tapped`: whether its feature maps are wanted.
+    """
     state = read_weights(config)
     head_weight = None if state is None else state.get(f"{config.head}.weight")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # A file without a head leaves the head random: the same one for every seed, it is part of the source.
+        torch.manual_seed(seed if state is None else 0)
         model = _construct(config.name, num_classes=1000 if head_weight is None else len(head_weight))
     if state is not None:
         _load(model, state, config)
     aux_head = config.aux_head if config.aux_weight > 0 else None
-    return Network(model, config.head, config.taps, aux_head)
+    return Network(model, config.head, config.taps if tapped else (), aux_head)
 
 
 def fingerprint(state: StateDict) -> str:
@@ -47,6 +51,10 @@ def fingerprint(state: StateDict) -> str:
 def read_weights(config: BackboneConfig) -> StateDict | None:
     """The state dict that `backbone.weights` names, floating point values as fp32; None for "none"."""
     weights = config.weights
+    if config.name not in NETWORKS and config.name not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(
+            f"backbone.name={config.name}: neither torchvision nor delta-transfer has a network of that name."
+        )
     if weights == "none":
         return None
     if weights.endswith((".pth", ".pt", ".safetensors")):
@@ -59,8 +67,6 @@ def read_weights(config: BackboneConfig) -> StateDict | None:
 def _construct(name: str, num_classes: int) -> nn.Module:
     if name in NETWORKS:
         return NETWORKS[name](num_classes)
-    if name not in torchvision.models.list_models(module=torchvision.models):
-        raise UserError(f"backbone.name={name}: neither torchvision nor delta-transfer has a network of that name.")
     options = {"transform_input": False, "init_weights": True} if name == "inception_v3" else {}
     return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
 
@@ -76,7 +82,7 @@ def _download(name: str, weights: str) -> StateDict:
         )
     try:
         return enum[choice].get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError) as error:
+    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the checksum does not match
         raise UserError(
             f"Could not download torchvision's {enum[choice]} ({error}). On a machine with internet access fetch "
             f"{enum[choice].url} and pass the file: backbone.weights=/path/to/{enum[choice].url.split('/')[-1]}"
@@ -109,7 +115,13 @@ def _load(model: nn.Module, state: StateDict, config: BackboneConfig) -> None:
     """Strict, except that heads may be absent (they are replaced anyway) and BatchNorm's step counter is optional."""
     own = model.state_dict()
     heads = tuple(f"{head}." for head in (config.head, config.aux_head) if head)
-    missing = [n for n in own if n not in state and not n.startswith(heads) and not n.endswith("num_batches_tracked")]
+    # An auxiliary branch that is not computed may be absent altogether: our own files leave it out.
+    optional = (*heads, config.aux_head.split(".")[0] + ".") if config.aux_head and not config.aux_weight else heads
+    missing = [
+        name
+        for name in own
+        if name not in state and not name.startswith(optional) and not name.endswith("num_batches_tracked")
+    ]
     unexpected = [name for name in state if name not in own]
     misshapen = [
         f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"

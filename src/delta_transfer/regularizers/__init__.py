@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+from ..config import choose
 from .base import Regularizer
 from .delta import DELTA, DELTAWithoutAttention
 from .l2 import L2, L2FE
@@ -21,4 +22,4 @@ __all__ = ["DELTA", "L2", "L2FE", "L2SP", "REGULARIZERS", "DELTAWithoutAttention
 def build_regularizer(config) -> Regularizer:
     """The method that a checked `reg` configuration (config.RegConfig or the like) describes."""
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
-    return REGULARIZERS[config.name](**options)
+    return choose(REGULARIZERS, "reg.name", config.name)(**options)

@@ -10,15 +10,12 @@ bias this is the same as setting the channel of the tapped map to 0, which is wh
 not convolutions (Inception's blocks) have a meaning too.
 """
 
-import itertools
-import operator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
 from ..config import AttentionConfig
-from ..models import Network
+from ..models.taps import Network, forbid_inplace
 from .base import Batches
 
 
@@ -51,7 +48,7 @@ def channel_importance(probe: Network, batches: Batches, images: int, forward_im
     suffixes = Suffixes(probe)
     totals = {tap: 0.0 for tap in probe.taps}
     remaining = images
-    for inputs, labels in itertools.chain.from_iterable(itertools.repeat(batches)):
+    for inputs, labels in _endlessly(batches):
         inputs, labels = inputs[:remaining], labels[:remaining]
         # In parts, so that the intact pass too stays within `forward_images`.
         for part, part_labels in zip(inputs.split(forward_images), labels.split(forward_images), strict=True):
@@ -72,6 +69,17 @@ def attention_weights(importance: Tensor, temperature: float) -> Tensor:
     if spread == 0:
         return torch.full_like(importance, 1 / len(importance))
     return torch.softmax((importance - importance.mean()) / spread / temperature, dim=0)
+
+
+def _endlessly(batches: Batches) -> Batches:
+    """One pass after the other. Raises ValueError if a pass is empty, as a generator's second one is."""
+    while True:
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise ValueError("A pass over the batches was empty: give a DataLoader or a list, not a generator.")
 
 
 def _importance_on(suffixes: "Suffixes", images: Tensor, labels: Tensor, forward_images: int) -> dict[str, Tensor]:
@@ -102,7 +110,9 @@ class Suffixes:
     """
 
     def __init__(self, network: Network):
-        self.traced = _without_inplace(network.copy().eval().traced)
+        self.traced = network.copy().eval().traced
+        forbid_inplace(self.traced, self.traced.graph, set(self.traced.graph.nodes))  # kept values stay what they were
+        self.traced.recompile()
         by_name = {node.name: node for node in self.traced.graph.nodes}
         output = next(node for node in self.traced.graph.nodes if node.op == "output").args[0]
         self.logits = by_name[output["logits"].name]
@@ -167,17 +177,3 @@ class _Keeping(fx.Interpreter):
 def _repeat(value, copies: int):
     """A value of the intact pass for `copies` copies of its batch; numbers and sizes are the same for all."""
     return torch.cat([value] * copies) if isinstance(value, Tensor) else value
-
-
-def _without_inplace(traced: fx.GraphModule) -> fx.GraphModule:
-    """The same network without operations that overwrite their input: a kept value must stay what it was."""
-    for module in traced.modules():
-        if getattr(module, "inplace", False):
-            module.inplace = False
-    for node in traced.graph.nodes:
-        if node.op == "call_function" and node.target in (operator.iadd, operator.imul):
-            node.target = {operator.iadd: operator.add, operator.imul: operator.mul}[node.target]
-        if node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-    traced.recompile()
-    return traced

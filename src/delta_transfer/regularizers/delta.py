@@ -37,7 +37,7 @@ class DELTAWithoutAttention(Regularizer):
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         omega = 0.0
         for tap in target.taps:
-            difference = _full_precision(outputs[tap]) - _full_precision(source_outputs[tap])
+            difference = _full_precision(outputs[tap]) - _full_precision(source_outputs[tap].detach())
             per_channel = difference.square().sum(dim=(0, 2, 3))
             weights = self.relative_weights(tap)
             layer = per_channel.sum() if weights is None else weights.to(per_channel) @ per_channel
@@ -76,8 +76,10 @@ class DELTA(DELTAWithoutAttention):
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
         """Importance v_l of every channel, {tap: (C_l,) fp32}: how much the probe's loss rises without it."""
         options = self.attention
-        probe = train_probe(source, batches, num_classes, options)
-        importance = channel_importance(probe, batches, options.images, options.forward_images)
+        # Differences of the loss go down to 1e-7: no TF32.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            probe = train_probe(source, batches, num_classes, options)
+            importance = channel_importance(probe, batches, options.images, options.forward_images)
         self.load_fitted(importance)
         return importance
 

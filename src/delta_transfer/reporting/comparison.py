@@ -7,6 +7,7 @@ method which was run with several values of it. Methods may differ from each oth
 
 import json
 import math
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -189,7 +190,9 @@ def describe(records: list[dict], methods: list[str]) -> list[str]:
     ]
     if packages:
         notes.append(f"Versions: {', '.join(packages)}")
-    commits = distinct(str(c)[:7] for record in records if (c := record.get("git_commit")))
+    commits = distinct(
+        re.sub(r"^([0-9a-f]{7})[0-9a-f]*", r"\1", str(c)) for record in records if (c := record.get("git_commit"))
+    )
     if commits:
         notes.append(f"Commits: {', '.join(commits)}")
 
