@@ -261,6 +261,14 @@ def test_best_on_validation():
     assert not any("best on" in note for note in compare(records, "test_top1").notes)
 
 
+def test_ties_on_validation_are_decided_by_its_loss():
+    records = [
+        record("l2_sp", alpha=alpha, val_top1=60.0, val_loss=loss, split__val_fraction=0.2)
+        for alpha, loss in ((0.01, 1.5), (0.1, 1.2), (1.0, 1.3))
+    ]
+    assert compare(records, "val_top1").notes[0] == "best on validation: L2-SP reg.alpha=0.1 (60.0)"
+
+
 def test_best_on_validation_says_where_and_names_ties():
     records = [on_validation("l2_sp", a, 60.0, dataset__name=d) for a in (0.1, 1.0) for d in ("cub", "dogs")]
     assert compare(records, "val_top1").notes[:2] == [

@@ -176,6 +176,7 @@ def run(config: RunConfig) -> dict[str, Any]:
             "test_top1": test["top1"],
             "test_loss": test["loss"],
             "val_top1": latest["val"]["top1"] if "val" in latest else None,
+            "val_loss": latest["val"]["loss"] if "val" in latest else None,
             "train_seconds": seconds,
             "images_per_second": iterations * config.schedule.batch_size / seconds,
             "peak_memory_bytes": peak_memory(device),

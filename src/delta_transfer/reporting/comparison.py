@@ -46,6 +46,7 @@ Settings = tuple[tuple[str, object], ...]  # ((key, value), ...)
 @dataclass(frozen=True)
 class Cell:
     by_seed: dict[int, float]
+    val_loss: float | None = None  # mean over the seeds, if every run recorded it
 
     @property
     def n(self) -> int:
@@ -137,7 +138,9 @@ def cell_of(runs: list[dict], metric: str, warnings: list[str]) -> Cell:
             warnings.append(f"duplicate {run_id(run)}: same settings and seed as {first}, which is kept")
         else:
             kept[seed(run)] = run
-    return Cell({s: float(run[metric]) for s, run in kept.items()})
+    losses = [run.get("val_loss") for run in kept.values()]
+    val_loss = statistics.fmean(losses) if all(is_number(loss) for loss in losses) else None
+    return Cell({s: float(run[metric]) for s, run in kept.items()}, val_loss)
 
 
 def best_on_validation(rows: list[Row], methods: list[str]) -> list[str]:
@@ -151,7 +154,11 @@ def best_on_validation(rows: list[Row], methods: list[str]) -> list[str]:
             tried = [row for row in candidates if row.reg and method in row.cells]
             if len(tried) > 1:
                 top = max(row.cells[method].mean for row in tried)
-                winners = " or ".join(show(row.reg) for row in tried if row.cells[method].mean == top)
+                tied = [row for row in tried if row.cells[method].mean == top]
+                # Few validation images tie often; their loss then decides.
+                if all(row.cells[method].val_loss is not None for row in tied):
+                    tied = [min(tied, key=lambda row: row.cells[method].val_loss)]
+                winners = " or ".join(show(row.reg) for row in tied)
                 lines.append(f"best on validation: {display(method)} {winners} ({top:.1f}){where}")
     return lines
 
