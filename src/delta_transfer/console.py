@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 # Keys of a metrics line that the progress display does not repeat as loss terms.
 NOT_LOSS_TERMS = {
@@ -36,8 +37,9 @@ class Display:
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(compact=True),
+                # What does not fit a narrow terminal is cut, never wrapped.
+                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=self.console,
                 transient=True,
             )
