@@ -39,9 +39,10 @@ class Display:
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
                 # What does not fit a narrow terminal is cut, never wrapped.
-                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
                 console=self.console,
                 transient=True,
+                expand=True,
             )
             self.progress.start()
             self.task = self.progress.add_task(self.title, total=self.total, text="")
