@@ -77,6 +77,11 @@ class RunDirectory:
         except (FileNotFoundError, json.JSONDecodeError):
             return None
 
+    def start_anew(self, config_yaml: str) -> None:
+        """Record the configuration and forget a failed attempt; a checkpoint stays, to resume from."""
+        (self.path / "summary.json").unlink(missing_ok=True)
+        write_atomically(self.path / "config.yaml", config_yaml.encode())
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_atomically(self.path / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode())
 

@@ -17,7 +17,7 @@ VERSION = 1
 
 
 def open_store(
-    dataset: Dataset, size: int, cache_dir: Path, progress: Callable[[int, int], None] = lambda done, total: None
+    dataset: Dataset, size: int, cache_dir: Path, progress: Callable[[int], None] = lambda done: None
 ) -> np.ndarray:
     """Decoded images of `dataset`, (N, size, size, 3) uint8, squashed to a square with bilinear resampling.
 
@@ -38,7 +38,7 @@ def open_store(
     return np.load(path, mmap_mode="r")
 
 
-def _build(dataset: Dataset, size: int, path: Path, progress: Callable[[int, int], None]) -> None:
+def _build(dataset: Dataset, size: int, path: Path, progress: Callable[[int], None]) -> None:
     count = len(dataset.labels)
     store = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
     unreadable: list[str] = []
@@ -53,7 +53,7 @@ def _build(dataset: Dataset, size: int, path: Path, progress: Callable[[int, int
     # Threads: Pillow decodes and resizes outside Python's global lock.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, _ in enumerate(pool.map(decode, range(count)), start=1):
-            progress(done, count)
+            progress(done)
     if unreadable:
         raise UserError(f"{len(unreadable)} images of {dataset.name} cannot be read: " + "; ".join(sorted(unreadable)))
     store.flush()

@@ -32,7 +32,7 @@ class Regularizer(nn.Module):
         """Called with the initial target network, before training and before a checkpoint is loaded."""
 
     def fit_options(self) -> dict[str, Any]:
-        """Everything of this method that decides the result of `fit`, for its reuse in later runs."""
+        """Options that decide the result of `fit`, beside `fit_seed`: it is reused where they are the same."""
         return {}
 
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:

@@ -71,7 +71,7 @@ class DELTA(DELTAWithoutAttention):
 
     def fit_options(self) -> dict[str, Any]:
         # Neither changes the importances: how many images go through at once, and the softmax over the result.
-        return {k: v for k, v in asdict(self.attention).items() if k not in ("forward_images", "temperature")}
+        return {k: v for k, v in asdict(self.attention).items() if k not in ("forward_images", "temperature", "seed")}
 
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
         """Importance v_l of every channel, {tap: (C_l,) fp32}: how much the probe's loss rises without it."""

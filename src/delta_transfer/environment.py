@@ -1,0 +1,70 @@
+"""The machine a run is made on: device, precision, memory, versions."""
+
+import contextlib
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from .config import RunConfig, require
+
+
+def set_up(config: RunConfig) -> torch.device:
+    """The device of the run; replaces `precision=auto` by what it means there."""
+    device = pick_device(config.device)
+    config.precision = pick_precision(config.precision, device)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it
+    torch.use_deterministic_algorithms(config.deterministic)
+    reset_peak_memory(device)
+    return device
+
+
+def pick_device(wanted: str) -> torch.device:
+    available = torch.cuda.is_available()
+    require(wanted != "cuda" or available, "device=cuda, but PyTorch sees no CUDA device; use device=cpu or auto.")
+    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and available) else "cpu")
+
+
+def pick_precision(wanted: str, device: torch.device) -> str:
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"cpu: {model}, {torch.get_num_threads()} threads"
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """So that a later job of a sweep does not report the peak of an earlier one."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes: of the GPU's allocator, or of the whole process on a CPU (Linux; elsewhere unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+
+
+def versions() -> dict[str, str]:
+    packages = ("delta-transfer", "torch", "torchvision", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name.replace("-", "_"): version(name) for name in packages}
