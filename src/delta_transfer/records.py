@@ -8,30 +8,34 @@ import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .config import RunConfig
 from .errors import UserError
+
+if TYPE_CHECKING:  # delta-report reads records without Hydra
+    from .config import RunConfig
 
 SCHEMA = 1
 
-# Where and how a run is made, not what it is: these keys do not enter its identity.
-LOCATION_KEYS = ("device", "results_dir", "cache_dir", "dry_run")
+# Where a run is made and what it logs, not what it is: these keys make no other run and no other row of a table.
+NOT_IDENTITY = {
+    *("device", "results_dir", "cache_dir", "dry_run"),
+    *("schedule.log_every", "schedule.eval_every", "schedule.checkpoint_seconds"),
+}
 
 
-def run_identity(config: RunConfig, dataset_fingerprint: str, weights_fingerprint: str) -> dict[str, Any]:
+def run_identity(config: "RunConfig", dataset_fingerprint: str, weights_fingerprint: str) -> dict[str, Any]:
     """The resolved configuration with paths replaced by what lies there."""
     identity = asdict(config)
-    for key in LOCATION_KEYS:
-        identity.pop(key)
-    for key in ("log_every", "eval_every", "checkpoint_seconds"):
-        identity["schedule"].pop(key)
+    for key in NOT_IDENTITY:
+        group, _, name = key.rpartition(".")
+        (identity[group] if group else identity).pop(name)
     identity["dataset"]["root"] = dataset_fingerprint
     identity["backbone"]["weights"] = weights_fingerprint
     return identity
 
 
-def run_id(config: RunConfig, identity: dict[str, Any]) -> str:
+def run_id(config: "RunConfig", identity: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
     return f"{config.dataset.name}-{config.backbone.name}-{config.reg.name}-s{config.seed}-{digest}"
 

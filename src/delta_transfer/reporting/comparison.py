@@ -13,6 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from delta_transfer.records import NOT_IDENTITY
+
 METHODS = {
     "l2": "L2",
     "l2_fe": "L2-FE",
@@ -23,22 +25,9 @@ METHODS = {
 METRICS = {"test_top1": "Test", "val_top1": "Validation"}
 NEWEST_SCHEMA = 1
 
-# Where a run happened, where its files lay and what it logged, not what was computed. The seed is what a cell
-# averages over; names are the table's own rows and columns; weights are compared by fingerprint (`settings`).
-NOT_SETTINGS = {
-    "seed",
-    "results_dir",
-    "cache_dir",
-    "device",
-    "dry_run",
-    "dataset.root",
-    "dataset.name",
-    "backbone.weights",
-    "backbone.name",
-    "schedule.log_every",
-    "schedule.eval_every",
-    "schedule.checkpoint_seconds",
-}
+# Not what was computed. The seed is what a cell averages over; names are the table's own rows and columns; data and
+# weights are compared by fingerprint (`settings`), not by place.
+NOT_SETTINGS = NOT_IDENTITY | {"seed", "dataset.root", "dataset.name", "backbone.weights", "backbone.name"}
 
 Settings = tuple[tuple[str, object], ...]  # ((key, value), ...)
 

@@ -1,0 +1,63 @@
+"""Identity of a run, atomic writes, one process per directory."""
+
+import dataclasses
+
+import pytest
+
+from delta_transfer.errors import UserError
+from delta_transfer.records import RunDirectory, run_id, run_identity, write_atomically
+
+from .test_config import composed
+
+
+def identity_of(*overrides: str, data: str = "d", weights: str = "w") -> str:
+    config = composed(*overrides)
+    return run_id(config, run_identity(config, data, weights))
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["device=cpu", "results_dir=elsewhere", "dataset.root=/there", "schedule.log_every=7", "schedule.eval_every=7"],
+)
+def test_places_and_logging_are_not_part_of_the_identity(override):
+    assert identity_of(override) == identity_of()
+
+
+@pytest.mark.parametrize("override", ["seed=1", "reg.alpha=0.5", "schedule.lr=0.5", "split.val_fraction=0.2"])
+def test_settings_are(override):
+    assert identity_of(override) != identity_of()
+
+
+def test_so_are_the_data_and_the_weights():
+    assert len({identity_of(), identity_of(data="other"), identity_of(weights="other")}) == 3
+
+
+def test_the_configuration_itself_is_left_alone():
+    config = composed()
+    before = dataclasses.asdict(config)
+    run_identity(config, "d", "w")
+    assert dataclasses.asdict(config) == before
+
+
+def test_only_one_process_works_in_a_run_directory(tmp_path):
+    with (
+        RunDirectory(tmp_path / "run"),
+        pytest.raises(UserError, match="Another process"),
+        RunDirectory(tmp_path / "run"),
+    ):
+        pass
+    with RunDirectory(tmp_path / "run"):  # free again
+        pass
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(OSError):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
