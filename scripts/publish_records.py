@@ -1,4 +1,4 @@
-"""Copy the records of finished runs to a folder that can be committed, without this machine's paths.
+"""Copy the records of finished runs (summary and metrics) to a folder that can be committed, without this machine's paths.
 
     python scripts/publish_records.py results/cub50 results/published/cub50/records
 
@@ -7,6 +7,7 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 
@@ -37,6 +38,7 @@ def main() -> None:
         target = arguments.target / path.parent.name / "summary.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(record, indent=1) + "\n")
+        shutil.copyfile(path.with_name("metrics.jsonl"), target.with_name("metrics.jsonl"))
         copied += 1
     print(f"{copied} records in {arguments.target}")
 
