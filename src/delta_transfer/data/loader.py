@@ -99,7 +99,7 @@ class Loader:
         )
         pixels = self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, crop, crop, 3)
         labels = self.labels[index]
-        if where != self.device:  # the store did not fit on the GPU: its batches go through pinned memory
+        if where.type != self.device.type:  # the store did not fit on the GPU: its batches go through pinned memory
             pixels, labels = (t.pin_memory().to(self.device, non_blocking=True) for t in (pixels, labels))
         return (pixels.float() * self.scale + self.shift).permute(0, 3, 1, 2), labels
 

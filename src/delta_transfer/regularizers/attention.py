@@ -113,9 +113,8 @@ class Suffixes:
         self.traced = network.copy().eval().traced
         forbid_inplace(self.traced, self.traced.graph, set(self.traced.graph.nodes))  # kept values stay what they were
         self.traced.recompile()
-        by_name = {node.name: node for node in self.traced.graph.nodes}
         output = next(node for node in self.traced.graph.nodes if node.op == "output").args[0]
-        self.logits = by_name[output["logits"].name]
+        self.logits = output["logits"]
         self.taps = {tap: output[tap] for tap in network.taps}
         self.behind = {tap: self._nodes_behind(node) for tap, node in self.taps.items()}
         # What an intact pass has to keep: the taps and the other inputs of what lies behind them.
