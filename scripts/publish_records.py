@@ -1,4 +1,4 @@
-"""Copy the records of finished runs (summary and metrics) to a folder that can be committed, without this machine's paths.
+"""Copy the records of finished runs (summary and metrics) to a folder to commit, without this machine's paths.
 
     python scripts/publish_records.py results/cub50 results/published/cub50/records
 
