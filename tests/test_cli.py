@@ -158,7 +158,7 @@ BAD = {
     "both durations": (["schedule.epochs=2"], "exactly one of schedule.iterations and schedule.epochs"),
     "no such tap": (["backbone.taps=[layer9]"], "no layer 'layer9'"),
     "too many images per class": (["dataset.images_per_class=7"], "has 6 training images"),
-    "missing root": (["dataset.root=/no/such/folder"], "/no/such/folder lacks images.txt"),
+    "missing root": (["dataset.root=/no/such/folder"], "there is no folder /no/such/folder"),
     "no root": (["dataset.root=null"], "dataset.root is not set"),
     "no weights file": (["backbone.weights=/no/such.pth"], "no file /no/such.pth"),
     "no such weights": (["backbone=resnet18", "backbone.weights=IMAGENET1K_V9"], "IMAGENET1K_V1"),
@@ -184,7 +184,7 @@ def test_missing_root_names_the_layout_and_the_source(tmp_path, monkeypatch, cap
     for part in (
         "images.txt",
         "train_test_split.txt",
-        "dataset.root=/path/to/CUB_200_2011",
+        "dataset.root=DIR",
         "https://data.caltech.edu",
     ):
         assert part in message

@@ -1,4 +1,4 @@
-"""Reader, draws and splits, store, batches."""
+"""Draws and splits, store, batches."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,10 @@ import torch
 from PIL import Image
 
 from delta_transfer.config import DatasetConfig, SplitConfig
-from delta_transfer.data.cub import cub
 from delta_transfer.data.dataset import Dataset, split_parts
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import open_store
 from delta_transfer.errors import UserError
-
-from .miniature import write_cub
 
 
 def dataset_of(labels, is_test, load=None) -> Dataset:
@@ -20,57 +17,6 @@ def dataset_of(labels, is_test, load=None) -> Dataset:
     names = tuple(f"image{i}" for i in range(len(labels)))
     classes = tuple(f"class{i}" for i in range(labels.max() + 1))
     return Dataset("toy", classes, labels, np.array(is_test), names, load, "fingerprint")
-
-
-# --- CUB-200-2011 ---
-
-
-def test_cub_reads_the_official_lists(tmp_path):
-    data = cub(str(write_cub(tmp_path / "CUB", classes=3, train=6, test=2)))
-    assert data.classes == ("001.Bird_0", "002.Bird_1", "003.Bird_2")
-    assert data.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
-    assert data.is_test.tolist() == ([False] * 6 + [True] * 2) * 3
-    assert data.names[0] == "001.Bird_0/001.Bird_0_0000.jpg"
-    assert data.load(0).mode == "RGB"  # a grey image
-
-
-def test_cub_accepts_windows_line_ends_and_spaces(tmp_path):
-    root = write_cub(tmp_path / "CUB")
-    expected = cub(str(root))
-    for name in ("images.txt", "train_test_split.txt"):
-        text = (root / name).read_text()
-        (root / name).write_bytes(text.replace(" ", "  ").replace("\n", " \r\n").encode())
-    again = cub(str(root))
-    assert again.names == expected.names and (again.is_test == expected.is_test).all()
-
-
-def test_cub_fingerprint_follows_the_data_not_the_place(tmp_path):
-    a = cub(str(write_cub(tmp_path / "a")))
-    assert a.fingerprint == cub(str(write_cub(tmp_path / "b"))).fingerprint
-    assert a.fingerprint != cub(str(write_cub(tmp_path / "c", train=5))).fingerprint
-
-
-def edit(path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "expected"),
-    [
-        (lambda root: (root / "images" / "001.Bird_0" / "001.Bird_0_0002.jpg").unlink(), "001.Bird_0_0002.jpg"),
-        (lambda root: (root / "classes.txt").unlink(), "lacks classes.txt"),
-        (lambda root: edit(root / "image_class_labels.txt", "3 1\n", "3 9\n"), "no class 9"),
-        (lambda root: edit(root / "train_test_split.txt", "3 1\n", ""), "no line for image id 3"),
-        (lambda root: edit(root / "images.txt", "3 001", "three 001"), "images.txt, line 3"),
-    ],
-)
-def test_cub_names_what_is_wrong(tmp_path, spoil, expected):
-    root = write_cub(tmp_path / "CUB")
-    spoil(root)
-    with pytest.raises(UserError, match=expected):
-        cub(str(root))
 
 
 # --- draws and splits ---

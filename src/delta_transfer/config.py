@@ -35,12 +35,23 @@ def require_not_negative(config, group: str, *names: str) -> None:
 
 
 @dataclass
+class OfficialCounts:
+    """What the publisher says the whole data set holds; delta-data compares with it."""
+
+    classes: int = MISSING
+    train: int = MISSING
+    test: int = MISSING
+
+
+@dataclass
 class DatasetConfig:
     name: str = MISSING  # key of delta_transfer.data.DATASETS
     root: str | None = None  # where the publisher's files are
+    download: bool = False  # fetch them first, where torchvision knows how (checksummed)
+    official: OfficialCounts | None = None
     images_per_class: int | None = None  # stratified draw from the training part; null = all
     sample_rate: float = 1.0  # the same as a fraction of each class, rounded up
-    subset_seed: int = 0  # seed of that draw; independent of `seed`, so the data set stays the same over seeds
+    subset_seed: int = 0  # seed of every draw of images; independent of `seed`: the data set stays the same over seeds
     mirror: bool = True  # whether training images are mirrored at random
 
     def __post_init__(self):
@@ -51,6 +62,41 @@ class DatasetConfig:
             self.images_per_class is None or self.sample_rate == 1,
             "dataset.images_per_class and dataset.sample_rate both limit the training part: set one of them.",
         )
+
+
+@dataclass
+class DrawnConfig(DatasetConfig):
+    """A data set without an official split: so many images of each class, drawn with `subset_seed`."""
+
+    train_per_class: int = MISSING
+    test_per_class: int | None = None  # null = all that are left
+    clutter: bool = False  # whether the background class counts (Caltech)
+    numbering: str = "random"  # random | fixed: image numbers 1..N train, 61..80 test (L2-SP's code, Caltech-256)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "dataset", "train_per_class", "test_per_class")
+        require(
+            self.numbering in ("random", "fixed"), f"dataset.numbering must be random or fixed, got {self.numbering!r}."
+        )
+
+
+@dataclass
+class DTDConfig(DatasetConfig):
+    partition: int = 1  # which of the ten official splits
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(1 <= self.partition <= 10, f"dataset.partition must be in 1..10, got {self.partition}.")
+
+
+@dataclass
+class FolderConfig(DatasetConfig):
+    test_fraction: float = 0.2  # of each class, drawn with `subset_seed`; only where there is no test folder
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 < self.test_fraction < 1, f"dataset.test_fraction must be in (0, 1), got {self.test_fraction}.")
 
 
 @dataclass
@@ -233,6 +279,7 @@ class RunConfig:
     precision: str = "auto"  # auto | fp32 | bf16
     compile: bool = False
     deterministic: bool = False
+    data_dir: str = "data"  # where the data sets of conf/dataset look for their folders
     results_dir: str = "results"
     cache_dir: str = "results/cache"
     dry_run: bool = False
@@ -254,7 +301,13 @@ def choose(registry: dict, key: str, name: str):
 # Hidden group: `reg=glob(*)` must sweep methods, not schemas.
 SCHEMAS = {
     "schema": {"run": RunConfig},
-    "schema/dataset": {"images": DatasetConfig, "glyphs": GlyphsConfig},
+    "schema/dataset": {
+        "images": DatasetConfig,
+        "drawn": DrawnConfig,
+        "dtd": DTDConfig,
+        "folder": FolderConfig,
+        "glyphs": GlyphsConfig,
+    },
     "schema/backbone": {"network": BackboneConfig},
     "schema/reg": {
         "decay": DecayConfig,

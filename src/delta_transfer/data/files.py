@@ -1,0 +1,117 @@
+"""Helpers of the readers: publishers' lists in, a checked Dataset out; one decoder for all image files."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..errors import UserError
+from .dataset import Dataset
+
+# Pixel modes that mean a picture: converting them to RGB loses nothing of what it shows.
+CONVERTIBLE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
+# What reading a damaged or hostile image file can raise.
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+
+def read_image(path: Path) -> Image.Image:
+    """The picture that a viewer shows, as RGB: turned as EXIF says, transparency on white, 16-bit grey as 8-bit.
+
+    Raises one of UNREADABLE; ValueError for a pixel mode without an agreed meaning as a picture.
+    """
+    with Image.open(path) as image:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode not in CONVERTIBLE:
+        raise ValueError(f"its pixel mode {image.mode} cannot be shown as 8-bit RGB without a choice of scale")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def from_files(
+    name: str,
+    folder: Path,
+    classes: Sequence[str],
+    files: Sequence[str],
+    labels: Sequence[int],
+    is_test: Sequence[bool],
+    listed_in: str,
+) -> Dataset:
+    """The Dataset of image files below `folder`.
+
+    Args:
+        files: paths relative to `folder`, with forward slashes.
+        labels: of each file, 0 .. len(classes)-1.
+        listed_in: what named them, for messages, e.g. "TrainImages.txt and TestImages.txt".
+
+    Raises UserError naming files that are missing, lie outside `folder` or are in both parts, and labels out of range.
+    """
+    labels, is_test = np.asarray(labels, dtype=np.int64), np.asarray(is_test, dtype=bool)
+    if len(files) == 0:
+        raise UserError(f"{listed_in} of {name} names no image.")
+    outside = [file for file in files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
+    if outside:
+        raise UserError(f"{listed_in} of {name} names files outside {folder}: {few(outside)}.")
+    wrong = [f"{files[i]} has label {labels[i]}" for i in np.flatnonzero((labels < 0) | (labels >= len(classes)))]
+    if wrong:
+        raise UserError(f"{listed_in} of {name}: labels must be in 0..{len(classes) - 1}, but {few(wrong)}.")
+    tested = {file for file, test in zip(files, is_test, strict=True) if test}
+    both = [file for file, test in zip(files, is_test, strict=True) if not test and file in tested]
+    if both:
+        raise UserError(f"{listed_in} of {name}: {len(both)} images are in train and test: {few(both)}.")
+
+    digest, missing = hashlib.sha256(name.encode()), []
+    for file, label, test in zip(files, labels, is_test, strict=True):
+        try:
+            size = (folder / file).stat().st_size
+        except OSError:
+            missing.append(file)
+        else:
+            digest.update(f"{file}\0{size}\0{label}\0{int(test)}\n".encode())
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(files)} images of {name} that {listed_in} names are not in {folder}: "
+            f"{few(missing)}."
+        )
+
+    def load(index: int) -> Image.Image:
+        return read_image(folder / files[index])
+
+    return Dataset(name, tuple(classes), labels, is_test, tuple(files), load, digest.hexdigest())
+
+
+def from_arrays(name: str, classes: Sequence[str], images: np.ndarray, labels: Sequence[int], n_train: int) -> Dataset:
+    """The Dataset of images held in memory, (N, H, W, 3) uint8, training images first."""
+    labels = np.asarray(labels, dtype=np.int64)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
+        raise UserError(f"{name}: labels must be in 0..{len(classes) - 1}, found {labels.min()}..{labels.max()}.")
+    is_test = np.arange(len(labels)) >= n_train
+    digest = hashlib.sha256(name.encode())
+    for array in (np.ascontiguousarray(images), labels, is_test):
+        digest.update(array.tobytes())
+    numbers = [*range(n_train), *range(len(labels) - n_train)]
+    names = tuple(f"{'test' if test else 'train'}/{n:05d}" for n, test in zip(numbers, is_test, strict=True))
+    return Dataset(
+        name, tuple(classes), labels, is_test, names, lambda i: Image.fromarray(images[i]), digest.hexdigest()
+    )
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file without surrounding space; empty ones left out; any line ends, with or without a BOM."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def few(names: Sequence[str], count: int = 5) -> str:
+    """The first names, and how many more."""
+    more = f", ... ({len(names) - count} more)" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
