@@ -1,14 +1,17 @@
 """Draws and splits, store, batches."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import transforms
 
 from delta_transfer.config import DatasetConfig, SplitConfig
 from delta_transfer.data.dataset import Dataset, split_parts
-from delta_transfer.data.loader import Loader
-from delta_transfer.data.store import open_store
+from delta_transfer.data.loader import Loader, random_boxes
+from delta_transfer.data.store import Store, open_store
 from delta_transfer.errors import UserError
 
 
@@ -89,24 +92,100 @@ def test_fingerprint_of_the_parts():
 # --- store ---
 
 
-def test_store_holds_resized_images_and_is_built_once(tmp_path):
+def picture(index: int, height: int = 20, width: int = 30) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_store_holds_squashed_images_and_is_built_once(tmp_path):
     calls = []
 
     def load(index: int) -> Image.Image:
         calls.append(index)
-        return Image.fromarray(np.random.default_rng(index).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+        return picture(index)
 
     data = dataset_of([0, 0, 1, 1], [False, True] * 2, load)
-    store = open_store(data, 12, tmp_path)
-    assert store.shape == (4, 12, 12, 3) and store.dtype == np.uint8
+    store = open_store(data, 12, "squash", tmp_path)
+    assert store.pixels.dtype == np.uint8 and store.sizes.tolist() == [[12, 12]] * 4
     for index in range(4):
-        expected = np.asarray(load(index).resize((12, 12), Image.Resampling.BILINEAR))
-        assert (store[index] == expected).all()
+        expected = np.asarray(picture(index).resize((12, 12), Image.Resampling.BILINEAR))
+        assert (store.image(index) == expected).all()
     calls.clear()
-    assert (open_store(data, 12, tmp_path) == store).all() and not calls
-    open_store(data, 10, tmp_path)
+    assert (open_store(data, 12, "squash", tmp_path).pixels == store.pixels).all() and not calls
+    open_store(data, 10, "squash", tmp_path)
     assert sorted(calls) == [0, 1, 2, 3]
-    assert len(list((tmp_path / "stores").iterdir())) == 2  # nothing unfinished lies about
+    left = [path.name for path in (tmp_path / "stores").iterdir() if not path.name.endswith(".lock")]
+    assert len(left) == 2 and not any("partial" in name for name in left)
+
+
+def test_kept_aspect_is_torchvisions_resize(tmp_path):
+    shapes = [(20, 31), (31, 20), (16, 16), (9, 47)]
+    data = dataset_of([0, 0, 1, 1], [False, True] * 2, lambda i: picture(i, *shapes[i]))
+    store = open_store(data, 12, "keep", tmp_path)
+    for index, shape in enumerate(shapes):
+        expected = np.asarray(transforms.Resize(12)(picture(index, *shape)))
+        assert store.sizes[index].tolist() == list(expected.shape[:2])
+        assert (store.image(index) == expected).all()
+        start = store.starts[index]
+        assert (store.pixels[start : start + expected[:, :, 0].size].reshape(expected.shape) == expected).all()
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_interrupted_build_goes_on_where_it_stopped(tmp_path, monkeypatch, torn):
+    monkeypatch.setattr("delta_transfer.data.store.SYNC_BYTES", 12 * 12 * 3 * 2)  # safe on disk after 3, 6, 9 images
+    labels, is_test = [0] * 20 + [1] * 20, [False, True] * 20
+    expected = open_store(dataset_of(labels, is_test, picture), 12, "squash", tmp_path / "whole")
+
+    def kill(done: int) -> None:
+        if done == 11:
+            raise Killed
+
+    with pytest.raises(Killed):
+        open_store(dataset_of(labels, is_test, picture), 12, "squash", tmp_path, kill)
+    (partial,) = (tmp_path / "stores").glob("*.partial")
+    if torn:  # what a crash can leave: more pixels than the record of what is safe
+        with open(partial / "pixels", "ab") as file:
+            file.write(b"torn")
+    loaded = []
+
+    def load(index: int) -> Image.Image:
+        loaded.append(index)
+        return picture(index)
+
+    store = open_store(dataset_of(labels, is_test, load), 12, "squash", tmp_path)
+    assert (store.pixels == expected.pixels).all() and (store.sizes == expected.sizes).all()
+    assert sorted(loaded) == list(range(9, 40))
+    assert not list((tmp_path / "stores").glob("*.partial"))
+
+
+def test_unreadable_images_are_all_named_and_no_store_is_left(tmp_path):
+    def load(index: int) -> Image.Image:
+        if index in (3, 30):
+            raise OSError("broken")
+        return picture(index)
+
+    data = dataset_of([0] * 20 + [1] * 20, [False, True] * 20, load)
+    with pytest.raises(UserError, match=r"2 images of toy .*image3 \(broken\), image30 \(broken\)"):
+        open_store(data, 12, "squash", tmp_path)
+    assert all(path.name.endswith(".lock") for path in (tmp_path / "stores").iterdir())
+
+
+def test_store_that_does_not_fit_the_disk_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="store of toy needs"):
+        open_store(dataset_of([0, 1], [False, True], picture), 32, "squash", tmp_path)
+
+
+def test_truncated_store_is_refused(tmp_path):
+    data = dataset_of([0, 1], [False, True], picture)
+    open_store(data, 12, "squash", tmp_path)
+    (pixels,) = (tmp_path / "stores").glob("*/pixels")
+    pixels.write_bytes(pixels.read_bytes()[:-1])
+    with pytest.raises(UserError, match="is damaged: remove it"):
+        open_store(data, 12, "squash", tmp_path)
 
 
 # --- batches ---
@@ -114,12 +193,12 @@ def test_store_holds_resized_images_and_is_built_once(tmp_path):
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 
 
-def loader_of(count=10, size=8, crop=5, batch_size=4, seed=0, mirror=True) -> Loader:
-    store = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    labels = np.arange(count)
+def loader_of(count=10, size=8, crop=5, batch_size=4, seed=0, sizes=None, mirror=True, **views) -> Loader:
+    sizes = np.array(sizes or [(size, size)] * count)
+    pixels = np.random.default_rng(0).integers(0, 256, (sizes.prod(axis=1).sum(), 3), dtype=np.uint8)
     return Loader(
-        store,
-        labels,
+        Store(pixels, sizes),
+        np.arange(len(sizes)),
         crop=crop,
         mirror=mirror,
         mean=MEAN,
@@ -127,7 +206,14 @@ def loader_of(count=10, size=8, crop=5, batch_size=4, seed=0, mirror=True) -> Lo
         batch_size=batch_size,
         seed=seed,
         device=torch.device("cpu"),
+        **views,
     )
+
+
+def images_of(loader: Loader) -> list[np.ndarray]:
+    """The stored images, each (H, W, 3) uint8."""
+    sizes = np.stack([loader.heights, loader.widths], axis=1)
+    return [Store(loader.pixels.numpy(), sizes).image(i) for i in range(len(sizes))]
 
 
 def plain(pixels: np.ndarray) -> torch.Tensor:
@@ -135,19 +221,88 @@ def plain(pixels: np.ndarray) -> torch.Tensor:
     return ((torch.from_numpy(pixels.copy()).float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
 
 
-def test_centre_crop():
-    loader = loader_of(size=9, crop=5, batch_size=4)
-    images, labels = zip(*loader.centre_batches(np.arange(10)), strict=True)
+@pytest.mark.parametrize(("size", "corner"), [(9, 2), (8, 2), (10, 2), (12, 4)])  # a half is rounded to even
+def test_centre_crop_is_torchvisions(size, corner):
+    loader = loader_of(size=size, crop=5, batch_size=4)
+    images, labels = zip(*loader.test_batches(np.arange(10)), strict=True)
     assert [len(batch) for batch in images] == [4, 4, 2]
     assert torch.cat(labels).tolist() == list(range(10))
-    store = loader.images.numpy()
-    for i, image in enumerate(torch.cat(images)):
-        torch.testing.assert_close(image, plain(store[i, 2:7, 2:7]))
+    for stored, image in zip(images_of(loader), torch.cat(images), strict=True):
+        torch.testing.assert_close(image, plain(stored[corner : corner + 5, corner : corner + 5]))
+        torch.testing.assert_close(image, plain(np.asarray(transforms.CenterCrop(5)(Image.fromarray(stored)))))
+
+
+SIZES = [(8, 8), (8, 13), (14, 8), (9, 8), (8, 8)]
+
+
+@pytest.mark.parametrize("batch_size", [4, 25, 1000])
+def test_ten_crops_are_torchvisions(batch_size):
+    loader = loader_of(sizes=SIZES, crop=5, batch_size=batch_size, ten_crops=True)
+    order = np.array([3, 0, 1, 4, 2])
+    images, labels = zip(*loader.test_batches(order), strict=True)
+    assert torch.cat(labels).tolist() == order.tolist()
+    stored = images_of(loader)
+    expected = [plain(np.asarray(crop)) for i in order for crop in transforms.TenCrop(5)(Image.fromarray(stored[i]))]
+    torch.testing.assert_close(torch.cat(images), torch.stack(expected))
+
+
+def test_five_crops_where_mirror_images_mean_something_else():
+    loader = loader_of(sizes=SIZES, crop=5, mirror=False, ten_crops=True, batch_size=100)
+    ((images, labels),) = loader.test_batches(np.arange(5))
+    expected = [plain(np.asarray(c)) for i in images_of(loader) for c in transforms.FiveCrop(5)(Image.fromarray(i))]
+    torch.testing.assert_close(images, torch.stack(expected))
+
+
+def test_one_gather_is_the_same_as_slices():
+    loader = loader_of(sizes=SIZES, crop=5)
+    rows, columns = np.array([0, 3, 9, 4, 1]), np.array([3, 8, 2, 0, 1])
+    arguments = np.arange(5), loader._square(rows, columns), np.array([True, False, True, False, True])
+    assert torch.equal(loader._gathered(*arguments), loader._sliced(*arguments))
+
+
+def test_random_crops_reach_the_whole_of_an_image_that_is_not_square():
+    loader = loader_of(sizes=[(5, 11)], crop=5, batch_size=8)
+    seen = {tuple(image[0, 0].tolist()) for i in range(30) for image in loader.train_batch(np.arange(1), i)[0]}
+    (stored,) = images_of(loader)
+    columns = [plain(stored[:, c : c + 5][:, ::flip])[0, 0] for c in range(7) for flip in (1, -1)]
+    assert len(seen) == len(columns) == 14
+
+
+def test_random_boxes_are_drawn_as_published():
+    heights, widths = np.full(4000, 300), np.full(4000, 400)
+    row, column, height, width = random_boxes(np.random.default_rng(0), heights, widths, 0.2)
+    assert (row >= 0).all() and (row + height <= 300).all() and (column >= 0).all() and (column + width <= 400).all()
+    area, ratio = height * width / (300 * 400), width / height
+    assert 0.19 < area.min() < 0.21 and area.max() > 0.9
+    assert 0.74 < ratio.min() < 0.78 and 1.28 < ratio.max() < 1.35
+    # torchvision's own draws have the same mean area and shape (standard errors of 4,000 draws: 0.0035, 0.0026).
+    drawn = [
+        transforms.RandomResizedCrop.get_params(torch.zeros(3, 300, 400), (0.2, 1.0), (3 / 4, 4 / 3))
+        for _ in range(4000)
+    ]
+    assert abs(area.mean() - np.mean([h * w / 120000 for *_, h, w in drawn])) < 0.02
+    assert abs(np.log(ratio).mean() - np.mean([np.log(w / h) for *_, h, w in drawn])) < 0.02
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((10, 100), (0, 43, 10, 13)), ((100, 10), (43, 0, 13, 10))])
+def test_random_box_that_never_fits_is_the_largest_centred_one(shape, expected):
+    box = random_boxes(np.random.default_rng(0), *np.array(shape)[:, None], min_area=0.99)
+    assert tuple(box[:, 0]) == expected
+
+
+def test_random_resized_crops_are_resized_as_pillow_does():
+    loader = loader_of(sizes=[(40, 50)], crop=16, mirror=False, batch_size=1, min_crop_area=0.5)
+    random = np.random.default_rng((0, 0, 1, 0))  # seed, stream, purpose, iteration
+    ((row, column, height, width),) = random_boxes(random, np.array([40]), np.array([50]), 0.5).T
+    image, _ = loader.train_batch(np.arange(1), 0)
+    box = Image.fromarray(images_of(loader)[0][row : row + height, column : column + width])
+    expected = plain(np.asarray(box.resize((16, 16), Image.Resampling.BILINEAR)))
+    assert (image[0] - expected).abs().max() < 1.01 / 255 / min(STD)  # one grey level
 
 
 def test_training_images_are_crops_or_mirrored_crops_of_their_source():
     loader = loader_of(size=8, crop=5)
-    store = loader.images.numpy()
+    store = np.array(images_of(loader))
     seen = set()
     for iteration in range(60):
         images, labels = loader.train_batch(np.arange(10), iteration)
@@ -167,7 +322,7 @@ def test_training_images_are_crops_or_mirrored_crops_of_their_source():
 
 def test_without_mirroring():
     images, labels = loader_of(size=5, crop=5, mirror=False).train_batch(np.arange(10), 0)
-    store = loader_of(size=5, crop=5).images.numpy()
+    store = images_of(loader_of(size=5, crop=5))
     for image, label in zip(images, labels.tolist(), strict=True):
         torch.testing.assert_close(image, plain(store[label]))
 

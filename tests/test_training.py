@@ -8,6 +8,7 @@ from torch import nn
 
 from delta_transfer.config import ScheduleConfig
 from delta_transfer.data.loader import Loader
+from delta_transfer.data.store import Store
 from delta_transfer.errors import UserError
 from delta_transfer.models import Network
 from delta_transfer.regularizers import DELTA, L2, L2SP, DELTAWithoutAttention, Regularizer
@@ -20,7 +21,7 @@ def loader() -> Loader:
     labels = np.arange(24) % 3
     store = rng.integers(0, 100, (24, 10, 10, 3)) + 60 * labels[:, None, None, None]
     return Loader(
-        store.astype(np.uint8),
+        Store(store.astype(np.uint8).reshape(-1, 3), np.full((24, 2), 10)),
         labels,
         crop=8,
         mirror=True,

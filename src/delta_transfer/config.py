@@ -47,7 +47,7 @@ class OfficialCounts:
 class DatasetConfig:
     name: str = MISSING  # key of delta_transfer.data.DATASETS
     root: str | None = None  # where the publisher's files are
-    download: bool = False  # fetch them first, where torchvision knows how (checksummed)
+    download: bool = False  # fetch them first, where torchvision knows how
     official: OfficialCounts | None = None
     images_per_class: int | None = None  # stratified draw from the training part; null = all
     sample_rate: float = 1.0  # the same as a fraction of each class, rounded up
@@ -211,23 +211,41 @@ class DeltaConfig(RegConfig):
 
 @dataclass
 class ScheduleConfig:
-    iterations: int | None = None  # exactly one of iterations and epochs
-    epochs: float | None = None
+    """A protocol: how long, with which optimizer, on which views of the images."""
+
+    iterations: int | None = None
+    epochs: float | None = None  # passes over the training images; where set, it replaces `iterations`
     batch_size: int = 64
     lr: float = 0.01
+    backbone_lr_factor: float = 1.0  # learning rate of the backbone as a multiple of the head's
     momentum: float = 0.9
+    nesterov: bool = False
     decay_at: float = 2 / 3  # fraction of the run after which the learning rate drops
     decay_factor: float = 0.1
+    aspect: str = "squash"  # squash: to backbone.resize x backbone.resize | keep: the shorter side to backbone.resize
+    train_crop: str = "random"  # random: backbone.image_size pixels | random_resized: a random box, resized to that
+    min_crop_area: float = 0.2  # of random_resized: smallest part of the image's area
+    test_crops: int = 1  # 1: the centre | 10: corners and centre, also mirrored; the mean of their logits counts
     log_every: int = 10  # iterations; the only steps that wait for the device
     eval_every: int = 0  # iterations between evaluations on the test (or validation) part; 0 = at the end only
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self):
         require(
-            (self.iterations is None) != (self.epochs is None),
-            "schedule needs exactly one of schedule.iterations and schedule.epochs "
-            f"(got {self.iterations} and {self.epochs}); set the other one to null.",
+            self.iterations is not None or self.epochs is not None,
+            "schedule needs a length: set schedule.iterations or schedule.epochs.",
         )
+        if self.epochs is not None:
+            self.iterations = None
+        for name, values in (
+            ("aspect", ("squash", "keep")),
+            ("train_crop", ("random", "random_resized")),
+            ("test_crops", (1, 10)),
+        ):
+            value = getattr(self, name)
+            require(value in values, f"schedule.{name} must be {values[0]} or {values[1]}, got {value!r}.")
+        require(not self.nesterov or self.momentum > 0, "schedule.nesterov needs a schedule.momentum that is not 0.")
+        require(0 < self.min_crop_area <= 1, f"schedule.min_crop_area must be in (0, 1], got {self.min_crop_area}.")
         require_positive(
             self,
             "schedule",
@@ -235,6 +253,7 @@ class ScheduleConfig:
             "epochs",
             "batch_size",
             "lr",
+            "backbone_lr_factor",
             "decay_factor",
             "log_every",
             "checkpoint_seconds",
@@ -244,14 +263,17 @@ class ScheduleConfig:
 
     def length(self, n_train: int) -> int:
         """Number of iterations of a run on `n_train` images."""
-        if self.iterations is not None:
+        if self.epochs is None:
             return self.iterations
         return max(1, round(self.epochs * n_train / self.batch_size))
 
 
 @dataclass
 class SplitConfig:
-    """A validation part, cut from the (drawn) training images class by class. The test part is never touched."""
+    """A validation part, cut from the (drawn) training images class by class. The test part is never touched.
+
+    Runs on folds exist to choose settings: they do not look at the test part at all.
+    """
 
     val_fraction: float = 0.0
     folds: int | None = None  # k-fold cross-validation instead of a fraction
@@ -265,6 +287,10 @@ class SplitConfig:
             require(self.folds >= 2, f"split.folds must be at least 2, got {self.folds}.")
             require(self.val_fraction == 0, "split.folds and split.val_fraction both cut a validation part: set one.")
             require(0 <= self.fold < self.folds, f"split.fold must be in 0..{self.folds - 1}, got {self.fold}.")
+
+    @property
+    def measures_test(self) -> bool:
+        return self.folds is None
 
 
 @dataclass

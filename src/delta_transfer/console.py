@@ -66,12 +66,11 @@ class Display:
         if tenth == self.last_tenth:
             return
         self.last_tenth = tenth
-        elapsed = time.monotonic() - self.started
-        left = elapsed / max(1, step - self.first_step) * (self.total - step)
-        print(
-            f"{self.title}: {self.unit} {step}/{self.total}  {text}  {left:.0f} s left".replace("    ", "  "),
-            flush=True,
-        )
+        parts = [f"{self.title}: {self.unit} {step}/{self.total}", text]
+        if 0 < tenth < 10:  # the first step says nothing about the others
+            elapsed = time.monotonic() - self.started
+            parts.append(f"{elapsed / max(1, step - self.first_step) * (self.total - step):.0f} s left")
+        print("  ".join(part for part in parts if part), flush=True)
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl."""

@@ -8,16 +8,38 @@ from hydra import compose
 from .config import RunConfig, require, to_run_config
 from .console import say
 
+WEIGHTS = "model.safetensors"
+
 
 def glyphs_weights(config: RunConfig) -> str:
     """Path of the weights of the embedded source network, trained now if that was not done before."""
     return _glyphs_weights(config.backbone.name, config.results_dir, config.cache_dir, config.device)
 
 
+def trained_glyphs_weights(config: RunConfig) -> str | None:
+    """The same path if the network has been trained; nothing is trained."""
+    from .data import load_dataset
+    from .environment import pick_device, pick_precision
+    from .run import name_of
+
+    recipe = _recipe(config.backbone.name, config.results_dir, config.cache_dir, config.device)
+    recipe.precision = pick_precision(recipe.precision, pick_device(recipe.device))
+    name = name_of(recipe, load_dataset(recipe.dataset), weights="none")
+    path = Path(recipe.results_dir) / "runs" / name
+    return str(path / WEIGHTS) if (path / "summary.json").exists() else None
+
+
 @cache  # once per sweep
 def _glyphs_weights(backbone: str, results_dir: str, cache_dir: str, device: str) -> str:
     from .run import run
 
+    recipe = _recipe(backbone, results_dir, cache_dir, device)
+    say("Source network of the embedded default (delta-pretrain):")
+    summary = run(recipe)
+    return str(Path(recipe.results_dir) / "runs" / summary["run_id"] / WEIGHTS)
+
+
+def _recipe(backbone: str, results_dir: str, cache_dir: str, device: str) -> RunConfig:
     recipe = to_run_config(compose("pretrain"))  # within the Hydra job that asks for it
     require(
         backbone == recipe.backbone.name,
@@ -25,6 +47,4 @@ def _glyphs_weights(backbone: str, results_dir: str, cache_dir: str, device: str
     )
     recipe.results_dir = str(Path(results_dir) / "pretrained")
     recipe.cache_dir, recipe.device = cache_dir, device
-    say("Source network of the embedded default (delta-pretrain):")
-    summary = run(recipe)
-    return str(Path(recipe.results_dir) / "runs" / summary["run_id"] / "model.safetensors")
+    return recipe

@@ -3,8 +3,10 @@
 import contextlib
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
@@ -63,6 +65,19 @@ def peak_memory(device: torch.device) -> int | None:
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     except (OSError, StopIteration):
         return None
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.5) -> float:
+    """The shortest of two or more repetitions of `work`, repeated for `at_least` seconds: others may disturb it."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < at_least:
+        synchronize()
+        start = perf_counter()
+        work()
+        synchronize()
+        times.append(perf_counter() - start)
+    return min(times)
 
 
 def versions() -> dict[str, str]:

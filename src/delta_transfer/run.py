@@ -3,6 +3,7 @@
 import io
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ from .regularizers import Regularizer, build_regularizer
 from .training import Diverged, Learner, evaluate, make_optimizer, train
 
 
-def run(config: RunConfig) -> dict[str, Any]:
-    """Carry out the run that `config` describes, or find it finished; returns its summary."""
+def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Carry out the run that `config` describes, or find it finished; returns its summary.
+
+    `overrides`: what Hydra composed `config` from, for the record.
+    """
     device = set_up(config)
     regularizer = build_regularizer(config.reg)
     require(
@@ -38,11 +42,8 @@ def run(config: RunConfig) -> dict[str, Any]:
     dataset = load_dataset(config.dataset)
     parts = split_parts(dataset, config.dataset, config.split)
     source = build_source(config.backbone, config.seed, tapped=regularizer.needs_taps)
-
     weights = fingerprint(source.weights())
-    # Random weights differ with the seed; they are the same choice all the same.
-    weights_name = "none" if config.backbone.weights == "none" else weights
-    name = run_id(config, run_identity(config, dataset.fingerprint, weights_name))
+    name = name_of(config, dataset, weights)
     with RunDirectory(Path(config.results_dir) / "runs" / name) as directory:
         summary = directory.summary()
         if summary is not None and summary.get("error") is None:
@@ -69,7 +70,7 @@ def run(config: RunConfig) -> dict[str, Any]:
             config.backbone.aux_weight,
             config.compile,
         )
-        summary = describe_run(config, name, dataset, parts, weights_name, device)
+        summary = describe_run(config, name, dataset, parts, weights, device) | {"overrides": list(overrides)}
         try:
             results = train_and_evaluate(config, learner, regularizer, loader, parts, directory)
         except Diverged as error:
@@ -85,9 +86,20 @@ def run(config: RunConfig) -> dict[str, Any]:
         return summary
 
 
+def weights_name(config: RunConfig, weights: str) -> str:
+    """What stands for the source weights: their fingerprint. Random ones differ with the seed, but are one choice."""
+    return "none" if config.backbone.weights == "none" else weights
+
+
+def name_of(config: RunConfig, dataset: Dataset, weights: str) -> str:
+    """The run's name, in which the hash stands for everything that decides its result."""
+    return run_id(config, run_identity(config, dataset.fingerprint, weights_name(config, weights)))
+
+
 def make_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Loader:
+    schedule = config.schedule
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
-        store = open_store(dataset, config.backbone.resize, Path(config.cache_dir), display.update)
+        store = open_store(dataset, config.backbone.resize, schedule.aspect, Path(config.cache_dir), display.update)
     return Loader(
         store,
         dataset.labels,
@@ -95,9 +107,11 @@ def make_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Lo
         mirror=config.dataset.mirror,
         mean=config.backbone.mean,
         std=config.backbone.std,
-        batch_size=config.schedule.batch_size,
+        batch_size=schedule.batch_size,
         seed=config.seed,
         device=device,
+        min_crop_area=schedule.min_crop_area if schedule.train_crop == "random_resized" else None,
+        ten_crops=schedule.test_crops == 10,
     )
 
 
@@ -113,7 +127,7 @@ def train_and_evaluate(
     first_iteration, seconds_before = resume(directory, learner, regularizer)
     iterations = config.schedule.length(len(parts.train))
     # Every part is measured, nothing is selected: the last iteration is what counts.
-    measured = ["val", "test"] if len(parts.val) else ["test"]
+    measured = (["val"] if len(parts.val) else []) + (["test"] if config.split.measures_test else [])
     latest: dict[str, dict[str, Any]] = {}
 
     def evaluate_now() -> dict[str, float]:
@@ -144,12 +158,12 @@ def train_and_evaluate(
         **{f"{part}_{key}": latest[part][key] for part in measured for key in ("top1", "loss")},
         "train_seconds": seconds,
         "images_per_second": iterations * config.schedule.batch_size / seconds,
-        "test_outputs": latest["test"],
+        "test_outputs": latest.get("test"),
     }
 
 
 def describe_run(
-    config: RunConfig, name: str, dataset: Dataset, parts: Parts, weights_name: str, device: torch.device
+    config: RunConfig, name: str, dataset: Dataset, parts: Parts, weights: str, device: torch.device
 ) -> dict[str, Any]:
     """What the summary says before anything is measured."""
     return {
@@ -162,7 +176,7 @@ def describe_run(
         "n_test": len(parts.test),
         "num_classes": len(dataset.classes),
         "dataset_fingerprint": dataset.fingerprint,
-        "weights_fingerprint": weights_name,
+        "weights_fingerprint": weights_name(config, weights),
         "selection": "last iteration",
         "iterations": config.schedule.length(len(parts.train)),
         "versions": versions(),
@@ -177,7 +191,7 @@ def describe_run(
 
 def describe_fit(config: RunConfig, regularizer: Regularizer, weights: str, data: str) -> dict[str, Any]:
     """Everything that decides what `fit` computes."""
-    backbone = config.backbone
+    backbone, schedule = config.backbone, config.schedule
     return {
         "method": config.reg.name,
         "backbone": backbone.name,
@@ -185,17 +199,19 @@ def describe_fit(config: RunConfig, regularizer: Regularizer, weights: str, data
         "taps": backbone.taps,
         "data": data,
         "pixels": [backbone.resize, backbone.image_size, backbone.mean, backbone.std, config.dataset.mirror],
-        "batch_size": config.schedule.batch_size,
+        "crops": [schedule.aspect, schedule.train_crop, schedule.min_crop_area],
+        "batch_size": schedule.batch_size,
         "options": regularizer.fit_options(),
         "seed": regularizer.fit_seed,
     }
 
 
-def write_outputs(directory: RunDirectory, target: Network, test: dict[str, Any], parts: Parts) -> None:
+def write_outputs(directory: RunDirectory, target: Network, test: dict[str, Any] | None, parts: Parts) -> None:
     """Test predictions, for paired tests, and the trained weights under the model's own parameter names."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, labels=test["labels"], logits=test["logits"], index=parts.test)
-    write_atomically(directory.path / "predictions.npz", buffer.getvalue())
+    if test is not None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, labels=test["labels"], logits=test["logits"], index=parts.test)
+        write_atomically(directory.path / "predictions.npz", buffer.getvalue())
     weights = {key: value.cpu().contiguous() for key, value in target.weights().items()}
     write_atomically(directory.path / "model.safetensors", safetensors_bytes(weights))
 

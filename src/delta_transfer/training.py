@@ -65,17 +65,28 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def make_optimizer(target: Network, regularizer: Regularizer, schedule: ScheduleConfig) -> torch.optim.SGD:
-    """SGD over what the method trains: head, backbone unless frozen, and parameters of its own."""
+    """SGD over what the method trains: head and parameters of its own, and the backbone unless it is frozen."""
     if regularizer.freezes_backbone:
         target.freeze()
         for parameter in target.head_parameters().values():
             parameter.requires_grad_(True)
-    trained = [p for p in (*target.parameters(), *regularizer.parameters()) if p.requires_grad]
-    return torch.optim.SGD(trained, lr=schedule.lr, momentum=schedule.momentum, weight_decay=regularizer.weight_decay)
+    groups = [
+        {"params": [*target.head_parameters().values(), *regularizer.parameters()], "lr_factor": 1.0},
+        {"params": list(target.backbone_parameters().values()), "lr_factor": schedule.backbone_lr_factor},
+    ]
+    for group in groups:
+        group["params"] = [p for p in group["params"] if p.requires_grad]
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=schedule.lr,
+        momentum=schedule.momentum,
+        nesterov=schedule.nesterov,
+        weight_decay=regularizer.weight_decay,
+    )
 
 
 def learning_rate(schedule: ScheduleConfig, iteration: int, iterations: int) -> float:
-    """Of step number `iteration`, counted from 0."""
+    """Of the head, in step number `iteration`, counted from 0."""
     decayed = iteration >= round(schedule.decay_at * iterations)
     return schedule.lr * (schedule.decay_factor if decayed else 1.0)
 
@@ -108,7 +119,7 @@ def train(
         images, labels = loader.train_batch(train_indices, iteration)
         lr = learning_rate(schedule, iteration, iterations)
         for group in learner.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
         torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
         logits, terms = regularizer.update(learner, images, labels)
         window.add(logits, labels, terms)
@@ -133,12 +144,16 @@ def train(
 
 @torch.inference_mode()
 def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: str) -> dict[str, Any]:
-    """Centre crops of `indices`: logits (N, K) fp32, labels (N,), top-1 accuracy in percent, mean cross-entropy."""
+    """On test crops of `indices`: logits (N, K) fp32, labels (N,), top-1 accuracy in percent, mean cross-entropy.
+
+    Of several crops of an image the mean of the logits counts.
+    """
     network.eval()
     logits, labels = [], []
-    for images, batch_labels in loader.centre_batches(indices):
+    for images, batch_labels in loader.test_batches(indices):
         with autocast(images.device, precision):
-            logits.append(network(images)["logits"].float())
+            views = network(images)["logits"].float()
+        logits.append(views.view(len(batch_labels), -1, views.shape[1]).mean(dim=1))
         labels.append(batch_labels)
     logits, labels = torch.cat(logits), torch.cat(labels)
     return {

@@ -70,7 +70,7 @@ def from_files(
     for file, label, test in zip(files, labels, is_test, strict=True):
         try:
             size = (folder / file).stat().st_size
-        except OSError:
+        except (OSError, ValueError):  # ValueError: no name at all, as a NUL in a damaged list
             missing.append(file)
         else:
             digest.update(f"{file}\0{size}\0{label}\0{int(test)}\n".encode())

@@ -1,4 +1,4 @@
-"""Batches on the device: a whole batch of crops and flips is one gather from the store.
+"""Batches on the device: crops and mirror images cut from the store, normalised there.
 
 Which images a batch holds and how they are cropped follows from (seed, stream, iteration) alone: all methods of one
 seed see the same batches, and a resumed run goes on with the batch it would have seen.
@@ -11,27 +11,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .store import Store
+
 # Streams of random numbers that must not influence one another. `fit` is what a regularizer sees before training.
 STREAMS = {"train": 0, "fit": 1, "dropout": 2}
 
 
 class Loader:
-    """Random crops and mirror images for training, centre crops for evaluation.
+    """Random crops and mirror images for training; the centre crop, or ten crops, for evaluation.
 
     Args:
-        store: decoded images, (N, S, S, 3) uint8.
+        store: decoded images.
         labels: (N,) int64.
-        crop: side of the crop in pixels, at most S.
-        mirror: whether training images are mirrored at random.
+        crop: side of the crop in pixels.
+        mirror: whether training images are mirrored at random (and test crops too, if there are ten).
         mean, std: per channel, of images scaled to 0..1.
         batch_size: images per batch; every training batch is full.
         seed: of order and augmentation.
         device: where batches are made. The store is copied there when it is a GPU with room for it.
+        min_crop_area: None for crops of crop x crop pixels; else random resized crops, a box with this part of the
+            image's area or more and sides of 3:4 to 4:3, resized to crop x crop (torchvision's RandomResizedCrop).
+        ten_crops: evaluate on the four corners and the centre, each also mirrored, instead of on the centre.
     """
 
     def __init__(
         self,
-        store: np.ndarray,
+        store: Store,
         labels: np.ndarray,
         *,
         crop: int,
@@ -41,15 +46,19 @@ class Loader:
         batch_size: int,
         seed: int,
         device: torch.device,
+        min_crop_area: float | None = None,
+        ten_crops: bool = False,
     ):
         self.crop, self.mirror, self.batch_size, self.seed, self.device = crop, mirror, batch_size, seed, device
-        self.size = store.shape[1]
+        self.min_crop_area, self.ten_crops = min_crop_area, ten_crops
+        self.heights, self.widths = store.sizes.T
+        self.starts = store.starts
         self.labels = torch.from_numpy(labels)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the store is read-only: nothing here writes to it
-            self.images = torch.from_numpy(store)
-        if device.type == "cuda" and store.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
-            self.images, self.labels = self.images.to(device), self.labels.to(device)
+            self.pixels = torch.from_numpy(store.pixels)
+        if device.type == "cuda" and store.pixels.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
+            self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
         # (x / 255 - mean) / std as one multiplication and one addition.
         self.scale = (1 / (255 * torch.tensor(std))).to(device)
         self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(device)
@@ -70,9 +79,13 @@ class Loader:
             order = _generator(seed, stream, 0, number).permutation(indices)
             chosen[epoch == number] = order[offset[epoch == number]]
         random = _generator(seed, stream, 1, iteration)
-        corners = random.integers(0, self.size - self.crop + 1, size=(2, self.batch_size))
+        heights, widths = self.heights[chosen], self.widths[chosen]
+        if self.min_crop_area is None:
+            boxes = self._square(*random.integers(0, np.stack([heights, widths]) - self.crop + 1))
+        else:
+            boxes = random_boxes(random, heights, widths, self.min_crop_area)
         mirrored = (random.random(self.batch_size) < 0.5) & self.mirror
-        return self._gather(chosen, corners, mirrored)
+        return self._batch(chosen, boxes, mirrored)
 
     def passes(self, indices: np.ndarray, stream: str, seed: int) -> "Passes":
         """Training batches as an iterable of which every iteration is one further pass over `indices`."""
@@ -82,26 +95,100 @@ class Loader:
         """Seed of the network's own randomness (dropout) in training step `iteration`."""
         return int(_generator(self.seed, "dropout", 0, iteration).integers(2**63))
 
-    def centre_batches(self, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """Centre crops of `indices` in their order; the last batch may be smaller."""
-        corner = (self.size - self.crop) // 2
-        for start in range(0, len(indices), self.batch_size):
-            chosen = indices[start : start + self.batch_size]
-            yield self._gather(chosen, np.full((2, len(chosen)), corner), np.zeros(len(chosen), dtype=bool))
+    def test_batches(self, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B * V, 3, crop, crop), the V views of an image one after the other, and labels (B,).
 
-    def _gather(self, chosen: np.ndarray, corners: np.ndarray, mirrored: np.ndarray) -> tuple[Tensor, Tensor]:
-        where = self.images.device
+        In the order of `indices`. V is 1, the centre crop; or with ten crops 10, in torchvision's order (5 without
+        mirroring). At most `batch_size` views go together.
+        """
+        views = self._views(indices[:1])[0].shape[-1]
+        step = max(1, self.batch_size // views)
+        for start in range(0, len(indices), step):
+            chosen = indices[start : start + step]
+            corners, mirrored = self._views(chosen)
+            images, labels = self._batch(
+                chosen.repeat(views), self._square(*corners.reshape(2, -1)), mirrored.repeat(len(chosen), 0).ravel()
+            )
+            yield images, labels[::views]
+
+    def _views(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Upper left corners (2, B, V) of the crops that an image is tested on, and which are mirrored, (1, V)."""
+        bottom, right = self.heights[chosen] - self.crop, self.widths[chosen] - self.crop
+        top = left = np.zeros_like(bottom)
+        middle, centre = np.rint(bottom / 2).astype(np.int64), np.rint(right / 2).astype(np.int64)
+        if not self.ten_crops:
+            return np.array([middle, centre])[:, :, None], np.array([[False]])
+        rows = np.stack([top, top, bottom, bottom, middle], axis=1)
+        columns = np.stack([left, right, left, right, centre], axis=1)
+        if not self.mirror:
+            return np.array([rows, columns]), np.array([[False] * 5])
+        # Column x of the mirrored image is column W - crop - x of the image.
+        both = np.array([np.hstack([rows, rows]), np.hstack([columns, right[:, None] - columns])])
+        return both, np.array([[False] * 5 + [True] * 5])
+
+    def _square(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        """Boxes (4, B): row, column, height, width."""
+        side = np.full_like(rows, self.crop)
+        return np.array([rows, columns, side, side])
+
+    def _batch(self, chosen: np.ndarray, boxes: np.ndarray, mirrored: np.ndarray) -> tuple[Tensor, Tensor]:
+        # One gather for all crops on a GPU; on a CPU slices are several times as fast.
+        gather = self.pixels.is_cuda and self.min_crop_area is None
+        batch = (self._gathered if gather else self._sliced)(chosen, boxes, mirrored)
+        labels = self.labels[torch.from_numpy(chosen).to(self.labels.device)]
+        if batch.device.type != self.device.type:  # the store did not fit on the GPU: through pinned memory
+            batch, labels = (t.pin_memory().to(self.device, non_blocking=True) for t in (batch, labels))
+        return (batch.float() * self.scale + self.shift).permute(0, 3, 1, 2), labels
+
+    def _sliced(self, chosen: np.ndarray, boxes: np.ndarray, mirrored: np.ndarray) -> Tensor:
+        """(B, crop, crop, 3) uint8, box by box, resized where a box has another size."""
+        batch = torch.empty(len(chosen), self.crop, self.crop, 3, dtype=torch.uint8, device=self.pixels.device)
+        for out, index, (row, column, height, width), flip in zip(batch, chosen, boxes.T, mirrored, strict=True):
+            start, stride = self.starts[index], self.widths[index]
+            lines = self.pixels[start + row * stride : start + (row + height) * stride].view(height, stride, 3)
+            box = lines[:, column : column + width]
+            if (height, width) != (self.crop, self.crop):
+                box = resized(box, self.crop)
+            out.copy_(box.flip(1) if flip else box)
+        return batch
+
+    def _gathered(self, chosen: np.ndarray, boxes: np.ndarray, mirrored: np.ndarray) -> Tensor:
+        """The same for boxes of crop x crop pixels, in one operation."""
+        rows, columns, *_ = boxes
         span = np.arange(self.crop)
-        columns = corners[1][:, None] + np.where(mirrored[:, None], span[::-1], span)
-        index, rows, columns = (
-            torch.from_numpy(np.asarray(a, dtype=np.int64)).to(where, non_blocking=True)
-            for a in (chosen, corners[0][:, None] + span, columns)
-        )
-        pixels = self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]  # (B, crop, crop, 3)
-        labels = self.labels[index]
-        if where.type != self.device.type:  # the store did not fit on the GPU: its batches go through pinned memory
-            pixels, labels = (t.pin_memory().to(self.device, non_blocking=True) for t in (pixels, labels))
-        return (pixels.float() * self.scale + self.shift).permute(0, 3, 1, 2), labels
+        lines = self.starts[chosen, None] + (rows[:, None] + span) * self.widths[chosen, None]
+        places = columns[:, None] + np.where(mirrored[:, None], span[::-1], span)
+        lines, places = (torch.from_numpy(a).to(self.pixels.device, non_blocking=True) for a in (lines, places))
+        return self.pixels[lines[:, :, None] + places[:, None, :]]
+
+
+def random_boxes(
+    random: np.random.Generator, heights: np.ndarray, widths: np.ndarray, min_area: float, tries: int = 10
+) -> np.ndarray:
+    """Boxes (4, B) of random resized crops: row, column, height, width.
+
+    As torchvision's RandomResizedCrop: area uniform in [min_area, 1] of the image, log of width/height uniform between
+    3/4 and 4/3, the first of ten tries that fits; else the largest centred box of an allowed shape.
+    """
+    shape = (tries, len(heights))
+    area = heights * widths * random.uniform(min_area, 1, shape)
+    ratio = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3), shape))
+    width, height = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+    fits = (width > 0) & (height > 0) & (width <= widths) & (height <= heights)
+    first, everyone = fits.argmax(axis=0), np.arange(len(heights))
+    found = fits.any(axis=0)
+    width = np.where(found, width[first, everyone], np.minimum(widths, np.rint(heights * 4 / 3))).astype(np.int64)
+    height = np.where(found, height[first, everyone], np.minimum(heights, np.rint(widths * 4 / 3))).astype(np.int64)
+    room = np.stack([heights - height, widths - width])
+    place = np.where(found, random.integers(0, room + 1), room // 2)
+    return np.array([*place, height, width])
+
+
+def resized(box: Tensor, side: int) -> Tensor:
+    """(h, w, 3) uint8 -> (side, side, 3), bilinear with antialiasing, as Pillow does it."""
+    from torchvision.transforms.v2 import functional
+
+    return functional.resize(box.permute(2, 0, 1), [side, side], antialias=True).permute(1, 2, 0)
 
 
 class Passes:

@@ -1,61 +1,176 @@
-"""Every image decoded once, into one memory-mapped uint8 array."""
+"""Every image decoded once, into one memory-mapped uint8 array on disk."""
 
+import fcntl
 import hashlib
+import json
 import os
-from collections.abc import Callable
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from ..console import say
 from ..errors import UserError
 from .dataset import Dataset
+from .files import UNREADABLE, few
 
-# Raise when the decoded pixels change, so that older stores are not used.
-VERSION = 1
+# Raise when the decoded pixels or the layout of the files change, so that older stores are not used.
+VERSION = 2
+SYNC_BYTES = 64 * 2**20  # how much is written between two flushes to disk: what a crash can cost
+
+
+@dataclass(frozen=True)
+class Store:
+    """Decoded images, one after the other, each row by row."""
+
+    pixels: np.ndarray  # (P, 3) uint8, read-only memory map
+    sizes: np.ndarray  # (N, 2) int64: height and width of each image
+
+    @property
+    def starts(self) -> np.ndarray:
+        """(N,) int64: index of each image's first pixel."""
+        return np.cumsum(self.sizes.prod(axis=1)) - self.sizes.prod(axis=1)
+
+    def image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8, a view."""
+        height, width = self.sizes[index]
+        start = self.sizes[:index].prod(axis=1).sum()
+        return self.pixels[start : start + height * width].reshape(height, width, 3)
 
 
 def open_store(
-    dataset: Dataset, size: int, cache_dir: Path, progress: Callable[[int], None] = lambda done: None
-) -> np.ndarray:
-    """Decoded images of `dataset`, (N, size, size, 3) uint8, squashed to a square with bilinear resampling.
+    dataset: Dataset, size: int, aspect: str, cache_dir: Path, progress: Callable[[int], None] = lambda done: None
+) -> Store:
+    """The store of `dataset`, built under `cache_dir`/stores on first use.
 
-    Built on first use under `cache_dir`/stores, then read-only and memory-mapped. Unreadable images are all named in
-    one UserError, and no store is left behind.
+    Args:
+        size: pixels. aspect "squash": every image becomes size x size. "keep": its shorter side becomes `size`.
+        progress: called with the number of images done.
+
+    A build that was interrupted goes on where it stopped; two processes do not build at once. Raises UserError that
+    names all unreadable images, or if the disk has no room for the store.
     """
-    key = hashlib.sha256(f"{VERSION} squash {size} {dataset.fingerprint}".encode()).hexdigest()[:16]
-    path = cache_dir / "stores" / f"{dataset.name}-{size}px-{key}.npy"
+    path = store_path(dataset, size, aspect, cache_dir)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Named by process: two processes may build the same store, and the later rename wins with equal bytes.
-        unfinished = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            _build(dataset, size, unfinished, progress)
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
+        with _held(path.with_name(f".{path.name}.lock")):
+            if not path.exists():  # another process may just have built it
+                unfinished = path.with_name(f".{path.name}.partial")
+                _build(dataset, size, aspect, unfinished, progress)
+                os.replace(unfinished, path)
+    sizes = np.fromfile(path / "sizes", dtype=np.int64).reshape(-1, 2)
+    if len(sizes) != len(dataset.labels) or (path / "pixels").stat().st_size != 3 * sizes.prod(axis=1).sum():
+        raise UserError(f"The store {path} is damaged: remove it, it will be built again.")
+    return Store(np.memmap(path / "pixels", dtype=np.uint8, mode="r").reshape(-1, 3), sizes)
 
 
-def _build(dataset: Dataset, size: int, path: Path, progress: Callable[[int], None]) -> None:
+def store_path(dataset: Dataset, size: int, aspect: str, cache_dir: Path) -> Path:
+    """Where the store is once it is finished: whatever decides its bytes is in the name."""
+    key = hashlib.sha256(f"{VERSION} {aspect} {size} {dataset.fingerprint}".encode()).hexdigest()[:16]
+    return cache_dir / "stores" / f"{dataset.name}-{aspect}-{size}px-{key}"
+
+
+def store_bytes(count: int, size: int, aspect: str) -> int:
+    """Size on disk; for aspect "keep" an estimate that takes 3:4 as the usual shape."""
+    return count * size * size * 3 * (4 if aspect == "keep" else 3) // 3
+
+
+def fit(image: Image.Image, size: int, aspect: str) -> Image.Image:
+    """Bilinear: squashed to size x size, or with the shorter side at `size` (the longer one rounded down)."""
+    width, height = image.size
+    if aspect == "squash":
+        target = (size, size)
+    elif width <= height:
+        target = (size, size * height // width)
+    else:
+        target = (size * width // height, size)
+    return image.resize(target, Image.Resampling.BILINEAR)
+
+
+def _build(dataset: Dataset, size: int, aspect: str, folder: Path, progress: Callable[[int], None]) -> None:
+    """Write `pixels`, `sizes` into `folder`, going on from `done`, the number of images that are safely on disk."""
+    done = _resume(folder)
     count = len(dataset.labels)
-    store = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
+    needed = store_bytes(count - done, size, aspect)
+    if needed > shutil.disk_usage(folder).free:
+        raise UserError(
+            f"The store of {dataset.name} needs {needed / 2**30:.1f} GiB more in {folder.parent} (cache_dir)."
+        )
     unreadable: list[str] = []
-
-    def decode(index: int) -> None:
-        try:
-            image = dataset.load(index)
-            store[index] = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            unreadable.append(f"{dataset.names[index]} ({error})")
-
-    # Threads: Pillow decodes and resizes outside Python's global lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(decode, range(count)), start=1):
-            progress(done)
+    with open(folder / "pixels", "ab") as pixels, open(folder / "sizes", "ab") as sizes:
+        unsynced = 0
+        for index, image in _decoded(dataset, size, aspect, done):
+            progress(index + 1)
+            if isinstance(image, BaseException):
+                unreadable.append(f"{dataset.names[index]} ({image})")
+            if unreadable:  # the rest is read only to name every one that cannot be
+                continue
+            pixels.write(image.tobytes())
+            sizes.write(np.array(image.shape[:2], dtype=np.int64).tobytes())
+            unsynced += image.nbytes
+            if unsynced > SYNC_BYTES or index + 1 == count:
+                for file in (pixels, sizes):
+                    file.flush()
+                    os.fsync(file.fileno())
+                (folder / "done.tmp").write_text(json.dumps(index + 1))
+                os.replace(folder / "done.tmp", folder / "done")
+                unsynced = 0
     if unreadable:
-        raise UserError(f"{len(unreadable)} images of {dataset.name} cannot be read: " + "; ".join(sorted(unreadable)))
-    store.flush()
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+        shutil.rmtree(folder)
+        raise UserError(f"{len(unreadable)} images of {dataset.name} cannot be read: {few(unreadable, 50)}.")
+    (folder / "done").unlink()
+
+
+def _resume(folder: Path) -> int:
+    """How many images an interrupted build left whole; what it wrote beyond them is cut off."""
+    folder.mkdir(exist_ok=True)
+    try:
+        done = json.loads((folder / "done").read_text())
+        sizes = np.fromfile(folder / "sizes", dtype=np.int64).reshape(-1, 2)[:done]
+        os.truncate(folder / "sizes", 16 * done)
+        os.truncate(folder / "pixels", 3 * int(sizes.prod(axis=1).sum()))
+    except (OSError, ValueError):
+        for name in ("pixels", "sizes"):
+            (folder / name).unlink(missing_ok=True)
+        return 0
+    return done
+
+
+def _decoded(dataset: Dataset, size: int, aspect: str, first: int) -> Iterator[tuple[int, np.ndarray | BaseException]]:
+    """(index, image or why there is none) from `first` on, in order, decoded by all cores a little ahead."""
+
+    def decode(index: int) -> np.ndarray | BaseException:
+        try:
+            return np.asarray(fit(dataset.load(index), size, aspect))
+        except UNREADABLE as error:
+            return error
+
+    cores = os.cpu_count() or 1
+    # Threads: Pillow decodes and resizes outside Python's global lock. The window bounds memory.
+    with ThreadPoolExecutor(cores) as pool:
+        ahead: deque = deque()
+        for index in range(first, len(dataset.labels)):
+            ahead.append((index, pool.submit(decode, index)))
+            if len(ahead) > 8 * cores:
+                index, future = ahead.popleft()
+                yield index, future.result()
+        for index, future in ahead:
+            yield index, future.result()
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Holds a lock file; waits while another process does."""
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that builds {path.name[1:-5]} ...")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

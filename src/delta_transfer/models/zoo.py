@@ -64,6 +64,18 @@ def read_weights(config: BackboneConfig) -> StateDict | None:
     return _download(config.name, weights)
 
 
+def not_downloaded(config: BackboneConfig) -> str | None:
+    """Why torchvision's weights would have to be fetched first; None if they are here or no download is meant."""
+    if config.name in NETWORKS or config.weights == "none" or config.weights.endswith((".pth", ".pt", ".safetensors")):
+        return None
+    enum = torchvision.models.get_model_weights(config.name)
+    choice = config.weights.split(".")[-1]
+    if choice not in enum.__members__:
+        return None  # read_weights says what is wrong with it
+    file = Path(torch.hub.get_dir()) / "checkpoints" / enum[choice].url.split("/")[-1]
+    return None if file.exists() else f"torchvision's {enum[choice]} will be downloaded from {enum[choice].url}"
+
+
 def _construct(name: str, num_classes: int) -> nn.Module:
     if name in NETWORKS:
         return NETWORKS[name](num_classes)

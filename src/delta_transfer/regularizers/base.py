@@ -42,6 +42,13 @@ class Regularizer(nn.Module):
         """
         raise NotImplementedError
 
+    def rehearse(self, source: Network, images: Tensor) -> tuple[dict[str, Tensor], float, float]:
+        """For a dry run, from a few timed passes of `images`: a stand-in for what `fit` returns, and its cost.
+
+        The cost is in seconds per training image, and in seconds beside that.
+        """
+        raise NotImplementedError
+
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
         """Take over what `fit` returned, now or in an earlier run."""
         raise NotImplementedError

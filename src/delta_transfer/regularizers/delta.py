@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..config import AttentionConfig
 from ..models import Network
-from .attention import attention_weights, channel_importance, train_probe
+from .attention import attention_weights, channel_importance, removal_cost, train_probe
 from .base import Batches, Outputs, Regularizer
 
 
@@ -82,6 +82,11 @@ class DELTA(DELTAWithoutAttention):
             importance = channel_importance(probe, batches, options.images, options.forward_images)
         self.load_fitted(importance)
         return importance
+
+    def rehearse(self, source: Network, images: Tensor) -> tuple[dict[str, Tensor], float, float]:
+        channels, forward, removal = removal_cost(source, images)
+        uniform = {tap: torch.zeros(count) for tap, count in channels.items()}
+        return uniform, self.attention.head_epochs * forward, self.attention.images * (forward + removal)
 
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
         self._relative_weights = {

@@ -1,1 +1,1 @@
-"""From records of runs to a table: comparison (pure functions) | tables (four text formats)."""
+"""From records of runs to a table: comparison, selection (pure functions) | tables (four text formats)."""

@@ -1,8 +1,9 @@
 """Records of finished runs -> one comparison of methods. Pure functions, no I/O.
 
-A cell is the mean over seeds of runs that differ in nothing else. Whatever does differ splits rows:
-a setting outside `reg` splits all methods of a dataset and backbone, a setting inside `reg` only the
-method which was run with several values of it. Methods may differ from each other in `reg`, of course.
+A cell is the mean over replicates: runs that differ in nothing but the seed and, on validation data, the fold that
+was held out. Whatever else differs splits rows: a setting outside `reg` splits all methods of a dataset and backbone,
+a setting inside `reg` only the method which was run with several values of it. Methods may differ from each other in
+`reg`, of course.
 """
 
 import json
@@ -26,29 +27,40 @@ METRICS = {"test_top1": "Test", "val_top1": "Validation"}
 NEWEST_SCHEMA = 1
 
 # Not what was computed. The seed is what a cell averages over; names are the table's own rows and columns; data and
-# weights are compared by fingerprint (`settings`), not by place.
+# weights are compared by fingerprint (`settings`), not by place. A key stands for all that is nested below it.
 NOT_SETTINGS = NOT_IDENTITY | {"seed", "dataset.root", "dataset.name", "backbone.weights", "backbone.name"}
 
 Settings = tuple[tuple[str, object], ...]  # ((key, value), ...)
+Replicate = tuple[int, int | None]  # seed and fold; None where folds are not averaged over
 
 
 @dataclass(frozen=True)
 class Cell:
-    by_seed: dict[int, float]
-    val_loss: float | None = None  # mean over the seeds, if every run recorded it
+    values: dict[Replicate, float]
+    runs: list[dict] = field(default_factory=list, repr=False, compare=False)  # their records, in the same order
 
     @property
     def n(self) -> int:
-        return len(self.by_seed)
+        return len(self.values)
 
     @property
     def mean(self) -> float:
-        return statistics.fmean(self.by_seed.values())
+        return statistics.fmean(self.values.values())
 
     @property
     def std(self) -> float | None:
         """Sample standard deviation (n - 1); None for a single run."""
-        return statistics.stdev(self.by_seed.values()) if self.n > 1 else None
+        return statistics.stdev(self.values.values()) if self.n > 1 else None
+
+    @property
+    def val_loss(self) -> float | None:
+        """Mean over the runs, if every one recorded it."""
+        losses = [run.get("val_loss") for run in self.runs]
+        return statistics.fmean(losses) if losses and all(map(is_number, losses)) else None
+
+    def __str__(self) -> str:
+        spread = "" if self.std is None else f" ± {self.std:.1f}"
+        return f"{self.mean:.1f}{spread} ({self.n})"
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,7 @@ class Comparison:
     rows: list[Row]
     notes: list[str]  # what a reader needs to know under the table, one line each
     warnings: list[str]  # what the person who made the table needs to know
+    chosen: list[str] = field(default_factory=list)  # what did best on validation data, one line each (selection.py)
 
 
 def problem(record: object, metric: str = "test_top1") -> str | None:
@@ -105,7 +118,7 @@ def compare(records: Iterable[dict], metric: str = "test_top1") -> Comparison:
     warnings: list[str] = []
 
     for (dataset, backbone), runs in grouped(records, dataset_and_backbone):
-        for shared, runs_alike in grouped_by_varying(runs, settings):
+        for shared, runs_alike in grouped_by_varying(runs, lambda run: settings(run, metric)):
             for method, method_runs in grouped(runs_alike, method_of):
                 for reg, same in grouped_by_varying(method_runs, reg_settings):
                     key = (dataset, backbone, shared, reg)
@@ -114,51 +127,39 @@ def compare(records: Iterable[dict], metric: str = "test_top1") -> Comparison:
 
     ordered = sorted(rows.values(), key=row_order)
     methods = sorted({method for row in ordered for method in row.cells}, key=method_order)
-    best = best_on_validation(ordered, methods) if metric == "val_top1" else []
-    notes = best + describe(records, methods)
-    return Comparison(metric, title_of(records, metric), methods, ordered, notes, warnings)
+    cells = [cell for row in ordered for cell in row.cells.values()]
+    return Comparison(metric, title_of(records, metric, cells), methods, ordered, describe(records, methods), warnings)
 
 
 def cell_of(runs: list[dict], metric: str, warnings: list[str]) -> Cell:
-    kept: dict[int, dict] = {}
-    for run in runs:
-        if seed(run) in kept:
-            first = run_id(kept[seed(run)])
-            warnings.append(f"duplicate {run_id(run)}: same settings and seed as {first}, which is kept")
+    kept: dict[Replicate, dict] = {}
+    for run in sorted(runs, key=lambda run: replicate(run, metric)):
+        key = replicate(run, metric)
+        if key in kept:
+            same = "settings and seed" if key[1] is None else "settings, seed and fold"
+            warnings.append(f"duplicate {run_id(run)}: same {same} as {run_id(kept[key])}, which is kept")
         else:
-            kept[seed(run)] = run
-    losses = [run.get("val_loss") for run in kept.values()]
-    val_loss = statistics.fmean(losses) if all(is_number(loss) for loss in losses) else None
-    return Cell({s: float(run[metric]) for s, run in kept.items()}, val_loss)
-
-
-def best_on_validation(rows: list[Row], methods: list[str]) -> list[str]:
-    """One line for each method which was run with several reg settings. Never for test accuracies."""
-    groups = grouped(rows, lambda row: (row.dataset, row.backbone, row.shared))
-    lines = []
-    for (dataset, backbone, shared), candidates in groups:
-        place = ", ".join(filter(None, [dataset, backbone, show(shared)]))
-        where = f" on {place}" if len(groups) > 1 else ""
-        for method in methods:
-            tried = [row for row in candidates if row.reg and method in row.cells]
-            if len(tried) > 1:
-                top = max(row.cells[method].mean for row in tried)
-                tied = [row for row in tried if row.cells[method].mean == top]
-                # Few validation images tie often; their loss then decides.
-                if all(row.cells[method].val_loss is not None for row in tied):
-                    tied = [min(tied, key=lambda row: row.cells[method].val_loss)]
-                winners = " or ".join(show(row.reg) for row in tied)
-                lines.append(f"best on validation: {display(method)} {winners} ({top:.1f}){where}")
-    return lines
+            kept[key] = run
+    return Cell({key: float(run[metric]) for key, run in kept.items()}, list(kept.values()))
 
 
 # ---- what is said around the table -----------------------------------------------------------------------
 
 
-def title_of(records: list[dict], metric: str) -> str:
+def title_of(records: list[dict], metric: str, cells: list[Cell]) -> str:
     rules = distinct(record.get("selection") for record in records)
     selection = f", {' / '.join(rules)}" if rules else ""
-    return f"{METRICS[metric]} top-1 accuracy (%){selection}; mean ± sample std over seeds (n)"
+    return f"{METRICS[metric]} top-1 accuracy (%){selection}; mean ± sample std over {averaged_over(cells)} (n)"
+
+
+def averaged_over(cells: list[Cell]) -> str:
+    """seeds | folds | seeds and folds; joined by "or" where the cells of a table differ in that."""
+    found = set()
+    for cell in cells:
+        seeds, folds = ({key[i] for key in cell.values} for i in (0, 1))
+        found.add(" and ".join(name for name, keys in (("seeds", seeds), ("folds", folds)) if len(keys) > 1))
+    held_out_folds = any(fold is not None for cell in cells for _, fold in cell.values)
+    return " or ".join(sorted(found - {""})) or ("folds" if held_out_folds else "seeds")
 
 
 def describe(records: list[dict], methods: list[str]) -> list[str]:
@@ -246,6 +247,17 @@ def seed(record: dict) -> object:
     return record.get("seed", config_of(record).get("seed"))
 
 
+def folds(record: dict) -> int | None:
+    """Into how many folds the training part was cut, if it was."""
+    count = section(record, "split").get("folds")
+    return count if isinstance(count, int) else None
+
+
+def replicate(record: dict, metric: str) -> Replicate:
+    fold = section(record, "split").get("fold") or 0
+    return seed(record), fold if metric == "val_top1" and folds(record) else None
+
+
 def method_of(record: dict) -> str:
     return section(record, "reg")["name"]
 
@@ -254,10 +266,12 @@ def dataset_and_backbone(record: dict) -> tuple[str, str]:
     return section(record, "dataset")["name"], section(record, "backbone")["name"]
 
 
-def settings(record: dict) -> dict[str, object]:
+def settings(record: dict, metric: str) -> dict[str, object]:
     """All that must agree between runs of one row, outside `reg`."""
+    # Each fold is validated on images of its own, and together they are the training part: their mean is wanted.
+    ignored = NOT_SETTINGS | {"reg"} | ({"split.fold"} if metric == "val_top1" else set())
     flat = flatten(config_of(record))
-    kept = {k: v for k, v in flat.items() if k not in NOT_SETTINGS and not k.startswith("reg.")}
+    kept = {k: v for k, v in flat.items() if not within(k, ignored)}
     # The same weights may lie in different places, so a path is looked at only where there is no fingerprint.
     weights = record.get("weights_fingerprint") or flat.get("backbone.weights")
     fingerprint, selection = record.get("dataset_fingerprint"), record.get("selection")
@@ -266,6 +280,11 @@ def settings(record: dict) -> dict[str, object]:
 
 def reg_settings(record: dict) -> dict[str, object]:
     return {k: v for k, v in flatten(section(record, "reg"), "reg.").items() if k != "reg.name"}
+
+
+def within(key: str, names: Iterable[str]) -> bool:
+    """Whether `key` is one of `names` or nested below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
@@ -338,9 +357,10 @@ def show_value(key: str, value: object) -> str:
 
 
 def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def distinct(values: Iterable) -> list[str]:

@@ -14,10 +14,7 @@ MISSING = "–"
 
 
 def cell_text(cell: Cell | None) -> str:
-    if cell is None:
-        return MISSING
-    spread = "" if cell.std is None else f" ± {cell.std:.1f}"
-    return f"{cell.mean:.1f}{spread} ({cell.n})"
+    return MISSING if cell is None else str(cell)
 
 
 def grid(comparison: Comparison) -> tuple[list[str], list[list[str]], int]:
@@ -47,8 +44,9 @@ def as_rich(comparison: Comparison) -> Group:
         name = "\n  ".join([f"{row.dataset}, {row.backbone}", *settings])
         table.add_row(*map(Text, [name, *line[n_names:]]))  # Text: a name with [brackets] is not markup
     title = Text(comparison.title, style="bold")
+    chosen = [Text(line) for line in comparison.chosen]
     notes = [Text(note, style="dim") for note in comparison.notes]
-    return Group(title, Text(), table, Text(), *notes)
+    return Group(title, Text(), table, Text(), *chosen, *notes)
 
 
 def as_markdown(comparison: Comparison) -> str:
@@ -63,7 +61,7 @@ def as_markdown(comparison: Comparison) -> str:
 
     rule = ["-" * w if i < n_names else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     table = [aligned(lines[0]), aligned(rule), *map(aligned, lines[1:])]
-    notes = [f"- {note}" for note in comparison.notes]
+    notes = [f"- {note}" for note in comparison.chosen + comparison.notes]
     return "\n".join([f"**{comparison.title}**", "", *table, "", *notes]).rstrip("\n") + "\n"
 
 
@@ -84,7 +82,7 @@ def as_latex(comparison: Comparison) -> str:
     header, rows, n_names = grid(comparison)
     head, *body = [" & ".join(map(latex_text, line)) + r" \\" for line in [header, *rows]]
     lines = [
-        *(f"% {note}" for note in comparison.notes),
+        *(f"% {note}" for note in comparison.chosen + comparison.notes),
         r"\begin{table}[t]",
         r"\centering",
         rf"\caption{{{latex_text(comparison.title)}}}",

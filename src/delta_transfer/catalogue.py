@@ -1,0 +1,232 @@
+"""delta-data: which data sets are here, whether they are whole, and their image stores.
+
+    delta-data list [data_dir=/data]
+    delta-data verify cub [dataset.root=/data/CUB_200_2011]
+    delta-data prepare cub [backbone=inception_v3] [schedule=paper_augmented] [dataset.download=true]
+
+NAME is a choice of conf/dataset; key=value are overrides as delta-run takes them.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .config import OfficialCounts, RunConfig, register_schemas, to_run_config
+from .console import Display, complain, say
+from .data import DATASETS, fetch, load_dataset, locate
+from .data.archives import unpack_archives
+from .data.dataset import Dataset
+from .data.files import UNREADABLE, few
+from .data.store import open_store, store_path
+from .errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        if args.command == "list":
+            show_list(args.overrides)
+            return 0
+        config = composed(args.name, args.overrides)
+        return {"verify": verify, "prepare": prepare}[args.command](config)
+    except UserError as error:
+        complain(str(error))
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="delta-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = p.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("list", "every data set: official and found counts, where, ready or not"),
+        ("verify", "counts against the official ones, every image decodes, duplicates between train and test"),
+        ("prepare", "unpack the publisher's archives, decode every image once into the store that runs read"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        if name != "list":
+            command.add_argument("name", metavar="NAME", help="a choice of conf/dataset: " + ", ".join(choices()))
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="as for delta-run")
+    return p
+
+
+def choices() -> list[str]:
+    folder = files("delta_transfer.conf") / "dataset"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def composed(name: str, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of `delta-run dataset=<name> <overrides>`."""
+    register_schemas()
+    try:
+        with initialize_config_module("delta_transfer.conf", version_base="1.3"):
+            return to_run_config(compose("config", [f"dataset={name}", *overrides]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error)) from error
+
+
+# --- what is found, against what is official ---
+
+
+@dataclass(frozen=True)
+class Counts:
+    classes: int
+    train: int
+    test: int
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Counts":
+        n_test = int(dataset.is_test.sum())
+        return cls(len(dataset.classes), len(dataset.labels) - n_test, n_test)
+
+    def against(self, official: OfficialCounts | None) -> str:
+        """ready | subset | more than official"""
+        if official is None:
+            return "ready"
+        pairs = [(getattr(self, key), getattr(official, key)) for key in ("classes", "train", "test")]
+        if any(found > expected for found, expected in pairs):
+            return "more than official"
+        return "subset" if any(found < expected for found, expected in pairs) else "ready"
+
+
+def show_list(overrides: Sequence[str]) -> None:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("name", no_wrap=True)
+    for title in ("classes", "train", "test"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("root", overflow="fold")
+    troubles = []
+    for name in choices():
+        config = composed(name, overrides).dataset
+        reader, root = DATASETS[config.name], Path(config.root).expanduser() if config.root else None
+        counts, state = None, "not here"
+        if not reader.needs or any((root / need).exists() for need in reader.needs if root) or config.name == "folder":
+            try:
+                counts = Counts.of(load_dataset(config))
+                state = counts.against(config.official)
+            except UserError as error:
+                state = "not here" if root is None else "not usable"
+                if root is not None:
+                    troubles.append(f"{name}: {error}")
+        cells = [_found_of(counts, config.official, key) for key in ("classes", "train", "test")]
+        table.add_row(*map(Text, [name, *cells, state, config.root or ""]))
+    table.caption = "found / official; one number where they agree"
+    table.caption_justify = "left"
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    for trouble in troubles:
+        say(trouble)
+
+
+def _found_of(counts: Counts | None, official: OfficialCounts | None, key: str) -> str:
+    """Found / official; one number where they agree or where there is only one."""
+    numbers = [f"{getattr(c, key):,}" for c in (counts, official) if c is not None]
+    if counts is None and official is not None:
+        numbers = ["-", *numbers]
+    return " / ".join(dict.fromkeys(numbers))
+
+
+# --- verify ---
+
+
+def verify(config: RunConfig) -> int:
+    """Exit status 0: every image decodes and there are not more of anything than the publisher has."""
+    dataset = load_dataset(config.dataset)
+    counts, official = Counts.of(dataset), config.dataset.official
+    state = counts.against(official)
+    say(f"{config.dataset.name}: {DATASETS[config.dataset.name].title}, {config.dataset.root or 'embedded'}")
+    for key in ("classes", "train", "test"):
+        expected = f" of {getattr(official, key):,}" if official else ""
+        say(f"  {key:8} {getattr(counts, key):,}{expected}")
+    if state == "subset":
+        say("  a subset of the official data set: results on it do not compare with published ones")
+    elif state != "ready":
+        say("  more than the official data set holds: is another one mixed in?")
+
+    digests, unreadable = [], []
+    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
+        for index, digest in enumerate(_pixel_digests(dataset)):
+            digests.append(digest)
+            if isinstance(digest, BaseException):
+                unreadable.append(f"{dataset.names[index]} ({digest})")
+            display.update(index + 1)
+    if unreadable:
+        say(f"  images   {len(unreadable)} of {len(digests):,} cannot be read: {few(unreadable, 50)}")
+    else:
+        say(f"  images   {len(digests):,} decode")
+    for line in duplicates(dataset, digests):
+        say(f"  {line}")
+    return 1 if unreadable or state == "more than official" else 0
+
+
+def duplicates(dataset: Dataset, digests: Sequence[bytes]) -> list[str]:
+    """What to say about images with the same pixels, between train and test and within train."""
+    trained = {d: i for i, d in enumerate(digests) if not dataset.is_test[i] and isinstance(d, bytes)}
+    leaks = [
+        f"{dataset.names[i]} = {dataset.names[trained[d]]}"
+        for i, d in enumerate(digests)
+        if dataset.is_test[i] and d in trained
+    ]
+    times = Counter(d for i, d in enumerate(digests) if not dataset.is_test[i] and isinstance(d, bytes))
+    twice = sum(n - 1 for n in times.values())
+    lines = [f"test images that are also in train: {len(leaks) or 'none'}" + (f": {few(leaks, 20)}" if leaks else "")]
+    return lines + ([f"training images that are there more than once: {twice}"] if twice else [])
+
+
+def _pixel_digests(dataset: Dataset) -> Iterator[bytes | BaseException]:
+    """Of size and RGB pixels of each image, in order; the error for one that cannot be read."""
+
+    def digest(index: int) -> bytes | BaseException:
+        try:
+            image = dataset.load(index)
+            return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
+        except UNREADABLE as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(digest, range(len(dataset.labels)))
+
+
+# --- prepare ---
+
+
+def prepare(config: RunConfig) -> int:
+    """Downloads if asked to, unpacks, and builds the store that `delta-run` with the same overrides will read."""
+    reader = DATASETS[config.dataset.name]
+    root = locate(reader, Path(config.dataset.root).expanduser()) if config.dataset.root else None
+    if config.dataset.download:
+        fetch(reader, root)
+        config.dataset.download = False
+    if root and reader.archives:
+        for archive in unpack_archives(reader.needs, reader.archives, root):
+            say(f"unpacked {archive}")
+    dataset = load_dataset(config.dataset)
+    size, aspect, cache = config.backbone.resize, config.schedule.aspect, Path(config.cache_dir)
+    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
+        store = open_store(dataset, size, aspect, cache, display.update)
+    shape = f"{size} x {size} pixels" if aspect == "squash" else f"shorter side {size} pixels"
+    say(
+        f"{config.dataset.name}: {len(dataset.labels):,} images, {shape}, {store.pixels.nbytes / 2**20:,.0f} MiB in "
+        f"{store_path(dataset, size, aspect, cache)}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

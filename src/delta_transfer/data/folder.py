@@ -1,0 +1,125 @@
+"""Any folder of images: with a test part of its own, or one tree of classes that a seeded draw splits."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ..config import FolderConfig
+from ..console import say
+from ..errors import UserError
+from .dataset import Dataset
+from .files import few, from_files
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+TEST_PARTS = ("test", "val", "valid")  # the first of them that is there is the test part
+# Folders called so are parts even where they are not laid out as parts: as classes they would be nonsense.
+PART_NAMES = {"train", "training", "testing", "validation", *TEST_PARTS}
+LAYOUTS = "dataset=folder reads DIR/train/<class>/* with DIR/test/<class>/*, or DIR/<class>/* (dataset.root=DIR)"
+
+
+def folder(root: Path | None, config: FolderConfig) -> Dataset:
+    """Reads train/<class>/** with test/<class>/** (or val/, or valid/), else splits one tree <class>/**.
+
+    Without a test part, `test_fraction` of each class is drawn, from train/ where there is such a folder. Files are
+    images by their suffix, at any depth of a class folder; what is hidden and __MACOSX is left out. Raises UserError
+    for a folder that has neither layout or mixes them, for fewer than two classes, and for a class without an image,
+    with too few to split, or without a training image.
+    """
+    if root is None:
+        raise UserError(f"dataset.root is not set. {LAYOUTS}.")
+    if not root.is_dir():
+        raise UserError(f"There is no folder {root}. {LAYOUTS}.")
+
+    folders = _folders(root)
+    parts = [name for name in ("train", *TEST_PARTS) if name in folders and _is_part(root / name)]
+    classes = [name for name in folders if name not in parts and _holds_images(root / name)]
+    if parts and classes:
+        raise UserError(
+            f"{root} mixes two layouts: folders that hold images ({few(classes)}) are beside folders that hold class "
+            f"folders ({', '.join(parts)}). {LAYOUTS}."
+        )
+    if "train" in parts:
+        return _two_parts(root, parts[1:], config)
+    if parts or (folders and set(folders) <= PART_NAMES):
+        raise UserError(f"{root} has no train/<class>/; it holds the folders {few(folders)}. {LAYOUTS}.")
+    return _split(_class_images(root, root), root, config)
+
+
+def _two_parts(root: Path, test_parts: list[str], config: FolderConfig) -> Dataset:
+    train = _class_images(root, root / "train")
+    if not test_parts:
+        return _split(train, root, config)
+    part, *others = test_parts
+    if others:
+        say(f"{root}: the test part is {part}/; left out: {', '.join(f'{name}/' for name in others)}")
+    test = _class_images(root, root / part)
+    unknown = sorted(test.keys() - train.keys())
+    if unknown:
+        raise UserError(f"{root / part} has classes that {root / 'train'} lacks: {few(unknown)}.")
+    return _dataset(root, train, test)
+
+
+def _split(images: dict[str, list[str]], root: Path, config: FolderConfig) -> Dataset:
+    train, test = {}, {}
+    for label, (name, files) in enumerate(images.items()):
+        if len(files) < 2:
+            raise UserError(
+                f"Class {name} of {root} has one image: too few for a training and a test part. Add some, or put the "
+                "test images into a folder of their own (test/<class>/)."
+            )
+        n_test = min(max(1, round(config.test_fraction * len(files))), len(files) - 1)
+        drawn = np.random.default_rng((config.subset_seed, 4, label)).permutation(files).tolist()
+        train[name], test[name] = sorted(drawn[n_test:]), sorted(drawn[:n_test])
+    return _dataset(root, train, test)
+
+
+def _dataset(root: Path, train: dict[str, list[str]], test: dict[str, list[str]]) -> Dataset:
+    classes, files, labels, is_test = list(train), [], [], []
+    for part in (train, test):
+        for name, part_files in part.items():
+            files += part_files
+            labels += [classes.index(name)] * len(part_files)
+            is_test += [part is test] * len(part_files)
+    return from_files("folder", root, classes, files, labels, is_test, listed_in=str(root))
+
+
+def _class_images(root: Path, tree: Path) -> dict[str, list[str]]:
+    """The image files of each class folder of `tree`, as paths below `root`, both sorted."""
+    names = _folders(tree)
+    if not names:
+        raise UserError(f"{tree} holds no class folder. {LAYOUTS}.")
+    if len(names) < 2:
+        raise UserError(f"{tree} holds a single class folder, {names[0]}; two or more are needed. {LAYOUTS}.")
+    images = {
+        name: sorted(
+            path.relative_to(root).as_posix()
+            for path in (tree / name).rglob("*")
+            if _is_image(path) and all(map(_visible, path.relative_to(tree).parts))
+        )
+        for name in names
+    }
+    empty = [name for name in names if not images[name]]
+    if empty:
+        raise UserError(f"Class folders of {tree} without an image ({', '.join(sorted(SUFFIXES))}): {few(empty)}.")
+    return images
+
+
+def _folders(parent: Path) -> list[str]:
+    return sorted(path.name for path in parent.iterdir() if path.is_dir() and _visible(path.name))
+
+
+def _is_part(parent: Path) -> bool:
+    """Whether a folder called like a part is one. A class may be called so too: its images lie in it directly."""
+    return bool(_folders(parent)) or not _holds_images(parent)
+
+
+def _holds_images(parent: Path) -> bool:
+    return any(_is_image(path) and _visible(path.name) for path in parent.iterdir())
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def _visible(name: str) -> bool:
+    return not name.startswith(".") and name != "__MACOSX"

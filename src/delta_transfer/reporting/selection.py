@@ -1,0 +1,178 @@
+"""Which reg settings of a method did best on validation data, and the command that trains with them.
+
+Pure functions, no I/O. One rule for hold-out and cross-validation; test accuracies have no part in it.
+"""
+
+import math
+import shlex
+from dataclasses import dataclass
+
+from delta_transfer.reporting.comparison import (
+    Cell,
+    Comparison,
+    Replicate,
+    Settings,
+    common,
+    display,
+    folds,
+    grouped,
+    reg_settings,
+    section,
+    settings,
+    settings_order,
+    show,
+)
+
+# The final runs train on all training images, with seeds of their own, wherever they are started.
+NOT_FINAL = {"split", "seed", "device", "dry_run"}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    reg: Settings
+    cell: Cell
+
+
+@dataclass(frozen=True)
+class Choice:
+    what: str  # the method and where: "DELTA on cub, resnet18"
+    best: Candidate
+    tried: int  # number of candidates
+    remark: str  # how it was decided
+
+    def __str__(self) -> str:
+        # What did not vary in the table has no name there, but here it is what was chosen.
+        values = self.best.reg or common([reg_settings(run) for run in self.best.cell.runs], ["reg.alpha", "reg.beta"])
+        words = filter(None, [show(values), str(self.best.cell), self.remark])
+        return f"best on validation: {self.what}: {', '.join(words)}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    choices: list[Choice]
+    undecided: list[str]  # methods without a choice and why, one line each
+    warnings: list[str]
+
+
+def choose(comparison: Comparison, failed: list[dict]) -> Selection:
+    """The best candidate of each method, dataset, backbone and setting outside reg; `failed`: records of its runs."""
+    if comparison.metric != "val_top1":
+        raise ValueError(f"settings are chosen on validation data, not by {comparison.metric}")
+    made = Selection([], [], [])
+    for (dataset, backbone, shared), rows in grouped(comparison.rows, lambda r: (r.dataset, r.backbone, r.shared)):
+        place = ", ".join(filter(None, [dataset, backbone, show(shared)]))
+        for method in comparison.methods:
+            candidates = [Candidate(row.reg, row.cells[method]) for row in rows if method in row.cells]
+            if candidates:
+                hopeless = without_result(candidates, failed)
+                choose_one(f"{display(method)} on {place}", candidates, hopeless, made)
+    return made
+
+
+def choose_one(what: str, candidates: list[Candidate], hopeless: list[Settings], made: Selection) -> None:
+    ran = {key for candidate in candidates for key in candidate.cell.values}
+    if nobody := planned(candidates) - ran:
+        made.warnings.append(f"incomplete: {what}: no run with {names_of(nobody, ran | nobody)}")
+    # The folds that a candidate lacks may be the hard ones: its mean compares with no other.
+    compared = [candidate for candidate in candidates if candidate.cell.values.keys() == ran]
+    for candidate in candidates:
+        if missing := ran - candidate.cell.values.keys():
+            made.warnings.append(f"not compared: {what}, {show(candidate.reg)}: lacks {names_of(missing, ran)}")
+    made.warnings.extend(f"not compared: {what}, {show(reg)}: every run failed" for reg in hopeless)
+    if not compared:
+        made.undecided.append(f"no choice: {what}: every candidate lacks a run that another one has")
+        return
+    best, tie = best_of(compared)
+    tried = len(candidates) + len(hopeless)
+    if len(compared) > 1:
+        remark = f"best of {len(compared)}"
+        remark += f" ({tried - len(compared)} more not compared)" if tried > len(compared) else ""
+    else:
+        remark = "the only candidate" if tried == 1 else f"the only complete one of {tried}"
+    made.choices.append(Choice(what, best, tried, remark + tie))
+
+
+def best_of(candidates: list[Candidate]) -> tuple[Candidate, str]:
+    """Highest mean accuracy; of those, lowest mean loss; of those, smallest settings. And words about a tie."""
+    top = max(candidate.cell.mean for candidate in candidates)
+    # Few validation images tie often, up to the rounding of a mean.
+    equal = [candidate for candidate in candidates if math.isclose(candidate.cell.mean, top)]
+    losses = [candidate.cell.val_loss for candidate in equal]
+    if None in losses:
+        left = equal
+    else:
+        left = [one for one, loss in zip(equal, losses, strict=True) if math.isclose(loss, min(losses))]
+    best = min(left, key=lambda candidate: settings_order(candidate.reg))
+    if len(left) > 1:
+        return best, f"; a tie with {others(left, best)}: the smallest is taken"
+    if len(equal) > 1:
+        return best, f"; as accurate as {others(equal, best)}, lower validation loss"
+    return best, ""
+
+
+def without_result(candidates: list[Candidate], failed: list[dict]) -> list[Settings]:
+    """The reg settings, of the same method and place as `candidates`, of which there are only failed runs."""
+    runs = [run for candidate in candidates for run in candidate.cell.runs]
+    finished = [reg_settings(run) for run in runs]
+    lost = [reg_settings(run) for run in failed if group_of(run) == group_of(runs[0])]
+    # Named by what sets them apart from the finished ones.
+    varying = [
+        tuple((k, v) for k, v in sorted(reg.items()) if any(other.get(k) != v for other in finished))
+        for reg in lost
+        if reg not in finished
+    ]
+    return sorted(set(varying), key=settings_order)
+
+
+def group_of(record: dict) -> tuple:
+    names = [section(record, group).get("name") for group in ("dataset", "backbone", "reg")]
+    return names, settings(record, "val_top1")
+
+
+def planned(candidates: list[Candidate]) -> set[Replicate]:
+    """Every fold, for every seed that was run."""
+    runs = [run for candidate in candidates for run in candidate.cell.runs]
+    seeds = {seed for candidate in candidates for seed, _ in candidate.cell.values}
+    return {(seed, fold) for seed in seeds for run in runs for fold in range(folds(run) or 0)}
+
+
+# ---- the final runs --------------------------------------------------------------------------------------
+
+
+def command(choice: Choice, seeds: int) -> str | None:
+    """The shell command of the final runs; None if no record says how its run was asked for."""
+    for run in choice.best.cell.runs:
+        overrides = run.get("overrides")
+        # Nothing validates without having been told to: an empty list is no answer either.
+        if overrides and isinstance(overrides, list) and all(isinstance(override, str) for override in overrides):
+            quoted = [shlex.quote(override) for override in final(overrides)]
+            return " ".join(["delta-run -m", *quoted, f"seed='range({seeds})'"])
+    return None
+
+
+def final(overrides: list[str]) -> list[str]:
+    """Those that the final runs share with the run that had `overrides`; of one key, the last."""
+    kept: dict[str, str] = {}
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key.lstrip("+~").partition(".")[0] not in NOT_FINAL:
+            kept.pop(key, None)  # the last one, where it stands
+            kept[key] = override
+    return list(kept.values())
+
+
+# ---- words -----------------------------------------------------------------------------------------------
+
+
+def others(candidates: list[Candidate], one: Candidate) -> str:
+    return " and ".join(show(candidate.reg) for candidate in candidates if candidate is not one)
+
+
+def names_of(replicates: set[Replicate], among: set[Replicate]) -> str:
+    """fold 1, fold 2 | seed 0 fold 2 | seed 1: the seed only where it says something."""
+    several_seeds = len({seed for seed, _ in among}) > 1
+    names = []
+    for seed, fold in sorted(replicates):
+        by_seed = [f"seed {seed}"] if several_seeds or fold is None else []
+        names.append(" ".join(by_seed + ([] if fold is None else [f"fold {fold}"])))
+    return ", ".join(names)

@@ -1,0 +1,172 @@
+"""Dry runs: what a sweep needs and costs, from a measurement that is replaced here."""
+
+import re
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from delta_transfer import plan
+from delta_transfer.config import register_schemas
+from delta_transfer.plan import Cost, Job, measure
+from delta_transfer.regularizers import build_regularizer
+
+from .miniature import delta_run, tiny_overrides, write_cub
+from .test_config import composed, names
+
+COST = Cost(step_seconds=2.0, view_seconds=0.01, fit_seconds=(0.5, 30.0), memory_bytes=2**30, weights_bytes=2**20)
+
+
+@pytest.fixture
+def measured(monkeypatch) -> list[tuple[str, str]]:
+    """What was measured: (backbone, method)."""
+    calls = []
+
+    def pretend(config, regularizer, num_classes, device) -> Cost:
+        calls.append((config.backbone.name, config.reg.name))
+        return COST
+
+    monkeypatch.setattr(plan, "measure", pretend)
+    return calls
+
+
+def dry_run(monkeypatch, capsys, *overrides: str) -> str:
+    assert delta_run(monkeypatch, *overrides, "dry_run=true") == 0
+    return capsys.readouterr().out
+
+
+def rows(output: str) -> dict[str, tuple[int, int, int]]:
+    """{"dataset, backbone, reg": (runs, finished, to do)}."""
+    found = re.findall(r"^(\w+, \w+, \w+) +(\d+) +(\d+) +(\d+) ", output, re.M)
+    return {name: tuple(map(int, numbers)) for name, *numbers in found}
+
+
+METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta")
+PAPER = ("mit67", "dogs", "caltech256_30", "caltech256_60", "cub", "food101")
+ALL = ",".join(METHODS)
+
+# Data sets, backbone, runs of each with one method and one seed, and what the sweep says of methods and seeds.
+EXPECTED = {
+    "demo": (["glyphs"], ["small_resnet"], 1, ALL, "range(3)"),
+    "cub50_small": (["cub"], ["resnet18"], 1, None, None),
+    "table_quick": (["cub"], ["resnet18"], 1, ALL, "range(3)"),
+    "paper_main": (PAPER, ["resnet101", "inception_v3"], 1, ALL, "range(5)"),
+    "paper_augmented": (PAPER, ["resnet101", "inception_v3"], 1, ALL, "range(5)"),
+    "sample_rates": (["cub", "cars", "aircraft"], ["resnet50"], 4, ALL, "range(5)"),
+}
+
+
+def test_every_experiment_has_its_expectation():
+    assert sorted(EXPECTED) == names("experiment")
+
+
+@pytest.mark.parametrize("experiment", EXPECTED)
+def test_dry_run_of_every_experiment(experiment, tmp_path, monkeypatch, capsys, measured):
+    datasets, backbones, count, methods, seeds = EXPECTED[experiment]
+    register_schemas()
+    with initialize_config_module("delta_transfer.conf", version_base="1.3"):
+        params = compose("config", [f"+experiment={experiment}"], return_hydra_config=True).hydra.sweeper.params or {}
+    assert (params.get("reg"), params.get("seed")) == (methods, seeds)
+    monkeypatch.chdir(tmp_path)
+    # One method and one seed: composing hundreds of jobs takes a minute.
+    output = dry_run(monkeypatch, capsys, f"+experiment={experiment}", "reg=delta", "seed=0")
+    assert rows(output) == {f"{d}, {b}, delta": (count, 0, count) for d in datasets for b in backbones}
+    total = len(datasets) * len(backbones) * count
+    assert f"{total} runs: 0 finished, {total} to do" in output
+    for name in set(datasets) - {"glyphs"}:
+        assert f"Not ready: data set {name}: " in output
+    assert sorted(set(measured)) == sorted(measured)  # each once
+    assert not [path for path in tmp_path.rglob("*") if path.name != "multirun.yaml" and path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("part", "count"), [(("dataset=dogs", "seed=0"), 10), (("dataset=cub", "backbone=resnet101", "seed=0,1"), 10)]
+)
+def test_parts_of_an_experiment(part, count, tmp_path, monkeypatch, capsys, measured):
+    monkeypatch.chdir(tmp_path)
+    assert f"{count} runs:" in dry_run(monkeypatch, capsys, "+experiment=paper_main", *part)
+
+
+def test_published_values_apply_to_their_data_set_only():
+    def alpha(dataset: str, *more: str) -> float:
+        return composed("+experiment=paper_main", f"dataset={dataset}", "reg=delta", *more).reg.alpha
+
+    assert (alpha("dogs"), alpha("cub"), alpha("dogs", "reg.alpha=0.5")) == (0.1, 0.01, 0.5)
+    l2 = composed("+experiment=sample_rates", "dataset=cub", "reg=l2", "dataset.sample_rate=0.15")
+    assert l2.reg.weight_decay == 5e-4
+
+
+def test_augmented_differs_from_main_in_the_protocol_only():
+    main, augmented = (composed(f"+experiment=paper_{name}", "dataset=cub") for name in ("main", "augmented"))
+    assert (augmented.schedule.aspect, augmented.schedule.test_crops) == ("keep", 10)
+    augmented.schedule = main.schedule
+    assert augmented == main
+
+
+def test_finished_and_missing_runs_are_told_apart(tmp_path, monkeypatch, capsys, measured):
+    root = write_cub(tmp_path / "CUB")
+    tiny = tiny_overrides(root, tmp_path / "results")
+    assert delta_run(monkeypatch, "-m", *tiny, "reg=l2,delta_noatt") == 0
+    capsys.readouterr()
+    before = sorted((tmp_path / "results").rglob("*"))
+    output = dry_run(monkeypatch, capsys, "-m", *tiny, "reg=l2,delta_noatt", "seed=0,1")
+    assert rows(output) == {"cub, small_resnet, l2": (2, 1, 1), "cub, small_resnet, delta_noatt": (2, 1, 1)}
+    assert "4 runs: 2 finished, 2 to do" in output and "Not ready" not in output
+    assert sorted((tmp_path / "results").rglob("*")) == before
+
+
+def test_shared_computations_count_once_and_finished_runs_not_at_all(tmp_path, monkeypatch, capsys, measured):
+    root = write_cub(tmp_path / "CUB")  # 3 classes of 6 + 2 images
+    tiny = tiny_overrides(root, tmp_path / "results")
+    # 3 steps of 2 s and 6 centre crops of 0.01 s for each of 4 runs; attention for 18 images: 18 x 0.5 s + 30 s, once.
+    output = dry_run(monkeypatch, capsys, "-m", *tiny, "reg=delta", "reg.alpha=0.1,1", "seed=0,1")
+    assert "about 63.2 s one after the other" in output and "of which 39.0 s" in output
+    assert delta_run(monkeypatch, *tiny, "reg=l2") == 0
+    capsys.readouterr()
+    assert "1 runs: 1 finished, 0 to do" in dry_run(monkeypatch, capsys, *tiny, "reg=l2")
+
+
+def test_estimated_seconds_count_evaluations_and_crops():
+    config = composed("dataset=cub", "backbone=resnet18", "reg=l2", "schedule.iterations=100")
+    job = Job(config, "missing", n_train=50, n_test=10, cost=COST)
+    assert job.seconds == pytest.approx(100 * 2 + 10 * 0.01)
+    config.schedule.eval_every, config.schedule.test_crops = 30, 10
+    assert job.seconds == pytest.approx(100 * 2 + 4 * 10 * 10 * 0.01)  # after 30, 60, 90 and at the end
+
+
+def test_official_counts_stand_in_for_a_data_set_that_is_not_here():
+    def counted(*overrides: str) -> tuple[int, int]:
+        return plan.sizes(composed("dataset=cub", *overrides), None)
+
+    assert counted() == (5994, 5794)
+    assert counted("dataset.images_per_class=10") == (2000, 5794)
+    assert counted("split.folds=3") == (3996, 1998)
+    assert counted("dataset.sample_rate=0.5", "split.val_fraction=0.2") == (2398, 599 + 5794)
+
+
+def test_a_data_set_of_unknown_size_is_named(tmp_path, monkeypatch, capsys):
+    overrides = ["dataset=folder", f"dataset.root={tmp_path / 'none'}", "backbone=small_resnet", "dry_run=true"]
+    assert delta_run(monkeypatch, *overrides) == 1
+    assert "dataset=folder is not here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("reg", METHODS)
+def test_measurement(reg):
+    config = composed("dataset=cub", "backbone=small_resnet", "backbone.weights=none", f"reg={reg}")
+    config.precision = "fp32"
+    regularizer = build_regularizer(config.reg)
+    cost = measure(config, regularizer, num_classes=7, device=torch.device("cpu"))
+    assert 0 < cost.view_seconds < cost.step_seconds
+    assert (min(cost.fit_seconds) > 0) == (reg == "delta")
+    small = measure_with_batch(config, regularizer, 8)
+    if reg == "l2_fe":  # a frozen backbone keeps nothing but the head's input
+        assert cost.memory_bytes < 3 * cost.weights_bytes
+    else:
+        # Activations of 64 images against 8, networks and momentum the same.
+        assert 2 < cost.memory_bytes / small.memory_bytes < 8
+        assert small.memory_bytes > 3 * cost.weights_bytes
+
+
+def measure_with_batch(config, regularizer, batch_size: int) -> Cost:
+    config.schedule.batch_size = batch_size
+    return measure(config, regularizer, num_classes=7, device=torch.device("cpu"))
