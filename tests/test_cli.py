@@ -305,6 +305,27 @@ def test_validation_part_is_cut_from_train_only(cub_root, tmp_path, monkeypatch)
     assert summary["val_top1"] is not None
 
 
+def test_runs_on_folds_do_not_look_at_the_test_part(cub_root, tmp_path, monkeypatch, capsys):
+    tiny = tiny_overrides(cub_root, tmp_path)
+    assert delta_run(monkeypatch, "-m", *tiny, "reg=l2", "split.folds=3", "split.fold=range(3)") == 0
+    assert "test" not in capsys.readouterr().out.replace(str(tmp_path), "")
+    for name, summary in summaries(tmp_path).items():
+        assert summary["test_top1"] is None and summary["val_top1"] is not None
+        assert "split.folds=3" in summary["overrides"] and "reg=l2" in summary["overrides"]
+        lines = (tmp_path / "runs" / name / "metrics.jsonl").read_text()
+        assert "val_top1" in lines and "test" not in lines
+        assert not (tmp_path / "runs" / name / "predictions.npz").exists()
+    assert len(summaries(tmp_path)) == 3
+
+
+def test_ten_crops_on_kept_aspect_and_random_resized_crops(cub_root, tmp_path, monkeypatch):
+    tiny = [o for o in tiny_overrides(cub_root, tmp_path) if not o.startswith("schedule.iterations")]
+    for schedule in ("paper_augmented", "tll"):
+        assert delta_run(monkeypatch, *tiny, f"schedule={schedule}", "schedule.iterations=2", "reg=delta_noatt") == 0
+    assert len(summaries(tmp_path)) == 2
+    assert len(list((tmp_path / "cache" / "stores").glob("cub-keep-*"))) == 1
+
+
 def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert delta_run(monkeypatch, "dataset=cub", "backbone=resnet101", "reg=delta", "dry_run=true") == 0

@@ -1,5 +1,6 @@
 """Every configuration composes, checks out and can be built."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def test_every_choice_composes(group):
 def test_every_experiment_composes():
     for name in names("experiment"):
         composed(f"+experiment={name}")
+
+
+def commands() -> list[list[str]]:
+    """The delta-run command that each YAML opens with, as overrides."""
+    lines = [line for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()[:2]]
+    found = [shlex.split(line)[2:] for line in lines if line.startswith("# delta-run ")]
+    return [[o for o in command if o != "-m" and "range(" not in o and "reg=l2,l2_fe" not in o] for command in found]
+
+
+def test_the_command_that_every_yaml_opens_with_composes():
+    assert len(commands()) > 40
+    for command in commands():
+        composed(*command)
 
 
 def test_every_pair_of_method_and_backbone_composes():
@@ -84,6 +98,44 @@ def test_options_reach_the_method():
 )
 def test_length(schedule, n_train, iterations):
     assert schedule.length(n_train) == iterations
+
+
+def test_epochs_replace_the_iterations_of_a_protocol():
+    schedule = composed("dataset=cub", "schedule.epochs=2.5").schedule
+    assert (schedule.iterations, schedule.length(5994)) == (None, 234)
+
+
+def test_protocols():
+    def protocol(name: str) -> ScheduleConfig:
+        return composed("dataset=cub", f"schedule={name}").schedule
+
+    paper = protocol("paper")
+    assert (paper.aspect, paper.train_crop, paper.test_crops, paper.nesterov) == ("squash", "random", 1, False)
+    assert (paper.backbone_lr_factor, protocol("paper_inception").lr) == (1.0, 0.001)
+    augmented = protocol("paper_augmented")
+    assert (augmented.aspect, augmented.train_crop, augmented.test_crops) == ("keep", "random", 10)
+    tll = protocol("tll")
+    assert (tll.iterations, tll.batch_size, round(tll.decay_at * tll.iterations)) == (10000, 48, 6000)
+    assert (tll.train_crop, tll.nesterov, tll.backbone_lr_factor, tll.test_crops) == ("random_resized", True, 0.1, 1)
+
+
+def test_data_sets_have_the_official_counts():
+    counts = {name: vars(c) for name in names("dataset") if (c := composed(f"dataset={name}").dataset.official)}
+    assert counts.keys() == DATASETS.keys() - {"glyphs", "folder"}
+    assert counts["cub"] == {"classes": 200, "train": 5994, "test": 5794}
+    assert counts["caltech256_60"] == {"classes": 257, "train": 15420, "test": 5140}
+    for name in names("dataset"):
+        config = composed(f"dataset={name}").dataset
+        drawn = getattr(config, "train_per_class", None)
+        if drawn and config.official:
+            assert config.official.train == drawn * config.official.classes
+
+
+def test_data_dir_is_where_all_data_sets_are_looked_for(monkeypatch):
+    assert composed("dataset=cub").dataset.root == "data/CUB_200_2011"
+    assert composed("dataset=cub", "data_dir=/d").dataset.root == "/d/CUB_200_2011"
+    monkeypatch.setenv("DELTA_DATA", "/e")
+    assert composed("dataset=food101").dataset.root == "/e"
 
 
 def test_missing_value_is_named():

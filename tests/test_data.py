@@ -168,7 +168,7 @@ def test_unreadable_images_are_all_named_and_no_store_is_left(tmp_path):
         return picture(index)
 
     data = dataset_of([0] * 20 + [1] * 20, [False, True] * 20, load)
-    with pytest.raises(UserError, match=r"2 images of toy .*image3 \(broken\), image30 \(broken\)"):
+    with pytest.raises(UserError, match=r"2 images of toy .*image3 \(broken\); image30 \(broken\)"):
         open_store(data, 12, "squash", tmp_path)
     assert all(path.name.endswith(".lock") for path in (tmp_path / "stores").iterdir())
 

@@ -458,6 +458,17 @@ def test_folder_test_fraction_leaves_something_on_both_sides(tmp_path, fraction,
     assert np.bincount(data.labels[data.is_test]).tolist() == [n_test, n_test]
 
 
+def test_folder_draws_of_classes_are_independent(tmp_path):
+    data = read("folder", trees.write_folder(tmp_path, ants=20, bees=20), "dataset.test_fraction=0.5")
+    ants, bees = ({Path(name).name for name in drawn(data, label)[1]} for label in (0, 1))
+    assert ants != bees
+
+
+def test_folder_image_beside_the_class_folders_of_a_part(tmp_path):
+    parts = {"train/ants": 3, "train/bees": 3, "train": 1, "test/ants": 1, "test/bees": 1}
+    assert len(read("folder", trees.write_folder(tmp_path, **parts)).names) == 8
+
+
 def test_folder_class_may_be_called_like_a_part(tmp_path):
     assert read("folder", trees.write_folder(tmp_path, valid=2, invalid=2)).classes == ("invalid", "valid")
 
@@ -485,7 +496,7 @@ def test_folder_class_may_be_called_like_a_part(tmp_path):
             {"training/ants": 3, "validation/ants": 3},
             "it holds the folders training, validation",
         ),
-        ({"test/ants": 3, "test/bees": 3}, "has no train/<class>/"),
+        ({"test/ants": 3, "test/bees": 3, "notes": 0}, "has no train/<class>/; it holds the folders notes, test"),
     ],
 )
 def test_folder_names_what_is_wrong(tmp_path, tree, expected):

@@ -51,6 +51,36 @@ def test_learning_rate_falls_once():
     assert rates == [0.01] * 6 + [pytest.approx(0.001)] * 3
 
 
+def test_the_backbone_learns_at_a_fraction_of_the_heads_rate(tiny_source, loader):
+    start = tiny_source.with_new_head(3, seed=0).weights()
+
+    def steps(factor: float) -> dict[str, torch.Tensor]:
+        """How far one step without momentum moves each parameter."""
+        options = {"iterations": 1, "momentum": 0.0, "backbone_lr_factor": factor}
+        target, _ = learn(tiny_source, loader, L2(), **options)
+        return {name: p.detach() - start[name] for name, p in target.traced.named_parameters()}
+
+    full, tenth = steps(1.0), steps(0.1)
+    assert all(step.abs().max() > 0 for step in full.values())
+    for name, step in tenth.items():
+        torch.testing.assert_close(step, full[name] * (1.0 if name.startswith("fc") else 0.1), rtol=1e-3, atol=1e-6)
+
+
+def test_nesterov_reaches_the_optimizer(tiny_source, loader):
+    plain, nesterov = (learn(tiny_source, loader, L2(), nesterov=n)[1][-1]["loss"] for n in (False, True))
+    assert plain != nesterov
+
+
+def test_of_several_crops_the_mean_of_the_logits_counts(tiny_source, loader):
+    loader.ten_crops = True
+    images = torch.cat([images for images, _ in loader.test_batches(np.arange(24))])
+    with torch.no_grad():
+        expected = tiny_source(images)["logits"].view(24, 10, -1).mean(dim=1)
+    torch.testing.assert_close(
+        torch.from_numpy(evaluate(tiny_source, loader, np.arange(24), "fp32")["logits"]), expected
+    )
+
+
 def test_log_lines(tiny_source, loader):
     _, lines = learn(tiny_source, loader, DELTAWithoutAttention(alpha=0.01, beta=0.01), iterations=5)
     assert [line["step"] for line in lines] == [2, 4, 5]  # the last step is always logged

@@ -167,7 +167,7 @@ def verify(config: RunConfig) -> int:
                 unreadable.append(f"{dataset.names[index]} ({digest})")
             display.update(index + 1)
     if unreadable:
-        say(f"  images   {len(unreadable)} of {len(digests):,} cannot be read: {few(unreadable, 50)}")
+        say(f"  images   {len(unreadable)} of {len(digests):,} cannot be read: {'; '.join(unreadable)}")
     else:
         say(f"  images   {len(digests):,} decode")
     for line in duplicates(dataset, digests):

@@ -18,7 +18,7 @@ from PIL import Image
 from ..console import say
 from ..errors import UserError
 from .dataset import Dataset
-from .files import UNREADABLE, few
+from .files import UNREADABLE
 
 # Raise when the decoded pixels or the layout of the files change, so that older stores are not used.
 VERSION = 2
@@ -123,7 +123,7 @@ def _build(dataset: Dataset, size: int, aspect: str, folder: Path, progress: Cal
                 unsynced = 0
     if unreadable:
         shutil.rmtree(folder)
-        raise UserError(f"{len(unreadable)} images of {dataset.name} cannot be read: {few(unreadable, 50)}.")
+        raise UserError(f"{len(unreadable)} images of {dataset.name} cannot be read: {'; '.join(unreadable)}.")
     (folder / "done").unlink()
 
 
