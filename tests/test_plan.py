@@ -72,7 +72,7 @@ def test_dry_run_of_every_experiment(experiment, tmp_path, monkeypatch, capsys, 
     output = dry_run(monkeypatch, capsys, f"+experiment={experiment}", "reg=delta", "seed=0")
     assert rows(output) == {f"{d}, {b}, delta": (count, 0, count) for d in datasets for b in backbones}
     total = len(datasets) * len(backbones) * count
-    assert f"{total} runs: 0 finished, {total} to do" in output
+    assert f"{total} run{'s' * (total > 1)}: 0 finished, {total} to do" in output
     for name in set(datasets) - {"glyphs"}:
         assert f"Not ready: data set {name}: " in output
     assert sorted(set(measured)) == sorted(measured)  # each once
@@ -123,7 +123,7 @@ def test_shared_computations_count_once_and_finished_runs_not_at_all(tmp_path, m
     assert "about 63.2 s one after the other" in output and "of which 39.0 s" in output
     assert delta_run(monkeypatch, *tiny, "reg=l2") == 0
     capsys.readouterr()
-    assert "1 runs: 1 finished, 0 to do" in dry_run(monkeypatch, capsys, *tiny, "reg=l2")
+    assert "1 run: 1 finished, 0 to do" in dry_run(monkeypatch, capsys, *tiny, "reg=l2")
 
 
 def test_estimated_seconds_count_evaluations_and_crops():

@@ -1,5 +1,6 @@
 """Readers: miniature trees in the publishers' exact layouts, with their oddities."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -604,3 +605,11 @@ def test_damaged_files_raise_what_callers_expect(tmp_path, file, keep):
     damage(tmp_path / file, keep)
     with pytest.raises(UNREADABLE):
         read_image(tmp_path / file)
+
+
+def test_file_names_that_are_not_utf8_are_read(tmp_path):
+    counts = {"train/ants": 2, "train/bees": 2, "test/ants": 1, "test/bees": 1}
+    root = trees.write_folder(tmp_path / "photos", **counts)
+    old = os.fsencode(root / "train" / "ants" / "000.jpg")
+    os.rename(old, old.replace(b"000", b"caf\xe9"))
+    assert len(read("folder", root).names) == 6

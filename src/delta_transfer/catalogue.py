@@ -110,7 +110,7 @@ def show_list(overrides: Sequence[str]) -> None:
     table.add_column("name", no_wrap=True)
     for title in ("classes", "train", "test"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("status", no_wrap=True)
     table.add_column("root", overflow="fold")
     troubles = []
     for name in choices():

@@ -149,7 +149,7 @@ class Plan:
             state: sum(job.state == state for job in self.jobs) for state in ("finished", "interrupted", "failed")
         }
         counted = ", ".join(f"{n} {state}" for state, n in states.items() if n or state == "finished")
-        say(f"{len(self.jobs)} runs: {counted}, {len(left)} to do")
+        say(f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}: {counted}, {len(left)} to do")
         if left:
             device = pick_device(left[0].config.device)
             once = sum(self.fits.values())

@@ -73,7 +73,7 @@ def from_files(
         except (OSError, ValueError):  # ValueError: no name at all, as a NUL in a damaged list
             missing.append(file)
         else:
-            digest.update(f"{file}\0{size}\0{label}\0{int(test)}\n".encode())
+            digest.update(f"{file}\0{size}\0{label}\0{int(test)}\n".encode(errors="surrogateescape"))
     if missing:
         raise UserError(
             f"{len(missing)} of {len(files)} images of {name} that {listed_in} names are not in {folder}: "

@@ -10,11 +10,13 @@ bias this is the same as setting the channel of the tapped map to 0, which is wh
 not convolutions (Inception's blocks) have a meaning too.
 """
 
+import operator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ..config import AttentionConfig
 from ..environment import seconds_of
@@ -69,10 +71,12 @@ def removal_cost(source: Network, images: Tensor) -> tuple[dict[str, int], float
     suffixes = Suffixes(source)
     forward = seconds_of(lambda: suffixes.run_intact(images), images.device)
     _, kept = suffixes.run_intact(images)
-    maps = {tap: kept[node] for tap, node in suffixes.taps.items()}
-    behind = {tap: seconds_of(partial(suffixes.run_behind, tap, maps[tap], kept, 1), images.device) for tap in maps}
-    channels = {tap: feature_map.shape[1] for tap, feature_map in maps.items()}
-    return channels, forward / len(images), sum(channels[tap] * behind[tap] for tap in maps) / len(images)
+    removal, channels = 0.0, {}
+    for tap, node in suffixes.taps.items():
+        channels[tap] = kept[node].shape[1]
+        behind = seconds_of(partial(suffixes.run_behind, tap, kept[node], kept, 1, suffixes.logits), images.device)
+        removal += behind * (1 if tap in suffixes.channelwise else channels[tap])
+    return channels, forward / len(images), removal / len(images)
 
 
 def attention_weights(importance: Tensor, temperature: float) -> Tensor:
@@ -101,20 +105,20 @@ def _importance_on(suffixes: "Suffixes", images: Tensor, labels: Tensor, forward
     """Importances on one batch, fp64, the mean over its images."""
     logits, kept = suffixes.run_intact(images)
     intact = F.cross_entropy(logits.double(), labels)
-    at_once = max(1, forward_images // len(images))
     importance = {}
     for tap in suffixes.taps:
-        feature_map = kept[suffixes.taps[tap]]
-        rises = []
-        for removed in torch.arange(feature_map.shape[1], device=images.device).split(at_once):
-            copies = len(removed)
-            ablated = torch.cat([feature_map] * copies)
-            ablated.view(copies, len(images), *feature_map.shape[1:])[torch.arange(copies), :, removed] = 0
-            logits = suffixes.run_behind(tap, ablated, kept, copies)
-            loss = F.cross_entropy(logits.double(), labels.repeat(copies), reduction="none")
-            rises.append(loss.view(copies, -1).mean(dim=1) - intact)
-        importance[tap] = torch.cat(rises)
+        removals = suffixes.at_head_cost if tap in suffixes.channelwise else suffixes.one_by_one
+        losses = [
+            F.cross_entropy(logits.double(), labels.repeat(copies), reduction="none").view(copies, -1).mean(dim=1)
+            for copies, logits in removals(tap, kept, forward_images)
+        ]
+        importance[tap] = torch.cat(losses) - intact
     return importance
+
+
+# In evaluation mode none of these carries anything from one channel of a feature map to another.
+CHANNELWISE_MODULES = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Identity}
+CHANNELWISE_FUNCTIONS = {operator.add, operator.iadd, torch.add, torch.flatten, "flatten"}
 
 
 class Suffixes:
@@ -132,11 +136,37 @@ class Suffixes:
         self.logits = output["logits"]
         self.taps = {tap: output[tap] for tap in network.taps}
         self.behind = {tap: self._nodes_behind(node) for tap, node in self.taps.items()}
+        self.channelwise = {tap for tap, nodes in self.behind.items() if self._is_channelwise(nodes)}
         # What an intact pass has to keep: the taps and the other inputs of what lies behind them.
-        self.keep = set(self.taps.values()) | {self.logits}
+        self.keep = {*self.taps.values(), self.logits, *self.logits.all_input_nodes}
         for tap, nodes in self.behind.items():
             inner = {self.taps[tap], *nodes}
             self.keep |= {value for node in nodes for value in node.all_input_nodes if value not in inner}
+
+    def one_by_one(self, tap: str, kept: dict[fx.Node, Tensor], forward_images: int) -> Iterator[tuple[int, Tensor]]:
+        """(copies, logits (copies * B, K)), a copy of the batch for each removed channel, for all channels in order."""
+        feature_map = kept[self.taps[tap]]
+        images, channels = feature_map.shape[:2]
+        at_once = max(1, forward_images // images)
+        for removed in torch.arange(channels, device=feature_map.device).split(at_once):
+            copies = len(removed)
+            ablated = torch.cat([feature_map] * copies)
+            ablated.view(copies, *feature_map.shape)[torch.arange(copies), :, removed] = 0
+            yield copies, self.run_behind(tap, ablated, kept, copies, self.logits)
+
+    def at_head_cost(self, tap: str, kept: dict[fx.Node, Tensor], forward_images: int) -> Iterator[tuple[int, Tensor]]:
+        """The same where no channel reaches another before the head: one pass without any of them tells all.
+
+        Removing channel c changes feature c alone, f_c to g_c, and the logits by (g_c - f_c) times column c of the
+        head's weight.
+        """
+        (features,) = self.logits.all_input_nodes
+        weight = self.traced.get_submodule(self.logits.target).weight
+        without = self.run_behind(tap, torch.zeros_like(kept[self.taps[tap]]), kept, 1, features)
+        change = without - kept[features]  # (B, C)
+        for removed in torch.arange(change.shape[1], device=change.device).split(max(1, forward_images)):
+            logits = kept[self.logits] + change.T[removed, :, None] * weight.T[removed, None, :]
+            yield len(removed), logits.flatten(0, 1)
 
     def run_intact(self, images: Tensor) -> tuple[Tensor, dict[fx.Node, Tensor]]:
         """Logits (B, K) and every kept value."""
@@ -145,8 +175,10 @@ class Suffixes:
         interpreter.run(images)
         return kept[self.logits], kept
 
-    def run_behind(self, tap: str, feature_map: Tensor, kept: dict[fx.Node, Tensor], copies: int) -> Tensor:
-        """Logits (copies * B, K) for `feature_map` (copies * B, C, h, w) in place of the tapped one."""
+    def run_behind(
+        self, tap: str, feature_map: Tensor, kept: dict[fx.Node, Tensor], copies: int, result: fx.Node
+    ) -> Tensor:
+        """The value of node `result` for `feature_map` (copies * B, C, h, w) in place of the tapped one."""
         nodes = self.behind[tap]
         interpreter = fx.Interpreter(self.traced)
         interpreter.env = {self.taps[tap]: feature_map}
@@ -156,10 +188,26 @@ class Suffixes:
                 if value not in interpreter.env:
                     interpreter.env[value] = _repeat(kept[value], copies)
             interpreter.env[node] = interpreter.run_node(node)
+            if node is result:
+                return interpreter.env[node]
             for value in node.all_input_nodes:
                 if last_use[value] is node:
                     interpreter.env.pop(value, None)
-        return interpreter.env[self.logits]
+        raise ValueError(f"{result} does not lie behind {tap}.")
+
+    def _is_channelwise(self, nodes: list[fx.Node]) -> bool:
+        """Whether `nodes`, from a tap to the logits, are a linear head on operations that work channel by channel."""
+        *before, head = nodes
+        return (
+            head.op == "call_module"
+            and type(self.traced.get_submodule(head.target)) is nn.Linear
+            and all(
+                type(self.traced.get_submodule(node.target)) in CHANNELWISE_MODULES
+                if node.op == "call_module"
+                else node.target in CHANNELWISE_FUNCTIONS
+                for node in before
+            )
+        )
 
     def _nodes_behind(self, start: fx.Node) -> list[fx.Node]:
         """Nodes that depend on `start` and that the logits depend on, in execution order."""
