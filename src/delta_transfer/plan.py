@@ -23,6 +23,7 @@ from .data.store import store_bytes, store_path
 from .embedded import trained_glyphs_weights
 from .environment import device_name, pick_device, pick_precision, reset_peak_memory, seconds_of
 from .errors import UserError
+from .models import frozen_maps
 from .models.zoo import build_source, fingerprint, not_downloaded
 from .records import RunDirectory
 from .regularizers import Regularizer, build_regularizer
@@ -229,8 +230,8 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
     reset_peak_memory(device)
     regularizer.to(device).start(target)
     optimizer = make_optimizer(target, regularizer, config.schedule)
-    precision = config.precision
-    learner = Learner(target, source if regularizer.needs_source else None, optimizer, precision, backbone.aux_weight)
+    source = frozen_maps(source, regularizer.needs_source_logits) if regularizer.needs_source else None
+    learner = Learner(target, source, optimizer, config.precision, backbone.aux_weight)
 
     def step(count: int) -> Callable[[], object]:
         images, labels = random_images(count), torch.zeros(count, dtype=torch.int64, device=device)
@@ -251,7 +252,7 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
     else:
         per_image = (kept[FEW] - kept[FEW // 2]) / (FEW - FEW // 2)
         gradient_and_momentum = 2 * sum(p.nbytes for p in target.parameters() if p.requires_grad)
-        networks = sum(v.nbytes for network in (target, learner.source) if network for v in network.weights().values())
+        networks = sum(v.nbytes for network in (target, source) if network for v in network.state_dict().values())
         memory = kept[FEW] + per_image * (batch - FEW) + networks + gradient_and_momentum
     target.eval()
     images = random_images(count)

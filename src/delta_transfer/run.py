@@ -21,7 +21,7 @@ from .data.loader import Loader
 from .data.store import open_store
 from .environment import device_name, peak_memory, set_up, versions
 from .fitted import fit_or_reuse
-from .models import Network
+from .models import Network, frozen_maps
 from .models.zoo import build_source, fingerprint
 from .records import SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp, write_atomically
 from .regularizers import Regularizer, build_regularizer
@@ -62,9 +62,11 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         regularizer.to(device)
         regularizer.start(target)
 
+        # From here on only its maps are wanted, if anything.
+        source = frozen_maps(source, regularizer.needs_source_logits) if regularizer.needs_source else None
         learner = Learner(
             target,
-            source if regularizer.needs_source else None,
+            source,
             make_optimizer(target, regularizer, config.schedule),
             config.precision,
             config.backbone.aux_weight,

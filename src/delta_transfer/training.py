@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .config import ScheduleConfig
 from .data.loader import Loader
@@ -27,7 +27,7 @@ class Learner:
     """The target network with its optimizer, the frozen source beside it, and the precision they compute in."""
 
     target: Network
-    source: Network | None
+    source: nn.Module | None  # models.frozen_maps of it, or a Network
     optimizer: torch.optim.Optimizer
     precision: str  # fp32 | bf16
     aux_weight: float = 0.0

@@ -18,6 +18,7 @@ class Regularizer(nn.Module):
     """
 
     needs_source: ClassVar[bool] = False  # a frozen source network, run on every batch for its feature maps
+    needs_source_logits: ClassVar[bool] = False  # its logits too, which otherwise are not computed
     needs_taps: ClassVar[bool] = False  # tapped feature maps of target (and source)
     freezes_backbone: ClassVar[bool] = False  # train the head only; the whole network stays in evaluation mode
     fitted_name: ClassVar[str | None] = None  # name of the file that keeps what `fit` computed

@@ -1,0 +1,33 @@
+"""The frozen source network as training needs it: its tapped feature maps, at the least cost."""
+
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .taps import Network
+
+
+def frozen_maps(source: Network, with_logits: bool = False) -> fx.GraphModule:
+    """images (B, 3, H, W) -> {tap: (B, C, h, w)}, what `source` returns in evaluation mode, up to rounding.
+
+    A copy, so that `source` stays as it is. BatchNorm is folded into the convolution before it, except behind a tap,
+    whose map is wanted before BatchNorm; nothing behind the last tap is computed, unless `with_logits`.
+    """
+    # Traced once more, into the blocks of convolution, BatchNorm and activation that torchvision's tracer keeps whole.
+    traced = fx.symbolic_trace(source.copy().freeze().traced)
+    graph = traced.graph
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    if not with_logits:
+        output.args = ({name: node for name, node in output.args[0].items() if name != "logits"},)
+        graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        convolution = node.args[0] if node.op == "call_module" else None
+        # A map that somebody else reads, as the output does of a tap, is not to be changed.
+        if isinstance(convolution, fx.Node) and convolution.op == "call_module" and len(convolution.users) == 1:
+            pair = traced.get_submodule(convolution.target), traced.get_submodule(node.target)
+            if type(pair[0]) is nn.Conv2d and type(pair[1]) is nn.BatchNorm2d:
+                traced.set_submodule(convolution.target, fuse_conv_bn_eval(*pair))
+                node.replace_all_uses_with(convolution)
+                graph.erase_node(node)
+    traced.recompile()
+    traced.delete_all_unused_submodules()
+    return traced.eval().requires_grad_(False)

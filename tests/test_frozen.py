@@ -1,0 +1,59 @@
+"""The frozen source network at less cost returns the same maps."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from delta_transfer.models import Network
+from delta_transfer.models.frozen import frozen_maps
+
+from .conftest import randomise_batchnorm
+
+NETWORKS = {
+    "resnet18": ("fc", ("layer1.1.conv2", "layer2.1.conv2", "layer4.1.conv2"), 48, 2),
+    "resnet50": ("fc", ("layer1.2.conv3", "layer3.5.conv3"), 48, 1),
+    "mobilenet_v2": ("classifier.1", ("features.5.conv.2", "features.9.conv.2", "features.13.conv.2"), 48, 2),
+    "inception_v3": ("fc", ("Conv2d_2b_3x3", "Conv2d_4a_3x3", "Mixed_5d", "Mixed_6e"), 107, 0),
+}
+
+
+def build(name: str) -> tuple[Network, torch.Tensor, int]:
+    head, taps, size, batchnorms = NETWORKS[name]
+    options = {"transform_input": False, "init_weights": False} if name == "inception_v3" else {}
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, num_classes=5, **options)
+    randomise_batchnorm(model)
+    return Network(model, head, taps).freeze(), torch.randn(2, 3, size, size), batchnorms
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_same_maps(name):
+    source, images, batchnorms = build(name)
+    before = {key: value.clone() for key, value in source.weights().items()}
+    frozen = frozen_maps(source)
+    with torch.no_grad():
+        expected, maps = source(images), frozen(images)
+    assert list(maps) == list(source.taps)
+    for tap in source.taps:
+        torch.testing.assert_close(maps[tap], expected[tap], rtol=1e-4, atol=1e-5 * expected[tap].abs().max().item())
+    # Behind a tap BatchNorm stays, where something that is computed needs it; nowhere else.
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in frozen.modules()) == batchnorms
+    assert all(torch.equal(value, before[key]) for key, value in source.weights().items())
+    assert not any(p.requires_grad for p in frozen.parameters()) and not frozen.training
+
+
+def test_nothing_behind_the_last_tap_is_kept():
+    source, _, _ = build("resnet50")
+    names = {name for name, _ in frozen_maps(source).named_parameters()}
+    assert any(name.startswith("layer3.5.conv3") for name in names)
+    assert not any(name.startswith(("layer4", "fc")) for name in names)
+
+
+def test_logits_where_they_are_wanted(tiny_source):
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        expected, maps = tiny_source(images), frozen_maps(tiny_source, with_logits=True)(images)
+    assert maps.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(maps[name], expected[name], rtol=1e-4, atol=1e-5)
