@@ -7,7 +7,8 @@ import torchvision
 
 from delta_transfer.config import AttentionConfig
 from delta_transfer.models import Network
-from delta_transfer.regularizers.attention import channel_importance, train_probe
+from delta_transfer.regularizers import DELTA, attention
+from delta_transfer.regularizers.attention import split_half_correlation, taylor_importance, train_probe
 
 from .conftest import randomise_batchnorm
 
@@ -29,6 +30,11 @@ def plain_importance(network: Network, images, labels, tap: str, channels) -> to
         rises.append(F.cross_entropy(model(images).double(), labels) - intact)
         handle.remove()
     return torch.stack(rises).float()
+
+
+def channel_importance(*arguments) -> dict[str, torch.Tensor]:
+    """The mean over images, {tap: (C,)}."""
+    return {tap: rises.mean(dim=0).float() for tap, rises in attention.channel_importance(*arguments).items()}
 
 
 def batches_of(images, labels, size):
@@ -110,3 +116,58 @@ def test_probe_trains_the_head_only(tiny_source):
     with torch.no_grad():
         loss_of = lambda network: F.cross_entropy(network(images)["logits"], labels).item()  # noqa: E731
         assert loss_of(probe) < loss_of(untrained) - 0.05
+
+
+def test_the_last_stage_is_done_at_head_cost_and_the_others_are_not():
+    model = torchvision.models.resnet18(num_classes=5)
+    suffixes = attention.Suffixes(Network(model, "fc", ("layer1.1.conv2", "layer3.1.conv2", "layer4.1.conv2")))
+    assert suffixes.channelwise == {"layer4.1.conv2"}
+
+
+def test_rises_are_those_of_each_image(tiny_source):
+    torch.manual_seed(2)
+    images, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 2, 1])
+    together = attention.channel_importance(tiny_source, [(images, labels)], 3, 100)
+    for i in range(3):
+        alone = attention.channel_importance(tiny_source, [(images[i : i + 1], labels[i : i + 1])], 1, 100)
+        for tap in tiny_source.taps:
+            torch.testing.assert_close(together[tap][i], alone[tap][0], rtol=1e-4, atol=1e-6)
+
+
+def test_taylor_is_the_derivative_of_the_removal(tiny_source):
+    """Scaling a channel by 1 - t: the loss rises by t times the estimate, for small t."""
+    torch.manual_seed(2)
+    network = tiny_source.double()
+    images, labels = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    estimate = taylor_importance(network, [(images, labels)], 4)["conv1"].mean(dim=0)
+    model, t = network.copy()._model[0].eval(), 1e-5
+    with torch.no_grad():
+        intact = F.cross_entropy(model(images), labels)
+        for channel in range(5):
+            weight = model.conv1.weight[channel].clone()
+            model.conv1.weight[channel] *= 1 - t
+            rise = F.cross_entropy(model(images), labels) - intact
+            model.conv1.weight[channel] = weight
+            assert estimate[channel].item() == pytest.approx(rise.item() / t, rel=1e-3, abs=1e-8)
+
+
+def test_split_half_correlation():
+    torch.manual_seed(0)
+    importance = torch.arange(50.0)
+    same = importance + 0.01 * torch.randn(10, 50)
+    assert split_half_correlation(same) > 0.99
+    assert abs(split_half_correlation(torch.randn(10, 500))) < 0.2
+    halves = torch.stack([importance, -importance])
+    assert split_half_correlation(halves) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize("method", ["exact", "taylor"])
+def test_the_agreement_of_two_halves_is_reported(tiny_source, method):
+    torch.manual_seed(2)
+    batches = batches_of(torch.randn(8, 3, 8, 8), torch.arange(8) % 3, 4)
+    delta = DELTA(attention=AttentionConfig(method=method, images=8, head_epochs=1))
+    fitted = delta.fit(tiny_source, batches, 3)
+    assert set(fitted) == {"conv1", "conv2", "conv1/split_half", "conv2/split_half"}
+    assert set(delta.fit_report) == {"conv1/split_half", "conv2/split_half"}
+    assert all(-1 <= value <= 1 for value in delta.fit_report.values())
+    assert delta.relative_weights("conv1").shape == (5,)

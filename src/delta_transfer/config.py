@@ -188,6 +188,7 @@ class DeltaWithoutAttentionConfig(RegConfig):
 
 @dataclass
 class AttentionConfig:
+    method: str = "exact"  # exact | taylor: first-order estimate, one backward pass
     images: int = 256  # training images on which removing a channel is tried
     head_epochs: int = 10  # training of the probe's head
     head_lr: float = 0.01
@@ -199,6 +200,9 @@ class AttentionConfig:
     def __post_init__(self):
         require_positive(self, "reg.attention", "images", "head_epochs", "head_lr", "temperature", "forward_images")
         require_not_negative(self, "reg.attention", "head_weight_decay", "seed")
+        require(
+            self.method in ("exact", "taylor"), f"reg.attention.method must be exact or taylor, got {self.method!r}."
+        )
 
 
 @dataclass

@@ -72,7 +72,10 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
             config.backbone.aux_weight,
             config.compile,
         )
-        summary = describe_run(config, name, dataset, parts, weights, device) | {"overrides": list(overrides)}
+        summary = describe_run(config, name, dataset, parts, weights, device) | {
+            "overrides": list(overrides),
+            "fit": regularizer.fit_report,
+        }
         try:
             results = train_and_evaluate(config, learner, regularizer, loader, parts, directory)
         except Diverged as error:

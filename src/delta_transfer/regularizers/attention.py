@@ -45,24 +45,55 @@ def train_probe(source: Network, batches: Batches, num_classes: int, options: At
 
 @torch.no_grad()
 def channel_importance(probe: Network, batches: Batches, images: int, forward_images: int) -> dict[str, Tensor]:
-    """Rise of the cross-entropy when one channel of a tapped map is set to 0, {tap: (C_l,) fp32}.
+    """Rise of each image's cross-entropy when one channel of a tapped map is set to 0, {tap: (images, C_l) fp64}.
 
-    Averaged over the first `images` images of `batches` (further passes if one is too short). `forward_images` bounds
-    how many images go through the network at once, counting each removed channel's copy; it changes no result.
+    The mean over images is the channel's importance. It takes the first `images` images of `batches` (further passes if
+    one is too short). `forward_images` bounds how many images go through the network at once, counting each removed
+    channel's copy; it changes no result.
     """
     suffixes = Suffixes(probe)
-    totals = {tap: 0.0 for tap in probe.taps}
+    rises: dict[str, list[Tensor]] = {tap: [] for tap in probe.taps}
     remaining = images
     for inputs, labels in _endlessly(batches):
         inputs, labels = inputs[:remaining], labels[:remaining]
         # In parts, so that the intact pass too stays within `forward_images`.
         for part, part_labels in zip(inputs.split(forward_images), labels.split(forward_images), strict=True):
-            for tap, rise in _importance_on(suffixes, part, part_labels, forward_images).items():
-                totals[tap] = totals[tap] + rise * len(part)
+            for tap, rise in _rises_on(suffixes, part, part_labels, forward_images).items():
+                rises[tap].append(rise)
         remaining -= len(inputs)
         if remaining == 0:
             break
-    return {tap: (total / images).float() for tap, total in totals.items()}
+    return {tap: torch.cat(parts) for tap, parts in rises.items()}
+
+
+def taylor_importance(probe: Network, batches: Batches, images: int) -> dict[str, Tensor]:
+    """First-order estimate of the same, -sum_{h,w} a * dCE/da of each channel, {tap: (images, C_l)}, in one backward pass.
+
+    a is the tapped map; removing a channel changes it by -a (Molchanov et al., ICLR 2017).
+    """
+    estimates: dict[str, list[Tensor]] = {tap: [] for tap in probe.taps}
+    remaining = images
+    for inputs, labels in _endlessly(batches):
+        inputs, labels = inputs[:remaining].detach().requires_grad_(True), labels[:remaining]
+        outputs = probe(inputs)
+        maps = [outputs[tap] for tap in probe.taps]
+        gradients = torch.autograd.grad(F.cross_entropy(outputs["logits"], labels, reduction="sum"), maps)
+        for tap, feature_map, gradient in zip(probe.taps, maps, gradients, strict=True):
+            estimates[tap].append(-(feature_map.detach() * gradient).sum(dim=(2, 3)))
+        remaining -= len(inputs)
+        if remaining == 0:
+            break
+    return {tap: torch.cat(parts) for tap, parts in estimates.items()}
+
+
+def split_half_correlation(rises: Tensor) -> float:
+    """Spearman's rank correlation between a layer's importances on the even and on the odd images; rises (images, C).
+
+    Near 1: the images were enough to rank the channels. Near 0: another draw of images would give another ranking.
+    """
+    even, odd = rises[::2].double().mean(dim=0), rises[1::2].double().mean(dim=0)
+    ranks = torch.stack([v.argsort().argsort().double() for v in (even, odd)])
+    return torch.corrcoef(ranks)[0, 1].item()
 
 
 @torch.no_grad()
@@ -101,19 +132,19 @@ def _endlessly(batches: Batches) -> Batches:
             raise ValueError("A pass over the batches was empty: give a DataLoader or a list, not a generator.")
 
 
-def _importance_on(suffixes: "Suffixes", images: Tensor, labels: Tensor, forward_images: int) -> dict[str, Tensor]:
-    """Importances on one batch, fp64, the mean over its images."""
+def _rises_on(suffixes: "Suffixes", images: Tensor, labels: Tensor, forward_images: int) -> dict[str, Tensor]:
+    """Rises on one batch, {tap: (B, C_l) fp64}."""
     logits, kept = suffixes.run_intact(images)
-    intact = F.cross_entropy(logits.double(), labels)
-    importance = {}
+    intact = F.cross_entropy(logits.double(), labels, reduction="none")
+    rises = {}
     for tap in suffixes.taps:
         removals = suffixes.at_head_cost if tap in suffixes.channelwise else suffixes.one_by_one
         losses = [
-            F.cross_entropy(logits.double(), labels.repeat(copies), reduction="none").view(copies, -1).mean(dim=1)
+            F.cross_entropy(logits.double(), labels.repeat(copies), reduction="none").view(copies, -1)
             for copies, logits in removals(tap, kept, forward_images)
         ]
-        importance[tap] = torch.cat(losses) - intact
-    return importance
+        rises[tap] = torch.cat(losses).T - intact[:, None]
+    return rises
 
 
 # In evaluation mode none of these carries anything from one channel of a feature map to another.

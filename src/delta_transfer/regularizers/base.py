@@ -26,6 +26,7 @@ class Regularizer(nn.Module):
 
     def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
         super().__init__()
+        self.fit_report: dict[str, float] = {}
         self.beta = beta
         self.weight_decay = weight_decay  # of the optimizer
 
@@ -51,7 +52,7 @@ class Regularizer(nn.Module):
         raise NotImplementedError
 
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
-        """Take over what `fit` returned, now or in an earlier run."""
+        """Take over what `fit` returned, now or in an earlier run; may set `fit_report`, figures for the record."""
         raise NotImplementedError
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:

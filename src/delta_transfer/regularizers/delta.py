@@ -8,7 +8,14 @@ from torch import Tensor
 
 from ..config import AttentionConfig
 from ..models import Network
-from .attention import attention_weights, channel_importance, removal_cost, train_probe
+from .attention import (
+    attention_weights,
+    channel_importance,
+    removal_cost,
+    split_half_correlation,
+    taylor_importance,
+    train_probe,
+)
 from .base import Batches, Outputs, Regularizer
 
 
@@ -74,24 +81,36 @@ class DELTA(DELTAWithoutAttention):
         return {k: v for k, v in asdict(self.attention).items() if k not in ("forward_images", "temperature", "seed")}
 
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
-        """Importance v_l of every channel, {tap: (C_l,) fp32}: how much the probe's loss rises without it."""
+        """Importance v_l of every channel, {tap: (C_l,) fp32}: how much the probe's loss rises without it.
+
+        Beside it, as `<tap>/split_half`, how well two halves of the images agree on the ranking of the channels.
+        """
         options = self.attention
         # Differences of the loss go down to 1e-7: no TF32.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             probe = train_probe(source, batches, num_classes, options)
-            importance = channel_importance(probe, batches, options.images, options.forward_images)
-        self.load_fitted(importance)
-        return importance
+            if options.method == "taylor":
+                rises = taylor_importance(probe, batches, options.images)
+            else:
+                rises = channel_importance(probe, batches, options.images, options.forward_images)
+        fitted = {tap: rise.mean(dim=0).float() for tap, rise in rises.items()}
+        fitted |= {f"{tap}/split_half": torch.tensor(split_half_correlation(rise)) for tap, rise in rises.items()}
+        self.load_fitted(fitted)
+        return fitted
 
     def rehearse(self, source: Network, images: Tensor) -> tuple[dict[str, Tensor], float, float]:
         channels, forward, removal = removal_cost(source, images)
+        if self.attention.method == "taylor":
+            removal = 2 * forward  # a backward pass
         uniform = {tap: torch.zeros(count) for tap, count in channels.items()}
         return uniform, self.attention.head_epochs * forward, self.attention.images * (forward + removal)
 
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
+        importance = {tap: v for tap, v in fitted.items() if not tap.endswith("/split_half")}
         self._relative_weights = {
-            tap: len(v) * attention_weights(v, self.attention.temperature) for tap, v in fitted.items()
+            tap: len(v) * attention_weights(v, self.attention.temperature) for tap, v in importance.items()
         }
+        self.fit_report = {key: round(v.item(), 3) for key, v in fitted.items() if key not in importance}
 
     def relative_weights(self, tap: str) -> Tensor:
         if tap not in self._relative_weights:
