@@ -67,7 +67,7 @@ def channel_importance(probe: Network, batches: Batches, images: int, forward_im
 
 
 def taylor_importance(probe: Network, batches: Batches, images: int) -> dict[str, Tensor]:
-    """First-order estimate of the same, -sum_{h,w} a * dCE/da of each channel, {tap: (images, C_l)}, in one backward pass.
+    """First-order estimate of the same, -sum_{h,w} a * dCE/da of each channel, {tap: (images, C_l)}; one backward pass.
 
     a is the tapped map; removing a channel changes it by -a (Molchanov et al., ICLR 2017).
     """
