@@ -429,3 +429,22 @@ def test_options_that_make_no_sense(arguments, why, capsys):
     with pytest.raises(SystemExit):
         report.main(arguments)
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "words"),
+    [
+        ((60.0, 50.0, 40.0), "; reg.alpha is the smallest that was tried"),
+        ((40.0, 50.0, 60.0), "; reg.alpha is the largest that was tried"),
+        ((40.0, 60.0, 50.0), ""),
+        ((60.0, 50.0), ""),  # of two, one is always at the edge
+    ],
+)
+def test_a_choice_at_the_edge_of_the_grid_says_so(accuracies, words):
+    records = [
+        run
+        for alpha, accuracy in zip((0.001, 0.01, 0.1), accuracies, strict=False)
+        for run in cross_validated("delta", alpha, [accuracy - 1, accuracy, accuracy + 1])
+    ]
+    (line,), _ = chosen(records)
+    assert line.endswith(f"best of {len(accuracies)}{words}")

@@ -16,6 +16,7 @@ from delta_transfer.reporting.comparison import (
     display,
     folds,
     grouped,
+    is_number,
     reg_settings,
     section,
     settings,
@@ -89,7 +90,7 @@ def choose_one(what: str, candidates: list[Candidate], hopeless: list[Settings],
         remark += f" ({tried - len(compared)} more not compared)" if tried > len(compared) else ""
     else:
         remark = "the only candidate" if tried == 1 else f"the only complete one of {tried}"
-    made.choices.append(Choice(what, best, tried, remark + tie))
+    made.choices.append(Choice(what, best, tried, remark + tie + at_the_edge(best, compared)))
 
 
 def best_of(candidates: list[Candidate]) -> tuple[Candidate, str]:
@@ -108,6 +109,16 @@ def best_of(candidates: list[Candidate]) -> tuple[Candidate, str]:
     if len(equal) > 1:
         return best, f"; as accurate as {others(equal, best)}, lower validation loss"
     return best, ""
+
+
+def at_the_edge(best: Candidate, compared: list[Candidate]) -> str:
+    """Words for a number that is the smallest or largest of three or more: one beyond it may do better."""
+    words = ""
+    for key, value in best.reg:
+        tried = {dict(candidate.reg)[key] for candidate in compared}
+        if len(tried) > 2 and all(map(is_number, tried)) and value in (min(tried), max(tried)):
+            words += f"; {key} is the {'smallest' if value == min(tried) else 'largest'} that was tried"
+    return words
 
 
 def without_result(candidates: list[Candidate], failed: list[dict]) -> list[Settings]:
