@@ -1,12 +1,15 @@
 """Unpacking: all of a good archive, nothing of a bad one."""
 
+import fcntl
 import io
 import os
 import shutil
 import stat
 import tarfile
+import time
 import zipfile
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -270,7 +273,11 @@ NEEDS = ("lists", "images/a.jpg")
 ARCHIVES = ("lists.tgz", "images.zip")
 
 
-def test_archives_are_unpacked_where_they_lie(tmp_path):
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_archives_in_the_root_are_unpacked_where_they_lie(tmp_path):
     lists = write(tmp_path / "lists.tgz", {"lists/train.txt": b"a"})
     images = write(tmp_path / "images.zip", {"images/a.jpg": b"a"})
     assert unpack_archives(NEEDS, ARCHIVES, tmp_path) == [lists, images]
@@ -280,12 +287,37 @@ def test_archives_are_unpacked_where_they_lie(tmp_path):
     assert unpack_archives(NEEDS, ARCHIVES, tmp_path) == []
 
 
-def test_an_archive_may_hold_the_root_itself(tmp_path, monkeypatch):
-    archive = write(tmp_path / "birds.tar", {"birds/images/a.jpg": b"a", "birds/lists": b"a"})
-    assert unpack_archives(NEEDS, ["birds.tar"], tmp_path / "birds") == [archive]
-    assert unpack_archives(NEEDS, ["birds.tar"], tmp_path / "birds") == []
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_archive_may_hold_the_root_itself(tmp_path, monkeypatch, suffix):
+    files = {"birds/images/a.jpg": b"a", "birds/lists": b"a", "attributes.txt": b"a"}
+    archive = write(tmp_path / f"birds{suffix}", files)
+    assert unpack_archives(NEEDS, [archive.name], tmp_path / "birds") == [archive]
+    assert visible(tmp_path) == sorted(["attributes.txt", "birds", archive.name])
+    assert unpack_archives(NEEDS, [archive.name], tmp_path / "birds") == []
     monkeypatch.chdir(tmp_path / "birds")
-    assert unpack_archives(NEEDS, ["birds.tar"], Path(".")) == []
+    assert unpack_archives(NEEDS, [archive.name], Path(".")) == []
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_archives_beside_the_root_are_unpacked_into_it(tmp_path, monkeypatch, exists):
+    lists = write(tmp_path / "lists.tgz", {"lists/train.txt": b"a"})
+    images = write(tmp_path / "images.zip", {"images/a.jpg": b"a", "readme.txt": b"a"})
+    root = tmp_path / "dogs"
+    if exists:
+        root.mkdir()
+        monkeypatch.chdir(root)
+        root = Path(".")
+    assert unpack_archives(NEEDS, ARCHIVES, root) == [lists, images]
+    assert visible(tmp_path) == ["dogs", "images.zip", "lists.tgz"]
+    assert contents(tmp_path / "dogs") == {"lists/train.txt": b"a", "images/a.jpg": b"a", "readme.txt": b"a"}
+
+
+def test_a_refused_archive_beside_the_root_makes_no_root(tmp_path):
+    content = write(tmp_path / "images.zip", {"images/a.jpg": bytes(1000)}).read_bytes()
+    (tmp_path / "images.zip").write_bytes(content.replace(bytes(500), b"x" * 500))  # its checksum is wrong now
+    with pytest.raises(UserError, match="fetch it again"):
+        unpack_archives(NEEDS, ARCHIVES, tmp_path / "dogs")
+    assert visible(tmp_path) == ["images.zip"]
 
 
 def test_archives_are_found_from_inside_the_data_sets_own_folder(tmp_path, monkeypatch):
@@ -317,3 +349,48 @@ def test_a_damaged_archive_of_a_data_set_is_told(tmp_path):
     (tmp_path / "lists.tgz").write_bytes(b"half")
     with pytest.raises(UserError, match="lists.tgz cannot be unpacked"):
         unpack_archives(NEEDS, ARCHIVES, tmp_path)
+
+
+# --- several processes at once ---
+
+
+def test_one_of_several_at_once_unpacks(tmp_path):
+    """Threads stand for processes: each call has a lock of its own."""
+    files = {f"images/{number}.jpg": b"picture" for number in range(300)}
+    write(tmp_path / "images.zip", files)
+    with ThreadPoolExecutor(6) as pool:
+        calls = [pool.submit(unpack_archives, ["images"], ["images.zip"], tmp_path / "set") for _ in range(6)]
+        assert sorted(len(call.result()) for call in calls) == [0, 0, 0, 0, 0, 1]
+    assert contents(tmp_path / "set") == files
+
+
+def test_who_waits_says_so_and_looks_again(tmp_path, capsys):
+    archive = write(tmp_path / "images.zip", {"images/a.jpg": b"a"})
+    output = ""
+    with ThreadPoolExecutor(1) as pool, open(tmp_path / ".images.zip.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        call = pool.submit(unpack_archives, ["images"], ["images.zip"], tmp_path)
+        end = time.monotonic() + 20
+        while "waiting" not in output and time.monotonic() < end:
+            time.sleep(0.01)
+            output += capsys.readouterr().out
+        assert f"waiting for another process that unpacks {archive}" in output
+        assert visible(tmp_path) == ["images.zip"] and not call.done()
+        unpack(archive)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert call.result(20) == []
+
+
+def test_without_locks_a_notice_is_given(tmp_path, monkeypatch, capsys):
+    def refuse(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    archive = write(tmp_path / "images.zip", {"images/a.jpg": b"a"})
+    assert unpack_archives(["images"], ["images.zip"], tmp_path) == [archive]
+    assert "cannot be locked ([Errno 37] No locks available)" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "images")
+    (tmp_path / ".images.zip.lock").unlink()
+    (tmp_path / ".images.zip.lock").mkdir()  # cannot be opened
+    assert unpack_archives(["images"], ["images.zip"], tmp_path) == [archive]
+    assert "cannot be locked" in capsys.readouterr().out

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from torch import nn
 
 from delta_transfer.config import AttentionConfig
 from delta_transfer.models import Network
@@ -124,6 +125,17 @@ def test_the_last_stage_is_done_at_head_cost_and_the_others_are_not():
     assert suffixes.channelwise == {"layer4.1.conv2"}
 
 
+def test_pooling_to_more_than_one_feature_is_not_done_at_head_cost():
+    """Then a channel has several features in the head: it takes the long way, with the same result."""
+    torch.manual_seed(0)
+    pool = nn.AdaptiveAvgPool2d(2)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.ReLU(), pool, nn.Flatten(), nn.Linear(20, 4))
+    network = Network(model, "4", ("0",)).freeze()
+    images, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    expected = plain_importance(network, images, labels, "0", range(5))
+    torch.testing.assert_close(channel_importance(network, [(images, labels)], 3, 10)["0"], expected)
+
+
 def test_rises_are_those_of_each_image(tiny_source):
     torch.manual_seed(2)
     images, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 2, 1])
@@ -157,6 +169,9 @@ def test_split_half_correlation():
     same = importance + 0.01 * torch.randn(10, 50)
     assert split_half_correlation(same) > 0.99
     assert abs(split_half_correlation(torch.randn(10, 500))) < 0.2
+    assert split_half_correlation(torch.randn(1, 50)) is None  # no second half
+    assert split_half_correlation(torch.randn(10, 1)) is None  # nothing to rank
+    assert split_half_correlation(torch.ones(10, 50)) is None  # no rank
     halves = torch.stack([importance, -importance])
     assert split_half_correlation(halves) == pytest.approx(-1.0)
 

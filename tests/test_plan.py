@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_module
 
 from delta_transfer import plan
 from delta_transfer.config import register_schemas
-from delta_transfer.plan import Cost, Job, measure
+from delta_transfer.costs import Cost, measure
+from delta_transfer.plan import Job, in_bytes
 from delta_transfer.regularizers import build_regularizer
 
 from .miniature import delta_run, tiny_overrides, write_cub
@@ -76,7 +77,7 @@ def test_dry_run_of_every_experiment(experiment, tmp_path, monkeypatch, capsys, 
     for name in set(datasets) - {"glyphs"}:
         assert f"Not ready: data set {name}: " in output
     assert sorted(set(measured)) == sorted(measured)  # each once
-    assert not [path for path in tmp_path.rglob("*") if path.name != "multirun.yaml" and path.is_file()]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -119,11 +120,53 @@ def test_shared_computations_count_once_and_finished_runs_not_at_all(tmp_path, m
     root = write_cub(tmp_path / "CUB")  # 3 classes of 6 + 2 images
     tiny = tiny_overrides(root, tmp_path / "results")
     # 3 steps of 2 s and 6 centre crops of 0.01 s for each of 4 runs; attention for 18 images: 18 x 0.5 s + 30 s, once.
-    output = dry_run(monkeypatch, capsys, "-m", *tiny, "reg=delta", "reg.alpha=0.1,1", "seed=0,1")
+    output = dry_run(monkeypatch, capsys, "-m", *tiny, "reg=delta", "reg.alpha=0,0.1,1,2")
     assert "about 63.2 s one after the other" in output and "of which 39.0 s" in output
+    # Random source weights differ with the seed, and the attention with them.
+    assert "of which 78.0 s" in dry_run(monkeypatch, capsys, "-m", *tiny, "reg=delta", "seed=0,1")
     assert delta_run(monkeypatch, *tiny, "reg=l2") == 0
     capsys.readouterr()
     assert "1 run: 1 finished, 0 to do" in dry_run(monkeypatch, capsys, *tiny, "reg=l2")
+
+
+def test_what_is_computed_or_built_already_is_not_counted(tmp_path, monkeypatch, capsys, measured):
+    tiny = tiny_overrides(write_cub(tmp_path / "CUB"), tmp_path / "results")
+    few = ("reg=delta", "reg.attention.images=4", "reg.attention.head_epochs=1")
+    output = dry_run(monkeypatch, capsys, *tiny, *few)
+    assert "channel attention" in output and "1.0 MiB of trained weights" in output
+    assert f"{in_bytes(24 * 20 * 20 * 3)} of image stores to build" in output
+    assert delta_run(monkeypatch, *tiny, *few) == 0
+    capsys.readouterr()
+    output = dry_run(monkeypatch, capsys, *tiny, *few, "reg.alpha=1")
+    assert "channel attention" not in output and "0 KiB of image stores to build" in output
+
+
+def test_stores_of_data_sets_that_are_not_here_count_with_the_official_number(monkeypatch, tmp_path, capsys, measured):
+    monkeypatch.chdir(tmp_path)
+    output = dry_run(monkeypatch, capsys, "-m", "dataset=food101,cub", "backbone=resnet18", "reg=l2,l2_sp")
+    assert f"{in_bytes((101_000 + 11_788) * 256 * 256 * 3)} of image stores to build" in output
+
+
+def test_finished_runs_are_recognised_with_a_weights_file_and_with_download(tmp_path, monkeypatch, capsys, measured):
+    root = write_cub(tmp_path / "CUB")
+    tiny = tiny_overrides(root, tmp_path / "results")
+    assert delta_run(monkeypatch, *tiny, "reg=l2") == 0
+    (weights,) = tmp_path.glob("results/runs/*/model.safetensors")
+    for reg in ("l2", "delta_noatt"):
+        run = [*tiny, f"backbone.weights={weights}", f"reg={reg}"]
+        assert delta_run(monkeypatch, *run) == 0
+        capsys.readouterr()
+        assert "1 run: 1 finished" in dry_run(monkeypatch, capsys, *run, "dataset.download=true")
+        assert "1 run: 0 finished" in dry_run(monkeypatch, capsys, *run, "seed=1")
+
+
+def test_a_dry_sweep_leaves_the_record_of_the_last_one_alone(tmp_path, monkeypatch, capsys, measured):
+    tiny = tiny_overrides(write_cub(tmp_path / "CUB"), tmp_path / "results")
+    assert delta_run(monkeypatch, "-m", *tiny, "reg=l2") == 0
+    capsys.readouterr()
+    before = (tmp_path / "results" / "sweep" / "multirun.yaml").read_text()
+    dry_run(monkeypatch, capsys, "-m", *tiny, "reg=l2_sp")
+    assert (tmp_path / "results" / "sweep" / "multirun.yaml").read_text() == before
 
 
 def test_estimated_seconds_count_evaluations_and_crops():
@@ -132,6 +175,8 @@ def test_estimated_seconds_count_evaluations_and_crops():
     assert job.seconds == pytest.approx(100 * 2 + 10 * 0.01)
     config.schedule.eval_every, config.schedule.test_crops = 30, 10
     assert job.seconds == pytest.approx(100 * 2 + 4 * 10 * 10 * 0.01)  # after 30, 60, 90 and at the end
+    config.dataset.mirror = False  # five crops
+    assert job.seconds == pytest.approx(100 * 2 + 4 * 10 * 5 * 0.01)
 
 
 def test_official_counts_stand_in_for_a_data_set_that_is_not_here():

@@ -1,6 +1,7 @@
 """Readers: miniature trees in the publishers' exact layouts, with their oddities."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,12 +68,27 @@ def edit(path, old: str, new: str) -> None:
         (lambda root: edit(root / "image_class_labels.txt", "3 1\n", "3 9\n"), "no class 9"),
         (lambda root: edit(root / "train_test_split.txt", "3 1\n", ""), "no line for the image ids 3"),
         (lambda root: edit(root / "images.txt", "3 001", "three 001"), "images.txt, entry 3"),
+        (
+            lambda root: edit(root / "train_test_split.txt", "\n7 0\n", "\n7 2\n"),
+            r"train_test_split.txt must have 1 \(train\) or 0 \(test\), but image id 7 has 2\.",
+        ),
+        (
+            lambda root: edit(root / "image_class_labels.txt", "\n10 2\n", "\n10 3\n"),
+            r"do not belong together: .*, 1 of 24 .*: 002.Bird_1/002.Bird_1_0001.jpg has the class 003.Bird_2\.",
+        ),
     ],
 )
 def test_cub_names_what_is_wrong(tmp_path, spoil, expected):
     root = write_cub(tmp_path / "CUB")
     spoil(root)
     with pytest.raises(UserError, match=expected):
+        read("cub", root)
+
+
+def test_cub_labels_of_another_root_are_refused(tmp_path):
+    root, other = write_cub(tmp_path / "a", train=6), write_cub(tmp_path / "b", train=8)
+    shutil.copyfile(other / "image_class_labels.txt", root / "image_class_labels.txt")
+    with pytest.raises(UserError, match=r"do not belong together: .*, 6 of 24 images .*, \.\.\. \(1 more\)"):
         read("cub", root)
 
 
@@ -405,22 +421,34 @@ def test_tiny_imagenet_names_what_is_wrong(tmp_path, spoil, expected):
 # --- any folder of images ---
 
 
-@pytest.mark.parametrize("part", ["test", "val", "valid"])
-def test_folder_with_a_test_part(tmp_path, part):
-    root = trees.write_folder(tmp_path, **{"train/bees": 3, "train/ants": 4, f"{part}/ants": 2, f"{part}/bees": 1})
-    data = read("folder", root)
+@pytest.mark.parametrize("train", ["train", "Train", "training", "TRAINING"])
+@pytest.mark.parametrize("test", ["test", "Test", "testing", "val", "VAL", "valid", "validation", "Validation"])
+def test_folder_with_a_test_part(tmp_path, capsys, train, test):
+    counts = {f"{train}/bees": 3, f"{train}/ants": 4, f"{test}/ants": 2, f"{test}/bees": 1}
+    data = read("folder", trees.write_folder(tmp_path, **counts))
     assert data.classes == ("ants", "bees")
     assert data.labels.tolist() == [0] * 4 + [1] * 3 + [0] * 2 + [1]
     assert data.is_test.tolist() == [False] * 7 + [True] * 3
-    assert (data.names[0], data.names[-1]) == ("train/ants/000.jpg", f"{part}/bees/000.jpg")
+    assert (data.names[0], data.names[-1]) == (f"{train}/ants/000.jpg", f"{test}/bees/000.jpg")
     assert data.load(9).size == (12, 10)
+    assert capsys.readouterr().out == ""
 
 
-def test_folder_leaves_out_val_beside_test_and_says_so(tmp_path, capsys):
-    parts = {f"{part}/{name}": 2 for part in ("train", "val", "test") for name in ("ants", "bees")}
-    data = read("folder", trees.write_folder(tmp_path, **parts))
-    assert {name.split("/")[0] for name in data.names} == {"train", "test"}
-    assert "test part is test/; left out: val/" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("others", "notice"),
+    [
+        (["test", "val"], "the test part is test/; left out: val/"),
+        (["Validation", "Val", "Testing"], "the test part is Testing/; left out: Val/, Validation/"),
+        (["test", "extra", "notes"], "the test part is test/; left out: extra/, notes/"),
+        (["extra"], "the test part is drawn from train/; left out: extra/"),
+    ],
+)
+def test_folder_says_what_it_leaves_out(tmp_path, capsys, others, notice):
+    parts = {f"{part}/{name}": 2 for part in ("train", *others) for name in ("ants", "bees")}
+    data = read("folder", trees.write_folder(tmp_path, **parts, **{".cache": 0, "__MACOSX": 0}))
+    used = {"train", *others} - set(notice.split("out: ")[1].replace("/", "").split(", "))
+    assert {name.split("/")[0] for name in data.names} == used
+    assert capsys.readouterr().out == f"{tmp_path}: {notice}\n"
 
 
 def test_folder_finds_images_at_any_depth_but_not_hidden_ones(tmp_path):
@@ -493,10 +521,11 @@ def test_folder_class_may_be_called_like_a_part(tmp_path):
         ({"train/ants": 3, "train/bees": 3, "test": 3}, r"mixes two layouts: .*\(test\) are beside .*\(train\)"),
         ({"ants": 3, "bees": 3, "test/ants": 3, "test/bees": 3}, r"mixes two layouts: .*\(ants, bees\) .*\(test\)"),
         ({"train": 3, "test": 3}, "has no train/<class>/; it holds the folders test, train"),
-        (
-            {"training/ants": 3, "validation/ants": 3},
-            "it holds the folders training, validation",
-        ),
+        ({"Train": 3, "Test": 3}, "has no train/<class>/; it holds the folders Test, Train"),
+        ({"Testing/ants": 3, "Validation/ants": 3}, "has no train/<class>/; it holds the folders Testing, Validation"),
+        ({"training/ants": 3, "validation/ants": 3}, "training holds a single class folder, ants"),
+        ({"train/ants": 3, "Training/ants": 3}, "has 2 folders for the train part: train, Training. Keep one"),
+        ({"train/ants": 3, "Test/ants": 3, "test/ants": 3}, "has 2 folders for the test part: Test, test. Keep one"),
         ({"test/ants": 3, "test/bees": 3, "notes": 0}, "has no train/<class>/; it holds the folders notes, test"),
     ],
 )

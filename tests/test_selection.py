@@ -83,7 +83,7 @@ reg.alpha=0.01, lower validation loss
 - best on validation: DELTA on cub, resnet18: reg.alpha=0.01, 60.0 ± 2.0 (3), best of 2 (1 more not compared)
 - L2-SP: beta=0.01
 - DELTA: beta=0.01
-- All runs: iterations=300, batch_size=32, lr=0.01, image_size=160, n_train=500, n_test=1389, precision=fp32
+- All runs: iterations=300, batch_size=32, lr=0.01, image_size=160, n_train=500, precision=fp32
 - Hardware: cpu: Intel Xeon, 2 threads
 - Versions: python 3.11.7, torch 2.15.0
 - Commits: abc1234
@@ -382,6 +382,14 @@ def test_a_shell_reads_back_what_was_spelled(override, tmp_path, capsys):
     assert shlex.split(out) == words
     shell = subprocess.run(["sh", "-c", out.replace("delta-run", "printf '%s\\n' delta-run", 1)], capture_output=True)
     assert shell.stdout.decode().splitlines() == words
+
+
+def test_a_chosen_value_that_was_the_default_is_spelled_out(tmp_path, capsys):
+    records = [*cross_validated("delta", 0.01, [60.0] * 3), *cross_validated("delta", 0.1, [50.0] * 3)]
+    for r in records:
+        r["overrides"] = [o for o in r["overrides"] if o != "reg.alpha=0.01"]
+    _, out, _ = run(tmp_path, capsys, records, "--select", "cv", "--emit-overrides")
+    assert out == f"delta-run -m {KEPT} reg=delta reg.alpha=0.01 seed='range(5)'\n"
 
 
 def test_number_of_seeds(tmp_path, capsys):

@@ -14,7 +14,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -26,11 +25,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .config import OfficialCounts, RunConfig, register_schemas, to_run_config
+from .config import OfficialCounts, RunConfig, check_values, register_schemas, to_run_config
 from .console import Display, complain, say
 from .data import DATASETS, fetch, load_dataset, locate
 from .data.archives import unpack_archives
-from .data.dataset import Dataset
+from .data.dataset import Counts, Dataset, expected_counts
 from .data.files import UNREADABLE, few
 from .data.store import open_store, store_path
 from .errors import UserError
@@ -44,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         config = composed(args.name, args.overrides)
         return {"verify": verify, "prepare": prepare}[args.command](config)
-    except UserError as error:
+    except (UserError, OSError) as error:
         complain(str(error))
         return 1
 
@@ -76,33 +75,11 @@ def composed(name: str, overrides: Sequence[str]) -> RunConfig:
     register_schemas()
     try:
         with initialize_config_module("delta_transfer.conf", version_base="1.3"):
-            return to_run_config(compose("config", [f"dataset={name}", *overrides]))
+            config = to_run_config(compose("config", [f"dataset={name}", *overrides]))
+            check_values(overrides)
+            return config
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(str(error)) from error
-
-
-# --- what is found, against what is official ---
-
-
-@dataclass(frozen=True)
-class Counts:
-    classes: int
-    train: int
-    test: int
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> "Counts":
-        n_test = int(dataset.is_test.sum())
-        return cls(len(dataset.classes), len(dataset.labels) - n_test, n_test)
-
-    def against(self, official: OfficialCounts | None) -> str:
-        """ready | subset | more than official"""
-        if official is None:
-            return "ready"
-        pairs = [(getattr(self, key), getattr(official, key)) for key in ("classes", "train", "test")]
-        if any(found > expected for found, expected in pairs):
-            return "more than official"
-        return "subset" if any(found < expected for found, expected in pairs) else "ready"
 
 
 def show_list(overrides: Sequence[str]) -> None:
@@ -115,17 +92,18 @@ def show_list(overrides: Sequence[str]) -> None:
     troubles = []
     for name in choices():
         config = composed(name, overrides).dataset
-        reader, root = DATASETS[config.name], Path(config.root).expanduser() if config.root else None
-        counts, state = None, "not here"
+        reader = DATASETS[config.name]
+        root = locate(reader, Path(config.root).expanduser()) if config.root else None
+        counts, official, state = None, expected_counts(config), "not here"
         if not reader.needs or any((root / need).exists() for need in reader.needs if root) or config.name == "folder":
             try:
                 counts = Counts.of(load_dataset(config))
-                state = counts.against(config.official)
+                state = counts.against(official)
             except UserError as error:
                 state = "not here" if root is None else "not usable"
                 if root is not None:
                     troubles.append(f"{name}: {error}")
-        cells = [_found_of(counts, config.official, key) for key in ("classes", "train", "test")]
+        cells = [_found_of(counts, official, key) for key in ("classes", "train", "test")]
         table.add_row(*map(Text, [name, *cells, state, config.root or ""]))
     table.caption = "found / official; one number where they agree"
     table.caption_justify = "left"
@@ -148,7 +126,7 @@ def _found_of(counts: Counts | None, official: OfficialCounts | None, key: str) 
 def verify(config: RunConfig) -> int:
     """Exit status 0: every image decodes and there are not more of anything than the publisher has."""
     dataset = load_dataset(config.dataset)
-    counts, official = Counts.of(dataset), config.dataset.official
+    counts, official = Counts.of(dataset), expected_counts(config.dataset)
     state = counts.against(official)
     say(f"{config.dataset.name}: {DATASETS[config.dataset.name].title}, {config.dataset.root or 'embedded'}")
     for key in ("classes", "train", "test"):

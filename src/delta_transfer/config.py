@@ -5,10 +5,14 @@ Hydra merges YAML and command line into these dataclasses, so a misspelt key or 
 """
 
 import math
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from .errors import UserError
@@ -287,7 +291,9 @@ class SplitConfig:
     def __post_init__(self):
         require_not_negative(self, "split", "seed")
         require(0 <= self.val_fraction < 1, f"split.val_fraction must be in [0, 1), got {self.val_fraction}.")
-        if self.folds is not None:
+        if self.folds is None:
+            require(self.fold == 0, f"split.fold={self.fold} needs split.folds, the number of folds.")
+        else:
             require(self.folds >= 2, f"split.folds must be at least 2, got {self.folds}.")
             require(self.val_fraction == 0, "split.folds and split.val_fraction both cut a validation part: set one.")
             require(0 <= self.fold < self.folds, f"split.fold must be in 0..{self.folds - 1}, got {self.fold}.")
@@ -350,11 +356,28 @@ SCHEMAS = {
 }
 
 
+def check_values(overrides: Sequence[str]) -> None:
+    """Raise UserError if a command names a file of experiment/values that is not there.
+
+    The group is optional, so that an experiment may ask for `<dataset>_<reg>` where only some pairs have values.
+    """
+    named = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("experiment/values=")]
+    known = GlobalHydra.instance().config_loader().get_group_options("experiment/values")
+    for name in named:
+        require(name in known, f"experiment/values={name}: there is only {', '.join(known)}.")
+
+
 def register_schemas() -> None:
+    # A dry run writes nothing into results_dir, not even Hydra's record of a sweep.
+    OmegaConf.register_new_resolver("sweep_dir", sweep_dir, replace=True)
     store = ConfigStore.instance()
     for group, nodes in SCHEMAS.items():
         for name, node in nodes.items():
             store.store(group=group, name=name, node=node)
+
+
+def sweep_dir(results_dir: str, dry_run: bool) -> str:
+    return str(Path(tempfile.gettempdir()) / "delta-run-dry") if dry_run else f"{results_dir}/sweep"
 
 
 def to_run_config(composed: DictConfig) -> RunConfig:

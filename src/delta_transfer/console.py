@@ -65,6 +65,8 @@ class Display:
         tenth = 10 * step // self.total
         if tenth == self.last_tenth:
             return
+        if self.last_tenth < 0 and not self.first_step:
+            self.first_step = step - 1  # where it begins, or where an earlier attempt stopped
         self.last_tenth = tenth
         parts = [f"{self.title}: {self.unit} {step}/{self.total}", text]
         if 0 < tenth < 10:  # the first step says nothing about the others
@@ -82,8 +84,13 @@ class Display:
 
 
 def say(message: str) -> None:
-    print(message, flush=True)
+    print(_printable(message), flush=True)
 
 
 def complain(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    print(f"error: {_printable(message)}", file=sys.stderr, flush=True)
+
+
+def _printable(text: str) -> str:
+    """File names that are not UTF-8 with their odd bytes spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -26,10 +26,9 @@ def fit_or_reuse(
     cache_dir: Path,
 ) -> None:
     """Call `fit`, unless the same was computed before: every entry of `fitted_to` has to match."""
-    metadata = {key: json.dumps(value, sort_keys=True) for key, value in fitted_to.items()}
-    key = sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]
+    metadata = _metadata(fitted_to)
     own = run_path / f"{regularizer.fitted_name}.safetensors"
-    shared = cache_dir / "fitted" / f"{regularizer.fitted_name}-{key}.safetensors"
+    shared = fitted_path(regularizer, fitted_to, cache_dir)
     for path in (own, shared):
         fitted = _read_fitted(path, metadata)
         if fitted is not None:
@@ -41,6 +40,16 @@ def fit_or_reuse(
         shared.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(shared, safetensors_bytes(fitted, metadata))
     write_atomically(own, safetensors_bytes(fitted, metadata))
+
+
+def fitted_path(regularizer: Regularizer, fitted_to: dict[str, Any], cache_dir: Path) -> Path:
+    """Where the result of `fit` is kept for other runs."""
+    key = sha256(json.dumps(_metadata(fitted_to), sort_keys=True).encode()).hexdigest()[:16]
+    return cache_dir / "fitted" / f"{regularizer.fitted_name}-{key}.safetensors"
+
+
+def _metadata(fitted_to: dict[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value, sort_keys=True) for key, value in fitted_to.items()}
 
 
 def _read_fitted(path: Path, metadata: dict[str, str]) -> dict[str, Tensor] | None:

@@ -1,46 +1,30 @@
-"""What a run or a whole sweep needs and costs, without carrying it out: `dry_run=true`.
+"""What a run or a whole sweep needs and costs, without carrying it out: `dry_run=true`."""
 
-Times come from a few measured steps on synthetic images. On a CPU fewer images go into a step than in the run (time is
-proportional to them there), and GPU memory is estimated from what a step keeps for its backward pass.
-"""
-
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
 
 from .config import DatasetConfig, RunConfig
 from .console import say
+from .costs import Cost, decides_cost, measure
 from .data import load_dataset
 from .data.dataset import Dataset, Parts, split_parts
 from .data.store import store_bytes, store_path
 from .embedded import trained_glyphs_weights
-from .environment import device_name, pick_device, pick_precision, reset_peak_memory, seconds_of
+from .environment import device_name, pick_device, pick_precision
 from .errors import UserError
-from .models import frozen_maps
+from .fitted import fitted_path
 from .models.zoo import build_source, fingerprint, not_downloaded
 from .records import RunDirectory
-from .regularizers import Regularizer, build_regularizer
+from .regularizers import build_regularizer
 from .reporting.comparison import duration
-from .run import name_of
-from .training import Learner, make_optimizer
-
-FEW = 4  # images of a step in which something is only counted
-
-
-@dataclass(frozen=True)
-class Cost:
-    step_seconds: float  # of a training step
-    view_seconds: float  # of one test crop
-    fit_seconds: tuple[float, float]  # of what is computed before training: per training image, and beside that
-    memory_bytes: int  # GPU memory of a step
-    weights_bytes: int  # of the model.safetensors that a run leaves
+from .run import describe_fit, name_of
 
 
 @dataclass
@@ -57,7 +41,10 @@ class Job:
         schedule = self.config.schedule
         iterations = schedule.length(self.n_train)
         evaluations = 1 + ((iterations - 1) // schedule.eval_every if schedule.eval_every else 0)
-        views = self.n_test * schedule.test_crops * evaluations
+        crops = (
+            schedule.test_crops if self.config.dataset.mirror or schedule.test_crops == 1 else schedule.test_crops // 2
+        )
+        views = self.n_test * crops * evaluations
         return iterations * self.cost.step_seconds + views * self.cost.view_seconds
 
 
@@ -67,8 +54,8 @@ class Plan:
 
     jobs: list[Job] = field(default_factory=list)
     not_ready: dict[str, str] = field(default_factory=dict)  # what is missing -> why
-    stores: dict[Path, int] = field(default_factory=dict)  # image stores that will be built, bytes
-    fits: dict[str, float] = field(default_factory=dict)  # seconds of computations that several runs share
+    stores: dict[Any, int] = field(default_factory=dict)  # image stores that will be built, bytes
+    fits: dict[Any, float] = field(default_factory=dict)  # seconds of computations that several runs share
     _known: dict[tuple, Any] = field(default_factory=dict)
 
     def add(self, config: RunConfig) -> None:
@@ -83,27 +70,30 @@ class Plan:
         state = self._state(config, dataset, weights)
         n_train, n_test = sizes(config, parts)
         classes = len(dataset.classes) if dataset else _official(config.dataset).classes
-        cost = self._once(("cost", *_decides_cost(config)), lambda: measure(config, regularizer, classes, device))
+        cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, regularizer, classes, device))
         self.jobs.append(Job(config, state, n_train, n_test, cost))
         if state == "finished":
             return
         if regularizer.fitted_name:
-            shared = (config.dataset, config.split, config.backbone, regularizer.fit_options(), regularizer.fit_seed)
-            self.fits[repr(shared)] = cost.fit_seconds[0] * n_train + cost.fit_seconds[1]
-        if dataset:
-            size, aspect = config.backbone.resize, config.schedule.aspect
-            path = store_path(dataset, size, aspect, Path(config.cache_dir))
-            if not path.exists():
-                self.stores[path] = store_bytes(len(dataset.labels), size, aspect)
+            fitted_to = describe_fit(config, regularizer, weights, parts.fingerprint(dataset) if parts else None)
+            # Without the data set its configuration stands for it.
+            shared = (json.dumps(fitted_to), None if parts else repr((config.dataset, config.split)))
+            if not fitted_path(regularizer, fitted_to, Path(config.cache_dir)).exists():
+                self.fits[shared] = cost.fit_seconds[0] * n_train + cost.fit_seconds[1]
+        size, aspect = config.backbone.resize, config.schedule.aspect
+        if dataset is None:
+            official = _official(config.dataset)
+            self.stores[config.dataset.name, size, aspect] = store_bytes(official.train + official.test, size, aspect)
+        elif not (path := store_path(dataset, size, aspect, Path(config.cache_dir))).exists():
+            self.stores[path] = store_bytes(len(dataset.labels), size, aspect)
 
     def _dataset(self, config: DatasetConfig) -> Dataset | None:
         def load() -> Dataset | None:
             try:
-                if config.download:
-                    raise UserError("dataset.download=true will fetch it; a dry run does not.")
-                return load_dataset(config)
+                return load_dataset(replace(config, download=False))
             except UserError as error:
-                self.not_ready[f"data set {config.name}"] = str(error)
+                fetch = "dataset.download=true will fetch it first" if config.download else str(error)
+                self.not_ready[f"data set {config.name}"] = fetch
                 return None
 
         return self._once(("dataset", repr(config)), load)
@@ -156,7 +146,7 @@ class Plan:
             once = sum(self.fits.values())
             shared = f", of which {duration(once)} for what runs share (channel attention)" if once else ""
             total = sum(job.seconds for job in left) + once
-            say(f"Time: about {duration(total)} one after the other on {device_name(device)}{shared}")
+            say(f"Time: about {duration(total)} one after the other on {device_name(device)}{shared}; without decoding")
             kept = sum(job.cost.weights_bytes for job in left)
             stores = sum(self.stores.values())
             say(f"Disk: about {in_bytes(kept)} of trained weights, {in_bytes(stores)} of image stores to build")
@@ -204,78 +194,8 @@ def _official(config: DatasetConfig):
     return config.official
 
 
-def _decides_cost(config: RunConfig) -> tuple[str, ...]:
-    """Of a step: the networks, the method but not its strength, the batch."""
-    reg = {key: value for key, value in vars(config.reg).items() if key not in ("alpha", "beta", "weight_decay")}
-    backbone = {key: value for key, value in vars(config.backbone).items() if key != "weights"}
-    return repr(reg), repr(backbone), repr(config.schedule.batch_size), config.precision, config.device
-
-
-def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, device: torch.device) -> Cost:
-    """Times a few steps on random images with random weights, which cost the same as any others."""
-    say(f"measuring {config.backbone.name}, {config.reg.name} ...")
-    backbone, batch = replace(config.backbone, weights="none"), config.schedule.batch_size
-    source = build_source(backbone, 0, tapped=regularizer.needs_taps)
-    source = source.to(device, memory_format=torch.channels_last).freeze()
-    target = source.with_new_head(num_classes, 0).requires_grad_(True).train(not regularizer.freezes_backbone)
-
-    def random_images(count: int) -> Tensor:
-        images = torch.rand(count, 3, backbone.image_size, backbone.image_size, device=device)
-        return images.contiguous(memory_format=torch.channels_last)
-
-    fit_seconds = (0.0, 0.0)
-    if regularizer.fitted_name:
-        fitted, *fit_seconds = regularizer.rehearse(source, random_images(FEW))
-        regularizer.load_fitted(fitted)
-    reset_peak_memory(device)
-    regularizer.to(device).start(target)
-    optimizer = make_optimizer(target, regularizer, config.schedule)
-    source = frozen_maps(source, regularizer.needs_source_logits) if regularizer.needs_source else None
-    learner = Learner(target, source, optimizer, config.precision, backbone.aux_weight)
-
-    def step(count: int) -> Callable[[], object]:
-        images, labels = random_images(count), torch.zeros(count, dtype=torch.int64, device=device)
-        return lambda: regularizer.update(learner, images, labels)
-
-    kept = {}
-    for count in (FEW // 2, FEW):  # also warms up
-        saved = _Saved()
-        with saved:
-            step(count)()
-        kept[count] = saved.bytes
-    count = batch
-    if device.type != "cuda":  # as many images as take about a second
-        count = min(batch, max(FEW, round(FEW / seconds_of(step(FEW), device, at_least=0.1))))
-    step_seconds = seconds_of(step(count), device) * batch / count
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
-        per_image = (kept[FEW] - kept[FEW // 2]) / (FEW - FEW // 2)
-        gradient_and_momentum = 2 * sum(p.nbytes for p in target.parameters() if p.requires_grad)
-        networks = sum(v.nbytes for network in (target, source) if network for v in network.state_dict().values())
-        memory = kept[FEW] + per_image * (batch - FEW) + networks + gradient_and_momentum
-    target.eval()
-    images = random_images(count)
-    with torch.inference_mode():
-        view_seconds = seconds_of(lambda: learner.forward(images), device) / count
-    weights_bytes = sum(v.nbytes for v in target.weights().values())
-    return Cost(step_seconds, view_seconds, tuple(fit_seconds), int(memory), weights_bytes)
-
-
-class _Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that a forward pass keeps for the backward pass, parameters left out."""
-
-    def __init__(self):
-        self.bytes, self.seen = 0, set()
-        super().__init__(self._pack, lambda tensor: tensor)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if not isinstance(tensor, nn.Parameter) and storage.data_ptr() not in self.seen:
-            self.seen.add(storage.data_ptr())
-            self.bytes += storage.nbytes()
-        return tensor
-
-
 def in_bytes(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}" if count < 10 * size else f"{count / size:.0f} {unit}"
+    return f"{count / 2**10:.0f} KiB"

@@ -48,9 +48,13 @@ def main(argv: list[str] | None = None) -> int:
         for line in comparison.chosen:
             say(line)
     if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        with args.output.open("w", encoding="utf-8") as file:
-            write(comparison, args.format, file)
+        try:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            with args.output.open("w", encoding="utf-8") as file:
+                write(comparison, args.format, file)
+        except OSError as error:
+            say(f"delta-report: {args.output} cannot be written: {error}")
+            return 1
     else:
         write(comparison, args.format, sys.stderr if args.emit_overrides else sys.stdout)
     return emit(selection, args.seeds) if args.emit_overrides else 0

@@ -16,7 +16,7 @@ from safetensors.torch import save as safetensors_bytes
 from .config import RunConfig, require
 from .console import Display, say
 from .data import load_dataset
-from .data.dataset import Dataset, Parts, split_parts
+from .data.dataset import Counts, Dataset, Parts, expected_counts, split_parts
 from .data.loader import Loader
 from .data.store import open_store
 from .environment import device_name, peak_memory, set_up, versions
@@ -49,6 +49,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if summary is not None and summary.get("error") is None:
             say(f"{name}: done, skipped ({_accuracies(summary)})")
             return summary
+        say_if_incomplete(config, dataset)
         directory.start_anew(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
         loader = make_loader(config, dataset, device)
@@ -89,6 +90,16 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         directory.checkpoint_path.unlink(missing_ok=True)
         say(f"{name}: {_accuracies(summary)}, {summary['train_seconds']:.0f} s")
         return summary
+
+
+def say_if_incomplete(config: RunConfig, dataset: Dataset) -> None:
+    """A subset is a legitimate data set, but nobody should take it for the whole one."""
+    counts, official = Counts.of(dataset), expected_counts(config.dataset)
+    if counts.against(official) != "ready":
+        say(
+            f"{dataset.name}: {counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images; "
+            f"officially {official.classes:,}, {official.train:,}, {official.test:,}"
+        )
 
 
 def weights_name(config: RunConfig, weights: str) -> str:

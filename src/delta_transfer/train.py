@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from .config import RunConfig, register_schemas, to_run_config
+from .config import RunConfig, check_values, register_schemas, to_run_config
 from .console import complain, say
 from .errors import UserError
 
@@ -22,13 +22,14 @@ def main(config_name: str = "config") -> None:
         try:
             # The whole configuration is checked before anything slow is imported or read.
             config = to_run_config(composed)
+            check_values(HydraConfig.get().overrides.task)
             if config.dry_run:
                 if HydraConfig.get().mode == RunMode.RUN:
                     say(OmegaConf.to_yaml(composed, resolve=True))
                 plan(config, planned)
             else:
                 execute(config)
-        except UserError as error:
+        except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
             if os.environ.get("HYDRA_FULL_ERROR"):
                 raise
             # The other jobs of a sweep go on.

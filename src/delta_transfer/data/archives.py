@@ -1,5 +1,6 @@
-"""Publishers' archives, unpacked beside themselves. They are not trusted: no member may end up outside the folder."""
+"""Publishers' archives, unpacked. They are not trusted: no member may end up outside the folder."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -7,10 +8,12 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
+from ..console import say
 from ..errors import UserError
 from .files import few
 
@@ -25,62 +28,89 @@ class AlreadyThere(UserError):
     """An archive holds an entry that lies in its folder already."""
 
 
-def unpack(archive: Path) -> list[Path]:
+def unpack(archive: Path, root: Path | None = None) -> list[Path]:
     """Unpacks a .tar, .tar.gz, .tgz or .zip into the folder that it lies in. Returns the top-level entries it made.
 
-    They get their place when all of them are complete: until then they are in a hidden folder. Raises UserError for
-    an archive that is damaged, larger than the free disk space, holds what lies there already (AlreadyThere), or has
-    members that leave the folder or are neither files, folders nor links.
+    With `root`, a folder that is or will be beside the archive, it is unpacked into that, unless it holds the folder
+    itself: a top-level entry of that name.
+
+    The entries get their place when all of them are complete: until then they are in a hidden folder, which no other
+    process may use at the same time. Raises UserError for an archive that is damaged, larger than the free disk space,
+    holds what lies there already (AlreadyThere), or has members that leave the folder or are neither files, folders
+    nor links.
     """
-    hidden = archive.parent / f".unpacking-{archive.name}"
     name = archive.name.lower()
     try:
         if name.endswith(".zip"):
-            entries = _unpack_zip(archive, hidden)
-        elif name.endswith((".tar", ".tar.gz", ".tgz")):
-            entries = _unpack_tar(archive, hidden)
-        else:
-            raise UserError(f"{archive} cannot be unpacked: only .tar, .tar.gz, .tgz and .zip are known.")
-        for entry in entries:
-            (hidden / entry).rename(archive.parent / entry)
+            return _unpack_zip(archive, root)
+        if name.endswith((".tar", ".tar.gz", ".tgz")):
+            return _unpack_tar(archive, root)
     except DAMAGED as error:
         raise UserError(
             f"{archive} cannot be unpacked ({type(error).__name__}: {error}). If the file is damaged or incomplete, "
             "fetch it again."
         ) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-    return [archive.parent / entry for entry in entries]
+    raise UserError(f"{archive} cannot be unpacked: only .tar, .tar.gz, .tgz and .zip are known.")
 
 
 def unpack_archives(needs: Sequence[str], archives: Sequence[str], root: Path) -> list[Path]:
     """Unpacks those of `archives` that lie in `root` or in its parent, until `needs` is there. Returns those unpacked.
 
-    An archive whose entries are there already was unpacked before: that is an error only if something is still
-    missing when the others are done.
+    They are unpacked into `root`; those that hold the folder `root` itself beside it; those that are named with a
+    folder ("cars/train.tgz") into that. An archive whose entries are there already was unpacked before: that is an
+    error only if something is still missing when the others are done.
     """
-    done, refused = [], None
+    done, refused, parent = [], None, root.absolute().parent
     for name in archives:
         if not _missing(needs, root):
             break
-        found = [folder / name for folder in (root, root.absolute().parent) if (folder / name).is_file()]
+        found = [folder / name for folder in (root, parent) if (folder / name).is_file()]
         if not found:
             continue
-        try:
-            unpack(found[0])
-            done.append(found[0])
-        except AlreadyThere as error:
-            refused = refused or error
+        archive = found[0]
+        with _locked(archive):
+            if not _missing(needs, root):  # another process unpacked it
+                break
+            try:
+                unpack(archive, root if archive.parent == parent else None)
+                done.append(archive)
+            except AlreadyThere as error:
+                refused = refused or error
     if refused and (missing := _missing(needs, root)):
         raise UserError(f"{root} lacks {few(missing)}. {refused}") from refused
     return done
+
+
+@contextmanager
+def _locked(archive: Path) -> Iterator[None]:
+    """Waits until no other process unpacks `archive`. The lock's file stays: who waits for it has it open."""
+    path = archive.parent / f".{archive.name}.lock"
+    try:
+        lock = open(path, "a")  # noqa: SIM115
+    except OSError as error:  # of another person, or on a disk that is read only
+        _warn_without_lock(archive, error)
+        yield
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that unpacks {archive}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:  # some network disks have no locks
+            _warn_without_lock(archive, error)
+        yield
+
+
+def _warn_without_lock(archive: Path, error: OSError) -> None:
+    say(f"{archive} cannot be locked ({error}): let no other process unpack it at the same time")
 
 
 def _missing(needs: Sequence[str], root: Path) -> list[str]:
     return [name for name in needs if not (root / name).exists()]
 
 
-def _unpack_zip(archive: Path, into: Path) -> list[str]:
+def _unpack_zip(archive: Path, root: Path | None) -> list[Path]:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         for member in members:
@@ -89,13 +119,11 @@ def _unpack_zip(archive: Path, into: Path) -> list[str]:
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise UserError(f"{archive} is refused: its member {member.filename!r} is neither a file nor a folder.")
         members = [member for member in members if not CLUTTER.search(member.filename)]
-        entries = _check_fits(archive, [member.filename for member in members], (m.file_size for m in members))
-        _make_empty(into)
-        file.extractall(into, members)
-    return entries
+        sizes = [(member.filename, member.file_size) for member in members]
+        return _extract(archive, root, sizes, lambda into: file.extractall(into, members))
 
 
-def _unpack_tar(archive: Path, into: Path) -> list[str]:
+def _unpack_tar(archive: Path, root: Path | None) -> list[Path]:
     if not hasattr(tarfile, "data_filter"):
         raise UserError(f"{archive} is not unpacked: tar archives need Python 3.11.4 or later to be unpacked safely.")
     with tarfile.open(archive) as file:
@@ -110,10 +138,8 @@ def _unpack_tar(archive: Path, into: Path) -> list[str]:
             elif not (member.isreg() or member.isdir()):
                 raise UserError(f"{archive} is refused: its member {member.name!r} is neither a file nor a folder.")
         members = [member for member in members if not CLUTTER.search(member.name)]
-        entries = _check_fits(archive, [member.name for member in members], (m.size for m in members))
-        _make_empty(into)
-        file.extractall(into, members, filter="data")
-    return entries
+        sizes = [(member.name, member.size) for member in members]
+        return _extract(archive, root, sizes, lambda into: file.extractall(into, members, filter="data"))
 
 
 def _check_stays_inside(archive: Path, member: str, path: str) -> None:
@@ -121,7 +147,9 @@ def _check_stays_inside(archive: Path, member: str, path: str) -> None:
     parts = re.split(r"[/\\]", path)
     if "\\" in path or ".." in parts or parts[0] == "" or re.match("[A-Za-z]:", path):
         target = "" if path == member else f", a link to {path!r},"
-        raise UserError(f"{archive} is refused: its member {member!r}{target} could end up outside {archive.parent}.")
+        raise UserError(
+            f"{archive} is refused: its member {member!r}{target} could end up outside the folder it is unpacked into."
+        )
 
 
 def _check_read_to_the_end(file: tarfile.TarFile) -> None:
@@ -133,26 +161,41 @@ def _check_read_to_the_end(file: tarfile.TarFile) -> None:
         pass
 
 
-def _check_fits(archive: Path, names: Sequence[str], sizes: Iterable[int]) -> list[str]:
-    """The top-level entries of members called `names`, sorted. UserError if there is no place or no room for them."""
-    entries = sorted({parts[0] for name in names if (parts := PurePosixPath(name).parts)})
+def _extract(
+    archive: Path, root: Path | None, sizes: Sequence[tuple[str, int]], extract: Callable[[Path], None]
+) -> list[Path]:
+    """Checks place and room for members of those names and sizes, extracts them to a hidden folder, and moves them."""
+    entries = sorted({parts[0] for name, _ in sizes if (parts := PurePosixPath(name).parts)})
     if not entries:
         raise UserError(f"{archive} holds no file.")
-    there = [entry for entry in entries if os.path.lexists(archive.parent / entry)]
+    folder = archive.parent if root is None or root.absolute().name in entries else root
+    there = [entry for entry in entries if os.path.lexists(folder / entry)]
     if there:
         raise AlreadyThere(
-            f"{archive} is not unpacked: {archive.parent} already has {few(there)}. Remove it if it is incomplete."
+            f"{archive} is not unpacked: {folder} already has {few(there)}. Remove it if it is incomplete."
         )
-    size, free = sum(sizes), shutil.disk_usage(archive.parent).free
+    made = not folder.exists()
+    size, free = sum(size for _, size in sizes), shutil.disk_usage(archive.parent if made else folder).free
     if size > free:
         raise UserError(
-            f"{archive} is not unpacked: it would take {size / 1e9:,.1f} GB, and {archive.parent} has "
+            f"{archive} is not unpacked: it would take {size / 1e9:,.1f} GB, and {folder} has "
             f"{free / 1e9:,.1f} GB free."
         )
-    return entries
+    hidden = folder / f".unpacking-{archive.name}"
+    try:
+        _make_empty(hidden)
+        extract(hidden)
+        for entry in entries:
+            (hidden / entry).rename(folder / entry)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+        if made:
+            with suppress(OSError):  # only where nothing came of it: else it is not empty
+                folder.rmdir()
+    return [folder / entry for entry in entries]
 
 
 def _make_empty(folder: Path) -> None:
     if folder.exists():  # left by a process that was killed
         shutil.rmtree(folder)
-    folder.mkdir()
+    folder.mkdir(parents=True)

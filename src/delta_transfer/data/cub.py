@@ -12,7 +12,7 @@ def cub(root: Path, config: DatasetConfig) -> Dataset:
     """Reads the official lists: pairs of a number and a value, 1-based.
 
     `images.txt` decides which images there are; ids of the other lists that it does not name are ignored (a subset
-    of the classes may keep longer lists).
+    of the classes may keep longer lists). Raises UserError for lists that contradict each other.
     """
     files = _read_pairs(root / "images.txt")
     label_of = _read_pairs(root / "image_class_labels.txt")
@@ -23,12 +23,32 @@ def cub(root: Path, config: DatasetConfig) -> Dataset:
         unlisted = [image_id for image_id in files if image_id not in entries]
         if unlisted:
             raise UserError(f"{root / list_name} has no line for the image ids {few(unlisted)}.")
+    wrong = [
+        f"image id {image_id} has {train_flag[image_id]}"
+        for image_id in files
+        if train_flag[image_id] not in ("0", "1")
+    ]
+    if wrong:
+        raise UserError(f"{root / 'train_test_split.txt'} must have 1 (train) or 0 (test), but {few(wrong)}.")
     used = {label_of[image_id] for image_id in files}
     if used - class_names.keys():
         raise UserError(f"{root / 'classes.txt'} has no class {sorted(used - class_names.keys())[0]}.")
     empty = [name for class_id, name in class_names.items() if class_id not in used]
     if empty:
         raise UserError(f"{root / 'classes.txt'} lists {len(empty)} classes without an image: {few(empty)}.")
+
+    # Ids of another root's lists may all be there: only the class folders of the paths tell.
+    mixed = [
+        f"{file} has the class {class_names[label_of[image_id]]}"
+        for image_id, file in files.items()
+        if file.split("/")[0] != class_names[label_of[image_id]]
+    ]
+    if mixed:
+        raise UserError(
+            f"The lists in {root} do not belong together: by image_class_labels.txt and classes.txt, {len(mixed)} of "
+            f"{len(files)} images are not of the class whose folder they are in: {few(mixed)}. Take all lists from one "
+            "copy of the data set."
+        )
 
     class_ids = sorted(class_names, key=int)
     order = {class_id: label for label, class_id in enumerate(class_ids)}

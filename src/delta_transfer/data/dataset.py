@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ..config import DatasetConfig, SplitConfig
+from ..config import DatasetConfig, DrawnConfig, OfficialCounts, SplitConfig
 from ..errors import UserError
 
 
@@ -21,7 +21,7 @@ class Dataset:
     is_test: np.ndarray  # (N,) bool
     names: tuple[str, ...]  # (N,) stable identifiers, e.g. relative file names
     load: Callable[[int], Image.Image]
-    fingerprint: str  # sha256 hex over everything that decides the pixels and labels
+    fingerprint: str  # sha256 hex: the same for the same files (or pixels), labels and split, wherever they lie
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,37 @@ class Parts:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class Counts:
+    """How many classes, training and test images there are, before any draw of training images."""
+
+    classes: int
+    train: int
+    test: int
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Counts":
+        n_test = int(dataset.is_test.sum())
+        return cls(len(dataset.classes), len(dataset.labels) - n_test, n_test)
+
+    def against(self, official: OfficialCounts | None) -> str:
+        """ready | subset | more than official"""
+        if official is None:
+            return "ready"
+        pairs = [(getattr(self, key), getattr(official, key)) for key in ("classes", "train", "test")]
+        if any(found > expected for found, expected in pairs):
+            return "more than official"
+        return "subset" if any(found < expected for found, expected in pairs) else "ready"
+
+
+def expected_counts(config: DatasetConfig) -> OfficialCounts | None:
+    """The official counts; None where there are none, or where another draw than the usual one is asked for."""
+    if isinstance(config, DrawnConfig) and config.official:
+        usual = config.train_per_class * config.official.classes == config.official.train
+        return config.official if usual else None
+    return config.official
+
+
 def split_parts(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Parts:
     """Draw the training images that are used, then hold out the validation part, both class by class.
 
@@ -50,7 +81,7 @@ def split_parts(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Pa
         members = np.flatnonzero((dataset.labels == label) & ~dataset.is_test)
         if len(members) == 0:
             raise UserError(f"Class {name} of {dataset.name} has no training image.")
-        wanted = draw.images_per_class or int(np.ceil(draw.sample_rate * len(members)))
+        wanted = draw.images_per_class or int(np.ceil(draw.sample_rate * len(members) - 1e-9))
         if wanted > len(members):
             raise UserError(
                 f"dataset.images_per_class={wanted}, but class {name} of {dataset.name} "

@@ -11,19 +11,19 @@ from .dataset import Dataset
 from .files import few, from_files
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-TEST_PARTS = ("test", "val", "valid")  # the first of them that is there is the test part
-# Folders called so are parts even where they are not laid out as parts: as classes they would be nonsense.
-PART_NAMES = {"train", "training", "testing", "validation", *TEST_PARTS}
+# Names of parts, in whatever case.
+TRAIN_PARTS = ("train", "training")
+TEST_PARTS = ("test", "testing", "val", "valid", "validation")  # the first of them that is there is the test part
 LAYOUTS = "dataset=folder reads DIR/train/<class>/* with DIR/test/<class>/*, or DIR/<class>/* (dataset.root=DIR)"
 
 
 def folder(root: Path | None, config: FolderConfig) -> Dataset:
-    """Reads train/<class>/** with test/<class>/** (or val/, or valid/), else splits one tree <class>/**.
+    """Reads train/<class>/** with test/<class>/** (or another name of TEST_PARTS), else splits one tree <class>/**.
 
     Without a test part, `test_fraction` of each class is drawn, from train/ where there is such a folder. Files are
     images by their suffix, at any depth of a class folder; what is hidden and __MACOSX is left out. Raises UserError
-    for a folder that has neither layout or mixes them, for fewer than two classes, and for a class without an image,
-    with too few to split, or without a training image.
+    for a folder that has neither layout or mixes them, or two folders for one part, for fewer than two classes, and
+    for a class without an image, with too few to split, or without a training image.
     """
     if root is None:
         raise UserError(f"dataset.root is not set. {LAYOUTS}.")
@@ -31,31 +31,42 @@ def folder(root: Path | None, config: FolderConfig) -> Dataset:
         raise UserError(f"There is no folder {root}. {LAYOUTS}.")
 
     folders = _folders(root)
-    parts = [name for name in ("train", *TEST_PARTS) if name in folders and _is_part(root / name)]
+    train, tests = (_parts(root, folders, names) for names in (TRAIN_PARTS, TEST_PARTS))
+    parts = train + tests
     classes = [name for name in folders if name not in parts and _holds_images(root / name)]
     if parts and classes:
         raise UserError(
             f"{root} mixes two layouts: folders that hold images ({few(classes)}) are beside folders that hold class "
             f"folders ({', '.join(parts)}). {LAYOUTS}."
         )
-    if "train" in parts:
-        return _two_parts(root, parts[1:], config)
-    if parts or (folders and set(folders) <= PART_NAMES):
+    same = train if len(train) > 1 else [name for name in tests if name.lower() == tests[0].lower()]
+    if len(same) > 1:
+        raise UserError(
+            f"{root} has {len(same)} folders for the {'train' if same is train else 'test'} part: {', '.join(same)}. "
+            "Keep one of them, or give the others a name that begins with a dot."
+        )
+    if train:
+        left_out = [name for name in folders if name not in (*train, *tests[:1])]
+        return _two_parts(root, train[0], tests[0] if tests else None, left_out, config)
+    # As classes, folders that are called like parts and hold images would be nonsense.
+    if parts or (folders and {name.lower() for name in folders} <= {*TRAIN_PARTS, *TEST_PARTS}):
         raise UserError(f"{root} has no train/<class>/; it holds the folders {few(folders)}. {LAYOUTS}.")
     return _split(_class_images(root, root), root, config)
 
 
-def _two_parts(root: Path, test_parts: list[str], config: FolderConfig) -> Dataset:
-    train = _class_images(root, root / "train")
-    if not test_parts:
+def _two_parts(
+    root: Path, train_part: str, test_part: str | None, left_out: list[str], config: FolderConfig
+) -> Dataset:
+    if left_out:
+        chosen = f"is {test_part}/" if test_part else f"is drawn from {train_part}/"
+        say(f"{root}: the test part {chosen}; left out: {', '.join(f'{name}/' for name in left_out)}")
+    train = _class_images(root, root / train_part)
+    if test_part is None:
         return _split(train, root, config)
-    part, *others = test_parts
-    if others:
-        say(f"{root}: the test part is {part}/; left out: {', '.join(f'{name}/' for name in others)}")
-    test = _class_images(root, root / part)
+    test = _class_images(root, root / test_part)
     unknown = sorted(test.keys() - train.keys())
     if unknown:
-        raise UserError(f"{root / part} has classes that {root / 'train'} lacks: {few(unknown)}.")
+        raise UserError(f"{root / test_part} has classes that {root / train_part} lacks: {few(unknown)}.")
     return _dataset(root, train, test)
 
 
@@ -106,6 +117,12 @@ def _class_images(root: Path, tree: Path) -> dict[str, list[str]]:
 
 def _folders(parent: Path) -> list[str]:
     return sorted(path.name for path in parent.iterdir() if path.is_dir() and _visible(path.name))
+
+
+def _parts(root: Path, folders: list[str], names: tuple[str, ...]) -> list[str]:
+    """Those of `folders` that are parts called like one of `names`, in the order of `names`."""
+    found = [folder for folder in folders if folder.lower() in names and _is_part(root / folder)]
+    return sorted(found, key=lambda folder: names.index(folder.lower()))
 
 
 def _is_part(parent: Path) -> bool:

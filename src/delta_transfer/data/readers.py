@@ -82,7 +82,8 @@ DATASETS = {
         caltech101,
         "Caltech-101",
         needs=("caltech101/101_ObjectCategories",),
-        source="caltech-101.zip from https://data.caltech.edu/records/mzrjq-6wc02",
+        source="caltech-101.zip from https://data.caltech.edu/records/mzrjq-6wc02 (101_ObjectCategories in a folder "
+        "caltech101)",
         download=downloader("Caltech101"),
     ),
     "stanford40": Reader(

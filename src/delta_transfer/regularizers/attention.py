@@ -86,14 +86,20 @@ def taylor_importance(probe: Network, batches: Batches, images: int) -> dict[str
     return {tap: torch.cat(parts) for tap, parts in estimates.items()}
 
 
-def split_half_correlation(rises: Tensor) -> float:
+def split_half_correlation(rises: Tensor) -> float | None:
     """Spearman's rank correlation between a layer's importances on the even and on the odd images; rises (images, C).
 
     Near 1: the images were enough to rank the channels. Near 0: another draw of images would give another ranking.
+    None where it has no meaning: one image, one channel, or no channel that matters more than another.
     """
-    even, odd = rises[::2].double().mean(dim=0), rises[1::2].double().mean(dim=0)
-    ranks = torch.stack([v.argsort().argsort().double() for v in (even, odd)])
-    return torch.corrcoef(ranks)[0, 1].item()
+    from scipy.stats import spearmanr  # slow to import
+
+    if min(rises.shape) < 2:
+        return None
+    even, odd = (half.double().mean(dim=0).cpu().numpy() for half in (rises[::2], rises[1::2]))
+    if even.min() == even.max() or odd.min() == odd.max():
+        return None
+    return float(spearmanr(even, odd).statistic)
 
 
 @torch.no_grad()
@@ -148,7 +154,7 @@ def _rises_on(suffixes: "Suffixes", images: Tensor, labels: Tensor, forward_imag
 
 
 # In evaluation mode none of these carries anything from one channel of a feature map to another.
-CHANNELWISE_MODULES = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Identity}
+CHANNELWISE_MODULES = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity}
 CHANNELWISE_FUNCTIONS = {operator.add, operator.iadd, torch.add, torch.flatten, "flatten"}
 
 
@@ -233,7 +239,7 @@ class Suffixes:
             head.op == "call_module"
             and type(self.traced.get_submodule(head.target)) is nn.Linear
             and all(
-                type(self.traced.get_submodule(node.target)) in CHANNELWISE_MODULES
+                _is_channelwise(self.traced.get_submodule(node.target))
                 if node.op == "call_module"
                 else node.target in CHANNELWISE_FUNCTIONS
                 for node in before
@@ -265,6 +271,12 @@ class _Keeping(fx.Interpreter):
         if node in self.keep:
             self.kept[node] = value
         return value
+
+
+def _is_channelwise(module: nn.Module) -> bool:
+    if type(module) is nn.AdaptiveAvgPool2d:  # to one feature for each channel
+        return module.output_size in (1, (1, 1))
+    return type(module) in CHANNELWISE_MODULES
 
 
 def _repeat(value, copies: int):

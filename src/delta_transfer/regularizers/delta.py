@@ -94,7 +94,10 @@ class DELTA(DELTAWithoutAttention):
             else:
                 rises = channel_importance(probe, batches, options.images, options.forward_images)
         fitted = {tap: rise.mean(dim=0).float() for tap, rise in rises.items()}
-        fitted |= {f"{tap}/split_half": torch.tensor(split_half_correlation(rise)) for tap, rise in rises.items()}
+        for tap, rise in rises.items():
+            agreement = split_half_correlation(rise)
+            if agreement is not None:
+                fitted[f"{tap}/split_half"] = torch.tensor(agreement)
         self.load_fitted(fitted)
         return fitted
 

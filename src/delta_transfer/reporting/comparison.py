@@ -211,7 +211,8 @@ def facts(record: dict) -> dict[str, object]:
         "lr": schedule.get("lr"),
         "image_size": section(record, "backbone").get("image_size"),
         "n_train": record.get("n_train"),
-        "n_test": record.get("n_test"),
+        "n_val": record.get("n_val") or None,
+        "n_test": None if folds(record) else record.get("n_test"),  # runs on folds do not look at it
         "precision": config_of(record).get("precision"),
     }
 

@@ -156,7 +156,12 @@ def command(choice: Choice, seeds: int) -> str | None:
         overrides = run.get("overrides")
         # Nothing validates without having been told to: an empty list is no answer either.
         if overrides and isinstance(overrides, list) and all(isinstance(override, str) for override in overrides):
-            quoted = [shlex.quote(override) for override in final(overrides)]
+            kept = final(overrides)
+            # A chosen value that was the default is spelled out too.
+            kept += [
+                f"{key}={value}" for key, value in choice.best.reg if not any(o.startswith(f"{key}=") for o in kept)
+            ]
+            quoted = [shlex.quote(override) for override in kept]
             return " ".join(["delta-run -m", *quoted, f"seed='range({seeds})'"])
     return None
 

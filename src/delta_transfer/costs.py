@@ -1,0 +1,103 @@
+"""Time and memory of a method on a network, from a few measured steps on random images with random weights.
+
+On a CPU fewer images go into a step than in a run (time is proportional to them there), and GPU memory is estimated
+from what a step keeps for its backward pass.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from .config import RunConfig
+from .console import say
+from .environment import reset_peak_memory, seconds_of
+from .models import frozen_maps
+from .models.zoo import build_source
+from .regularizers import Regularizer
+from .training import Learner, make_optimizer
+
+FEW = 4  # images of a step in which something is only counted
+
+
+@dataclass(frozen=True)
+class Cost:
+    step_seconds: float  # of a training step
+    view_seconds: float  # of one test crop
+    fit_seconds: tuple[float, float]  # of what is computed before training: per training image, and beside that
+    memory_bytes: int  # GPU memory of a step
+    weights_bytes: int  # of the model.safetensors that a run leaves
+
+
+def decides_cost(config: RunConfig) -> tuple[str, ...]:
+    """Of a step: the networks, the method but not its strength, the batch."""
+    reg = {key: value for key, value in vars(config.reg).items() if key not in ("alpha", "beta", "weight_decay")}
+    backbone = {key: value for key, value in vars(config.backbone).items() if key != "weights"}
+    return repr(reg), repr(backbone), repr(config.schedule.batch_size), config.precision, config.device
+
+
+def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, device: torch.device) -> Cost:
+    """Times a few steps on random images with random weights, which cost the same as any others."""
+    say(f"measuring {config.backbone.name}, {config.reg.name} ...")
+    backbone, batch = replace(config.backbone, weights="none"), config.schedule.batch_size
+    source = build_source(backbone, 0, tapped=regularizer.needs_taps)
+    source = source.to(device, memory_format=torch.channels_last).freeze()
+    target = source.with_new_head(num_classes, 0).requires_grad_(True).train(not regularizer.freezes_backbone)
+
+    def random_images(count: int) -> Tensor:
+        images = torch.rand(count, 3, backbone.image_size, backbone.image_size, device=device)
+        return images.contiguous(memory_format=torch.channels_last)
+
+    fit_seconds = (0.0, 0.0)
+    if regularizer.fitted_name:
+        fitted, *fit_seconds = regularizer.rehearse(source, random_images(FEW))
+        regularizer.load_fitted(fitted)
+    reset_peak_memory(device)
+    regularizer.to(device).start(target)
+    optimizer = make_optimizer(target, regularizer, config.schedule)
+    source = frozen_maps(source, regularizer.needs_source_logits) if regularizer.needs_source else None
+    learner = Learner(target, source, optimizer, config.precision, backbone.aux_weight)
+
+    def step(count: int) -> Callable[[], object]:
+        images, labels = random_images(count), torch.zeros(count, dtype=torch.int64, device=device)
+        return lambda: regularizer.update(learner, images, labels)
+
+    kept = {}
+    for count in (FEW // 2, FEW):  # also warms up
+        saved = _Saved()
+        with saved:
+            step(count)()
+        kept[count] = saved.bytes
+    count = batch
+    if device.type != "cuda":  # as many images as take about a second
+        count = min(batch, max(FEW, round(FEW / seconds_of(step(FEW), device, at_least=0.1))))
+    step_seconds = seconds_of(step(count), device) * batch / count
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    else:
+        per_image = (kept[FEW] - kept[FEW // 2]) / (FEW - FEW // 2)
+        gradient_and_momentum = 2 * sum(p.nbytes for p in target.parameters() if p.requires_grad)
+        networks = sum(v.nbytes for network in (target, source) if network for v in network.state_dict().values())
+        memory = kept[FEW] + per_image * (batch - FEW) + networks + gradient_and_momentum
+    target.eval()
+    images = random_images(count)
+    with torch.inference_mode():
+        view_seconds = seconds_of(lambda: learner.forward(images), device) / count
+    weights_bytes = sum(v.nbytes for v in target.weights().values())
+    return Cost(step_seconds, view_seconds, tuple(fit_seconds), int(memory), weights_bytes)
+
+
+class _Saved(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that a forward pass keeps for the backward pass, parameters left out."""
+
+    def __init__(self):
+        self.bytes, self.seen = 0, set()
+        super().__init__(self._pack, lambda tensor: tensor)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if not isinstance(tensor, nn.Parameter) and storage.data_ptr() not in self.seen:
+            self.seen.add(storage.data_ptr())
+            self.bytes += storage.nbytes()
+        return tensor
