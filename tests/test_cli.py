@@ -139,6 +139,8 @@ def test_attention_is_reused_only_for_the_same_everything(cub_root, tmp_path, mo
     assert computed("backbone.taps=[layer1.1.conv2]")
     assert computed("seed=1")  # other random source weights
     assert not computed("seed=1", "reg.alpha=0.5")
+    assert computed("seed=1", "schedule.aspect=keep")
+    assert computed("seed=1", "schedule.train_crop=random_resized")
 
 
 BAD = {

@@ -1,5 +1,7 @@
 """Draws and splits, store, batches."""
 
+import fcntl
+from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ from torchvision import transforms
 from delta_transfer.config import DatasetConfig, SplitConfig
 from delta_transfer.data.dataset import Dataset, split_parts
 from delta_transfer.data.loader import Loader, random_boxes
-from delta_transfer.data.store import Store, open_store
+from delta_transfer.data.store import Store, open_store, store_path
 from delta_transfer.errors import UserError
 
 
@@ -159,6 +161,20 @@ def test_interrupted_build_goes_on_where_it_stopped(tmp_path, monkeypatch, torn)
     assert (store.pixels == expected.pixels).all() and (store.sizes == expected.sizes).all()
     assert sorted(loaded) == list(range(9, 40))
     assert not list((tmp_path / "stores").glob("*.partial"))
+
+
+def test_a_second_builder_waits_for_the_first(tmp_path, capsys):
+    data = dataset_of([0, 1], [False, True], picture)
+    path = store_path(data, 12, "squash", tmp_path)
+    path.parent.mkdir(parents=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = Thread(target=open_store, args=(data, 12, "squash", tmp_path))
+        second.start()
+        second.join(timeout=0.3)
+        assert second.is_alive() and not path.exists()
+    second.join(timeout=10)
+    assert path.exists() and "waiting for another process" in capsys.readouterr().out
 
 
 def test_unreadable_images_are_all_named_and_no_store_is_left(tmp_path):

@@ -1,6 +1,7 @@
 """Dry runs: what a sweep needs and costs, from a measurement that is replaced here."""
 
 import re
+from operator import attrgetter
 
 import pytest
 import torch
@@ -95,6 +96,25 @@ def test_published_values_apply_to_their_data_set_only():
     assert (alpha("dogs"), alpha("cub"), alpha("dogs", "reg.alpha=0.5")) == (0.1, 0.01, 0.5)
     l2 = composed("+experiment=sample_rates", "dataset=cub", "reg=l2", "dataset.sample_rate=0.15")
     assert l2.reg.weight_decay == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("values", "overrides", "expected"),
+    [
+        ("dogs_delta", ["dataset=dogs", "reg=delta"], {"reg.alpha": 0.1}),
+        ("l2_sp_authors", ["dataset=dogs", "reg=l2_sp"], {"reg.alpha": 0.1, "reg.scope": "conv", "reg.beta": 0.01}),
+        ("tll_l2", ["dataset=cub", "schedule=tll", "reg=l2"], {"reg.weight_decay": 5e-4}),
+        ("tll_delta", ["dataset=cub", "schedule=tll", "reg=delta"], {"reg.alpha": 0.01, "reg.attention.images": 320}),
+        ("tll_caltech101", ["dataset=caltech101", "schedule=tll"], {"schedule.lr": 0.001}),
+        ("quick_delta", ["dataset=cub", "schedule=quick", "reg=delta"], {"reg.attention.images": 64}),
+        ("none", ["dataset=dogs", "reg=delta"], {"reg.alpha": 0.01}),
+    ],
+)
+def test_values_of_one_data_set_or_protocol(values, overrides, expected):
+    config = composed(*overrides, f"experiment/values={values}")
+    for key, value in expected.items():
+        assert attrgetter(key)(config) == value
+    assert values in names("experiment/values")
 
 
 def test_augmented_differs_from_main_in_the_protocol_only():
