@@ -1,6 +1,5 @@
 """Publishers' archives, unpacked. They are not trusted: no member may end up outside the folder."""
 
-import fcntl
 import os
 import re
 import shutil
@@ -8,14 +7,14 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
-from ..console import say
 from ..errors import UserError
 from .files import few
+from .locks import held
 
 # What a damaged archive can raise. RuntimeError: encrypted, or compressed in an unknown way; ValueError: impossible
 # numbers and names; OSError: also a full disk.
@@ -68,7 +67,7 @@ def unpack_archives(needs: Sequence[str], archives: Sequence[str], root: Path) -
         if not found:
             continue
         archive = found[0]
-        with _locked(archive):
+        with held(archive.parent / f".{archive.name}.lock", f"unpacks {archive}"):
             if not _missing(needs, root):  # another process unpacked it
                 break
             try:
@@ -79,31 +78,6 @@ def unpack_archives(needs: Sequence[str], archives: Sequence[str], root: Path) -
     if refused and (missing := _missing(needs, root)):
         raise UserError(f"{root} lacks {few(missing)}. {refused}") from refused
     return done
-
-
-@contextmanager
-def _locked(archive: Path) -> Iterator[None]:
-    """Waits until no other process unpacks `archive`. The lock's file stays: who waits for it has it open."""
-    path = archive.parent / f".{archive.name}.lock"
-    try:
-        lock = open(path, "a")  # noqa: SIM115
-    except OSError as error:  # of another person, or on a disk that is read only
-        _warn_without_lock(archive, error)
-        yield
-        return
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that unpacks {archive}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:  # some network disks have no locks
-            _warn_without_lock(archive, error)
-        yield
-
-
-def _warn_without_lock(archive: Path, error: OSError) -> None:
-    say(f"{archive} cannot be locked ({error}): let no other process unpack it at the same time")
 
 
 def _missing(needs: Sequence[str], root: Path) -> list[str]:

@@ -1,6 +1,5 @@
 """Every image decoded once, into one memory-mapped uint8 array on disk."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -8,17 +7,16 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..console import say
 from ..errors import UserError
 from .dataset import Dataset
 from .files import UNREADABLE
+from .locks import held
 
 # Raise when the decoded pixels or the layout of the files change, so that older stores are not used.
 VERSION = 2
@@ -59,7 +57,7 @@ def open_store(
     path = store_path(dataset, size, aspect, cache_dir)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _held(path.with_name(f".{path.name}.lock")):
+        with held(path.with_name(f".{path.name}.lock"), f"builds {path.name}"):
             if not path.exists():  # another process may just have built it
                 unfinished = path.with_name(f".{path.name}.partial")
                 _build(dataset, size, aspect, unfinished, progress)
@@ -162,15 +160,3 @@ def _decoded(dataset: Dataset, size: int, aspect: str, first: int) -> Iterator[t
                 yield index, future.result()
         for index, future in ahead:
             yield index, future.result()
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Holds a lock file; waits while another process does."""
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process that builds {path.name[1:-5]} ...")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
