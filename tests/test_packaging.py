@@ -107,6 +107,6 @@ def test_console_scripts_are_importable(clean, tmp_path):
 
 
 def test_delta_run_composes_anywhere(clean, tmp_path):
-    command = ("dataset=cub", "backbone=resnet101", "reg=delta", "dry_run=true")
+    command = ("dataset=cub", "backbone=small_resnet", "reg=l2", "dry_run=true")
     run(clean / BIN / f"delta-run{EXE}", *command, cwd=tmp_path)
     assert not list(tmp_path.iterdir()), "a dry run writes nothing"

@@ -81,6 +81,13 @@ def test_dry_run_of_every_experiment(experiment, tmp_path, monkeypatch, capsys, 
     assert not list(tmp_path.iterdir())
 
 
+def test_demo_is_five_methods_and_three_seeds(tmp_path, monkeypatch, capsys, measured):
+    monkeypatch.chdir(tmp_path)
+    output = dry_run(monkeypatch, capsys, "+experiment=demo")
+    assert rows(output) == {f"glyphs, small_resnet, {reg}": (3, 0, 3) for reg in METHODS}
+    assert "15 runs: 0 finished, 15 to do" in output
+
+
 @pytest.mark.parametrize(
     ("part", "count"), [(("dataset=dogs", "seed=0"), 10), (("dataset=cub", "backbone=resnet101", "seed=0,1"), 10)]
 )
