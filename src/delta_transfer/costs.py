@@ -69,10 +69,12 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
         with saved:
             step(count)()
         kept[count] = saved.bytes
-    count = batch
+    count, few_seconds = batch, 0.0
     if device.type != "cuda":  # as many images as take about a second
-        count = min(batch, max(FEW, round(FEW / seconds_of(step(FEW), device, at_least=0.1))))
-    step_seconds = seconds_of(step(count), device) * batch / count
+        few_seconds = seconds_of(step(FEW), device, at_least=0.1)
+        count = min(batch, max(FEW, round(FEW / few_seconds)))
+    step_seconds = few_seconds if count == FEW else seconds_of(step(count), device)
+    step_seconds *= batch / count
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
     else:

@@ -68,10 +68,10 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.5) -> float:
-    """The shortest of two or more repetitions of `work`, repeated for `at_least` seconds: others may disturb it."""
+    """The shortest of the repetitions of `work` in `at_least` seconds, or of one: others may disturb it."""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times: list[float] = []
-    while len(times) < 2 or sum(times) < at_least:
+    while sum(times) < at_least:
         synchronize()
         start = perf_counter()
         work()
