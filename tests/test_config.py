@@ -51,6 +51,8 @@ def test_the_command_that_every_yaml_opens_with_composes():
     assert len(commands()) > 40
     for command in commands():
         composed(*command)
+        # The group is optional: a misspelt name would compose too.
+        assert {o.partition("=")[2] for o in command if "experiment/values=" in o} <= set(names("experiment/values"))
 
 
 def test_every_pair_of_method_and_backbone_composes():

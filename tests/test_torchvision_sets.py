@@ -12,7 +12,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
-from delta_transfer.data import DATASETS
+from delta_transfer.data import DATASETS, Reader, fetch
 from delta_transfer.errors import UserError
 
 from .test_readers import read
@@ -277,3 +277,20 @@ def test_a_set_that_is_fetched_incomplete_is_told(tmp_path, web):
     (tree.root / "food-101/meta/train.json").unlink()
     with pytest.raises(UserError, match="Food-101.*FileNotFoundError"):
         read("food101", tmp_path, "dataset.download=true")
+
+
+def test_a_sweep_fetches_once_and_tries_again_after_a_failure(tmp_path):
+    calls, online = [], []
+
+    def download(root):
+        calls.append(root)
+        if not online:
+            raise OSError("no network")
+
+    reader = Reader(lambda root, config: None, "toy", download=download)
+    with pytest.raises(UserError, match="no network"):
+        fetch(reader, tmp_path)
+    online.append(True)
+    fetch(reader, tmp_path)
+    fetch(reader, tmp_path)
+    assert calls == [tmp_path] * 2

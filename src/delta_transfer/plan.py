@@ -144,7 +144,7 @@ class Plan:
         if left:
             device = pick_device(left[0].config.device)
             once = sum(self.fits.values())
-            shared = f", of which {duration(once)} for what runs share (channel attention)" if once else ""
+            shared = f", of which {duration(once)} for what runs share (such as channel attention)" if once else ""
             total = sum(job.seconds for job in left) + once
             say(f"Time: about {duration(total)} one after the other on {device_name(device)}{shared}; without decoding")
             kept = sum(job.cost.weights_bytes for job in left)

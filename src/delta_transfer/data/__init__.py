@@ -1,5 +1,6 @@
 """Data sets by name: where they are, fetching them, reading them. The table of all of them is in readers.py."""
 
+from functools import cache
 from pathlib import Path
 
 from ..config import DatasetConfig, choose
@@ -37,6 +38,7 @@ def locate(reader: Reader, root: Path | None) -> Path | None:
     return root / own if all((root / own / name).exists() for name in reader.needs) else root
 
 
+@cache  # once per sweep: checking what is there already reads gigabytes
 def fetch(reader: Reader, root: Path | None) -> None:
     """torchvision's download. Raises UserError if there is none or if it fails."""
     if reader.download is None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from .store import Store
 
@@ -135,7 +136,8 @@ class Loader:
         # One gather for all crops on a GPU; on a CPU slices are several times as fast.
         gather = self.pixels.is_cuda and self.min_crop_area is None
         batch = (self._gathered if gather else self._sliced)(chosen, boxes, mirrored)
-        labels = self.labels[torch.from_numpy(chosen).to(self.labels.device)]
+        # Blocking copies would wait for the device in every step.
+        labels = self.labels[torch.from_numpy(chosen).to(self.labels.device, non_blocking=True)]
         if batch.device.type != self.device.type:  # the store did not fit on the GPU: through pinned memory
             batch, labels = (t.pin_memory().to(self.device, non_blocking=True) for t in (batch, labels))
         return (batch.float() * self.scale + self.shift).permute(0, 3, 1, 2), labels
@@ -186,8 +188,6 @@ def random_boxes(
 
 def resized(box: Tensor, side: int) -> Tensor:
     """(h, w, 3) uint8 -> (side, side, 3), bilinear with antialiasing, as Pillow does it."""
-    from torchvision.transforms.v2 import functional
-
     return functional.resize(box.permute(2, 0, 1), [side, side], antialias=True).permute(1, 2, 0)
 
 

@@ -35,12 +35,6 @@ class Store:
         """(N,) int64: index of each image's first pixel."""
         return np.cumsum(self.sizes.prod(axis=1)) - self.sizes.prod(axis=1)
 
-    def image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8, a view."""
-        height, width = self.sizes[index]
-        start = self.sizes[:index].prod(axis=1).sum()
-        return self.pixels[start : start + height * width].reshape(height, width, 3)
-
 
 def open_store(
     dataset: Dataset, size: int, aspect: str, cache_dir: Path, progress: Callable[[int], None] = lambda done: None
