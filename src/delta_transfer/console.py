@@ -25,6 +25,8 @@ NOT_LOSS_TERMS = {
 class Display:
     """Progress of one task of `total` steps. Use as a context manager."""
 
+    bars = True  # False in parallel jobs, whose bars would overwrite each other
+
     def __init__(self, title: str, total: int, unit: str = "iteration"):
         self.title, self.total, self.unit = title, total, unit
         self.console = Console(stderr=False)
@@ -32,7 +34,7 @@ class Display:
         self.progress = None
 
     def __enter__(self) -> "Display":
-        if self.console.is_terminal:
+        if self.bars and self.console.is_terminal:
             self.progress = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=20),

@@ -1,9 +1,12 @@
 """The machine a run is made on: device, precision, memory, versions."""
 
 import contextlib
+import fcntl
 import os
 import platform
+import tempfile
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -11,6 +14,7 @@ from time import perf_counter
 import torch
 
 from .config import RunConfig, require
+from .console import say
 
 
 def set_up(config: RunConfig) -> torch.device:
@@ -27,7 +31,33 @@ def set_up(config: RunConfig) -> torch.device:
 def pick_device(wanted: str) -> torch.device:
     available = torch.cuda.is_available()
     require(wanted != "cuda" or available, "device=cuda, but PyTorch sees no CUDA device; use device=cpu or auto.")
-    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and available) else "cpu")
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    if "LOCAL_RANK" in os.environ:  # torchrun has dealt out the GPUs
+        index = int(os.environ["LOCAL_RANK"])
+    elif torch.cuda.device_count() > 1:
+        index = claim_gpu()
+    else:
+        return torch.device("cuda")
+    torch.cuda.set_device(index)  # what names no device (synchronize, is_bf16_supported) means this one
+    return torch.device("cuda", index)
+
+
+@cache  # a process keeps its GPU, through all jobs of a sweep
+def claim_gpu() -> int:
+    """The first GPU that no other delta-run of this person on this machine has: a lock held until the process ends."""
+    count = torch.cuda.device_count()
+    for index in range(count):
+        name = f"delta-run-{os.getuid()}-{torch.cuda.get_device_properties(index).uuid}.lock"
+        lock = os.open(Path(tempfile.gettempdir()) / name, os.O_WRONLY | os.O_CREAT, 0o600)  # deliberately not closed
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return index
+        except BlockingIOError:
+            os.close(lock)
+    index = os.getpid() % count  # spreads them, somehow
+    say(f"All {count} GPUs have a run already: GPU {index} gets one more")
+    return index
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:

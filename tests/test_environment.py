@@ -1,0 +1,83 @@
+"""Which GPU a process takes, with GPUs that are not there."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from delta_transfer.environment import claim_gpu, pick_device
+
+# Another process that has claimed a GPU: it holds the lock file of argv[1] until its input ends.
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def gpus(tmp_path, monkeypatch):
+    """As many GPUs as it is called with; a list of the devices that were made the current one."""
+    current = []
+
+    def pretend(count: int) -> list[int]:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: SimpleNamespace(uuid=f"uuid-{i}"))
+        monkeypatch.setattr(torch.cuda, "set_device", current.append)
+        return current
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    claim_gpu.cache_clear()
+    yield pretend
+    claim_gpu.cache_clear()
+
+
+def held_by_another_process(tmp_path, index: int) -> subprocess.Popen:
+    path = tmp_path / f"delta-run-{os.getuid()}-uuid-{index}.lock"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_one_gpu_is_not_claimed(gpus, tmp_path):
+    assert gpus(1) == []
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_takes_the_first_free_gpu_and_keeps_it(gpus, tmp_path, capsys):
+    current = gpus(3)
+    with held_by_another_process(tmp_path, 0) as holder:
+        assert pick_device("auto") == torch.device("cuda", 1)
+        holder.stdin.close()
+    assert pick_device("cuda") == torch.device("cuda", 1)  # a later job of the sweep
+    assert current == [1, 1]
+    assert not capsys.readouterr().out
+
+
+def test_more_processes_than_gpus_share_and_say_so(gpus, tmp_path, monkeypatch, capsys):
+    gpus(2)
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    with held_by_another_process(tmp_path, 0) as first, held_by_another_process(tmp_path, 1) as second:
+        assert pick_device("auto") == torch.device("cuda", 1)
+        first.stdin.close()
+        second.stdin.close()
+    assert "All 2 GPUs have a run already" in capsys.readouterr().out
+
+
+def test_under_torchrun_the_local_rank_decides(gpus, tmp_path, monkeypatch):
+    current = gpus(4)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert pick_device("auto") == torch.device("cuda", 2)
+    assert current == [2] and not list(tmp_path.iterdir())
+    assert pick_device("cpu") == torch.device("cpu")

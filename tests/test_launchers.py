@@ -1,0 +1,61 @@
+"""Sweeps in worker processes, through Hydra's launchers: nothing that a sweep in one process does may get lost."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .miniature import delta_run, tiny_overrides, write_cub
+
+LAUNCHERS = {
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "submitit": ["hydra/launcher=submitit_local"],  # Slurm's without Slurm: a process per job
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_parallel_sweep_skips_runs_and_survives_a_failure(launcher, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    root = write_cub(tmp_path / "CUB_200_2011")
+    tiny = [*tiny_overrides(root, Path("results")), "reg=l2"]
+    assert delta_run(monkeypatch, *tiny) == 0
+    (finished,) = Path("results/runs").glob("*/summary.json")
+    before = finished.read_bytes()
+
+    # Four jobs: one finished, one to do, and two that fail (before they import torch, so that this is quick).
+    arguments = ["-m", *tiny, *LAUNCHERS[launcher], "seed=0,1", "split.fold=1,0"]
+    command = [str(Path(sys.executable).with_name("delta-run")), *arguments]
+    sweep = subprocess.run(command, capture_output=True, text=True)
+    assert sweep.returncode == 1, sweep.stderr
+    # One message for each, no traceback, nothing of Hydra's.
+    assert sweep.stderr == 2 * "error: split.fold=1 needs split.folds, the number of folds.\n"
+
+    assert finished.read_bytes() == before
+    (new,) = (path for path in Path("results/runs").glob("*/summary.json") if path != finished)
+    summary = json.loads(new.read_text())
+    assert summary["seed"] == 1 and summary["error"] is None and summary["test_top1"] is not None
+    assert summary["command"] == " ".join(["delta-run", *arguments])
+    assert "seed=1" in summary["overrides"]
+    # Each job's output is in the terminal, or in a file where the job may be on another machine.
+    logs = "".join(path.read_text() for path in Path("results/sweep").glob(".submitit/*/*_log.out"))
+    output = logs if launcher == "submitit" else sweep.stdout
+    assert output.count("done, skipped") == 1 and "iteration 3/3" in output
+    # Nothing of Hydra is left elsewhere.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["CUB_200_2011", "results"]
+    left = {"multirun.yaml", ".submitit"} if launcher == "submitit" else {"multirun.yaml"}
+    assert {path.name for path in Path("results/sweep").iterdir()} == left
+
+
+def test_a_dry_run_plans_all_jobs_whatever_would_launch_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    root = write_cub(tmp_path / "CUB_200_2011")
+    sweep = ["-m", *tiny_overrides(root, Path("results")), "reg=l2", "seed=0,1", *LAUNCHERS["joblib"]]
+    assert delta_run(monkeypatch, *sweep, "dry_run=true") == 0
+    assert "2 runs: 0 finished, 2 to do" in capsys.readouterr().out
+    # Spelled otherwise it reaches the workers, which cannot plan together. (One worker of joblib is this process.)
+    assert delta_run(monkeypatch, *sweep[:-2], "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "dry_run=True") == 1
+    assert "needs hydra/launcher=basic" in capsys.readouterr().err
+    assert not Path("results").exists()
