@@ -365,7 +365,20 @@ def test_batches_follow_from_seed_and_iteration_alone():
     other.train_batch(indices, 0)
     assert all(map(torch.equal, one.train_batch(indices, 7), other.train_batch(indices, 7)))
     assert not torch.equal(one.train_batch(indices, 7)[0], loader_of(seed=1).train_batch(indices, 7)[0])
-    assert not torch.equal(one.train_batch(indices, 7)[0], one.train_batch(indices, 7, stream="fit")[0])
+    first_of_fit = next(iter(one.passes(indices, "fit", seed=one.seed)))
+    assert not torch.equal(one.train_batch(indices, 0)[0], first_of_fit[0])
+
+
+def test_processes_share_a_batch():
+    whole, *shares = (loader_of(share=share) for share in (slice(None), slice(0, None, 2), slice(1, None, 2)))
+    images, labels = whole.train_batch(np.arange(10), 3)
+    for number, loader in enumerate(shares):
+        own_images, own_labels = loader.train_batch(np.arange(10), 3)
+        assert torch.equal(own_images, images[number::2]) and torch.equal(own_labels, labels[number::2])
+        # What is computed before training sees all of them, and dropout differs.
+        batches = zip(loader.passes(np.arange(10), "fit", 0), whole.passes(np.arange(10), "fit", 0), strict=True)
+        assert all(torch.equal(one[0], other[0]) for one, other in batches)
+    assert whole.step_seed(3) == shares[0].step_seed(3) != shares[1].step_seed(3)
 
 
 def test_passes_go_on_where_the_last_one_ended():

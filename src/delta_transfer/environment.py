@@ -13,6 +13,7 @@ from time import perf_counter
 
 import torch
 
+from . import distributed
 from .config import RunConfig, require
 from .console import say
 
@@ -20,6 +21,7 @@ from .console import say
 def set_up(config: RunConfig) -> torch.device:
     """The device of the run; replaces `precision=auto` by what it means there."""
     device = pick_device(config.device)
+    distributed.join(device)
     config.precision = pick_precision(config.precision, device)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS needs for it

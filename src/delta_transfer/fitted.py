@@ -10,8 +10,9 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
 from .console import say
+from .data.locks import held
 from .models import Network
-from .records import write_atomically
+from .records import RunDirectory, write_atomically
 from .regularizers import Regularizer
 from .regularizers.base import Batches
 
@@ -22,24 +23,24 @@ def fit_or_reuse(
     batches: Batches,
     num_classes: int,
     fitted_to: dict[str, Any],
-    run_path: Path,
+    directory: RunDirectory,
     cache_dir: Path,
 ) -> None:
     """Call `fit`, unless the same was computed before: every entry of `fitted_to` has to match."""
     metadata = _metadata(fitted_to)
-    own = run_path / f"{regularizer.fitted_name}.safetensors"
+    name = f"{regularizer.fitted_name}.safetensors"
     shared = fitted_path(regularizer, fitted_to, cache_dir)
-    for path in (own, shared):
-        fitted = _read_fitted(path, metadata)
-        if fitted is not None:
-            regularizer.load_fitted(_to(fitted, source))
-            break
-    else:
-        say(f"{run_path.name}: computing {regularizer.fitted_name} ...")
-        fitted = {k: v.cpu() for k, v in regularizer.fit(source, batches, num_classes).items()}
+    fitted = _read_fitted(directory.path / name, metadata)
+    if fitted is None:
         shared.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(shared, safetensors_bytes(fitted, metadata))
-    write_atomically(own, safetensors_bytes(fitted, metadata))
+        with held(shared.with_name(f".{shared.name}.lock"), f"computes {shared.name}"):
+            fitted = _read_fitted(shared, metadata)
+            if fitted is None:
+                say(f"{directory.path.name}: computing {regularizer.fitted_name} ...")
+                fitted = {k: v.cpu() for k, v in regularizer.fit(source, batches, num_classes).items()}
+                write_atomically(shared, safetensors_bytes(fitted, metadata))
+    regularizer.load_fitted(_to(fitted, source))
+    directory.write(name, safetensors_bytes(fitted, metadata))
 
 
 def fitted_path(regularizer: Regularizer, fitted_to: dict[str, Any], cache_dir: Path) -> Path:

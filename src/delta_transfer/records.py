@@ -54,15 +54,18 @@ def write_atomically(path: Path, data: bytes) -> None:
 class RunDirectory:
     """`<results_dir>/runs/<run_id>`, held by one process at a time. Use as a context manager.
 
-    Raises UserError if another process holds it.
+    Raises UserError if another process holds it. Of several processes that share a run one holds it and writes, the
+    others read (`writes` False).
     """
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
         self.metrics_path = path / "metrics.jsonl"
         self.checkpoint_path = path / "last.pt"
 
     def __enter__(self) -> "RunDirectory":
+        if not self.writes:
+            return self
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until __exit__
         try:
@@ -73,7 +76,8 @@ class RunDirectory:
         return self
 
     def __exit__(self, *_) -> None:
-        self._lock.close()
+        if self.writes:
+            self._lock.close()
 
     def summary(self) -> dict[str, Any] | None:
         """The finished run's record; None if it did not finish."""
@@ -84,22 +88,32 @@ class RunDirectory:
 
     def start_anew(self, config_yaml: str) -> None:
         """Record the configuration and forget a failed attempt; a checkpoint stays, to resume from."""
-        (self.path / "summary.json").unlink(missing_ok=True)
-        write_atomically(self.path / "config.yaml", config_yaml.encode())
+        if self.writes:
+            (self.path / "summary.json").unlink(missing_ok=True)
+        self.write("config.yaml", config_yaml.encode())
+
+    def write(self, name: str, data: bytes) -> None:
+        if self.writes:
+            write_atomically(self.path / name, data)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        write_atomically(self.path / "summary.json", json.dumps(summary, indent=2, allow_nan=False).encode())
+        self.write("summary.json", json.dumps(summary, indent=2, allow_nan=False).encode())
+
+    def remove_checkpoint(self) -> None:
+        if self.writes:
+            self.checkpoint_path.unlink(missing_ok=True)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
-        with open(self.metrics_path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.writes:
+            with open(self.metrics_path, "a") as file:
+                file.write(json.dumps(line) + "\n")
 
     def metrics_size(self) -> int:
         return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
 
     def truncate_metrics(self, size: int) -> None:
         """Forget lines written after a checkpoint; 0 starts anew."""
-        if self.metrics_path.exists():
+        if self.writes and self.metrics_path.exists():
             os.truncate(self.metrics_path, size)
 
 

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save as safetensors_bytes
 
+from . import distributed
 from .config import RunConfig, require
 from .console import Display, say
 from .data import load_dataset
@@ -23,7 +24,7 @@ from .environment import device_name, peak_memory, set_up, versions
 from .fitted import fit_or_reuse
 from .models import Network, frozen_maps
 from .models.zoo import build_source, fingerprint
-from .records import SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp, write_atomically
+from .records import SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp
 from .regularizers import Regularizer, build_regularizer
 from .training import Diverged, Learner, evaluate, make_optimizer, train
 
@@ -39,12 +40,22 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         bool(config.backbone.taps) or not regularizer.needs_taps,
         f"reg={config.reg.name} compares feature maps, but backbone.taps is empty.",
     )
-    dataset = load_dataset(config.dataset)
+    regularizer.processes = distributed.processes()
+    require(
+        config.schedule.batch_size % regularizer.processes == 0,
+        f"schedule.batch_size={config.schedule.batch_size} cannot be divided by {regularizer.processes} processes.",
+    )
+    require(
+        regularizer.processes == 1 or not list(regularizer.parameters()),
+        f"reg={config.reg.name} learns parameters of its own, which several processes do not share: run it in one.",
+    )
+    with distributed.first_alone():  # either may download
+        dataset = load_dataset(config.dataset)
+        source = build_source(config.backbone, config.seed, tapped=regularizer.needs_taps)
     parts = split_parts(dataset, config.dataset, config.split)
-    source = build_source(config.backbone, config.seed, tapped=regularizer.needs_taps)
     weights = fingerprint(source.weights())
     name = name_of(config, dataset, weights)
-    with RunDirectory(Path(config.results_dir) / "runs" / name) as directory:
+    with RunDirectory(Path(config.results_dir) / "runs" / name, writes=distributed.rank() == 0) as directory:
         summary = directory.summary()
         if summary is not None and summary.get("error") is None:
             say(f"{name}: done, skipped ({_accuracies(summary)})")
@@ -55,11 +66,13 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         loader = make_loader(config, dataset, device)
         source = source.to(device, memory_format=torch.channels_last).freeze()
         target = source.with_new_head(len(dataset.classes), config.seed).requires_grad_(True)
+        distributed.synchronise_batchnorm(target.traced, device)
         if regularizer.fitted_name:
             fitted_to = describe_fit(config, regularizer, weights, parts.fingerprint(dataset))
             batches = loader.passes(parts.train, "fit", regularizer.fit_seed)
             cache = Path(config.cache_dir)
-            fit_or_reuse(regularizer, source, batches, len(dataset.classes), fitted_to, directory.path, cache)
+            with distributed.first_alone():
+                fit_or_reuse(regularizer, source, batches, len(dataset.classes), fitted_to, directory, cache)
         regularizer.to(device)
         regularizer.start(target)
 
@@ -80,14 +93,14 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         try:
             results = train_and_evaluate(config, learner, regularizer, loader, parts, directory)
         except Diverged as error:
-            directory.checkpoint_path.unlink(missing_ok=True)
+            directory.remove_checkpoint()
             directory.write_summary(summary | {"error": str(error), "finished": timestamp()})
             raise
 
         write_outputs(directory, target, results.pop("test_outputs"), parts)
         summary |= results | {"peak_memory_bytes": peak_memory(device), "finished": timestamp()}
         directory.write_summary(summary)
-        directory.checkpoint_path.unlink(missing_ok=True)
+        directory.remove_checkpoint()
         say(f"{name}: {_accuracies(summary)}, {summary['train_seconds']:.0f} s")
         return summary
 
@@ -114,7 +127,8 @@ def name_of(config: RunConfig, dataset: Dataset, weights: str) -> str:
 
 def make_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Loader:
     schedule = config.schedule
-    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
+    title = f"{dataset.name}: decoding images"
+    with distributed.first_alone(), Display(title, len(dataset.labels), "image") as display:
         store = open_store(dataset, config.backbone.resize, schedule.aspect, Path(config.cache_dir), display.update)
     return Loader(
         store,
@@ -128,6 +142,7 @@ def make_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Lo
         device=device,
         min_crop_area=schedule.min_crop_area if schedule.train_crop == "random_resized" else None,
         ten_crops=schedule.test_crops == 10,
+        share=distributed.share(),
     )
 
 
@@ -197,6 +212,7 @@ def describe_run(
         "iterations": config.schedule.length(len(parts.train)),
         "versions": versions(),
         "device": device_name(device),
+        "processes": distributed.processes(),
         "git_commit": git_commit(Path(__file__).parent),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "test_top1": None,
@@ -227,14 +243,16 @@ def write_outputs(directory: RunDirectory, target: Network, test: dict[str, Any]
     if test is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, labels=test["labels"], logits=test["logits"], index=parts.test)
-        write_atomically(directory.path / "predictions.npz", buffer.getvalue())
+        directory.write("predictions.npz", buffer.getvalue())
     weights = {key: value.cpu().contiguous() for key, value in target.weights().items()}
-    write_atomically(directory.path / "model.safetensors", safetensors_bytes(weights))
+    directory.write("model.safetensors", safetensors_bytes(weights))
 
 
 def save_checkpoint(
     directory: RunDirectory, learner: Learner, regularizer: Regularizer, done: int, seconds: float
 ) -> None:
+    if not directory.writes:
+        return
     buffer = io.BytesIO()
     state = {
         "target": learner.target.state_dict(),
@@ -245,7 +263,7 @@ def save_checkpoint(
         "metrics_size": directory.metrics_size(),
     }
     torch.save(state, buffer)
-    write_atomically(directory.checkpoint_path, buffer.getvalue())
+    directory.write(directory.checkpoint_path.name, buffer.getvalue())
 
 
 def resume(directory: RunDirectory, learner: Learner, regularizer: Regularizer) -> tuple[int, float]:

@@ -1,7 +1,11 @@
-"""delta-run: compose a configuration, check it, carry out the run. The run itself is in run.py."""
+"""delta-run: compose a configuration, check it, carry out the run. The run itself is in run.py.
+
+torchrun --nproc-per-node=2 -m delta_transfer.train dataset=cub ...     one run on two GPUs
+"""
 
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import hydra
@@ -14,10 +18,13 @@ from .console import Display, complain, say
 from .errors import UserError
 
 register_schemas()  # on import, so that they are also there in the worker processes of a launcher
+SHARED = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun: this is one of several processes that make one run
 
 
 def main(config_name: str = "config") -> None:
     Failure.of_this_command.clear()
+    if SHARED and os.environ["RANK"] != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process speaks for all
     if "dry_run=true" in sys.argv:  # looks at all jobs in this process, whatever would launch them
         sys.argv = [word for word in sys.argv if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
     command, planned = sys.argv, []
@@ -33,6 +40,10 @@ def main(config_name: str = "config") -> None:
         for failure in Failure.of_this_command:
             if failure.unseen:
                 complain(failure.message)
+    if SHARED:
+        from .distributed import leave
+
+        leave()
     for plan_of_all in planned:
         plan_of_all.show()
     sys.exit(1 if Failure.of_this_command else 0)
@@ -76,8 +87,10 @@ def carry_out(composed: DictConfig, planned: list) -> Failure | None:
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        # The other jobs of a sweep go on.
         complain(str(error))
+        if SHARED:
+            sys.exit(1)  # the other processes wait for this one: torchrun ends them
+        # The other jobs of a sweep go on.
         return Failure(str(error), unseen=parallel and launcher.startswith("submitit"))
 
 
@@ -86,10 +99,10 @@ def execute(config: RunConfig) -> None:
         from .data.locks import held
         from .embedded import glyphs_weights
 
-        # Of several workers one trains the network, the others wait for it.
+        # Of several workers one trains the network, the others wait for it; under torchrun all train it together.
         folder = Path(config.results_dir) / "pretrained"
         folder.mkdir(parents=True, exist_ok=True)
-        with held(folder / ".lock", "trains the source network"):
+        with nullcontext() if SHARED else held(folder / ".lock", "trains the source network"):
             config.backbone.weights = glyphs_weights(config)
 
     from .run import run  # imports torch

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import distributed
 from .config import ScheduleConfig
 from .data.loader import Loader
 from .errors import UserError
-from .models import Network
+from .models import Network, frozen_backbone
 from .regularizers import Regularizer
 
 
@@ -34,9 +35,11 @@ class Learner:
     compiled: bool = False
 
     def __post_init__(self):
-        wrap = torch.compile if self.compiled else lambda network: network
-        self._target = wrap(self.target)
-        self._source = wrap(self.source) if self.source is not None else None
+        compiled = torch.compile if self.compiled else lambda network: network
+        trained = self.target.backbone_parameters().values()
+        target = self.target if any(p.requires_grad for p in trained) else frozen_backbone(self.target)
+        self._target = compiled(distributed.parallel(target, next(target.parameters()).device))
+        self._source = compiled(self.source) if self.source is not None else None
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, self.precision):
@@ -82,6 +85,7 @@ def make_optimizer(target: Network, regularizer: Regularizer, schedule: Schedule
         momentum=schedule.momentum,
         nesterov=schedule.nesterov,
         weight_decay=regularizer.weight_decay,
+        fused=True,
     )
 
 
@@ -116,7 +120,7 @@ def train(
     clock = _Clock(seconds_before)
     last_checkpoint = time.monotonic()
     for iteration in range(first_iteration, iterations):
-        images, labels = loader.train_batch(train_indices, iteration)
+        images, labels = loader.train_batch(train_indices, iteration)  # this process' share of the batch
         lr = learning_rate(schedule, iteration, iterations)
         for group in learner.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
@@ -150,15 +154,16 @@ def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: s
     """
     network.eval()
     logits, labels = [], []
-    for images, batch_labels in loader.test_batches(indices):
+    own = np.array_split(indices, distributed.processes())[distributed.rank()]
+    for images, batch_labels in loader.test_batches(own):
         with autocast(images.device, precision):
             views = network(images)["logits"].float()
         logits.append(views.view(len(batch_labels), -1, views.shape[1]).mean(dim=1))
         labels.append(batch_labels)
-    logits, labels = torch.cat(logits), torch.cat(labels)
+    logits, labels = (distributed.gather(torch.cat(parts).cpu()) for parts in (logits, labels))
     return {
-        "logits": logits.cpu().numpy(),
-        "labels": labels.cpu().numpy(),
+        "logits": logits.numpy(),
+        "labels": labels.numpy(),
         "top1": 100 * (logits.argmax(dim=1) == labels).double().mean().item(),
         "loss": F.cross_entropy(logits, labels).item(),
     }
@@ -185,15 +190,17 @@ class _Window:
     def add(self, logits: Tensor, labels: Tensor, terms: dict[str, Tensor]) -> None:
         self.terms.append(terms)
         self.correct.append((logits.argmax(dim=1) == labels).sum())
-        self.images += len(labels)
+        self.images += len(labels) * distributed.processes()
 
     def close(self, lr: float) -> dict[str, float]:
         names = list(self.terms[0])
-        values = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in self.terms]).tolist()
+        values = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in self.terms])
+        values = distributed.average(values).tolist()
         for number, row in enumerate(values):
             _check_finite(dict(zip(names, row, strict=True)), self.first_iteration + number, lr)
         means = [sum(column) / len(values) for column in zip(*values, strict=True)]
-        accuracy = 100 * torch.stack(self.correct).sum().item() / self.images
+        correct = distributed.average(torch.stack(self.correct).sum().double()).item() * distributed.processes()
+        accuracy = 100 * correct / self.images
         return dict(zip(names, means, strict=True)) | {"loss": sum(means), "train_top1": accuracy}
 
 

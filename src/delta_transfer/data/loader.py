@@ -5,7 +5,7 @@ seed see the same batches, and a resumed run goes on with the batch it would hav
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class Loader:
         min_crop_area: None for crops of crop x crop pixels; else random resized crops, a box with this part of the
             image's area or more and sides of 3:4 to 4:3, resized to crop x crop (torchvision's RandomResizedCrop).
         ten_crops: evaluate on the four corners and the centre, each also mirrored, instead of on the centre.
+        share: which images of every training batch are made, where several processes share it.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class Loader:
         device: torch.device,
         min_crop_area: float | None = None,
         ten_crops: bool = False,
+        share: slice = slice(None),
     ):
         self.crop, self.mirror, self.batch_size, self.seed, self.device = crop, mirror, batch_size, seed, device
-        self.min_crop_area, self.ten_crops = min_crop_area, ten_crops
+        self.min_crop_area, self.ten_crops, self.share = min_crop_area, ten_crops, share
         self.heights, self.widths = store.sizes.T
         self.starts = store.starts
         self.labels = torch.from_numpy(labels)
@@ -64,15 +66,15 @@ class Loader:
         self.scale = (1 / (255 * torch.tensor(std))).to(device)
         self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(device)
 
-    def train_batch(
-        self, indices: np.ndarray, iteration: int, stream: str = "train", seed: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, crop, crop) fp32 channels_last and labels (B,) of batch number `iteration`.
+    def train_batch(self, indices: np.ndarray, iteration: int) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, crop, crop) fp32 channels_last and labels (B,): this process' share of batch `iteration`.
 
-        The order is one shuffled pass over `indices` after the other, cut into full batches. `seed` stands in for the
-        loader's own.
+        The order is one shuffled pass over `indices` after the other, cut into full batches.
         """
-        seed = self.seed if seed is None else seed
+        return self._batch(*(part[..., self.share] for part in self._drawn(indices, iteration, "train", self.seed)))
+
+    def _drawn(self, indices: np.ndarray, iteration: int, stream: str, seed: int) -> tuple[np.ndarray, ...]:
+        """Images (B,), boxes (4, B) and mirroring (B,) of a training batch."""
         position = iteration * self.batch_size + np.arange(self.batch_size)
         epoch, offset = position // len(indices), position % len(indices)
         chosen = np.empty(self.batch_size, dtype=np.int64)
@@ -85,16 +87,15 @@ class Loader:
             boxes = self._square(*random.integers(0, np.stack([heights, widths]) - self.crop + 1))
         else:
             boxes = random_boxes(random, heights, widths, self.min_crop_area)
-        mirrored = (random.random(self.batch_size) < 0.5) & self.mirror
-        return self._batch(chosen, boxes, mirrored)
+        return chosen, boxes, (random.random(self.batch_size) < 0.5) & self.mirror
 
     def passes(self, indices: np.ndarray, stream: str, seed: int) -> "Passes":
         """Training batches as an iterable of which every iteration is one further pass over `indices`."""
         return Passes(self, indices, stream, seed)
 
     def step_seed(self, iteration: int) -> int:
-        """Seed of the network's own randomness (dropout) in training step `iteration`."""
-        return int(_generator(self.seed, "dropout", 0, iteration).integers(2**63))
+        """Seed of the network's own randomness (dropout) in training step `iteration`, of each process its own."""
+        return int(_generator(self.seed, "dropout", self.share.start or 0, iteration).integers(2**63))
 
     def test_batches(self, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B * V, 3, crop, crop), the V views of an image one after the other, and labels (B,).
@@ -133,34 +134,51 @@ class Loader:
         return np.array([rows, columns, side, side])
 
     def _batch(self, chosen: np.ndarray, boxes: np.ndarray, mirrored: np.ndarray) -> tuple[Tensor, Tensor]:
+        # Blocking copies would wait for the device in every step.
+        labels = self.labels[torch.from_numpy(chosen).to(self.labels.device, non_blocking=True)]
+        if self.device.type == "cpu":
+            return self._normalised(self._crops(chosen, boxes, mirrored), len(chosen)).permute(0, 3, 1, 2), labels
         # One gather for all crops on a GPU; on a CPU slices are several times as fast.
         gather = self.pixels.is_cuda and self.min_crop_area is None
         batch = (self._gathered if gather else self._sliced)(chosen, boxes, mirrored)
-        # Blocking copies would wait for the device in every step.
-        labels = self.labels[torch.from_numpy(chosen).to(self.labels.device, non_blocking=True)]
         if batch.device.type != self.device.type:  # the store did not fit on the GPU: through pinned memory
             batch, labels = (t.pin_memory().to(self.device, non_blocking=True) for t in (batch, labels))
         return (batch.float() * self.scale + self.shift).permute(0, 3, 1, 2), labels
 
-    def _sliced(self, chosen: np.ndarray, boxes: np.ndarray, mirrored: np.ndarray) -> Tensor:
-        """(B, crop, crop, 3) uint8, box by box, resized where a box has another size."""
-        batch = torch.empty(len(chosen), self.crop, self.crop, 3, dtype=torch.uint8, device=self.pixels.device)
-        for out, index, (row, column, height, width), flip in zip(batch, chosen, boxes.T, mirrored, strict=True):
+    def _normalised(self, crops: Iterable[Tensor], count: int) -> Tensor:
+        """(B, crop, crop, 3) fp32 on a CPU, where memory is what takes time.
+
+        Image by image, which its cache holds over all three operations, and line by line, not three numbers at a time.
+        """
+        batch = _memory(count * self.crop * self.crop * 3).view(count, self.crop, self.crop, 3)
+        scale, shift = self.scale.repeat(self.crop), self.shift.repeat(self.crop)
+        for image, crop in zip(batch, crops, strict=True):
+            image.copy_(crop).view(self.crop, -1).mul_(scale).add_(shift)
+        return batch
+
+    def _crops(self, chosen: np.ndarray, boxes: np.ndarray, mirrored: np.ndarray) -> Iterator[Tensor]:
+        """(crop, crop, 3) uint8, one after the other, resized where a box has another size."""
+        for index, (row, column, height, width), flip in zip(chosen, boxes.T, mirrored, strict=True):
             start, stride = self.starts[index], self.widths[index]
             lines = self.pixels[start + row * stride : start + (row + height) * stride].view(height, stride, 3)
             box = lines[:, column : column + width]
             if (height, width) != (self.crop, self.crop):
                 box = resized(box, self.crop)
-            out.copy_(box.flip(1) if flip else box)
-        return batch
+            yield box.flip(1) if flip else box
+
+    def _sliced(self, chosen: np.ndarray, boxes: np.ndarray, mirrored: np.ndarray) -> Tensor:
+        """(B, crop, crop, 3) uint8."""
+        return torch.stack(list(self._crops(chosen, boxes, mirrored)))
 
     def _gathered(self, chosen: np.ndarray, boxes: np.ndarray, mirrored: np.ndarray) -> Tensor:
         """The same for boxes of crop x crop pixels, in one operation."""
         rows, columns, *_ = boxes
-        span = np.arange(self.crop)
-        lines = self.starts[chosen, None] + (rows[:, None] + span) * self.widths[chosen, None]
-        places = columns[:, None] + np.where(mirrored[:, None], span[::-1], span)
-        lines, places = (torch.from_numpy(a).to(self.pixels.device, non_blocking=True) for a in (lines, places))
+        # A few numbers per image: a copy of more than 64 KiB from pageable memory may wait for the device.
+        numbers = torch.from_numpy(np.array([self.starts[chosen], self.widths[chosen], rows, columns, mirrored]))
+        starts, widths, rows, columns, mirrored = numbers.to(self.pixels.device, non_blocking=True)[:, :, None]
+        span = torch.arange(self.crop, device=self.pixels.device)
+        lines = starts + (rows + span) * widths
+        places = columns + torch.where(mirrored > 0, self.crop - 1 - span, span)
         return self.pixels[lines[:, :, None] + places[:, None, :]]
 
 
@@ -204,7 +222,18 @@ class Passes:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(len(self)):
             self.next_iteration += 1
-            yield self.loader.train_batch(self.indices, self.next_iteration - 1, self.stream, self.seed)
+            drawn = self.loader._drawn(self.indices, self.next_iteration - 1, self.stream, self.seed)
+            yield self.loader._batch(*drawn)
+
+
+def _memory(count: int) -> Tensor:
+    """(count,) fp32 of anything. numpy's: it comes in huge pages, and mapping small ones takes longer than filling them.
+
+    Aligned as torch's own is, since the order in which a library adds may depend on that.
+    """
+    memory = np.empty(count + 16, dtype=np.float32)
+    start = -memory.ctypes.data % 64 // 4
+    return torch.from_numpy(memory[start : start + count])
 
 
 def _generator(seed: int, stream: str, purpose: int, number: int) -> np.random.Generator:

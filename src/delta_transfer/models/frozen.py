@@ -31,3 +31,13 @@ def frozen_maps(source: Network, with_logits: bool = False) -> fx.GraphModule:
     traced.recompile()
     traced.delete_all_unused_submodules()
     return traced.eval().requires_grad_(False)
+
+
+def frozen_backbone(network: Network) -> fx.GraphModule:
+    """What `network` returns in evaluation mode, up to rounding, at the least cost for training its head alone.
+
+    The head is the network's own; everything else is a frozen copy.
+    """
+    frozen = frozen_maps(network, with_logits=True)
+    frozen.set_submodule(network.head, network.traced.get_submodule(network.head))
+    return frozen

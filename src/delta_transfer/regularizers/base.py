@@ -23,6 +23,7 @@ class Regularizer(nn.Module):
     freezes_backbone: ClassVar[bool] = False  # train the head only; the whole network stays in evaluation mode
     fitted_name: ClassVar[str | None] = None  # name of the file that keeps what `fit` computed
     fit_seed: int = 0  # of the order and crops of the batches that `fit` sees
+    processes: int = 1  # that share a batch (DistributedDataParallel): a penalty that sums over it multiplies by them
 
     def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
         super().__init__()
@@ -71,5 +72,7 @@ class Regularizer(nn.Module):
         outputs = learner.forward(images)
         source_outputs = learner.forward_source(images) if self.needs_source else None
         terms = learner.task_loss(outputs, labels) | self.penalty(learner.target, outputs, source_outputs)
+        logits = outputs["logits"].detach()
+        del outputs, source_outputs  # not needed while the backward pass fills the memory
         learner.step(sum(terms.values()))
-        return outputs["logits"].detach(), {name: term.detach() for name, term in terms.items()}
+        return logits, {name: term.detach() for name, term in terms.items()}

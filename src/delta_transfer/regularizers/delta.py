@@ -17,6 +17,7 @@ from .attention import (
     train_probe,
 )
 from .base import Batches, Outputs, Regularizer
+from .distances import map_distance
 
 
 class DELTAWithoutAttention(Regularizer):
@@ -44,12 +45,10 @@ class DELTAWithoutAttention(Regularizer):
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         omega = 0.0
         for tap in target.taps:
-            difference = _full_precision(outputs[tap]) - _full_precision(source_outputs[tap].detach())
-            per_channel = difference.square().sum(dim=(0, 2, 3))
-            weights = self.relative_weights(tap)
-            layer = per_channel.sum() if weights is None else weights.to(per_channel) @ per_channel
-            height, width = difference.shape[2:]
-            omega = omega + 0.5 * (layer / (height * width) if self.normalize else layer)
+            layer = map_distance(outputs[tap], source_outputs[tap], self.relative_weights(tap))
+            height, width = outputs[tap].shape[2:]
+            # A sum over the batch, of which each process sees its share, while gradients are averaged over processes.
+            omega = omega + self.processes * (layer / (height * width) if self.normalize else layer)
         return {"feature_maps": self.alpha * omega} | self.head_penalty(target)
 
 
@@ -119,8 +118,3 @@ class DELTA(DELTAWithoutAttention):
         if tap not in self._relative_weights:
             raise RuntimeError(f"DELTA has no attention for {tap!r}: call fit() or load_fitted() before penalty().")
         return self._relative_weights[tap]
-
-
-def _full_precision(feature_map: Tensor) -> Tensor:
-    """fp32 under autocast; double stays double."""
-    return feature_map if feature_map.dtype == torch.float64 else feature_map.float()

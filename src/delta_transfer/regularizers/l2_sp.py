@@ -1,10 +1,10 @@
 """L2-SP: the source weights as the starting point that is not to be left (Li, Grandvalet, Davoine, ICML 2018)."""
 
-import torch
 from torch import Tensor
 
 from ..models import Network
 from .base import Outputs, Regularizer
+from .distances import weight_distance
 
 
 class L2SP(Regularizer):
@@ -32,8 +32,5 @@ class L2SP(Regularizer):
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         parameters = target.backbone_parameters()
-        pairs = [(parameters[name], p0) for name, p0 in self.starting_point.items()]
-        differences = torch._foreach_sub(*map(list, zip(*pairs, strict=True)))
-        # One norm per tensor in one call, instead of a Python loop over parameters.
-        omega = 0.5 * torch.stack(torch._foreach_norm(differences)).square().sum()
+        omega = weight_distance([parameters[name] for name in self.starting_point], list(self.starting_point.values()))
         return {"weights": self.alpha * omega} | self.head_penalty(target)

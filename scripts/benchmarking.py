@@ -1,0 +1,113 @@
+"""What the benchmarks share: timings taken side by side, and a JSON file of measured rows."""
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, process_time
+
+import torch
+
+from delta_transfer import records
+from delta_transfer.environment import device_name, pick_device, versions
+from delta_transfer.records import git_commit, timestamp, write_atomically
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of two works, over rounds in which both were timed one after the other."""
+
+    middle: float  # median over rounds
+    low: float  # quartiles
+    high: float
+    wall: float  # the same median of wall time
+
+    def __str__(self) -> str:
+        same = "" if abs(self.wall - self.middle) < 0.005 else f"; wall {self.wall:.2f}"
+        return f"quartiles {self.low:.2f} to {self.high:.2f}{same}"
+
+
+class Timings:
+    """Seconds of each work in each round: `clock` is the processor time of this process on a CPU, wall time on a GPU.
+
+    Others on the machine lengthen wall time more than processor time, and not all works alike.
+    """
+
+    def __init__(self, clock: dict[str, list[float]], wall: dict[str, list[float]]):
+        self.clock, self.wall = clock, wall
+
+    def ratio(self, work: str, to: str) -> Ratio:
+        paired = sorted(a / b for a, b in zip(self.clock[work], self.clock[to], strict=True))
+        low, middle, high = statistics.quantiles(paired, n=4) if len(paired) > 1 else 3 * paired
+        wall = statistics.median(a / b for a, b in zip(self.wall[work], self.wall[to], strict=True))
+        return Ratio(middle, low, high, wall)
+
+    def seconds(self, work: str) -> float:
+        return statistics.median(self.clock[work])
+
+
+def side_by_side(
+    works: dict[str, Callable[[], object]], device: torch.device, rounds: int, warm_up: int = 1
+) -> Timings:
+    """Times all works once in every round, each round in another order."""
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    clock_now = perf_counter if device.type == "cuda" else process_time
+    clock, wall = ({name: [] for name in works} for _ in range(2))
+    for _ in range(warm_up):
+        for work in works.values():
+            work()
+    gc.collect()
+    names = list(works)
+    for number in range(rounds):
+        shift = number % len(names)
+        for name in names[shift:] + names[:shift]:
+            synchronize()
+            start, start_wall = clock_now(), perf_counter()
+            works[name]()
+            synchronize()
+            clock[name].append(clock_now() - start)
+            wall[name].append(perf_counter() - start_wall)
+    return Timings(clock, wall)
+
+
+def arguments(purpose: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=purpose)
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--output", type=Path, help="JSON file for the measured rows")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny networks and few rounds: tries the script, measures nothing"
+    )
+    options = parser.parse_args()
+    options.device = pick_device(options.device)
+    return options
+
+
+class Report:
+    """Measured rows, printed as they come and kept in a file."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.rows = options, {}
+        self.machine = device_name(options.device)
+        print(f"# {Path(sys.argv[0]).name} on {self.machine}", flush=True)
+
+    def add(self, key: str, value: float | None, detail: str) -> None:
+        """`value` None: it cannot be measured on this machine, for the reason in `detail`."""
+        self.rows[key] = {"value": value, "detail": detail}
+        print(f"{key:28} {'-' if value is None else format(value, '.3g'):>8}  {detail}", flush=True)
+
+    def write(self) -> None:
+        if self.options.output is None:
+            return
+        content = {
+            "machine": self.machine,
+            "versions": versions(),
+            "commit": git_commit(Path(records.__file__).parent),
+            "date": timestamp(),
+            "rows": self.rows,
+        }
+        self.options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.options.output, (json.dumps(content, indent=2) + "\n").encode())

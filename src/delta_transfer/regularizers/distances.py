@@ -1,0 +1,59 @@
+"""Squared distances with their gradients written out: one pass over the memory where autograd would make several.
+
+Both are 1/2 * a sum of squares, whose gradient is the (weighted) difference that the sum is made of. Autograd's own
+chain for the same sums takes twice as long on a CPU (docs/performance.md). They cannot be differentiated twice.
+"""
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _MapDistance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, target: Tensor, source: Tensor, weights: Tensor | None) -> Tensor:
+        difference = _full_precision(target) - _full_precision(source)
+        root = None if weights is None else weights.to(difference).sqrt().view(-1, 1, 1)
+        if root is not None:
+            difference *= root
+        ctx.save_for_backward(difference, root)
+        ctx.dtype = target.dtype
+        # Norms of the C channels of each pixel, then their sum: a norm of the whole map is off by 1e-3 in fp32.
+        return 0.5 * torch.linalg.vector_norm(difference.permute(0, 2, 3, 1), dim=-1).square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        difference, root = ctx.saved_tensors
+        factor = gradient if root is None else gradient * root
+        return (difference * factor).to(ctx.dtype), None, None
+
+
+def map_distance(target: Tensor, source: Tensor, weights: Tensor | None = None) -> Tensor:
+    """1/2 * sum_{b,c,h,w} w_c * (target - source)^2 of feature maps (B, C, H, W), a scalar in fp32 or double.
+
+    weights (C,), not negative; None stands for 1. Only `target` gets a gradient, w_c * (target - source).
+    """
+    return _MapDistance.apply(target, source, weights)
+
+
+class _WeightDistance(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, starting_point: list[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.differences = torch._foreach_sub(parameters, starting_point)
+        return 0.5 * torch.stack(torch._foreach_norm(ctx.differences)).square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *torch._foreach_mul(ctx.differences, gradient)
+
+
+def weight_distance(parameters: list[Tensor], starting_point: list[Tensor]) -> Tensor:
+    """1/2 * sum_p ||p - p0||^2 over two lists of tensors of the same shapes, a scalar. Gradient of each p: p - p0."""
+    return _WeightDistance.apply(starting_point, *parameters)
+
+
+def _full_precision(feature_map: Tensor) -> Tensor:
+    """fp32 under autocast; double stays double."""
+    return feature_map if feature_map.dtype == torch.float64 else feature_map.float()

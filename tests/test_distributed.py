@@ -1,0 +1,88 @@
+"""One run in two processes is the run in one process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from delta_transfer import distributed
+from delta_transfer.distributed import WholeBatchNorm, synchronise_batchnorm
+
+from .miniature import delta_run, tiny_overrides, write_cub
+
+METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta")
+MEASURED = {"images_per_second"}  # differs; everything else in metrics.jsonl has to agree
+
+
+def torchrun(*overrides: str) -> subprocess.CompletedProcess:
+    # --standalone: a free port of its own.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [*launcher, "-m", "delta_transfer.train", *overrides]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_make_the_run_of_one(tmp_path, monkeypatch):
+    root = write_cub(tmp_path / "CUB_200_2011")
+    options = [f"reg={','.join(METHODS)}", "schedule.eval_every=2"]
+    assert delta_run(monkeypatch, "-m", *tiny_overrides(root, tmp_path / "one"), *options) == 0
+    shared = torchrun("-m", *tiny_overrides(root, tmp_path / "two"), *options)
+    assert shared.returncode == 0, shared.stderr
+    assert "Warning" not in shared.stderr
+
+    single_runs = sorted((tmp_path / "one" / "runs").iterdir())
+    assert len(single_runs) == len(METHODS)
+    for single in single_runs:
+        other = tmp_path / "two" / "runs" / single.name
+        assert {path.name for path in other.iterdir()} == {path.name for path in single.iterdir()}
+        lines = metrics(single)
+        assert len(lines) == len(metrics(other)) == 3
+        for one, two in zip(lines, metrics(other), strict=True):
+            assert one.keys() == two.keys()
+            for key in one.keys() - MEASURED:
+                assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), (single.name, key)
+        one, two = (np.load(run / "predictions.npz") for run in (single, other))
+        assert np.array_equal(one["labels"], two["labels"]) and np.array_equal(one["index"], two["index"])
+        np.testing.assert_allclose(two["logits"], one["logits"], rtol=1e-3, atol=1e-4)
+        summary = json.loads((other / "summary.json").read_text())
+        assert summary["processes"] == 2 and summary["error"] is None
+        # The first process alone speaks.
+        assert shared.stdout.count(f"{single.name}: test top-1") == 1
+
+
+def test_a_batch_that_cannot_be_shared_ends_all_processes(tmp_path):
+    root = write_cub(tmp_path / "CUB_200_2011")
+    shared = torchrun(*tiny_overrides(root, tmp_path / "results"), "reg=l2", "schedule.batch_size=5")
+    assert shared.returncode != 0
+    assert "error: schedule.batch_size=5 cannot be divided by 2 processes." in shared.stderr
+
+
+def test_batchnorm_of_the_whole_batch_is_batchnorm(monkeypatch):
+    """With one process; that of two is compared by the runs above."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    other.load_state_dict(network.state_dict())
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    synchronise_batchnorm(other, torch.device("cpu"))
+    monkeypatch.setattr(distributed, "processes", lambda: 1)
+    assert type(other[1]) is WholeBatchNorm and network.state_dict().keys() == other.state_dict().keys()
+    images = torch.randn(4, 3, 8, 8)
+    for _ in range(2):
+        for net in (network, other):
+            net.zero_grad()
+            net(images).square().sum().backward()
+        for one, two in zip(network.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(two.grad, one.grad, rtol=1e-4, atol=1e-4)
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value)
+    torch.testing.assert_close(other.eval()(images), network.eval()(images))
