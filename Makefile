@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint
+.PHONY: help install demo test lint bench
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -20,6 +20,9 @@ demo: $(STAMP) ## compare methods on a small embedded task and print the table
 
 test: $(STAMP) ## run the tests
 	$(PY) -m pytest
+
+bench: $(STAMP) ## measure speed and memory against the targets (half an hour on a CPU; resumes)
+	$(PY) scripts/bench.py
 
 lint: $(STAMP) ## check the style
 	$(PY) -m ruff check .

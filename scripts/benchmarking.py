@@ -4,6 +4,7 @@ import argparse
 import gc
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,23 +13,21 @@ from time import perf_counter, process_time
 
 import torch
 
-from delta_transfer import records
 from delta_transfer.environment import device_name, pick_device, versions
-from delta_transfer.records import git_commit, timestamp, write_atomically
+from delta_transfer.records import timestamp, write_atomically
 
 
 @dataclass(frozen=True)
 class Ratio:
     """Of two works, over rounds in which both were timed one after the other."""
 
-    middle: float  # median over rounds
-    low: float  # quartiles
+    value: float  # of the fastest round of each: what others on the machine disturb least
+    low: float  # quartiles over rounds
+    middle: float
     high: float
-    wall: float  # the same median of wall time
 
     def __str__(self) -> str:
-        same = "" if abs(self.wall - self.middle) < 0.005 else f"; wall {self.wall:.2f}"
-        return f"quartiles {self.low:.2f} to {self.high:.2f}{same}"
+        return f"median of rounds {self.middle:.2f}, quartiles {self.low:.2f} to {self.high:.2f}"
 
 
 class Timings:
@@ -43,11 +42,11 @@ class Timings:
     def ratio(self, work: str, to: str) -> Ratio:
         paired = sorted(a / b for a, b in zip(self.clock[work], self.clock[to], strict=True))
         low, middle, high = statistics.quantiles(paired, n=4) if len(paired) > 1 else 3 * paired
-        wall = statistics.median(a / b for a, b in zip(self.wall[work], self.wall[to], strict=True))
-        return Ratio(middle, low, high, wall)
+        return Ratio(self.seconds(work) / self.seconds(to), low, middle, high)
 
     def seconds(self, work: str) -> float:
-        return statistics.median(self.clock[work])
+        """Of the fastest round."""
+        return min(self.clock[work])
 
 
 def side_by_side(
@@ -105,9 +104,23 @@ class Report:
         content = {
             "machine": self.machine,
             "versions": versions(),
-            "commit": git_commit(Path(records.__file__).parent),
+            "commit": commit_of_code(),
             "date": timestamp(),
             "rows": self.rows,
         }
         self.options.output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self.options.output, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def commit_of_code() -> str | None:
+    """The checked-out commit; "-dirty" if the code (not the results, which benchmarks write) differs from it."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent.parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "src", "conf", "scripts")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -10,6 +10,7 @@ from delta_transfer.config import AttentionConfig
 from delta_transfer.models import Network
 from delta_transfer.regularizers import DELTA, attention
 from delta_transfer.regularizers.attention import split_half_correlation, taylor_importance, train_probe
+from delta_transfer.regularizers.suffixes import Suffixes
 
 from .conftest import randomise_batchnorm
 
@@ -121,18 +122,34 @@ def test_probe_trains_the_head_only(tiny_source):
 
 def test_the_last_stage_is_done_at_head_cost_and_the_others_are_not():
     model = torchvision.models.resnet18(num_classes=5)
-    suffixes = attention.Suffixes(Network(model, "fc", ("layer1.1.conv2", "layer3.1.conv2", "layer4.1.conv2")))
-    assert suffixes.channelwise == {"layer4.1.conv2"}
+    suffixes = Suffixes(Network(model, "fc", ("layer1.1.conv2", "layer3.1.conv2", "layer4.1.conv2")).freeze())
+    assert [suffix.rest is None for suffix in suffixes.taps.values()] == [False, False, True]
+    # The first convolutions behind a tap are not done again for each channel.
+    first = {str(node.target) for node in suffixes.taps["layer1.1.conv2"].mixing}
+    assert first == {"layer2.0.conv1", "layer2.0.downsample.0"}
 
 
-def test_pooling_to_more_than_one_feature_is_not_done_at_head_cost():
-    """Then a channel has several features in the head: it takes the long way, with the same result."""
+@pytest.mark.parametrize(
+    ("behind", "rest"),
+    [
+        # A channel has several features in the head: it takes the long way.
+        ([nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(20, 4)], True),
+        ([nn.Flatten(), nn.Linear(180, 4)], True),
+        ([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(5, 4)], False),
+        # What mixes first is a convolution of any kind, or one of groups, which does not mix all.
+        ([nn.MaxPool2d(2), nn.Conv2d(5, 6, 3, 2, 1), nn.Flatten(), nn.Linear(24, 4)], True),
+        ([nn.Conv2d(5, 6, (1, 3), 1, (0, 2), (1, 2)), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)], True),
+        ([nn.Conv2d(5, 10, 3, groups=5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4)], True),
+    ],
+)
+def test_what_lies_behind_a_tap(behind, rest):
     torch.manual_seed(0)
-    pool = nn.AdaptiveAvgPool2d(2)
-    model = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.ReLU(), pool, nn.Flatten(), nn.Linear(20, 4))
-    network = Network(model, "4", ("0",)).freeze()
+    model = nn.Sequential(nn.Conv2d(3, 5, 3, bias=False), nn.ReLU(), *behind)
+    network = Network(model, str(len(model) - 1), ("0",)).freeze()
     images, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    assert (Suffixes(network).taps["0"].rest is not None) == rest
     expected = plain_importance(network, images, labels, "0", range(5))
+    assert expected.abs().max() > 1e-3
     torch.testing.assert_close(channel_importance(network, [(images, labels)], 3, 10)["0"], expected)
 
 

@@ -245,8 +245,9 @@ def plain(pixels: np.ndarray) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("size", "corner"), [(9, 2), (8, 2), (10, 2), (12, 4)])  # a half is rounded to even
-def test_centre_crop_is_torchvisions(size, corner):
-    loader = loader_of(size=size, crop=5, batch_size=4)
+def test_centre_crop_is_torchvisions(size, corner, monkeypatch):
+    monkeypatch.setattr("delta_transfer.data.loader.images_at_once", lambda device: 4)
+    loader = loader_of(size=size, crop=5)
     images, labels = zip(*loader.test_batches(np.arange(10)), strict=True)
     assert [len(batch) for batch in images] == [4, 4, 2]
     assert torch.cat(labels).tolist() == list(range(10))
@@ -258,9 +259,10 @@ def test_centre_crop_is_torchvisions(size, corner):
 SIZES = [(8, 8), (8, 13), (14, 8), (9, 8), (8, 8)]
 
 
-@pytest.mark.parametrize("batch_size", [4, 25, 1000])
-def test_ten_crops_are_torchvisions(batch_size):
-    loader = loader_of(sizes=SIZES, crop=5, batch_size=batch_size, ten_crops=True)
+@pytest.mark.parametrize("at_once", [4, 25, 1000])
+def test_ten_crops_are_torchvisions(at_once, monkeypatch):
+    monkeypatch.setattr("delta_transfer.data.loader.images_at_once", lambda device: at_once)
+    loader = loader_of(sizes=SIZES, crop=5, ten_crops=True)
     order = np.array([3, 0, 1, 4, 2])
     images, labels = zip(*loader.test_batches(order), strict=True)
     assert torch.cat(labels).tolist() == order.tolist()
@@ -270,8 +272,8 @@ def test_ten_crops_are_torchvisions(batch_size):
 
 
 def test_five_crops_where_mirror_images_mean_something_else():
-    loader = loader_of(sizes=SIZES, crop=5, mirror=False, ten_crops=True, batch_size=100)
-    ((images, labels),) = loader.test_batches(np.arange(5))
+    loader = loader_of(sizes=SIZES, crop=5, mirror=False, ten_crops=True)
+    images = torch.cat([images for images, _ in loader.test_batches(np.arange(5))])
     expected = [plain(np.asarray(c)) for i in images_of(loader) for c in transforms.FiveCrop(5)(Image.fromarray(i))]
     torch.testing.assert_close(images, torch.stack(expected))
 

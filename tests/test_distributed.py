@@ -33,7 +33,7 @@ def metrics(run: Path) -> list[dict]:
 
 def test_two_processes_make_the_run_of_one(tmp_path, monkeypatch):
     root = write_cub(tmp_path / "CUB_200_2011")
-    options = [f"reg={','.join(METHODS)}", "schedule.eval_every=2"]
+    options = [f"reg={','.join(METHODS)}", "schedule.eval_every=2", "schedule.batch_size=12", "schedule.lr=0.003"]
     assert delta_run(monkeypatch, "-m", *tiny_overrides(root, tmp_path / "one"), *options) == 0
     shared = torchrun("-m", *tiny_overrides(root, tmp_path / "two"), *options)
     assert shared.returncode == 0, shared.stderr
@@ -48,8 +48,10 @@ def test_two_processes_make_the_run_of_one(tmp_path, monkeypatch):
         assert len(lines) == len(metrics(other)) == 3
         for one, two in zip(lines, metrics(other), strict=True):
             assert one.keys() == two.keys()
+            # Sums in another order; training amplifies that.
+            tolerance = 1e-5 if one["step"] == 1 else 1e-3
             for key in one.keys() - MEASURED:
-                assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-6), (single.name, key)
+                assert two[key] == pytest.approx(one[key], rel=tolerance, abs=1e-6), (single.name, key)
         one, two = (np.load(run / "predictions.npz") for run in (single, other))
         assert np.array_equal(one["labels"], two["labels"]) and np.array_equal(one["index"], two["index"])
         np.testing.assert_allclose(two["logits"], one["logits"], rtol=1e-3, atol=1e-4)

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from delta_transfer.models import Network
-from delta_transfer.models.frozen import frozen_maps
+from delta_transfer.models.frozen import frozen_backbone, frozen_maps
 
 from .conftest import randomise_batchnorm
 
@@ -57,3 +57,18 @@ def test_logits_where_they_are_wanted(tiny_source):
     assert maps.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(maps[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_backbone_trains_the_networks_own_head(tiny_source):
+    network = tiny_source.with_new_head(3, seed=0).freeze()
+    head = network.head_parameters()
+    for parameter in head.values():
+        parameter.requires_grad_(True)
+    images = torch.randn(2, 3, 8, 8)
+    frozen = frozen_backbone(network)
+    torch.testing.assert_close(frozen(images)["logits"], network(images)["logits"], rtol=1e-4, atol=1e-5)
+    assert {p for p in frozen.parameters() if p.requires_grad} == set(head.values())
+    # No graph through the backbone: the logits are made of features that need no gradient.
+    frozen(images)["logits"].sum().backward()
+    assert all(p.grad is not None for p in head.values())
+    assert all(p.grad is None for p in network.backbone_parameters().values())

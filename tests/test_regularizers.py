@@ -7,6 +7,7 @@ from delta_transfer.config import AttentionConfig
 from delta_transfer.models import Network
 from delta_transfer.regularizers import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention
 from delta_transfer.regularizers.attention import attention_weights
+from delta_transfer.regularizers.distances import map_distance, weight_distance
 
 
 @pytest.fixture
@@ -196,3 +197,45 @@ def test_delta_without_attention_values_is_refused(double):
     source, target, images = double
     with pytest.raises(RuntimeError, match="fit"):
         DELTA(attention=AttentionConfig()).penalty(target, *maps_of(target, source, images))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_map_distance_and_its_gradient(layout, weighted):
+    torch.manual_seed(0)
+    target, source = (torch.randn(2, 3, 4, 5).double().contiguous(memory_format=layout) for _ in range(2))
+    weights = torch.tensor([0.0, 0.5, 2.0]).double() if weighted else None
+    target.requires_grad_(True)
+    expected = 0.5 * ((target - source).square() * (weights if weighted else torch.ones(3)).view(-1, 1, 1)).sum()
+    torch.testing.assert_close(map_distance(target, source, weights), expected)
+    assert torch.autograd.gradcheck(lambda t: 3 * map_distance(t, source, weights), target)
+    # No distance, no gradient; the square root of 0 in between must not show.
+    (gradient,) = torch.autograd.grad(map_distance(target, target.detach(), weights), target)
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_map_distance_of_bf16_is_computed_in_fp32():
+    target, source = (torch.randn(2, 3, 4, 4).bfloat16() for _ in range(2))
+    target.requires_grad_(True)
+    distance = map_distance(target, source)
+    assert distance.dtype == torch.float32
+    torch.testing.assert_close(distance, 0.5 * (target.float() - source.float()).square().sum())
+    (gradient,) = torch.autograd.grad(distance, target)
+    assert gradient.dtype == torch.bfloat16
+
+
+def test_map_distance_of_large_maps_is_exact():
+    """A norm of the whole map in fp32 is off by 1e-3 at this size."""
+    torch.manual_seed(0)
+    target = torch.randn(16, 256, 56, 56).contiguous(memory_format=torch.channels_last)
+    expected = 0.5 * target.double().square().sum().item()
+    assert map_distance(target, torch.zeros_like(target)).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_weight_distance_and_its_gradient():
+    torch.manual_seed(0)
+    parameters = [torch.randn(shape).double().requires_grad_(True) for shape in ((2, 3), (4,))]
+    starting_point = [torch.randn_like(p) for p in parameters]
+    expected = 0.5 * sum((p - p0).square().sum() for p, p0 in zip(parameters, starting_point, strict=True))
+    torch.testing.assert_close(weight_distance(parameters, starting_point), expected)
+    assert torch.autograd.gradcheck(lambda *p: 3 * weight_distance(list(p), starting_point), parameters)

@@ -11,7 +11,7 @@ from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
 from delta_transfer.errors import UserError
 from delta_transfer.models import Network
-from delta_transfer.regularizers import DELTA, L2, L2SP, DELTAWithoutAttention, Regularizer
+from delta_transfer.regularizers import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention, Regularizer
 from delta_transfer.training import Learner, evaluate, learning_rate, make_optimizer, train
 
 
@@ -33,13 +33,13 @@ def loader() -> Loader:
     )
 
 
-def learn(source, loader, regularizer: Regularizer, precision="fp32", **schedule):
+def learn(source, loader, regularizer: Regularizer, precision="fp32", compiled=False, **schedule):
     """Train a target on all images; returns it and the log lines."""
     schedule = ScheduleConfig(**({"iterations": 6, "batch_size": 8, "lr": 0.05, "log_every": 2} | schedule))
     target = source.with_new_head(3, seed=0).requires_grad_(True)
     regularizer.start(target)
     optimizer = make_optimizer(target, regularizer, schedule)
-    learner = Learner(target, source if regularizer.needs_source else None, optimizer, precision)
+    learner = Learner(target, source if regularizer.needs_source else None, optimizer, precision, compiled=compiled)
     lines = []
     train(learner, regularizer, loader, np.arange(24), schedule, log=lines.append)
     return target, lines
@@ -158,6 +158,13 @@ def test_bf16_keeps_penalties_in_full_precision(tiny_source, loader):
     assert seen == {"map": torch.bfloat16, "term": torch.float32}
     _, full = learn(tiny_source, loader, DELTAWithoutAttention())
     assert half[-1]["loss"] == pytest.approx(full[-1]["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("regularizer", [DELTAWithoutAttention, L2FE])
+def test_compiled_networks_train_the_same(tiny_source, loader, regularizer):
+    _, eager = learn(tiny_source, loader, regularizer())
+    _, compiled = learn(tiny_source, loader, regularizer(), compiled=True)
+    assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in eager], rel=1e-5)
 
 
 def test_dropout_follows_from_seed_and_iteration(loader):

@@ -198,7 +198,8 @@ class AttentionConfig:
     head_lr: float = 0.01
     head_weight_decay: float = 1e-4
     temperature: float = 5.0  # of the softmax over a layer's standardised importances
-    forward_images: int = 256  # images per forward pass while probing: bounds memory, changes no result
+    # Images per forward pass while probing: bounds memory, changes no result. null: as many as suit the device.
+    forward_images: int | None = None
     seed: int = 0  # order and crops of the probe's images; independent of `seed`: once per data set
 
     def __post_init__(self):

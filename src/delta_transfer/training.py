@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from . import distributed
 from .config import ScheduleConfig
 from .data.loader import Loader
+from .environment import images_at_once
 from .errors import UserError
 from .models import Network, frozen_backbone
 from .regularizers import Regularizer
@@ -36,19 +37,19 @@ class Learner:
 
     def __post_init__(self):
         compiled = torch.compile if self.compiled else lambda network: network
-        trained = self.target.backbone_parameters().values()
-        target = self.target if any(p.requires_grad for p in trained) else frozen_backbone(self.target)
+        self._frozen = not any(p.requires_grad for p in self.target.backbone_parameters().values())
+        target = frozen_backbone(self.target) if self._frozen else self.target
         self._target = compiled(distributed.parallel(target, next(target.parameters()).device))
         self._source = compiled(self.source) if self.source is not None else None
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, self.precision):
-            return self._target(images)
+            return _in_parts(self._target, images) if self._frozen else self._target(images)
 
     @torch.no_grad()
     def forward_source(self, images: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, self.precision):
-            return self._source(images)
+            return _in_parts(self._source, images)
 
     def task_loss(self, outputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy, in fp32, and that of an auxiliary head if there is one."""
@@ -61,6 +62,12 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+
+
+def _in_parts(frozen: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What a network in evaluation mode returns for `images`, as many at a time as suit the device."""
+    parts = [frozen(part) for part in images.split(images_at_once(images.device))]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from ..environment import images_at_once
 from .store import Store
 
 # Streams of random numbers that must not influence one another. `fit` is what a regularizer sees before training.
@@ -101,10 +102,10 @@ class Loader:
         """Images (B * V, 3, crop, crop), the V views of an image one after the other, and labels (B,).
 
         In the order of `indices`. V is 1, the centre crop; or with ten crops 10, in torchvision's order (5 without
-        mirroring). At most `batch_size` views go together.
+        mirroring).
         """
         views = self._views(indices[:1])[0].shape[-1]
-        step = max(1, self.batch_size // views)
+        step = max(1, images_at_once(self.device) // views)
         for start in range(0, len(indices), step):
             chosen = indices[start : start + step]
             corners, mirrored = self._views(chosen)
@@ -227,7 +228,7 @@ class Passes:
 
 
 def _memory(count: int) -> Tensor:
-    """(count,) fp32 of anything. numpy's: it comes in huge pages, and mapping small ones takes longer than filling them.
+    """(count,) fp32 of anything. numpy's: it comes in huge pages; mapping small ones takes longer than filling them.
 
     Aligned as torch's own is, since the order in which a library adds may depend on that.
     """

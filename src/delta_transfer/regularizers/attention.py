@@ -10,18 +10,15 @@ bias this is the same as setting the channel of the tapped map to 0, which is wh
 not convolutions (Inception's blocks) have a meaning too.
 """
 
-import operator
-from collections.abc import Iterator
-from functools import partial
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from ..config import AttentionConfig
-from ..environment import seconds_of
-from ..models.taps import Network, forbid_inplace
+from ..environment import images_at_once, seconds_of
+from ..models import Network
 from .base import Batches
+from .suffixes import Suffixes
 
 
 def train_probe(source: Network, batches: Batches, num_classes: int, options: AttentionConfig) -> Network:
@@ -44,14 +41,17 @@ def train_probe(source: Network, batches: Batches, num_classes: int, options: At
 
 
 @torch.no_grad()
-def channel_importance(probe: Network, batches: Batches, images: int, forward_images: int) -> dict[str, Tensor]:
+def channel_importance(
+    probe: Network, batches: Batches, images: int, forward_images: int | None = None
+) -> dict[str, Tensor]:
     """Rise of each image's cross-entropy when one channel of a tapped map is set to 0, {tap: (images, C_l) fp64}.
 
     The mean over images is the channel's importance. It takes the first `images` images of `batches` (further passes if
     one is too short). `forward_images` bounds how many images go through the network at once, counting each removed
-    channel's copy; it changes no result.
+    channel's copy; it changes no result. None: as many as suit the device.
     """
     suffixes = Suffixes(probe)
+    forward_images = forward_images or images_at_once(next(probe.parameters()).device)
     rises: dict[str, list[Tensor]] = {tap: [] for tap in probe.taps}
     remaining = images
     for inputs, labels in _endlessly(batches):
@@ -109,10 +109,11 @@ def removal_cost(source: Network, images: Tensor) -> tuple[dict[str, int], float
     forward = seconds_of(lambda: suffixes.run_intact(images), images.device)
     _, kept = suffixes.run_intact(images)
     removal, channels = 0.0, {}
-    for tap, node in suffixes.taps.items():
-        channels[tap] = kept[node].shape[1]
-        behind = seconds_of(partial(suffixes.run_behind, tap, kept[node], kept, 1, suffixes.logits), images.device)
-        removal += behind * (1 if tap in suffixes.channelwise else channels[tap])
+    for tap, suffix in suffixes.taps.items():
+        channels[tap] = kept[suffix.tap].shape[1]
+        removed, _ = next(suffix.removals(kept, len(images)))
+        first = seconds_of(lambda suffix=suffix: next(suffix.removals(kept, len(images))), images.device)
+        removal += first / len(removed) * channels[tap]
     return channels, forward / len(images), removal / len(images)
 
 
@@ -143,142 +144,10 @@ def _rises_on(suffixes: "Suffixes", images: Tensor, labels: Tensor, forward_imag
     logits, kept = suffixes.run_intact(images)
     intact = F.cross_entropy(logits.double(), labels, reduction="none")
     rises = {}
-    for tap in suffixes.taps:
-        removals = suffixes.at_head_cost if tap in suffixes.channelwise else suffixes.one_by_one
+    for tap, suffix in suffixes.taps.items():
         losses = [
-            F.cross_entropy(logits.double(), labels.repeat(copies), reduction="none").view(copies, -1)
-            for copies, logits in removals(tap, kept, forward_images)
+            F.cross_entropy(logits.double().flatten(0, 1), labels.repeat(len(removed)), reduction="none")
+            for removed, logits in suffix.removals(kept, forward_images)
         ]
-        rises[tap] = torch.cat(losses).T - intact[:, None]
+        rises[tap] = torch.cat(losses).view(-1, len(labels)).T - intact[:, None]
     return rises
-
-
-# In evaluation mode none of these carries anything from one channel of a feature map to another.
-CHANNELWISE_MODULES = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity}
-CHANNELWISE_FUNCTIONS = {operator.add, operator.iadd, torch.add, torch.flatten, "flatten"}
-
-
-class Suffixes:
-    """For each tap, the part of the network between it and the logits, run on its own.
-
-    The traced graph says which operations depend on the tap. Values that they also need but that do not depend on it
-    (a residual branch) are kept from the intact pass.
-    """
-
-    def __init__(self, network: Network):
-        self.traced = network.copy().eval().traced
-        forbid_inplace(self.traced, self.traced.graph, set(self.traced.graph.nodes))  # kept values stay what they were
-        self.traced.recompile()
-        output = next(node for node in self.traced.graph.nodes if node.op == "output").args[0]
-        self.logits = output["logits"]
-        self.taps = {tap: output[tap] for tap in network.taps}
-        self.behind = {tap: self._nodes_behind(node) for tap, node in self.taps.items()}
-        self.channelwise = {tap for tap, nodes in self.behind.items() if self._is_channelwise(nodes)}
-        # What an intact pass has to keep: the taps and the other inputs of what lies behind them.
-        self.keep = {*self.taps.values(), self.logits, *self.logits.all_input_nodes}
-        for tap, nodes in self.behind.items():
-            inner = {self.taps[tap], *nodes}
-            self.keep |= {value for node in nodes for value in node.all_input_nodes if value not in inner}
-
-    def one_by_one(self, tap: str, kept: dict[fx.Node, Tensor], forward_images: int) -> Iterator[tuple[int, Tensor]]:
-        """(copies, logits (copies * B, K)), a copy of the batch for each removed channel, for all channels in order."""
-        feature_map = kept[self.taps[tap]]
-        images, channels = feature_map.shape[:2]
-        at_once = max(1, forward_images // images)
-        for removed in torch.arange(channels, device=feature_map.device).split(at_once):
-            copies = len(removed)
-            ablated = torch.cat([feature_map] * copies)
-            ablated.view(copies, *feature_map.shape)[torch.arange(copies), :, removed] = 0
-            yield copies, self.run_behind(tap, ablated, kept, copies, self.logits)
-
-    def at_head_cost(self, tap: str, kept: dict[fx.Node, Tensor], forward_images: int) -> Iterator[tuple[int, Tensor]]:
-        """The same where no channel reaches another before the head: one pass without any of them tells all.
-
-        Removing channel c changes feature c alone, f_c to g_c, and the logits by (g_c - f_c) times column c of the
-        head's weight.
-        """
-        (features,) = self.logits.all_input_nodes
-        weight = self.traced.get_submodule(self.logits.target).weight
-        without = self.run_behind(tap, torch.zeros_like(kept[self.taps[tap]]), kept, 1, features)
-        change = without - kept[features]  # (B, C)
-        for removed in torch.arange(change.shape[1], device=change.device).split(max(1, forward_images)):
-            logits = kept[self.logits] + change.T[removed, :, None] * weight.T[removed, None, :]
-            yield len(removed), logits.flatten(0, 1)
-
-    def run_intact(self, images: Tensor) -> tuple[Tensor, dict[fx.Node, Tensor]]:
-        """Logits (B, K) and every kept value."""
-        kept: dict[fx.Node, Tensor] = {}
-        interpreter = _Keeping(self.traced, self.keep, kept)
-        interpreter.run(images)
-        return kept[self.logits], kept
-
-    def run_behind(
-        self, tap: str, feature_map: Tensor, kept: dict[fx.Node, Tensor], copies: int, result: fx.Node
-    ) -> Tensor:
-        """The value of node `result` for `feature_map` (copies * B, C, h, w) in place of the tapped one."""
-        nodes = self.behind[tap]
-        interpreter = fx.Interpreter(self.traced)
-        interpreter.env = {self.taps[tap]: feature_map}
-        last_use = {value: node for node in nodes for value in node.all_input_nodes}
-        for node in nodes:
-            for value in node.all_input_nodes:
-                if value not in interpreter.env:
-                    interpreter.env[value] = _repeat(kept[value], copies)
-            interpreter.env[node] = interpreter.run_node(node)
-            if node is result:
-                return interpreter.env[node]
-            for value in node.all_input_nodes:
-                if last_use[value] is node:
-                    interpreter.env.pop(value, None)
-        raise ValueError(f"{result} does not lie behind {tap}.")
-
-    def _is_channelwise(self, nodes: list[fx.Node]) -> bool:
-        """Whether `nodes`, from a tap to the logits, are a linear head on operations that work channel by channel."""
-        *before, head = nodes
-        return (
-            head.op == "call_module"
-            and type(self.traced.get_submodule(head.target)) is nn.Linear
-            and all(
-                _is_channelwise(self.traced.get_submodule(node.target))
-                if node.op == "call_module"
-                else node.target in CHANNELWISE_FUNCTIONS
-                for node in before
-            )
-        )
-
-    def _nodes_behind(self, start: fx.Node) -> list[fx.Node]:
-        """Nodes that depend on `start` and that the logits depend on, in execution order."""
-        needed = {self.logits}
-        for node in reversed(self.traced.graph.nodes):
-            if node in needed:
-                needed.update(node.all_input_nodes)
-        reached = {start}
-        for node in self.traced.graph.nodes:
-            if node.op != "output" and any(value in reached for value in node.all_input_nodes):
-                reached.add(node)
-        return [node for node in self.traced.graph.nodes if node in reached and node in needed and node is not start]
-
-
-class _Keeping(fx.Interpreter):
-    """Runs a traced network, keeps the values of some nodes and lets go of all others as soon as they are used."""
-
-    def __init__(self, traced: fx.GraphModule, keep: set[fx.Node], kept: dict[fx.Node, Tensor]):
-        super().__init__(traced)
-        self.keep, self.kept = keep, kept
-
-    def run_node(self, node: fx.Node):
-        value = super().run_node(node)
-        if node in self.keep:
-            self.kept[node] = value
-        return value
-
-
-def _is_channelwise(module: nn.Module) -> bool:
-    if type(module) is nn.AdaptiveAvgPool2d:  # to one feature for each channel
-        return module.output_size in (1, (1, 1))
-    return type(module) in CHANNELWISE_MODULES
-
-
-def _repeat(value, copies: int):
-    """A value of the intact pass for `copies` copies of its batch; numbers and sizes are the same for all."""
-    return torch.cat([value] * copies) if isinstance(value, Tensor) else value

@@ -1,0 +1,159 @@
+"""All benchmarks, one after the other, and the table of targets: `make bench`.
+
+    python scripts/bench.py                 --device auto | cpu | cuda   --only step,attention   --again
+
+Each part writes its rows to results/published/benchmarks/<device>/<part>.json; the table is made of all that are
+there, those of a GPU measured on another day included. A part that is there for this machine and commit is not done
+again, so an interrupted benchmark goes on where it stopped; --again does them all.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarking import commit_of_code
+from delta_transfer.environment import device_name, pick_device
+from delta_transfer.records import write_atomically
+
+SCRIPTS = Path(__file__).parent
+RESULTS = SCRIPTS.parent / "results" / "published" / "benchmarks"
+PARTS = ("step", "profile", "input", "attention", "evaluation", "startup", "compile")
+DEVICES = ("cpu", "cuda")
+
+
+PHASES = {
+    "target": "forward of the target",
+    "source": "forward of the source",
+    "losses": "losses",
+    "backward": "backward",
+    "optimizer": "optimizer",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """`at_least` or `at_most`, for CPU and GPU; None: measured without a target there."""
+
+    key: str
+    what: str
+    cpu: float | None = None
+    cuda: float | None = None
+    at_least: bool = False
+
+
+def of_networks(key: str, what: str, *bounds: float | None, at_least: bool = False) -> list[Target]:
+    named = {"resnet50": "ResNet-50", "resnet101": "ResNet-101"}
+    return [Target(f"{key}_{name}", f"{what}, {title}", *bounds, at_least=at_least) for name, title in named.items()]
+
+
+TARGETS = [
+    *of_networks("step_l2_sp", "step: L2-SP / L2", 1.03, 1.03),
+    *of_networks("step_delta_noatt", "step: DELTA w/o ATT / L2", 1.30, 1.25),
+    *of_networks("step_delta", "step: DELTA / L2", 1.30, 1.25),
+    *of_networks("step_plain", "step: plain DELTA / ours", 1.25, 3.0, at_least=True),
+    Target("step_bf16", "step: fp32 / bf16, DELTA", at_least=True),
+    *of_networks("step_rate", "step: L2's arithmetic, % of a matrix product's rate"),
+    *of_networks("step_l2_fe", "step: L2-FE / a bare forward pass", 1.05, 1.05),
+    *(Target(f"profile_{key}", f"DELTA step: {what}, %") for key, what in PHASES.items()),
+    Target("memory_delta", "peak memory of a step: DELTA / L2", 1.25, 1.25),
+    Target("input_training", "training from the store / on one batch in memory", 0.97, 0.97, at_least=True),
+    Target("input_dataloader", "images/s: store / DataLoader over JPEG", 10, 10, at_least=True),
+    Target("input_store", "a pass of that DataLoader / building the store", 1, 1, at_least=True),
+    Target("attention_multiply_adds", "attention: multiply-adds, plain / ours, ResNet-101", 5, 5, at_least=True),
+    Target("attention_time", "attention: time, plain / ours, ResNet-101", 8, 8, at_least=True),
+    Target("attention_agreement", "attention: rank correlation, ours and plain", 0.999, 0.999, at_least=True),
+    Target("attention_taylor", "attention: rank correlation, first-order and exact"),
+    Target("evaluation_forward", "evaluation / a bare forward pass", 1.05, 1.05),
+    Target("evaluation_ten_crops", "evaluation of ten crops / ten times one crop", 1.05, 1.05),
+    Target("startup_help", "seconds of delta-run --help", 2.5, 2.5),
+    Target("startup_report", "seconds of delta-report on 1,000 runs", 2.5, 2.5),
+    Target("compile_l2", "L2 step: eager / compile=true"),
+    Target("compile_delta", "DELTA step: eager / compile=true"),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="auto", choices=("auto", *DEVICES))
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
+    parser.add_argument("--again", action="store_true", help="also the parts that are there already")
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    commit = commit_of_code()
+    for part in options.only.split(","):
+        output = RESULTS / device.type / f"{part}.json"
+        if not options.again and output.exists():
+            done = json.loads(output.read_text())
+            if done["commit"] == commit and done["machine"].startswith(device_name(device).split(",")[0]):
+                print(f"{part}: is there already ({done['date']})")
+                continue
+        script = [sys.executable, str(SCRIPTS / f"bench_{part}.py"), "--device", device.type, "--output", str(output)]
+        subprocess.run(script, check=True, cwd=SCRIPTS.parent)
+    parts = {
+        kind: [json.loads(path.read_text()) for path in sorted((RESULTS / kind).glob("*.json"))] for kind in DEVICES
+    }
+    write_atomically(RESULTS / "README.md", markdown(parts).encode())
+    show(parts)
+
+
+def row(target: Target, kind: str, parts: list[dict]) -> tuple[str, str, str, str]:
+    """Target, measured value, verdict and detail on one kind of device; a dash where nothing was measured."""
+    bound = getattr(target, kind)
+    wanted = "" if bound is None else f"{'≥' if target.at_least else '≤'} {bound:g}"
+    measured = next((part["rows"][target.key] for part in parts if target.key in part["rows"]), None)
+    if measured is None or measured["value"] is None:
+        return wanted, "-", "", "" if measured is None else measured["detail"]
+    value = measured["value"]
+    held = bound is None or (value >= bound if target.at_least else value <= bound)
+    return wanted, f"{value:.3g}", "" if bound is None else "passes" if held else "falls short", measured["detail"]
+
+
+def show(parts: dict[str, list[dict]]) -> None:
+    table = Table("what", "target CPU", "CPU", "", "target GPU", "GPU", "")
+    for target in TARGETS:
+        cells = [cell for kind in DEVICES for cell in row(target, kind, parts[kind])[:3]]
+        table.add_row(target.what, *(cell.replace("falls short", "[red]falls short[/]") for cell in cells))
+    Console().print(table)
+
+
+def markdown(parts: dict[str, list[dict]]) -> str:
+    lines = ["# Benchmarks", "", "`make bench`: ratios taken side by side in one process, and what they should be.", ""]
+    for kind, title in (("cpu", "CPU"), ("cuda", "GPU")):
+        lines += machine(title, parts[kind])
+    lines += [
+        "",
+        "| what | target CPU | CPU | | target GPU | GPU | |",
+        "| --- | ---: | ---: | --- | ---: | ---: | --- |",
+    ]
+    for target in TARGETS:
+        cells = [cell for kind in DEVICES for cell in row(target, kind, parts[kind])[:3]]
+        lines.append(f"| {' | '.join([target.what, *cells])} |")
+    for kind, title in (("cpu", "CPU"), ("cuda", "GPU")):
+        if parts[kind]:
+            lines += ["", f"## How it was measured on the {title}", ""]
+            lines += [
+                f"- {target.what}: {detail}" for target in TARGETS if (detail := row(target, kind, parts[kind])[3])
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def machine(title: str, parts: list[dict]) -> list[str]:
+    if not parts:
+        return [f"{title}: not measured; no such machine was at hand."]
+    made = sorted({f"{part['machine'].split(',')[0]}, commit {part['commit']}, {versions_of(part)}" for part in parts})
+    return [f"{title}: {'; '.join(made)}."]
+
+
+def versions_of(part: dict) -> str:
+    kept = ("python", "torch", "torchvision")
+    return ", ".join(f"{name} {part['versions'][name]}" for name in kept)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""What compile=true gains for a training step, and after how many steps it has paid for the compilation.
+
+python scripts/bench_compile.py         with --device cpu | cuda, --output FILE
+"""
+
+from time import perf_counter
+
+import torch
+
+from bench_step import step_of
+from benchmarking import Report, arguments, side_by_side
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0])
+    cuda = options.device.type == "cuda"
+    if not cuda:
+        torch.set_num_threads(1)
+    report = Report(options)
+    name, batch, size, rounds = ("resnet50", 64, 224, 20) if cuda else ("resnet18", 32, 128, 5)
+    if options.quick:
+        name, batch, size, rounds = "resnet18", 2, 32, 1
+    precision = "bf16" if cuda else "fp32"
+    for method in ("delta",) if options.quick else ("l2", "delta"):
+        eager = step_of(method, name, batch, size, options.device, precision)
+        compiled = step_of(method, name, batch, size, options.device, precision, compiled=True)
+        eager()
+        start = perf_counter()
+        compiled()
+        overhead = perf_counter() - start
+        times = side_by_side({"eager": eager, "compiled": compiled}, options.device, rounds)
+        ratio = times.ratio("eager", "compiled")
+        gained = times.seconds("eager") - times.seconds("compiled")
+        pays = f"pays after {overhead / gained:,.0f} steps" if gained > 0 else "never pays"
+        what = f"{name}, {size} px, batch {batch}, {precision}; first step {overhead:.0f} s, {pays}; {ratio}"
+        report.add(f"compile_{method}", ratio.value, what)
+    report.write()
+
+
+if __name__ == "__main__":
+    main()

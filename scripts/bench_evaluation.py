@@ -1,0 +1,90 @@
+"""What an evaluation costs beside the bare forward passes it consists of, and ten crops beside one.
+
+    python scripts/bench_evaluation.py --output FILE.json
+
+The network is untrained and the images are noise: neither changes the cost.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchvision
+
+from benchmarking import Report, arguments, side_by_side
+from delta_transfer.data.loader import Loader
+from delta_transfer.data.store import Store
+from delta_transfer.environment import images_at_once, pick_precision
+from delta_transfer.models import Network
+from delta_transfer.training import autocast, evaluate
+
+
+@dataclass(frozen=True)
+class Sizes:
+    network: str
+    images: int
+    resize: int
+    crop: int
+    rounds: int
+    rounds_of_ten: int  # which take eleven times as long
+
+
+def sizes(device: torch.device, quick: bool) -> Sizes:
+    if quick:
+        return Sizes("resnet18", 5, 40, 32, 2, 2)
+    if device.type == "cuda":
+        return Sizes("resnet50", 1280, 256, 224, 10, 5)
+    return Sizes("resnet18", 16, 256, 224, 14, 5)
+
+
+def main() -> None:
+    options = arguments("Measure evaluation beside bare forward passes, and ten crops beside one.")
+    report = Report(options)
+    size, device = sizes(options.device, options.quick), options.device
+    precision = pick_precision("auto", device)
+    model = torchvision.models.get_model(size.network, num_classes=200)
+    network = Network(model, "fc").to(device, memory_format=torch.channels_last).eval()
+    indices = np.arange(size.images)
+    one, ten = (loader_of(size, device, ten_crops) for ten_crops in (False, True))
+    batches = [images for images, _ in one.test_batches(indices)]
+
+    @torch.inference_mode()
+    def forward() -> None:
+        for images in batches:
+            with autocast(device, precision):
+                network(images)["logits"]
+
+    def evaluate_one() -> None:
+        evaluate(network, one, indices, precision)
+
+    def evaluate_ten() -> None:
+        evaluate(network, ten, indices, precision)
+
+    what = f"{size.network}, {size.images} images, at most {images_at_once(device)} at once, {precision}"
+    ratio = side_by_side({"forward": forward, "one": evaluate_one}, device, size.rounds).ratio("one", "forward")
+    report.add("evaluation_forward", ratio.value, f"evaluate / forward passes of its batches; {what}; {ratio}")
+    ratio = side_by_side({"one": evaluate_one, "ten": evaluate_ten}, device, size.rounds_of_ten).ratio("ten", "one")
+    detail = f"evaluate with ten crops / ten times with one; {what}; of the undivided ratio {ratio}"
+    report.add("evaluation_ten_crops", ratio.value / 10, detail)
+    report.write()
+
+
+def loader_of(size: Sizes, device: torch.device, ten_crops: bool) -> Loader:
+    sides = np.full((size.images, 2), size.resize)
+    pixels = np.random.default_rng(0).integers(0, 256, (size.images * size.resize**2, 3), dtype=np.uint8)
+    return Loader(
+        Store(pixels, sides),
+        np.arange(size.images) % 200,
+        crop=size.crop,
+        mirror=True,
+        mean=[0.485, 0.456, 0.406],
+        std=[0.229, 0.224, 0.225],
+        batch_size=64,  # of training
+        seed=0,
+        device=device,
+        ten_crops=ten_crops,
+    )
+
+
+if __name__ == "__main__":
+    main()

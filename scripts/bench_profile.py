@@ -1,0 +1,64 @@
+"""Where the time of one DELTA training step goes.
+
+python scripts/bench_profile.py         with --device cpu | cuda, --output FILE
+"""
+
+from time import perf_counter, process_time
+
+import torch
+
+from bench_step import learner_of
+from benchmarking import Report, arguments
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0])
+    cuda = options.device.type == "cuda"
+    if not cuda:
+        torch.set_num_threads(1)
+    report = Report(options)
+    name, batch, size, rounds = ("resnet18", 2, 32, 2) if options.quick else ("resnet50", 64 if cuda else 16, 224, 5)
+    precision = "bf16" if cuda else "fp32"
+    clock = perf_counter if cuda else process_time
+    regularizer, learner, images, labels = learner_of("delta", name, batch, size, options.device, precision)
+
+    def step() -> dict[str, float]:
+        """Regularizer.update, with the clock between its parts."""
+        marks = {"": now(clock, options.device)}
+        outputs = learner.forward(images)
+        marks["forward of the target"] = now(clock, options.device)
+        source_outputs = learner.forward_source(images)
+        marks["forward of the source"] = now(clock, options.device)
+        terms = learner.task_loss(outputs, labels) | regularizer.penalty(learner.target, outputs, source_outputs)
+        loss = sum(terms.values())
+        marks["losses"] = now(clock, options.device)
+        del outputs, source_outputs
+        learner.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        marks["backward"] = now(clock, options.device)
+        learner.optimizer.step()
+        marks["optimizer"] = now(clock, options.device)
+        names = list(marks)
+        return {name: marks[name] - marks[before] for before, name in zip(names, names[1:], strict=False)}
+
+    step()
+    taken = [step() for _ in range(rounds)]
+    fastest = {phase: min(times[phase] for times in taken) for phase in taken[0]}
+    total = sum(fastest.values())
+    what = f"{name}, {size} px, batch {batch}, {precision}"
+    for phase, seconds in fastest.items():
+        key = f"profile_{phase.split()[-1]}"
+        report.add(
+            key, 100 * seconds / total, f"% of {total:.2f} s: {phase}; {name}, {size} px, batch {batch}, {precision}"
+        )
+    report.write()
+
+
+def now(clock, device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return clock()
+
+
+if __name__ == "__main__":
+    main()

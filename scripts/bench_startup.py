@@ -1,0 +1,89 @@
+"""How long a person waits for words: the help of delta-run, and delta-report on a thousand records.
+
+    python scripts/bench_startup.py --output FILE.json
+
+The records are those of a search: every method with every seed and every alpha, with made-up accuracies.
+"""
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from time import perf_counter
+
+from hydra import compose, initialize_config_module
+
+from benchmarking import Report, arguments
+from delta_transfer.config import register_schemas, to_run_config
+from delta_transfer.environment import versions
+from delta_transfer.records import SCHEMA, timestamp
+
+METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta")
+STRENGTH = {"l2": "weight_decay", "l2_fe": "weight_decay"}  # what is searched; of the others alpha
+
+
+def main() -> None:
+    options = arguments("Measure how long delta-run --help and delta-report take.")
+    report = Report(options)
+    seeds, strengths, times = (2, 2, 1) if options.quick else (10, 20, 5)
+    seconds = best_of(times, "delta-run", "--help")
+    report.add("startup_help", seconds, f"seconds of delta-run --help; best of {times}")
+    with tempfile.TemporaryDirectory() as folder:
+        records = list(synthetic_records(seeds, strengths))
+        for record in records:
+            path = Path(folder) / "runs" / record["run_id"] / "summary.json"
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps(record, indent=2))
+        seconds = best_of(times, "delta-report", folder)
+    report.add("startup_report", seconds, f"seconds of delta-report on {len(records):,} records; best of {times}")
+    report.write()
+
+
+def best_of(times: int, command: str, *words: str) -> float:
+    """Seconds of the shortest run: what else the machine does only adds."""
+    found = []
+    for _ in range(times):
+        start = perf_counter()
+        subprocess.run([Path(sys.executable).with_name(command), *words], check=True, capture_output=True)
+        found.append(perf_counter() - start)
+    return min(found)
+
+
+def synthetic_records(seeds: int, strengths: int) -> Iterator[dict]:
+    """As run.py writes them."""
+    register_schemas()
+    draw = random.Random(0)
+    about = {"schema": SCHEMA, "versions": versions(), "device": "cuda: NVIDIA H200", "git_commit": "0123456789ab"}
+    about |= {"n_train": 5994, "n_val": 0, "n_test": 5794, "num_classes": 200, "selection": "last iteration"}
+    about |= {"dataset_fingerprint": "0" * 64, "weights_fingerprint": "1" * 64, "iterations": 9000, "error": None}
+    for method in METHODS:
+        overrides = ["dataset=cub", "backbone=resnet101", f"reg={method}"]
+        with initialize_config_module("delta_transfer.conf", version_base="1.3"):
+            config = asdict(to_run_config(compose("config", overrides)))
+        key = STRENGTH.get(method, "alpha")
+        for power, seed in product(range(strengths), range(seeds)):
+            strength = 10 ** (power / 4 - 4)
+            own = config | {"seed": seed, "reg": config["reg"] | {key: strength}}
+            yield about | {
+                "run_id": f"cub-resnet101-{method}-s{seed}-{power:08x}",
+                "config": own,
+                "seed": seed,
+                "command": f"delta-run -m {' '.join(overrides)} reg.{key}={strength}",
+                "overrides": [*overrides, f"reg.{key}={strength}", f"seed={seed}"],
+                "test_top1": draw.gauss(80, 1),
+                "val_top1": None,
+                "test_loss": draw.gauss(1, 0.1),
+                "train_seconds": draw.gauss(3000, 100),
+                "images_per_second": draw.gauss(190, 5),
+                "peak_memory_bytes": 12_000_000_000,
+                "finished": timestamp(),
+            }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Seconds and memory of a training step of each method, against L2's and against a plain implementation of DELTA.
+
+    python scripts/bench_step.py            with --device cpu | cuda, --output FILE
+
+One process times all of them in turn on the same random images. On a CPU it is one thread and its processor time; that
+of several threads contains waiting. The plain implementation is what the published code does, written for this
+comparison: hooks that collect into lists, a loop over parameters, `.item()` in every step, NCHW, a full forward of the
+source network; in the precision that PyTorch has by default.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarking import Report, arguments, side_by_side
+from delta_transfer.config import ScheduleConfig
+from delta_transfer.environment import peak_memory, reset_peak_memory, seconds_of
+from delta_transfer.models import Network, frozen_maps
+from delta_transfer.regularizers import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention, Regularizer
+from delta_transfer.training import Learner, make_optimizer
+
+TAPS = {
+    "resnet18": ["layer1.1.conv2", "layer2.1.conv2", "layer3.1.conv2", "layer4.1.conv2"],
+    "resnet50": ["layer1.2.conv3", "layer2.3.conv3", "layer3.5.conv3", "layer4.2.conv3"],
+    "resnet101": ["layer1.2.conv3", "layer2.3.conv3", "layer3.22.conv3", "layer4.2.conv3"],
+}
+METHODS = {"l2": L2, "l2_fe": L2FE, "l2_sp": L2SP, "delta_noatt": DELTAWithoutAttention, "delta": DELTA}
+CLASSES, ALPHA = 50, 1e-6  # so weak that random weights do not diverge; the cost does not depend on it
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0])
+    cuda = options.device.type == "cuda"
+    if not cuda:
+        torch.set_num_threads(1)
+    report = Report(options)
+    networks = ["resnet18"] if options.quick else ["resnet50", "resnet101"]
+    batch, size, rounds = (2, 32, 2) if options.quick else (64, 224, 20) if cuda else (16, 224, 3)
+    for name in networks:
+        time_steps(report, name, batch, size, rounds, options.device)
+    memory(report, networks[0], batch, size, options.device)
+    precision(report, networks[0], batch, size, rounds, options.device)
+    report.write()
+
+
+def time_steps(report: Report, name: str, batch: int, size: int, rounds: int, device: torch.device) -> None:
+    """Ratios of the methods' steps, and of the plain implementation's, in one table row each."""
+    fast = "bf16" if device.type == "cuda" else "fp32"
+    steps = {method: step_of(method, name, batch, size, device, fast) for method in METHODS}
+    steps |= {
+        "plain": PlainDelta(name, batch, size, device).step,
+        "forward": forward_of(name, batch, size, device, fast),
+    }
+    times = side_by_side(steps, device, rounds)
+    what = f"{name}, {size} px, batch {batch}, {fast}, {rounds} rounds; "
+    for method in ("l2_sp", "delta_noatt", "delta"):
+        ratio = times.ratio(method, "l2")
+        report.add(f"step_{method}_{name}", ratio.value, what + str(ratio))
+    ratio = times.ratio("plain", "delta")
+    report.add(f"step_plain_{name}", ratio.value, f"{what}plain in fp32, NCHW; {ratio}")
+    ratio = times.ratio("l2_fe", "forward")
+    report.add(
+        f"step_l2_fe_{name}", ratio.value, f"{what}{ratio}; {times.ratio('l2_fe', 'l2').value:.2f} of an L2 step"
+    )
+    flops = count_flops(steps["l2"])
+    rate, peak = flops / times.seconds("l2"), matrix_rate(device, fast)
+    speed = f"{batch / times.seconds('l2'):.1f} images/s, {rate / 1e9:,.0f} GFLOP/s"
+    report.add(f"step_rate_{name}", 100 * rate / peak, f"L2: {speed}, a matrix product {peak / 1e9:,.0f}")
+
+
+def learner_of(
+    method: str, name: str, batch: int, size: int, device: torch.device, precision: str, compiled: bool = False
+) -> tuple[Regularizer, Learner, torch.Tensor, torch.Tensor]:
+    """A method at the start of training as run.py sets it up, and one random batch."""
+    regularizer = METHODS[method](**({"alpha": ALPHA} if method not in ("l2", "l2_fe") else {}))
+    torch.manual_seed(0)
+    model = torchvision.models.get_model(name, num_classes=1000)
+    source = Network(model, "fc", TAPS[name] if regularizer.needs_taps else ()).freeze()
+    source = source.to(device, memory_format=torch.channels_last)
+    target = source.with_new_head(CLASSES, 0).requires_grad_(True).train(not regularizer.freezes_backbone)
+    if regularizer.fitted_name:
+        channels = {tap: model.get_submodule(tap).out_channels for tap in TAPS[name]}
+        regularizer.load_fitted({tap: torch.randn(count, device=device) for tap, count in channels.items()})
+    regularizer.start(target)
+    frozen = frozen_maps(source) if regularizer.needs_source else None
+    optimizer = make_optimizer(target, regularizer, ScheduleConfig(iterations=1))
+    learner = Learner(target, frozen, optimizer, precision, compiled=compiled)
+    return regularizer, learner, *batch_of(batch, size, device)
+
+
+def step_of(*arguments, **options) -> Callable[[], object]:
+    """One training step of a method as the loop makes it, as a function without arguments."""
+    regularizer, learner, images, labels = learner_of(*arguments, **options)
+    return lambda: regularizer.update(learner, images, labels)
+
+
+def forward_of(name: str, batch: int, size: int, device: torch.device, precision: str):
+    """A bare forward pass of the network in evaluation mode, without gradients."""
+    network = torchvision.models.get_model(name, num_classes=CLASSES).eval()
+    network = network.to(device, memory_format=torch.channels_last)
+    images, _ = batch_of(batch, size, device)
+
+    def forward():
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            network(images)
+
+    return forward
+
+
+def batch_of(batch: int, size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch, 3, size, size, generator=generator)
+    labels = torch.randint(CLASSES, (batch,), generator=generator)
+    return images.to(device, memory_format=torch.channels_last), labels.to(device)
+
+
+class PlainDelta:
+    """DELTA's step as published: formulas and order of the official code, no line of it."""
+
+    def __init__(self, name: str, batch: int, size: int, device: torch.device):
+        torch.manual_seed(0)
+        self.source = torchvision.models.get_model(name, num_classes=1000).to(device).eval()
+        self.target = torchvision.models.get_model(name, num_classes=CLASSES).to(device)
+        for parameter in self.source.parameters():
+            parameter.requires_grad = False
+        self.source_maps, self.target_maps, self.weights = [], [], []
+        for tap in TAPS[name]:
+            for model, maps in ((self.source, self.source_maps), (self.target, self.target_maps)):
+                model.get_submodule(tap).register_forward_hook(lambda _, __, output, maps=maps: maps.append(output))
+            self.weights.append(torch.rand(self.source.get_submodule(tap).out_channels, device=device))
+        self.optimizer = torch.optim.SGD(self.target.parameters(), lr=0.01, momentum=0.9)
+        images, self.labels = batch_of(batch, size, device)
+        self.images = images.contiguous()
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        self.source_maps.clear()
+        self.target_maps.clear()
+        outputs = self.target(self.images)
+        loss = F.cross_entropy(outputs, self.labels)
+        self.source(self.images)
+        penalty = 0.0
+        for target_map, source_map, weights in zip(self.target_maps, self.source_maps, self.weights, strict=True):
+            b, c, h, w = target_map.shape
+            distance = torch.norm(target_map - source_map.detach(), 2, (2, 3))
+            penalty = penalty + 0.5 * torch.sum(c * weights / weights.sum() * distance.pow(2) / (h * w))
+        head = 0.0
+        for parameter_name, parameter in self.target.named_parameters():
+            if parameter_name.startswith("fc."):
+                head = head + 0.5 * torch.norm(parameter) ** 2
+        total = loss + ALPHA * penalty + 0.01 * head
+        total.backward()
+        self.optimizer.step()
+        self.losses = total.item(), loss.item(), (outputs.argmax(dim=1) == self.labels).sum().item()
+
+
+def memory(report: Report, name: str, batch: int, size: int, device: torch.device) -> None:
+    """Peak memory of a step above what a process with PyTorch needs anyway, each method in a process of its own."""
+    bytes_of = {}
+    for method in ("l2", "delta"):
+        code = f"import bench_step as b; b.print_memory({method!r}, {name!r}, {batch}, {size}, {device.type!r})"
+        printed = subprocess.run(
+            [sys.executable, "-c", code], cwd=sys.path[0], capture_output=True, text=True, check=True
+        )
+        bytes_of[method] = int(printed.stdout.split()[-1])
+    amounts = ", ".join(f"{method} {amount / 2**20:,.0f} MiB" for method, amount in bytes_of.items())
+    report.add("memory_delta", bytes_of["delta"] / bytes_of["l2"], f"{name}, {size} px, batch {batch}; {amounts}")
+
+
+def print_memory(method: str, name: str, batch: int, size: int, device_type: str) -> None:
+    device = torch.device(device_type)
+    if device_type == "cpu":
+        torch.set_num_threads(1)
+    batch_of(batch, size, device)  # PyTorch itself and the device are set up
+    reset_peak_memory(device)
+    before = 0 if device_type == "cuda" else peak_memory(device)
+    step = step_of(method, name, batch, size, device, "bf16" if device_type == "cuda" else "fp32")
+    reset_peak_memory(device)
+    for _ in range(3):
+        step()
+    print(peak_memory(device) - before)
+
+
+def precision(report: Report, name: str, batch: int, size: int, rounds: int, device: torch.device) -> None:
+    """What bf16 gains over fp32 for a DELTA step."""
+    key = "step_bf16"
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        report.add(key, None, "this CPU has no bf16 arithmetic")
+        return
+    steps = {kind: step_of("delta", name, batch, size, device, kind) for kind in ("fp32", "bf16")}
+    ratio = side_by_side(steps, device, rounds).ratio("fp32", "bf16")
+    report.add(key, ratio.value, f"DELTA, {name}, {size} px, batch {batch}; {ratio}")
+
+
+def count_flops(step) -> int:
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product, the best of half a second."""
+    size = 8192 if device.type == "cuda" else 1536
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+    return 2 * size**3 / seconds_of(lambda: a @ b, device)
+
+
+if __name__ == "__main__":
+    main()
