@@ -48,9 +48,7 @@ def main() -> None:
     what = f"{name}, {size} px, batch {batch}, {precision}"
     for phase, seconds in fastest.items():
         key = f"profile_{phase.split()[-1]}"
-        report.add(
-            key, 100 * seconds / total, f"% of {total:.2f} s: {phase}; {name}, {size} px, batch {batch}, {precision}"
-        )
+        report.add(key, 100 * seconds / total, f"% of {total:.2f} s: {phase}; {what}")
     report.write()
 
 

@@ -265,7 +265,8 @@ def test_ten_crops_are_torchvisions(at_once, monkeypatch):
     loader = loader_of(sizes=SIZES, crop=5, ten_crops=True)
     order = np.array([3, 0, 1, 4, 2])
     images, labels = zip(*loader.test_batches(order), strict=True)
-    assert torch.cat(labels).tolist() == order.tolist()
+    assert all(len(batch) == at_once for batch in images[:-1])
+    assert torch.cat(labels).tolist() == order.repeat(10).tolist()
     stored = images_of(loader)
     expected = [plain(np.asarray(crop)) for i in order for crop in transforms.TenCrop(5)(Image.fromarray(stored[i]))]
     torch.testing.assert_close(torch.cat(images), torch.stack(expected))

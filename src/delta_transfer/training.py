@@ -164,10 +164,10 @@ def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: s
     own = np.array_split(indices, distributed.processes())[distributed.rank()]
     for images, batch_labels in loader.test_batches(own):
         with autocast(images.device, precision):
-            views = network(images)["logits"].float()
-        logits.append(views.view(len(batch_labels), -1, views.shape[1]).mean(dim=1))
+            logits.append(network(images)["logits"].float())
         labels.append(batch_labels)
-    logits, labels = (distributed.gather(torch.cat(parts).cpu()) for parts in (logits, labels))
+    logits, labels = (torch.cat(parts).unflatten(0, (len(own), -1)) for parts in (logits, labels))
+    logits, labels = distributed.gather(logits.mean(dim=1).cpu()), distributed.gather(labels[:, 0].cpu())
     return {
         "logits": logits.numpy(),
         "labels": labels.numpy(),

@@ -99,20 +99,18 @@ class Loader:
         return int(_generator(self.seed, "dropout", self.share.start or 0, iteration).integers(2**63))
 
     def test_batches(self, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (B * V, 3, crop, crop), the V views of an image one after the other, and labels (B,).
+        """Images (B, 3, crop, crop), the V views of an image one after the other, and the label (B,) of each.
 
         In the order of `indices`. V is 1, the centre crop; or with ten crops 10, in torchvision's order (5 without
-        mirroring).
+        mirroring). A batch may end between the views of an image.
         """
-        views = self._views(indices[:1])[0].shape[-1]
-        step = max(1, images_at_once(self.device) // views)
-        for start in range(0, len(indices), step):
-            chosen = indices[start : start + step]
-            corners, mirrored = self._views(chosen)
-            images, labels = self._batch(
-                chosen.repeat(views), self._square(*corners.reshape(2, -1)), mirrored.repeat(len(chosen), 0).ravel()
-            )
-            yield images, labels[::views]
+        corners, mirrored = self._views(indices)
+        chosen, boxes = indices.repeat(mirrored.size), self._square(*corners.reshape(2, -1))
+        mirrored = mirrored.repeat(len(indices), 0).ravel()
+        step = images_at_once(self.device)
+        for start in range(0, len(chosen), step):
+            part = slice(start, start + step)
+            yield self._batch(chosen[part], boxes[:, part], mirrored[part])
 
     def _views(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Upper left corners (2, B, V) of the crops that an image is tested on, and which are mirrored, (1, V)."""
