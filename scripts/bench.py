@@ -14,11 +14,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarking import commit_of_code
-from delta_transfer.environment import device_name, pick_device
+from delta_transfer.environment import device_name
 from delta_transfer.records import write_atomically
 
 SCRIPTS = Path(__file__).parent
@@ -38,7 +39,7 @@ PHASES = {
 
 @dataclass(frozen=True)
 class Target:
-    """`at_least` or `at_most`, for CPU and GPU; None: measured without a target there."""
+    """What a row should be on a CPU and a GPU: at most so much, or `at_least`; None: no target there."""
 
     key: str
     what: str
@@ -84,22 +85,27 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
     parser.add_argument("--again", action="store_true", help="also the parts that are there already")
     options = parser.parse_args()
-    device = pick_device(options.device)
-    commit = commit_of_code()
+    kind = options.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    machine = torch.cuda.get_device_name() if kind == "cuda" else device_name(torch.device("cpu")).split(",")[0]
+    commit, failed = commit_of_code(), []
     for part in options.only.split(","):
-        output = RESULTS / device.type / f"{part}.json"
-        if not options.again and output.exists():
+        output = RESULTS / kind / f"{part}.json"
+        if not options.again and output.exists() and commit and not commit.endswith("-dirty"):
             done = json.loads(output.read_text())
-            if done["commit"] == commit and done["machine"].startswith(device_name(device).split(",")[0]):
+            if done["commit"] == commit and machine in done["machine"]:
                 print(f"{part}: is there already ({done['date']})")
                 continue
-        script = [sys.executable, str(SCRIPTS / f"bench_{part}.py"), "--device", device.type, "--output", str(output)]
-        subprocess.run(script, check=True, cwd=SCRIPTS.parent)
+        script = [sys.executable, str(SCRIPTS / f"bench_{part}.py"), "--device", kind, "--output", str(output)]
+        if subprocess.run(script, cwd=SCRIPTS.parent).returncode:
+            failed.append(part)
     parts = {
         kind: [json.loads(path.read_text()) for path in sorted((RESULTS / kind).glob("*.json"))] for kind in DEVICES
     }
     write_atomically(RESULTS / "README.md", markdown(parts).encode())
     show(parts)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
 def row(target: Target, kind: str, parts: list[dict]) -> tuple[str, str, str, str]:
@@ -125,7 +131,7 @@ def show(parts: dict[str, list[dict]]) -> None:
 def markdown(parts: dict[str, list[dict]]) -> str:
     lines = ["# Benchmarks", "", "`make bench`: ratios taken side by side in one process, and what they should be.", ""]
     for kind, title in (("cpu", "CPU"), ("cuda", "GPU")):
-        lines += machine(title, parts[kind])
+        lines += machine_of(title, parts[kind])
     lines += [
         "",
         "| what | target CPU | CPU | | target GPU | GPU | |",
@@ -143,7 +149,7 @@ def markdown(parts: dict[str, list[dict]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def machine(title: str, parts: list[dict]) -> list[str]:
+def machine_of(title: str, parts: list[dict]) -> list[str]:
     if not parts:
         return [f"{title}: not measured; no such machine was at hand."]
     made = sorted({f"{part['machine'].split(',')[0]}, commit {part['commit']}, {versions_of(part)}" for part in parts})

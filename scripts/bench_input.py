@@ -82,7 +82,7 @@ def training(report: Report, dataset: Dataset, cache: Path, size: Sizes) -> None
         "memory": lambda: method.update(learner, *held),
     }
     timings = side_by_side(works, device, size.steps, warm_up=1 if device.type == "cpu" else 20)
-    ratio = timings.ratio("memory", "store")
+    ratio = timings.ratio("memory", "store", wall=True)  # making a batch is not spread over the cores as a step is
     detail = f"images/s from the store / from memory; {size.network}, batch {size.train_batch}, {precision}; {ratio}"
     report.add("input_training", ratio.value, detail)
 

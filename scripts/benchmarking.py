@@ -39,10 +39,11 @@ class Timings:
     def __init__(self, clock: dict[str, list[float]], wall: dict[str, list[float]]):
         self.clock, self.wall = clock, wall
 
-    def ratio(self, work: str, to: str) -> Ratio:
-        paired = sorted(a / b for a, b in zip(self.clock[work], self.clock[to], strict=True))
+    def ratio(self, work: str, to: str, wall: bool = False) -> Ratio:
+        taken = self.wall if wall else self.clock
+        paired = sorted(a / b for a, b in zip(taken[work], taken[to], strict=True))
         low, middle, high = statistics.quantiles(paired, n=4) if len(paired) > 1 else 3 * paired
-        return Ratio(self.seconds(work) / self.seconds(to), low, middle, high)
+        return Ratio(min(taken[work]) / min(taken[to]), low, middle, high)
 
     def seconds(self, work: str) -> float:
         """Of the fastest round."""
@@ -50,11 +51,16 @@ class Timings:
 
 
 def side_by_side(
-    works: dict[str, Callable[[], object]], device: torch.device, rounds: int, warm_up: int = 1
+    works: dict[str, Callable[[], object]], device: torch.device, rounds: int, warm_up: int = 1, warm: bool = False
 ) -> Timings:
-    """Times all works once in every round, each round in another order."""
+    """Times all works in every round, each round in another order.
+
+    On a GPU ten times in a row, since training does not wait for it after each step either. `warm`: once more before it
+    is timed, since between its turns a work's memory goes cold, which in training it does not.
+    """
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     clock_now = perf_counter if device.type == "cuda" else process_time
+    repeat = 10 if device.type == "cuda" else 1
     clock, wall = ({name: [] for name in works} for _ in range(2))
     for _ in range(warm_up):
         for work in works.values():
@@ -64,12 +70,15 @@ def side_by_side(
     for number in range(rounds):
         shift = number % len(names)
         for name in names[shift:] + names[:shift]:
+            if warm:
+                works[name]()
             synchronize()
             start, start_wall = clock_now(), perf_counter()
-            works[name]()
+            for _ in range(repeat):
+                works[name]()
             synchronize()
-            clock[name].append(clock_now() - start)
-            wall[name].append(perf_counter() - start_wall)
+            clock[name].append((clock_now() - start) / repeat)
+            wall[name].append((perf_counter() - start_wall) / repeat)
     return Timings(clock, wall)
 
 
@@ -113,14 +122,13 @@ class Report:
 
 
 def commit_of_code() -> str | None:
-    """The checked-out commit; "-dirty" if the code (not the results, which benchmarks write) differs from it."""
+    """The last commit that changed the code; "-dirty" if it is changed now; None without a repository."""
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent.parent), *words]
+        command = ["git", "-C", str(Path(__file__).parent.parent), *words, "--", "src", "conf", "scripts"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--", "src", "conf", "scripts")
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+        return git("log", "-1", "--format=%h", "--abbrev=12") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
         return None

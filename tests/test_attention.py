@@ -153,6 +153,29 @@ def test_what_lies_behind_a_tap(behind, rest):
     torch.testing.assert_close(channel_importance(network, [(images, labels)], 3, 10)["0"], expected)
 
 
+def test_constants_behind_a_tap_are_not_images():
+    class Scaled(nn.Module):
+        """A scale of its own for each channel, as ConvNeXt has."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 5, 3, bias=False), nn.Conv2d(5, 6, 3)
+            self.scale = nn.Parameter(torch.rand(6, 1, 1))
+            self.fc = nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = self.conv2(self.conv1(x)).relu_() * self.scale
+            return self.fc(nn.functional.adaptive_avg_pool2d(x, output_size=1).flatten(1))
+
+    torch.manual_seed(0)
+    network = Network(Scaled(), "fc", ("conv1",)).freeze()
+    images, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    expected = plain_importance(network, images, labels, "conv1", range(5))
+    for forward_images in (3, 6, 100):
+        importance = channel_importance(network, [(images, labels)], 3, forward_images)["conv1"]
+        torch.testing.assert_close(importance, expected)
+
+
 def test_rises_are_those_of_each_image(tiny_source):
     torch.manual_seed(2)
     images, labels = torch.randn(3, 3, 8, 8), torch.tensor([0, 2, 1])

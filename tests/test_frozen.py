@@ -43,6 +43,20 @@ def test_the_same_maps(name):
     assert not any(p.requires_grad for p in frozen.parameters()) and not frozen.training
 
 
+def test_bf16_weights_are_what_autocast_makes_of_them(tiny_source):
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected, maps = frozen_maps(tiny_source)(images), frozen_maps(tiny_source, precision="bf16")(images)
+    for tap in tiny_source.taps:
+        assert maps[tap].dtype == torch.bfloat16 and torch.equal(maps[tap], expected[tap])
+    # 8 bits of mantissa: the maps move by less than 1e-3 of what they are (squared, as in the penalty).
+    with torch.no_grad():
+        exact = tiny_source(images)
+    for tap in tiny_source.taps:
+        distance = (maps[tap].float() - exact[tap]).square().sum()
+        assert distance < 1e-3 * exact[tap].square().sum()
+
+
 def test_nothing_behind_the_last_tap_is_kept():
     source, _, _ = build("resnet50")
     names = {name for name, _ in frozen_maps(source).named_parameters()}

@@ -10,7 +10,7 @@ from delta_transfer.config import ScheduleConfig
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
 from delta_transfer.errors import UserError
-from delta_transfer.models import Network
+from delta_transfer.models import Network, frozen_maps
 from delta_transfer.regularizers import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention, Regularizer
 from delta_transfer.training import Learner, evaluate, learning_rate, make_optimizer, train
 
@@ -39,7 +39,8 @@ def learn(source, loader, regularizer: Regularizer, precision="fp32", compiled=F
     target = source.with_new_head(3, seed=0).requires_grad_(True)
     regularizer.start(target)
     optimizer = make_optimizer(target, regularizer, schedule)
-    learner = Learner(target, source if regularizer.needs_source else None, optimizer, precision, compiled=compiled)
+    maps = frozen_maps(source, precision=precision) if regularizer.needs_source else None
+    learner = Learner(target, maps, optimizer, precision, compiled=compiled)
     lines = []
     train(learner, regularizer, loader, np.arange(24), schedule, log=lines.append)
     return target, lines
@@ -160,7 +161,7 @@ def test_bf16_keeps_penalties_in_full_precision(tiny_source, loader):
     assert half[-1]["loss"] == pytest.approx(full[-1]["loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("regularizer", [DELTAWithoutAttention, L2FE])
+@pytest.mark.parametrize("regularizer", [DELTAWithoutAttention, L2FE, L2SP])
 def test_compiled_networks_train_the_same(tiny_source, loader, regularizer):
     _, eager = learn(tiny_source, loader, regularizer())
     _, compiled = learn(tiny_source, loader, regularizer(), compiled=True)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from .config import RunConfig
 from .console import say
-from .environment import reset_peak_memory, seconds_of
+from .environment import images_at_once, reset_peak_memory, seconds_of
 from .models import frozen_maps
 from .models.zoo import build_source
 from .regularizers import Regularizer
-from .training import Learner, make_optimizer
+from .training import Learner, autocast, make_optimizer
 
 FEW = 4  # images of a step in which something is only counted
 
@@ -56,7 +56,9 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
     reset_peak_memory(device)
     regularizer.to(device).start(target)
     optimizer = make_optimizer(target, regularizer, config.schedule)
-    source = frozen_maps(source, regularizer.needs_source_logits) if regularizer.needs_source else None
+    source = (
+        frozen_maps(source, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None
+    )
     learner = Learner(target, source, optimizer, config.precision, backbone.aux_weight)
 
     def step(count: int) -> Callable[[], object]:
@@ -83,9 +85,9 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
         networks = sum(v.nbytes for network in (target, source) if network for v in network.state_dict().values())
         memory = kept[FEW] + per_image * (batch - FEW) + networks + gradient_and_momentum
     target.eval()
-    images = random_images(count)
-    with torch.inference_mode():
-        view_seconds = seconds_of(lambda: learner.forward(images), device) / count
+    images = random_images(images_at_once(device))
+    with torch.inference_mode(), autocast(device, config.precision):
+        view_seconds = seconds_of(lambda: target(images), device) / len(images)
     weights_bytes = sum(v.nbytes for v in target.weights().values())
     return Cost(step_seconds, view_seconds, tuple(fit_seconds), int(memory), weights_bytes)
 

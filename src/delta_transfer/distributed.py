@@ -5,9 +5,10 @@ Without torchrun there is one process, and nothing here does anything.
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,7 +20,9 @@ def join(device: torch.device) -> None:
     """Meet the other processes that torchrun started, once."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         # The others wait as long as the first one decodes images or computes channel attention.
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))
+        cuda = device.type == "cuda"
+        options = {"backend": "nccl", "device_id": device} if cuda else {"backend": "gloo"}
+        dist.init_process_group(**options, timeout=timedelta(days=1))
 
 
 def leave() -> None:
@@ -43,6 +46,14 @@ def first_alone() -> Iterator[None]:
     yield
     if rank() == 0 and processes() > 1:
         dist.barrier()
+
+
+def of_first(read: Callable[[], Any]) -> Any:
+    """What `read` returns in the first process, so that all go on alike."""
+    values = [read() if rank() == 0 else None]
+    if processes() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def share() -> slice:

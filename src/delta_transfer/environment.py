@@ -36,7 +36,8 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "cpu" or not available:
         return torch.device("cpu")
     if "LOCAL_RANK" in os.environ:  # torchrun has dealt out the GPUs
-        index = int(os.environ["LOCAL_RANK"])
+        index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        require(index < count, f"There are more processes than GPUs ({count}): torchrun --nproc-per-node={count}.")
     elif torch.cuda.device_count() > 1:
         index = claim_gpu()
     else:
@@ -63,6 +64,8 @@ def claim_gpu() -> int:
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:
+    if wanted == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        say("This CPU has no arithmetic for bf16: it will be far slower than precision=fp32")
     if wanted != "auto":
         return wanted
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -22,6 +22,7 @@ NOT_IDENTITY = {
     *("device", "data_dir", "results_dir", "cache_dir", "dry_run"),
     *("dataset.download", "dataset.official"),
     *("schedule.log_every", "schedule.eval_every", "schedule.checkpoint_seconds"),
+    "reg.attention.forward_images",
 }
 
 
@@ -29,8 +30,11 @@ def run_identity(config: "RunConfig", dataset_fingerprint: str, weights_fingerpr
     """The resolved configuration with paths replaced by what lies there."""
     identity = asdict(config)
     for key in NOT_IDENTITY:
-        group, _, name = key.rpartition(".")
-        (identity[group] if group else identity).pop(name)
+        *groups, name = key.split(".")
+        part = identity
+        for group in groups:
+            part = part.get(group) or {}
+        part.pop(name, None)
     identity["dataset"]["root"] = dataset_fingerprint
     identity["backbone"]["weights"] = weights_fingerprint
     return identity

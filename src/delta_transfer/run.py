@@ -56,7 +56,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     weights = fingerprint(source.weights())
     name = name_of(config, dataset, weights)
     with RunDirectory(Path(config.results_dir) / "runs" / name, writes=distributed.rank() == 0) as directory:
-        summary = directory.summary()
+        summary = distributed.of_first(directory.summary)
         if summary is not None and summary.get("error") is None:
             say(f"{name}: done, skipped ({_accuracies(summary)})")
             return summary
@@ -77,7 +77,9 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         regularizer.start(target)
 
         # From here on only its maps are wanted, if anything.
-        source = frozen_maps(source, regularizer.needs_source_logits) if regularizer.needs_source else None
+        source = (
+            frozen_maps(source, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None
+        )
         learner = Learner(
             target,
             source,
@@ -93,8 +95,9 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         try:
             results = train_and_evaluate(config, learner, regularizer, loader, parts, directory)
         except Diverged as error:
-            directory.remove_checkpoint()
-            directory.write_summary(summary | {"error": str(error), "finished": timestamp()})
+            with distributed.first_alone():  # it has written before another ends, and with it all
+                directory.remove_checkpoint()
+                directory.write_summary(summary | {"error": str(error), "finished": timestamp()})
             raise
 
         write_outputs(directory, target, results.pop("test_outputs"), parts)
@@ -240,6 +243,8 @@ def describe_fit(config: RunConfig, regularizer: Regularizer, weights: str, data
 
 def write_outputs(directory: RunDirectory, target: Network, test: dict[str, Any] | None, parts: Parts) -> None:
     """Test predictions, for paired tests, and the trained weights under the model's own parameter names."""
+    if not directory.writes:
+        return
     if test is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, labels=test["labels"], logits=test["logits"], index=parts.test)
@@ -268,7 +273,7 @@ def save_checkpoint(
 
 def resume(directory: RunDirectory, learner: Learner, regularizer: Regularizer) -> tuple[int, float]:
     """Go back to the last checkpoint, if there is one: iterations done and seconds spent."""
-    if not directory.checkpoint_path.exists():
+    if not distributed.of_first(directory.checkpoint_path.exists):
         directory.truncate_metrics(0)
         return 0, 0.0
     state = torch.load(directory.checkpoint_path, map_location="cpu", weights_only=True)

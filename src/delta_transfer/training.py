@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from . import distributed
 from .config import ScheduleConfig
 from .data.loader import Loader
-from .environment import images_at_once
 from .errors import UserError
-from .models import Network, frozen_backbone
+from .models import Network, frozen_backbone, in_parts
 from .regularizers import Regularizer
 
 
@@ -38,18 +37,18 @@ class Learner:
     def __post_init__(self):
         compiled = torch.compile if self.compiled else lambda network: network
         self._frozen = not any(p.requires_grad for p in self.target.backbone_parameters().values())
-        target = frozen_backbone(self.target) if self._frozen else self.target
+        target = frozen_backbone(self.target, self.precision) if self._frozen else self.target
         self._target = compiled(distributed.parallel(target, next(target.parameters()).device))
         self._source = compiled(self.source) if self.source is not None else None
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, self.precision):
-            return _in_parts(self._target, images) if self._frozen else self._target(images)
+            return in_parts(self._target, images) if self._frozen else self._target(images)
 
     @torch.no_grad()
     def forward_source(self, images: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, self.precision):
-            return _in_parts(self._source, images)
+            return in_parts(self._source, images)
 
     def task_loss(self, outputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy, in fp32, and that of an auxiliary head if there is one."""
@@ -62,12 +61,6 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-
-
-def _in_parts(frozen: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What a network in evaluation mode returns for `images`, as many at a time as suit the device."""
-    parts = [frozen(part) for part in images.split(images_at_once(images.device))]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -161,13 +154,15 @@ def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: s
     """
     network.eval()
     logits, labels = [], []
-    own = np.array_split(indices, distributed.processes())[distributed.rank()]
+    # Shares of equal size, so that no process is left without images; what is too much is cut off again.
+    own = np.resize(indices, -(-len(indices) // distributed.processes()) * distributed.processes())
+    own = np.array_split(own, distributed.processes())[distributed.rank()]
     for images, batch_labels in loader.test_batches(own):
         with autocast(images.device, precision):
             logits.append(network(images)["logits"].float())
         labels.append(batch_labels)
     logits, labels = (torch.cat(parts).unflatten(0, (len(own), -1)) for parts in (logits, labels))
-    logits, labels = distributed.gather(logits.mean(dim=1).cpu()), distributed.gather(labels[:, 0].cpu())
+    logits, labels = (distributed.gather(t.cpu())[: len(indices)] for t in (logits.mean(dim=1), labels[:, 0]))
     return {
         "logits": logits.numpy(),
         "labels": labels.numpy(),

@@ -1,6 +1,6 @@
 """Networks: building them, their weights, and their tapped feature maps."""
 
-from .frozen import frozen_backbone, frozen_maps
+from .frozen import frozen_backbone, frozen_maps, in_parts
 from .taps import Network
 
-__all__ = ["Network", "frozen_backbone", "frozen_maps"]
+__all__ = ["Network", "frozen_backbone", "frozen_maps", "in_parts"]

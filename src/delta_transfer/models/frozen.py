@@ -1,16 +1,19 @@
 """The frozen source network as training needs it: its tapped feature maps, at the least cost."""
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from ..environment import images_at_once
 from .taps import Network
 
 
-def frozen_maps(source: Network, with_logits: bool = False) -> fx.GraphModule:
+def frozen_maps(source: Network, with_logits: bool = False, precision: str = "fp32") -> fx.GraphModule:
     """images (B, 3, H, W) -> {tap: (B, C, h, w)}, what `source` returns in evaluation mode, up to rounding.
 
     A copy, so that `source` stays as it is. BatchNorm is folded into the convolution before it, except behind a tap,
     whose map is wanted before BatchNorm; nothing behind the last tap is computed, unless `with_logits`.
+    For precision="bf16" the convolutions' weights are cast once: autocast would do it in every step.
     """
     # Traced once more, into the blocks of convolution, BatchNorm and activation that torchvision's tracer keeps whole.
     traced = fx.symbolic_trace(source.copy().freeze().traced)
@@ -30,14 +33,24 @@ def frozen_maps(source: Network, with_logits: bool = False) -> fx.GraphModule:
                 graph.erase_node(node)
     traced.recompile()
     traced.delete_all_unused_submodules()
+    if precision == "bf16":
+        for module in traced.modules():
+            if isinstance(module, nn.Conv2d):
+                module.bfloat16()
     return traced.eval().requires_grad_(False)
 
 
-def frozen_backbone(network: Network) -> fx.GraphModule:
+def frozen_backbone(network: Network, precision: str = "fp32") -> fx.GraphModule:
     """What `network` returns in evaluation mode, up to rounding, at the least cost for training its head alone.
 
     The head is the network's own; everything else is a frozen copy.
     """
-    frozen = frozen_maps(network, with_logits=True)
+    frozen = frozen_maps(network, with_logits=True, precision=precision)
     frozen.set_submodule(network.head, network.traced.get_submodule(network.head))
     return frozen
+
+
+def in_parts(frozen: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What a network in evaluation mode returns for `images`, as many at a time as suit the device."""
+    parts = [frozen(part) for part in images.split(images_at_once(images.device))]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]

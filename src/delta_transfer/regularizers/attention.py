@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..config import AttentionConfig
 from ..environment import images_at_once, seconds_of
-from ..models import Network
+from ..models import Network, frozen_backbone, in_parts
 from .base import Batches
 from .suffixes import Suffixes
 
@@ -27,6 +27,7 @@ def train_probe(source: Network, batches: Batches, num_classes: int, options: At
     SGD, momentum 0.9; the learning rate falls exponentially, to a tenth after 6 epochs (official code).
     """
     probe = source.with_new_head(num_classes, options.seed).freeze()
+    frozen = frozen_backbone(probe)
     parameters = list(probe.head_parameters().values())
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -35,7 +36,7 @@ def train_probe(source: Network, batches: Batches, num_classes: int, options: At
         optimizer.param_groups[0]["lr"] = options.head_lr * 0.1 ** (epoch / 6)
         for images, labels in batches:
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(probe(images)["logits"], labels).backward()
+            F.cross_entropy(in_parts(frozen, images)["logits"], labels).backward()
             optimizer.step()
     return probe.freeze()
 
@@ -66,20 +67,24 @@ def channel_importance(
     return {tap: torch.cat(parts) for tap, parts in rises.items()}
 
 
-def taylor_importance(probe: Network, batches: Batches, images: int) -> dict[str, Tensor]:
+def taylor_importance(
+    probe: Network, batches: Batches, images: int, forward_images: int | None = None
+) -> dict[str, Tensor]:
     """First-order estimate of the same, -sum_{h,w} a * dCE/da of each channel, {tap: (images, C_l)}; one backward pass.
 
     a is the tapped map; removing a channel changes it by -a (Molchanov et al., ICLR 2017).
     """
     estimates: dict[str, list[Tensor]] = {tap: [] for tap in probe.taps}
+    forward_images = forward_images or images_at_once(next(probe.parameters()).device)
     remaining = images
     for inputs, labels in _endlessly(batches):
-        inputs, labels = inputs[:remaining].detach().requires_grad_(True), labels[:remaining]
-        outputs = probe(inputs)
-        maps = [outputs[tap] for tap in probe.taps]
-        gradients = torch.autograd.grad(F.cross_entropy(outputs["logits"], labels, reduction="sum"), maps)
-        for tap, feature_map, gradient in zip(probe.taps, maps, gradients, strict=True):
-            estimates[tap].append(-(feature_map.detach() * gradient).sum(dim=(2, 3)))
+        inputs, labels = inputs[:remaining], labels[:remaining]
+        for part, part_labels in zip(inputs.split(forward_images), labels.split(forward_images), strict=True):
+            outputs = probe(part.detach().requires_grad_(True))
+            maps = [outputs[tap] for tap in probe.taps]
+            gradients = torch.autograd.grad(F.cross_entropy(outputs["logits"], part_labels, reduction="sum"), maps)
+            for tap, feature_map, gradient in zip(probe.taps, maps, gradients, strict=True):
+                estimates[tap].append(-(feature_map.detach() * gradient).sum(dim=(2, 3)))
         remaining -= len(inputs)
         if remaining == 0:
             break
@@ -103,16 +108,19 @@ def split_half_correlation(rises: Tensor) -> float | None:
 
 
 @torch.no_grad()
-def removal_cost(source: Network, images: Tensor) -> tuple[dict[str, int], float, float]:
+def removal_cost(
+    source: Network, images: Tensor, forward_images: int | None = None
+) -> tuple[dict[str, int], float, float]:
     """Channels of each tap, and the measured seconds, per image, of a forward pass and of removing every channel."""
     suffixes = Suffixes(source)
+    forward_images = forward_images or images_at_once(images.device)
     forward = seconds_of(lambda: suffixes.run_intact(images), images.device)
     _, kept = suffixes.run_intact(images)
     removal, channels = 0.0, {}
     for tap, suffix in suffixes.taps.items():
         channels[tap] = kept[suffix.tap].shape[1]
-        removed, _ = next(suffix.removals(kept, len(images)))
-        first = seconds_of(lambda suffix=suffix: next(suffix.removals(kept, len(images))), images.device)
+        removed, _ = next(suffix.removals(kept, forward_images))
+        first = seconds_of(lambda suffix=suffix: next(suffix.removals(kept, forward_images)), images.device)
         removal += first / len(removed) * channels[tap]
     return channels, forward / len(images), removal / len(images)
 

@@ -89,7 +89,7 @@ class DELTA(DELTAWithoutAttention):
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             probe = train_probe(source, batches, num_classes, options)
             if options.method == "taylor":
-                rises = taylor_importance(probe, batches, options.images)
+                rises = taylor_importance(probe, batches, options.images, options.forward_images)
             else:
                 rises = channel_importance(probe, batches, options.images, options.forward_images)
         fitted = {tap: rise.mean(dim=0).float() for tap, rise in rises.items()}
@@ -101,7 +101,7 @@ class DELTA(DELTAWithoutAttention):
         return fitted
 
     def rehearse(self, source: Network, images: Tensor) -> tuple[dict[str, Tensor], float, float]:
-        channels, forward, removal = removal_cost(source, images)
+        channels, forward, removal = removal_cost(source, images, self.attention.forward_images)
         if self.attention.method == "taylor":
             removal = 2 * forward  # a backward pass
         uniform = {tap: torch.zeros(count) for tap, count in channels.items()}

@@ -22,7 +22,12 @@ from ..models.frozen import frozen_maps
 from ..models.taps import Network, forbid_inplace
 
 CHANNELWISE_MODULES = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity, nn.MaxPool2d, nn.AvgPool2d}
-CHANNELWISE_FUNCTIONS = {operator.add, torch.add, F.relu, torch.relu, "relu"}
+CHANNELWISE_FUNCTIONS = {operator.add, torch.add, F.relu, torch.relu}
+# What would overwrite a value that is kept, and what does not.
+OUT_OF_PLACE = {
+    **{operator.iadd: operator.add, operator.imul: operator.mul, torch.relu_: torch.relu, F.relu_: F.relu},
+    **{"add_": "add", "mul_": "mul", "relu_": "relu"},
+}
 
 Kept = dict[fx.Node, Tensor]  # values of an intact pass
 
@@ -35,7 +40,8 @@ class Suffixes:
         graph = self.traced.graph
         forbid_inplace(self.traced, graph, set(graph.nodes))  # kept values stay what they were
         for node in graph.nodes:
-            node.target = {operator.iadd: operator.add}.get(node.target, node.target)
+            if node.op in ("call_function", "call_method"):
+                node.target = OUT_OF_PLACE.get(node.target, node.target)
         self.traced.recompile()
         output = next(node for node in graph.nodes if node.op == "output").args[0]
         self.logits = output["logits"]
@@ -69,6 +75,8 @@ class Suffix:
         self.inputs = list(dict.fromkeys(v for node in rest for v in node.all_input_nodes if v not in rest))
         self.rest = _part(traced, rest, self.inputs, logits) if rest else None
         self.unmixed = unmixed
+        (images,) = (node for node in traced.graph.nodes if node.op == "placeholder")
+        self.of_images = {images, *_nodes_behind(traced.graph, images, logits)}  # all but constants: one for each image
         outside = {value for node in behind for value in node.all_input_nodes}.difference(behind)
         self.keep = (
             outside
@@ -79,11 +87,12 @@ class Suffix:
     def removals(self, kept: Kept, forward_images: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(removed channels (k,), logits (k, B, K) without each of them), for all channels in order.
 
-        At most `forward_images` images (each copy of the batch counted) go through the rest of the network at once.
+        At most `forward_images` images (each copy of the batch counted) go through the rest of the network at once;
+        where there is no rest, 64 times as many rows of logits.
         """
         without = self._without_any(kept)
         images, channels = kept[self.tap].shape[:2]
-        at_once = max(1, forward_images // images if self.rest else forward_images)
+        at_once = max(1, forward_images * (1 if self.rest else 64) // images)
         for removed in torch.arange(channels, device=kept[self.tap].device).split(at_once):
             values = {node: self._mixed(node, removed, kept, without) for node in self.mixing}
             if self.rest:
@@ -91,7 +100,9 @@ class Suffix:
                     if node in self.unmixed:
                         values[node] = _replaced(kept[node], without[node], removed)
                     elif node not in values:
-                        values[node] = _repeated(kept[node], len(removed))
+                        values[node] = kept[node]
+                        if node in self.of_images and isinstance(kept[node], Tensor):
+                            values[node] = torch.cat([kept[node]] * len(removed))
                 logits = self.rest(*(values[node] for node in self.inputs))
             else:
                 logits = values[self.logits]
@@ -131,13 +142,16 @@ class Suffix:
         """Whether a channel of its output depends on the same channel of its inputs alone, in evaluation mode."""
         if self._flattens(node):
             return self._pools(node.args[0])
+        if node.op == "call_method":
+            return node.target == "relu"
         return node.target in CHANNELWISE_FUNCTIONS or self._type(node) in CHANNELWISE_MODULES or self._pools(node)
 
     def _pools(self, node: fx.Node) -> bool:
         """Whether it leaves one feature of each channel."""
         if self._type(node) is nn.AdaptiveAvgPool2d:
             return self.traced.get_submodule(node.target).output_size in (1, (1, 1))
-        return node.target is F.adaptive_avg_pool2d and node.args[1] in (1, (1, 1))
+        size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
+        return node.target is F.adaptive_avg_pool2d and size in (1, (1, 1))
 
     def _is_linear(self, node: fx.Node) -> bool:
         if self._type(node) is nn.Conv2d:
@@ -149,7 +163,8 @@ class Suffix:
         return value is not None and self._flattens(value)  # on a feature map it would work along the width
 
     def _flattens(self, node: fx.Node) -> bool:
-        return node.target in (torch.flatten, "flatten") or self._type(node) is nn.Flatten
+        method = node.op == "call_method" and node.target == "flatten"
+        return method or node.target is torch.flatten or self._type(node) is nn.Flatten
 
     def _type(self, node: fx.Node) -> type | None:
         return type(self.traced.get_submodule(node.target)) if node.op == "call_module" else None
@@ -185,11 +200,6 @@ def _replaced(intact: Tensor, without: Tensor, removed: Tensor) -> Tensor:
     places = torch.arange(copies, device=removed.device)
     replaced.view(copies, *intact.shape)[places, :, removed] = without[:, removed].transpose(0, 1)
     return replaced
-
-
-def _repeated(value, copies: int):
-    """A value of the intact pass for `copies` copies of its batch; numbers and sizes are the same for all."""
-    return torch.cat([value] * copies) if isinstance(value, Tensor) else value
 
 
 class _Keeping(fx.Interpreter):

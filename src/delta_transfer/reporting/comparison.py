@@ -280,7 +280,8 @@ def settings(record: dict, metric: str) -> dict[str, object]:
 
 
 def reg_settings(record: dict) -> dict[str, object]:
-    return {k: v for k, v in flatten(section(record, "reg"), "reg.").items() if k != "reg.name"}
+    ignored = NOT_SETTINGS | {"reg.name"}
+    return {k: v for k, v in flatten(section(record, "reg"), "reg.").items() if not within(k, ignored)}
 
 
 def within(key: str, names: Iterable[str]) -> bool:
