@@ -24,7 +24,7 @@ from delta_transfer.records import write_atomically
 
 SCRIPTS = Path(__file__).parent
 RESULTS = SCRIPTS.parent / "results" / "published" / "benchmarks"
-PARTS = ("step", "profile", "input", "attention", "evaluation", "startup", "compile")
+PARTS = ("step", "profile", "memory", "input", "attention", "evaluation", "startup", "compile")
 DEVICES = ("cpu", "cuda")
 
 

@@ -1,4 +1,4 @@
-"""Seconds and memory of a training step of each method, against L2's and against a plain implementation of DELTA.
+"""Seconds of a training step of each method, against L2's and against a plain implementation of DELTA.
 
     python scripts/bench_step.py            with --device cpu | cuda, --output FILE
 
@@ -8,8 +8,6 @@ comparison: hooks that collect into lists, a loop over parameters, `.item()` in 
 source network; in the precision that PyTorch has by default.
 """
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
@@ -19,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking import Report, arguments, side_by_side
 from delta_transfer.config import ScheduleConfig
-from delta_transfer.environment import peak_memory, reset_peak_memory, seconds_of
+from delta_transfer.environment import seconds_of
 from delta_transfer.models import Network, frozen_maps
 from delta_transfer.regularizers import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention, Regularizer
 from delta_transfer.training import Learner, make_optimizer
@@ -44,7 +42,6 @@ def main() -> None:
     for name in networks:
         fewer = 2 if name == "resnet101" and not cuda else rounds  # a round takes two minutes
         time_steps(report, name, batch, size, fewer, options.device)
-    memory(report, networks[0], batch, size, options.device)
     precision(report, networks[0], batch, size, rounds, options.device)
     report.write()
 
@@ -164,33 +161,6 @@ class PlainDelta:
         total.backward()
         self.optimizer.step()
         self.losses = total.item(), loss.item(), (outputs.argmax(dim=1) == self.labels).sum().item()
-
-
-def memory(report: Report, name: str, batch: int, size: int, device: torch.device) -> None:
-    """Peak memory of a step above what a process with PyTorch needs anyway, each method in a process of its own."""
-    bytes_of = {}
-    for method in ("l2", "delta"):
-        code = f"import bench_step as b; b.print_memory({method!r}, {name!r}, {batch}, {size}, {device.type!r})"
-        printed = subprocess.run(
-            [sys.executable, "-c", code], cwd=sys.path[0], capture_output=True, text=True, check=True
-        )
-        bytes_of[method] = int(printed.stdout.split()[-1])
-    amounts = ", ".join(f"{method} {amount / 2**20:,.0f} MiB" for method, amount in bytes_of.items())
-    report.add("memory_delta", bytes_of["delta"] / bytes_of["l2"], f"{name}, {size} px, batch {batch}; {amounts}")
-
-
-def print_memory(method: str, name: str, batch: int, size: int, device_type: str) -> None:
-    device = torch.device(device_type)
-    if device_type == "cpu":
-        torch.set_num_threads(1)
-    batch_of(batch, size, device)  # PyTorch itself and the device are set up
-    reset_peak_memory(device)
-    before = 0 if device_type == "cuda" else peak_memory(device)
-    step = step_of(method, name, batch, size, device, "bf16" if device_type == "cuda" else "fp32")
-    reset_peak_memory(device)
-    for _ in range(3):
-        step()
-    print(peak_memory(device) - before)
 
 
 def precision(report: Report, name: str, batch: int, size: int, rounds: int, device: torch.device) -> None:

@@ -53,4 +53,6 @@ def frozen_backbone(network: Network, precision: str = "fp32") -> fx.GraphModule
 def in_parts(frozen: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """What a network in evaluation mode returns for `images`, as many at a time as suit the device."""
     parts = [frozen(part) for part in images.split(images_at_once(images.device))]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else parts[0]
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
