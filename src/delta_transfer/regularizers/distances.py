@@ -25,8 +25,7 @@ class _MapDistance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         difference, root = ctx.saved_tensors
-        # In place, since nobody else has it: a second backward pass through the same graph raises an error.
-        return difference.mul_(gradient if root is None else gradient * root).to(ctx.dtype), None, None
+        return (difference * (gradient if root is None else gradient * root)).to(ctx.dtype), None, None
 
 
 def map_distance(target: Tensor, source: Tensor, weights: Tensor | None = None) -> Tensor:
