@@ -26,6 +26,7 @@ SCRIPTS = Path(__file__).parent
 RESULTS = SCRIPTS.parent / "results" / "published" / "benchmarks"
 PARTS = ("step", "profile", "memory", "input", "attention", "evaluation", "startup", "compile")
 DEVICES = ("cpu", "cuda")
+TITLES = {"cpu": "CPU", "cuda": "GPU"}
 
 
 PHASES = {
@@ -121,26 +122,27 @@ def row(target: Target, kind: str, parts: list[dict]) -> tuple[str, str, str, st
 
 
 def show(parts: dict[str, list[dict]]) -> None:
-    table = Table("what", "target CPU", "CPU", "", "target GPU", "GPU", "")
+    """On the terminal, of those kinds of device for which there is something to see."""
+    kinds = [kind for kind in DEVICES if parts[kind]]
+    table = Table("what", *(title for kind in kinds for title in ("target", TITLES[kind], "")))
     for target in TARGETS:
-        cells = [cell for kind in DEVICES for cell in row(target, kind, parts[kind])[:3]]
+        cells = [cell for kind in kinds for cell in row(target, kind, parts[kind])[:3]]
         table.add_row(target.what, *(cell.replace("falls short", "[red]falls short[/]") for cell in cells))
     Console().print(table)
 
 
 def markdown(parts: dict[str, list[dict]]) -> str:
     lines = ["# Benchmarks", "", "`make bench`: ratios taken side by side in one process, and what they should be.", ""]
-    for kind, title in (("cpu", "CPU"), ("cuda", "GPU")):
+    for kind, title in TITLES.items():
         lines += machine_of(title, parts[kind])
     lines += [
-        "",
         "| what | target CPU | CPU | | target GPU | GPU | |",
         "| --- | ---: | ---: | --- | ---: | ---: | --- |",
     ]
     for target in TARGETS:
         cells = [cell for kind in DEVICES for cell in row(target, kind, parts[kind])[:3]]
         lines.append(f"| {' | '.join([target.what, *cells])} |")
-    for kind, title in (("cpu", "CPU"), ("cuda", "GPU")):
+    for kind, title in TITLES.items():
         if parts[kind]:
             lines += ["", f"## How it was measured on the {title}", ""]
             lines += [
@@ -151,9 +153,10 @@ def markdown(parts: dict[str, list[dict]]) -> str:
 
 def machine_of(title: str, parts: list[dict]) -> list[str]:
     if not parts:
-        return [f"{title}: not measured; no such machine was at hand."]
-    made = sorted({f"{part['machine'].split(',')[0]}, commit {part['commit']}, {versions_of(part)}" for part in parts})
-    return [f"{title}: {'; '.join(made)}."]
+        return [f"{title}: not measured; no such machine was at hand.", ""]
+    machines = sorted({f"{part['machine'].split(',')[0].split(': ', 1)[1]}, {versions_of(part)}" for part in parts})
+    commits = sorted({str(part["commit"]) for part in parts})
+    return [f"{title}: {'; '.join(machines)}, commit {', '.join(commits)}.", ""]
 
 
 def versions_of(part: dict) -> str:
