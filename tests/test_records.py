@@ -17,7 +17,16 @@ def identity_of(*overrides: str, data: str = "d", weights: str = "w") -> str:
 
 @pytest.mark.parametrize(
     "override",
-    ["device=cpu", "results_dir=elsewhere", "dataset.root=/there", "schedule.log_every=7", "schedule.eval_every=7"],
+    [
+        *(
+            "device=cpu",
+            "results_dir=elsewhere",
+            "dataset.root=/there",
+            "schedule.log_every=7",
+            "schedule.eval_every=7",
+        ),
+        "reg.attention.forward_images=7",
+    ],
 )
 def test_places_and_logging_are_not_part_of_the_identity(override):
     assert identity_of(override) == identity_of()
