@@ -31,10 +31,8 @@ from delta_transfer.regularizers.suffixes import Suffix, Suffixes
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0])
+    options = arguments(__doc__.splitlines()[0], one_thread=True)
     cuda = options.device.type == "cuda"
-    if not cuda:
-        torch.set_num_threads(1)
     report = Report(options)
     # The published script evaluates batches of 32 images.
     name, size, batch, rounds = ("resnet18", 32, 4, 1) if options.quick else ("resnet101", 224, 32, 10 if cuda else 3)

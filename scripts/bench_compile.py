@@ -5,17 +5,13 @@ python scripts/bench_compile.py         with --device cpu | cuda, --output FILE
 
 from time import perf_counter
 
-import torch
-
 from bench_step import step_of
 from benchmarking import Report, arguments, side_by_side
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0])
+    options = arguments(__doc__.splitlines()[0], one_thread=True)
     cuda = options.device.type == "cuda"
-    if not cuda:
-        torch.set_num_threads(1)
     report = Report(options)
     name, batch, size, rounds = ("resnet50", 64, 224, 20) if cuda else ("resnet18", 32, 128, 5)
     if options.quick:

@@ -38,9 +38,7 @@ def sizes(device: torch.device, quick: bool) -> Sizes:
 
 
 def main() -> None:
-    options = arguments("Measure evaluation beside bare forward passes, and ten crops beside one.")
-    if options.device.type == "cpu":
-        torch.set_num_threads(1)
+    options = arguments("Measure evaluation beside bare forward passes, and ten crops beside one.", one_thread=True)
     report = Report(options)
     size, device = sizes(options.device, options.quick), options.device
     precision = pick_precision("auto", device)

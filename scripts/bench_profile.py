@@ -12,10 +12,8 @@ from benchmarking import Report, arguments
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0])
+    options = arguments(__doc__.splitlines()[0], one_thread=True)
     cuda = options.device.type == "cuda"
-    if not cuda:
-        torch.set_num_threads(1)
     report = Report(options)
     name, batch, size, rounds = ("resnet18", 2, 32, 2) if options.quick else ("resnet50", 64 if cuda else 16, 224, 5)
     precision = "bf16" if cuda else "fp32"

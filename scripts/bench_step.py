@@ -32,10 +32,8 @@ CLASSES, ALPHA = 50, 1e-6  # so weak that random weights do not diverge; the cos
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0])
+    options = arguments(__doc__.splitlines()[0], one_thread=True)
     cuda = options.device.type == "cuda"
-    if not cuda:
-        torch.set_num_threads(1)
     report = Report(options)
     networks = ["resnet18"] if options.quick else ["resnet50", "resnet101"]
     batch, size, rounds = (2, 32, 2) if options.quick else (64, 224, 20) if cuda else (16, 224, 3)

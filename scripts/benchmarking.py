@@ -82,7 +82,8 @@ def side_by_side(
     return Timings(clock, wall)
 
 
-def arguments(purpose: str) -> argparse.Namespace:
+def arguments(purpose: str, one_thread: bool = False) -> argparse.Namespace:
+    """The command line. `one_thread`: on a CPU, where the processor time of several contains waiting for each other."""
     parser = argparse.ArgumentParser(description=purpose)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--output", type=Path, help="JSON file for the measured rows")
@@ -91,6 +92,8 @@ def arguments(purpose: str) -> argparse.Namespace:
     )
     options = parser.parse_args()
     options.device = pick_device(options.device)
+    if one_thread and options.device.type == "cpu":
+        torch.set_num_threads(1)
     return options
 
 
