@@ -1,35 +1,26 @@
-"""Difference of two sets of runs, paired by seed, with a 95 % t interval.
+"""Difference of two sets of runs that no table sets side by side, paired by seed, with a 95 % t interval.
 
-python scripts/paired_differences.py results/published/cub50/final delta l2
 python scripts/paired_differences.py results/published/cub50/final delta results/published/cub50/beta_only l2_sp
+python scripts/paired_differences.py results/published/cub50/final delta l2
+
+Of the methods of one table delta-report gives the differences itself.
 """
 
-import json
 import sys
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
+from delta_transfer.reporting.comparison import Cell, method_of, problem, seed
+from delta_transfer.reporting.runs import read, run_folders
+from delta_transfer.reporting.statistics import paired
 
 
-def by_seed(folder: str, method: str) -> dict[int, float]:
+def cell(folder: str, method: str) -> Cell:
     """Test top-1 accuracies in percent of the finished runs of `method`; refuses two runs of one seed."""
-    records = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("*/summary.json"))]
-    chosen = [r for r in records if r["config"]["reg"]["name"] == method and r["error"] is None]
-    seeds = [r["seed"] for r in chosen]
-    if len(set(seeds)) < len(seeds):
+    records = [record for path in run_folders([Path(folder)]) if problem(record := read(path)) is None]
+    chosen = {(seed(r), None): r["test_top1"] for r in records if method_of(r) == method}
+    if len(chosen) < sum(method_of(r) == method for r in records):
         raise SystemExit(f"{folder} holds several runs of {method} with one seed: the pairing is not defined.")
-    return {r["seed"]: r["test_top1"] for r in chosen}
-
-
-def paired(ours: dict[int, float], theirs: dict[int, float]) -> tuple[list[float], float, tuple[float, float]]:
-    """Differences over the common seeds, their mean, and its 95 % t interval (n - 1 degrees of freedom)."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    if len(seeds) < 2:
-        raise SystemExit("An interval needs at least two common seeds.")
-    differences = np.array([ours[seed] - theirs[seed] for seed in seeds])
-    low, high = stats.t.interval(0.95, len(seeds) - 1, differences.mean(), stats.sem(differences))
-    return differences.tolist(), differences.mean(), (low, high)
+    return Cell(chosen)
 
 
 def main() -> None:
@@ -38,11 +29,14 @@ def main() -> None:
         raise SystemExit(__doc__)
     folder, method, *other = arguments
     other = other if len(other) == 2 else [folder, *other]
-    differences, mean, (low, high) = paired(by_seed(folder, method), by_seed(*other))
-    each = ", ".join(f"{d:+.1f}" for d in differences)
-    print(
-        f"{method} - {other[1]}: {mean:+.1f} ({each}; n={len(differences)}, 95 % t interval {low:+.1f} to {high:+.1f})"
+    ours, theirs = cell(folder, method), cell(*other)
+    difference = paired(ours, theirs)
+    if difference is None or difference.n < 2:
+        raise SystemExit("An interval needs at least two common seeds.")
+    each = ", ".join(
+        f"{ours.values[key] - theirs.values[key]:+.1f}" for key in sorted(ours.values) if key in theirs.values
     )
+    print(f"{method} - {other[1]}: {difference} of {each}; 95 % t interval")
 
 
 if __name__ == "__main__":

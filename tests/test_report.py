@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from delta_transfer import report
-from delta_transfer.reporting import tables
+from delta_transfer.reporting import export, sections, tables
 from delta_transfer.reporting.comparison import Cell, compare, problem
+from delta_transfer.reporting.runs import run_folders
 
 
 def record(method="delta", seed=0, top1=57.4, alpha=0.01, **changes):
@@ -78,12 +79,17 @@ def save(folder, records):
 
 def settings_and_cells(records, metric="test_top1"):
     rows = compare(records, metric).rows
-    return [(row.settings, {m: tables.cell_text(c) for m, c in row.cells.items()}) for row in rows]
+    return [(row.settings, {m: str(c) for m, c in row.cells.items()}) for row in rows]
+
+
+def main_table(records):
+    return sections.accuracies(compare(records))
 
 
 # ---- golden text -----------------------------------------------------------------------------------------
 
 NOTES = """\
+No method is ahead of all others of its row by a 95 % t interval of the paired difference by seed
 L2-SP: alpha=0.1, beta=0.01
 DELTA: alpha=0.01, beta=0.01
 my_reg: alpha=0.01, beta=0.01
@@ -109,7 +115,7 @@ def test_markdown():
 | dogs_120 | resnet18 |       61.2 (1) |              – |        – |        – |
 
 """
-    assert tables.as_markdown(compare(four_methods())) == table + notes_after("- ")
+    assert tables.as_markdown([main_table(four_methods())]) == table + notes_after("- ")
 
 
 def test_latex():
@@ -126,10 +132,10 @@ dogs\_120 & resnet18 & 61.2 (1) & -- & -- & -- \\
 \end{tabular}
 \end{table}
 """
-    assert tables.as_latex(compare(four_methods())) == notes_after("% ") + table
+    assert tables.as_latex([main_table(four_methods())]) == notes_after("% ") + table
 
 
-def test_csv():
+def test_csv_without_a_baseline():
     expected = """\
 dataset,backbone,settings,method,mean,std,n
 cub,resnet18,,l2,52.0,2.0,3
@@ -138,7 +144,7 @@ cub,resnet18,,delta,57.4,,1
 cub,resnet18,,my_reg,40.0,,1
 dogs_120,resnet18,,l2,61.25,,1
 """
-    assert tables.as_csv(compare(four_methods())) == expected
+    assert export.as_csv(compare(four_methods())) == expected
 
 
 def test_rich_at_100_columns():
@@ -146,7 +152,7 @@ def test_rich_at_100_columns():
     bf16["config"]["precision"] = "bf16"
     records = [*four_methods()[:-2], record("l2_sp", 0, 30.0, alpha=1.0), bf16]
     out = io.StringIO()
-    Console(width=100, file=out).print(tables.as_rich(compare(records)))
+    Console(width=100, file=out).print(tables.as_rich([main_table(records)]))
     text = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
     expected = """\
 Test top-1 accuracy (%), last iteration; mean ± sample std over seeds (n)
@@ -175,7 +181,7 @@ def test_rich_keeps_brackets_and_every_digit_where_space_is_short():
     runs = [(method, seed) for method in ("l2", "l2_fe", "l2_sp") for seed in (0, 1)]
     records = [record(method, seed, 50.0 + seed, dataset__name="[bold]") for method, seed in runs]
     out = io.StringIO()
-    Console(width=60, file=out).print(tables.as_rich(compare(records)))
+    Console(width=60, file=out).print(tables.as_rich([main_table(records)]))
     assert "[bold], resnet18" in out.getvalue()
     assert out.getvalue().count("50.5 ± 0.7") == 3
 
@@ -187,8 +193,7 @@ def test_cell():
     three = Cell({(0, None): 1.0, (1, None): 2.0, (2, None): 3.0})
     assert (three.mean, three.std) == (2.0, 1.0)
     assert Cell({(0, None): 57.4}).std is None
-    assert tables.cell_text(Cell({(0, None): 57.4})) == "57.4 (1)"
-    assert tables.cell_text(None) == "–"
+    assert str(Cell({(0, None): 57.4})) == "57.4 (1)"
 
 
 def test_methods_come_in_the_fixed_order():
@@ -267,7 +272,7 @@ def test_a_record_with_only_the_necessary_keys_is_enough():
     made = compare([bare])
     assert made.title == "Test top-1 accuracy (%); mean ± sample std over seeds (n)"
     assert made.notes == []
-    assert "| d       | b        | 1.0 (1) |" in tables.as_markdown(made)
+    assert "| d       | b        | 1.0 (1) |" in tables.as_markdown([sections.accuracies(made)])
 
 
 def test_skipped_and_unfinished_runs_are_listed(tmp_path, capsys):
@@ -280,7 +285,7 @@ def test_skipped_and_unfinished_runs_are_listed(tmp_path, capsys):
 
     assert report.main([folder, "--format", "csv"]) == 0
     out, err = capsys.readouterr()
-    assert out.splitlines()[1:] == ["cub,resnet18,,l2,57.4,,1"]
+    assert out.splitlines()[1:] == ["cub,resnet18,,l2,57.4,,1,,,,"]
     skipped = err.splitlines()
     assert skipped[0].startswith("skipped cut: summary.json is unreadable")
     assert skipped[1:] == [
@@ -312,13 +317,13 @@ def test_where_runs_are_found(tmp_path, monkeypatch, capsys):
     save(tmp_path / "results", [record("l2"), record("delta")])
     runs = tmp_path / "results" / "runs"
     one = next(runs.iterdir())
-    both = report.run_folders([runs])
+    both = run_folders([runs])
     assert len(both) == 2
-    assert report.run_folders([tmp_path / "results", runs, one]) == both
-    assert report.run_folders([one]) == [one]
+    assert run_folders([tmp_path / "results", runs, one]) == both
+    assert run_folders([one]) == [one]
     published = runs.rename(tmp_path / "published")
     (published / "figures").mkdir()
-    assert len(report.run_folders([published])) == 2
+    assert len(run_folders([published])) == 2
 
     published.rename(runs)
     monkeypatch.chdir(tmp_path)
@@ -326,7 +331,7 @@ def test_where_runs_are_found(tmp_path, monkeypatch, capsys):
     assert "57.4 (1)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("form", ["rich", "markdown", "latex", "csv"])
+@pytest.mark.parametrize("form", ["rich", "markdown", "latex", "csv", "json"])
 def test_output_file_holds_what_a_pipe_gets(form, tmp_path, capsys):
     folder = save(tmp_path, four_methods())
     assert report.main([folder, "--format", form]) == 0

@@ -136,7 +136,7 @@ def test_runs_on_folds_are_left_out_of_a_test_table_in_one_line(tmp_path, capsys
     folds = with_test_accuracies(cross_validated("l2", 0, [50.0, 52.0]), lambda r: None)
     records = [record("l2"), record("delta", top1=None, run_id="odd"), *folds]
     code, out, err = run(tmp_path, capsys, records, "--format", "csv")
-    assert (code, out.splitlines()[1:]) == (0, ["cub,resnet18,,l2,57.4,,1"])
+    assert (code, out.splitlines()[1:]) == (0, ["cub,resnet18,,l2,57.4,,1,,,,"])
     assert err == "skipped odd: no test_top1\nleft out: 2 runs on folds, which are validated and not tested\n"
 
 

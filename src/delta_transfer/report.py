@@ -1,32 +1,55 @@
-"""delta-report: records of finished runs -> a table of methods.
+"""delta-report: records of finished runs -> tables, figures, a page.
 
     delta-report                                   # results/runs, in the terminal
     delta-report --format markdown --output table.md
+    delta-report --against paper                   # beside published numbers, and what differs in how they were made
+    delta-report --per-image                       # differences over the same test images, from the stored predictions
+    delta-report --figures figures                 # learning curves, accuracy against alpha, intervals: PNG and PDF
+    delta-report --format html --output report.html
     delta-report --metric val_top1                 # which hyper-parameters were best on validation data
     delta-report --select cv                       # the same by cross-validation: runs with split.folds only
     delta-report --select cv --emit-overrides      # the commands of the final runs with what was chosen, for | sh
+    delta-report case-study RUN_A RUN_B            # what the networks look at, and which channels came to life
+    delta-report attention RUN ...                 # the channel weights of DELTA
 
-The table goes to stdout or --output; what was left out of it, and why, goes to stderr.
+The tables go to stdout or --output; what was left out of them, and why, goes to stderr.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import replace
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
 
-from delta_transfer.reporting import tables
+from delta_transfer.errors import UserError
+from delta_transfer.reporting import export, sections, tables
 from delta_transfer.reporting.comparison import METRICS, Comparison, compare, folds, problem, run_id
+from delta_transfer.reporting.published import PROTOCOLS
+from delta_transfer.reporting.runs import read, run_folders
 from delta_transfer.reporting.selection import Selection, choose, command
 
-FORMATS = {"markdown": tables.as_markdown, "latex": tables.as_latex, "csv": tables.as_csv}
+TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
+NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
+# Reports on single runs, each with a main(argv) of its own, in a module that imports torch.
+COMMANDS = {"case-study": "case_study", "attention": "attention"}
 UNCUT = 100_000  # columns: a pipe or a file has no edge at which to wrap a table
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv and argv[0] in COMMANDS:
+            return import_module(f"delta_transfer.reporting.{COMMANDS[argv[0]]}").main(argv[1:])
+        return report(arguments(argv))
+    except UserError as error:
+        say(f"delta-report: {error}")
+        return 1
+
+
+def report(args: argparse.Namespace) -> int:
     usable, failed = finished_and_failed(args)
     if not usable:
         cut = {"cv": " and split.folds", "val": " and split.val_fraction"}.get(args.select, "")
@@ -44,20 +67,67 @@ def main(argv: list[str] | None = None) -> int:
         comparison = replace(comparison, chosen=chosen, warnings=warnings)
     for warning in comparison.warnings:
         say(warning)
-    if args.select and args.format == "csv":  # which is numbers for other programs, and has no place for words
+    if args.select and args.format == "csv":  # which has no place for words
         for line in comparison.chosen:
             say(line)
+    text = text_of(comparison, args)
     if args.output:
         try:
             args.output.parent.mkdir(parents=True, exist_ok=True)
-            with args.output.open("w", encoding="utf-8") as file:
-                write(comparison, args.format, file)
+            args.output.write_text(text, encoding="utf-8")
         except OSError as error:
-            say(f"delta-report: {args.output} cannot be written: {error}")
-            return 1
+            raise UserError(f"{args.output} cannot be written: {error}") from None
     else:
-        write(comparison, args.format, sys.stderr if args.emit_overrides else sys.stdout)
+        (sys.stderr if args.emit_overrides else sys.stdout).write(text)
+    if args.figures:
+        from delta_transfer.reporting.figures import write_figures
+
+        for path in write_figures(comparison, args.figures, say):
+            say(f"written: {path}")
     return emit(selection, args.seeds) if args.emit_overrides else 0
+
+
+def text_of(comparison: Comparison, args: argparse.Namespace) -> str:
+    baseline = baseline_of(comparison, args)
+    if args.format in NUMBERS:
+        return NUMBERS[args.format](comparison, baseline, args.against)
+    made = tables_of(comparison, baseline, args)
+    if args.format == "html":
+        from delta_transfer.reporting.page import page
+
+        pictures = sorted(args.pictures.glob("*.png")) if args.pictures else []
+        if args.pictures and not pictures:
+            say(f"no pictures (*.png) in {args.pictures}")
+        return page(made, comparison, pictures, say)
+    if args.format == "rich":
+        terminal = not args.output and sys.stdout.isatty()
+        console = Console(file=None if terminal else StringIO(), highlight=False, width=None if terminal else UNCUT)
+        with console.capture() as captured:
+            console.print(tables.as_rich(made))
+        return captured.get()
+    return TEXTS[args.format](made)
+
+
+def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Namespace) -> list[tables.Table]:
+    made = [sections.accuracies(comparison)]
+    if baseline:
+        made.append(sections.differences(comparison, baseline))
+        if args.per_image:
+            made.append(sections.by_image_table(comparison, baseline, say))
+        made.append(sections.mean_ranks(comparison))
+    if args.against:
+        made.append(sections.beside_published(comparison, args.against))
+    return [table for table in made if table]
+
+
+def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
+    """The method that others are compared with; None on validation data, which serve to choose and prove nothing."""
+    if comparison.metric != "test_top1":
+        return None
+    wanted = args.baseline or ("l2" if "l2" in comparison.methods else comparison.methods[0])
+    if wanted not in comparison.methods:
+        raise UserError(f"--baseline {wanted}: there are no runs of it, only of {', '.join(comparison.methods)}.")
+    return wanted
 
 
 def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
@@ -112,6 +182,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         p.error("--emit-overrides needs --select: what should be chosen, and on which runs?")
     if args.seeds < 1:
         p.error("--seeds must be at least 1")
+    if args.format == "html" and not args.output:
+        p.error("--format html needs --output FILE: a page of some megabytes")
+    if args.pictures and args.format != "html":
+        p.error("--pictures go into the page of --format html")
     args.metric = args.metric or ("val_top1" if args.select else "test_top1")
     return args
 
@@ -119,8 +193,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="delta-report",
-        description="Compare methods: mean ± sample std over seeds of finished runs, as a table.",
-        epilog="To choose reg settings by cross-validation, run a grid with delta-run -m ... split.folds=3 "
+        description="Compare methods: mean ± sample std over seeds of finished runs, as tables, figures and a page.",
+        epilog="Other reports: delta-report case-study RUN_A RUN_B ..., delta-report attention RUN ... (--help). "
+        "To choose reg settings by cross-validation, run a grid with delta-run -m ... split.folds=3 "
         "split.fold='range(3)', then delta-report --select cv; with --emit-overrides | sh, start the final runs.",
     )
     p.add_argument(
@@ -131,8 +206,20 @@ def parser() -> argparse.ArgumentParser:
         default=[Path("results")],
         help="a results_dir, its runs folder, or any folder of run folders (default: results)",
     )
-    p.add_argument("--format", choices=["rich", *FORMATS], default="rich")
+    p.add_argument("--format", choices=["rich", *TEXTS, *NUMBERS, "html"], default="rich")
     p.add_argument("--metric", choices=list(METRICS), help="default: test_top1")
+    p.add_argument(
+        "--against",
+        choices=list(PROTOCOLS),
+        help="beside published numbers: of the DELTA paper (paper), AFA, L2T-ww, Transfer-Learning-Library (parts of "
+        "the training images; ten data sets; MoCo weights) or PaddleTransfer",
+    )
+    p.add_argument("--baseline", metavar="METHOD", help="what differences are taken to (default: l2, if it was run)")
+    p.add_argument(
+        "--per-image", action="store_true", help="also differences over the same test images, with bootstrap intervals"
+    )
+    p.add_argument("--figures", type=Path, metavar="DIR", help="also write figures there, PNG and PDF")
+    p.add_argument("--pictures", type=Path, metavar="DIR", help="for --format html: show the PNGs of a case study")
     p.add_argument(
         "--select",
         choices=["cv", "val"],
@@ -147,41 +234,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, default=5, metavar="N", help="how many seeds those commands run (default: 5)")
     p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
     return p
-
-
-def run_folders(dirs: list[Path]) -> list[Path]:
-    """The run folders below `dirs`, each once, finished or not."""
-    found: dict[Path, Path] = {}
-    for top in dirs:
-        if (top / "summary.json").exists():  # a single run
-            found.setdefault(top.resolve(), top)
-            continue
-        runs = top / "runs" if (top / "runs").is_dir() else top
-        for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
-            # Below runs/ all folders are runs; elsewhere a run is known by its files.
-            started = folder.is_dir() and (runs.name == "runs" or (folder / "config.yaml").exists())
-            if started or (folder / "summary.json").exists():
-                found.setdefault(folder.resolve(), folder)
-    return list(found.values())
-
-
-def read(folder: Path) -> dict:
-    """The record of one run. One that cannot be read is still a record, so that it is named, not lost."""
-    try:
-        record = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        return {"run_id": folder.name, "unreadable": error}
-    if not isinstance(record, dict):
-        return {"run_id": folder.name, "unreadable": "not a JSON object"}
-    return {"run_id": folder.name} | record
-
-
-def write(comparison: Comparison, form: str, file) -> None:
-    if form == "rich":
-        console = Console(file=file, highlight=False, width=None if file.isatty() else UNCUT)
-        console.print(tables.as_rich(comparison))
-    else:
-        file.write(FORMATS[form](comparison))
 
 
 def say(line: str) -> None:

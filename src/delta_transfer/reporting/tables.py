@@ -1,68 +1,88 @@
-"""A comparison as text: rich, Markdown, LaTeX (booktabs) or CSV."""
+"""Tables as text: rich, Markdown, LaTeX (booktabs). What is in them is made elsewhere (comparison, statistics, ...)."""
 
-import csv
-import io
+from dataclasses import dataclass, field
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
-
-from delta_transfer.reporting.comparison import Cell, Comparison, display, show
 
 MISSING = "–"
 
 
-def cell_text(cell: Cell | None) -> str:
-    return MISSING if cell is None else str(cell)
+@dataclass(frozen=True)
+class Entry:
+    text: str
+    value: float | None = None  # the number to sort by; None: sorted by its text
+    bold: bool = False
 
 
-def grid(comparison: Comparison) -> tuple[list[str], list[list[str]], int]:
-    """Header, rows, and how many columns at the left are names (the others are numbers)."""
-    with_settings = any(row.settings for row in comparison.rows)
-    names = ["dataset", "backbone", "settings"] if with_settings else ["dataset", "backbone"]
-    header = names + [display(method) for method in comparison.methods]
-    rows = [
-        [row.dataset, row.backbone, row.settings][: len(names)]
-        + [cell_text(row.cells.get(method)) for method in comparison.methods]
-        for row in comparison.rows
-    ]
-    return header, rows, len(names)
+@dataclass(frozen=True)
+class Table:
+    title: str
+    header: list[str]
+    rows: list[list[Entry]]  # each as long as the header
+    names: int  # so many columns at the left are names, the others numbers
+    remarks: list[str] = field(default_factory=list)  # under the table, one line each
+    notes: list[str] = field(default_factory=list)  # the small print: settings, hardware, how it was computed
+
+    def __post_init__(self):
+        if any(len(row) != len(self.header) for row in self.rows):
+            raise ValueError(f"{self.title}: every row needs {len(self.header)} entries")
 
 
-def as_rich(comparison: Comparison) -> Group:
-    header, rows, n_names = grid(comparison)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    # Terminals are narrow: the names share one column, with the settings below them, one per line. If that is
-    # not enough, the counts wrap to a second line, while "57.4 ± 1.2" stays together.
-    table.add_column("dataset, backbone", no_wrap=True)
-    for i, title in enumerate(header[n_names:], n_names):
-        longest = max(len(row[i].split(" (")[0]) for row in rows)
-        table.add_column(Text(title), justify="right", min_width=longest)
-    for row, line in zip(comparison.rows, rows, strict=True):
-        settings = [show((pair,)) for pair in row.shared + row.reg]
-        name = "\n  ".join([f"{row.dataset}, {row.backbone}", *settings])
-        table.add_row(*map(Text, [name, *line[n_names:]]))  # Text: a name with [brackets] is not markup
-    title = Text(comparison.title, style="bold")
-    chosen = [Text(line) for line in comparison.chosen]
-    notes = [Text(note, style="dim") for note in comparison.notes]
-    return Group(title, Text(), table, Text(), *chosen, *notes)
+def entries(*cells: "str | Entry") -> list[Entry]:
+    return [cell if isinstance(cell, Entry) else Entry(cell) for cell in cells]
 
 
-def as_markdown(comparison: Comparison) -> str:
-    header, rows, n_names = grid(comparison)
-    lines = [[text.replace("|", r"\|") for text in line] for line in [header, *rows]]
+def as_rich(tables: list[Table]) -> Group:
+    parts: list = []
+    for table in tables:
+        parts += [Text(), *rich_parts(table)] if parts else rich_parts(table)
+    return Group(*parts)
+
+
+def rich_parts(table: Table) -> list:
+    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    # Terminals are narrow: the names share one column, from the third on one per line. If that is not enough, counts
+    # and settings wrap, while "57.4 ± 1.2" stays together.
+    grid.add_column(", ".join(table.header[: min(2, table.names)]), no_wrap=True)
+    for i, title in enumerate(table.header[table.names :], table.names):
+        longest = max((len(row[i].text.split(" (")[0]) for row in table.rows), default=0)
+        grid.add_column(Text(title), justify="right", min_width=longest)
+    for row in table.rows:
+        names, numbers = row[: table.names], row[table.names :]
+        below = [setting for name in names[2:] if name.text for setting in name.text.split(", ")]
+        name = "\n  ".join([", ".join(name.text for name in names[:2]), *below])
+        # Text: a name with [brackets] is not markup
+        grid.add_row(Text(name), *(Text(number.text, style="bold" if number.bold else "") for number in numbers))
+    remarks = [Text(line) for line in table.remarks]
+    notes = [Text(note, style="dim") for note in table.notes]
+    under = [Text(), *remarks, *notes] if remarks or notes else []
+    return [Text(table.title, style="bold"), Text(), grid, *under]
+
+
+def as_markdown(tables: list[Table]) -> str:
+    return "\n".join(map(markdown, tables))
+
+
+def markdown(table: Table) -> str:
+    def text_of(entry: Entry) -> str:
+        text = entry.text.replace("|", r"\|")
+        return f"**{text}**" if entry.bold else text
+
+    lines = [[title.replace("|", r"\|") for title in table.header], *(list(map(text_of, row)) for row in table.rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
 
     def aligned(line: list[str]) -> str:
-        names = [text.ljust(w) for text, w in zip(line, widths, strict=True)][:n_names]
-        numbers = [text.rjust(w) for text, w in zip(line, widths, strict=True)][n_names:]
+        names = [text.ljust(w) for text, w in zip(line, widths, strict=True)][: table.names]
+        numbers = [text.rjust(w) for text, w in zip(line, widths, strict=True)][table.names :]
         return f"| {' | '.join(names + numbers)} |"
 
-    rule = ["-" * w if i < n_names else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    table = [aligned(lines[0]), aligned(rule), *map(aligned, lines[1:])]
-    notes = [f"- {note}" for note in comparison.chosen + comparison.notes]
-    return "\n".join([f"**{comparison.title}**", "", *table, "", *notes]).rstrip("\n") + "\n"
+    rule = ["-" * w if i < table.names else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    grid = [aligned(lines[0]), aligned(rule), *map(aligned, lines[1:])]
+    under = [f"- {line}" for line in table.remarks + table.notes]
+    return "\n".join([f"**{table.title}**", "", *grid, "", *under]).rstrip("\n") + "\n"
 
 
 LATEX = {
@@ -70,6 +90,10 @@ LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
+    "−": "$-$",
+    "α": r"$\alpha$",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
     MISSING: "--",
 } | {c: f"\\{c}" for c in "&%$#_{}"}
 
@@ -78,15 +102,22 @@ def latex_text(text: str) -> str:
     return "".join(LATEX.get(c, c) for c in text)
 
 
-def as_latex(comparison: Comparison) -> str:
-    header, rows, n_names = grid(comparison)
-    head, *body = [" & ".join(map(latex_text, line)) + r" \\" for line in [header, *rows]]
+def as_latex(tables: list[Table]) -> str:
+    return "\n".join(map(latex, tables))
+
+
+def latex(table: Table) -> str:
+    def text_of(entry: Entry) -> str:
+        return rf"\textbf{{{latex_text(entry.text)}}}" if entry.bold else latex_text(entry.text)
+
+    head = " & ".join(map(latex_text, table.header)) + r" \\"
+    body = [" & ".join(map(text_of, row)) + r" \\" for row in table.rows]
     lines = [
-        *(f"% {note}" for note in comparison.chosen + comparison.notes),
+        *(f"% {line}" for line in table.remarks + table.notes),
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption{{{latex_text(comparison.title)}}}",
-        rf"\begin{{tabular}}{{{'l' * n_names}{'r' * len(comparison.methods)}}}",
+        rf"\caption{{{latex_text(table.title)}}}",
+        rf"\begin{{tabular}}{{{'l' * table.names}{'r' * (len(table.header) - table.names)}}}",
         r"\toprule",
         head,
         r"\midrule",
@@ -96,17 +127,3 @@ def as_latex(comparison: Comparison) -> str:
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def as_csv(comparison: Comparison) -> str:
-    """Long form, for other programs: one line per cell, methods by their config names."""
-    text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerow(["dataset", "backbone", "settings", "method", "mean", "std", "n"])
-    for row in comparison.rows:
-        for method in comparison.methods:
-            if cell := row.cells.get(method):
-                names = [row.dataset, row.backbone, row.settings, method]
-                std = "" if cell.std is None else round(cell.std, 4)
-                out.writerow([*names, round(cell.mean, 4), std, cell.n])
-    return text.getvalue()

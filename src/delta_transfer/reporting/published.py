@@ -1,0 +1,167 @@
+"""Published numbers beside ours: published.csv, and in what our runs differ from how they were made.
+
+published.csv holds only what could be verified: in a paper, a table made from it, or its authors' README (`source`).
+A mean without a std was published without one.
+"""
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from .comparison import Cell, Comparison, Row, is_number, section
+
+IMAGE_SIZES = {"inception_v3": 299}  # of all protocols below; else 224
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a table's numbers were made, as far as it is known."""
+
+    title: str
+    settings: dict[str, object]  # facts of a record, as in `facts_of`
+    remark: str = ""  # what no setting of ours expresses
+
+
+DELTA = {"weights": "ImageNet", "iterations": 9000, "batch_size": 64, "lr": 0.01, "train_crop": "random"}
+TLL = {"weights": "ImageNet", "iterations": 10000, "batch_size": 48, "train_crop": "random_resized"}
+BEST_ON_TEST = "the best epoch on the test part, one seed"
+
+PROTOCOLS = {
+    "paper": Protocol("DELTA (ICLR 2019), main table", DELTA, "settings as in the official code"),
+    "afa": Protocol("AFA (2021), its authors' README", DELTA, "the best epoch on the test part"),
+    "l2t_ww": Protocol(
+        "L2T-ww (ICML 2019)",
+        {"weights": "none"},
+        "a target network from random weights, beside a trained source network",
+    ),
+    "tll": Protocol("Transfer-Learning-Library, parts of the training images", TLL, BEST_ON_TEST),
+    "tll_ten": Protocol("Transfer-Learning-Library, ten data sets", TLL, BEST_ON_TEST),
+    "tll_moco": Protocol(
+        "Transfer-Learning-Library, MoCo-v1 weights",
+        TLL | {"weights": "MoCo-v1", "iterations": 24000},
+        f"{BEST_ON_TEST}; DELTA's channels were probed on the supervised network",
+    ),
+    "paddle": Protocol(
+        "PaddleTransfer",
+        {"weights": "ImageNet", "batch_size": 64, "lr": 0.01},
+        "penalties of other forms than the papers'",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    dataset: str
+    backbone: str
+    method: str  # by its config name; plain fine-tuning is l2
+    protocol: str
+    classes: int | None
+    n_train: int | None
+    n_test: int | None
+    mean: float  # top-1 accuracy, percent
+    std: float | None
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f}" if self.std is None else f"{self.mean:.1f} ± {self.std:.1f}"
+
+
+@cache
+def published() -> tuple[Published, ...]:
+    """All of published.csv."""
+    text = (files(__package__) / "published.csv").read_text(encoding="utf-8")
+
+    def typed(row: dict[str, str]) -> Published:
+        counts = {key: int(row[key]) if row[key] else None for key in ("classes", "n_train", "n_test")}
+        std = float(row["std"]) if row["std"] else None
+        return Published(**row | counts | {"mean": float(row["mean"]), "std": std})
+
+    return tuple(map(typed, csv.DictReader(text.splitlines())))
+
+
+@dataclass(frozen=True)
+class Match:
+    """One cell of ours beside the published number of the same data set, backbone and method, if there is one."""
+
+    row: Row
+    method: str
+    cell: Cell
+    number: Published | None
+    differing: list[str]  # "iterations 300 (9000)": ours, and the published one in brackets
+
+    @property
+    def difference(self) -> float | None:
+        return self.cell.mean - self.number.mean if self.number else None
+
+
+def against(comparison: Comparison, protocol: str) -> list[Match]:
+    """Every cell of `comparison` beside its published number.
+
+    Of several numbers for parts of one training set the one with the nearest number of training images is taken.
+    """
+    made = []
+    for row in comparison.rows:
+        for method in comparison.methods:
+            if cell := row.cells.get(method):
+                facts = facts_of(cell.runs[0])
+                number = find(protocol, row.dataset, row.backbone, method, facts["n_train"])
+                made.append(Match(row, method, cell, number, differing(facts, number) if number else []))
+    return made
+
+
+def find(protocol: str, dataset: str, backbone: str, method: str, n_train: object) -> Published | None:
+    key = (protocol, dataset, backbone, method)
+    found = [one for one in published() if (one.protocol, one.dataset, one.backbone, one.method) == key]
+    if not is_number(n_train):
+        return max(found, key=lambda one: one.n_train or 0, default=None)
+    return min(found, key=lambda one: abs((one.n_train or n_train) - n_train), default=None)
+
+
+def facts_of(record: dict) -> dict[str, object]:
+    """What of a run can be compared with a published protocol."""
+    schedule, backbone = section(record, "schedule"), section(record, "backbone")
+    return {
+        "weights": backbone.get("weights"),
+        "image_size": backbone.get("image_size"),
+        "iterations": record.get("iterations", schedule.get("iterations")),
+        "batch_size": schedule.get("batch_size"),
+        "lr": schedule.get("lr"),
+        "train_crop": schedule.get("train_crop"),
+        "classes": record.get("num_classes"),
+        "n_train": record.get("n_train"),
+        "n_test": record.get("n_test"),
+    }
+
+
+def differing(facts: dict[str, object], number: Published) -> list[str]:
+    """In what a run is not what was published, as far as both are known."""
+    theirs = PROTOCOLS[number.protocol].settings | {
+        "image_size": IMAGE_SIZES.get(number.backbone, 224),
+        "classes": number.classes,
+        "n_train": number.n_train,
+        "n_test": number.n_test,
+    }
+    return [
+        f"{key} {ours} ({theirs[key]})"
+        for key, ours in facts.items()
+        if ours is not None and theirs.get(key) is not None and not same(key, ours, theirs[key])
+    ]
+
+
+def same(key: str, ours: object, theirs: object) -> bool:
+    if key == "weights" and theirs == "ImageNet":  # torchvision's names of weights say what they were trained on
+        return str(ours).upper().startswith("IMAGENET")
+    return ours == theirs
+
+
+def what_is_known(comparison: Comparison, protocol: str) -> list[str]:
+    """A line for each data set and backbone of ours without any number in `protocol`: what it does have."""
+    lines = []
+    for dataset, backbone in dict.fromkeys((row.dataset, row.backbone) for row in comparison.rows):
+        mine = [one for one in published() if one.protocol == protocol and one.dataset == dataset]
+        if not any(one.backbone == backbone for one in mine):
+            others = ", ".join(dict.fromkeys(one.backbone for one in mine))
+            known = f"only with {others}" if others else "not with any backbone"
+            lines.append(f"{dataset} was not published with {backbone}, {known}")
+    return lines

@@ -1,0 +1,105 @@
+"""What runs left on disk, read: folders, records (summary.json), metrics.jsonl, predictions.npz.
+
+Nothing is ever filled in: what cannot be read is named, and the rest is used.
+"""
+
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+
+class Damaged(UserError):
+    """A file of a run that cannot be read; the message names it."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of the test part at the last iteration."""
+
+    labels: "np.ndarray"  # (N,)
+    logits: "np.ndarray"  # (N, K)
+    index: "np.ndarray"  # (N,): which images of the data set, in the order of its file list
+
+    @property
+    def correct(self) -> "np.ndarray":
+        """(N,) bool."""
+        return self.logits.argmax(axis=1) == self.labels
+
+
+def run_folders(dirs: list[Path]) -> list[Path]:
+    """The run folders below `dirs`, each once, finished or not."""
+    found: dict[Path, Path] = {}
+    for top in dirs:
+        if (top / "summary.json").exists():  # a single run
+            found.setdefault(top.resolve(), top)
+            continue
+        runs = top / "runs" if (top / "runs").is_dir() else top
+        for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
+            # Below runs/ all folders are runs; elsewhere a run is known by its files.
+            started = folder.is_dir() and (runs.name == "runs" or (folder / "config.yaml").exists())
+            if started or (folder / "summary.json").exists():
+                found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def read(folder: Path) -> dict:
+    """The record of one run, with its `folder`. One that cannot be read is still a record: named, not lost."""
+    known = {"run_id": folder.name, "folder": folder}
+    try:
+        record = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        return known | {"unreadable": error}
+    if not isinstance(record, dict):
+        return known | {"unreadable": "not a JSON object"}
+    return known | record | {"folder": folder}
+
+
+def metrics(record: dict) -> "pd.DataFrame | None":
+    """metrics.jsonl, a row per log line: step, lr, each loss term, accuracies where they were measured (else NaN).
+
+    None if the run has no such file. Raises Damaged if a line cannot be read; a last line without its end, which a
+    killed run leaves, is not looked at.
+    """
+    import pandas as pd
+
+    path = record["folder"] / "metrics.jsonl"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Damaged(f"{path} cannot be read: {error}") from None
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    rows = []
+    for number, line in enumerate(whole, 1):
+        try:
+            row = json.loads(line)
+            rows.append({"step": int(row["step"])} | row)
+        except (ValueError, TypeError, KeyError):
+            raise Damaged(f"{path}, line {number}, is not a line of metrics: {line[:60]!r}") from None
+    return pd.DataFrame(rows) if rows else None
+
+
+def predictions(record: dict) -> Predictions | None:
+    """predictions.npz; None if the run has none (one on folds, or a record without its outputs). Raises Damaged."""
+    import numpy as np
+
+    path = record["folder"] / "predictions.npz"
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            made = Predictions(arrays["labels"], arrays["logits"], arrays["index"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise Damaged(f"{path} cannot be read: {error}") from None
+    if not len(made.labels) == len(made.logits) == len(made.index) > 0 or made.logits.ndim != 2:
+        raise Damaged(f"{path}: labels, logits and index do not belong together")
+    return made

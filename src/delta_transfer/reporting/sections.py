@@ -1,0 +1,175 @@
+"""A comparison -> the tables of a report: accuracies, differences to a baseline, mean ranks, published numbers."""
+
+from collections.abc import Callable
+
+from . import runs
+from .comparison import Cell, Comparison, display, show
+from .published import PROTOCOLS, against, what_is_known
+from .runs import Damaged, Predictions
+from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paired, ranks, winner
+from .tables import MISSING, Entry, Table, entries
+
+BOLD = "Bold: ahead of every other method of its row, each time by a 95 % t interval of the paired difference by seed"
+UNSETTLED = "No method is ahead of all others of its row by a 95 % t interval of the paired difference by seed"
+
+
+def accuracies(comparison: Comparison) -> Table:
+    """The main table: a row for each data set, backbone and setting, a column for each method."""
+    # Validation data serve to choose: what is best there proves nothing.
+    decided = contests(comparison) if comparison.metric == "test_top1" else []
+    best = {id(contest.cells[method]) for contest in decided if (method := winner(contest))}
+
+    def entry(cell: Cell | None) -> Entry:
+        return Entry(MISSING) if cell is None else Entry(str(cell), cell.mean, bold=id(cell) in best)
+
+    rows = [
+        entries(row.dataset, row.backbone, row.settings, *(entry(row.cells.get(m)) for m in comparison.methods))
+        for row in comparison.rows
+    ]
+    header = ["dataset", "backbone", "settings", *map(display, comparison.methods)]
+    said = [BOLD if best else UNSETTLED] if any(map(comparable, decided)) else []
+    return without_empty_settings(Table(comparison.title, header, rows, 3, comparison.chosen, said + comparison.notes))
+
+
+def comparable(contest: Contest) -> bool:
+    """Whether two methods have an interval between them."""
+    cells = list(contest.cells.values())
+    return not contest.several and any(
+        len(one.values.keys() & other.values.keys()) > 1 for i, one in enumerate(cells) for other in cells[:i]
+    )
+
+
+def differences(comparison: Comparison, baseline: str) -> Table | None:
+    """Each method minus the baseline, paired by seed; None where there is no pair."""
+    others = [method for method in comparison.methods if method != baseline]
+    rows = []
+    for contest in contests(comparison):
+        cells = [difference_entry(contest, method, baseline) for method in others]
+        if any(cell.value is not None for cell in cells):
+            rows.append(entries(contest.dataset, contest.backbone, show(contest.shared), *cells))
+    if not rows:
+        return None
+    title = f"Difference to {display(baseline)} in points, paired by seed: mean [95 % t interval] (n)"
+    return without_empty_settings(Table(title, ["dataset", "backbone", "settings", *map(display, others)], rows, 3))
+
+
+def difference_entry(contest: Contest, method: str, baseline: str) -> Entry:
+    if not {method, baseline} <= contest.cells.keys():
+        return Entry(MISSING)
+    difference = paired(contest.cells[method], contest.cells[baseline])
+    return Entry(MISSING) if difference is None else Entry(str(difference), difference.mean)
+
+
+def by_image_table(comparison: Comparison, baseline: str, warn: Callable[[str], None]) -> Table | None:
+    """Each method minus the baseline, over the same test images; None without stored predictions."""
+    others = [method for method in comparison.methods if method != baseline]
+    rows = []
+    for contest in contests(comparison):
+        cells = [by_image_entry(contest, method, baseline, warn) for method in others]
+        if any(cell.value is not None for cell in cells):
+            rows.append(entries(contest.dataset, contest.backbone, show(contest.shared), *cells))
+    if not rows:
+        warn(f"no per-image test: no predictions.npz of {display(baseline)} and another method with the same seed")
+        return None
+    title = (
+        f"Difference to {display(baseline)} in points, paired by test image: mean [95 % bootstrap interval] (n images)"
+    )
+    notes = [
+        "An image counts with its mean over seeds. The interval says what other test images might have given, not what "
+        "other seeds might; with a single seed, p is McNemar's exact test"
+    ]
+    header = ["dataset", "backbone", "settings", *map(display, others)]
+    return without_empty_settings(Table(title, header, rows, 3, notes=notes))
+
+
+def by_image_entry(contest: Contest, method: str, baseline: str, warn: Callable[[str], None]) -> Entry:
+    if not {method, baseline} <= contest.cells.keys():
+        return Entry(MISSING)
+    ours, theirs = (predictions_of(contest.cells[name], warn) for name in (method, baseline))
+    pairs = [(ours[key], theirs[key]) for key in sorted(ours.keys() & theirs.keys())]
+    if not pairs:
+        return Entry(MISSING)
+    try:
+        difference = by_image(pairs)
+    except ValueError as error:
+        warn(f"no per-image test of {display(method)} on {contest.dataset}, {contest.backbone}: {error}")
+        return Entry(MISSING)
+    text = str(difference)
+    if len(pairs) == 1:
+        text += f", p={mcnemar(*pairs[0])[2]:.2g}"
+    return Entry(text, difference.mean)
+
+
+def predictions_of(cell: Cell, warn: Callable[[str], None]) -> dict[tuple, Predictions]:
+    found = {}
+    for key, run in zip(cell.values, cell.runs, strict=True):
+        try:
+            if (made := runs.predictions(run)) is not None:
+                found[key] = made
+        except Damaged as error:
+            warn(str(error))
+    return found
+
+
+def mean_ranks(comparison: Comparison) -> Table | None:
+    """Mean rank over the rows that have every method; None with fewer than two such rows."""
+    complete = [contest.cells for contest in contests(comparison) if contest.cells.keys() == set(comparison.methods)]
+    methods = comparison.methods
+    made = ranks([{method: cells[method].mean for method in methods} for cells in complete])
+    if made is None:
+        return None
+    if made.critical_difference is None:
+        said = f"Too few rows for a critical difference ({made.rows}; at least {ENOUGH_ROWS}, and three methods)"
+    else:
+        said = (
+            f"Friedman p={made.friedman_p:.2g}; two methods differ if their mean ranks are more than "
+            f"{made.critical_difference:.2f} apart (Nemenyi, 95 %, rows taken as independent)"
+        )
+    row = entries(f"{made.rows} rows", *(Entry(f"{made.mean[m]:.2f}", made.mean[m]) for m in methods))
+    title = "Mean rank over data sets and backbones that have every method (1 is best)"
+    return Table(title, ["", *map(display, methods)], [row], 1, [said])
+
+
+def beside_published(comparison: Comparison, protocol: str) -> Table:
+    """Each cell of ours beside the published number, with what differs in how they were made."""
+    rows = []
+    for match in against(comparison, protocol):
+        number, difference = match.number, match.difference
+        rows.append(
+            entries(
+                match.row.dataset,
+                match.row.backbone,
+                match.row.settings,
+                display(match.method),
+                Entry(str(match.cell), match.cell.mean),
+                Entry(str(number), number.mean) if number else Entry(MISSING),
+                Entry(f"{difference:+.1f}", difference) if number else Entry(MISSING),
+                ", ".join(match.differing) if match.differing else "nothing known" if number else MISSING,
+            )
+        )
+    header = [
+        "dataset",
+        "backbone",
+        "settings",
+        "method",
+        "ours",
+        "published",
+        "difference",
+        "differs: ours (published)",
+    ]
+    known = PROTOCOLS[protocol]
+    sources = sorted({match.number.source for match in against(comparison, protocol) if match.number})
+    remarks = what_is_known(comparison, protocol)
+    notes = [f"Published: {'; '.join(sources)}"] if sources else []
+    notes += [f"How those were made: {known.remark}"] if known.remark and sources else []
+    return without_empty_settings(Table(f"Beside published numbers: {known.title}", header, rows, 4, remarks, notes))
+
+
+def without_empty_settings(table: Table) -> Table:
+    """The same without the column of settings where no row has any."""
+    i = table.header.index("settings")
+    if any(row[i].text for row in table.rows):
+        return table
+    rows = [[*row[:i], *row[i + 1 :]] for row in table.rows]
+    header = [*table.header[:i], *table.header[i + 1 :]]
+    return Table(table.title, header, rows, table.names - 1, table.remarks, table.notes)

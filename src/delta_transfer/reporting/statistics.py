@@ -1,0 +1,172 @@
+"""Is a difference more than chance? Pure functions on the cells of a comparison; SciPy does the arithmetic.
+
+SciPy and numpy are imported where they are used: most tables need neither.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .comparison import Cell, Comparison, Row, Settings, grouped
+
+if TYPE_CHECKING:
+    from .runs import Predictions
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000  # of the bootstrap
+ENOUGH_ROWS = 5  # for a critical difference: with fewer, ranks can hardly differ by more than chance
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two methods, in points of accuracy, with its 95 % interval; no interval for a single pair."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int  # pairs: seeds, or images
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
+    def __str__(self) -> str:
+        interval = "" if self.low is None else f" [{self.low:+.1f}, {self.high:+.1f}]"
+        return f"{self.mean:+.1f}{interval} ({self.n})"
+
+
+def paired(ours: Cell, theirs: Cell) -> Difference | None:
+    """Mean of ours - theirs over the seeds that both have, t interval with n - 1 degrees of freedom; None without any.
+
+    All methods of one seed see the same batches, which is what makes them pairs.
+    """
+    differences = [ours.values[key] - theirs.values[key] for key in sorted(ours.values.keys() & theirs.values.keys())]
+    if not differences:
+        return None
+    n, mean = len(differences), math.fsum(differences) / len(differences)
+    if n == 1:
+        return Difference(mean, None, None, 1)
+    from scipy import stats
+
+    error = float(stats.sem(differences))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    return Difference(mean, mean - half, mean + half, n)
+
+
+def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
+    """Difference in accuracy, (ours, theirs) of each seed, with a bootstrap interval over the test images.
+
+    The unit is the image: its difference is the mean over the seeds, so that being seen by several networks
+    counts once. Percentile interval, 2,000 resamples, generator seeded. Raises ValueError if the images differ.
+    """
+    import numpy as np
+    from scipy import stats
+
+    first = pairs[0][0]
+    for one in (one for pair in pairs for one in pair):
+        if not (np.array_equal(one.index, first.index) and np.array_equal(one.labels, first.labels)):
+            raise ValueError("predictions of different test images")
+    differences = np.mean([ours.correct.astype(float) - theirs.correct for ours, theirs in pairs], axis=0) * 100
+    mean = float(differences.mean())
+    if np.ptp(differences) == 0:
+        return Difference(mean, mean, mean, len(differences))
+    interval = stats.bootstrap(
+        (differences,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, 10_000_000 // len(differences)),  # numbers in memory at a time
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Difference(mean, float(interval.low), float(interval.high), len(differences))
+
+
+def mcnemar(ours: "Predictions", theirs: "Predictions") -> tuple[int, int, float]:
+    """Images that only ours gets right, that only theirs does, and McNemar's exact two-sided p of the two counts."""
+    from scipy import stats
+
+    only_ours = int((ours.correct & ~theirs.correct).sum())
+    only_theirs = int((theirs.correct & ~ours.correct).sum())
+    if not only_ours + only_theirs:
+        return 0, 0, 1.0
+    return only_ours, only_theirs, float(stats.binomtest(only_ours, only_ours + only_theirs).pvalue)
+
+
+# ---- one setting of each method --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The methods of one data set, backbone and setting outside reg, each with one setting of its own."""
+
+    dataset: str
+    backbone: str
+    shared: Settings
+    cells: dict[str, Cell]
+    several: list[str]  # methods left out: run with several settings, of which none may be picked by test accuracy
+
+
+def contests(comparison: Comparison) -> list[Contest]:
+    made = []
+    for (dataset, backbone, shared), rows in grouped(comparison.rows, place_of):
+        cells = {method: [row.cells[method] for row in rows if method in row.cells] for method in comparison.methods}
+        single = {method: found[0] for method, found in cells.items() if len(found) == 1}
+        several = [method for method, found in cells.items() if len(found) > 1]
+        made.append(Contest(dataset, backbone, shared, single, several))
+    return made
+
+
+def place_of(row: Row) -> tuple:
+    return row.dataset, row.backbone, row.shared
+
+
+def winner(contest: Contest) -> str | None:
+    """The method whose paired difference to every other one is positive with an interval that excludes zero.
+
+    No correction for the number of comparisons. None where a method has several settings: the best of them by test
+    accuracy would have been selected on test data.
+    """
+    if contest.several or len(contest.cells) < 2:
+        return None
+    best = max(contest.cells, key=lambda method: contest.cells[method].mean)
+    for method, cell in contest.cells.items():
+        if method != best:
+            difference = paired(contest.cells[best], cell)
+            if difference is None or not difference.excludes_zero or difference.mean <= 0:
+                return None
+    return best
+
+
+# ---- over data sets --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Mean rank of each method over the rows that have all of them; rank 1 is the most accurate."""
+
+    mean: dict[str, float]
+    rows: int
+    friedman_p: float | None  # of "all methods are alike"
+    critical_difference: float | None  # mean ranks further apart than this differ (Nemenyi); None with too few rows
+
+
+def ranks(scores: list[dict[str, float]]) -> Ranks | None:
+    """`scores`: accuracies by method, one entry a row; None unless two rows or more share two methods or more.
+
+    Friedman's test and Nemenyi's critical difference q * sqrt(k (k + 1) / (6 N)) at 95 %, q the studentized range with
+    infinite degrees of freedom over sqrt(2) (Demsar, JMLR 2006), rows taken as independent.
+    """
+    methods = [method for method in (scores[0] if scores else {}) if all(method in row for row in scores)]
+    n, k = len(scores), len(methods)
+    if n < 2 or k < 2:
+        return None
+    from scipy import stats
+
+    ranked = [stats.rankdata([-row[method] for method in methods]) for row in scores]
+    mean = {method: float(sum(row[i] for row in ranked)) / n for i, method in enumerate(methods)}
+    if n < ENOUGH_ROWS or k < 3:
+        return Ranks(mean, n, None, None)
+    p = float(stats.friedmanchisquare(*([row[method] for row in scores] for method in methods)).pvalue)
+    q = float(stats.studentized_range.ppf(CONFIDENCE, k, math.inf)) / math.sqrt(2)
+    return Ranks(mean, n, p, q * math.sqrt(k * (k + 1) / (6 * n)))

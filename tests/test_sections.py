@@ -1,0 +1,264 @@
+"""The tables of a report on synthetic records, in every format, as exact text."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from delta_transfer import report
+from delta_transfer.reporting import export, sections, tables
+from delta_transfer.reporting.comparison import compare
+from delta_transfer.reporting.tables import Entry, Table, entries
+
+from .test_report import record, save
+
+SEEDS = {"l2": [50.0, 52.0, 54.0], "l2_sp": [50.5, 52.0, 54.5], "delta": [53.0, 55.1, 57.0]}
+
+
+def three_methods(**changes):
+    return [record(name, seed, value, **changes) for name, all_ in SEEDS.items() for seed, value in enumerate(all_)]
+
+
+def grid(table):
+    return [table.header, *([entry.text for entry in row] for row in table.rows)]
+
+
+# ---- what is said ----------------------------------------------------------------------------------------
+
+
+def test_only_the_one_ahead_of_all_is_bold():
+    made = sections.accuracies(compare(three_methods()))
+    assert [entry.text for entry in made.rows[0] if entry.bold] == ["55.0 ± 2.0 (3)"]
+    assert made.notes[0] == sections.BOLD
+    close = [
+        r | {"test_top1": r["test_top1"] - 2} if r["config"]["reg"]["name"] == "delta" else r for r in three_methods()
+    ]
+    made = sections.accuracies(compare(close))
+    assert not any(entry.bold for entry in made.rows[0]) and made.notes[0] == sections.UNSETTLED
+
+
+def test_without_seeds_in_common_nothing_is_said_of_who_is_ahead():
+    notes = sections.accuracies(compare([record("l2", 0), record("delta", 1)])).notes
+    assert sections.BOLD not in notes and sections.UNSETTLED not in notes
+
+
+def test_differences():
+    made = sections.differences(compare(three_methods()), "l2")
+    assert grid(made) == [
+        ["dataset", "backbone", "L2-SP", "DELTA"],
+        ["cub", "resnet18", "+0.3 [-0.4, +1.1] (3)", "+3.0 [+2.9, +3.2] (3)"],
+    ]
+    assert sections.differences(compare([record("l2", 0)]), "l2") is None
+
+
+def test_no_differences_between_settings_that_were_not_chosen():
+    runs = [record("l2", 0, 50.0), *(record("delta", 0, 60.0, alpha=a) for a in (0.1, 0.01))]
+    assert sections.differences(compare(runs), "l2") is None
+
+
+def test_mean_ranks():
+    runs = [*three_methods(), *three_methods(dataset__name="dogs")]
+    made = sections.mean_ranks(compare(runs))
+    assert grid(made) == [["", "L2", "L2-SP", "DELTA"], ["2 rows", "3.00", "2.00", "1.00"]]
+    assert made.remarks == ["Too few rows for a critical difference (2; at least 5, and three methods)"]
+    many = [r for i in range(6) for r in three_methods(dataset__name=f"set{i}")]
+    (said,) = sections.mean_ranks(compare(many)).remarks
+    assert said.startswith("Friedman p=0.0025; two methods differ if their mean ranks are more than 1.35 apart")
+    assert sections.mean_ranks(compare(three_methods())) is None
+
+
+def test_beside_published():
+    made = sections.beside_published(compare([record(backbone__name="resnet101", top1=70.0), record("l2")]), "paper")
+    assert grid(made) == [
+        ["dataset", "backbone", "method", "ours", "published", "difference", "differs: ours (published)"],
+        ["cub", "resnet101", "DELTA", "70.0 (1)", "80.5", "-10.5", made.rows[0][-1].text],
+        ["cub", "resnet18", "L2", "57.4 (1)", "–", "–", "–"],
+    ]
+    assert made.rows[0][-1].text == (
+        "image_size 160 (224), iterations 300 (9000), batch_size 32 (64), n_train 500 (5994), n_test 1389 (5794)"
+    )
+    assert made.remarks == ["cub was not published with resnet18, only with resnet101, inception_v3"]
+
+
+# ---- predictions -----------------------------------------------------------------------------------------
+
+
+def save_predictions(folder, records, right):
+    """`right`: share of 100 images that each run gets right, by method."""
+    save(folder, records)
+    for r in records:
+        correct = np.arange(100) < 100 * right[r["config"]["reg"]["name"]]
+        logits = np.stack([correct, ~correct], axis=1).astype(np.float32)
+        np.savez(
+            folder / "runs" / r["run_id"] / "predictions.npz",
+            labels=np.zeros(100, int),
+            logits=logits,
+            index=np.arange(100),
+        )
+
+
+def test_per_image_differences(tmp_path, capsys):
+    records = [record(name, seed) for name in ("l2", "delta") for seed in range(2)]
+    save_predictions(tmp_path, records, {"l2": 0.6, "delta": 0.8})
+    assert report.main([str(tmp_path), "--per-image", "--format", "markdown"]) == 0
+    out = capsys.readouterr().out
+    assert "paired by test image: mean [95 % bootstrap interval] (n images)**" in out
+    # 20 +- 1.96 * sqrt(0.2 * 0.8 / 100), in whole images
+    assert re.search(r"\| \+20\.0 \[\+1[123]\.0, \+2[78]\.0\] \(100\) \|", out)
+
+
+def test_with_one_seed_mcnemar_is_given(tmp_path, capsys):
+    save_predictions(tmp_path, [record("l2"), record("delta")], {"l2": 0.6, "delta": 0.8})
+    assert report.main([str(tmp_path), "--per-image", "--format", "markdown"]) == 0
+    assert "(100), p=1.9e-06 |" in capsys.readouterr().out  # 2 * (1/2)^20
+
+
+def test_damaged_or_missing_predictions_are_named(tmp_path, capsys):
+    save_predictions(tmp_path, [record("l2"), record("delta")], {"l2": 0.6, "delta": 0.8})
+    (tmp_path / "runs" / record("delta")["run_id"] / "predictions.npz").write_bytes(b"PK half")
+    assert report.main([str(tmp_path), "--per-image", "--format", "markdown"]) == 0
+    out, err = capsys.readouterr()
+    assert "57.4 (1)" in out and "bootstrap" not in out
+    assert record("delta")["run_id"] in err and "no per-image test" in err
+
+
+def test_predictions_of_other_images_are_not_compared(tmp_path, capsys):
+    save_predictions(tmp_path, [record("l2"), record("delta")], {"l2": 0.6, "delta": 0.8})
+    path = tmp_path / "runs" / record("delta")["run_id"] / "predictions.npz"
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"index": arrays["index"] + 1})
+    assert report.main([str(tmp_path), "--per-image"]) == 0
+    assert (
+        "no per-image test of DELTA on cub, resnet18: predictions of different test images" in capsys.readouterr().err
+    )
+
+
+# ---- exact text ------------------------------------------------------------------------------------------
+
+
+def test_whole_report_in_markdown(tmp_path, capsys):
+    folder = save(tmp_path, three_methods())
+    assert report.main([folder, "--format", "markdown", "--against", "paper"]) == 0
+    expected = """\
+**Test top-1 accuracy (%), last iteration; mean ± sample std over seeds (n)**
+
+| dataset | backbone |             L2 |          L2-SP |              DELTA |
+| ------- | -------- | -------------: | -------------: | -----------------: |
+| cub     | resnet18 | 52.0 ± 2.0 (3) | 52.3 ± 2.0 (3) | **55.0 ± 2.0 (3)** |
+
+- Bold: ahead of every other method of its row, each time by a 95 % t interval of the paired difference by seed
+- L2-SP: alpha=0.01, beta=0.01
+- DELTA: alpha=0.01, beta=0.01
+- All runs: iterations=300, batch_size=32, lr=0.01, image_size=160, n_train=500, n_test=1389, precision=fp32
+- Hardware: cpu: Intel Xeon, 2 threads
+- Versions: python 3.11.7, torch 2.15.0
+- Commits: abc1234
+- Mean training time per run: L2 101.0 s, L2-SP 101.0 s, DELTA 101.0 s
+
+**Difference to L2 in points, paired by seed: mean [95 % t interval] (n)**
+
+| dataset | backbone |                 L2-SP |                 DELTA |
+| ------- | -------- | --------------------: | --------------------: |
+| cub     | resnet18 | +0.3 [-0.4, +1.1] (3) | +3.0 [+2.9, +3.2] (3) |
+
+**Beside published numbers: DELTA (ICLR 2019), main table**
+
+| dataset | backbone | method |           ours | published | difference | differs: ours (published) |
+| ------- | -------- | ------ | -------------: | --------: | ---------: | ------------------------: |
+| cub     | resnet18 | L2     | 52.0 ± 2.0 (3) |         – |          – |                         – |
+| cub     | resnet18 | L2-SP  | 52.3 ± 2.0 (3) |         – |          – |                         – |
+| cub     | resnet18 | DELTA  | 55.0 ± 2.0 (3) |         – |          – |                         – |
+
+- cub was not published with resnet18, only with resnet101, inception_v3
+"""
+    assert capsys.readouterr().out == expected
+
+
+def test_bold_in_latex():
+    text = tables.latex(Table("50 % ± 1", ["name", "value"], [entries("a_b", Entry("−1.0", -1.0, bold=True))], 1))
+    assert (
+        text
+        == r"""\begin{table}[t]
+\centering
+\caption{50 \% $\pm$ 1}
+\begin{tabular}{lr}
+\toprule
+name & value \\
+\midrule
+a\_b & \textbf{$-$1.0} \\
+\bottomrule
+\end{tabular}
+\end{table}
+"""
+    )
+
+
+def test_csv():
+    expected = """\
+dataset,backbone,settings,method,mean,std,n,baseline,difference,low,high,published,published_std,published_source,differs
+cub,resnet18,,l2,52.0,2.0,3,,,,,,,,
+cub,resnet18,,l2_sp,52.3333,2.0207,3,l2,0.3333,-0.3838,1.0504,,,,
+cub,resnet18,,delta,55.0333,2.0008,3,l2,3.0333,2.8899,3.1768,,,,
+"""
+    assert export.as_csv(compare(three_methods()), "l2", "paper") == expected
+
+
+def test_json():
+    made = export.as_json(compare([record("l2", 0, 50.0), record("delta", 0, 52.0)]), "l2")
+    expected = """\
+{
+ "title": "Test top-1 accuracy (%), last iteration; mean ± sample std over seeds (n)",
+ "metric": "test_top1",
+ "cells": [
+  {
+   "dataset": "cub",
+   "backbone": "resnet18",
+   "settings": "",
+   "method": "l2",
+   "mean": 50.0,
+   "std": null,
+   "n": 1,
+   "baseline": null,
+   "difference": null,
+   "low": null,
+   "high": null,
+   "runs": [
+    {
+     "run_id": "cub-resnet18-l2-s0-0.01",
+     "seed": 0,
+     "fold": null,
+     "value": 50.0
+    }
+   ]
+  },
+"""
+    assert made.startswith(expected)
+    delta = json.loads(made)["cells"][1]
+    assert (delta["method"], delta["baseline"], delta["difference"]) == ("delta", "l2", 2.0)
+
+
+# ---- the command -----------------------------------------------------------------------------------------
+
+
+def test_baseline_that_was_not_run(tmp_path, capsys):
+    folder = save(tmp_path, three_methods())
+    assert report.main([folder, "--baseline", "l2_fe"]) == 1
+    assert capsys.readouterr().err == (
+        "delta-report: --baseline l2_fe: there are no runs of it, only of l2, l2_sp, delta.\n"
+    )
+    assert report.main([folder, "--baseline", "delta", "--format", "csv"]) == 0
+    assert ",l2,52.0,2.0,3,delta,-3.0333," in capsys.readouterr().out
+
+
+def test_validation_tables_prove_nothing(tmp_path, capsys):
+    runs = [r | {"val_top1": r["test_top1"]} for r in three_methods(split__val_fraction=0.2)]
+    assert report.main([save(tmp_path, runs), "--metric", "val_top1", "--format", "markdown"]) == 0
+    out = capsys.readouterr().out
+    assert "Validation top-1" in out and "Difference" not in out and "**55" not in out
+
+
+@pytest.mark.parametrize("options", [["--format", "html"], ["--pictures", "x"], ["--against", "memory"]])
+def test_options_that_make_no_sense(options):
+    with pytest.raises(SystemExit):
+        report.main(options)
