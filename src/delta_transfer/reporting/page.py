@@ -1,0 +1,293 @@
+"""delta-report --format html: a comparison -> one page that needs no network, also from a file.
+
+Tables that can be sorted, learning curves and histograms that can be hovered (Plotly), pictures, and how each run was
+made. page.css and page.js are its looks and its behaviour. The text is a pure function of records and pictures.
+"""
+
+import json
+import math
+from base64 import b64encode
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from html import escape
+from importlib.resources import files
+from itertools import count
+from pathlib import Path
+
+from ..errors import UserError
+from .comparison import Comparison, Row, display, one_line, run_id
+from .page_charts import Chart, Group, Key, attention_histograms, learning_curves
+from .tables import Entry, Table
+
+Warn = Callable[[str], None]
+
+# The browser itself refuses whatever is not in the file.
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
+    "form-action 'none'; base-uri 'none'"
+)
+PNG = b"\x89PNG\r\n\x1a\n"
+MAX_OPEN = 4  # groups of charts; more are folded up, so that a page of many data sets stays short
+MAX_NAMES = 6  # in the line below the title
+LONG = 40  # characters, from which on the words of a cell get a wide column of small print
+STROKES = {"solid": "", "dash": "8 4", "dashdot": "8 3 2 3", "dot": "2 3"}  # SVG's dashes by plotly's names
+
+CURVES = (
+    "Mean over the seeds of a cell, at the iterations that all its runs logged; the band is ± the sample standard "
+    "deviation. Penalties are drawn as they were added to the loss, with alpha and beta. A quantity that was measured "
+    "only once is in the tables alone. A click on a name hides its line."
+)
+ATTENTION = (
+    "How many channels of a tapped layer have which weight. The weights of a layer are divided by their mean: at 1 "
+    "(dashed) a channel counts as it does without attention."
+)
+
+
+def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn: Warn) -> str:
+    """The whole page. `pictures`: PNG files; a text file beside one, of the same stem, is its caption.
+
+    What is missing or cannot be read is named through `warn` and left out. Raises UserError without the package plotly.
+    """
+    plotly = plotly_script()
+    curves, histograms = learning_curves(comparison, warn), attention_histograms(comparison, warn)
+    ids = (f"chart-{number}" for number in count(1))
+    drawn: dict[str, Chart] = {}
+    sections = [
+        ("tables", "Tables", "\n".join(map(table_html, tables))),
+        ("curves", "Learning curves", groups_html(curves, CURVES, ids, drawn)),
+        ("attention", "Channel attention", groups_html(histograms, ATTENTION, ids, drawn)),
+        ("pictures", "Case study", "\n".join(filter(None, (picture_html(path, warn) for path in pictures)))),
+        ("runs", "Runs", "\n".join(runs_html(row, comparison) for row in comparison.rows)),
+    ]
+    sections = [section for section in sections if section[2]]
+    links = "\n".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
+    body = "\n".join(f'<section id="{name}">\n<h2>{title}</h2>\n{inner}\n</section>' for name, title, inner in sections)
+    data = {name: {"data": c.traces, "x": c.x, "reference": c.reference} for name, c in drawn.items()}
+    return f"""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<link rel="icon" href="data:,">
+<title>delta-transfer: {escape(names(comparison, "dataset"))}</title>
+<style>
+{own_file("page.css")}</style>
+</head>
+<body>
+<header>
+<h1>delta-transfer: a comparison of fine-tuning methods</h1>
+<p>{escape(what_it_is(comparison))}</p>
+<nav aria-label="Sections">
+{links}
+</nav>
+</header>
+<main>
+{body}
+</main>
+<script type="application/json" id="charts">{script_json(data)}</script>
+<script>
+{plotly if drawn else ""}
+</script>
+<script>
+{own_file("page.js")}</script>
+</body>
+</html>
+"""
+
+
+def plotly_script() -> str:
+    """plotly.js as the package brings it, about 4.8 MB. Raises UserError if it is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise UserError("--format html draws with plotly: pip install 'delta-transfer[report]'") from None
+    return get_plotlyjs()
+
+
+def own_file(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
+
+
+def script_json(data: object) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+# ---- what it is ------------------------------------------------------------------------------------------
+
+
+def what_it_is(comparison: Comparison) -> str:
+    runs = records_of(comparison.rows)
+    methods, datasets, backbones = len(comparison.methods), names(comparison, "dataset"), names(comparison, "backbone")
+    newest = max(filter(None, map(finished, runs)), default=None)
+    when = newest.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if newest else "at a time that is not recorded"
+    many = len({row.dataset for row in comparison.rows})
+    return (
+        f"{counted(len(runs), 'run')} of {counted(methods, 'method')} on {counted(many, 'data set')} ({datasets}) with "
+        f"{backbones}; the newest finished {when}."
+    )
+
+
+def records_of(rows: Iterable[Row]) -> list[dict]:
+    return [run for row in rows for cell in row.cells.values() for run in cell.runs]
+
+
+def finished(record: dict) -> datetime | None:
+    """None if the record does not say, or not in which time zone."""
+    try:
+        time = datetime.fromisoformat(record["finished"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return time if time.tzinfo else None
+
+
+def names(comparison: Comparison, part: str) -> str:
+    found = list(dict.fromkeys(getattr(row, part) for row in comparison.rows))
+    more = [f"{len(found) - MAX_NAMES} more"] if len(found) > MAX_NAMES else []
+    return ", ".join(found[:MAX_NAMES] + more)
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+# ---- tables ----------------------------------------------------------------------------------------------
+
+
+def table_html(table: Table) -> str:
+    # A column of words among the numbers, such as what differs from a published number, is set like names.
+    numeric = [
+        i >= table.names and any(row[i].value is not None for row in table.rows) for i in range(len(table.header))
+    ]
+
+    def head(title: str, is_numeric: bool) -> str:
+        button = f'<button type="button">{escape(title)}</button>' if title else ""
+        return f'<th scope="col"{css_class("number" if is_numeric else "")}>{button}</th>'
+
+    def cell(entry: Entry, is_numeric: bool) -> str:
+        kind = "number" if is_numeric else "long" if len(entry.text) > LONG else ""
+        value = f' data-value="{entry.value!r}"' if entry.value is not None and math.isfinite(entry.value) else ""
+        text = escape(entry.text)
+        return f"<td{css_class(kind)}{value}>{f'<strong>{text}</strong>' if entry.bold else text}</td>"
+
+    head_line = "".join(map(head, table.header, numeric))
+    body = "\n".join(f"<tr>{''.join(map(cell, row, numeric))}</tr>" for row in table.rows)
+    return "\n".join(
+        [
+            f"<h3>{escape(table.title)}</h3>",
+            '<div class="scroll" tabindex="0">',
+            f'<table class="sortable" aria-label="{escape(table.title)}">',
+            f"<thead><tr>{head_line}</tr></thead>",
+            f"<tbody>\n{body}\n</tbody>",
+            "</table>",
+            "</div>",
+            *list_html("remarks", table.remarks),
+            *list_html("notes", table.notes),
+        ]
+    )
+
+
+def css_class(name: str) -> str:
+    return f' class="{name}"' if name else ""
+
+
+def list_html(name: str, lines: list[str]) -> list[str]:
+    return [f'<ul class="{name}">', *(f"<li>{escape(line)}</li>" for line in lines), "</ul>"] if lines else []
+
+
+# ---- charts ----------------------------------------------------------------------------------------------
+
+
+def groups_html(groups: list[Group], what: str, ids: Iterable[str], drawn: dict[str, Chart]) -> str:
+    """Empty places for the charts, which page.js fills; adds them to `drawn` by the id of their place."""
+    if not groups:
+        return ""
+    is_open = " open" if len(groups) <= MAX_OPEN else ""
+    lines = [f"<p>{escape(what)}</p>"]
+    for group in groups:
+        lines += [f'<details class="group"{is_open}>', f"<summary>{escape(group.title)}</summary>"]
+        lines += [f"<p>{escape(remark)}</p>" for remark in group.remarks]
+        if group.keys:
+            lines += ['<div class="legend">', *map(key_html, group.keys), "</div>"]
+        lines.append('<div class="charts">')
+        for chart, name in zip(group.charts, ids, strict=False):
+            drawn[name] = chart
+            title = escape(chart.title)
+            lines.append(
+                f'<figure><figcaption>{title}</figcaption><div class="chart" id="{name}" role="img" '
+                f'aria-label="{title}"></div></figure>'
+            )
+        lines += ["</div>", "</details>"]
+    return "\n".join(lines)
+
+
+def key_html(key: Key) -> str:
+    line = (
+        f'<line x1="0" y1="5" x2="30" y2="5" stroke="{key.colour}" stroke-width="2.5" '
+        f'stroke-dasharray="{STROKES[key.dash]}" opacity="{key.opacity}"/>'
+    )
+    return (
+        f'<button type="button" aria-pressed="true" value="{escape(key.label)}">'
+        f'<svg width="30" height="10" aria-hidden="true">{line}</svg>{escape(key.label)} ({key.n})</button>'
+    )
+
+
+# ---- pictures --------------------------------------------------------------------------------------------
+
+
+def picture_html(path: Path, warn: Warn) -> str | None:
+    try:
+        data = path.read_bytes()
+        beside = path.with_suffix(".txt")
+        caption = beside.read_text(encoding="utf-8").strip() if beside.exists() else path.stem
+    except (OSError, UnicodeDecodeError) as error:
+        warn(f"not in the page: {path} or its caption cannot be read: {error}")
+        return None
+    if not data.startswith(PNG):
+        warn(f"not in the page: {path} is not a PNG file")
+        return None
+    source = f"data:image/png;base64,{b64encode(data).decode()}"
+    return (
+        f'<figure class="picture"><img src="{source}" alt="{escape(path.stem)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+# ---- how each run was made -------------------------------------------------------------------------------
+
+
+def runs_html(row: Row, comparison: Comparison) -> str:
+    """A folded list for each row of the comparison, in it one for each run."""
+    title = ", ".join(filter(None, [row.dataset, row.backbone, row.settings]))
+    runs = [(method, run) for method in comparison.methods if method in row.cells for run in row.cells[method].runs]
+    return "\n".join(
+        [
+            f"<details>\n<summary>{escape(title)}: {counted(len(runs), 'run')}</summary>",
+            *(run_html(method, run, comparison.metric) for method, run in runs),
+            "</details>",
+        ]
+    )
+
+
+def run_html(method: str, record: dict, metric: str) -> str:
+    versions, overrides = record.get("versions"), record.get("overrides")
+    entries = {
+        "command": record.get("command"),
+        "overrides": " ".join(map(one_line, overrides)) if isinstance(overrides, list) else None,
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else None,
+        "device": record.get("device"),
+        "commit": record.get("git_commit"),
+        "finished": record.get("finished"),
+    }
+    lines = [f"<dt>{name}</dt><dd>{value_html(name, value)}</dd>" for name, value in entries.items()]
+    summary = f"<code>{escape(run_id(record))}</code> {escape(display(method))}, {record[metric]:.2f} %"
+    return f'<details class="run"><summary>{summary}</summary><dl>\n' + "\n".join(lines) + "\n</dl></details>"
+
+
+def value_html(name: str, value: object) -> str:
+    if value in (None, ""):
+        return "not recorded"
+    text = escape(str(value))
+    return f"<code>{text}</code>" if name in ("command", "overrides") else text

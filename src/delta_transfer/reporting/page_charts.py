@@ -1,0 +1,227 @@
+"""Records -> what the HTML page draws: learning curves of each cell, histograms of channel attention.
+
+A chart holds Plotly's traces; how charts look (fonts, axes, bands) is in page.js. pandas and numpy are imported where
+they are used, torch only if a run has channel attention.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from ..console import NOT_LOSS_TERMS
+from . import runs
+from .comparison import Cell, Comparison, display, grouped, run_id, show
+from .runs import Damaged
+from .statistics import place_of
+from .style import DASHES, style_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+Warn = Callable[[str], None]
+
+POINTS = 400  # of a line; a screen has not many more
+BINS = 40
+TITLES = {
+    "loss": "Training loss, all terms",
+    "cross_entropy": "Training cross-entropy",
+    "train_top1": "Training accuracy (%)",
+    "val_top1": "Validation accuracy (%)",
+    "test_top1": "Test accuracy (%)",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    x: str  # what the horizontal axis shows
+    traces: list[dict]  # plotly's; `customdata` of a line is the sample std at each point
+    reference: float | None = None  # a vertical line there
+
+
+@dataclass(frozen=True)
+class Key:
+    """A line of the legend, which all charts of a group share: a click on it hides the traces of that `legendgroup`."""
+
+    label: str
+    n: int  # runs
+    colour: str
+    dash: str  # plotly's
+    opacity: float
+
+
+@dataclass(frozen=True)
+class Group:
+    title: str
+    charts: list[Chart]
+    keys: list[Key]
+    remarks: list[str]
+
+
+# ---- learning curves -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """The curves of one cell."""
+
+    key: Key
+    mean: "pd.DataFrame"  # by step, a column for each quantity; NaN where not all runs have a value
+    std: "pd.DataFrame"  # sample std, likewise; NaN for a single run
+
+
+def learning_curves(comparison: Comparison, warn: Warn) -> list[Group]:
+    """A group of charts for each data set, backbone and setting outside reg, a line for each method and setting of it.
+
+    A line is the mean over the seeds of a cell. Runs whose metrics.jsonl is missing or damaged are named through `warn`
+    and left out.
+    """
+    groups = []
+    for (dataset, backbone, shared), rows in grouped(comparison.rows, place_of):
+        lines = []
+        for method in comparison.methods:
+            cells = [(row.reg, row.cells[method]) for row in rows if method in row.cells]
+            style = style_of(method, comparison.methods)
+            for number, (reg, cell) in enumerate(cells):
+                if frames := logs_of(cell, warn):
+                    # Several settings of a method: from strong to faint.
+                    opacity = round(1 - 0.65 * number / max(1, len(cells) - 1), 2)
+                    key = Key(label(method, reg), len(frames), style.colour, DASHES[style.line], opacity)
+                    lines.append(Line(key, *over_seeds(frames)))
+        if charts := [chart for name in quantities(lines) if (chart := chart_of(name, lines))]:
+            title = ", ".join(filter(None, [dataset, backbone, show(shared)]))
+            groups.append(Group(title, charts, [line.key for line in lines], []))
+    return groups
+
+
+def label(method: str, reg: tuple) -> str:
+    return ", ".join(filter(None, [display(method), show(reg).replace("reg.", "")]))
+
+
+def logs_of(cell: Cell, warn: Warn) -> "list[pd.DataFrame]":
+    found = []
+    for run in cell.runs:
+        try:
+            frame = runs.metrics(run)
+        except Damaged as error:
+            warn(f"not in the learning curves: {error}")
+            continue
+        if frame is None:
+            warn(f"not in the learning curves: {run_id(run)} has no metrics.jsonl, or an empty one")
+        else:
+            found.append(frame)
+    return found
+
+
+def over_seeds(frames: "list[pd.DataFrame]") -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """Mean and sample std by step; missing where a run has no finite value, so that n is the same all along."""
+    import numpy as np
+    import pandas as pd
+
+    steps = pd.concat(frames).select_dtypes("number").replace([np.inf, -np.inf], np.nan).groupby("step")
+    complete = steps.count() == len(frames)
+    return steps.mean().where(complete), steps.std().where(complete)
+
+
+def quantities(lines: list[Line]) -> list[str]:
+    """What was logged, in the order in which it is drawn: loss, its terms, accuracies."""
+    names = dict.fromkeys(name for line in lines for name in line.mean.columns)
+    terms = [name for name in names if name not in NOT_LOSS_TERMS]
+    return [name for name in ("loss", *terms, "train_top1", "val_top1", "test_top1") if name in names]
+
+
+def chart_of(name: str, lines: list[Line]) -> Chart | None:
+    """None where no line has two points: a single one is in the tables."""
+    curves = [(line, line.mean[name].dropna()) for line in lines if name in line.mean.columns]
+    if not any(len(curve) > 1 for _, curve in curves):
+        return None
+    traces = []
+    for line, curve in curves:
+        points = thinned(curve)
+        if points.empty:
+            continue
+        trace = {
+            "type": "scatter",
+            "name": escape(line.key.label, quote=False),  # plotly reads a few tags
+            "legendgroup": line.key.label,
+            "x": points.index.tolist(),
+            "y": rounded(points.tolist()),
+            "mode": "lines" if len(points) > 20 else "lines+markers",
+            "line": {"color": line.key.colour, "dash": line.key.dash, "width": 1.8},
+            "marker": {"size": 4},
+            "opacity": line.key.opacity,
+            "hovertemplate": "%{y:.4g}",
+        }
+        std = line.std[name].reindex(points.index)
+        if std.notna().all():
+            trace |= {"customdata": rounded(std.tolist()), "hovertemplate": "%{y:.4g} ± %{customdata:.2g}"}
+        traces.append(trace)
+    return Chart(TITLES.get(name, f"Penalty: {name}"), "iteration", traces)
+
+
+def thinned(curve: "pd.Series") -> "pd.Series":
+    """At most POINTS of its points, evenly chosen, first and last among them."""
+    import numpy as np
+
+    if len(curve) <= POINTS:
+        return curve
+    return curve.iloc[np.linspace(0, len(curve) - 1, POINTS).round().astype(int)]
+
+
+def rounded(values: list[float]) -> list[float]:
+    """To 5 significant digits: the page holds them as text."""
+    return [float(f"{value:.5g}") for value in values]
+
+
+# ---- channel attention -----------------------------------------------------------------------------------
+
+
+def attention_histograms(comparison: Comparison, warn: Warn) -> list[Group]:
+    """A group for each cell with channel attention, a histogram of the normalised weights C_l * w_l for each tap.
+
+    Seeds of a cell normally share their weights, which are then counted once; different ones are pooled.
+    """
+    groups = []
+    for row in comparison.rows:
+        for method, cell in row.cells.items():
+            weights = distinct_weights(cell, warn)
+            if not weights:
+                continue
+            colour = style_of(method, comparison.methods).colour
+            taps = dict.fromkeys(tap for one in weights for tap in one)
+            charts = [histogram(tap, [one[tap] for one in weights if tap in one], colour) for tap in taps]
+            title = ", ".join(filter(None, [label(method, row.reg), row.dataset, row.backbone, show(row.shared)]))
+            remarks = [f"{len(weights)} different sets of weights, pooled."] if len(weights) > 1 else []
+            groups.append(Group(title, charts, [], remarks))
+    return groups
+
+
+def distinct_weights(cell: Cell, warn: Warn) -> "list[dict[str, np.ndarray]]":
+    found = {}
+    for run in cell.runs:
+        if (run["folder"] / "attention.safetensors").exists():
+            from .attention import weights_of  # imports torch when it reads a file
+
+            if weights := weights_of(run, warn):
+                found.setdefault(tuple((tap, values.tobytes()) for tap, values in weights.items()), weights)
+    return list(found.values())
+
+
+def histogram(tap: str, weights: "list[np.ndarray]", colour: str) -> Chart:
+    import numpy as np
+
+    values = np.concatenate(weights)
+    counts, edges = np.histogram(values, bins=BINS)
+    trace = {
+        "type": "bar",
+        "x": rounded(((edges[1:] + edges[:-1]) / 2).tolist()),
+        "y": counts.tolist(),
+        "width": rounded(np.diff(edges).tolist()),
+        "marker": {"color": colour},
+        "hovertext": [f"{low:.3g} to {high:.3g}" for low, high in zip(edges, edges[1:], strict=False)],
+        "hovertemplate": "weight %{hovertext}: %{y} channels<extra></extra>",
+    }
+    title = f"{tap}: {len(weights[0])} channels, largest weight {values.max():.2f}"
+    return Chart(title, "channel weight, mean 1", [trace], reference=1.0)

@@ -1,0 +1,497 @@
+"""The HTML page: exact text on synthetic records, and what a browser makes of it."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from base64 import b64decode
+from html import unescape
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from delta_transfer.errors import UserError
+from delta_transfer.reporting import page as module
+from delta_transfer.reporting import runs
+from delta_transfer.reporting.comparison import compare
+from delta_transfer.reporting.page import page, table_html
+from delta_transfer.reporting.page_charts import POINTS, attention_histograms, learning_curves
+from delta_transfer.reporting.tables import Entry, Table, entries
+
+from .test_report import record, save
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+PNG = b64decode(PIXEL)
+
+
+def never(line):
+    pytest.fail(f"warned: {line}")
+
+
+def read_back(folder, records, logs=None):
+    """The records as delta-report reads them; `logs`: lines of metrics.jsonl by run id."""
+    save(folder, records)
+    for run_id, lines in (logs or {}).items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "runs" / run_id / "metrics.jsonl").write_text(text)
+    return [runs.read(path) for path in runs.run_folders([folder])]
+
+
+def log(values, name="loss", every=10):
+    return [{"step": every * (i + 1), name: value} for i, value in enumerate(values)]
+
+
+def two_seeds(folder, first, second):
+    """A comparison of one method with two seeds, which logged these lines."""
+    records = [record("delta", 0), record("delta", 1)]
+    return compare(read_back(folder, records, {records[0]["run_id"]: first, records[1]["run_id"]: second}))
+
+
+@pytest.fixture
+def markers(monkeypatch):
+    """In place of plotly and of the page's own style and script."""
+    monkeypatch.setattr(module, "plotly_script", lambda: "PLOTLY")
+    monkeypatch.setattr(module, "own_file", lambda name: f"{name}\n")
+
+
+# ---- golden text -----------------------------------------------------------------------------------------
+
+
+def test_table():
+    table = Table(
+        "Accuracy <%>",
+        ["dataset", "", "L2", "differs"],
+        [
+            entries("cub & co", "a", Entry("52.0 ± 2.0 (3)", 52.0, bold=True), "weights"),
+            entries("dogs", "b", Entry("–"), "a long list of settings that differ, with commas"),
+            entries("cars", "c", Entry("nan", math.nan), ""),
+        ],
+        names=2,
+        remarks=["a < b"],
+        notes=["small print"],
+    )
+    assert (
+        table_html(table)
+        == """\
+<h3>Accuracy &lt;%&gt;</h3>
+<div class="scroll" tabindex="0">
+<table class="sortable" aria-label="Accuracy &lt;%&gt;">
+<thead><tr><th scope="col"><button type="button">dataset</button></th><th scope="col"></th>\
+<th scope="col" class="number"><button type="button">L2</button></th>\
+<th scope="col"><button type="button">differs</button></th></tr></thead>
+<tbody>
+<tr><td>cub &amp; co</td><td>a</td><td class="number" data-value="52.0"><strong>52.0 ± 2.0 (3)</strong></td>\
+<td>weights</td></tr>
+<tr><td>dogs</td><td>b</td><td class="number">–</td>\
+<td class="long">a long list of settings that differ, with commas</td></tr>
+<tr><td>cars</td><td>c</td><td class="number">nan</td><td></td></tr>
+</tbody>
+</table>
+</div>
+<ul class="remarks">
+<li>a &lt; b</li>
+</ul>
+<ul class="notes">
+<li>small print</li>
+</ul>"""
+    )
+
+
+GOLDEN = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
+script-src 'unsafe-inline'; img-src data: blob:; form-action 'none'; base-uri 'none'">
+<link rel="icon" href="data:,">
+<title>delta-transfer: cub</title>
+<style>
+page.css
+</style>
+</head>
+<body>
+<header>
+<h1>delta-transfer: a comparison of fine-tuning methods</h1>
+<p>2 runs of 1 method on 1 data set (cub) with resnet18; the newest finished 2026-11-21 22:26 UTC.</p>
+<nav aria-label="Sections">
+<a href="#tables">Tables</a>
+<a href="#curves">Learning curves</a>
+<a href="#pictures">Case study</a>
+<a href="#runs">Runs</a>
+</nav>
+</header>
+<main>
+<section id="tables">
+<h2>Tables</h2>
+<h3>Accuracy</h3>
+<div class="scroll" tabindex="0">
+<table class="sortable" aria-label="Accuracy">
+<thead><tr><th scope="col"><button type="button">dataset</button></th></tr></thead>
+<tbody>
+<tr><td>cub</td></tr>
+</tbody>
+</table>
+</div>
+</section>
+<section id="curves">
+<h2>Learning curves</h2>
+<p>CURVES</p>
+<details class="group" open>
+<summary>cub, resnet18</summary>
+<div class="legend">
+<button type="button" aria-pressed="true" value="DELTA"><svg width="30" height="10" aria-hidden="true">\
+<line x1="0" y1="5" x2="30" y2="5" stroke="#d55e00" stroke-width="2.5" stroke-dasharray="" opacity="1.0"/></svg>\
+DELTA (2)</button>
+</div>
+<div class="charts">
+<figure><figcaption>Training loss, all terms</figcaption><div class="chart" id="chart-1" role="img" \
+aria-label="Training loss, all terms"></div></figure>
+</div>
+</details>
+</section>
+<section id="pictures">
+<h2>Case study</h2>
+<figure class="picture"><img src="data:image/png;base64,PIXEL" alt="case">\
+<figcaption>Grad-CAM</figcaption></figure>
+</section>
+<section id="runs">
+<h2>Runs</h2>
+<details>
+<summary>cub, resnet18: 2 runs</summary>
+<details class="run"><summary><code>cub-resnet18-delta-s0-0.01</code> DELTA, 57.40 %</summary><dl>
+<dt>command</dt><dd><code>delta-run reg=delta</code></dd>
+<dt>overrides</dt><dd><code>reg=delta seed=0</code></dd>
+<dt>versions</dt><dd>torch 2.15.0, python 3.11.7</dd>
+<dt>device</dt><dd>cpu: Intel Xeon, 2 threads</dd>
+<dt>commit</dt><dd>abc1234def</dd>
+<dt>finished</dt><dd>2026-11-21T23:26:00+0100</dd>
+</dl></details>
+<details class="run"><summary><code>cub-resnet18-delta-s1-0.01</code> DELTA, 57.40 %</summary><dl>
+<dt>command</dt><dd>not recorded</dd>
+<dt>overrides</dt><dd>not recorded</dd>
+<dt>versions</dt><dd>not recorded</dd>
+<dt>device</dt><dd>cpu: Intel Xeon, 2 threads</dd>
+<dt>commit</dt><dd>abc1234def</dd>
+<dt>finished</dt><dd>2026-11-21T22:25:00+0000</dd>
+</dl></details>
+</details>
+</section>
+</main>
+<script type="application/json" id="charts">{"chart-1":{"data":[{"type":"scatter","name":"DELTA",\
+"legendgroup":"DELTA","x":[10,20],"y":[4.0,2.0],"mode":"lines+markers",\
+"line":{"color":"#d55e00","dash":"solid","width":1.8},"marker":{"size":4},"opacity":1.0,\
+"hovertemplate":"%{y:.4g} ± %{customdata:.2g}","customdata":[1.4142,0.0]}],"x":"iteration","reference":null}}</script>
+<script>
+PLOTLY
+</script>
+<script>
+page.js
+</script>
+</body>
+</html>
+"""
+
+
+def test_page(tmp_path, markers, monkeypatch):
+    monkeypatch.setattr(module, "CURVES", "CURVES")
+    made = {"command": "delta-run reg=delta", "overrides": ["reg=delta", "seed=0"]}
+    records = [
+        record("delta", 0, finished="2026-11-21T23:26:00+0100", **made),  # the newest, though its clock says less
+        record("delta", 1, finished="2026-11-21T22:25:00+0000", versions=None),
+    ]
+    logs = {records[0]["run_id"]: log([5.0, 2.0]), records[1]["run_id"]: log([3.0, 2.0])}
+    (tmp_path / "case.png").write_bytes(PNG)
+    (tmp_path / "case.txt").write_text("Grad-CAM\n")
+    table = Table("Accuracy", ["dataset"], [entries("cub")], 1)
+    comparison = compare(read_back(tmp_path, records, logs))
+    assert page([table], comparison, [tmp_path / "case.png"], never) == GOLDEN.replace("PIXEL", PIXEL)
+
+
+def test_the_order_of_records_makes_no_difference(tmp_path, markers):
+    records = [record(method, seed) for method in ("l2", "delta", "mine") for seed in range(2)]
+    found = read_back(tmp_path, records, {r["run_id"]: log([3.0, 1.0 + r["seed"]]) for r in records})
+    assert page([], compare(found), [], never) == page([], compare(found[::-1]), [], never)
+
+
+def test_without_charts_there_is_no_plotly(tmp_path, markers):
+    text = page([], compare(read_back(tmp_path, [record()])), [], lambda _: None)
+    assert "PLOTLY" not in text and "not recorded" in text  # nor a time of the newest
+    assert "the newest finished at a time that is not recorded." in text
+
+
+def test_plotly_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(UserError, match=re.escape("pip install 'delta-transfer[report]'")):
+        page([], compare(read_back(tmp_path, [record()])), [], never)
+
+
+def test_many_data_sets_are_counted_not_listed(tmp_path, markers):
+    records = [record(run_id=f"run{i}", dataset__name=f"set{i}", dataset_fingerprint=str(i)) for i in range(8)]
+    text = page([], compare(read_back(tmp_path, records)), [], lambda _: None)
+    assert "8 runs of 1 method on 8 data sets (set0, set1, set2, set3, set4, set5, 2 more) with resnet18;" in text
+
+
+EVIL = "<script>hacked = 1</script></script><img src=x onerror='hacked = 2'>\"'&"
+
+
+def evil_page(folder):
+    """With EVIL wherever a person may have written something."""
+    made = {"command": EVIL, "overrides": [EVIL], "versions": {EVIL: EVIL}, "device": EVIL, "git_commit": EVIL}
+    records = [record("delta", s, backbone__name=EVIL, run_id=f"run{s}", finished=EVIL, **made) for s in range(2)]
+    for one in records:
+        one["config"]["reg"]["name"] = EVIL
+    found = read_back(folder, records, {r["run_id"]: log([3.0, 2.0], EVIL) for r in records})
+    found = [one | {"run_id": f"{one['run_id']}{EVIL}"} for one in found]
+    (folder / "case.png").write_bytes(PNG)
+    (folder / "case.txt").write_text(EVIL)
+    table = Table(EVIL, [EVIL], [[Entry(EVIL, 1.0, bold=True)], [Entry(EVIL)]], 1, [EVIL], [EVIL])
+    return page([table], compare(found), [folder / "case.png"], never)
+
+
+def test_everything_is_escaped(tmp_path, markers):
+    text = evil_page(tmp_path)
+    assert "<script>hacked" not in text and "<img src=x" not in text
+    assert text.count("<script") == text.count("</script>") == 3
+    data = json.loads(text.split('id="charts">')[1].split("</script>")[0])
+    assert data["chart-1"]["data"][0]["legendgroup"] == EVIL
+
+
+# ---- learning curves -------------------------------------------------------------------------------------
+
+
+def test_mean_and_std_at_the_steps_of_all_seeds(tmp_path):
+    [group] = learning_curves(two_seeds(tmp_path, log([4.0, 2.0, 1.0, 9.0]), log([2.0, 2.0, 3.0])), never)
+    [trace] = group.charts[0].traces
+    assert (trace["x"], trace["y"], trace["customdata"]) == ([10, 20, 30], [3.0, 2.0, 2.0], [1.4142, 0.0, 1.4142])
+    assert [(key.label, key.n) for key in group.keys] == [("DELTA", 2)]
+
+
+def test_what_is_drawn_and_in_which_order(tmp_path):
+    line = {"lr": 0.1, "cross_entropy": 1.0, "head": 0.5, "loss": 1.5, "train_top1": 50.0, "images_per_second": 9.0}
+    lines = [{"step": s} | line | ({"test_top1": 40.0, "test_loss": 2.0} if s > 1 else {}) for s in (1, 2, 3)]
+    [group] = learning_curves(two_seeds(tmp_path, lines, lines), never)
+    assert [chart.title for chart in group.charts] == [
+        "Training loss, all terms",
+        "Training cross-entropy",
+        "Penalty: head",
+        "Training accuracy (%)",
+        "Test accuracy (%)",
+    ]
+    assert group.charts[-1].traces[0]["x"] == [2, 3]
+    lines[1].pop("test_top1")
+    [group] = learning_curves(two_seeds(tmp_path / "once", lines, lines), never)
+    assert "Test accuracy (%)" not in [chart.title for chart in group.charts]
+
+
+def test_a_single_seed_has_no_band(tmp_path):
+    records = read_back(tmp_path, [record()], {record()["run_id"]: log([2.0, 1.0])})
+    [group] = learning_curves(compare(records), never)
+    assert "customdata" not in group.charts[0].traces[0]
+
+
+def test_a_value_that_is_not_finite_is_a_gap(tmp_path):
+    [group] = learning_curves(two_seeds(tmp_path, log([4.0, math.inf, 2.0]), log([2.0, 1.0, 2.0])), never)
+    assert group.charts[0].traces[0]["x"] == [10, 30]
+
+
+def test_missing_and_damaged_logs_are_named(tmp_path):
+    records = [record("delta", seed) for seed in range(3)]
+    found = read_back(tmp_path, records, {records[2]["run_id"]: log([2.0, 1.0])})
+    (found[1]["folder"] / "metrics.jsonl").write_text("{\n")
+    said = []
+    [group] = learning_curves(compare(found), said.append)
+    assert group.keys[0].n == 1 and group.charts[0].traces[0]["y"] == [2.0, 1.0]
+    assert len(said) == 2 and records[0]["run_id"] in said[0] and records[1]["run_id"] in said[1]
+
+
+def test_long_curves_are_thinned(tmp_path):
+    long = log([1.0] * 3000, every=1)
+    [group] = learning_curves(two_seeds(tmp_path, long, long), never)
+    steps = group.charts[0].traces[0]["x"]
+    assert len(steps) == POINTS and (steps[0], steps[-1]) == (1, 3000)
+    assert {after - before for before, after in zip(steps, steps[1:], strict=False)} <= {7, 8}
+
+
+def test_a_line_for_each_setting_of_a_method(tmp_path):
+    records = [record("delta", 0, alpha=alpha) for alpha in (0.1, 0.001, 0.01)] + [record("l2", 0)]
+    found = read_back(tmp_path, records, {r["run_id"]: log([2.0, 1.0]) for r in records})
+    [group] = learning_curves(compare(found), never)
+    labels = ["L2", "DELTA, alpha=0.001", "DELTA, alpha=0.01", "DELTA, alpha=0.1"]
+    assert [key.label for key in group.keys] == labels
+    assert len({key.colour for key in group.keys}) == 2
+    assert len({(key.colour, key.opacity) for key in group.keys}) == 4
+
+
+# ---- channel attention -----------------------------------------------------------------------------------
+
+
+def attention_of(monkeypatch, found, weights):
+    """The histograms where the module attention finds these weights, a dictionary of taps for each run."""
+    by_run = dict(zip([one["run_id"] for one in found], weights, strict=True))
+    for one in found:
+        (one["folder"] / "attention.safetensors").touch()
+    stub = SimpleNamespace(weights_of=lambda one, warn: by_run[one["run_id"]])
+    monkeypatch.setitem(sys.modules, "delta_transfer.reporting.attention", stub)
+    return attention_histograms(compare(found), never)
+
+
+def test_weights_that_seeds_share_are_counted_once(tmp_path, monkeypatch):
+    found = read_back(tmp_path, [record("delta", seed) for seed in range(3)])
+    same = {"layer1": np.array([0.5, 0.5, 2.0]), "layer2": np.ones(4)}
+    [group] = attention_of(monkeypatch, found, [same, dict(same), None])
+    assert (group.title, group.remarks) == ("DELTA, cub, resnet18", [])
+    assert [chart.title for chart in group.charts] == [
+        "layer1: 3 channels, largest weight 2.00",
+        "layer2: 4 channels, largest weight 1.00",
+    ]
+    [trace] = group.charts[0].traces
+    assert (trace["y"][0], trace["y"][-1], sum(trace["y"])) == (2, 1, 3)
+    assert (trace["hovertext"][0], trace["width"][0], trace["x"][0]) == ("0.5 to 0.537", 0.0375, 0.51875)
+
+
+def test_different_weights_are_pooled_and_that_is_said(tmp_path, monkeypatch):
+    found = read_back(tmp_path, [record("delta", seed) for seed in range(2)])
+    [group] = attention_of(monkeypatch, found, [{"a": np.array([0.5, 1.5])}, {"a": np.array([0.8, 1.2])}])
+    assert group.remarks == ["2 different sets of weights, pooled."]
+    assert sum(group.charts[0].traces[0]["y"]) == 4
+
+
+def test_no_attention_without_files(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "delta_transfer.reporting.attention", None)  # importing it would raise
+    assert attention_histograms(compare(read_back(tmp_path, [record("delta")])), never) == []
+
+
+# ---- pictures --------------------------------------------------------------------------------------------
+
+
+def test_pictures(tmp_path, markers):
+    (tmp_path / "good.png").write_bytes(PNG)
+    (tmp_path / "bad.png").write_text("no picture")
+    said = []
+    paths = [tmp_path / name for name in ("good.png", "bad.png", "gone.png")]
+    text = page([], compare(read_back(tmp_path, [record()])), paths, said.append)
+    assert re.findall(r'alt="(.*?)"><figcaption>(.*?)<', text) == [("good", "good")]
+    named = [line for line in said if "metrics" not in line]
+    assert len(named) == 2 and "bad.png is not a PNG file" in named[0] and "gone.png" in named[1]
+
+
+# ---- in a browser ----------------------------------------------------------------------------------------
+
+BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
+
+LISTEN = """<script>
+const complaints = [];
+addEventListener("error", event => complaints.push(event.message), true);
+addEventListener("unhandledrejection", event => complaints.push(String(event.reason)));
+addEventListener("securitypolicyviolation", event => complaints.push("refused " + event.blockedURI));
+for (const kind of ["error", "warn"]) console[kind] = (...words) => complaints.push(kind + ": " + words.join(" "));
+</script>
+"""
+
+ASK = """<script>
+setTimeout(async () => {
+  const found = await (async () => { %s })().catch(error => complaints.push(String(error)));
+  const loaded = performance.getEntriesByType("resource").map(entry => entry.name);
+  const answer = document.createElement("pre");
+  answer.textContent = "ANSWER" + JSON.stringify({found, complaints, loaded}) + "END";
+  document.body.replaceChildren(answer);
+}, 1500);
+</script>
+"""
+
+
+def in_browser(folder: Path, text: str, script: str) -> dict:
+    """What `script` returns in the page; complaints of the browser, addresses it loaded."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not browser:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    text, end = text.replace("<title>", f"{LISTEN}<title>", 1).rsplit("</body>", 1)  # plotly holds these words too
+    (folder / "page.html").write_text(f"{text}{ASK % script}</body>{end}", encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    options += ["--window-size=1280,3000", "--virtual-time-budget=10000", "--dump-dom"]
+    command = [browser, *options, (folder / "page.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    answer = re.search("ANSWER(.*)END", done.stdout, re.DOTALL)
+    assert answer, f"no answer; the end of what the browser said: {done.stderr[-2000:]}"
+    return json.loads(unescape(answer[1]))
+
+
+def real_page(folder):
+    """With plotly, curves of two methods and a table of numbers that sort otherwise than their text."""
+    pytest.importorskip("plotly", reason="plotly is not installed: pip install 'delta-transfer[report]'")
+    records = [record(method, seed) for method in ("l2", "delta") for seed in range(2)]
+    found = read_back(folder, records, {r["run_id"]: log([4.0, 2.0 + r["seed"], 1.0]) for r in records})
+    rows = [entries(name, Entry(text, value)) for name, text, value in (("b", "9.5", 9.5), ("a", "–", None))]
+    rows += [entries("set10", Entry("10.5", 10.5)), entries("set9", Entry("−3", -3.0))]
+    return page([Table("Numbers", ["dataset", "L2"], rows, 1)], compare(found), [], never)
+
+
+SORT = """
+  const heads = document.querySelectorAll("table.sortable th"), orders = [];
+  for (const column of [1, 1, 0, 0]) {
+    heads[column].firstElementChild.click();
+    const cells = [...document.querySelectorAll("table.sortable tbody td:first-child")];
+    orders.push([[...heads].map(head => head.getAttribute("aria-sort")), cells.map(cell => cell.textContent)]);
+  }
+  return orders;
+"""
+
+CHARTS = """
+  const chart = document.getElementById("chart-1"), button = document.querySelectorAll(".legend button")[1];
+  const lines = () => chart.querySelectorAll(".scatterlayer .trace").length;
+  const before = lines();
+  button.click();
+  await new Promise(done => setTimeout(done, 500));
+  const hidden = lines();
+  const area = chart.querySelector(".nsewdrag"), box = area.getBoundingClientRect();
+  const middle = {clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true, view: window};
+  for (const kind of ["mouseover", "mousemove"]) area.dispatchEvent(new MouseEvent(kind, middle));
+  await new Promise(done => setTimeout(done, 500));
+  const buttons = [...chart.querySelectorAll(".modebar-btn")].map(button => button.dataset.title);
+  return {before, hidden, pressed: button.ariaPressed, hover: chart.querySelector(".hoverlayer").textContent, buttons};
+"""
+
+
+def test_a_click_on_a_title_sorts(tmp_path):
+    answer = in_browser(tmp_path, real_page(tmp_path), SORT)
+    assert answer["complaints"] == []
+    assert answer["found"] == [
+        [[None, "ascending"], ["set9", "b", "set10", "a"]],  # by number; what has none comes last
+        [[None, "descending"], ["set10", "b", "set9", "a"]],
+        [["ascending", None], ["a", "b", "set9", "set10"]],  # by text, numbers in it as numbers
+        [["descending", None], ["set10", "set9", "b", "a"]],
+    ]
+
+
+def test_charts_hide_lines_and_answer_to_the_mouse(tmp_path):
+    text = real_page(tmp_path)
+    answer = in_browser(tmp_path, text, CHARTS)
+    found = answer["found"]
+    assert answer["complaints"] == [] and answer["loaded"] == []
+    assert (found["before"], found["hidden"], found["pressed"]) == (4, 2, "false")  # two lines, a band behind each
+    assert found["hover"] == "iteration 20L2 : 2.500 ± 0.71"
+    # Of plotly's own buttons one sends the chart to a server.
+    assert found["buttons"] == ["Zoom", "Pan", "Reset axes", "Download plot as a PNG"]
+
+
+def test_no_address_outside_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "plotly_script", lambda: "PLOTLY")  # it names addresses; what it loads is tested above
+    records = [record("l2", seed) for seed in range(2)]
+    found = read_back(tmp_path, records, {r["run_id"]: log([2.0, 1.0]) for r in records})
+    text = page([], compare(found), [], never)
+    assert "PLOTLY" in text and not re.search(r"//[\w-]+\.\w|@import|url\(", text)
+
+
+def test_what_a_person_wrote_does_not_run(tmp_path):
+    pytest.importorskip("plotly", reason="plotly is not installed: pip install 'delta-transfer[report]'")
+    script = "return [typeof hacked, document.querySelector('.legend button').textContent, document.images.length];"
+    answer = in_browser(tmp_path, evil_page(tmp_path), script)
+    assert answer["found"][0] == "undefined" and "<script>hacked" in answer["found"][1]
+    assert answer["found"][2] == 1  # the picture itself
+    assert answer["complaints"] == []
