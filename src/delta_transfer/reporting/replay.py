@@ -1,0 +1,170 @@
+"""A finished run, rebuilt from its folder: its networks and its images, by the code that made it.
+
+    run = replay(run_folder("results/runs/cub-resnet18-delta-s0-0123abcd"))
+    for images in run.images(run.parts.test[:8]):
+        maps = run.target(images)          # {"logits": (B, K), each tap: (B, C, h, w)}; run.source likewise
+
+What the record says of data and source weights is checked by their fingerprints, not by their paths.
+"""
+
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..config import SCHEMAS, RunConfig, to_run_config
+from ..data import load_dataset
+from ..data.dataset import Dataset, Parts, split_parts
+from ..data.loader import Loader
+from ..environment import pick_device
+from ..errors import UserError
+from ..models import Network
+from ..models.zoo import build_source, fingerprint
+from ..run import make_loader, weights_name
+from .runs import read
+
+RUNS = Path("results/runs")  # where delta-run puts them, unless told otherwise
+CACHE = Path("results/cache")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Networks are frozen (evaluation mode, no gradients), channels_last, on `device`."""
+
+    record: dict[str, Any]  # summary.json, with its `folder`
+    config: RunConfig
+    dataset: Dataset
+    parts: Parts
+    device: torch.device
+    source: Network  # with the head that its weights came with, and backbone.taps whatever the method
+
+    @property
+    def run_id(self) -> str:
+        return self.record["run_id"]
+
+    @cached_property
+    def target(self) -> Network:
+        """The fine-tuned network. Raises UserError if the run's folder has no model.safetensors, or another one's."""
+        path = self.record["folder"] / "model.safetensors"
+        if not path.is_file():
+            raise UserError(
+                f"{path} is not there (published records come without their networks): take a run made here, or make "
+                "this one again with delta-run."
+            )
+        network = self.source.with_new_head(len(self.dataset.classes), self.config.seed)
+        try:
+            network.traced.load_state_dict(load_file(path), strict=True)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise UserError(f"{path} is not the network of this run: {str(error).strip().splitlines()[0]}") from None
+        return network.freeze()
+
+    @cached_property
+    def loader(self) -> Loader:
+        """As the run had it; decodes the images if no store of them is there."""
+        return make_loader(self.config, self.dataset, self.device)
+
+    def images(self, indices: np.ndarray) -> Iterator[Tensor]:
+        """Centre crops, normalised, of images of the data set in the order of `indices`: batches (B, 3, H, W)."""
+        loader = copy(self.loader)
+        loader.ten_crops = False
+        for images, _ in loader.test_batches(indices):
+            yield images
+
+
+def run_folder(name: str | Path) -> Path:
+    """A run's folder: a path, or the run's id below results/runs. Raises UserError if no finished run is there."""
+    places = [Path(name), RUNS / name]
+    for place in places:
+        if (place / "summary.json").is_file():
+            return place
+    raise UserError(
+        f"{name}: there is no finished run (summary.json) in {' or '.join(str(place) for place in places)}. "
+        "Name a run's folder, e.g. results/runs/<run id>."
+    )
+
+
+def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None = None) -> Replay:
+    """The run in `folder`. Its target network is read, and its images are decoded, when they are first asked for.
+
+    Args:
+        data_dir: where its data set lies here: the data set's own folder, or the one around it. None: where the record
+            says. Embedded data need none.
+        weights: file of the source weights here. None: where the record says.
+
+    Raises UserError if the record is of a failed run or cannot be read, and if data set or source weights are not there
+    or not the ones that the run was made with.
+    """
+    record = read(folder)
+    if record.get("unreadable") or record.get("error"):
+        raise UserError(f"{folder}: {record.get('unreadable') or 'the run failed: ' + str(record['error'])}")
+    config = config_of(record)
+    if data_dir is not None and config.dataset.root is not None:
+        inside = data_dir / Path(config.dataset.root).name
+        config.dataset.root = str(inside if inside.is_dir() else data_dir)
+    config.dataset.download = False
+    if weights is not None:
+        config.backbone.weights = str(weights)
+    # Where the run's image store is: a relative path may be seen from another folder now, or be of another machine.
+    caches = [Path(config.cache_dir), folder.parent.parent / "cache"]
+    config.cache_dir = str(next((cache for cache in caches if cache.is_dir()), CACHE))
+
+    device = pick_device("auto")
+    dataset = told(lambda: load_dataset(config.dataset), "--data-dir DIR")
+    check(record, "dataset_fingerprint", dataset.fingerprint, f"images, labels or split of {config.dataset.root}")
+    source = told(lambda: build_source(config.backbone, config.seed), "--weights FILE")
+    actual = weights_name(config, fingerprint(source.weights()))
+    check(record, "weights_fingerprint", actual, f"source weights {config.backbone.weights}")
+    parts = split_parts(dataset, config.dataset, config.split)
+    source = source.to(device, memory_format=torch.channels_last).freeze()
+    return Replay(record, config, dataset, parts, device, source)
+
+
+def config_of(record: dict[str, Any]) -> RunConfig:
+    """A record's configuration, checked as a new one is. A key that older records lack has its default.
+
+    Raises UserError for a configuration that this version does not understand.
+    """
+    try:
+        recorded = record["config"]
+        composed = OmegaConf.structured(RunConfig)
+        for group in ("dataset", "backbone", "reg", "schedule"):
+            composed[group] = OmegaConf.structured(schema_of(group, recorded[group]))
+        return to_run_config(OmegaConf.merge(composed, recorded))
+    except (KeyError, TypeError, AttributeError, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{record['run_id']}: this version cannot read the record's config: {reason}") from None
+
+
+def schema_of(group: str, recorded: dict[str, Any]) -> type:
+    """The dataclass of conf/'s hidden group schema/<group> that has all keys of `recorded`, and the fewest others."""
+    known = {schema: {field.name for field in fields(schema)} for schema in SCHEMAS[f"schema/{group}"].values()}
+    fitting = [schema for schema, names in known.items() if names.issuperset(recorded)]
+    if not fitting:
+        raise KeyError(f"{group} has keys that no {group} of this version has: {', '.join(recorded)}")
+    return min(fitting, key=lambda schema: len(known[schema]))
+
+
+def check(record: dict[str, Any], key: str, actual: str, what: str) -> None:
+    if record.get(key) != actual:
+        raise UserError(
+            f"{record['run_id']}: {what} are not those that the run was made with ({key} "
+            f"{str(record.get(key))[:8]} in its record, {actual[:8]} here)."
+        )
+
+
+def told(read_it, option: str):
+    """The result of `read_it`; where it fails, the message also says which option of this command tells the place."""
+    try:
+        return read_it()
+    except UserError as error:
+        raise UserError(f"{error} For a report: {option}.") from None
