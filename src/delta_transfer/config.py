@@ -319,6 +319,7 @@ class RunConfig:
     data_dir: str = "data"  # where the data sets of conf/dataset look for their folders
     results_dir: str = "results"
     cache_dir: str = "results/cache"
+    logging: str = "none"  # none | tensorboard: beside metrics.jsonl
     dry_run: bool = False
 
     def __post_init__(self):
@@ -326,6 +327,7 @@ class RunConfig:
         require(
             self.precision in ("auto", "fp32", "bf16"), f"precision must be auto, fp32 or bf16, got {self.precision!r}."
         )
+        require(self.logging in ("none", "tensorboard"), f"logging must be none or tensorboard, got {self.logging!r}.")
         require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}.")
 
 

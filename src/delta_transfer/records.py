@@ -19,7 +19,7 @@ SCHEMA = 1
 
 # Where a run is made and what it logs, not what it is: these keys make no other run and no other row of a table.
 NOT_IDENTITY = {
-    *("device", "data_dir", "results_dir", "cache_dir", "dry_run"),
+    *("device", "data_dir", "results_dir", "cache_dir", "logging", "dry_run"),
     *("dataset.download", "dataset.official"),
     *("schedule.log_every", "schedule.eval_every", "schedule.checkpoint_seconds"),
     "reg.attention.forward_images",

@@ -22,6 +22,7 @@ from .data.loader import Loader
 from .data.store import open_store
 from .environment import device_name, peak_memory, set_up, versions
 from .fitted import fit_or_reuse
+from .live import live_view, require_live_view
 from .models import Network, frozen_maps
 from .models.zoo import build_source, fingerprint
 from .records import SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp
@@ -35,6 +36,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
     `overrides`: what Hydra composed `config` from, for the record.
     """
     device = set_up(config)
+    require_live_view(config.logging)
     regularizer = build_regularizer(config.reg)
     require(
         bool(config.backbone.taps) or not regularizer.needs_taps,
@@ -169,12 +171,16 @@ def train_and_evaluate(
             latest[part] = evaluate(learner.target, loader, getattr(parts, part), config.precision)
         return {f"{part}_{key}": latest[part][key] for part in measured for key in ("top1", "loss")}
 
-    with Display(directory.path.name, iterations) as display:
+    with (
+        Display(directory.path.name, iterations) as display,
+        live_view(config.logging, directory, first_iteration) as show,
+    ):
         display.start_at(first_iteration)
 
         def log(line: dict[str, Any]) -> None:
             directory.append_metrics(line)
             display.metrics(line)
+            show(line)
 
         seconds = train(
             learner,
