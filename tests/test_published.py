@@ -52,6 +52,17 @@ def test_what_differs_is_named_with_both_values():
     ]
 
 
+def test_other_weights_of_the_same_classes_differ():
+    other = full(backbone__weights="IMAGENET1K_V2")
+    (match,) = against(compare([other]), "paper")
+    assert match.differing == ["weights IMAGENET1K_V2 (ImageNet)"]
+
+
+def test_numbers_are_shown_as_published():
+    assert [str(find("l2t_ww", "cub", "resnet18", name, None)) for name in ("l2t_ww", "lwf_at")] == ["65.05", "58.9"]
+    assert str(find("afa", "dogs", "resnet101", "delta", None)) == "88.7 ± 0.1"
+
+
 def test_without_a_published_number_nothing_is_compared():
     (match,) = against(compare([record()]), "paper")  # ResNet-18
     assert match.number is None and match.difference is None and match.differing == []

@@ -170,6 +170,8 @@ cub, resnet18                   –        30.0 (1)         –
   precision=fp32
   reg.alpha=1.0
 
+Several settings, none of which is picked by test accuracy, so without bold, differences and ranks:
+L2-SP on cub, resnet18
 L2-SP: beta=0.01
 DELTA: alpha=0.01, beta=0.01
 All runs: iterations=300, batch_size=32, lr=0.01, image_size=160, n_train=500, n_test=1389

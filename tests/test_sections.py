@@ -55,6 +55,7 @@ def test_differences():
 def test_no_differences_between_settings_that_were_not_chosen():
     runs = [record("l2", 0, 50.0), *(record("delta", 0, 60.0, alpha=a) for a in (0.1, 0.01))]
     assert sections.differences(compare(runs), "l2") is None
+    assert f"{sections.NOT_JUDGED}: DELTA on cub, resnet18" in sections.accuracies(compare(runs)).notes
 
 
 def test_mean_ranks():
@@ -66,6 +67,15 @@ def test_mean_ranks():
     (said,) = sections.mean_ranks(compare(many)).remarks
     assert said.startswith("Friedman p=0.0025; two methods differ if their mean ranks are more than 1.35 apart")
     assert sections.mean_ranks(compare(three_methods())) is None
+
+
+def test_settings_are_not_data_sets_to_rank_over():
+    runs = [r for n in range(6) for r in three_methods(schedule__iterations=n)]
+    assert sections.mean_ranks(compare(runs)) is None
+    runs += [r for name in ("dogs", "mit67") for r in three_methods(dataset__name=name)]
+    made = sections.mean_ranks(compare(runs))
+    assert made.rows[0][0].text == "2 rows"
+    assert made.notes == ["Left out, with several settings outside reg: cub with resnet18"]
 
 
 def test_beside_published():
@@ -117,9 +127,9 @@ def test_with_one_seed_mcnemar_is_given(tmp_path, capsys):
 def test_damaged_or_missing_predictions_are_named(tmp_path, capsys):
     save_predictions(tmp_path, [record("l2"), record("delta")], {"l2": 0.6, "delta": 0.8})
     (tmp_path / "runs" / record("delta")["run_id"] / "predictions.npz").write_bytes(b"PK half")
-    assert report.main([str(tmp_path), "--per-image", "--format", "markdown"]) == 0
+    assert report.main([str(tmp_path), str(tmp_path / "misspelt"), "--per-image", "--format", "markdown"]) == 0
     out, err = capsys.readouterr()
-    assert "57.4 (1)" in out and "bootstrap" not in out
+    assert "57.4 (1)" in out and "bootstrap" not in out and f"no such folder: {tmp_path / 'misspelt'}" in err
     assert record("delta")["run_id"] in err and "no per-image test" in err
 
 
@@ -176,17 +186,19 @@ def test_whole_report_in_markdown(tmp_path, capsys):
 
 
 def test_bold_in_latex():
-    text = tables.latex(Table("50 % ± 1", ["name", "value"], [entries("a_b", Entry("−1.0", -1.0, bold=True))], 1))
+    rows = [entries("a_b", Entry("−1.0", -1.0, bold=True), "a word " * 8)]
+    text = tables.latex(Table("50 % ± 1", ["name", "value", "words"], rows, 1, notes=["Bold: best"]))
     assert (
         text
-        == r"""\begin{table}[t]
+        == r"""% Bold: best
+\begin{table}[t]
 \centering
-\caption{50 \% $\pm$ 1}
-\begin{tabular}{lr}
+\caption{50 \% $\pm$ 1. Bold: best}
+\begin{tabular}{lrp{5cm}}
 \toprule
-name & value \\
+name & value & words \\
 \midrule
-a\_b & \textbf{$-$1.0} \\
+a\_b & \textbf{$-$1.0} & a word a word a word a word a word a word a word a word  \\
 \bottomrule
 \end{tabular}
 \end{table}
@@ -258,7 +270,17 @@ def test_validation_tables_prove_nothing(tmp_path, capsys):
     assert "Validation top-1" in out and "Difference" not in out and "**55" not in out
 
 
-@pytest.mark.parametrize("options", [["--format", "html"], ["--pictures", "x"], ["--against", "memory"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--format", "html"],
+        ["--pictures", "x"],
+        ["--against", "memory"],
+        ["--against", "paper", "--metric", "val_top1"],
+        ["--per-image", "--select", "cv"],
+        ["--per-image", "--format", "csv"],
+    ],
+)
 def test_options_that_make_no_sense(options):
     with pytest.raises(SystemExit):
         report.main(options)

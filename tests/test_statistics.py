@@ -46,10 +46,10 @@ def test_only_common_seeds_are_pairs():
     assert paired(cell(1.0), Cell({(7, None): 1.0})) is None
 
 
-def test_a_single_pair_has_no_interval_and_equal_differences_have_none_of_width():
+def test_a_single_pair_and_equal_differences_have_no_interval():
     assert str(paired(cell(52.0), cell(50.0))) == "+2.0 (1)"
-    made = paired(cell(52.0, 53.0), cell(50.0, 51.0))
-    assert (made.low, made.high) == (2.0, 2.0) and made.excludes_zero
+    made = paired(cell(52.1, 53.1), cell(50.0, 51.0))  # few images often give equal differences; that is no certainty
+    assert str(made) == "+2.1 (2)" and not made.excludes_zero
 
 
 def test_by_image():
@@ -75,7 +75,7 @@ def test_by_image_refuses_other_images():
 
 def test_equal_predictions_differ_by_nothing():
     same = predictions([True, False, True])
-    assert str(by_image([(same, same)])) == "+0.0 [+0.0, +0.0] (3)"
+    assert str(by_image([(same, same)])) == "+0.0 (3)"
     assert mcnemar(same, same) == (0, 0, 1.0)
 
 

@@ -1,6 +1,6 @@
 """Watching a run from outside: what metrics.jsonl gets, shown elsewhere too, under the same names.
 
-metrics.jsonl stays the record. W&B and MLflow both import TensorBoard's files.
+metrics.jsonl stays the record.
 """
 
 from collections.abc import Callable, Iterator

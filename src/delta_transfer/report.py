@@ -19,10 +19,7 @@ import argparse
 import sys
 from dataclasses import replace
 from importlib import import_module
-from io import StringIO
 from pathlib import Path
-
-from rich.console import Console
 
 from delta_transfer.errors import UserError
 from delta_transfer.reporting import export, sections, tables
@@ -35,7 +32,6 @@ TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
 # Reports on single runs, each with a main(argv) of its own, in a module that imports torch.
 COMMANDS = {"case-study": "case_study", "attention": "attention"}
-UNCUT = 100_000  # columns: a pipe or a file has no edge at which to wrap a table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,11 +96,7 @@ def text_of(comparison: Comparison, args: argparse.Namespace) -> str:
             say(f"no pictures (*.png) in {args.pictures}")
         return page(made, comparison, pictures, say)
     if args.format == "rich":
-        terminal = not args.output and sys.stdout.isatty()
-        console = Console(file=None if terminal else StringIO(), highlight=False, width=None if terminal else UNCUT)
-        with console.capture() as captured:
-            console.print(tables.as_rich(made))
-        return captured.get()
+        return tables.on_screen(made, terminal=not args.output and sys.stdout.isatty())
     return TEXTS[args.format](made)
 
 
@@ -132,6 +124,8 @@ def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
 
 def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
     """The records that the table is made of, and those of failed runs; why any is left out goes to stderr."""
+    for absent in [top for top in args.dirs if not top.is_dir()]:
+        say(f"no such folder: {absent}")
     folders = run_folders(args.dirs)
     records = [read(folder) for folder in folders if (folder / "summary.json").exists()]
     unfinished = [folder.name for folder in folders if not (folder / "summary.json").exists()]
@@ -178,15 +172,19 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if args.select and args.metric == "test_top1":
         p.error("--select chooses on validation data, never on test data: leave out --metric")
+    args.metric = args.metric or ("val_top1" if args.select else "test_top1")
     if args.emit_overrides and not args.select:
         p.error("--emit-overrides needs --select: what should be chosen, and on which runs?")
     if args.seeds < 1:
         p.error("--seeds must be at least 1")
     if args.format == "html" and not args.output:
         p.error("--format html needs --output FILE: a page of some megabytes")
+    if args.metric != "test_top1" and (args.against or args.baseline or args.per_image):
+        p.error("--against, --baseline and --per-image are about test accuracies: leave out --metric and --select")
+    if args.per_image and args.format in NUMBERS:
+        p.error("--per-image makes a table of words: not with --format csv or json")
     if args.pictures and args.format != "html":
         p.error("--pictures go into the page of --format html")
-    args.metric = args.metric or ("val_top1" if args.select else "test_top1")
     return args
 
 

@@ -14,13 +14,11 @@ import sys
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from io import StringIO
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.console import Console
 
 from ..errors import UserError
 from . import tables
@@ -82,7 +80,13 @@ def attention_of(record: dict, warn: Warn) -> Attention | None:
         return None
     options, taps = section(record, "reg").get("attention"), section(record, "backbone").get("taps")
     temperature = options.get("temperature") if isinstance(options, dict) else None
-    if not is_number(temperature) or temperature <= 0 or not isinstance(taps, list) or not taps:
+    if (
+        not is_number(temperature)
+        or temperature <= 0
+        or not isinstance(taps, list)
+        or not taps
+        or not all(isinstance(tap, str) for tap in taps)
+    ):
         warn(f"{run_id(record)}: its record has no reg.attention.temperature or no backbone.taps")
         return None
     try:
@@ -520,11 +524,7 @@ def patches(attention: Attention, name: str, args: argparse.Namespace) -> "Itera
 
 
 def show(made: list[Table]) -> None:
-    terminal = sys.stdout.isatty()
-    console = Console(file=None if terminal else StringIO(), highlight=False, width=None if terminal else 100_000)
-    with console.capture() as captured:
-        console.print(tables.as_rich(made))
-    sys.stdout.write(captured.get())
+    sys.stdout.write(tables.on_screen(made, sys.stdout.isatty()))
 
 
 def save(figure: "Figure", stem: Path) -> None:

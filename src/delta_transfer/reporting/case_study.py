@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torchvision
-from rich.console import Console
 from scipy.special import softmax
 from torch import Tensor
 
@@ -26,14 +25,13 @@ from .comparison import display
 from .image_maps import grad_cam_package, maps_of
 from .replay import Replay, replay, run_folder
 from .runs import Predictions, predictions
-from .tables import as_markdown, as_rich
+from .tables import as_markdown, on_screen
 from .unused_channels import Change, caption, figure_of, mean_activations, table_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Warn = Callable[[str], None]
-UNCUT = 100_000  # columns: a pipe or a file has no edge at which to wrap a table
 SHUFFLE_SEED = 0  # of the test images over which activations are averaged
 
 
@@ -369,4 +367,4 @@ def channels(runs: list[Replay], labels: list[str], args: argparse.Namespace, wa
     write(figure_of(changes, args.silent), args.output / "unused_channels", caption(changes, args.silent, len(test)))
     (args.output / "unused_channels.md").write_text(as_markdown([table]), encoding="utf-8")
     print(f"{args.output / 'unused_channels.md'}\n")
-    Console(highlight=False, width=None if sys.stdout.isatty() else UNCUT).print(as_rich([table]))
+    sys.stdout.write(on_screen([table], sys.stdout.isatty()))

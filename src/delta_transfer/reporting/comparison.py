@@ -346,6 +346,11 @@ def display(method: str) -> str:
     return METHODS.get(method, method)
 
 
+def label_of(method: str, reg: Settings) -> str:
+    """A method with the settings that tell it apart, as they stand below `reg`."""
+    return ", ".join(filter(None, [display(method), show(reg).replace("reg.", "")]))
+
+
 def show(pairs: Settings) -> str:
     return ", ".join(f"{key}={show_value(key, value)}" for key, value in pairs)
 

@@ -35,6 +35,7 @@ from .comparison import (
     display,
     grouped,
     is_number,
+    label_of,
     reg_settings,
     run_id,
     settings,
@@ -51,7 +52,6 @@ LETTER, LINE = 0.062, 0.15  # inches: mean width of a letter of 8 pt, height of 
 LONG = 44  # letters: a legend that needs the width of a page
 MOST = 6  # lines of one method in one figure
 DECADES = 100  # a panel whose largest value is so many times its smallest one gets a logarithmic axis
-NOT_TERMS = re.compile("step|lr|cross_entropy|aux|loss|train_top1|images_per_second|(test|val)_.*")
 FILLS = [
     "full",
     "none",
@@ -146,7 +146,7 @@ def learning_curves(comparison: Comparison, warn: Warn) -> list[Named]:
                 cell = row.cells[method]
                 frames = frames_of(cell, without, warn)
                 if frames:
-                    label = named(method, row.reg)
+                    label = label_of(method, row.reg)
                     drawn.append((Curves(label, look(method, comparison.methods, i, len(own[:MOST])), frames), cell))
         if drawn:
             curves, cells = zip(*drawn, strict=True)
@@ -170,7 +170,7 @@ def frames_of(cell: Cell, without: list[str], warn: Warn) -> list[pd.DataFrame]:
         if frame is None:
             without.append(run_id(run))
         else:
-            frames.append(frame.drop_duplicates("step", keep="last").set_index("step").select_dtypes("number"))
+            frames.append(frame.set_index("step").select_dtypes("number"))
     return frames
 
 
@@ -184,7 +184,7 @@ def average(frames: list[pd.DataFrame], column: str) -> tuple[pd.Series, pd.Seri
 def curves_figure(title: str, curves: Iterable[Curves], metric: str, over: str, warn: Warn) -> Figure:
     columns = dict.fromkeys(column for one in curves for frame in one.frames for column in frame.columns)
     panels = {"loss": "Training loss"}
-    panels |= {name: f"Penalty: {name.replace('_', ' ')}" for name in columns if not NOT_TERMS.fullmatch(name)}
+    panels |= {name: f"Penalty: {name.replace('_', ' ')}" for name in runs.penalty_terms(columns) if name != "aux"}
     panels |= {metric: f"{METRICS[metric]} top-1 accuracy (%)"}
 
     content = {}
@@ -333,7 +333,7 @@ def sweep_figure(title: str, lines: list[Swept], sweep: Sweep, comparison: Compa
         keys = sorted({key for line in own for key in line.settings})
         varying = [key for key in keys if len({line.settings.get(key, "absent") for line in own}) > 1]
         for i, line in enumerate(own):
-            label = named(method, tuple((key, line.settings.get(key, "absent")) for key in varying))
+            label = label_of(method, tuple((key, line.settings.get(key, "absent")) for key in varying))
             handles.append(Line2D([], [], label=label, **look(method, comparison.methods, i, len(own))))
 
     caption = averages([cell.n for cell in cells], averaged_over(cells), "bar")
@@ -392,7 +392,7 @@ def intervals(comparison: Comparison) -> list[Named]:
     made = []
     for (dataset, backbone, shared), rows in grouped(comparison.rows, place_of):
         lines = [
-            (method, named(method, row.reg), row.cells[method])
+            (method, label_of(method, row.reg), row.cells[method])
             for method in comparison.methods
             for row in rows
             if method in row.cells
@@ -497,11 +497,6 @@ def look(method: str, methods: list[str], i: int, count: int) -> dict:
     paler = 0.55 * i / max(1, count - 1)
     colour = tuple(part + paler * (1 - part) for part in to_rgb(style.colour))
     return {"color": colour, "linestyle": style.line, "marker": style.marker, "fillstyle": FILLS[i]}
-
-
-def named(method: str, pairs: tuple) -> str:
-    """A method with the settings that tell it apart, as they stand below `reg`."""
-    return ", ".join(filter(None, [display(method), show(pairs).replace("reg.", "")]))
 
 
 def averages(counts: list[int], over: str, mark: str) -> str:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from ..console import NOT_LOSS_TERMS
 from . import runs
-from .comparison import Cell, Comparison, display, grouped, run_id, show
+from .comparison import Cell, Comparison, grouped, label_of, run_id, show
 from .runs import Damaged
 from .statistics import place_of
 from .style import DASHES, style_of
@@ -88,16 +87,12 @@ def learning_curves(comparison: Comparison, warn: Warn) -> list[Group]:
                 if frames := logs_of(cell, warn):
                     # Several settings of a method: from strong to faint.
                     opacity = round(1 - 0.65 * number / max(1, len(cells) - 1), 2)
-                    key = Key(label(method, reg), len(frames), style.colour, DASHES[style.line], opacity)
+                    key = Key(label_of(method, reg), len(frames), style.colour, DASHES[style.line], opacity)
                     lines.append(Line(key, *over_seeds(frames)))
         if charts := [chart for name in quantities(lines) if (chart := chart_of(name, lines))]:
             title = ", ".join(filter(None, [dataset, backbone, show(shared)]))
             groups.append(Group(title, charts, [line.key for line in lines], []))
     return groups
-
-
-def label(method: str, reg: tuple) -> str:
-    return ", ".join(filter(None, [display(method), show(reg).replace("reg.", "")]))
 
 
 def logs_of(cell: Cell, warn: Warn) -> "list[pd.DataFrame]":
@@ -117,10 +112,9 @@ def logs_of(cell: Cell, warn: Warn) -> "list[pd.DataFrame]":
 
 def over_seeds(frames: "list[pd.DataFrame]") -> "tuple[pd.DataFrame, pd.DataFrame]":
     """Mean and sample std by step; missing where a run has no finite value, so that n is the same all along."""
-    import numpy as np
     import pandas as pd
 
-    steps = pd.concat(frames).select_dtypes("number").replace([np.inf, -np.inf], np.nan).groupby("step")
+    steps = pd.concat(frames).select_dtypes("number").groupby("step")
     complete = steps.count() == len(frames)
     return steps.mean().where(complete), steps.std().where(complete)
 
@@ -128,8 +122,11 @@ def over_seeds(frames: "list[pd.DataFrame]") -> "tuple[pd.DataFrame, pd.DataFram
 def quantities(lines: list[Line]) -> list[str]:
     """What was logged, in the order in which it is drawn: loss, its terms, accuracies."""
     names = dict.fromkeys(name for line in lines for name in line.mean.columns)
-    terms = [name for name in names if name not in NOT_LOSS_TERMS]
-    return [name for name in ("loss", *terms, "train_top1", "val_top1", "test_top1") if name in names]
+    return [
+        name
+        for name in ("loss", "cross_entropy", *runs.penalty_terms(names), "train_top1", "val_top1", "test_top1")
+        if name in names
+    ]
 
 
 def chart_of(name: str, lines: list[Line]) -> Chart | None:
@@ -192,7 +189,7 @@ def attention_histograms(comparison: Comparison, warn: Warn) -> list[Group]:
             colour = style_of(method, comparison.methods).colour
             taps = dict.fromkeys(tap for one in weights for tap in one)
             charts = [histogram(tap, [one[tap] for one in weights if tap in one], colour) for tap in taps]
-            title = ", ".join(filter(None, [label(method, row.reg), row.dataset, row.backbone, show(row.shared)]))
+            title = ", ".join(filter(None, [label_of(method, row.reg), row.dataset, row.backbone, show(row.shared)]))
             remarks = [f"{len(weights)} different sets of weights, pooled."] if len(weights) > 1 else []
             groups.append(Group(title, charts, [], remarks))
     return groups

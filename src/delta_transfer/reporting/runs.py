@@ -4,7 +4,11 @@ Nothing is ever filled in: what cannot be read is named, and the rest is used.
 """
 
 import json
+import math
+import re
 import zipfile
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +18,14 @@ from ..errors import UserError
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+
+
+NOT_TERMS = re.compile("step|lr|cross_entropy|loss|train_top1|images_per_second|(test|val)_.*")
+
+
+def penalty_terms(columns: Iterable[str]) -> list[str]:
+    """Those of a metrics line that are loss terms beside the cross-entropy; Inception's auxiliary one is among them."""
+    return [name for name in columns if not NOT_TERMS.fullmatch(name)]
 
 
 class Damaged(UserError):
@@ -82,10 +94,14 @@ def metrics(record: dict) -> "pd.DataFrame | None":
     for number, line in enumerate(whole, 1):
         try:
             row = json.loads(line)
-            rows.append({"step": int(row["step"])} | row)
+            if type(row["step"]) is not int:
+                raise ValueError
+            rows.append(row)
         except (ValueError, TypeError, KeyError):
             raise Damaged(f"{path}, line {number}, is not a line of metrics: {line[:60]!r}") from None
-    return pd.DataFrame(rows) if rows else None
+    if not rows:
+        return None
+    return pd.DataFrame(rows).drop_duplicates("step", keep="last").replace([math.inf, -math.inf], math.nan)
 
 
 def predictions(record: dict) -> Predictions | None:
@@ -98,8 +114,9 @@ def predictions(record: dict) -> Predictions | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             made = Predictions(arrays["labels"], arrays["logits"], arrays["index"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise Damaged(f"{path} cannot be read: {error}") from None
-    if not len(made.labels) == len(made.logits) == len(made.index) > 0 or made.logits.ndim != 2:
+    n = made.logits.shape[0] if made.logits.ndim == 2 and made.logits.shape[1] else 0
+    if not n or not made.labels.shape == made.index.shape == (n,) or not np.isfinite(made.logits).all():
         raise Damaged(f"{path}: labels, logits and index do not belong together")
     return made

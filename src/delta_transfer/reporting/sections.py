@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from . import runs
-from .comparison import Cell, Comparison, display, show
+from .comparison import Cell, Comparison, display, grouped, show
 from .published import PROTOCOLS, against, what_is_known
 from .runs import Damaged, Predictions
 from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paired, ranks, winner
@@ -11,6 +11,7 @@ from .tables import MISSING, Entry, Table, entries
 
 BOLD = "Bold: ahead of every other method of its row, each time by a 95 % t interval of the paired difference by seed"
 UNSETTLED = "No method is ahead of all others of its row by a 95 % t interval of the paired difference by seed"
+NOT_JUDGED = "Several settings, none of which is picked by test accuracy, so without bold, differences and ranks"
 
 
 def accuracies(comparison: Comparison) -> Table:
@@ -28,6 +29,12 @@ def accuracies(comparison: Comparison) -> Table:
     ]
     header = ["dataset", "backbone", "settings", *map(display, comparison.methods)]
     said = [BOLD if best else UNSETTLED] if any(map(comparable, decided)) else []
+    several = [
+        f"{display(method)} on {contest.dataset}, {contest.backbone}"
+        for contest in decided
+        for method in contest.several
+    ]
+    said += [f"{NOT_JUDGED}: {'; '.join(dict.fromkeys(several))}"] if several and len(comparison.methods) > 1 else []
     return without_empty_settings(Table(comparison.title, header, rows, 3, comparison.chosen, said + comparison.notes))
 
 
@@ -41,16 +48,22 @@ def comparable(contest: Contest) -> bool:
 
 def differences(comparison: Comparison, baseline: str) -> Table | None:
     """Each method minus the baseline, paired by seed; None where there is no pair."""
+    title = f"Difference to {display(baseline)} in points, paired by seed: mean [95 % t interval] (n)"
+    return by_contest(comparison, baseline, title, difference_entry, [])
+
+
+def by_contest(comparison: Comparison, baseline: str, title: str, entry: Callable, notes: list[str]) -> Table | None:
+    """A row for each contest, an `entry(contest, method, baseline)` for each other method; None if all are missing."""
     others = [method for method in comparison.methods if method != baseline]
     rows = []
     for contest in contests(comparison):
-        cells = [difference_entry(contest, method, baseline) for method in others]
+        cells = [entry(contest, method, baseline) for method in others]
         if any(cell.value is not None for cell in cells):
             rows.append(entries(contest.dataset, contest.backbone, show(contest.shared), *cells))
     if not rows:
         return None
-    title = f"Difference to {display(baseline)} in points, paired by seed: mean [95 % t interval] (n)"
-    return without_empty_settings(Table(title, ["dataset", "backbone", "settings", *map(display, others)], rows, 3))
+    header = ["dataset", "backbone", "settings", *map(display, others)]
+    return without_empty_settings(Table(title, header, rows, 3, notes=notes))
 
 
 def difference_entry(contest: Contest, method: str, baseline: str) -> Entry:
@@ -62,15 +75,6 @@ def difference_entry(contest: Contest, method: str, baseline: str) -> Entry:
 
 def by_image_table(comparison: Comparison, baseline: str, warn: Callable[[str], None]) -> Table | None:
     """Each method minus the baseline, over the same test images; None without stored predictions."""
-    others = [method for method in comparison.methods if method != baseline]
-    rows = []
-    for contest in contests(comparison):
-        cells = [by_image_entry(contest, method, baseline, warn) for method in others]
-        if any(cell.value is not None for cell in cells):
-            rows.append(entries(contest.dataset, contest.backbone, show(contest.shared), *cells))
-    if not rows:
-        warn(f"no per-image test: no predictions.npz of {display(baseline)} and another method with the same seed")
-        return None
     title = (
         f"Difference to {display(baseline)} in points, paired by test image: mean [95 % bootstrap interval] (n images)"
     )
@@ -78,8 +82,10 @@ def by_image_table(comparison: Comparison, baseline: str, warn: Callable[[str], 
         "An image counts with its mean over seeds. The interval says what other test images might have given, not what "
         "other seeds might; with a single seed, p is McNemar's exact test"
     ]
-    header = ["dataset", "backbone", "settings", *map(display, others)]
-    return without_empty_settings(Table(title, header, rows, 3, notes=notes))
+    made = by_contest(comparison, baseline, title, lambda *place: by_image_entry(*place, warn), notes)
+    if made is None:
+        warn(f"no per-image test: no predictions.npz of {display(baseline)} and another method with the same seed")
+    return made
 
 
 def by_image_entry(contest: Contest, method: str, baseline: str, warn: Callable[[str], None]) -> Entry:
@@ -112,9 +118,16 @@ def predictions_of(cell: Cell, warn: Callable[[str], None]) -> dict[tuple, Predi
 
 
 def mean_ranks(comparison: Comparison) -> Table | None:
-    """Mean rank over the rows that have every method; None with fewer than two such rows."""
-    complete = [contest.cells for contest in contests(comparison) if contest.cells.keys() == set(comparison.methods)]
-    methods = comparison.methods
+    """Mean rank over the data sets and backbones that have every method; None with fewer than two of them.
+
+    Several settings of one data set and backbone are not several data sets: such a pair is left out, which is said.
+    """
+    methods, complete, left_out = comparison.methods, [], []
+    for place, found in grouped(contests(comparison), lambda contest: f"{contest.dataset} with {contest.backbone}"):
+        if len(found) > 1:
+            left_out.append(place)
+        elif found[0].cells.keys() == set(methods):
+            complete.append(found[0].cells)
     made = ranks([{method: cells[method].mean for method in methods} for cells in complete])
     if made is None:
         return None
@@ -127,13 +140,14 @@ def mean_ranks(comparison: Comparison) -> Table | None:
         )
     row = entries(f"{made.rows} rows", *(Entry(f"{made.mean[m]:.2f}", made.mean[m]) for m in methods))
     title = "Mean rank over data sets and backbones that have every method (1 is best)"
-    return Table(title, ["", *map(display, methods)], [row], 1, [said])
+    notes = [f"Left out, with several settings outside reg: {', '.join(left_out)}"] if left_out else []
+    return Table(title, ["", *map(display, methods)], [row], 1, [said], notes)
 
 
 def beside_published(comparison: Comparison, protocol: str) -> Table:
     """Each cell of ours beside the published number, with what differs in how they were made."""
-    rows = []
-    for match in against(comparison, protocol):
+    rows, matches = [], against(comparison, protocol)
+    for match in matches:
         number, difference = match.number, match.difference
         rows.append(
             entries(
@@ -158,7 +172,7 @@ def beside_published(comparison: Comparison, protocol: str) -> Table:
         "differs: ours (published)",
     ]
     known = PROTOCOLS[protocol]
-    sources = sorted({match.number.source for match in against(comparison, protocol) if match.number})
+    sources = sorted({match.number.source for match in matches if match.number})
     remarks = what_is_known(comparison, protocol)
     notes = [f"Published: {'; '.join(sources)}"] if sources else []
     notes += [f"How those were made: {known.remark}"] if known.remark and sources else []

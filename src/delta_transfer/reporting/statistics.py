@@ -19,7 +19,7 @@ ENOUGH_ROWS = 5  # for a critical difference: with fewer, ranks can hardly diffe
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two methods, in points of accuracy, with its 95 % interval; no interval for a single pair."""
+    """Of two methods, in points of accuracy, with its 95 % interval; none for a single pair or equal differences."""
 
     mean: float
     low: float | None
@@ -44,8 +44,9 @@ def paired(ours: Cell, theirs: Cell) -> Difference | None:
     if not differences:
         return None
     n, mean = len(differences), math.fsum(differences) / len(differences)
-    if n == 1:
-        return Difference(mean, None, None, 1)
+    # Accuracies on few images are often equal to the last digit, which is no certainty.
+    if n == 1 or math.isclose(min(differences), max(differences), abs_tol=1e-9):
+        return Difference(mean, None, None, n)
     from scipy import stats
 
     error = float(stats.sem(differences))
@@ -69,7 +70,7 @@ def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
     differences = np.mean([ours.correct.astype(float) - theirs.correct for ours, theirs in pairs], axis=0) * 100
     mean = float(differences.mean())
     if np.ptp(differences) == 0:
-        return Difference(mean, mean, mean, len(differences))
+        return Difference(mean, None, None, len(differences))
     interval = stats.bootstrap(
         (differences,),
         np.mean,

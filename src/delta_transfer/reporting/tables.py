@@ -1,9 +1,10 @@
 """Tables as text: rich, Markdown, LaTeX (booktabs). What is in them is made elsewhere (comparison, statistics, ...)."""
 
 from dataclasses import dataclass, field
+from io import StringIO
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Group
+from rich.console import Console, Group
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -33,6 +34,17 @@ class Table:
 
 def entries(*cells: "str | Entry") -> list[Entry]:
     return [cell if isinstance(cell, Entry) else Entry(cell) for cell in cells]
+
+
+UNCUT = 100_000  # columns: a pipe or a file has no edge at which to wrap a table
+
+
+def on_screen(tables: list[Table], terminal: bool) -> str:
+    """As rich shows them: on a terminal of its width and with styles, else as plain text."""
+    console = Console(file=None if terminal else StringIO(), highlight=False, width=None if terminal else UNCUT)
+    with console.capture() as captured:
+        console.print(as_rich(tables))
+    return captured.get()
 
 
 def as_rich(tables: list[Table]) -> Group:
@@ -112,12 +124,16 @@ def latex(table: Table) -> str:
 
     head = " & ".join(map(latex_text, table.header)) + r" \\"
     body = [" & ".join(map(text_of, row)) + r" \\" for row in table.rows]
+    # Words, such as what differs from a published setting, have to wrap.
+    columns = ["p{5cm}" if is_long(table, i) else "l" if i < table.names else "r" for i in range(len(table.header))]
+    bold = any(entry.bold for row in table.rows for entry in row)
+    caption = f"{table.title}. {table.notes[0]}" if bold and table.notes else table.title
     lines = [
         *(f"% {line}" for line in table.remarks + table.notes),
         r"\begin{table}[t]",
         r"\centering",
-        rf"\caption{{{latex_text(table.title)}}}",
-        rf"\begin{{tabular}}{{{'l' * table.names}{'r' * (len(table.header) - table.names)}}}",
+        rf"\caption{{{latex_text(caption)}}}",
+        rf"\begin{{tabular}}{{{''.join(columns)}}}",
         r"\toprule",
         head,
         r"\midrule",
@@ -127,3 +143,9 @@ def latex(table: Table) -> str:
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def is_long(table: Table, column: int) -> bool:
+    """Whether it holds words of more than 30 letters, and no numbers."""
+    cells = [row[column] for row in table.rows]
+    return all(cell.value is None for cell in cells) and any(len(cell.text) > 30 for cell in cells)
