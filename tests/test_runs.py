@@ -59,7 +59,9 @@ def test_arrays_that_do_not_belong_together_are_named(change, tmp_path):
 
 def test_damaged_bytes_are_named_wherever_they_are(tmp_path):
     whole = io.BytesIO()
-    np.savez_compressed(whole, labels=np.arange(500) % 7, logits=np.random.rand(500, 7), index=np.arange(500))
+    np.savez_compressed(
+        whole, labels=np.arange(500) % 7, logits=np.random.default_rng(0).random((500, 7)), index=np.arange(500)
+    )
     path, named = tmp_path / "predictions.npz", 0
     for position in range(0, len(whole.getvalue()), 997):
         damaged = bytearray(whole.getvalue())

@@ -132,6 +132,15 @@ def test_damaged_or_missing_predictions_are_named(tmp_path, capsys):
     assert record("delta")["run_id"] in err and "no per-image test" in err
 
 
+def test_damaged_predictions_of_the_baseline_are_named_once(tmp_path, capsys):
+    records = [record(name) for name in ("l2", "l2_sp", "delta")]
+    save_predictions(tmp_path, records, {"l2": 0.6, "l2_sp": 0.7, "delta": 0.8})
+    path = tmp_path / "runs" / record("l2")["run_id"] / "predictions.npz"
+    path.write_bytes(b"PK half")
+    assert report.main([str(tmp_path), "--per-image"]) == 0
+    assert capsys.readouterr().err.count(str(path)) == 1
+
+
 def test_predictions_of_other_images_are_not_compared(tmp_path, capsys):
     save_predictions(tmp_path, [record("l2"), record("delta")], {"l2": 0.6, "delta": 0.8})
     path = tmp_path / "runs" / record("delta")["run_id"] / "predictions.npz"

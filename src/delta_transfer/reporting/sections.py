@@ -82,16 +82,26 @@ def by_image_table(comparison: Comparison, baseline: str, warn: Callable[[str], 
         "An image counts with its mean over seeds. The interval says what other test images might have given, not what "
         "other seeds might; with a single seed, p is McNemar's exact test"
     ]
-    made = by_contest(comparison, baseline, title, lambda *place: by_image_entry(*place, warn), notes)
+    theirs: dict[int, dict[tuple, Predictions]] = {}  # of the contest at hand: read once, a damaged file is named once
+
+    def entry(contest: Contest, method: str, baseline: str) -> Entry:
+        if not {method, baseline} <= contest.cells.keys():
+            return Entry(MISSING)
+        if id(contest) not in theirs:
+            theirs.clear()
+            theirs[id(contest)] = predictions_of(contest.cells[baseline], warn)
+        return by_image_entry(contest, method, theirs[id(contest)], warn)
+
+    made = by_contest(comparison, baseline, title, entry, notes)
     if made is None:
         warn(f"no per-image test: no predictions.npz of {display(baseline)} and another method with the same seed")
     return made
 
 
-def by_image_entry(contest: Contest, method: str, baseline: str, warn: Callable[[str], None]) -> Entry:
-    if not {method, baseline} <= contest.cells.keys():
-        return Entry(MISSING)
-    ours, theirs = (predictions_of(contest.cells[name], warn) for name in (method, baseline))
+def by_image_entry(
+    contest: Contest, method: str, theirs: dict[tuple, Predictions], warn: Callable[[str], None]
+) -> Entry:
+    ours = predictions_of(contest.cells[method], warn)
     pairs = [(ours[key], theirs[key]) for key in sorted(ours.keys() & theirs.keys())]
     if not pairs:
         return Entry(MISSING)
