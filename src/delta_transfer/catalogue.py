@@ -26,12 +26,12 @@ from rich.table import Table
 from rich.text import Text
 
 from .config import OfficialCounts, RunConfig, check_values, register_schemas, to_run_config
-from .console import Display, complain, say
+from .console import Display, complain, few, say
 from .data import DATASETS, fetch, load_dataset, locate
 from .data.archives import unpack_archives
 from .data.dataset import Counts, Dataset, expected_counts
-from .data.files import UNREADABLE, few
-from .data.store import open_store, store_path
+from .data.files import UNREADABLE
+from .data.store import open_store, store_path, wrong_checksums
 from .errors import UserError
 
 
@@ -150,7 +150,23 @@ def verify(config: RunConfig) -> int:
         say(f"  images   {len(digests):,} decode")
     for line in duplicates(dataset, digests):
         say(f"  {line}")
-    return 1 if unreadable or state == "more than official" else 0
+    damaged = _damaged_in_store(config)
+    return 1 if unreadable or damaged or state == "more than official" else 0
+
+
+def _damaged_in_store(config: RunConfig) -> bool:
+    """Compares the checksums of the store that runs would read, if it was built."""
+    cache = Path(config.cache_dir)
+    dataset = load_dataset(config.dataset, cache)
+    path = store_path(dataset, config.backbone.resize, config.schedule.aspect, cache)
+    if not path.exists():
+        return False
+    try:
+        wrong = [dataset.names[index] for index in wrong_checksums(path)]
+    except (OSError, ValueError) as error:
+        wrong = [str(error)]
+    say(f"  store    {path.name}: " + (f"damaged, remove it: {few(wrong)}" if wrong else "as it was built"))
+    return bool(wrong)
 
 
 def duplicates(dataset: Dataset, digests: Sequence[bytes]) -> list[str]:
@@ -194,8 +210,9 @@ def prepare(config: RunConfig) -> int:
     if root and reader.archives:
         for archive in unpack_archives(reader.needs, reader.archives, root):
             say(f"unpacked {archive}")
-    dataset = load_dataset(config.dataset)
     size, aspect, cache = config.backbone.resize, config.schedule.aspect, Path(config.cache_dir)
+    cache.mkdir(parents=True, exist_ok=True)
+    dataset = load_dataset(config.dataset, cache)
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
         store = open_store(dataset, size, aspect, cache, display.update)
     shape = f"{size} x {size} pixels" if aspect == "squash" else f"shorter side {size} pixels"

@@ -225,6 +225,7 @@ class ScheduleConfig:
     iterations: int | None = None
     epochs: float | None = None  # passes over the training images; where set, it replaces `iterations`
     batch_size: int = 64
+    accumulate: int = 1  # parts that a batch goes through in, one after the other: less memory, the same gradient
     lr: float = 0.01
     backbone_lr_factor: float = 1.0  # learning rate of the backbone as a multiple of the head's
     momentum: float = 0.9
@@ -237,7 +238,7 @@ class ScheduleConfig:
     test_crops: int = 1  # 1: the centre | 10: corners and centre, also mirrored; the mean of their logits counts
     log_every: int = 10  # iterations; the only steps that wait for the device
     eval_every: int = 0  # iterations between evaluations on the test (or validation) part; 0 = at the end only
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = 60.0  # between two checkpoints; more where one takes over 1 % of that
 
     def __post_init__(self):
         require(
@@ -261,11 +262,16 @@ class ScheduleConfig:
             "iterations",
             "epochs",
             "batch_size",
+            "accumulate",
             "lr",
             "backbone_lr_factor",
             "decay_factor",
             "log_every",
             "checkpoint_seconds",
+        )
+        require(
+            self.batch_size % self.accumulate == 0,
+            f"schedule.batch_size={self.batch_size} cannot be divided by schedule.accumulate={self.accumulate}.",
         )
         require_not_negative(self, "schedule", "momentum", "eval_every")
         require(0 < self.decay_at <= 1, f"schedule.decay_at must be in (0, 1], got {self.decay_at}.")
@@ -321,6 +327,7 @@ class RunConfig:
     cache_dir: str = "results/cache"
     logging: str = "none"  # none | tensorboard: beside metrics.jsonl
     dry_run: bool = False
+    retry_failed: bool = False  # make runs again that failed before, which otherwise are only reported
 
     def __post_init__(self):
         require(self.device in ("auto", "cpu", "cuda"), f"device must be auto, cpu or cuda, got {self.device!r}.")

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ NOT_LOSS_TERMS = {
     "step",
     "lr",
     "loss",
+    "gradient_norm",
     "images_per_second",
     "train_top1",
     "val_top1",
@@ -91,6 +93,12 @@ def say(message: str) -> None:
 
 def complain(message: str) -> None:
     print(f"error: {_printable(message)}", file=sys.stderr, flush=True)
+
+
+def few(names: Sequence[str], count: int = 5) -> str:
+    """The first names, and how many more."""
+    more = f", ... ({len(names) - count} more)" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def _printable(text: str) -> str:

@@ -34,13 +34,15 @@ def decides_cost(config: RunConfig) -> tuple[str, ...]:
     """Of a step: the networks, the method but not its strength, the batch."""
     reg = {key: value for key, value in vars(config.reg).items() if key not in ("alpha", "beta", "weight_decay")}
     backbone = {key: value for key, value in vars(config.backbone).items() if key != "weights"}
-    return repr(reg), repr(backbone), repr(config.schedule.batch_size), config.precision, config.device
+    batch = config.schedule.batch_size, config.schedule.accumulate
+    return repr(reg), repr(backbone), repr(batch), config.precision, config.device
 
 
 def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, device: torch.device) -> Cost:
     """Times a few steps on random images with random weights, which cost the same as any others."""
     say(f"measuring {config.backbone.name}, {config.reg.name} ...")
-    backbone, batch = replace(config.backbone, weights="none"), config.schedule.batch_size
+    parts = config.schedule.accumulate
+    backbone, batch = replace(config.backbone, weights="none"), config.schedule.batch_size // parts  # at a time
     source = build_source(backbone, 0, tapped=regularizer.needs_taps)
     source = source.to(device, memory_format=torch.channels_last).freeze()
     target = source.with_new_head(num_classes, 0).requires_grad_(True).train(not regularizer.freezes_backbone)
@@ -76,7 +78,7 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
         few_seconds = seconds_of(step(FEW), device, at_least=0.1)
         count = min(batch, max(FEW, round(FEW / few_seconds)))
     step_seconds = few_seconds if count == FEW else seconds_of(step(count), device)
-    step_seconds *= batch / count
+    step_seconds *= parts * batch / count
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
     else:

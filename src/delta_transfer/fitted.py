@@ -5,16 +5,16 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
+from .config import require
 from .console import say
-from .data.locks import held
+from .locks import held
 from .models import Network
 from .records import RunDirectory, write_atomically
 from .regularizers import Regularizer
 from .regularizers.base import Batches
+from .tensor_files import read_sealed, sealed
 
 
 def fit_or_reuse(
@@ -38,9 +38,15 @@ def fit_or_reuse(
             if fitted is None:
                 say(f"{directory.path.name}: computing {regularizer.fitted_name} ...")
                 fitted = {k: v.cpu() for k, v in regularizer.fit(source, batches, num_classes).items()}
-                write_atomically(shared, safetensors_bytes(fitted, metadata))
+                for tensor_name, values in fitted.items():
+                    require(
+                        bool(values.isfinite().all()),
+                        f"{regularizer.fitted_name} of {tensor_name} is not finite: look at the source weights and at "
+                        f"the options of reg.{regularizer.fitted_name}.",
+                    )
+                write_atomically(shared, sealed(fitted, metadata))
     regularizer.load_fitted(_to(fitted, source))
-    directory.write(name, safetensors_bytes(fitted, metadata))
+    directory.write(name, sealed(fitted, metadata))
 
 
 def fitted_path(regularizer: Regularizer, fitted_to: dict[str, Any], cache_dir: Path) -> Path:
@@ -54,16 +60,15 @@ def _metadata(fitted_to: dict[str, Any]) -> dict[str, str]:
 
 
 def _read_fitted(path: Path, metadata: dict[str, str]) -> dict[str, Tensor] | None:
-    """Tensors of a file whose metadata is exactly `metadata`, else None."""
+    """Tensors of a file whose metadata is exactly `metadata`, else None; a damaged one is named."""
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            if file.metadata() != metadata:
-                return None
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except SafetensorError:  # damaged: compute it again
+        fitted, made_for = read_sealed(path)
+    except ValueError as error:
+        say(f"{path} is damaged ({error}): it is computed again")
         return None
+    return fitted if made_for == metadata else None
 
 
 def _to(tensors: dict[str, Tensor], like: nn.Module) -> dict[str, Tensor]:

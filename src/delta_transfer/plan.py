@@ -20,11 +20,12 @@ from .embedded import trained_glyphs_weights
 from .environment import device_name, pick_device, pick_precision
 from .errors import UserError
 from .fitted import fitted_path
-from .models.zoo import build_source, fingerprint, not_downloaded
+from .models.zoo import build_source, not_downloaded
 from .records import RunDirectory
 from .regularizers import build_regularizer
 from .reporting.comparison import duration
 from .run import describe_fit, name_of
+from .tensor_files import fingerprint
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Plan:
         device = pick_device(config.device)
         config.precision = pick_precision(config.precision, device)
         regularizer = build_regularizer(config.reg)
-        dataset = self._dataset(config.dataset)
+        dataset = self._dataset(config.dataset, Path(config.cache_dir))
         parts = split_parts(dataset, config.dataset, config.split) if dataset else None
         if config.backbone.weights == "glyphs":
             config.backbone.weights = trained_glyphs_weights(config) or "glyphs"
@@ -87,10 +88,10 @@ class Plan:
         elif not (path := store_path(dataset, size, aspect, Path(config.cache_dir))).exists():
             self.stores[path] = store_bytes(len(dataset.labels), size, aspect)
 
-    def _dataset(self, config: DatasetConfig) -> Dataset | None:
+    def _dataset(self, config: DatasetConfig, cache_dir: Path) -> Dataset | None:
         def load() -> Dataset | None:
             try:
-                return load_dataset(replace(config, download=False))
+                return load_dataset(replace(config, download=False), cache_dir)
             except UserError as error:
                 fetch = "dataset.download=true will fetch it first" if config.download else str(error)
                 self.not_ready[f"data set {config.name}"] = fetch

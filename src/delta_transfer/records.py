@@ -1,25 +1,28 @@
 """A run on disk: its identity, its directory, and writes that are whole or not there."""
 
-import fcntl
 import hashlib
 import json
 import os
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .errors import UserError
+from .locks import claimed
 
 if TYPE_CHECKING:  # delta-report reads records without Hydra
     from .config import RunConfig
 
-SCHEMA = 1
+# Of summary.json and of what lies beside it. 2: fingerprints cover the bytes of images, checksums of weights.
+SCHEMA = 2
 
 # Where a run is made and what it logs, not what it is: these keys make no other run and no other row of a table.
 NOT_IDENTITY = {
-    *("device", "data_dir", "results_dir", "cache_dir", "logging", "dry_run"),
+    *("device", "data_dir", "results_dir", "cache_dir", "logging", "dry_run", "retry_failed"),
     *("dataset.download", "dataset.official"),
     *("schedule.log_every", "schedule.eval_every", "schedule.checkpoint_seconds"),
     "reg.attention.forward_images",
@@ -45,21 +48,52 @@ def run_id(config: "RunConfig", identity: dict[str, Any]) -> str:
     return f"{config.dataset.name}-{config.backbone.name}-{config.reg.name}-s{config.seed}-{digest}"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write, flush to disk, rename: a reader sees the old file or the whole new one."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that appears as `path` when it is complete and on disk; if anything fails, nothing changes.
+
+    An OSError names `path`.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same cache file
-    with open(unfinished, "wb") as file:
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
+            sync(file)
+        os.replace(unfinished, path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # writing knows no name
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    with whole_file(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
+
+
+def sync(file: IO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on disk: a rename survives a power failure only with it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems cannot, and do not need to
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class RunDirectory:
     """`<results_dir>/runs/<run_id>`, held by one process at a time. Use as a context manager.
 
-    Raises UserError if another process holds it. Of several processes that share a run one holds it and writes, the
-    others read (`writes` False).
+    Raises locks.InUse if another process holds it, or has taken it over. Of several processes that share a run one
+    holds it and writes, the others read (`writes` False).
     """
 
     def __init__(self, path: Path, writes: bool = True):
@@ -71,24 +105,31 @@ class RunDirectory:
         if not self.writes:
             return self
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until __exit__
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.close()
-            raise UserError(f"Another process is working in {self.path}.") from None
+        self._stack = ExitStack()
+        self._check = self._stack.enter_context(claimed(self.path / ".lock", self.path.name))
+        for left in self.path.glob(".*.tmp"):  # by a process that was killed
+            left.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_) -> None:
         if self.writes:
-            self._lock.close()
+            self._stack.close()
 
     def summary(self) -> dict[str, Any] | None:
-        """The finished run's record; None if it did not finish."""
+        """The record of a run that ended, finished or failed; None if it did not end. Needs no lock.
+
+        Raises UserError for a record of a newer version, which this one would misread.
+        """
+        path = self.path / "summary.json"
         try:
-            return json.loads((self.path / "summary.json").read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
+        if not isinstance(summary, dict):
+            return None
+        if (problem := unreadable(summary)) is not None:
+            raise UserError(f"{path}: {problem}")
+        return summary
 
     def start_anew(self, config_yaml: str) -> None:
         """Record the configuration and forget a failed attempt; a checkpoint stays, to resume from."""
@@ -98,9 +139,20 @@ class RunDirectory:
 
     def write(self, name: str, data: bytes) -> None:
         if self.writes:
-            write_atomically(self.path / name, data)
+            with self.open(name) as file:
+                file.write(data)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """whole_file, for the process that writes."""
+        self._check()
+        with whole_file(self.path / name) as file:
+            yield file
 
     def write_summary(self, summary: dict[str, Any]) -> None:
+        if self.writes and self.metrics_path.exists():
+            with open(self.metrics_path, "rb") as file:
+                sync(file)
         self.write("summary.json", json.dumps(summary, indent=2, allow_nan=False).encode())
 
     def remove_checkpoint(self) -> None:
@@ -109,16 +161,24 @@ class RunDirectory:
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         if self.writes:
-            with open(self.metrics_path, "a") as file:
+            self._check()
+            with open(self.metrics_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def metrics_size(self) -> int:
-        return self.metrics_path.stat().st_size if self.metrics_path.exists() else 0
+    def metrics(self) -> str:
+        return self.metrics_path.read_text(encoding="utf-8") if self.metrics_path.exists() else ""
 
-    def truncate_metrics(self, size: int) -> None:
-        """Forget lines written after a checkpoint; 0 starts anew."""
-        if self.writes and self.metrics_path.exists():
-            os.truncate(self.metrics_path, size)
+    def restore_metrics(self, lines: str) -> None:
+        """Go back to what a checkpoint had: no line lost, none twice, whatever happened to the file since."""
+        self.write(self.metrics_path.name, lines.encode())
+
+
+def unreadable(summary: dict[str, Any]) -> str | None:
+    """Why this version cannot read a record; None if it can. Records of all older versions are read."""
+    schema = summary.get("schema", 1)
+    if schema == SCHEMA or (isinstance(schema, int) and 1 <= schema < SCHEMA):
+        return None
+    return f"written by a newer version of delta-transfer (schema {schema}, this one knows {SCHEMA})"
 
 
 def git_commit(folder: Path) -> str | None:

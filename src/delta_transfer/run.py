@@ -4,36 +4,55 @@ import io
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save as safetensors_bytes
 
-from . import distributed
-from .config import RunConfig, require
+from . import distributed, interrupts
+from .checkpoints import read_checkpoint, write_checkpoint
+from .config import RunConfig, ScheduleConfig, require
 from .console import Display, say
 from .data import load_dataset
 from .data.dataset import Counts, Dataset, Parts, expected_counts, split_parts
 from .data.loader import Loader
 from .data.store import open_store
 from .environment import device_name, peak_memory, set_up, versions
+from .errors import UserError
+from .failures import explain
 from .fitted import fit_or_reuse
 from .live import live_view, require_live_view
+from .locks import InUse
 from .models import Network, frozen_maps
-from .models.zoo import build_source, fingerprint
+from .models.zoo import build_source
 from .records import SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp
 from .regularizers import Regularizer, build_regularizer
-from .training import Diverged, Learner, evaluate, make_optimizer, train
+from .tensor_files import fingerprint, sealed
+from .training import START, Learner, evaluate, make_optimizer, train
 
 
-def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Carry out the run that `config` describes, or find it finished; returns its summary.
+@dataclass(frozen=True)
+class Ended:
+    """A finished run."""
+
+    summary: dict[str, Any]
+    skipped: bool  # it was finished before
+
+    def __str__(self) -> str:
+        parts = [(part, self.summary.get(f"{part}_top1")) for part in ("val", "test")]
+        return ", ".join(f"{part} top-1 {value:.1f} %" for part, value in parts if value is not None)
+
+
+def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
+    """Carry out the run that `config` describes, or find it finished.
 
     `overrides`: what Hydra composed `config` from, for the record.
+
+    Raises UserError, InUse and OSError before there is a run, or where the same command can go on with it; whatever
+    else ends a run is recorded in its summary, and raised.
     """
     device = set_up(config)
     require_live_view(config.logging)
@@ -42,72 +61,110 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> dict[str, Any]:
         bool(config.backbone.taps) or not regularizer.needs_taps,
         f"reg={config.reg.name} compares feature maps, but backbone.taps is empty.",
     )
-    regularizer.processes = distributed.processes()
+    regularizer.parts = distributed.processes() * config.schedule.accumulate
     require(
-        config.schedule.batch_size % regularizer.processes == 0,
-        f"schedule.batch_size={config.schedule.batch_size} cannot be divided by {regularizer.processes} processes.",
+        config.schedule.batch_size % regularizer.parts == 0,
+        f"schedule.batch_size={config.schedule.batch_size} cannot be divided by {distributed.processes()} processes"
+        + (f" and schedule.accumulate={config.schedule.accumulate}." if config.schedule.accumulate > 1 else "."),
     )
     require(
-        regularizer.processes == 1 or not list(regularizer.parameters()),
+        distributed.processes() == 1 or not list(regularizer.parameters()),
         f"reg={config.reg.name} learns parameters of its own, which several processes do not share: run it in one.",
     )
     with distributed.first_alone():  # either may download
-        dataset = load_dataset(config.dataset)
+        Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
+        dataset = load_dataset(config.dataset, Path(config.cache_dir))
         source = build_source(config.backbone, config.seed, tapped=regularizer.needs_taps)
     parts = split_parts(dataset, config.dataset, config.split)
     weights = fingerprint(source.weights())
     name = name_of(config, dataset, weights)
-    with RunDirectory(Path(config.results_dir) / "runs" / name, writes=distributed.rank() == 0) as directory:
-        summary = distributed.of_first(directory.summary)
-        if summary is not None and summary.get("error") is None:
-            say(f"{name}: done, skipped ({_accuracies(summary)})")
-            return summary
-        say_if_incomplete(config, dataset)
+    directory = RunDirectory(Path(config.results_dir) / "runs" / name, writes=distributed.rank() == 0)
+    if (ended := ended_before(directory, config.retry_failed)) is not None:
+        return ended
+    say_if_incomplete(config, dataset)
+    say_what_accumulation_changes(config.schedule)
+    loader = make_loader(config, dataset, device)
+    with directory:
+        if (ended := ended_before(directory, config.retry_failed)) is not None:  # by another process, meanwhile
+            return ended
         directory.start_anew(OmegaConf.to_yaml(OmegaConf.structured(config)))
-
-        loader = make_loader(config, dataset, device)
-        source = source.to(device, memory_format=torch.channels_last).freeze()
-        target = source.with_new_head(len(dataset.classes), config.seed).requires_grad_(True)
-        distributed.synchronise_batchnorm(target.traced, device)
-        if regularizer.fitted_name:
-            fitted_to = describe_fit(config, regularizer, weights, parts.fingerprint(dataset))
-            batches = loader.passes(parts.train, "fit", regularizer.fit_seed)
-            cache = Path(config.cache_dir)
-            with distributed.first_alone():
-                fit_or_reuse(regularizer, source, batches, len(dataset.classes), fitted_to, directory, cache)
-        regularizer.to(device)
-        regularizer.start(target)
-
-        # From here on only its maps are wanted, if anything.
-        source = (
-            frozen_maps(source, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None
-        )
-        learner = Learner(
-            target,
-            source,
-            make_optimizer(target, regularizer, config.schedule),
-            config.precision,
-            config.backbone.aux_weight,
-            config.compile,
-        )
-        summary = describe_run(config, name, dataset, parts, weights, device) | {
-            "overrides": list(overrides),
-            "fit": regularizer.fit_report,
-        }
+        summary = describe_run(config, name, dataset, parts, weights, device) | {"overrides": list(overrides)}
+        learner = None
         try:
+            learner = build_learner(config, regularizer, source, dataset, parts, weights, loader, directory)
+            summary["fit"] = regularizer.fit_report
             results = train_and_evaluate(config, learner, regularizer, loader, parts, directory)
-        except Diverged as error:
+        except (OSError, InUse):  # nothing is wrong with the run: what it has done is kept
+            raise
+        except Exception as error:
+            failure, message = explain(error, config, learner, regularizer, loader, parts.train)
             with distributed.first_alone():  # it has written before another ends, and with it all
                 directory.remove_checkpoint()
-                directory.write_summary(summary | {"error": str(error), "finished": timestamp()})
-            raise
+                directory.write_summary(summary | {"error": message, "failure": failure, "finished": timestamp()})
+            if failure == "program":  # where in it is what helps
+                raise
+            raise UserError(message) from error
 
-        write_outputs(directory, target, results.pop("test_outputs"), parts)
+        write_outputs(directory, learner.target, results.pop("test_outputs"), parts)
         summary |= results | {"peak_memory_bytes": peak_memory(device), "finished": timestamp()}
         directory.write_summary(summary)
         directory.remove_checkpoint()
-        say(f"{name}: {_accuracies(summary)}, {summary['train_seconds']:.0f} s")
-        return summary
+        ended = Ended(summary, skipped=False)
+        say(f"{name}: {ended}, {summary['train_seconds']:.0f} s")
+        return ended
+
+
+def ended_before(directory: RunDirectory, retry_failed: bool) -> Ended | None:
+    """The run if it is finished; None if it is to be made. Raises UserError if it failed and is not to be retried."""
+    summary = distributed.of_first(directory.summary)
+    if summary is None:
+        return None
+    name = directory.path.name
+    if summary.get("error") is not None:
+        reason = str(summary["error"]).splitlines()[0]
+        require(retry_failed, f"{name} failed before: {reason} retry_failed=true tries it again.")
+        return None
+    ended = Ended(summary, skipped=True)
+    say(f"{name}: done, skipped ({ended})")
+    return ended
+
+
+def build_learner(
+    config: RunConfig,
+    regularizer: Regularizer,
+    source: Network,
+    dataset: Dataset,
+    parts: Parts,
+    weights: str,
+    loader: Loader,
+    directory: RunDirectory,
+) -> Learner:
+    """The untrained target beside its source; `regularizer` is fitted and started."""
+    source = source.to(loader.device, memory_format=torch.channels_last).freeze()
+    target = source.with_new_head(len(dataset.classes), config.seed).requires_grad_(True)
+    distributed.synchronise_batchnorm(target.traced, loader.device)
+    if regularizer.fitted_name:
+        fitted_to = describe_fit(config, regularizer, weights, parts.fingerprint(dataset))
+        batches = loader.passes(parts.train, "fit", regularizer.fit_seed)
+        cache = Path(config.cache_dir)
+        with distributed.first_alone():
+            fit_or_reuse(regularizer, source, batches, len(dataset.classes), fitted_to, directory, cache)
+    regularizer.to(loader.device)
+    regularizer.start(target)
+
+    # From here on only its maps are wanted, if anything.
+    source = (
+        frozen_maps(source, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None
+    )
+    return Learner(
+        target,
+        source,
+        make_optimizer(target, regularizer, config.schedule),
+        config.precision,
+        config.backbone.aux_weight,
+        config.compile,
+        config.schedule.accumulate,
+    )
 
 
 def say_if_incomplete(config: RunConfig, dataset: Dataset) -> None:
@@ -117,6 +174,16 @@ def say_if_incomplete(config: RunConfig, dataset: Dataset) -> None:
         say(
             f"{dataset.name}: {counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images; "
             f"officially {official.classes:,}, {official.train:,}, {official.test:,}"
+        )
+
+
+def say_what_accumulation_changes(schedule: ScheduleConfig) -> None:
+    if schedule.accumulate > 1:
+        part = schedule.batch_size // schedule.accumulate
+        say(
+            f"schedule.accumulate={schedule.accumulate}: {part} images at a time, the gradient of all "
+            f"{schedule.batch_size}. BatchNorm in training, whose statistics are those of {part} images now, and "
+            "dropout make another run of it than the whole batch would; nothing else does."
         )
 
 
@@ -160,7 +227,8 @@ def train_and_evaluate(
     directory: RunDirectory,
 ) -> dict[str, Any]:
     """Train from the last checkpoint, or the start, to the end; what the summary says of it, and `test_outputs`."""
-    first_iteration, seconds_before = resume(directory, learner, regularizer)
+    progress = resume(directory, learner, regularizer, loader.device)
+    first_iteration = progress["iterations_done"]
     iterations = config.schedule.length(len(parts.train))
     # Every part is measured, nothing is selected: the last iteration is what counts.
     measured = (["val"] if len(parts.val) else []) + (["test"] if config.split.measures_test else [])
@@ -174,6 +242,7 @@ def train_and_evaluate(
     with (
         Display(directory.path.name, iterations) as display,
         live_view(config.logging, directory, first_iteration) as show,
+        interrupts.deferred(),
     ):
         display.start_at(first_iteration)
 
@@ -188,11 +257,10 @@ def train_and_evaluate(
             loader,
             parts.train,
             config.schedule,
-            first_iteration=first_iteration,
-            seconds_before=seconds_before,
+            progress=progress,
             evaluate_now=evaluate_now,
             log=log,
-            checkpoint=lambda done, spent: save_checkpoint(directory, learner, regularizer, done, spent),
+            checkpoint=lambda progress: save_checkpoint(directory, learner, regularizer, progress, loader.device),
         )
     return {
         **{f"{part}_{key}": latest[part][key] for part in measured for key in ("top1", "loss")},
@@ -227,6 +295,7 @@ def describe_run(
         "test_top1": None,
         "val_top1": None,
         "error": None,
+        "failure": None,  # diverged | input | out of memory | program
     }
 
 
@@ -256,41 +325,35 @@ def write_outputs(directory: RunDirectory, target: Network, test: dict[str, Any]
         np.savez_compressed(buffer, labels=test["labels"], logits=test["logits"], index=parts.test)
         directory.write("predictions.npz", buffer.getvalue())
     weights = {key: value.cpu().contiguous() for key, value in target.weights().items()}
-    directory.write("model.safetensors", safetensors_bytes(weights))
+    directory.write("model.safetensors", sealed(weights))
 
 
 def save_checkpoint(
-    directory: RunDirectory, learner: Learner, regularizer: Regularizer, done: int, seconds: float
+    directory: RunDirectory, learner: Learner, regularizer: Regularizer, progress: dict[str, Any], device: torch.device
 ) -> None:
     if not directory.writes:
         return
-    buffer = io.BytesIO()
     state = {
         "target": learner.target.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
         "regularizer": regularizer.state_dict(),
-        "iterations_done": done,
-        "seconds": seconds,
-        "metrics_size": directory.metrics_size(),
+        "progress": progress,
+        "metrics": directory.metrics(),
     }
-    torch.save(state, buffer)
-    directory.write(directory.checkpoint_path.name, buffer.getvalue())
+    with directory.open(directory.checkpoint_path.name) as file:
+        write_checkpoint(file, state, device)
 
 
-def resume(directory: RunDirectory, learner: Learner, regularizer: Regularizer) -> tuple[int, float]:
-    """Go back to the last checkpoint, if there is one: iterations done and seconds spent."""
-    if not distributed.of_first(directory.checkpoint_path.exists):
-        directory.truncate_metrics(0)
-        return 0, 0.0
-    state = torch.load(directory.checkpoint_path, map_location="cpu", weights_only=True)
+def resume(directory: RunDirectory, learner: Learner, regularizer: Regularizer, device: torch.device) -> dict[str, Any]:
+    """Go back to the last checkpoint, if there is one: the progress that training goes on from."""
+    with distributed.first_alone():  # which removes a checkpoint that cannot be used
+        state = read_checkpoint(directory.checkpoint_path, device)
+    if state is None:
+        directory.restore_metrics("")
+        return START
     learner.target.load_state_dict(state["target"])
     learner.optimizer.load_state_dict(state["optimizer"])
     regularizer.load_state_dict(state["regularizer"])
-    directory.truncate_metrics(state["metrics_size"])
-    say(f"{directory.path.name}: resuming after iteration {state['iterations_done']}")
-    return state["iterations_done"], state["seconds"]
-
-
-def _accuracies(summary: dict[str, Any]) -> str:
-    parts = [(part, summary.get(f"{part}_top1")) for part in ("val", "test")]
-    return ", ".join(f"{part} top-1 {value:.1f} %" for part, value in parts if value is not None)
+    directory.restore_metrics(state["metrics"])
+    say(f"{directory.path.name}: resuming after iteration {state['progress']['iterations_done']}")
+    return state["progress"]

@@ -4,7 +4,9 @@ torchrun --nproc-per-node=2 -m delta_transfer.train dataset=cub ...     one run 
 """
 
 import os
+import signal
 import sys
+import traceback
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,16 +15,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from . import interrupts
 from .config import RunConfig, check_values, register_schemas, require, to_run_config
 from .console import Display, complain, say
 from .errors import UserError
+from .locks import InUse
+from .outcomes import Outcome, show
 
 register_schemas()  # on import, so that they are also there in the worker processes of a launcher
 SHARED = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun: this is one of several processes that make one run
 
 
 def main(config_name: str = "config") -> None:
-    Failure.of_this_command.clear()
+    Outcome.of_this_command.clear()
+    interrupts.forget()
     if SHARED and os.environ["RANK"] != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process speaks for all
     if "dry_run=true" in sys.argv:  # looks at all jobs in this process, whatever would launch them
@@ -30,74 +36,90 @@ def main(config_name: str = "config") -> None:
     command, planned = sys.argv, []
 
     @hydra.main(version_base="1.3", config_path="pkg://delta_transfer.conf", config_name=config_name)
-    def job(composed: DictConfig) -> "Failure | None":
+    def job(composed: DictConfig) -> Outcome | None:
         sys.argv = command  # a worker has another one, but this is what the record calls its command
         return carry_out(composed, planned)
 
+    outcomes = Outcome.of_this_command
+    # The workers of a launcher get a terminal's Ctrl-C themselves: it is they who end, one after the other.
+    later = [signal.SIGINT] if "hydra/launcher=joblib" in sys.argv else []
+    stopped_by = None
     try:
-        job()
+        with nullcontext() if SHARED else interrupts.stoppable(), interrupts.deferred(later):
+            job()
+    except KeyboardInterrupt:
+        stopped_by = signal.SIGINT
     finally:  # also when Hydra ends the program, because of an exception that is none of ours
-        for failure in Failure.of_this_command:
-            if failure.unseen:
-                complain(failure.message)
+        for outcome in outcomes:
+            if outcome.unseen:
+                complain(outcome.reason)
+        if any(outcome.of_sweep for outcome in outcomes):
+            show(outcomes)
     if SHARED:
         from .distributed import leave
 
         leave()
     for plan_of_all in planned:
         plan_of_all.show()
-    sys.exit(1 if Failure.of_this_command else 0)
+    if (number := interrupts.received() or stopped_by) is not None:
+        complain(f"stopped by {signal.Signals(number).name}: the same command goes on where it was")
+        sys.exit(128 + number)
+    sys.exit(1 if any(outcome.state == "failed" for outcome in outcomes) else 0)
 
 
-class Failure:
-    """What a failed job returns; `of_this_command` has all of them, wherever the jobs ran.
-
-    A job that raised would end a sweep: Hydra's sweeper reports the first exception and starts no further batch. What
-    jobs return it shows to nobody. But a return value is either made in this process or, when a launcher's worker sends
-    it, unpickled here: both are noted.
-    """
-
-    of_this_command: "list[Failure]" = []
-
-    def __init__(self, message: str, unseen: bool):
-        self.message, self.unseen = message, unseen  # unseen: a worker wrote it into a file
-        self.of_this_command.append(self)
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self.of_this_command.append(self)
-
-
-def carry_out(composed: DictConfig, planned: list) -> Failure | None:
+def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
     """One job, in this process or in a launcher's worker."""
-    launcher = HydraConfig.get().runtime.choices["hydra/launcher"]
-    parallel = HydraConfig.get().mode == RunMode.MULTIRUN and launcher != "basic"
+    hydra_config = HydraConfig.get()
+    launcher = hydra_config.runtime.choices["hydra/launcher"]
+    sweep = hydra_config.mode == RunMode.MULTIRUN
+    parallel = sweep and launcher != "basic"
     Display.bars = not parallel
+
+    def ended(state: str, reason: str = "", unseen: bool = False) -> Outcome:
+        return Outcome(list(hydra_config.overrides.task), state, reason, unseen, of_sweep=sweep)
+
+    # A job in this process leaves signals to `main`. submitit's workers and torchrun have ways of their own.
+    in_worker = parallel and launcher == "joblib"
     try:
-        # The whole configuration is checked before anything slow is imported or read.
-        config = to_run_config(composed)
-        check_values(HydraConfig.get().overrides.task)
-        if config.dry_run:
+        with interrupts.stoppable(worker=True) if in_worker else nullcontext():
+            if interrupts.received() is not None:
+                raise interrupts.Stopped
+            # The whole configuration is checked before anything slow is imported or read.
+            config = to_run_config(composed)
+            check_values(hydra_config.overrides.task)
+            if not config.dry_run:
+                done = execute(config)
+                return ended("skipped" if done.skipped else "done", str(done))
             require(not parallel, "dry_run=true looks at all jobs in one process: it needs hydra/launcher=basic.")
-            if HydraConfig.get().mode == RunMode.RUN:
+            if not sweep:
                 say(OmegaConf.to_yaml(composed, resolve=True))
             plan(config, planned)
-        else:
-            execute(config)
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
-        if os.environ.get("HYDRA_FULL_ERROR"):
+            return None
+    except KeyboardInterrupt:
+        if not in_worker:
             raise
+        return ended("stopped")
+    except InUse as error:  # a sweep in another shell has this one: no failure, if there are others to do
         complain(str(error))
+        return ended("in work" if sweep else "failed", str(error))
+    except Exception as error:
+        told = isinstance(error, (UserError, OSError))  # OSError: a full disk, a folder that cannot be written
+        if os.environ.get("HYDRA_FULL_ERROR") and told:
+            raise
+        if not told:  # something is wrong with the program: where is what helps
+            traceback.print_exc()
+        complain(str(error) if told else f"{type(error).__name__}: {error}")
         if SHARED:
             sys.exit(1)  # the other processes wait for this one: torchrun ends them
         # The other jobs of a sweep go on.
-        return Failure(str(error), unseen=parallel and launcher.startswith("submitit"))
+        return ended("failed", str(error) or type(error).__name__, unseen=parallel and launcher.startswith("submitit"))
 
 
-def execute(config: RunConfig) -> None:
+def execute(config: RunConfig):
+    """The run.Ended of the run that `config` describes."""
     if config.backbone.weights == "glyphs":
-        from .data.locks import held
         from .embedded import glyphs_weights
+        from .locks import held
 
         # Of several workers one trains the network, the others wait for it; under torchrun all train it together.
         folder = Path(config.results_dir) / "pretrained"
@@ -107,7 +129,7 @@ def execute(config: RunConfig) -> None:
 
     from .run import run  # imports torch
 
-    run(config, overrides=HydraConfig.get().overrides.task)
+    return run(config, overrides=HydraConfig.get().overrides.task)
 
 
 def plan(config: RunConfig, planned: list) -> None:

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import distributed
+from . import distributed, interrupts
 from .config import ScheduleConfig
 from .data.loader import Loader
 from .errors import UserError
 from .models import Network, frozen_backbone, in_parts
 from .regularizers import Regularizer
 
+GRADIENT_NORM = "gradient_norm"  # beside the loss terms in a line of metrics
+CHECKPOINT_SHARE = 0.01  # of the time: where a checkpoint takes long, they are made less often
+START = {
+    "iterations_done": 0,
+    "seconds": 0.0,
+    "seconds_since_line": 0.0,
+    "window": {"first_iteration": 0, "names": [], "images": 0},
+}
 
-class Diverged(UserError):
-    """A loss term stopped being a finite number."""
+
+class NotFinite(UserError):
+    """A loss term or the gradient stopped being a finite number at iteration `iteration`, after `steps` steps."""
+
+    def __init__(self, what: str, value: float, iteration: int, steps: int, lr: float):
+        super().__init__(f"{what} became {value} at iteration {iteration} (learning rate {lr:g}).")
+        self.iteration, self.steps = iteration, steps
 
 
 @dataclass
@@ -33,6 +46,8 @@ class Learner:
     precision: str  # fp32 | bf16
     aux_weight: float = 0.0
     compiled: bool = False
+    accumulate: int = 1  # parts that a batch goes through in, one after the other
+    gradient_norm: Tensor | None = field(default=None, init=False)  # of the last step
 
     def __post_init__(self):
         compiled = torch.compile if self.compiled else lambda network: network
@@ -57,10 +72,20 @@ class Learner:
             terms["aux"] = self.aux_weight * F.cross_entropy(outputs["aux_logits"].float(), labels)
         return terms
 
-    def step(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+    def split(self, *batch: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """The batch in as many parts of equal size as it is accumulated from; for each part `backward` is called."""
+        return zip(*(values.chunk(self.accumulate) for values in batch), strict=True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of a part of the batch; that of the batch is the mean over its parts."""
+        (loss / self.accumulate if self.accumulate > 1 else loss).backward()
+
+    def step(self) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # The whole gradient in one number, for the log: the loop looks at it without waiting for the device here.
+        self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -102,23 +127,26 @@ def train(
     train_indices: np.ndarray,
     schedule: ScheduleConfig,
     *,
-    first_iteration: int = 0,
-    seconds_before: float = 0.0,
+    progress: dict[str, Any] | None = None,
     evaluate_now: Callable[[], dict[str, float]] = dict,
     log: Callable[[dict[str, Any]], None] = lambda line: None,
-    checkpoint: Callable[[int, float], None] = lambda iteration, seconds: None,
+    checkpoint: Callable[[dict[str, Any]], None] = lambda progress: None,
 ) -> float:
     """Train to the end of the schedule; returns the seconds of training, evaluations left out.
 
-    `log` gets a line every `schedule.log_every` iterations: step, lr, each loss term and the training accuracy as means
-    since the line before, images/s. `checkpoint(iterations done, seconds)` is called every
-    `schedule.checkpoint_seconds`, after a log line. Raises Diverged with term and iteration if a loss is not finite.
+    `log` gets a line every `schedule.log_every` iterations: step, lr, each loss term, the norm of the gradient and the
+    training accuracy as means since the line before, images/s. `checkpoint(progress)` is called every
+    `schedule.checkpoint_seconds`, or less often, so that it takes less than CHECKPOINT_SHARE of the time; what it got
+    last, passed as `progress`, is where training goes on. Raises NotFinite with term and iteration if a loss or the
+    gradient is not finite, and Stopped, after a checkpoint, if this process was asked to end.
     """
     iterations = schedule.length(len(train_indices))
     learner.target.train(not regularizer.freezes_backbone)
-    window = _Window(first_iteration)
-    clock = _Clock(seconds_before)
-    last_checkpoint = time.monotonic()
+    progress = progress or START
+    first_iteration = progress["iterations_done"]
+    window = _Window.of(progress["window"], loader.device)
+    clock = _Clock(progress["seconds"], progress["seconds_since_line"])
+    last_checkpoint, checkpoint_cost = time.monotonic(), 0.0
     for iteration in range(first_iteration, iterations):
         images, labels = loader.train_batch(train_indices, iteration)  # this process' share of the batch
         lr = learning_rate(schedule, iteration, iterations)
@@ -126,7 +154,7 @@ def train(
             group["lr"] = lr * group["lr_factor"]
         torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
         logits, terms = regularizer.update(learner, images, labels)
-        window.add(logits, labels, terms)
+        window.add(logits, labels, terms | {GRADIENT_NORM: learner.gradient_norm})
 
         done = iteration + 1
         evaluating = done == iterations or (schedule.eval_every and done % schedule.eval_every == 0)
@@ -135,14 +163,25 @@ def train(
             line["images_per_second"] = clock.lap(window.images)
             if evaluating:
                 line |= evaluate_now()
-                _check_finite(line, iteration, lr)
+                _check_finite(line, iteration, done, lr)
                 learner.target.train(not regularizer.freezes_backbone)
             log(line)
             window = _Window(done)
-            if time.monotonic() - last_checkpoint > schedule.checkpoint_seconds and done < iterations:
-                checkpoint(done, clock.seconds)
-                last_checkpoint = time.monotonic()
             clock.restart()
+
+        stop = interrupts.received() is not None
+        due = time.monotonic() - last_checkpoint > max(schedule.checkpoint_seconds, checkpoint_cost / CHECKPOINT_SHARE)
+        # What several processes have seen since the last line is not known to the one that writes.
+        if (stop or due) and done < iterations and (distributed.processes() == 1 or not window.images):
+            begun = time.monotonic()
+            progress = {"iterations_done": done, "window": window.state()}  # waits for the device
+            clock.pause()
+            checkpoint(progress | {"seconds": clock.seconds, "seconds_since_line": clock.since_lap})
+            if stop:
+                raise interrupts.Stopped
+            clock.restart()
+            last_checkpoint = time.monotonic()
+            checkpoint_cost = last_checkpoint - begun
     return clock.seconds
 
 
@@ -171,13 +210,11 @@ def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: s
     }
 
 
-def _check_finite(values: dict[str, float], iteration: int, lr: float) -> None:
+def _check_finite(values: dict[str, float], iteration: int, steps: int, lr: float) -> None:
     for name, value in values.items():
         if not math.isfinite(value):
-            raise Diverged(
-                f"The loss term {name!r} became {value} at iteration {iteration} (learning rate {lr:g}). "
-                "Usual causes: the learning rate or reg.alpha is too large."
-            )
+            what = "The gradient's norm" if name == GRADIENT_NORM else f"The loss term {name!r}"
+            raise NotFinite(what, value, iteration, steps, lr)
 
 
 class _Window:
@@ -185,38 +222,62 @@ class _Window:
 
     def __init__(self, first_iteration: int):
         self.first_iteration = first_iteration
-        self.terms: list[dict[str, Tensor]] = []
+        self.names: list[str] = []
+        self.rows: list[Tensor] = []  # the terms of each step
         self.correct: list[Tensor] = []
         self.images = 0
 
     def add(self, logits: Tensor, labels: Tensor, terms: dict[str, Tensor]) -> None:
-        self.terms.append(terms)
+        self.names = list(terms)
+        self.rows.append(torch.stack([term.float() for term in terms.values()]))
         self.correct.append((logits.argmax(dim=1) == labels).sum())
         self.images += len(labels) * distributed.processes()
 
     def close(self, lr: float) -> dict[str, float]:
-        names = list(self.terms[0])
-        values = torch.stack([torch.stack([terms[name].float() for name in names]) for terms in self.terms])
-        values = distributed.average(values).tolist()
-        for number, row in enumerate(values):
-            _check_finite(dict(zip(names, row, strict=True)), self.first_iteration + number, lr)
-        means = [sum(column) / len(values) for column in zip(*values, strict=True)]
+        rows = distributed.average(torch.stack(self.rows)).tolist()
+        for iteration, row in enumerate(rows, self.first_iteration):
+            _check_finite(dict(zip(self.names, row, strict=True)), iteration, iteration, lr)
+        means = {
+            name: sum(column) / len(rows) for name, column in zip(self.names, zip(*rows, strict=True), strict=True)
+        }
+        norm = means.pop(GRADIENT_NORM)
         correct = distributed.average(torch.stack(self.correct).sum().double()).item() * distributed.processes()
-        accuracy = 100 * correct / self.images
-        return dict(zip(names, means, strict=True)) | {"loss": sum(means), "train_top1": accuracy}
+        return means | {
+            "loss": sum(means.values()),
+            GRADIENT_NORM: norm,
+            "train_top1": 100 * correct / self.images,
+        }
+
+    def state(self) -> dict[str, Any]:
+        tensors = {name: torch.stack(getattr(self, name)).cpu() for name in ("rows", "correct") if self.images}
+        return {"first_iteration": self.first_iteration, "names": self.names, "images": self.images} | tensors
+
+    @classmethod
+    def of(cls, state: dict[str, Any], device: torch.device) -> "_Window":
+        window = cls(state["first_iteration"])
+        window.names, window.images = state["names"], state["images"]
+        if window.images:
+            window.rows, window.correct = (list(state[name].to(device)) for name in ("rows", "correct"))
+        return window
 
 
 class _Clock:
-    """Seconds of training and images/s, without the time between a lap and the next `restart`."""
+    """Seconds of training, in all and since the last lap; it stands still between `pause` and `restart`."""
 
-    def __init__(self, seconds_before: float):
-        self.seconds = seconds_before
+    def __init__(self, seconds: float, since_lap: float):
+        self.seconds, self.since_lap = seconds, since_lap
         self.restart()
 
-    def lap(self, images: int) -> float:
-        seconds = time.perf_counter() - self.since
-        self.seconds += seconds
-        return images / seconds
-
     def restart(self) -> None:
-        self.since = time.perf_counter()
+        self.started = time.perf_counter()
+
+    def pause(self) -> None:
+        elapsed = time.perf_counter() - self.started
+        self.seconds += elapsed
+        self.since_lap += elapsed
+
+    def lap(self, images: int) -> float:
+        """Images per second since the last lap."""
+        self.pause()
+        seconds, self.since_lap = self.since_lap, 0.0
+        return images / seconds

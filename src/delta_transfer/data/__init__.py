@@ -1,5 +1,6 @@
 """Data sets by name: where they are, fetching them, reading them. The table of all of them is in readers.py."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from .torchvision_sets import reason
 __all__ = ["DATASETS", "Dataset", "Reader", "fetch", "load_dataset", "locate"]
 
 
-def load_dataset(config: DatasetConfig) -> Dataset:
-    """Reads the lists, not the images. Raises UserError that says what is missing and where to get it."""
+def load_dataset(config: DatasetConfig, cache_dir: Path | None = None) -> Dataset:
+    """Reads the lists, not the images. Raises UserError that says what is missing and where to get it.
+
+    `cache_dir`: where digests of the images' files are remembered, so that they are not all read each time.
+    """
     reader = choose(DATASETS, "dataset.name", config.name)
     root = Path(config.root).expanduser() if config.root else None
     root = locate(reader, root)
@@ -21,7 +25,7 @@ def load_dataset(config: DatasetConfig) -> Dataset:
         fetch(reader, root)
     if reader.needs:
         _check_layout(reader, root)
-    return reader.read(root, config)
+    return replace(reader.read(root, config), cache_dir=cache_dir)
 
 
 def locate(reader: Reader, root: Path | None) -> Path | None:

@@ -12,9 +12,9 @@ from contextlib import suppress
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
+from ..console import few
 from ..errors import UserError
-from .files import few
-from .locks import held
+from ..locks import held
 
 # What a damaged archive can raise. RuntimeError: encrypted, or compressed in an unknown way; ValueError: impossible
 # numbers and names; OSError: also a full disk.

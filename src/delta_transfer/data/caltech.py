@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DrawnConfig
+from ..console import few
 from ..errors import UserError
 from .dataset import Dataset
-from .files import few, from_files
+from .files import from_files
 
 # With numbering=fixed training images have numbers up to this one, test images the numbers after it.
 FIXED_TRAIN = 60

@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..config import DatasetConfig, DrawnConfig, OfficialCounts, SplitConfig
 from ..errors import UserError
+from .contents import Contents, contents_of, stamps_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,30 @@ class Dataset:
     is_test: np.ndarray  # (N,) bool
     names: tuple[str, ...]  # (N,) stable identifiers, e.g. relative file names
     load: Callable[[int], Image.Image]
-    fingerprint: str  # sha256 hex: the same for the same files (or pixels), labels and split, wherever they lie
+    listing: str  # sha256 hex: the same for the same names, file sizes (or pixels), labels and split
+    files: tuple[Path, ...] = ()  # (N,), or none if the images are not files
+    cache_dir: Path | None = None  # where digests of files are remembered
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 hex: the same for the same bytes of all images, labels and split, wherever they lie.
+
+        Reads files that changed. Raises UserError that names those that cannot be read.
+        """
+        if not self.files:
+            return self.listing
+        return hashlib.sha256(self.listing.encode() + self._contents.digests.tobytes()).hexdigest()
+
+    @cached_property
+    def _contents(self) -> Contents:
+        return contents_of(self.name, self.files, self.cache_dir)
+
+    def changed_files(self) -> list[str]:
+        """Names of images whose files changed, or went, since `fingerprint` was computed."""
+        if not self.files:
+            return []
+        changed = (stamps_of(self.files) != self._contents.stamps).any(axis=1)
+        return [self.names[index] for index in np.flatnonzero(changed)]
 
 
 @dataclass(frozen=True)

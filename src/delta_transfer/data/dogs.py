@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DatasetConfig
+from ..console import few
 from ..errors import UserError
 from .dataset import Dataset
-from .files import few, from_files
+from .files import from_files
 
 
 def dogs(root: Path, config: DatasetConfig) -> Dataset:

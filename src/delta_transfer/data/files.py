@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..console import few
 from ..errors import UserError
 from .dataset import Dataset
 
@@ -83,7 +84,8 @@ def from_files(
     def load(index: int) -> Image.Image:
         return read_image(folder / files[index])
 
-    return Dataset(name, tuple(classes), labels, is_test, tuple(files), load, digest.hexdigest())
+    paths = tuple(folder / file for file in files)
+    return Dataset(name, tuple(classes), labels, is_test, tuple(files), load, digest.hexdigest(), paths)
 
 
 def from_arrays(name: str, classes: Sequence[str], images: np.ndarray, labels: Sequence[int], n_train: int) -> Dataset:
@@ -109,9 +111,3 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def few(names: Sequence[str], count: int = 5) -> str:
-    """The first names, and how many more."""
-    more = f", ... ({len(names) - count} more)" if len(names) > count else ""
-    return ", ".join(names[:count]) + more

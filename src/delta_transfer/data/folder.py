@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import FolderConfig
-from ..console import say
+from ..console import few, say
 from ..errors import UserError
 from .dataset import Dataset
-from .files import few, from_files
+from .files import from_files
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 # Names of parts, in whatever case.

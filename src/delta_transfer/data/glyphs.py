@@ -73,7 +73,7 @@ def glyphs(scripts: Sequence[str], train_per_class: int, test_per_class: int, si
         is_test=np.arange(len(labels)) < plan.n_test,
         names=names,
         load=partial(_draw, plan),
-        fingerprint=_fingerprint(plan, train_per_class, test_per_class),
+        listing=_fingerprint(plan, train_per_class, test_per_class),
     )
 
 

@@ -1,9 +1,15 @@
-"""Every image decoded once, into one memory-mapped uint8 array on disk."""
+"""Every image decoded once, into one memory-mapped uint8 array on disk.
+
+A store is a folder: `pixels` and `sizes` of all images, `checksums` (crc32 of each image's pixels), and `store.json`,
+which says what it was made of. Checksums are compared when the file of pixels is not as the build left it (size, time),
+and by `delta-data verify`; a damaged store is built again.
+"""
 
 import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +19,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..console import few, say
 from ..errors import UserError
+from ..locks import Check, held
+from ..records import sync, sync_folder, write_atomically
 from .dataset import Dataset
 from .files import UNREADABLE
-from .locks import held
 
 # Raise when the decoded pixels or the layout of the files change, so that older stores are not used.
-VERSION = 2
+VERSION = 3
 SYNC_BYTES = 64 * 2**20  # how much is written between two flushes to disk: what a crash can cost
 
 
@@ -45,21 +53,73 @@ def open_store(
         size: pixels. aspect "squash": every image becomes size x size. "keep": its shorter side becomes `size`.
         progress: called with the number of images done.
 
-    A build that was interrupted goes on where it stopped; two processes do not build at once. Raises UserError that
-    names all unreadable images, or if the disk has no room for the store.
+    A build that was interrupted goes on where it stopped, a damaged store is built again; two processes do not build at
+    once. Raises UserError that names all unreadable images, those whose files changed meanwhile, or if the disk has no
+    room for the store.
     """
     path = store_path(dataset, size, aspect, cache_dir)
-    if not path.exists():
+    if _usable(path, dataset) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with held(path.with_name(f".{path.name}.lock"), f"builds {path.name}"):
-            if not path.exists():  # another process may just have built it
+        with held(path.with_name(f".{path.name}.lock"), f"builds {path.name}") as check:
+            why = _usable(path, dataset)
+            if why is not None:  # else another process has just built it
+                if path.exists():
+                    say(f"The store {path} is damaged ({why}): it is built again")
+                    shutil.rmtree(path)
                 unfinished = path.with_name(f".{path.name}.partial")
-                _build(dataset, size, aspect, unfinished, progress)
+                _build(dataset, size, aspect, unfinished, progress, check)
                 os.replace(unfinished, path)
+                sync_folder(path.parent)
+    return _read(path)
+
+
+def _read(path: Path) -> Store:
     sizes = np.fromfile(path / "sizes", dtype=np.int64).reshape(-1, 2)
-    if len(sizes) != len(dataset.labels) or (path / "pixels").stat().st_size != 3 * sizes.prod(axis=1).sum():
-        raise UserError(f"The store {path} is damaged: remove it, it will be built again.")
     return Store(np.memmap(path / "pixels", dtype=np.uint8, mode="r").reshape(-1, 3), sizes)
+
+
+def _usable(path: Path, dataset: Dataset) -> str | None:
+    """Why the store cannot be used; None if it can."""
+    try:
+        made = json.loads((path / "store.json").read_text())
+        sizes = np.fromfile(path / "sizes", dtype=np.int64).reshape(-1, 2)
+        if made["fingerprint"] != dataset.fingerprint or len(sizes) != len(dataset.labels):
+            return "it is of other images"
+        if (path / "pixels").stat().st_size != 3 * sizes.prod(axis=1).sum():
+            return "its file of pixels is cut off"
+        if made["pixels"] != _stamp(path):  # moved here, or changed
+            damaged = wrong_checksums(path)
+            if damaged:
+                return f"checksums are wrong: {few([dataset.names[index] for index in damaged])}"
+            _describe(path, dataset)
+    except FileNotFoundError as error:
+        return f"there is no {Path(error.filename).name}"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def wrong_checksums(path: Path) -> list[int]:
+    """Indices of the images whose pixels in the store are not what was decoded."""
+    store = _read(path)
+    expected = np.fromfile(path / "checksums", dtype=np.uint32)
+    if len(expected) != len(store.sizes):
+        raise ValueError("checksums do not belong to it")
+    ends = store.starts + store.sizes.prod(axis=1)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda start, end: zlib.crc32(store.pixels[start:end]), store.starts, ends)
+        return [index for index, checksum in enumerate(found) if checksum != expected[index]]
+
+
+def _describe(folder: Path, dataset: Dataset) -> None:
+    """Writes store.json, last."""
+    made = {"version": VERSION, "dataset": dataset.name, "fingerprint": dataset.fingerprint, "pixels": _stamp(folder)}
+    write_atomically(folder / "store.json", json.dumps(made).encode())
+
+
+def _stamp(folder: Path) -> list[int]:
+    status = (folder / "pixels").stat()
+    return [status.st_size, status.st_mtime_ns]
 
 
 def store_path(dataset: Dataset, size: int, aspect: str, cache_dir: Path) -> Path:
@@ -85,8 +145,10 @@ def fit(image: Image.Image, size: int, aspect: str) -> Image.Image:
     return image.resize(target, Image.Resampling.BILINEAR)
 
 
-def _build(dataset: Dataset, size: int, aspect: str, folder: Path, progress: Callable[[int], None]) -> None:
-    """Write `pixels`, `sizes` into `folder`, going on from `done`, the number of images that are safely on disk."""
+def _build(
+    dataset: Dataset, size: int, aspect: str, folder: Path, progress: Callable[[int], None], check: Check
+) -> None:
+    """Write a store into `folder`, going on from `done`, the number of images that are safely on disk."""
     done = _resume(folder)
     count = len(dataset.labels)
     needed = store_bytes(count - done, size, aspect)
@@ -95,7 +157,11 @@ def _build(dataset: Dataset, size: int, aspect: str, folder: Path, progress: Cal
             f"The store of {dataset.name} needs {needed / 2**30:.1f} GiB more in {folder.parent} (cache_dir)."
         )
     unreadable: list[str] = []
-    with open(folder / "pixels", "ab") as pixels, open(folder / "sizes", "ab") as sizes:
+    with (
+        open(folder / "pixels", "ab") as pixels,
+        open(folder / "sizes", "ab") as sizes,
+        open(folder / "checksums", "ab") as checksums,
+    ):
         unsynced = 0
         for index, image in _decoded(dataset, size, aspect, done):
             progress(index + 1)
@@ -105,17 +171,22 @@ def _build(dataset: Dataset, size: int, aspect: str, folder: Path, progress: Cal
                 continue
             pixels.write(image.tobytes())
             sizes.write(np.array(image.shape[:2], dtype=np.int64).tobytes())
+            checksums.write(np.uint32(zlib.crc32(image.tobytes())).tobytes())
             unsynced += image.nbytes
             if unsynced > SYNC_BYTES or index + 1 == count:
-                for file in (pixels, sizes):
-                    file.flush()
-                    os.fsync(file.fileno())
-                (folder / "done.tmp").write_text(json.dumps(index + 1))
-                os.replace(folder / "done.tmp", folder / "done")
+                check()
+                for file in (pixels, sizes, checksums):
+                    sync(file)
+                write_atomically(folder / "done", json.dumps(index + 1).encode())
                 unsynced = 0
-    if unreadable:
+    changed = dataset.changed_files()
+    if unreadable or changed:
         shutil.rmtree(folder)
+    if unreadable:
         raise UserError(f"{len(unreadable)} images of {dataset.name} cannot be read: {'; '.join(unreadable)}.")
+    if changed:
+        raise UserError(f"{len(changed)} images of {dataset.name} changed while they were decoded: {few(changed)}.")
+    _describe(folder, dataset)
     (folder / "done").unlink()
 
 
@@ -123,12 +194,18 @@ def _resume(folder: Path) -> int:
     """How many images an interrupted build left whole; what it wrote beyond them is cut off."""
     folder.mkdir(exist_ok=True)
     try:
-        done = json.loads((folder / "done").read_text())
-        sizes = np.fromfile(folder / "sizes", dtype=np.int64).reshape(-1, 2)[:done]
-        os.truncate(folder / "sizes", 16 * done)
-        os.truncate(folder / "pixels", 3 * int(sizes.prod(axis=1).sum()))
-    except (OSError, ValueError):
-        for name in ("pixels", "sizes"):
+        done = int(json.loads((folder / "done").read_text()))
+        sizes = np.fromfile(folder / "sizes", dtype=np.int64)[: 2 * done].reshape(done, 2)
+        for name, size in (
+            ("sizes", 16 * done),
+            ("checksums", 4 * done),
+            ("pixels", 3 * int(sizes.prod(axis=1).sum())),
+        ):
+            if (folder / name).stat().st_size < size:
+                raise ValueError("shorter than what was safely on disk")
+            os.truncate(folder / name, size)
+    except (OSError, ValueError, TypeError):
+        for name in ("done", "pixels", "sizes", "checksums"):
             (folder / name).unlink(missing_ok=True)
         return 0
     return done

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from ..config import DatasetConfig
+from ..console import few
 from ..errors import UserError
 from .dataset import Dataset
-from .files import few, from_files, read_lines
+from .files import from_files, read_lines
 
 
 def tiny_imagenet(root: Path, config: DatasetConfig) -> Dataset:

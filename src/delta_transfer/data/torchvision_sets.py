@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import DatasetConfig, DTDConfig
+from ..console import few
 from ..errors import UserError
 from .dataset import Dataset
-from .files import few, from_arrays, from_files
+from .files import from_arrays, from_files
 
 
 def food101(root: Path, config: DatasetConfig) -> Dataset:

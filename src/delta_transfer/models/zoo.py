@@ -1,18 +1,16 @@
 """Networks by name and their source weights."""
 
-import hashlib
 import pickle
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..config import BackboneConfig
 from ..errors import UserError
+from ..tensor_files import read_sealed
 from .small_resnet import SmallResNet
 from .taps import Network
 
@@ -37,15 +35,6 @@ def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Netw
         _load(model, state, config)
     aux_head = config.aux_head if config.aux_weight > 0 else None
     return Network(model, config.head, config.taps if tapped else (), aux_head)
-
-
-def fingerprint(state: StateDict) -> str:
-    """sha256 over names and values of a state dict."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(name.encode())
-        digest.update(state[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def read_weights(config: BackboneConfig) -> StateDict | None:
@@ -106,10 +95,10 @@ def _read_file(path: Path) -> StateDict:
         raise UserError(f"backbone.weights: there is no file {path}.")
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state, _ = read_sealed(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"backbone.weights: {path} is not a state dict that can be read safely: {reason}") from error
     for wrapper in ("state_dict", "model"):  # training checkpoints wrap the state dict

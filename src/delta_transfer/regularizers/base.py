@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from ..models import Network
@@ -23,7 +24,9 @@ class Regularizer(nn.Module):
     freezes_backbone: ClassVar[bool] = False  # train the head only; the whole network stays in evaluation mode
     fitted_name: ClassVar[str | None] = None  # name of the file that keeps what `fit` computed
     fit_seed: int = 0  # of the order and crops of the batches that `fit` sees
-    processes: int = 1  # that share a batch (DistributedDataParallel): a penalty that sums over it multiplies by them
+    # Parts that a batch is dealt in, over processes and by accumulation. The loss is the mean over parts: a penalty
+    # that is a sum over the batch multiplies by them.
+    parts: int = 1
 
     def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
         super().__init__()
@@ -69,10 +72,14 @@ class Regularizer(nn.Module):
 
     def update(self, learner, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One optimisation step; returns the logits (B, K) and the loss terms. `learner` is training.Learner."""
-        outputs = learner.forward(images)
-        source_outputs = learner.forward_source(images) if self.needs_source else None
-        terms = learner.task_loss(outputs, labels) | self.penalty(learner.target, outputs, source_outputs)
-        logits = outputs["logits"].detach()
-        del outputs, source_outputs  # not needed while the backward pass fills the memory
-        learner.step(sum(terms.values()))
-        return logits, {name: term.detach() for name, term in terms.items()}
+        logits, terms = [], []
+        for part, part_labels in learner.split(images, labels):
+            outputs = learner.forward(part)
+            source_outputs = learner.forward_source(part) if self.needs_source else None
+            losses = learner.task_loss(outputs, part_labels) | self.penalty(learner.target, outputs, source_outputs)
+            logits.append(outputs["logits"].detach())
+            del outputs, source_outputs  # not needed while the backward pass fills the memory
+            learner.backward(sum(losses.values()))
+            terms.append({name: loss.detach() for name, loss in losses.items()})
+        learner.step()
+        return torch.cat(logits), {name: torch.stack([t[name] for t in terms]).mean(dim=0) for name in terms[0]}

@@ -47,8 +47,8 @@ class DELTAWithoutAttention(Regularizer):
         for tap in target.taps:
             layer = map_distance(outputs[tap], source_outputs[tap], self.relative_weights(tap))
             height, width = outputs[tap].shape[2:]
-            # A sum over the batch, of which each process sees its share, while gradients are averaged over processes.
-            omega = omega + self.processes * (layer / (height * width) if self.normalize else layer)
+            # A sum over the batch, of which this may be one of several parts, over which the loss is averaged.
+            omega = omega + self.parts * (layer / (height * width) if self.normalize else layer)
         return {"feature_maps": self.alpha * omega} | self.head_penalty(target)
 
 

@@ -70,10 +70,9 @@ def weights_of(record: dict, warn: Warn) -> dict[str, np.ndarray] | None:
 
 def attention_of(record: dict, warn: Warn) -> Attention | None:
     """What the run in `record["folder"]` computed before training; None and `warn` as in `weights_of`."""
-    from safetensors import SafetensorError, safe_open
-
     from ..config import AttentionConfig
     from ..regularizers import DELTA
+    from ..tensor_files import read_sealed
 
     path = record["folder"] / "attention.safetensors"
     if not path.exists():
@@ -90,10 +89,8 @@ def attention_of(record: dict, warn: Warn) -> Attention | None:
         warn(f"{run_id(record)}: its record has no reg.attention.temperature or no backbone.taps")
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            source = (file.metadata() or {}).get("weights")
-            fitted = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except (SafetensorError, OSError) as error:
+        fitted, metadata = read_sealed(path)
+    except (ValueError, OSError) as error:
         warn(f"{path} cannot be read: {error}")
         return None
     for tap in taps:
@@ -103,7 +100,7 @@ def attention_of(record: dict, warn: Warn) -> Attention | None:
     delta = DELTA(attention=AttentionConfig(temperature=temperature))
     delta.load_fitted({tap: fitted[tap] for tap in taps})
     weights = {tap: delta.relative_weights(tap).double().numpy() for tap in taps}
-    return Attention(record, source, {tap: fitted[tap].double().numpy() for tap in taps}, weights)
+    return Attention(record, metadata.get("weights"), {tap: fitted[tap].double().numpy() for tap in taps}, weights)
 
 
 def distinct(attentions: Iterable[Attention]) -> list[Attention]:

@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..config import SCHEMAS, RunConfig, to_run_config
@@ -29,8 +27,9 @@ from ..data.loader import Loader
 from ..environment import pick_device
 from ..errors import UserError
 from ..models import Network
-from ..models.zoo import build_source, fingerprint
+from ..models.zoo import build_source
 from ..run import make_loader, weights_name
+from ..tensor_files import fingerprint, read_sealed
 from .runs import read
 
 RUNS = Path("results/runs")  # where delta-run puts them, unless told otherwise
@@ -63,8 +62,8 @@ class Replay:
             )
         network = self.source.with_new_head(len(self.dataset.classes), self.config.seed)
         try:
-            network.traced.load_state_dict(load_file(path), strict=True)
-        except (SafetensorError, OSError, RuntimeError) as error:
+            network.traced.load_state_dict(read_sealed(path)[0], strict=True)
+        except (ValueError, OSError, RuntimeError) as error:
             raise UserError(f"{path} is not the network of this run: {str(error).strip().splitlines()[0]}") from None
         return network.freeze()
 
@@ -119,8 +118,11 @@ def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None =
     config.cache_dir = str(next((cache for cache in caches if cache.is_dir()), CACHE))
 
     device = pick_device("auto")
-    dataset = told(lambda: load_dataset(config.dataset), "--data-dir DIR")
-    check(record, "dataset_fingerprint", dataset.fingerprint, f"images, labels or split of {config.dataset.root}")
+    dataset = told(lambda: load_dataset(config.dataset, Path(config.cache_dir)), "--data-dir DIR")
+    found = (
+        dataset.listing if record.get("schema", 1) == 1 else dataset.fingerprint
+    )  # 1: did not cover the images' bytes
+    check(record, "dataset_fingerprint", found, f"images, labels or split of {config.dataset.root}")
     source = told(lambda: build_source(config.backbone, config.seed), "--weights FILE")
     actual = weights_name(config, fingerprint(source.weights()))
     check(record, "weights_fingerprint", actual, f"source weights {config.backbone.weights}")

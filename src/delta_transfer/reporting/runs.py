@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
+from ..records import unreadable
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 
-NOT_TERMS = re.compile("step|lr|cross_entropy|loss|train_top1|images_per_second|(test|val)_.*")
+NOT_TERMS = re.compile("step|lr|cross_entropy|loss|gradient_norm|train_top1|images_per_second|(test|val)_.*")
 
 
 def penalty_terms(columns: Iterable[str]) -> list[str]:
@@ -71,6 +72,8 @@ def read(folder: Path) -> dict:
         return known | {"unreadable": error}
     if not isinstance(record, dict):
         return known | {"unreadable": "not a JSON object"}
+    if (newer := unreadable(record)) is not None:
+        return known | {"unreadable": newer}
     return known | record | {"folder": folder}
 
 

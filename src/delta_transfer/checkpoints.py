@@ -1,0 +1,67 @@
+"""last.pt: everything that a run needs to go on, sealed with a checksum.
+
+There are no states of random number generators in it: the loop derives all randomness from (seed, iteration).
+"""
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from .console import say
+from .environment import device_name
+
+FORMAT = 2
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def write_checkpoint(file: IO[bytes], state: dict[str, Any], device: torch.device) -> None:
+    """`state`: tensors, numbers, texts and containers of them. torch.save's file, then its sha256."""
+    sealed = _Hashed(file)
+    torch.save({"format": FORMAT, "made_with": made_with(device)} | state, sealed)
+    file.write(sealed.digest.digest())
+
+
+def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """The state in `path`, on the CPU; None if there is none, or none that can be used, which is said and removed."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    payload = memoryview(data)[:-DIGEST_BYTES]
+    state, why = None, "its checksum is wrong"
+    if hashlib.sha256(payload).digest() == data[-DIGEST_BYTES:]:
+        try:
+            state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+            why = None if state["format"] == FORMAT else "it is of another version of delta-transfer"
+        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError) as error:
+            why = str(error).splitlines()[0]
+    if why is not None:
+        say(f"{path} cannot be used ({why}): the run starts again")
+        path.unlink(missing_ok=True)
+        return None
+    if state["made_with"] != made_with(device):
+        say(f"{path} was made with {state['made_with']}: the run goes on, but not bit for bit as it would have there")
+    return state
+
+
+def made_with(device: torch.device) -> str:
+    """What decides in which order numbers are added up."""
+    return f"torch {torch.__version__} on {device_name(device)}"
+
+
+class _Hashed:
+    """A file to write to that also computes the checksum of what passes."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()

@@ -1,0 +1,85 @@
+"""Why a run failed, as far as that can be found out when it has."""
+
+import traceback
+
+import numpy as np
+import torch
+
+from .config import RunConfig
+from .data.loader import Loader
+from .errors import UserError
+from .regularizers import Regularizer
+from .training import Learner, NotFinite
+
+
+def explain(
+    error: Exception,
+    config: RunConfig,
+    learner: Learner | None,
+    regularizer: Regularizer,
+    loader: Loader,
+    train_indices: np.ndarray,
+) -> tuple[str, str]:
+    """The kind of failure (diverged, input, out of memory, program) and what to tell a person.
+
+    `learner`: None if the run got no further than what comes before training. It is of no use afterwards.
+    """
+    if isinstance(error, NotFinite):
+        kind, why = _cause(error, learner, loader, train_indices)
+        return kind, f"{error} {why}"
+    if isinstance(error, torch.OutOfMemoryError):
+        traceback.clear_frames(error.__traceback__)  # they hold tensors
+        return "out of memory", _what_would_fit(config, learner, regularizer, loader, train_indices)
+    if isinstance(error, UserError):
+        return "input", str(error)
+    return "program", f"{type(error).__name__}: {error}".strip()
+
+
+def _cause(error: NotFinite, learner: Learner, loader: Loader, train_indices: np.ndarray) -> tuple[str, str]:
+    """Whether what went into the step was in order: then it is the training that diverged."""
+    images, _ = loader.train_batch(train_indices, error.iteration)  # the same batch again
+    if not images.isfinite().all():
+        return "input", "The images of that batch are not finite either: look at backbone.mean and backbone.std."
+    if learner.source is not None and not all(m.isfinite().all() for m in learner.forward_source(images).values()):
+        return "input", "Nor are the source network's feature maps of that batch: look at its weights, not at the rate."
+    if error.steps == 0:
+        return "input", "No step had been taken: look at the source weights and the images, not at the learning rate."
+    return "diverged", "Images and source network are in order. Usual causes: schedule.lr or reg.alpha is too large."
+
+
+def _what_would_fit(
+    config: RunConfig, learner: Learner | None, regularizer: Regularizer, loader: Loader, train_indices: np.ndarray
+) -> str:
+    """Tries a step in ever more parts, in what is left of a failed run."""
+    schedule = config.schedule
+    if learner is None:
+        return (
+            f"Out of memory before training, in what {config.reg.name} computes first: fewer images at once, "
+            "reg.attention.forward_images, or a smaller backbone.image_size."
+        )
+    processes = regularizer.parts // schedule.accumulate
+    batch = schedule.batch_size // processes
+    for accumulate in range(schedule.accumulate, batch // 2 + 1):  # BatchNorm needs two images
+        if batch % accumulate:
+            continue
+        _empty_cache()
+        learner.accumulate, regularizer.parts = accumulate, processes * accumulate
+        try:
+            regularizer.update(learner, *loader.train_batch(train_indices, 0))
+        except torch.OutOfMemoryError as again:
+            traceback.clear_frames(again.__traceback__)
+            learner.optimizer.zero_grad(set_to_none=True)
+            continue
+        if accumulate == schedule.accumulate:
+            return "Out of memory, but not in a training step: does another program use the same GPU?"
+        return (
+            f"Out of memory with {batch // schedule.accumulate} images at a time. With {batch // accumulate} a step "
+            f"fits (tried just now): schedule.accumulate={accumulate} keeps the batch of {schedule.batch_size}, apart "
+            "from BatchNorm's statistics; or reduce schedule.batch_size or backbone.image_size."
+        )
+    return "Out of memory, with two images at a time as well: reduce backbone.image_size, or take a smaller backbone."
+
+
+def _empty_cache() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
