@@ -1,12 +1,15 @@
 """Draws and splits, store, batches."""
 
-import fcntl
+import json
+import shutil
+from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from filelock import SoftFileLease
 from PIL import Image
 from torchvision import transforms
 
@@ -15,6 +18,7 @@ from delta_transfer.data.dataset import Dataset, split_parts
 from delta_transfer.data.loader import Loader, random_boxes
 from delta_transfer.data.store import Store, open_store, store_path
 from delta_transfer.errors import UserError
+from delta_transfer.locks import LEASE_SECONDS
 
 
 def dataset_of(labels, is_test, load=None) -> Dataset:
@@ -174,8 +178,7 @@ def test_a_second_builder_waits_for_the_first(tmp_path, capsys):
     data = dataset_of([0, 1], [False, True], picture)
     path = store_path(data, 12, "squash", tmp_path)
     path.parent.mkdir(parents=True)
-    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with SoftFileLease(path.with_name(f".{path.name}.lock"), lease_duration=LEASE_SECONDS):
         second = Thread(target=open_store, args=(data, 12, "squash", tmp_path))
         second.start()
         second.join(timeout=0.3)
@@ -193,7 +196,7 @@ def test_unreadable_images_are_all_named_and_no_store_is_left(tmp_path):
     data = dataset_of([0] * 20 + [1] * 20, [False, True] * 20, load)
     with pytest.raises(UserError, match=r"2 images of toy .*image3 \(broken\); image30 \(broken\)"):
         open_store(data, 12, "squash", tmp_path)
-    assert all(path.name.endswith(".lock") for path in (tmp_path / "stores").iterdir())
+    assert not list((tmp_path / "stores").iterdir())
 
 
 def test_store_that_does_not_fit_the_disk_is_not_begun(tmp_path, monkeypatch):
@@ -202,13 +205,56 @@ def test_store_that_does_not_fit_the_disk_is_not_begun(tmp_path, monkeypatch):
         open_store(dataset_of([0, 1], [False, True], picture), 32, "squash", tmp_path)
 
 
-def test_truncated_store_is_refused(tmp_path):
-    data = dataset_of([0, 1], [False, True], picture)
+def cut_off(store: Path) -> str:
+    pixels = (store / "pixels").read_bytes()
+    (store / "pixels").write_bytes(pixels[:-1])
+    return "its file of pixels is cut off"
+
+
+def flip_a_bit(store: Path) -> str:
+    pixels = bytearray((store / "pixels").read_bytes())
+    pixels[3 * 12 * 12 + 7] ^= 1  # in the second image
+    (store / "pixels").write_bytes(pixels)
+    return "checksums are wrong: image1"
+
+
+def lose_sizes(store: Path) -> str:
+    (store / "sizes").unlink()
+    return "there is no sizes"
+
+
+def break_description(store: Path) -> str:
+    (store / "store.json").write_text("{")
+    return "JSONDecodeError"
+
+
+def of_other_images(store: Path) -> str:
+    made = json.loads((store / "store.json").read_text())
+    (store / "store.json").write_text(json.dumps(made | {"fingerprint": "another"}))
+    return "it is of other images"
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit, lose_sizes, break_description, of_other_images])
+def test_a_damaged_store_is_named_and_built_again(tmp_path, damage, capsys):
+    data = dataset_of([0, 1, 1], [False, True, True], picture)
+    expected = np.array(open_store(data, 12, "squash", tmp_path).pixels)
+    why = damage(store_path(data, 12, "squash", tmp_path))
+    assert (open_store(data, 12, "squash", tmp_path).pixels == expected).all()
+    message = capsys.readouterr().out
+    assert f"{store_path(data, 12, 'squash', tmp_path)} is damaged" in message and why in message
     open_store(data, 12, "squash", tmp_path)
-    (pixels,) = (tmp_path / "stores").glob("*/pixels")
-    pixels.write_bytes(pixels.read_bytes()[:-1])
-    with pytest.raises(UserError, match="is damaged: remove it"):
-        open_store(data, 12, "squash", tmp_path)
+    assert not capsys.readouterr().out
+
+
+def test_a_store_that_was_copied_is_checked_once(tmp_path, monkeypatch):
+    data = dataset_of([0, 1], [False, True], lambda i: pytest.fail("decoded again") if copied else picture(i))
+    copied = False
+    open_store(data, 12, "squash", tmp_path / "a")
+    copied = True
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    open_store(data, 12, "squash", tmp_path / "b")
+    monkeypatch.setattr("delta_transfer.data.store.wrong_checksums", lambda path: pytest.fail("checked again"))
+    open_store(data, 12, "squash", tmp_path / "b")
 
 
 # --- batches ---

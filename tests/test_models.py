@@ -12,7 +12,8 @@ from torchvision.models import mobilenet_v2, resnet18
 from delta_transfer.config import BackboneConfig
 from delta_transfer.errors import UserError
 from delta_transfer.models import Network
-from delta_transfer.models.zoo import build_source, fingerprint
+from delta_transfer.models.zoo import build_source
+from delta_transfer.tensor_files import fingerprint
 
 CONF = Path(__file__).parent.parent / "conf" / "backbone"
 PUBLISHED_CHANNELS = {

@@ -51,7 +51,7 @@ def test_the_configuration_itself_is_left_alone():
 def test_only_one_process_works_in_a_run_directory(tmp_path):
     with (
         RunDirectory(tmp_path / "run"),
-        pytest.raises(UserError, match="Another process"),
+        pytest.raises(UserError, match="run is in work: process"),
         RunDirectory(tmp_path / "run"),
     ):
         pass

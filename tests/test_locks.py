@@ -1,0 +1,123 @@
+"""One process at a time, on one machine or several, and what happens to locks whose owner is gone."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import SoftFileLease
+
+from delta_transfer import locks
+from delta_transfer.locks import InUse, claimed, held
+
+HOLD = "import sys, time; from delta_transfer.locks import claimed; from pathlib import Path\n"
+HOLD += "with claimed(Path(sys.argv[1]), 'the run'): print('held', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def owner(tmp_path):
+    """Another process that holds tmp_path/lock."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.send_signal(signal.SIGCONT)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def of_another_machine(lock: Path) -> None:
+    """Makes the lock look as if another machine held it: here its process cannot be asked for."""
+    text = lock.read_text()
+    lock.write_text(re.sub("^host=.*$", "host=elsewhere", text, flags=re.MULTILINE))
+
+
+def claim(path: Path) -> None:
+    with claimed(path, "the run"):
+        pass
+
+
+def test_a_claim_does_not_wait_and_names_the_owner(tmp_path, owner):
+    with pytest.raises(InUse, match=rf"the run is in work: process {owner.pid} on "):
+        claim(tmp_path / "lock")
+
+
+def test_a_lock_whose_process_was_killed_is_taken_over_at_once(tmp_path, owner, monkeypatch):
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 1e6)  # no waiting for the lease
+    owner.kill()
+    owner.wait()
+    assert (tmp_path / "lock").exists()
+    claim(tmp_path / "lock")
+    assert not (tmp_path / "lock").exists()
+
+
+def test_a_lock_that_another_machine_left_is_taken_over_when_it_shows_no_sign_of_life(tmp_path, owner, monkeypatch):
+    owner.kill()
+    owner.wait()
+    of_another_machine(tmp_path / "lock")
+    monkeypatch.setattr(locks, "LEASE_SECONDS", lease_seconds(tmp_path / "lock", 1.0))
+    started = time.monotonic()
+    claim(tmp_path / "lock")
+    assert time.monotonic() - started >= 1  # not before it could have shown one
+
+
+def lease_seconds(lock: Path, seconds: float) -> float:
+    """All that wait for a lock must agree on the time."""
+    text = lock.read_text()
+    lock.write_text(re.sub("^duration=.*$", f"duration={seconds}", text, flags=re.MULTILINE))
+    return seconds
+
+
+def test_a_lock_that_another_machine_keeps_touching_is_not_taken_over(tmp_path, owner, monkeypatch):
+    owner.kill()
+    owner.wait()
+    lock = tmp_path / "lock"
+    of_another_machine(lock)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", lease_seconds(lock, 1.0))
+    touch = f"import os, time\nfor i in range(40): os.utime({str(lock)!r}); time.sleep(0.1)"
+    with subprocess.Popen([sys.executable, "-c", touch]) as alive:
+        with pytest.raises(InUse, match="on elsewhere"):
+            claim(lock)
+        alive.kill()
+
+
+@pytest.mark.parametrize("jump", [-1e7, 1e7])
+def test_a_clock_that_jumps_takes_no_lock_away(tmp_path, owner, monkeypatch, jump):
+    """What the file says about time is not compared with a clock."""
+    os.utime(tmp_path / "lock", (time.time() + jump, time.time() + jump))
+    wall = time.time
+    monkeypatch.setattr(time, "time", lambda: wall() - jump)
+    with pytest.raises(InUse):
+        claim(tmp_path / "lock")
+
+
+def test_who_was_suspended_too_long_notices_that_its_lock_is_gone(tmp_path):
+    with claimed(tmp_path / "lock", "the run") as check:
+        check()
+        (tmp_path / "lock").unlink()  # taken over, and released again
+        with pytest.raises(InUse, match="taken over by a process that is just ending"):
+            check()
+        with claimed(tmp_path / "lock", "the run"), pytest.raises(InUse, match=rf"taken over by process {os.getpid()}"):
+            check()
+
+
+def test_a_work_that_another_process_does_is_waited_for(tmp_path, owner, capsys):
+    subprocess.Popen(["sh", "-c", f"sleep 1; kill -9 {owner.pid}"])
+    with held(tmp_path / "lock", "builds the store") as check:
+        check()
+        assert owner.wait() == -signal.SIGKILL
+    assert f"waiting for another process that builds the store: process {owner.pid}" in capsys.readouterr().out
+
+
+def test_without_locks_a_notice_is_given(tmp_path, monkeypatch, capsys):
+    def refuse(*args, **options):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(SoftFileLease, "acquire", refuse)
+    with held(tmp_path / "lock", "builds the store") as check:
+        check()
+    assert "cannot be locked ([Errno 37] No locks available): let no other process" in capsys.readouterr().out
