@@ -21,7 +21,12 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 def write_checkpoint(file: IO[bytes], state: dict[str, Any], device: torch.device) -> None:
     """`state`: tensors, numbers, texts and containers of them. torch.save's file, then its sha256."""
     sealed = _Hashed(file)
-    torch.save({"format": FORMAT, "made_with": made_with(device)} | state, sealed)
+    try:
+        torch.save({"format": FORMAT, "made_with": made_with(device)} | state, sealed)
+    except RuntimeError:  # what torch makes of an error while writing
+        if sealed.error is not None:
+            raise sealed.error from None
+        raise
     file.write(sealed.digest.digest())
 
 
@@ -58,10 +63,15 @@ class _Hashed:
 
     def __init__(self, file: IO[bytes]):
         self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

@@ -50,23 +50,30 @@ def run_id(config: "RunConfig", identity: dict[str, Any]) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears as `path` when it is complete and on disk; if anything fails, nothing changes.
-
-    An OSError names `path`.
-    """
+    """A file to write that appears as `path` when it is complete and on disk; if anything fails, nothing changes."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same cache file
     try:
-        with open(unfinished, "wb") as file:
-            yield file
-            sync(file)
-        os.replace(unfinished, path)
-        sync_folder(path.parent)
-    except BaseException as error:
+        with naming(path):
+            with open(unfinished, "wb") as file:
+                yield file
+                sync(file)
+            os.replace(unfinished, path)
+            sync_folder(path.parent)
+    except BaseException:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # writing knows no name
-            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError of reading or writing, which knows no file, the name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -162,7 +169,7 @@ class RunDirectory:
     def append_metrics(self, line: dict[str, Any]) -> None:
         if self.writes:
             self._check()
-            with open(self.metrics_path, "a", encoding="utf-8") as file:
+            with naming(self.metrics_path), open(self.metrics_path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
     def metrics(self) -> str:

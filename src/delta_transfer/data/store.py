@@ -22,7 +22,7 @@ from PIL import Image
 from ..console import few, say
 from ..errors import UserError
 from ..locks import Check, held
-from ..records import sync, sync_folder, write_atomically
+from ..records import naming, sync, sync_folder, write_atomically
 from .dataset import Dataset
 from .files import UNREADABLE
 
@@ -158,6 +158,7 @@ def _build(
         )
     unreadable: list[str] = []
     with (
+        naming(folder),
         open(folder / "pixels", "ab") as pixels,
         open(folder / "sizes", "ab") as sizes,
         open(folder / "checksums", "ab") as checksums,

@@ -1,0 +1,31 @@
+"""A method with all that a checkpoint could forget: learned parameters, a buffer, random numbers of both kinds."""
+
+import torch
+from torch import Tensor, nn
+
+from delta_transfer.regularizers import Regularizer
+
+
+class Learned(Regularizer):
+    needs_taps = True
+
+    def __init__(self, alpha: float = 0.01, beta: float = 0.01, weight_decay: float = 0.0, normalize: bool = True):
+        super().__init__(beta=beta, weight_decay=weight_decay)
+        self.gate = nn.Linear(3, 1)
+        with torch.no_grad():
+            self.gate.weight.fill_(0.1)
+            self.gate.bias.fill_(0.2)
+        self.register_buffer("steps", torch.zeros(()))
+        self.generator = torch.Generator().manual_seed(5)
+
+    def get_extra_state(self) -> Tensor:
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.generator.set_state(state)
+
+    def penalty(self, target, outputs, source_outputs) -> dict[str, Tensor]:
+        self.steps += 1
+        noise = torch.rand((), generator=self.generator) + torch.rand(())
+        gates = torch.sigmoid(self.gate(outputs["logits"].float())) * noise
+        return {"gate": (gates * self.steps).mean()} | self.head_penalty(target)

@@ -1,0 +1,362 @@
+"""Faults injected into real commands: what was interrupted ends as if nothing had been, what is damaged is not used.
+
+A part runs in every `make test`; `make test-faults` runs all of it, with more points to be killed at.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from .children import (
+    AtStep,
+    CountLines,
+    FullDisk,
+    KillAtLine,
+    finish,
+    jumping_clock,
+    start,
+    without_privileges,
+)
+from .miniature import tiny_overrides, write_cub
+
+METHODS = {
+    "delta": ["reg=delta", "reg.attention.images=6", "reg.attention.head_epochs=2"],
+    "learned": ["reg=delta_noatt", "reg.name=learned"],  # tests/learned.py
+}
+KILLS = 20 if os.environ.get("DELTA_FAULTS") else 4
+
+
+@pytest.fixture(scope="module")
+def cub_root(tmp_path_factory) -> Path:
+    return write_cub(tmp_path_factory.mktemp("data") / "CUB_200_2011")
+
+
+def command(root: Path, results: Path, *more: str) -> list[str]:
+    """Twelve iterations with a line of metrics every five, and a checkpoint after each."""
+    tiny = [word for word in tiny_overrides(root, results) if not word.startswith("schedule.")]
+    schedule = ["schedule.iterations=12", "schedule.batch_size=4", "schedule.log_every=5"]
+    return [*tiny, *schedule, "schedule.checkpoint_seconds=0.000001", *more]
+
+
+def only_run(results: Path) -> Path:
+    (run,) = (results / "runs").iterdir()
+    return run
+
+
+def metrics(run: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def assert_the_same(run: Path, expected: Path) -> None:
+    """Bit for bit: metrics, weights, attention, predictions; and nothing lies about."""
+    assert metrics(run) == metrics(expected)
+    for name in ("model.safetensors", "attention.safetensors"):
+        assert (run / name).exists() == (expected / name).exists()
+        if (run / name).exists():
+            found, right = load_file(run / name), load_file(expected / name)
+            assert found.keys() == right.keys() and all(torch.equal(found[key], right[key]) for key in right)
+    with np.load(run / "predictions.npz") as found, np.load(expected / "predictions.npz") as right:
+        assert all((found[key] == right[key]).all() for key in right)
+    summary, right = (json.loads((path / "summary.json").read_text()) for path in (run, expected))
+    assert summary["error"] is None and summary["test_top1"] == right["test_top1"]
+    assert sorted(path.name for path in run.iterdir()) == sorted(path.name for path in expected.iterdir())
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def undisturbed(request, cub_root, tmp_path_factory) -> tuple[list[str], Path, int]:
+    """The method's overrides, its run, and how many lines of our code that took."""
+    method, folder = METHODS[request.param], tmp_path_factory.mktemp("undisturbed")
+    counted = CountLines(file=folder / "lines")
+    status, output = finish(command(cub_root, folder / "results", *method), counted)
+    assert status == 0, output
+    return method, only_run(folder / "results"), int((folder / "lines").read_text())
+
+
+# --- killed ---
+
+
+@pytest.mark.parametrize("kill", range(KILLS))
+def test_killed_at_a_random_point_it_ends_the_same(kill, undisturbed, cub_root, tmp_path):
+    method, expected, lines = undisturbed
+    arguments = command(cub_root, tmp_path / "results", *method)
+    # One point in each stretch of the run: reading data, decoding, attention, training, writing.
+    point = random.Random(kill).randrange(lines * kill // KILLS, lines * (kill + 1) // KILLS)
+    status, output = finish(arguments, KillAtLine(point))
+    assert status == -signal.SIGKILL, output
+    status, output = finish(arguments)
+    assert status == 0, output
+    assert_the_same(only_run(tmp_path / "results"), expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [3, 5, 11])
+def test_asked_to_end_it_saves_its_state_and_ends_the_same(number, step, undisturbed, cub_root, tmp_path):
+    method, expected, _ = undisturbed
+    arguments = command(cub_root, tmp_path / "results", *method, "schedule.checkpoint_seconds=1000")
+    status, output = finish(arguments, AtStep(step, number))
+    assert status == 128 + number
+    assert f"stopped by {number.name}: the same command goes on where it was" in output and "Traceback" not in output
+    status, output = finish(arguments)
+    assert status == 0 and f"resuming after iteration {step}" in output
+    assert_the_same(only_run(tmp_path / "results"), expected)
+
+
+@pytest.mark.faults
+def test_killed_again_and_again_it_ends_the_same(undisturbed, cub_root, tmp_path):
+    method, expected, lines = undisturbed
+    arguments = command(cub_root, tmp_path / "results", *method)
+    points = random.Random(1)
+    for _ in range(8):
+        status, output = finish(arguments, KillAtLine(points.randrange(lines // 3, lines)))
+        if status == 0:  # it got further than that from where it was
+            break
+    status, output = finish(arguments)
+    assert status == 0, output
+    assert_the_same(only_run(tmp_path / "results"), expected)
+
+
+# --- the disk ---
+
+
+@pytest.mark.parametrize("size", [100, 3_000, 20_000, 100_000, 300_000])
+def test_on_a_full_disk_it_names_the_file_and_goes_on_when_there_is_room(size, undisturbed, cub_root, tmp_path):
+    method, expected, _ = undisturbed
+    arguments = command(cub_root, tmp_path / "results", *method)
+    status, output = finish(arguments, FullDisk(size))
+    if size < 300_000:
+        assert status == 1 and "Traceback" not in output
+        assert output.splitlines()[-1].startswith("error: [Errno 27] File too large: '"), output
+    status, output = finish(arguments)
+    assert status == 0, output
+    assert_the_same(only_run(tmp_path / "results"), expected)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of so many bytes."""
+    mounted = tmp_path / "disk"
+    mounted.mkdir()
+
+    def mount(size: int, *options: str) -> Path:
+        option = ",".join([f"size={size}", *options])
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(mounted)], capture_output=True)
+        if made.returncode:
+            pytest.skip("only root may mount; test_on_a_full_disk needs no root")
+        return mounted
+
+    yield mount
+    subprocess.run(["umount", str(mounted)], capture_output=True)
+
+
+@pytest.mark.parametrize("blocks", [8, 40, 100, pytest.param(200, marks=pytest.mark.faults)])
+def test_on_a_small_file_system_too(blocks, undisturbed, cub_root, tmp_path, small_disk):
+    """Another file system than the cache's and the temporary files', as well."""
+    method, expected, _ = undisturbed
+    disk = small_disk(blocks * 4096)
+    arguments = command(cub_root, disk / "results", f"cache_dir={tmp_path / 'cache'}", *method)
+    status, output = finish(arguments)
+    assert status == 1 and "[Errno 28] No space left on device" in output and "Traceback" not in output, output
+    subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+    status, output = finish(arguments)
+    assert status == 0, output
+    assert_the_same(only_run(disk / "results"), expected)
+
+
+def test_a_results_folder_that_cannot_be_written_is_named(cub_root, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    results.chmod(0o555)
+    status, output = finish(command(cub_root, results, "reg=l2"), without_privileges)
+    assert status == 1 and "Traceback" not in output
+    assert f"error: [Errno 13] Permission denied: '{results}" in output
+
+
+def test_what_is_finished_is_skipped_on_a_disk_that_cannot_be_written(cub_root, tmp_path):
+    arguments = command(cub_root, tmp_path / "results", "reg=l2")
+    assert finish(arguments)[0] == 0
+    folders = [tmp_path / "results", *(path for path in (tmp_path / "results").rglob("*") if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    status, output = finish(arguments, without_privileges)
+    assert status == 0 and "done, skipped" in output
+
+
+# --- data ---
+
+
+def test_an_image_that_may_not_be_read_is_named(tmp_path):
+    root = write_cub(tmp_path / "CUB")
+    forbidden = sorted((root / "images").glob("*/*.jpg"))[3]
+    forbidden.chmod(0)
+    arguments = command(root, tmp_path / "results", "reg=l2")
+    status, output = finish(arguments, without_privileges)
+    assert status == 1 and "Traceback" not in output
+    assert "1 images of cub cannot be read" in output and forbidden.name in output and "Permission denied" in output
+    forbidden.chmod(0o644)
+    assert finish(arguments, without_privileges)[0] == 0  # nothing has to be cleared away first
+
+
+def test_a_damaged_image_among_good_ones_is_named_and_mended(tmp_path):
+    root = write_cub(tmp_path / "CUB")
+    broken = sorted((root / "images").glob("*/*.jpg"))[5]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[: len(whole) // 2])
+    arguments = command(root, tmp_path / "results", "reg=l2")
+    status, output = finish(arguments)
+    assert status == 1 and "1 images of cub cannot be read" in output and broken.name in output
+    assert not list((tmp_path / "results").glob("runs/*"))
+    broken.write_bytes(whole)
+    assert finish(arguments)[0] == 0
+
+
+def test_images_deleted_while_it_trains_change_nothing(undisturbed, cub_root, tmp_path):
+    method, expected, _ = undisturbed
+    root = tmp_path / "CUB"
+    shutil.copytree(cub_root, root)
+    child = start(command(root, tmp_path / "results", *method), AtStep(1, seconds=0.2))
+    child.wait_for("iteration 5/12")
+    shutil.rmtree(root)
+    assert child.wait() == 0, child.text()
+    assert_the_same(only_run(tmp_path / "results"), expected)
+
+
+def test_an_image_replaced_by_one_of_the_same_size_makes_another_data_set(tmp_path):
+    root = write_cub(tmp_path / "CUB")
+    image = sorted((root / "images").glob("*/*.jpg"))[5]
+    Image.new("RGB", (20, 20), "red").save(image, "bmp")  # not compressed: all of one size
+    arguments = command(root, tmp_path / "results", "reg=l2")
+    assert finish(arguments)[0] == 0
+    size = image.stat().st_size
+    Image.new("RGB", (20, 20), "green").save(image, "bmp")
+    assert image.stat().st_size == size
+    status, output = finish(arguments)
+    assert status == 0 and f"cub: 1 images are not what they were ({image.name})" in output
+    fingerprints = {
+        json.loads(path.read_text())["dataset_fingerprint"] for path in tmp_path.glob("results/runs/*/s*.json")
+    }
+    assert len(fingerprints) == 2
+    image.touch()  # looked at again, and found to be the same
+    status, output = finish(arguments)
+    assert status == 0 and "done, skipped" in output and "not what they were" not in output
+
+
+# --- damaged artefacts ---
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit])
+def test_a_damaged_checkpoint_is_named_and_not_used(damage, undisturbed, cub_root, tmp_path):
+    method, expected, _ = undisturbed
+    arguments = command(cub_root, tmp_path / "results", *method)
+    assert finish(arguments, AtStep(7, signal.SIGTERM))[0] == 128 + signal.SIGTERM
+    checkpoint = only_run(tmp_path / "results") / "last.pt"
+    damage(checkpoint)
+    status, output = finish(arguments)
+    assert status == 0 and f"{checkpoint} cannot be used (its checksum is wrong): the run starts again" in output
+    assert_the_same(only_run(tmp_path / "results"), expected)
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit])
+def test_damaged_attention_is_named_and_computed_again(damage, cub_root, tmp_path):
+    arguments = command(cub_root, tmp_path / "results", *METHODS["delta"])
+    assert finish(arguments)[0] == 0
+    (attention,) = (tmp_path / "results" / "cache" / "fitted").glob("*.safetensors")
+    whole = {name: values.clone() for name, values in load_file(attention).items()}  # not a map of the file
+    damage(attention)
+    status, output = finish([*arguments, "reg.alpha=0.5"])
+    assert status == 0 and f"{attention} is damaged" in output and "computing attention" in output
+    assert all(torch.equal(values, whole[name]) for name, values in load_file(attention).items())
+
+
+def test_a_damaged_store_is_named_and_built_again(undisturbed, cub_root, tmp_path):
+    method, expected, _ = undisturbed
+    arguments = command(cub_root, tmp_path / "results", *method)
+    assert finish(arguments, AtStep(7, signal.SIGTERM))[0] == 128 + signal.SIGTERM
+    (pixels,) = (tmp_path / "results" / "cache" / "stores").glob("*/pixels")
+    flip_a_bit(pixels)
+    status, output = finish(arguments)
+    assert status == 0 and "is damaged (checksums are wrong: 00" in output and "it is built again" in output
+    assert_the_same(only_run(tmp_path / "results"), expected)
+
+
+def test_metrics_that_were_lost_or_doubled_are_restored_with_the_checkpoint(undisturbed, cub_root, tmp_path):
+    method, expected, _ = undisturbed
+    for name, change in (("lost", lambda text: ""), ("doubled", lambda text: text + text + '{"st')):
+        arguments = command(cub_root, tmp_path / name / "results", *method)
+        assert finish(arguments, AtStep(7, signal.SIGTERM))[0] == 128 + signal.SIGTERM
+        file = only_run(tmp_path / name / "results") / "metrics.jsonl"
+        file.write_text(change(file.read_text()))
+        assert finish(arguments)[0] == 0
+        assert_the_same(only_run(tmp_path / name / "results"), expected)
+
+
+# --- clocks and other processes ---
+
+
+def test_a_clock_that_jumps_changes_nothing(undisturbed, cub_root, tmp_path):
+    method, expected, _ = undisturbed
+    status, output = finish(command(cub_root, tmp_path / "results", *method), jumping_clock)
+    assert status == 0, output
+    assert_the_same(only_run(tmp_path / "results"), expected)
+    assert 0 < json.loads((only_run(tmp_path / "results") / "summary.json").read_text())["train_seconds"] < 1000
+
+
+def test_a_second_process_on_one_run_is_told_who_has_it(undisturbed, cub_root, tmp_path):
+    method, expected, _ = undisturbed
+    arguments = command(cub_root, tmp_path / "results", *method)
+    first = start(arguments, AtStep(1, seconds=0.3))
+    first.wait_for("iteration")
+    status, output = finish(arguments)
+    assert status == 1 and f"is in work: process {first.process.pid} on " in output and "Traceback" not in output
+    assert first.wait() == 0, first.text()
+    assert_the_same(only_run(tmp_path / "results"), expected)
+
+
+def test_two_shells_share_a_sweep(cub_root, tmp_path):
+    arguments = ["-m", *command(cub_root, tmp_path / "results", "reg=l2", "seed=range(4)")]
+    shells = [start(arguments, AtStep(1, seconds=0.1)) for _ in "ab"]
+    assert [shell.wait() for shell in shells] == [0, 0], [shell.text() for shell in shells]
+    runs = list((tmp_path / "results" / "runs").iterdir())
+    assert len(runs) == 4
+    for run in runs:
+        assert [line["step"] for line in metrics(run)] == [5, 10, 12]
+        assert json.loads((run / "summary.json").read_text())["error"] is None
+        made_by = [shell for shell in shells if f"{run.name}: iteration 12/12" in shell.text()]
+        assert len(made_by) == 1
+    assert all("in work" in shell.text() or "skipped" in shell.text() for shell in shells)
+
+
+@pytest.mark.faults
+def test_a_process_that_was_suspended_too_long_stops_where_another_took_over(cub_root, tmp_path):
+    arguments = command(cub_root, tmp_path / "results", "reg=l2")
+    first = start(arguments, AtStep(1, seconds=0.3))
+    first.wait_for("iteration 5")
+    first.kill(signal.SIGSTOP)
+    lock = only_run(tmp_path / "results") / ".lock"
+    lock.write_text(lock.read_text().replace("host=", "host=not-"))  # as another machine sees it
+    status, output = finish(arguments)
+    assert status == 0, output
+    summary = (only_run(tmp_path / "results") / "summary.json").read_bytes()
+    first.kill(signal.SIGCONT)
+    assert first.wait() == 1 and "was taken over by" in first.text()
+    assert (only_run(tmp_path / "results") / "summary.json").read_bytes() == summary
