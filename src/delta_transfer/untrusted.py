@@ -11,7 +11,14 @@ def most_unpacked(packed: int) -> int:
     return max(GIB, 200 * packed)
 
 
+def spelled_out(text: str, keep: str = "") -> str:
+    """With what steers a terminal or the direction of writing as escape sequences (\\x1b, \\u202e).
+
+    So are the bytes of file names that are not UTF-8, which no file or figure takes.
+    """
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 def printable(text: str) -> str:
-    """Characters that steer a terminal (all control characters but the line feed) and odd bytes, spelled out."""
-    shown = "".join(c if c == "\n" or c.isprintable() or c.isspace() and c > "\x7f" else ascii(c)[1:-1] for c in text)
-    return shown.encode("utf-8", "backslashreplace").decode()
+    """A message, of one line or several, as any terminal can show it."""
+    return spelled_out(text, keep="\n")
