@@ -25,12 +25,15 @@ from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights
 
 from delta_transfer import report, untrusted
+from delta_transfer.catalogue import composed
+from delta_transfer.config import BackboneConfig
 from delta_transfer.console import complain
 from delta_transfer.data.archives import unpack
 from delta_transfer.data.files import FORMATS, UNREADABLE, read_image
 from delta_transfer.data.store import fit
 from delta_transfer.errors import UserError
-from delta_transfer.models.zoo import _download, load_pickled
+from delta_transfer.models import Network
+from delta_transfer.models.zoo import _download, build_source, load_pickled
 from delta_transfer.reporting import runs
 from delta_transfer.reporting.case_study import main as case_study
 from delta_transfer.reporting.case_study import tidy
@@ -39,7 +42,6 @@ from delta_transfer.reporting.selection import is_override
 from delta_transfer.reporting.tables import Table, as_latex, as_markdown, entries, on_screen
 
 from .miniature import delta_run
-from .test_models import load, small_state
 from .test_report import record, save
 from .trees import write_image
 
@@ -57,6 +59,18 @@ class Malicious:
 
 
 # ---- weights and checkpoints -----------------------------------------------------------------------------
+
+
+def load(path: Path | str) -> Network:
+    return build_source(small_resnet(path), seed=0)
+
+
+def small_resnet(weights: Path | str) -> BackboneConfig:
+    return composed("glyphs", ["backbone=small_resnet", f"backbone.weights='{weights}'"]).backbone
+
+
+def small_state() -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in load("none").weights().items()}
 
 
 def refused(path: Path, *expected: str) -> None:
