@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from .untrusted import printable
+
 # Keys of a metrics line that the progress display does not repeat as loss terms.
 NOT_LOSS_TERMS = {
     "step",
@@ -38,12 +40,16 @@ class Display:
     def __enter__(self) -> "Display":
         if self.bars and self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
                 # What does not fit a narrow terminal is cut, never wrapped.
-                TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+                TextColumn(
+                    "{task.fields[text]}",
+                    markup=False,
+                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+                ),
                 console=self.console,
                 transient=True,
                 expand=True,
@@ -88,19 +94,14 @@ class Display:
 
 
 def say(message: str) -> None:
-    print(_printable(message), flush=True)
+    print(printable(message), flush=True)
 
 
 def complain(message: str) -> None:
-    print(f"error: {_printable(message)}", file=sys.stderr, flush=True)
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def few(names: Sequence[str], count: int = 5) -> str:
     """The first names, and how many more."""
     more = f", ... ({len(names) - count} more)" if len(names) > count else ""
     return ", ".join(names[:count]) + more
-
-
-def _printable(text: str) -> str:
-    """File names that are not UTF-8 with their odd bytes spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode()

@@ -27,6 +27,7 @@ from delta_transfer.reporting.comparison import METRICS, Comparison, compare, fo
 from delta_transfer.reporting.published import PROTOCOLS
 from delta_transfer.reporting.runs import read, run_folders
 from delta_transfer.reporting.selection import Selection, choose, command
+from delta_transfer.untrusted import printable
 
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
@@ -235,7 +236,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 if __name__ == "__main__":

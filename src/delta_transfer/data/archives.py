@@ -1,24 +1,32 @@
-"""Publishers' archives, unpacked. They are not trusted: no member may end up outside the folder."""
+"""Publishers' archives, unpacked. They are not trusted: nothing ends up outside the folder, no bomb is unpacked."""
 
+import gzip
 import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from ..console import few
 from ..errors import UserError
 from ..locks import held
+from ..untrusted import most_unpacked
 
 # What a damaged archive can raise. RuntimeError: encrypted, or compressed in an unknown way; ValueError: impossible
-# numbers and names; OSError: also a full disk.
-DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError, RuntimeError, ValueError)
+# numbers and names, as ArithmeticError, LookupError and MemoryError; OSError: also a full disk.
+DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, struct.error, EOFError, OSError),
+    *(RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError),
+)
+GZIP = b"\x1f\x8b"
 # What macOS adds to archives: no part of any data set.
 CLUTTER = re.compile(r"(^|/)(__MACOSX(/|$)|\.DS_Store$|\._)")
 
@@ -35,8 +43,8 @@ def unpack(archive: Path, root: Path | None = None) -> list[Path]:
 
     The entries get their place when all of them are complete: until then they are in a hidden folder, which no other
     process may use at the same time. Raises UserError for an archive that is damaged, larger than the free disk space,
-    holds what lies there already (AlreadyThere), or has members that leave the folder or are neither files, folders
-    nor links.
+    holds what lies there already (AlreadyThere), is a decompression bomb, or has members that leave the folder or are
+    neither files, folders nor links.
     """
     name = archive.name.lower()
     try:
@@ -92,6 +100,7 @@ def _unpack_zip(archive: Path, root: Path | None) -> list[Path]:
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 in archives that were not made on Unix
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise UserError(f"{archive} is refused: its member {member.filename!r} is neither a file nor a folder.")
+        _check_apart(archive, file)
         members = [member for member in members if not CLUTTER.search(member.filename)]
         sizes = [(member.filename, member.file_size) for member in members]
         return _extract(archive, root, sizes, lambda into: file.extractall(into, members))
@@ -100,7 +109,7 @@ def _unpack_zip(archive: Path, root: Path | None) -> list[Path]:
 def _unpack_tar(archive: Path, root: Path | None) -> list[Path]:
     if not hasattr(tarfile, "data_filter"):
         raise UserError(f"{archive} is not unpacked: tar archives need Python 3.11.4 or later to be unpacked safely.")
-    with tarfile.open(archive) as file:
+    with _opened(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as file:
         members = file.getmembers()
         _check_read_to_the_end(file)
         for member in members:
@@ -126,6 +135,50 @@ def _check_stays_inside(archive: Path, member: str, path: str) -> None:
         )
 
 
+def _check_apart(archive: Path, file: zipfile.ZipFile) -> None:
+    """Many members may be one piece of compressed data: Python before 3.11.8 and 3.12.2 unpacks it for each of them."""
+    starts = sorted((member.header_offset, member.compress_size) for member in file.infolist())
+    ends = [*(start for start, _ in starts[1:]), file.start_dir]
+    if any(start + zipfile.sizeFileHeader + size > end for (start, size), end in zip(starts, ends, strict=False)):
+        raise UserError(f"{archive} is refused: its members overlap, as those of decompression bombs do.")
+
+
+class _Bounded:
+    """A stream of an archive that ends with an error where too much comes out of it, also while members are listed."""
+
+    def __init__(self, stream: IO[bytes], archive: Path):
+        self.stream, self.archive = stream, archive
+        self.most = most_unpacked(archive.stat().st_size)
+
+    def read(self, size: int) -> bytes:
+        # A header may announce any size: no more than that is asked for, which would be allocated first.
+        return self.stream.read(min(size, self.most + 1 - self.seek(self.tell())))
+
+    def seek(self, place: int) -> int:
+        if place > self.most:
+            raise UserError(_bomb(self.archive, place))
+        return self.stream.seek(place)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+
+@contextmanager
+def _opened(archive: Path) -> Iterator[_Bounded]:
+    """Whatever the name says: a .tar may be compressed."""
+    with open(archive, "rb") as file:
+        packed = file.read(len(GZIP)) == GZIP
+    with gzip.open(archive) if packed else open(archive, "rb") as stream:
+        yield _Bounded(stream, archive)
+
+
+def _bomb(archive: Path, size: int) -> str:
+    return (
+        f"{archive} is refused as a decompression bomb: {archive.stat().st_size / 1e6:,.1f} MB would become "
+        f"{size / 1e9:,.1f} GB or more, as no images do."
+    )
+
+
 def _check_read_to_the_end(file: tarfile.TarFile) -> None:
     """tarfile takes a header that is damaged or cut off for the end of the list, and says nothing."""
     file.fileobj.seek(file.offset)
@@ -149,7 +202,10 @@ def _extract(
             f"{archive} is not unpacked: {folder} already has {few(there)}. Remove it if it is incomplete."
         )
     made = not folder.exists()
-    size, free = sum(size for _, size in sizes), shutil.disk_usage(archive.parent if made else folder).free
+    size = sum(size for _, size in sizes)
+    if size > most_unpacked(archive.stat().st_size):
+        raise UserError(_bomb(archive, size))
+    free = shutil.disk_usage(archive.parent if made else folder).free
     if size > free:
         raise UserError(
             f"{archive} is not unpacked: it would take {size / 1e9:,.1f} GB, and {folder} has "

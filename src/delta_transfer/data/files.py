@@ -1,6 +1,7 @@
 """Helpers of the readers: publishers' lists in, a checked Dataset out; one decoder for all image files."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -13,16 +14,23 @@ from .dataset import Dataset
 
 # Pixel modes that mean a picture: converting them to RGB loses nothing of what it shows.
 CONVERTIBLE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-# What reading a damaged or hostile image file can raise.
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+# What data sets consist of, whatever a file is called. Pillow knows more formats, and some are programs: EPS is run by
+# Ghostscript.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # MPO, several JPEGs in one file, opens as JPEG
+# A damaged or hostile image file can make Pillow raise nearly anything: struct.error, MemoryError, ...
+UNREADABLE = Exception
+# Pillow's limit is where it raises: 179 million pixels. From half of that on it warns, on the terminal and once for all
+# files; cameras make such photos, and half a gigabyte is no reason to refuse one. (For good, since a filter for the
+# moment is not safe where several threads decode.)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: Path) -> Image.Image:
     """The picture that a viewer shows, as RGB: turned as EXIF says, transparency on white, 16-bit grey as 8-bit.
 
-    Raises one of UNREADABLE; ValueError for a pixel mode without an agreed meaning as a picture.
+    Raises UNREADABLE; ValueError for a pixel mode without an agreed meaning as a picture.
     """
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         image.load()
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):

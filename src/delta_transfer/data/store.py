@@ -142,6 +142,8 @@ def fit(image: Image.Image, size: int, aspect: str) -> Image.Image:
         target = (size, size * height // width)
     else:
         target = (size * width // height, size)
+    if Image.MAX_IMAGE_PIXELS and target[0] * target[1] > Image.MAX_IMAGE_PIXELS:  # a line of pixels, enlarged
+        raise ValueError(f"{width} x {height} pixels would become {target[0]} x {target[1]}")
     return image.resize(target, Image.Resampling.BILINEAR)
 
 
@@ -167,7 +169,7 @@ def _build(
         for index, image in _decoded(dataset, size, aspect, done):
             progress(index + 1)
             if isinstance(image, BaseException):
-                unreadable.append(f"{dataset.names[index]} ({image})")
+                unreadable.append(f"{dataset.names[index]} ({image or type(image).__name__})")
             if unreadable:  # the rest is read only to name every one that cannot be
                 continue
             pixels.write(image.tobytes())

@@ -1,6 +1,8 @@
 """Networks by name and their source weights."""
 
 import pickle
+import warnings
+import zipfile
 from pathlib import Path
 from urllib.error import URLError
 
@@ -9,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 from ..config import BackboneConfig
+from ..console import few
 from ..errors import UserError
 from ..tensor_files import read_sealed
 from .small_resnet import SmallResNet
@@ -18,6 +21,9 @@ StateDict = dict[str, Tensor]
 
 # Networks that are not torchvision's: name -> constructor taking num_classes.
 NETWORKS = {"small_resnet": SmallResNet}
+# What values of a network are. Others (quantised, complex, ...) mean something that is not in the file.
+NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+NUMBERS |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 
 
 def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Network:
@@ -26,11 +32,11 @@ def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Netw
     `tapped`: whether its feature maps are wanted.
     """
     state = read_weights(config)
-    head_weight = None if state is None else state.get(f"{config.head}.weight")
+    num_classes = 1000 if state is None else _classes_of(state, config)
     with torch.random.fork_rng(devices=[]):
         # A file without a head leaves the head random: the same one for every seed, it is part of the source.
         torch.manual_seed(seed if state is None else 0)
-        model = _construct(config.name, num_classes=1000 if head_weight is None else len(head_weight))
+        model = _construct(config.name, num_classes=num_classes)
     if state is not None:
         _load(model, state, config)
     aux_head = config.aux_head if config.aux_weight > 0 else None
@@ -65,6 +71,23 @@ def not_downloaded(config: BackboneConfig) -> str | None:
     return None if file.exists() else f"torchvision's {enum[choice]} will be downloaded from {enum[choice].url}"
 
 
+def _classes_of(state: StateDict, config: BackboneConfig) -> int:
+    """Of the head in `state`; 1000 if it has none. A shape in a file is a claim: one that does not fit is refused."""
+    weight = state.get(f"{config.head}.weight")
+    if weight is None:
+        return 1000
+    with torch.device("meta"):  # shapes alone
+        own = dict(_construct(config.name, num_classes=1000).named_parameters()).get(f"{config.head}.weight")
+    if own is None:  # Network says so
+        return 1000
+    if weight.dim() != own.dim() or weight.shape[1:] != own.shape[1:] or not weight.numel():
+        raise UserError(
+            f"backbone.weights={config.weights} does not fit {config.name}: {config.head}.weight has the shape "
+            f"{tuple(weight.shape)}, which should be (classes, {', '.join(map(str, own.shape[1:]))})."
+        )
+    return len(weight)
+
+
 def _construct(name: str, num_classes: int) -> nn.Module:
     if name in NETWORKS:
         return NETWORKS[name](num_classes)
@@ -82,7 +105,13 @@ def _download(name: str, weights: str) -> StateDict:
             "or name a .pth or .safetensors file, or none."
         )
     try:
-        return enum[choice].get_state_dict(progress=False, check_hash=True)
+        # The checksum is compared after a download only; the file may also have lain there.
+        return enum[choice].get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"torchvision's {enum[choice]}, downloaded before, is damaged: remove "
+            f"{Path(torch.hub.get_dir()) / 'checkpoints' / enum[choice].url.split('/')[-1]}."
+        ) from error
     except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the checksum does not match
         raise UserError(
             f"Could not download torchvision's {enum[choice]} ({error}). On a machine with internet access fetch "
@@ -94,22 +123,61 @@ def _read_file(path: Path) -> StateDict:
     if not path.is_file():
         raise UserError(f"backbone.weights: there is no file {path}.")
     try:
-        if path.suffix == ".safetensors":
-            state, _ = read_sealed(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        state = read_sealed(path)[0] if path.suffix == ".safetensors" else load_pickled(path)
+    except Exception as error:  # a damaged or hostile file can raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"backbone.weights: {path} is not a state dict that can be read safely: {reason}") from error
+    return _checked(state, path)
+
+
+def load_pickled(path: Path) -> object:
+    """What torch.save wrote, on the CPU: no code of the file runs, and nothing in it is larger than the file.
+
+    Raises nearly anything for a file that is damaged or was not written by torch.save.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as file:
+            # torch.load would also read records that are compressed or overlap, which torch.save does not make.
+            if sum(record.file_size for record in file.infolist()) > path.stat().st_size:
+                raise ValueError("its records are compressed, as in a decompression bomb")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _checked(state: object, path: Path) -> StateDict:
+    """The state dict in what a file held, as fp32. Raises UserError unless it is one of plain, finite tensors."""
     for wrapper in ("state_dict", "model"):  # training checkpoints wrap the state dict
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"backbone.weights: {path} does not hold a state dict (names to tensors).")
-    return {
+    if odd := [name for name, value in state.items() if not _is_plain(value)]:
+        raise UserError(
+            f"backbone.weights: {path} has tensors that are not plain numbers (but sparse, quantised, complex or "
+            f"without values): {few(odd)}."
+        )
+    # A tensor may repeat one stored number as often as it claims to. Twice: tensors may share their values.
+    if (size := sum(value.numel() * value.element_size() for value in state.values())) > 2 * path.stat().st_size:
+        raise UserError(
+            f"backbone.weights: {path} is refused: its tensors claim {size / 1e6:,.1f} MB, the file has "
+            f"{path.stat().st_size / 1e6:,.1f} MB."
+        )
+    plain = {
         name.removeprefix("module."): value.float() if value.is_floating_point() else value
         for name, value in state.items()
     }
+    if infinite := [name for name, value in plain.items() if not value.isfinite().all()]:
+        raise UserError(
+            f"backbone.weights: {path} has values that are not finite (NaN, infinity or beyond fp32) in "
+            f"{few(infinite)}: nothing can be trained from it."
+        )
+    return plain
+
+
+def _is_plain(value: Tensor) -> bool:
+    stored = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
+    return stored and type(value) in (Tensor, nn.Parameter) and value.dtype in NUMBERS
 
 
 def _load(model: nn.Module, state: StateDict, config: BackboneConfig) -> None:

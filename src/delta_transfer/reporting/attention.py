@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import UserError
+from ..untrusted import printable
 from . import tables
 from .comparison import is_number, run_id, section
 from .runs import read
@@ -94,7 +95,9 @@ def attention_of(record: dict, warn: Warn) -> Attention | None:
         warn(f"{path} cannot be read: {error}")
         return None
     for tap in taps:
-        if tap not in fitted or fitted[tap].dim() != 1 or not len(fitted[tap]) or not fitted[tap].isfinite().all():
+        values = fitted.get(tap)
+        usable = values is not None and values.dim() == 1 and len(values) and values.is_floating_point()
+        if not usable or values.element_size() < 4 or not values.isfinite().all():
             warn(f"{path} has no finite importances of the channels of {tap}")
             return None
     delta = DELTA(attention=AttentionConfig(temperature=temperature))
@@ -567,4 +570,4 @@ def arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)

@@ -21,6 +21,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from ..errors import UserError
+from ..untrusted import printable
 from .comparison import display
 from .image_maps import grad_cam_package, maps_of
 from .replay import Replay, replay, run_folder
@@ -50,9 +51,9 @@ class Seen:
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     try:
-        report(args, lambda line: print(line, file=sys.stderr))
+        report(args, lambda line: print(printable(line), file=sys.stderr))
     except (UserError, OSError) as error:
-        print(f"delta-report case-study: {error}", file=sys.stderr)
+        print(f"delta-report case-study: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -186,7 +187,8 @@ def predictions_of(run: Replay) -> Predictions:
     made = predictions(run.record)
     if made is None:
         raise UserError(f"{run.run_id} has no predictions.npz: the test part was not looked at, or it was not kept.")
-    if not np.array_equal(made.index, run.parts.test):
+    true = run.dataset.labels[run.parts.test]
+    if not np.array_equal(made.index, run.parts.test) or not np.array_equal(made.labels, true):
         raise UserError(f"{run.run_id}: its predictions.npz is not of this data set's test images.")
     return made
 
@@ -289,7 +291,7 @@ def draw(pixels: np.ndarray, left: list[str], networks: list[Seen]) -> "Figure":
             panel.imshow(image, interpolation="nearest")
             panel.set_axis_off()
         middle = (x + (len(images) * (side + inner) - inner) / 2) / width
-        figure.text(middle, (bottom - 0.05) / height, below, ha="center", va="top", fontsize=7.5)
+        figure.text(middle, (bottom - 0.05) / height, below, ha="center", va="top", fontsize=7.5, parse_math=False)
         if row == 0:
             figure.text(middle, (bottom + side + 0.06) / height, above, ha="center", va="bottom", fontsize=8.5)
 
@@ -309,7 +311,7 @@ def draw(pixels: np.ndarray, left: list[str], networks: list[Seen]) -> "Figure":
 def tidy(name: str) -> str:
     """A class name as people write it: "012.Yellow_headed_Blackbird" -> "Yellow headed Blackbird"."""
     number, dot, rest = name.partition(".")
-    return (rest if dot and number.isdigit() else name).replace("_", " ")
+    return printable((rest if dot and number.isdigit() else name).replace("_", " ")).replace("\n", " ")
 
 
 def worded(name: str, probability: float) -> str:

@@ -49,12 +49,18 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
+def no_formula(value: object) -> object:
+    """Texts that a spreadsheet would compute get its mark of a text in front; numbers are left as they are."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
+
+
 def as_csv(comparison: Comparison, baseline: str | None = None, protocol: str | None = None) -> str:
     text = io.StringIO()
     columns = COLUMNS + (DIFFERENCE if baseline else []) + (PUBLISHED if protocol else [])
     out = csv.DictWriter(text, columns, lineterminator="\n")
     out.writeheader()
-    out.writerows(lines(comparison, baseline, protocol))
+    for line in lines(comparison, baseline, protocol):
+        out.writerow({key: no_formula(value) for key, value in line.items()})
     return text.getvalue()
 
 

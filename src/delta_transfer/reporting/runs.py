@@ -7,7 +7,6 @@ import json
 import math
 import re
 import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..records import unreadable
+from ..untrusted import most_unpacked, spelled_out
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,17 +64,30 @@ def run_folders(dirs: list[Path]) -> list[Path]:
 
 
 def read(folder: Path) -> dict:
-    """The record of one run, with its `folder`. One that cannot be read is still a record: named, not lost."""
-    known = {"run_id": folder.name, "folder": folder}
+    """The record of one run, with its `folder`. One that cannot be read is still a record: named, not lost.
+
+    Control characters in it are spelled out: what it says may end up on a terminal, in a table or in a figure.
+    """
+    known = {"run_id": spelled_out(folder.name), "folder": folder}
     try:
         record = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        record = harmless(record)
+    except (OSError, ValueError, RecursionError) as error:
         return known | {"unreadable": error}
     if not isinstance(record, dict):
         return known | {"unreadable": "not a JSON object"}
     if (newer := unreadable(record)) is not None:
         return known | {"unreadable": newer}
     return known | record | {"folder": folder}
+
+
+def harmless(value: object) -> object:
+    """JSON with the control characters of its texts spelled out."""
+    if isinstance(value, dict):
+        return {spelled_out(key): harmless(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [harmless(entry) for entry in value]
+    return spelled_out(value) if isinstance(value, str) else value
 
 
 def metrics(record: dict) -> "pd.DataFrame | None":
@@ -96,11 +109,11 @@ def metrics(record: dict) -> "pd.DataFrame | None":
     rows = []
     for number, line in enumerate(whole, 1):
         try:
-            row = json.loads(line)
+            row = harmless(json.loads(line))
             if type(row["step"]) is not int:
                 raise ValueError
             rows.append(row)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise Damaged(f"{path}, line {number}, is not a line of metrics: {line[:60]!r}") from None
     if not rows:
         return None
@@ -115,11 +128,15 @@ def predictions(record: dict) -> Predictions | None:
     if not path.exists():
         return None
     try:
+        with zipfile.ZipFile(path) as file:
+            if sum(entry.file_size for entry in file.infolist()) > most_unpacked(path.stat().st_size):
+                raise ValueError("a decompression bomb")
         with np.load(path, allow_pickle=False) as arrays:
             made = Predictions(arrays["labels"], arrays["logits"], arrays["index"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # a damaged or hostile file can raise nearly anything
         raise Damaged(f"{path} cannot be read: {error}") from None
-    n = made.logits.shape[0] if made.logits.ndim == 2 and made.logits.shape[1] else 0
+    numbers = made.logits.dtype.kind == "f" and made.labels.dtype.kind == made.index.dtype.kind == "i"
+    n = made.logits.shape[0] if numbers and made.logits.ndim == 2 and made.logits.shape[1] else 0
     if not n or not made.labels.shape == made.index.shape == (n,) or not np.isfinite(made.logits).all():
         raise Damaged(f"{path}: labels, logits and index do not belong together")
     return made

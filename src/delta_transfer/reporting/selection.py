@@ -4,6 +4,7 @@ Pure functions, no I/O. One rule for hold-out and cross-validation; test accurac
 """
 
 import math
+import re
 import shlex
 from dataclasses import dataclass
 
@@ -155,7 +156,7 @@ def command(choice: Choice, seeds: int) -> str | None:
     for run in choice.best.cell.runs:
         overrides = run.get("overrides")
         # Nothing validates without having been told to: an empty list is no answer either.
-        if overrides and isinstance(overrides, list) and all(isinstance(override, str) for override in overrides):
+        if overrides and isinstance(overrides, list) and all(map(is_override, overrides)):
             kept = final(overrides)
             # A chosen value that was the default is spelled out too.
             kept += [
@@ -164,6 +165,11 @@ def command(choice: Choice, seeds: int) -> str | None:
             quoted = [shlex.quote(override) for override in kept]
             return " ".join(["delta-run -m", *quoted, f"seed='range({seeds})'"])
     return None
+
+
+def is_override(text: object) -> bool:
+    """Of a key of a run, not an option or a setting of Hydra's: one of those can name any code to be called."""
+    return isinstance(text, str) and bool(re.match(r"[+~]*(?!hydra\b)[A-Za-z_][\w./@-]*(=|$)", text))
 
 
 def final(overrides: list[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Tables as text: rich, Markdown, LaTeX (booktabs). What is in them is made elsewhere (comparison, statistics, ...)."""
 
+import re
 from dataclasses import dataclass, field
 from io import StringIO
 
@@ -58,7 +59,7 @@ def rich_parts(table: Table) -> list:
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     # Terminals are narrow: the names share one column, from the third on one per line. If that is not enough, counts
     # and settings wrap, while "57.4 ± 1.2" stays together.
-    grid.add_column(", ".join(table.header[: min(2, table.names)]), no_wrap=True)
+    grid.add_column(Text(", ".join(table.header[: min(2, table.names)])), no_wrap=True)
     for i, title in enumerate(table.header[table.names :], table.names):
         longest = max((len(row[i].text.split(" (")[0]) for row in table.rows), default=0)
         grid.add_column(Text(title), justify="right", min_width=longest)
@@ -78,12 +79,21 @@ def as_markdown(tables: list[Table]) -> str:
     return "\n".join(map(markdown, tables))
 
 
+def markdown_text(text: str) -> str:
+    """No tag, link or picture, and no line of its own, comes of it; what means something only to Markdown stays."""
+    return re.sub(r"\\|<(?=[A-Za-z/!?])|(?<=\])\(", r"\\\g<0>", " ".join(text.splitlines()))
+
+
+def in_cell(text: str) -> str:
+    return markdown_text(text).replace("|", r"\|")
+
+
 def markdown(table: Table) -> str:
     def text_of(entry: Entry) -> str:
-        text = entry.text.replace("|", r"\|")
+        text = in_cell(entry.text)
         return f"**{text}**" if entry.bold else text
 
-    lines = [[title.replace("|", r"\|") for title in table.header], *(list(map(text_of, row)) for row in table.rows)]
+    lines = [list(map(in_cell, table.header)), *(list(map(text_of, row)) for row in table.rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
 
     def aligned(line: list[str]) -> str:
@@ -93,8 +103,8 @@ def markdown(table: Table) -> str:
 
     rule = ["-" * w if i < table.names else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     grid = [aligned(lines[0]), aligned(rule), *map(aligned, lines[1:])]
-    under = [f"- {line}" for line in table.remarks + table.notes]
-    return "\n".join([f"**{table.title}**", "", *grid, "", *under]).rstrip("\n") + "\n"
+    under = [f"- {markdown_text(line)}" for line in table.remarks + table.notes]
+    return "\n".join([f"**{markdown_text(table.title)}**", "", *grid, "", *under]).rstrip("\n") + "\n"
 
 
 LATEX = {
@@ -129,7 +139,7 @@ def latex(table: Table) -> str:
     bold = any(entry.bold for row in table.rows for entry in row)
     caption = f"{table.title}. {table.notes[0]}" if bold and table.notes else table.title
     lines = [
-        *(f"% {line}" for line in table.remarks + table.notes),
+        *(f"% {' '.join(line.splitlines())}" for line in table.remarks + table.notes),  # a new line would be LaTeX
         r"\begin{table}[t]",
         r"\centering",
         rf"\caption{{{latex_text(caption)}}}",
