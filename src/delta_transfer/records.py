@@ -183,9 +183,9 @@ class RunDirectory:
 def unreadable(summary: dict[str, Any]) -> str | None:
     """Why this version cannot read a record; None if it can. Records of all older versions are read."""
     schema = summary.get("schema", 1)
-    if schema == SCHEMA or (isinstance(schema, int) and 1 <= schema < SCHEMA):
+    if isinstance(schema, int) and schema <= SCHEMA:
         return None
-    return f"written by a newer version of delta-transfer (schema {schema}, this one knows {SCHEMA})"
+    return f"unknown schema {schema!r} (this version reads up to {SCHEMA})"
 
 
 def git_commit(folder: Path) -> str | None:

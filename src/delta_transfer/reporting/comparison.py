@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from delta_transfer.records import NOT_IDENTITY
+from delta_transfer.records import NOT_IDENTITY, unreadable
 
 METHODS = {
     "l2": "L2",
@@ -24,7 +24,6 @@ METHODS = {
     "delta": "DELTA",
 }
 METRICS = {"test_top1": "Test", "val_top1": "Validation"}
-NEWEST_SCHEMA = 1
 
 # Not what was computed. The seed is what a cell averages over; names are the table's own rows and columns; data and
 # weights are compared by fingerprint (`settings`), not by place. A key stands for all that is nested below it.
@@ -93,9 +92,8 @@ def problem(record: object, metric: str = "test_top1") -> str | None:
         return "not a JSON object"
     if record.get("unreadable"):
         return f"summary.json is unreadable: {one_line(record['unreadable'])}"
-    schema = record.get("schema", 1)
-    if not isinstance(schema, int) or schema > NEWEST_SCHEMA:
-        return f"unknown schema {schema!r} (this version reads up to {NEWEST_SCHEMA})"
+    if (newer := unreadable(record)) is not None:
+        return newer
     if record.get("error"):
         return f"failed: {one_line(record['error'])}"
     for group in ("dataset", "backbone", "reg"):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
-from ..records import unreadable
 from ..untrusted import most_unpacked, spelled_out
 
 if TYPE_CHECKING:
@@ -76,8 +75,6 @@ def read(folder: Path) -> dict:
         return known | {"unreadable": error}
     if not isinstance(record, dict):
         return known | {"unreadable": "not a JSON object"}
-    if (newer := unreadable(record)) is not None:
-        return known | {"unreadable": newer}
     return known | record | {"folder": folder}
 
 
