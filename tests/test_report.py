@@ -258,7 +258,7 @@ def test_same_settings_and_seed_twice_is_said_and_counted_once():
 
 def test_problems_are_named():
     assert problem(record()) is None
-    assert problem(record(schema=2)) == "unknown schema 2 (this version reads up to 1)"
+    assert problem(record(schema=3)) == "unknown schema 3 (this version reads up to 2)"
     assert problem(record(error="out of\nmemory", test_top1=None)) == "failed: out of memory"
     assert problem(record(config=None)) == "no config.dataset.name"
     assert problem(record(test_top1=None)) == "no test_top1"
@@ -293,7 +293,7 @@ def test_skipped_and_unfinished_runs_are_listed(tmp_path, capsys):
     assert skipped[1:] == [
         "skipped failed: failed: boom",
         "skipped list: summary.json is unreadable: not a JSON object",
-        "skipped new: unknown schema 9 (this version reads up to 1)",
+        "skipped new: unknown schema 9 (this version reads up to 2)",
         "unfinished: 1 (going)",
     ]
 

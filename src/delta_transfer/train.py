@@ -108,11 +108,12 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
             raise
         if not told:  # something is wrong with the program: where is what helps
             traceback.print_exc()
-        complain(str(error) if told else f"{type(error).__name__}: {error}")
+        message = str(error) if told else f"{type(error).__name__}: {error}"
+        complain(message)
         if SHARED:
             sys.exit(1)  # the other processes wait for this one: torchrun ends them
         # The other jobs of a sweep go on.
-        return ended("failed", str(error) or type(error).__name__, unseen=parallel and launcher.startswith("submitit"))
+        return ended("failed", message, unseen=parallel and launcher.startswith("submitit"))
 
 
 def execute(config: RunConfig):

@@ -1,0 +1,188 @@
+"""What a failed run says of itself: divergence, bad input, a GPU that is too small, a bug; and what it leaves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from delta_transfer.data.loader import Loader
+from delta_transfer.regularizers import REGULARIZERS, DELTAWithoutAttention, Regularizer
+from delta_transfer.training import Learner
+
+from .miniature import delta_run, tiny_overrides, write_cub
+
+
+@pytest.fixture(scope="module")
+def cub_root(tmp_path_factory) -> Path:
+    return write_cub(tmp_path_factory.mktemp("data") / "CUB_200_2011")
+
+
+def failed(monkeypatch, root: Path, results: Path, *overrides: str) -> dict:
+    """The record of a run that fails, in whose folder nothing else is left to go on from."""
+    assert delta_run(monkeypatch, *tiny_overrides(root, results), *overrides) == 1
+    (path,) = results.glob("runs/*/summary.json")
+    assert not (path.parent / "last.pt").exists()
+    return json.loads(path.read_text())
+
+
+def poison(monkeypatch, of: type, name: str, at: int, value: float) -> None:
+    """The terms that `name` of the class `of` returns are multiplied by `value` in call number `at`."""
+    whole, calls = getattr(of, name), []
+
+    def poisoned(self, *arguments):
+        calls.append(1)
+        terms = whole(self, *arguments)
+        return {key: term * value for key, term in terms.items()} if len(calls) == at + 1 else terms
+
+    monkeypatch.setattr(of, name, poisoned)
+
+
+def test_a_loss_that_diverges_names_term_iteration_and_rate(cub_root, tmp_path, monkeypatch, capsys):
+    poison(monkeypatch, DELTAWithoutAttention, "penalty", 1, float("nan"))
+    summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
+    assert summary["failure"] == "diverged" and summary["test_top1"] is None
+    assert "'feature_maps' became nan at iteration 1 (learning rate 0.01)" in summary["error"]
+    assert "Images and source network are in order" in summary["error"] and "reg.alpha" in summary["error"]
+    assert summary["error"] in capsys.readouterr().err
+
+
+def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(cub_root, tmp_path, monkeypatch):
+    class Kink(torch.autograd.Function):
+        """0, with an infinite slope."""
+
+        @staticmethod
+        def forward(ctx, value):
+            return torch.zeros_like(value)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return torch.full_like(gradient, float("inf"))
+
+    class Method(Regularizer):
+        steps = 0
+
+        def penalty(self, target, outputs, source_outputs):
+            Method.steps += 1
+            return {"kink": Kink.apply(outputs["logits"].sum()) if Method.steps == 2 else outputs["logits"].sum() * 0}
+
+    monkeypatch.setitem(REGULARIZERS, "l2", Method)
+    summary = failed(monkeypatch, cub_root, tmp_path, "reg=l2")
+    assert summary["failure"] == "diverged"
+    assert summary["error"].startswith("The gradient's norm became ") and "at iteration 1 (" in summary["error"]
+
+
+def test_a_loss_that_is_not_finite_before_the_first_step_is_no_divergence(cub_root, tmp_path, monkeypatch):
+    poison(monkeypatch, DELTAWithoutAttention, "penalty", 0, float("inf"))
+    summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
+    assert summary["failure"] == "input" and "No step had been taken" in summary["error"]
+
+
+def test_a_source_network_that_overflows_is_no_divergence(cub_root, tmp_path, monkeypatch):
+    """Its maps are not finite for the images of one batch."""
+    whole, calls = Learner.forward_source, []
+
+    def overflowing(self, images):
+        maps = whole(self, images)
+        calls.append(1)
+        return {name: values / 0 for name, values in maps.items()} if len(calls) > 1 else maps
+
+    monkeypatch.setattr(Learner, "forward_source", overflowing)
+    summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
+    assert summary["failure"] == "input" and "look at its weights, not at the rate" in summary["error"]
+
+
+def test_images_that_are_not_finite_are_no_divergence(cub_root, tmp_path, monkeypatch):
+    whole = Loader.train_batch
+
+    def damaged(self, indices, iteration):
+        images, labels = whole(self, indices, iteration)
+        return (images / 0 if iteration == 1 else images), labels
+
+    monkeypatch.setattr(Loader, "train_batch", damaged)
+    summary = failed(monkeypatch, cub_root, tmp_path, "reg=l2")
+    assert summary["failure"] == "input" and "images of that batch are not finite" in summary["error"]
+
+
+@pytest.mark.parametrize(
+    ("fits", "said"),
+    [
+        (2, "Out of memory with 4 images at a time. With 2 a step fits (tried just now): schedule.accumulate=2"),
+        (1, "with two images at a time as well"),
+    ],
+)
+def test_out_of_memory_says_what_fits(cub_root, tmp_path, monkeypatch, fits, said):
+    whole = Learner.forward
+
+    def small_gpu(self, images):
+        if torch.is_grad_enabled() and len(images) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return whole(self, images)
+
+    monkeypatch.setattr(Learner, "forward", small_gpu)
+    summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
+    assert summary["failure"] == "out of memory" and said in summary["error"]
+    if fits == 2:  # and the advice is right
+        advised = [*tiny_overrides(cub_root, tmp_path), "reg=delta_noatt", "schedule.accumulate=2"]
+        assert delta_run(monkeypatch, *advised) == 0
+
+
+def test_out_of_memory_in_the_attention_names_its_key(cub_root, tmp_path, monkeypatch):
+    def too_much(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("delta_transfer.regularizers.delta.channel_importance", too_much)
+    options = ["reg=delta", "reg.attention.images=6", "reg.attention.head_epochs=1"]
+    summary = failed(monkeypatch, cub_root, tmp_path, *options)
+    assert summary["failure"] == "out of memory" and "reg.attention.forward_images" in summary["error"]
+
+
+def test_a_bug_is_recorded_and_shown_with_its_place(cub_root, tmp_path, monkeypatch, capsys):
+    def bug(*_):
+        raise KeyError("conv9")
+
+    monkeypatch.setattr(DELTAWithoutAttention, "penalty", bug)
+    summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
+    assert summary["failure"] == "program" and summary["error"] == "KeyError: 'conv9'"
+    assert "in bug" in capsys.readouterr().err
+
+
+def test_what_failed_is_made_again_only_when_asked(cub_root, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(DELTAWithoutAttention, "penalty", lambda *_: {}["conv9"])
+        failed(patch, cub_root, tmp_path, "reg=delta_noatt")
+    capsys.readouterr()
+    again = [*tiny_overrides(cub_root, tmp_path), "reg=delta_noatt"]
+    assert delta_run(monkeypatch, *again) == 1
+    message = capsys.readouterr().err
+    assert "failed before: KeyError: 'conv9'" in message and "retry_failed=true tries it again" in message
+    assert "Traceback" not in message
+    assert delta_run(monkeypatch, *again, "retry_failed=true") == 0
+    (path,) = tmp_path.glob("runs/*/summary.json")
+    assert json.loads(path.read_text())["error"] is None
+
+
+def test_a_sweep_says_what_was_done_skipped_and_failed(cub_root, tmp_path, monkeypatch, capsys):
+    tiny = tiny_overrides(cub_root, tmp_path)
+    assert delta_run(monkeypatch, *tiny, "reg=delta_noatt") == 0
+    assert "reason" not in capsys.readouterr().out  # no table of one run
+    whole = DELTAWithoutAttention.penalty
+
+    def bug(self, *arguments):
+        if self.alpha == 0.5:
+            raise ValueError("[red] map\nof another shape")
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(DELTAWithoutAttention, "penalty", bug)
+    sweep = ["-m", *tiny, "reg=delta_noatt", "reg.alpha=0.01,0.5", "seed=0,1,-1"]
+    assert delta_run(monkeypatch, *sweep) == 1
+    output = capsys.readouterr()
+    rows = [line.split() for line in output.out.splitlines()]
+    assert ["1", "done"] in rows and ["1", "skipped"] in rows
+    (first,) = (row for row in rows if row[:2] == ["4", "failed"])
+    assert first[2:] == ["reg.alpha=0.01", "seed=-1", "seed", "must", "be", "0", "or", "more,", "got", "-1."]
+    assert ["reg.alpha=0.5", "seed=1", "ValueError:", "[red]", "map"] in rows  # the first line, and no markup
+    assert output.err.count("Traceback") == 2
+    assert delta_run(monkeypatch, *sweep) == 1
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["2", "skipped"] in rows and "done" not in [word for row in rows[-12:] for word in row]
