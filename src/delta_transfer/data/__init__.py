@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from ..config import DatasetConfig, choose
+from ..config import DatasetConfig, choose, require
 from ..errors import UserError
 from .dataset import Dataset
 from .readers import DATASETS, Reader
@@ -15,6 +15,11 @@ __all__ = ["DATASETS", "Dataset", "Reader", "fetch", "load_dataset", "locate"]
 def load_dataset(config: DatasetConfig) -> Dataset:
     """Reads the lists, not the images. Raises UserError that says what is missing and where to get it."""
     reader = choose(DATASETS, "dataset.name", config.name)
+    require(
+        isinstance(config, reader.schema),
+        f"dataset.name={config.name} needs options that this file of conf/dataset lacks: choose a data set by "
+        f"dataset={config.name}, or set the schema of yours.",
+    )
     root = Path(config.root).expanduser() if config.root else None
     root = locate(reader, root)
     if config.download:

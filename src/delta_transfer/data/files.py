@@ -1,6 +1,7 @@
 """Helpers of the readers: publishers' lists in, a checked Dataset out; one decoder for all image files."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -15,15 +16,23 @@ CONVERTIBLE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "
 # What reading a damaged or hostile image file can raise.
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
+# Remarks on odd but readable files (EXIF cut short, many pixels), which name no file: nothing a person could act on.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 def read_image(path: Path) -> Image.Image:
     """The picture that a viewer shows, as RGB: turned as EXIF says, transparency on white, 16-bit grey as 8-bit.
 
     Raises one of UNREADABLE; ValueError for a pixel mode without an agreed meaning as a picture.
     """
-    with Image.open(path) as image:
-        image.load()
-        image = ImageOps.exif_transpose(image)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            image = ImageOps.exif_transpose(image)
+    except UNREADABLE:
+        raise
+    except Exception as error:  # damage makes decoders stumble in ways of their own: TypeError, MemoryError, ...
+        raise ValueError(f"Pillow cannot decode it ({type(error).__name__}: {error})") from error
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode not in CONVERTIBLE:

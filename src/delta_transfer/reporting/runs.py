@@ -6,8 +6,6 @@ Nothing is ever filled in: what cannot be read is named, and the rest is used.
 import json
 import math
 import re
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +65,7 @@ def read(folder: Path) -> dict:
     known = {"run_id": folder.name, "folder": folder}
     try:
         record = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return known | {"unreadable": error}
     if not isinstance(record, dict):
         return known | {"unreadable": "not a JSON object"}
@@ -97,7 +95,7 @@ def metrics(record: dict) -> "pd.DataFrame | None":
             if type(row["step"]) is not int:
                 raise ValueError
             rows.append(row)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise Damaged(f"{path}, line {number}, is not a line of metrics: {line[:60]!r}") from None
     if not rows:
         return None
@@ -112,11 +110,12 @@ def predictions(record: dict) -> Predictions | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             made = Predictions(arrays["labels"], arrays["logits"], arrays["index"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # zipfile, zlib and numpy meet damage with a dozen kinds of them
         raise Damaged(f"{path} cannot be read: {error}") from None
     n = made.logits.shape[0] if made.logits.ndim == 2 and made.logits.shape[1] else 0
-    if not n or not made.labels.shape == made.index.shape == (n,) or not np.isfinite(made.logits).all():
+    numbers = made.labels.dtype.kind in "iu" and made.index.dtype.kind in "iu" and made.logits.dtype.kind == "f"
+    if not n or not numbers or not made.labels.shape == made.index.shape == (n,) or not np.isfinite(made.logits).all():
         raise Damaged(f"{path}: labels, logits and index do not belong together")
     return made
