@@ -10,16 +10,18 @@ import json
 import os
 import resource
 import socket
+import subprocess
+import sys
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
@@ -42,6 +44,7 @@ def fuzz(examples: int) -> settings:
         derandomize=not FAULTS,
         deadline=None,
         database=None,
+        phases=[Phase.generate],  # examples are short as they are, and shrinking a run takes minutes
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
 
@@ -63,7 +66,7 @@ for group, schemas in SCHEMAS.items():
 
 # Words that mean something somewhere, and nothing at most keys.
 WORDS = sorted({"none", "auto", "cpu", "cuda", "fp32", "bf16", "keep", "squash", "random", "random_resized", "fixed"}
-    | {"all", "conv", "exact", "taylor", "tensorboard", "fc", "conv1", "layer1.0.conv1", "layer1", "resnet18", "IMAGENET1K_V1"}
+    | {"all", "conv", "exact", "taylor", "tensorboard", "fc", "conv1", "layer1.0.conv1", "layer1", "resnet18"}
     | {*DATASETS, *REGULARIZERS})  # fmt: skip
 # Small, or so large that it must be refused or do no harm: what lies between may be meant, and takes its time.
 SMALL = st.integers(-2, 24)
@@ -206,25 +209,25 @@ def half_written(folder: Path) -> list[Path]:
 KNOWN = (
     *("Config group override must be a string or a list", "hydra.sweep.dir"),
     *("Expected more than 1 value per channel", "Calculated padded input size", "Output size is too small"),
-    *("map_distance", "File name too long", "cannot be read"),
+    *("map_distance", "File name too long"),
 )
 
 
-@fuzz(40)
+@fuzz(20)
 @given(method=METHODS, overrides=st.lists(VALID, min_size=1, max_size=3))
 def test_no_value_gives_a_stack_trace_or_half_a_run(method, overrides, cub_root):
     check_command(cub_root, [*method, *overrides])
 
 
-@fuzz(40)
+@fuzz(20)
 @given(mode=st.sampled_from([[], [], ["-m"]]), method=METHODS, overrides=st.lists(OVERRIDE, min_size=1, max_size=4))
 def test_no_override_gives_a_stack_trace_or_half_a_run(mode, method, overrides, cub_root):
-    check_command(cub_root, [*mode, *method, *overrides])
+    check_command(cub_root, [*method, *overrides], mode)
 
 
-def check_command(cub_root: Path, overrides: list[str]) -> None:
+def check_command(cub_root: Path, overrides: list[str], mode: Sequence[str] = ()) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        status, out, err = run_in(Path(folder), *tiny_overrides(cub_root, Path("results")), *overrides)
+        status, out, err = run_in(Path(folder), *mode, *tiny_overrides(cub_root, Path("results")), *overrides)
         assert status in (0, 1)
         assert status == 0 or err.strip()
         if any(known in err for known in KNOWN):
@@ -331,6 +334,7 @@ def memory_limit(more: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@pytest.mark.filterwarnings("ignore")  # files.py has a filter of its own, which pytest replaces: see below
 @fuzz(300)
 @given(data=damaged(PICTURES))
 def test_a_damaged_image_is_read_or_unreadable(data, tmp_path, capfd):
@@ -341,6 +345,19 @@ def test_a_damaged_image_is_read_or_unreadable(data, tmp_path, capfd):
         assert image.mode == "RGB" and image.width * image.height > 0
     # libtiff writes its own remarks on damage, and nothing in Pillow stops it.
     assert capfd.readouterr() == ("", "") or data[:2] in (b"II", b"MM")
+
+
+def test_remarks_of_the_decoder_do_not_reach_the_terminal(tmp_path):
+    """Pillow warns that the EXIF data is cut short; the picture is whole."""
+    exif = Image.Exif()
+    exif[0x010E] = "a bird"
+    whole = exif.tobytes()
+    image = Image.new("RGB", (8, 8))
+    image.save(tmp_path / "image.jpg", exif=whole[:-8])
+    code = "from delta_transfer.data.files import *; import sys; print(read_image(Path(sys.argv[1])).size)"
+    command = [sys.executable, "-c", code, str(tmp_path / "image.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(8, 8)\n", "")
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
@@ -450,7 +467,7 @@ def test_damaged_records_are_named_and_the_others_reported(damages, options):
     check_report(damages, options)
 
 
-@fuzz(8)
+@fuzz(4)
 @given(
     damages=st.lists(damage(), min_size=1, max_size=2, unique_by=lambda made: made[:2]),
     options=st.sampled_from(PICTURED),
