@@ -14,8 +14,13 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from .errors import UserError
+
+LARGEST_SIDE = 2**14  # pixels
+LARGEST_BATCH = 2**20  # images; also of a class that is drawn
+LONGEST = 10**9  # iterations, epochs, images
 
 
 def require(condition: bool, message: str) -> None:
@@ -23,16 +28,37 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def require_representable(key: str, value: float | None) -> None:
+    """PyTorch raises for integers beyond 64 bits and for floats beyond 32."""
+    limit = 2**63 - 1 if isinstance(value, int) else 3e38
+    require(value is None or value <= limit, f"{key} must be at most {limit}, got {value}.")
+
+
 def require_positive(config, group: str, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        require(value is None or (math.isfinite(value) and value > 0), f"{group}.{name} must be positive, got {value}.")
+        require(value is None or (0 < value < math.inf), f"{group}.{name} must be positive, got {value}.")
+        require_representable(f"{group}.{name}", value)
 
 
 def require_not_negative(config, group: str, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        require(math.isfinite(value) and value >= 0, f"{group}.{name} must be 0 or more, got {value}.")
+        require(0 <= value < math.inf, f"{group}.{name} must be 0 or more, got {value}.")
+        require_representable(f"{group}.{name}", value)
+
+
+def require_at_most(limit: int, config, group: str, *names: str) -> None:
+    """Of what takes memory or time in proportion: so much that it can only be a slip is refused."""
+    require_positive(config, group, *names)
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value <= limit, f"{group}.{name} must be at most {limit:,}, got {value}.")
+
+
+def require_seed(key: str, value: int) -> None:
+    require(value >= 0, f"{key} must be 0 or more, got {value}.")
+    require_representable(key, value)
 
 
 # --- dataset ---------------------------------------------------------------------------------------------------------
@@ -60,7 +86,7 @@ class DatasetConfig:
 
     def __post_init__(self):
         require_positive(self, "dataset", "images_per_class")
-        require_not_negative(self, "dataset", "subset_seed")
+        require_seed("dataset.subset_seed", self.subset_seed)
         require(0 < self.sample_rate <= 1, f"dataset.sample_rate must be in (0, 1], got {self.sample_rate}.")
         require(
             self.images_per_class is None or self.sample_rate == 1,
@@ -113,8 +139,9 @@ class GlyphsConfig(DatasetConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        require_positive(self, "dataset", "train_per_class", "test_per_class", "render_size")
-        require_not_negative(self, "dataset", "render_seed")
+        require_at_most(LARGEST_BATCH, self, "dataset", "train_per_class", "test_per_class")
+        require_at_most(LARGEST_SIDE, self, "dataset", "render_size")
+        require_seed("dataset.render_seed", self.render_seed)
 
 
 # --- backbone --------------------------------------------------------------------------------------------------------
@@ -134,14 +161,15 @@ class BackboneConfig:
     aux_weight: float = 0.0  # weight of its cross-entropy; 0 = not computed at all
 
     def __post_init__(self):
-        require_positive(self, "backbone", "image_size", "resize")
+        require_at_most(LARGEST_SIDE, self, "backbone", "image_size", "resize")
         require_not_negative(self, "backbone", "aux_weight")
         require(
             self.resize >= self.image_size,
             f"backbone.resize ({self.resize}) must be at least backbone.image_size ({self.image_size}).",
         )
         require(len(self.mean) == len(self.std) == 3, "backbone.mean and backbone.std need three values each.")
-        require(all(s > 0 for s in self.std), f"backbone.std must be positive, got {self.std}.")
+        require(all(map(math.isfinite, self.mean)), f"backbone.mean must be finite, got {self.mean}.")
+        require(all(0 < s < math.inf for s in self.std), f"backbone.std must be positive, got {self.std}.")
         require(len(set(self.taps)) == len(self.taps), f"backbone.taps names a layer twice: {self.taps}.")
         require(
             self.aux_weight == 0 or self.aux_head is not None,
@@ -203,8 +231,10 @@ class AttentionConfig:
     seed: int = 0  # order and crops of the probe's images; independent of `seed`: once per data set
 
     def __post_init__(self):
-        require_positive(self, "reg.attention", "images", "head_epochs", "head_lr", "temperature", "forward_images")
-        require_not_negative(self, "reg.attention", "head_weight_decay", "seed")
+        require_positive(self, "reg.attention", "head_lr", "temperature", "forward_images")
+        require_at_most(LONGEST, self, "reg.attention", "images", "head_epochs")
+        require_not_negative(self, "reg.attention", "head_weight_decay")
+        require_seed("reg.attention.seed", self.seed)
         require(
             self.method in ("exact", "taylor"), f"reg.attention.method must be exact or taylor, got {self.method!r}."
         )
@@ -259,9 +289,6 @@ class ScheduleConfig:
         require_positive(
             self,
             "schedule",
-            "iterations",
-            "epochs",
-            "batch_size",
             "accumulate",
             "lr",
             "backbone_lr_factor",
@@ -269,6 +296,8 @@ class ScheduleConfig:
             "log_every",
             "checkpoint_seconds",
         )
+        require_at_most(LONGEST, self, "schedule", "iterations", "epochs")
+        require_at_most(LARGEST_BATCH, self, "schedule", "batch_size")
         require(
             self.batch_size % self.accumulate == 0,
             f"schedule.batch_size={self.batch_size} cannot be divided by schedule.accumulate={self.accumulate}.",
@@ -296,7 +325,7 @@ class SplitConfig:
     seed: int = 0
 
     def __post_init__(self):
-        require_not_negative(self, "split", "seed")
+        require_seed("split.seed", self.seed)
         require(0 <= self.val_fraction < 1, f"split.val_fraction must be in [0, 1), got {self.val_fraction}.")
         if self.folds is None:
             require(self.fold == 0, f"split.fold={self.fold} needs split.folds, the number of folds.")
@@ -335,7 +364,7 @@ class RunConfig:
             self.precision in ("auto", "fp32", "bf16"), f"precision must be auto, fp32 or bf16, got {self.precision!r}."
         )
         require(self.logging in ("none", "tensorboard"), f"logging must be none or tensorboard, got {self.logging!r}.")
-        require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}.")
+        require_seed("seed", self.seed)
 
 
 def choose(registry: dict, key: str, name: str):
@@ -392,6 +421,9 @@ def sweep_dir(results_dir: str, dry_run: bool) -> str:
 
 def to_run_config(composed: DictConfig) -> RunConfig:
     """The composed configuration as checked dataclasses."""
-    missing = sorted(OmegaConf.missing_keys(composed))
-    require(not missing, f"No value for: {', '.join(missing)}.")
-    return OmegaConf.to_object(composed)
+    try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        require(not missing, f"No value for: {', '.join(missing)}.")
+        return OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:  # of interpolations, which are resolved only here
+        raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None

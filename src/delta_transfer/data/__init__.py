@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from ..config import DatasetConfig, choose
+from ..config import DatasetConfig, choose, require
 from ..errors import UserError
 from .dataset import Dataset
 from .readers import DATASETS, Reader
@@ -19,6 +19,11 @@ def load_dataset(config: DatasetConfig, cache_dir: Path | None = None) -> Datase
     `cache_dir`: where digests of the images' files are remembered, so that they are not all read each time.
     """
     reader = choose(DATASETS, "dataset.name", config.name)
+    require(
+        isinstance(config, reader.schema),
+        f"dataset.name={config.name} needs options that this file of conf/dataset lacks: choose a data set by "
+        f"dataset={config.name}, or set the schema of yours.",
+    )
     root = Path(config.root).expanduser() if config.root else None
     root = locate(reader, root)
     if config.download:

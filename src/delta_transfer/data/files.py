@@ -19,10 +19,10 @@ CONVERTIBLE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # MPO, several JPEGs in one file, opens as JPEG
 # A damaged or hostile image file can make Pillow raise nearly anything: struct.error, MemoryError, ...
 UNREADABLE = Exception
-# Pillow's limit is where it raises: 179 million pixels. From half of that on it warns, on the terminal and once for all
-# files; cameras make such photos, and half a gigabyte is no reason to refuse one. (For good, since a filter for the
-# moment is not safe where several threads decode.)
+# Pillow's remarks on odd but readable files name no file: EXIF cut short; many pixels, from half of the 179 million on
+# where it raises, as cameras make them. (For good, since a filter for the moment is not safe where threads decode.)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def read_image(path: Path) -> Image.Image:

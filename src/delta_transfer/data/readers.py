@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import DatasetConfig
+from ..config import DatasetConfig, DrawnConfig, DTDConfig, FolderConfig, GlyphsConfig
 from .caltech import caltech101, caltech256, download_caltech256
 from .cub import cub
 from .dataset import Dataset
@@ -38,6 +38,7 @@ class Reader:
     source: str = ""  # where a person gets it
     archives: tuple[str, ...] = ()  # the publisher's archives, which delta-data prepare unpacks
     download: Callable[[Path], None] | None = None  # torchvision's download into dataset.root
+    schema: type[DatasetConfig] = DatasetConfig  # the options it reads
 
 
 def _glyphs(root: None, config) -> Dataset:
@@ -49,11 +50,12 @@ _CALTECH256 = {
     "source": "256_ObjectCategories.tar (1.2 GB) from https://data.caltech.edu/records/nyy15-4j048",
     "archives": ("256_ObjectCategories.tar",),
     "download": download_caltech256,
+    "schema": DrawnConfig,
 }
 
 # dataset.name -> how it is read.
 DATASETS = {
-    "glyphs": Reader(_glyphs, "letters drawn with the fonts that come with matplotlib"),
+    "glyphs": Reader(_glyphs, "letters drawn with the fonts that come with matplotlib", schema=GlyphsConfig),
     "cub": Reader(
         cub,
         "CUB-200-2011",
@@ -85,6 +87,7 @@ DATASETS = {
         source="caltech-101.zip from https://data.caltech.edu/records/mzrjq-6wc02 (101_ObjectCategories in a folder "
         "caltech101)",
         download=downloader("Caltech101"),
+        schema=DrawnConfig,
     ),
     "stanford40": Reader(
         stanford40,
@@ -128,6 +131,7 @@ DATASETS = {
         needs=("dtd/dtd/labels", "dtd/dtd/images"),
         source="dtd-r1.0.1.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/dtd/",
         download=downloader("DTD"),
+        schema=DTDConfig,
     ),
     "aircraft": Reader(
         aircraft,
@@ -170,5 +174,7 @@ DATASETS = {
         source="stl10_binary.tar.gz (2.6 GB) from https://cs.stanford.edu/~acoates/stl10/",
         download=downloader("STL10"),
     ),
-    "folder": Reader(folder, "A folder of images", source="images of your own, a folder for each class"),
+    "folder": Reader(
+        folder, "A folder of images", source="images of your own, a folder for each class", schema=FolderConfig
+    ),
 }

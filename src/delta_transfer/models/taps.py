@@ -29,10 +29,19 @@ class Network(nn.Module):
         self.head = head
         self.taps = tuple(taps)
         self.aux_head = aux_head
+        for key, name in (("head", head), ("aux_head", aux_head)):
+            layer = dict(model.named_modules()).get(name)
+            if layer is not None and not isinstance(layer, nn.Linear):
+                raise UserError(f"The head {name!r} is a {type(layer).__name__}, not a Linear layer (backbone.{key}).")
+        if head == aux_head or head in taps:
+            other = "backbone.aux_head" if head == aux_head else "backbone.taps"
+            raise UserError(f"backbone.head and {other} both name the layer {head!r}: it can be only one of them.")
         nodes = {head: "logits"} | {tap: tap for tap in taps}
         training_nodes = nodes | ({aux_head: "aux_logits"} if aux_head else {})
         names = set(get_graph_node_names(model, suppress_diff_warning=True)[0])  # of training mode: it has all
         for name in training_nodes:
+            if name in (head, aux_head) and name not in dict(model.named_modules()):
+                raise UserError(f"{type(model).__name__} has no layer {name!r} (backbone.head, backbone.aux_head).")
             # A block's name stands for the block's last node: torchvision resolves it by prefix.
             if name not in names and not any(known.startswith(name + ".") for known in names):
                 raise UserError(

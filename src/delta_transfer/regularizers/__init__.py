@@ -1,8 +1,10 @@
 """Methods by name. A new one: a file here, a YAML in conf/reg/, and a line below."""
 
 from dataclasses import fields
+from inspect import signature
 
 from ..config import choose
+from ..errors import UserError
 from .base import Regularizer
 from .delta import DELTA, DELTAWithoutAttention
 from .l2 import L2, L2FE
@@ -22,4 +24,12 @@ __all__ = ["DELTA", "L2", "L2FE", "L2SP", "REGULARIZERS", "DELTAWithoutAttention
 def build_regularizer(config) -> Regularizer:
     """The method that a checked `reg` configuration (config.RegConfig or the like) describes."""
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
-    return choose(REGULARIZERS, "reg.name", config.name)(**options)
+    method = choose(REGULARIZERS, "reg.name", config.name)
+    try:
+        signature(method).bind(**options)
+    except TypeError as error:
+        raise UserError(
+            f"reg.name={config.name} does not take the options of this file of conf/reg ({error}): choose a method by "
+            f"reg={config.name}, or set the schema of yours."
+        ) from None
+    return method(**options)

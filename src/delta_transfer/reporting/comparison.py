@@ -7,9 +7,9 @@ a setting inside `reg` only the method which was run with several values of it. 
 """
 
 import json
-import math
 import re
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -381,4 +381,5 @@ def is_hex(text: str) -> bool:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Not math.isfinite, which integers beyond the range of floats break.
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

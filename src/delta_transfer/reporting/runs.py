@@ -128,7 +128,7 @@ def predictions(record: dict) -> Predictions | None:
         with zipfile.ZipFile(path) as file:
             if sum(entry.file_size for entry in file.infolist()) > most_unpacked(path.stat().st_size):
                 raise ValueError("a decompression bomb")
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             made = Predictions(arrays["labels"], arrays["logits"], arrays["index"])
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         raise Damaged(f"{path} cannot be read: {error}") from None
