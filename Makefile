@@ -7,10 +7,10 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench
+.PHONY: help install demo test test-faults lint bench
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: $(STAMP) ## create .venv and install the package with its development tools (once)
 
@@ -20,6 +20,9 @@ demo: $(STAMP) ## compare methods on a small embedded task and print the table
 
 test: $(STAMP) ## run the tests
 	$(PY) -m pytest
+
+test-faults: $(STAMP) ## inject every fault and many random ones (docs/reliability.md; a quarter of an hour)
+	DELTA_FAULTS=1 $(PY) -m pytest -m "" tests/test_faults.py tests/test_fuzz.py tests/test_locks.py tests/test_failures.py tests/test_untrusted.py
 
 bench: $(STAMP) ## measure speed and memory against the targets (half an hour on a CPU; resumes)
 	$(PY) scripts/bench.py

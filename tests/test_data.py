@@ -1,7 +1,9 @@
 """Draws and splits, store, batches."""
 
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -14,7 +16,9 @@ from PIL import Image
 from torchvision import transforms
 
 from delta_transfer.config import DatasetConfig, SplitConfig
+from delta_transfer.data import contents
 from delta_transfer.data.dataset import Dataset, split_parts
+from delta_transfer.data.files import from_files
 from delta_transfer.data.loader import Loader, random_boxes
 from delta_transfer.data.store import Store, open_store, store_path
 from delta_transfer.errors import UserError
@@ -255,6 +259,71 @@ def test_a_store_that_was_copied_is_checked_once(tmp_path, monkeypatch):
     open_store(data, 12, "squash", tmp_path / "b")
     monkeypatch.setattr("delta_transfer.data.store.wrong_checksums", lambda path: pytest.fail("checked again"))
     open_store(data, 12, "squash", tmp_path / "b")
+
+
+def test_images_that_change_while_they_are_decoded_are_named(tmp_path):
+    data = from_files("toy", files_of(tmp_path, 40), ["a", "b"], NAMES[:40], [0, 1] * 20, [False, True] * 20, "a list")
+
+    def change(done: int) -> None:
+        if done == 20:
+            picture(99).save(tmp_path / NAMES[3])
+
+    with pytest.raises(UserError, match=f"1 images of toy changed while they were decoded: {NAMES[3]}"):
+        open_store(data, 12, "squash", tmp_path / "cache", change)
+    assert not list((tmp_path / "cache" / "stores").iterdir())
+
+
+# --- digests of files ---
+
+NAMES = [f"image{index:02}.png" for index in range(40)]
+
+
+def files_of(folder: Path, count: int) -> Path:
+    for index in range(count):
+        picture(index).save(folder / NAMES[index])
+    return folder
+
+
+def toy(folder: Path, cache_dir: Path | None = None) -> Dataset:
+    data = from_files("toy", folder, ["a", "b"], NAMES[:4], [0, 1] * 2, [False, True] * 2, "a list")
+    return replace(data, cache_dir=cache_dir)
+
+
+def test_fingerprint_is_over_the_bytes_wherever_they_lie(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        files_of(tmp_path / name, 4)
+    first = toy(tmp_path / "a").fingerprint
+    assert first == toy(tmp_path / "b").fingerprint
+    data = bytearray((tmp_path / "b" / NAMES[2]).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "b" / NAMES[2]).write_bytes(data)
+    assert first != toy(tmp_path / "b").fingerprint
+    assert toy(tmp_path / "a").listing == toy(tmp_path / "b").listing  # names and sizes are the same
+
+
+def test_files_are_read_once_and_again_when_they_changed(tmp_path, monkeypatch, capsys):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    files_of(tmp_path, 4)
+    read = []
+    whole = contents._digest
+    monkeypatch.setattr(contents, "_digest", lambda path: read.append(path.name) or whole(path))
+    first = toy(tmp_path, cache).fingerprint
+    assert sorted(read) == NAMES[:4]
+    assert toy(tmp_path, cache).fingerprint == first and len(read) == 4
+    os.utime(tmp_path / NAMES[1], (1, 1))  # the time, not the bytes
+    assert toy(tmp_path, cache).fingerprint == first and read[4:] == [NAMES[1]]
+    assert not capsys.readouterr().out
+    picture(50).save(tmp_path / NAMES[2])
+    assert toy(tmp_path, cache).fingerprint != first and read[5:] == [NAMES[2]]
+    assert f"toy: 1 images are not what they were ({NAMES[2]})" in capsys.readouterr().out
+    (file,) = (cache / "digests").iterdir()
+    file.write_bytes(file.read_bytes()[:50])
+    assert toy(tmp_path, cache).fingerprint != first and len(read) == 10  # damaged: all are read again
+    shutil.rmtree(cache)
+    toy(tmp_path, cache).fingerprint  # noqa: B018
+    assert not cache.exists()  # a dry run makes no folder
 
 
 # --- batches ---

@@ -6,9 +6,11 @@ A part runs in every `make test`; `make test-faults` runs all of it, with more p
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -360,3 +362,44 @@ def test_a_process_that_was_suspended_too_long_stops_where_another_took_over(cub
     first.kill(signal.SIGCONT)
     assert first.wait() == 1 and "was taken over by" in first.text()
     assert (only_run(tmp_path / "results") / "summary.json").read_bytes() == summary
+
+
+def test_ctrl_c_stops_a_parallel_sweep_after_saving(cub_root, tmp_path, monkeypatch):
+    """The terminal sends it to the command and to its workers. Real processes: workers import this package anew."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = ["reg=l2", "schedule.iterations=3000", "schedule.log_every=10", "schedule.checkpoint_seconds=1000"]
+    tiny = [word for word in tiny_overrides(cub_root, tmp_path / "results") if not word.startswith("schedule.")]
+    sweep = ["-m", *tiny, *run, "schedule.batch_size=4", "seed=range(4)"]
+    sweep += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    command = [str(Path(sys.executable).with_name("delta-run")), *sweep]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as p:
+        training = set()
+        for line in p.stdout:
+            training |= set(re.findall(r"(\S+): iteration \d+/3000", line))
+            if len(training) == 2:  # both workers train
+                os.killpg(p.pid, signal.SIGINT)
+                break
+        output = p.stdout.read()
+    assert p.returncode == 128 + signal.SIGINT, output
+    assert re.search(r"^ *4 +stopped", output, re.MULTILINE) and "Traceback" not in output, output
+    runs = {path.name for path in (tmp_path / "results" / "runs").iterdir()}
+    assert runs == training
+    assert {path.parent.name for path in tmp_path.glob("results/runs/*/last.pt")} == training
+    assert not list(tmp_path.glob("results/runs/*/.lock"))
+
+
+# --- determinism ---
+
+
+@pytest.mark.parametrize("deterministic", ["false", "true"])
+def test_two_fresh_processes_make_the_same_run(deterministic, cub_root, tmp_path):
+    for number, method in enumerate(METHODS.values()):
+        runs = []
+        for name in ("a", "b"):
+            results = tmp_path / f"{number}{name}"
+            status, output = finish(command(cub_root, results, *method, f"deterministic={deterministic}"))
+            assert status == 0, output
+            runs.append(only_run(results))
+        assert_the_same(*runs)

@@ -13,7 +13,7 @@ from delta_transfer.config import BackboneConfig
 from delta_transfer.errors import UserError
 from delta_transfer.models import Network
 from delta_transfer.models.zoo import build_source
-from delta_transfer.tensor_files import fingerprint
+from delta_transfer.tensor_files import fingerprint, sealed
 
 CONF = Path(__file__).parent.parent / "conf" / "backbone"
 PUBLISHED_CHANNELS = {
@@ -95,6 +95,18 @@ def test_weights_files_in_every_form(tmp_path):
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tmp_path / "checkpoint.pth")
     for file in ("plain.safetensors", "plain.pth", "checkpoint.pth"):
         assert fingerprint(load(tmp_path / file).weights()) == expected
+
+
+def test_weights_with_a_wrong_checksum_are_refused(tmp_path):
+    """Files that runs leave carry one; those of other programs need none."""
+    path = tmp_path / "model.safetensors"
+    data = bytearray(sealed(small_state()))
+    path.write_bytes(data)
+    load(path)
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="model.safetensors is not a state dict .*: its checksum is wrong"):
+        load(path)
 
 
 def test_half_precision_files_are_cast(tmp_path):

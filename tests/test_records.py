@@ -1,6 +1,9 @@
 """Identity of a run, atomic writes, one process per directory."""
 
 import dataclasses
+import json
+import os
+import stat
 
 import pytest
 
@@ -70,3 +73,40 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_a_file_gets_its_name_when_it_is_on_disk_and_the_name_is_on_disk_afterwards(tmp_path, monkeypatch):
+    """What a power failure leaves is the old file or the whole new one."""
+    done = []
+
+    def spy(name: str) -> None:
+        whole = getattr(os, name)
+
+        def call(*arguments):
+            kind = name
+            if name == "fsync":
+                kind = "sync folder" if stat.S_ISDIR(os.fstat(arguments[0]).st_mode) else "sync file"
+            done.append(kind)
+            return whole(*arguments)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("fsync", "replace"):
+        spy(name)
+    write_atomically(tmp_path / "file", b"new")
+    assert done == ["sync file", "replace", "sync folder"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema": 1'])
+def test_a_summary_that_is_no_record_is_not_done(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text)
+    assert RunDirectory(tmp_path).summary() is None
+
+
+def test_older_records_are_read_and_newer_ones_refused(tmp_path):
+    for schema in ({}, {"schema": 1}, {"schema": 2}):
+        (tmp_path / "summary.json").write_text(json.dumps(schema | {"test_top1": 50.0}))
+        assert RunDirectory(tmp_path).summary()["test_top1"] == 50.0
+    (tmp_path / "summary.json").write_text('{"schema": 3}')
+    with pytest.raises(UserError, match=r"summary.json: unknown schema 3 \(this version reads up to 2\)"):
+        RunDirectory(tmp_path).summary()

@@ -33,14 +33,15 @@ def loader() -> Loader:
     )
 
 
-def learn(source, loader, regularizer: Regularizer, precision="fp32", compiled=False, **schedule):
+def learn(source, loader, regularizer: Regularizer, precision="fp32", compiled=False, accumulate=1, **schedule):
     """Train a target on all images; returns it and the log lines."""
+    regularizer.parts = accumulate
     schedule = ScheduleConfig(**({"iterations": 6, "batch_size": 8, "lr": 0.05, "log_every": 2} | schedule))
     target = source.with_new_head(3, seed=0).requires_grad_(True)
     regularizer.start(target)
     optimizer = make_optimizer(target, regularizer, schedule)
     maps = frozen_maps(source, precision=precision) if regularizer.needs_source else None
-    learner = Learner(target, maps, optimizer, precision, compiled=compiled)
+    learner = Learner(target, maps, optimizer, precision, compiled=compiled, accumulate=accumulate)
     lines = []
     train(learner, regularizer, loader, np.arange(24), schedule, log=lines.append)
     return target, lines
@@ -166,6 +167,90 @@ def test_compiled_networks_train_the_same(tiny_source, loader, regularizer):
     _, eager = learn(tiny_source, loader, regularizer())
     _, compiled = learn(tiny_source, loader, regularizer(), compiled=True)
     assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in eager], rel=1e-5)
+
+
+class WithoutBatchNorm(nn.Module):
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 5, 3, padding=1)
+        self.fc = nn.Linear(5, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.conv2(self.conv1(images).relu()).relu().mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("method", [L2, L2FE, L2SP, DELTAWithoutAttention, fitted_delta])
+def test_an_accumulated_batch_is_the_whole_batch_but_for_batchnorm(method, tiny_source, loader):
+    def trained(source: Network, accumulate: int) -> tuple[dict, list[dict]]:
+        regularizer = method()
+        regularizer.beta = 0.1
+        if hasattr(regularizer, "alpha"):
+            regularizer.alpha = 0.1
+        target, lines = learn(source, loader, regularizer, accumulate=accumulate)
+        return target.weights(), [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
+
+    torch.manual_seed(0)
+    source = Network(WithoutBatchNorm(), head="fc", taps=("conv1", "conv2")).freeze()
+    whole, lines = trained(source, 1)
+    for accumulate in (2, 4):
+        accumulated, accumulated_lines = trained(source, accumulate)
+        for name, value in whole.items():
+            torch.testing.assert_close(accumulated[name], value, rtol=1e-4, atol=1e-6)
+        assert accumulated_lines == [pytest.approx(line, rel=1e-4, abs=1e-6) for line in lines]
+    with_batchnorm = [trained(tiny_source, accumulate)[1][-1]["loss"] for accumulate in (1, 4)]
+    assert (with_batchnorm[0] == pytest.approx(with_batchnorm[1], rel=1e-5)) == (method is L2FE)  # which freezes it
+
+
+def test_the_gradient_norm_is_logged(tiny_source, loader, monkeypatch):
+    norms = []
+    step = torch.optim.SGD.step
+
+    def spy(optimizer):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(sum(g.double().square().sum().item() for g in gradients) ** 0.5)
+        return step(optimizer)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    _, lines = learn(tiny_source, loader, L2())
+    assert [line["gradient_norm"] for line in lines] == pytest.approx(np.reshape(norms, (3, 2)).mean(axis=1), rel=1e-5)
+
+
+class Stepping:
+    """A clock that moves by a second per step of training, and by `cost` per checkpoint."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("time.monotonic", lambda: self.now)
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        (0.0, [11, 22, 33, 44, 55]),  # every ten seconds, as asked for
+        (0.205, [11, 32, 53]),  # one of 0.2 s a hundred times as long apart, so that they take 1 %
+        (3.0, [11]),
+    ],
+)
+def test_checkpoints_are_made_as_often_as_asked_unless_that_takes_long(
+    tiny_source, loader, monkeypatch, cost, expected
+):
+    clock, made = Stepping(monkeypatch), []
+    source, schedule = tiny_source, ScheduleConfig(iterations=60, batch_size=8, checkpoint_seconds=10, log_every=7)
+    target, method = source.with_new_head(3, seed=0).requires_grad_(True), L2()
+    learner = Learner(target, None, make_optimizer(target, method, schedule), "fp32")
+
+    def step(*_):
+        clock.now += 1
+        return torch.zeros(8, 3), {"cross_entropy": torch.zeros(())}
+
+    def checkpoint(progress):
+        made.append(progress["iterations_done"])
+        clock.now += cost
+
+    learner.gradient_norm = torch.zeros(())
+    monkeypatch.setattr(method, "update", step)
+    train(learner, method, loader, np.arange(24), schedule, checkpoint=checkpoint)
+    assert made == expected
 
 
 def test_dropout_follows_from_seed_and_iteration(loader):

@@ -11,7 +11,7 @@ from .config import require
 from .console import say
 from .locks import held
 from .models import Network
-from .records import RunDirectory, write_atomically
+from .records import RunDirectory, remove_unfinished, write_atomically
 from .regularizers import Regularizer
 from .regularizers.base import Batches
 from .tensor_files import read_sealed, sealed
@@ -34,6 +34,7 @@ def fit_or_reuse(
     if fitted is None:
         shared.parent.mkdir(parents=True, exist_ok=True)
         with held(shared.with_name(f".{shared.name}.lock"), f"computes {shared.name}"):
+            remove_unfinished(shared.parent, shared.name)
             fitted = _read_fitted(shared, metadata)
             if fitted is None:
                 say(f"{directory.path.name}: computing {regularizer.fitted_name} ...")

@@ -37,6 +37,10 @@ class Job:
     cost: Cost
 
     @property
+    def to_do(self) -> bool:
+        return self.state != "finished" and (self.state != "failed" or self.config.retry_failed)
+
+    @property
     def seconds(self) -> float:
         """Training and evaluation; without what is computed once for several runs."""
         schedule = self.config.schedule
@@ -73,7 +77,7 @@ class Plan:
         classes = len(dataset.classes) if dataset else _official(config.dataset).classes
         cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, regularizer, classes, device))
         self.jobs.append(Job(config, state, n_train, n_test, cost))
-        if state == "finished":
+        if not self.jobs[-1].to_do:
             return
         if regularizer.fitted_name:
             fitted_to = describe_fit(config, regularizer, weights, parts.fingerprint(dataset) if parts else None)
@@ -136,12 +140,17 @@ class Plan:
     def show(self) -> None:
         console = Console(highlight=False, width=None if Console().is_terminal else 120)
         console.print(self.table())
-        left = [job for job in self.jobs if job.state != "finished"]
+        left = [job for job in self.jobs if job.to_do]
         states = {
             state: sum(job.state == state for job in self.jobs) for state in ("finished", "interrupted", "failed")
         }
         counted = ", ".join(f"{n} {state}" for state, n in states.items() if n or state == "finished")
-        say(f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}: {counted}, {len(left)} to do")
+        retry = (
+            " (retry_failed=true makes those again)"
+            if states["failed"] and not self.jobs[0].config.retry_failed
+            else ""
+        )
+        say(f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}: {counted}{retry}, {len(left)} to do")
         if left:
             device = pick_device(left[0].config.device)
             once = sum(self.fits.values())
@@ -174,7 +183,7 @@ class Plan:
                 else f"{duration(min(each))} - {duration(max(each))}"
             )
             memory = max(job.cost.memory_bytes for job in jobs)
-            cells = (len(jobs), finished, len(jobs) - finished, span, in_bytes(memory))
+            cells = (len(jobs), finished, sum(job.to_do for job in jobs), span, in_bytes(memory))
             table.add_row(", ".join(names), *map(str, cells))
         return table
 

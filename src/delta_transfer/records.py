@@ -65,6 +65,12 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """What a killed process left of the file `name`; for who holds the lock."""
+    for left in folder.glob(f".{name}.*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Gives an OSError of reading or writing, which knows no file, the name `path`."""
@@ -114,8 +120,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         self._stack = ExitStack()
         self._check = self._stack.enter_context(claimed(self.path / ".lock", self.path.name))
-        for left in self.path.glob(".*.tmp"):  # by a process that was killed
-            left.unlink(missing_ok=True)
+        remove_unfinished(self.path)
         return self
 
     def __exit__(self, *_) -> None:

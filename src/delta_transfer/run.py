@@ -75,6 +75,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         source = build_source(config.backbone, config.seed, tapped=regularizer.needs_taps)
+    batch = config.schedule.batch_size // regularizer.parts
+    source.check(batch, config.backbone.image_size, training=not regularizer.freezes_backbone)
     parts = split_parts(dataset, config.dataset, config.split)
     weights = fingerprint(source.weights())
     name = name_of(config, dataset, weights)

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hydra
@@ -43,18 +44,22 @@ def main(config_name: str = "config") -> None:
     outcomes = Outcome.of_this_command
     # The workers of a launcher get a terminal's Ctrl-C themselves: it is they who end, one after the other.
     later = [signal.SIGINT] if "hydra/launcher=joblib" in sys.argv else []
-    stopped_by = None
+    stopped_by, composed = None, True
     try:
-        with nullcontext() if SHARED else interrupts.stoppable(), interrupts.deferred(later):
+        with shown_by_us(), nullcontext() if SHARED else interrupts.stoppable(), interrupts.deferred(later):
             job()
     except KeyboardInterrupt:
         stopped_by = signal.SIGINT
-    finally:  # also when Hydra ends the program, because of an exception that is none of ours
-        for outcome in outcomes:
-            if outcome.unseen:
-                complain(outcome.reason)
-        if any(outcome.of_sweep for outcome in outcomes):
-            show(outcomes)
+    except Exception as error:  # Hydra's, of the configuration or a launcher: a job returns what happens in it
+        if "HYDRA_FULL_ERROR" in os.environ:
+            raise
+        composed = False
+        complain("\n".join(str(e) for e in (error, error.__cause__) if e) or type(error).__name__)
+    for outcome in outcomes:
+        if outcome.unseen:
+            complain(outcome.reason)
+    if any(outcome.of_sweep for outcome in outcomes):
+        show(outcomes)
     if SHARED:
         from .distributed import leave
 
@@ -64,7 +69,19 @@ def main(config_name: str = "config") -> None:
     if (number := interrupts.received() or stopped_by) is not None:
         complain(f"stopped by {signal.Signals(number).name}: the same command goes on where it was")
         sys.exit(128 + number)
-    sys.exit(1 if any(outcome.state == "failed" for outcome in outcomes) else 0)
+    sys.exit(0 if composed and all(outcome.state != "failed" for outcome in outcomes) else 1)
+
+
+@contextmanager
+def shown_by_us() -> Iterator[None]:
+    """Hydra raises what goes wrong in it, as it does where a person asked for HYDRA_FULL_ERROR, and prints nothing."""
+    asked = "HYDRA_FULL_ERROR" in os.environ
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        yield
+    finally:
+        if not asked:
+            del os.environ["HYDRA_FULL_ERROR"]
 
 
 def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
@@ -104,8 +121,6 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
         return ended("in work" if sweep else "failed", str(error))
     except Exception as error:
         told = isinstance(error, (UserError, OSError))  # OSError: a full disk, a folder that cannot be written
-        if os.environ.get("HYDRA_FULL_ERROR") and told:
-            raise
         if not told:  # something is wrong with the program: where is what helps
             traceback.print_exc()
         message = str(error) if told else f"{type(error).__name__}: {error}"

@@ -59,6 +59,24 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.traced(images)
 
+    def check(self, batch: int, image_size: int, training: bool) -> None:
+        """Raises UserError if `batch` images of this size cannot pass, or a tap is no feature map. Computes nothing."""
+        shapes = {name: value.to("meta") for name, value in self.traced.state_dict().items()}
+        images, before = torch.empty(batch, 3, image_size, image_size, device="meta"), self.training
+        try:
+            outputs = torch.func.functional_call(self.train(training).traced, shapes, (images,))
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{batch} image{'s' * (batch > 1)} of {image_size} x {image_size} pixels cannot pass through "
+                f"{type(self._model[0]).__name__} (backbone.image_size, schedule.batch_size): {reason}"
+            ) from error
+        finally:
+            self.train(before)
+        for tap in self.taps:
+            if outputs[tap].dim() != 4:
+                raise UserError(f"backbone.taps: {tap!r} is no feature map, its shape is {tuple(outputs[tap].shape)}.")
+
     def is_head(self, name: str) -> bool:
         """Whether the parameter `name` (as in the model's own state dict) belongs to a new classification layer."""
         return name.startswith((self.head + ".", *([self.aux_head + "."] if self.aux_head else [])))
