@@ -35,6 +35,7 @@ METHODS = {
     "delta": ["reg=delta", "reg.attention.images=6", "reg.attention.head_epochs=2"],
     "learned": ["reg=delta_noatt", "reg.name=learned"],  # tests/learned.py
 }
+LONG = pytest.mark.faults  # only in make test-faults
 KILLS = 20 if os.environ.get("DELTA_FAULTS") else 4
 
 
@@ -101,8 +102,14 @@ def test_killed_at_a_random_point_it_ends_the_same(kill, undisturbed, cub_root, 
     assert_the_same(only_run(tmp_path / "results"), expected)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [3, 5, 11])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        (signal.SIGTERM, 3),  # between two lines of metrics
+        (signal.SIGINT, 5),  # with one
+        *(pytest.param(*case, marks=LONG) for case in [(signal.SIGINT, 1), (signal.SIGTERM, 10), (signal.SIGINT, 11)]),
+    ],
+)
 def test_asked_to_end_it_saves_its_state_and_ends_the_same(number, step, undisturbed, cub_root, tmp_path):
     method, expected, _ = undisturbed
     arguments = command(cub_root, tmp_path / "results", *method, "schedule.checkpoint_seconds=1000")
@@ -114,7 +121,7 @@ def test_asked_to_end_it_saves_its_state_and_ends_the_same(number, step, undistu
     assert_the_same(only_run(tmp_path / "results"), expected)
 
 
-@pytest.mark.faults
+@LONG
 def test_killed_again_and_again_it_ends_the_same(undisturbed, cub_root, tmp_path):
     method, expected, lines = undisturbed
     arguments = command(cub_root, tmp_path / "results", *method)
@@ -131,7 +138,7 @@ def test_killed_again_and_again_it_ends_the_same(undisturbed, cub_root, tmp_path
 # --- the disk ---
 
 
-@pytest.mark.parametrize("size", [100, 3_000, 20_000, 100_000, 300_000])
+@pytest.mark.parametrize("size", [100, 20_000, 300_000, *(pytest.param(n, marks=LONG) for n in (3_000, 100_000))])
 def test_on_a_full_disk_it_names_the_file_and_goes_on_when_there_is_room(size, undisturbed, cub_root, tmp_path):
     method, expected, _ = undisturbed
     arguments = command(cub_root, tmp_path / "results", *method)
@@ -161,7 +168,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(mounted)], capture_output=True)
 
 
-@pytest.mark.parametrize("blocks", [8, 40, 100, pytest.param(200, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("blocks", [40, *(pytest.param(n, marks=LONG) for n in (8, 100, 200))])
 def test_on_a_small_file_system_too(blocks, undisturbed, cub_root, tmp_path, small_disk):
     """Another file system than the cache's and the temporary files', as well."""
     method, expected, _ = undisturbed
@@ -348,7 +355,7 @@ def test_two_shells_share_a_sweep(cub_root, tmp_path):
     assert all("in work" in shell.text() or "skipped" in shell.text() for shell in shells)
 
 
-@pytest.mark.faults
+@LONG
 def test_a_process_that_was_suspended_too_long_stops_where_another_took_over(cub_root, tmp_path):
     arguments = command(cub_root, tmp_path / "results", "reg=l2")
     first = start(arguments, AtStep(1, seconds=0.3))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -106,10 +107,16 @@ def test_who_was_suspended_too_long_notices_that_its_lock_is_gone(tmp_path):
 
 
 def test_a_work_that_another_process_does_is_waited_for(tmp_path, owner, capsys):
-    subprocess.Popen(["sh", "-c", f"sleep 1; kill -9 {owner.pid}"])
-    with held(tmp_path / "lock", "builds the store") as check:
-        check()
-        assert owner.wait() == -signal.SIGKILL
+    def end() -> None:
+        time.sleep(0.5)
+        owner.kill()
+        owner.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(end)
+        with held(tmp_path / "lock", "builds the store") as check:
+            check()
+            assert owner.poll() is not None
     assert f"waiting for another process that builds the store: process {owner.pid}" in capsys.readouterr().out
 
 

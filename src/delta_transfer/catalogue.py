@@ -211,8 +211,8 @@ def prepare(config: RunConfig) -> int:
         for archive in unpack_archives(reader.needs, reader.archives, root):
             say(f"unpacked {archive}")
     size, aspect, cache = config.backbone.resize, config.schedule.aspect, Path(config.cache_dir)
-    cache.mkdir(parents=True, exist_ok=True)
     dataset = load_dataset(config.dataset, cache)
+    cache.mkdir(parents=True, exist_ok=True)
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
         store = open_store(dataset, size, aspect, cache, display.update)
     shape = f"{size} x {size} pixels" if aspect == "squash" else f"shorter side {size} pixels"

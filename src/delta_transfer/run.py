@@ -72,13 +72,13 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         f"reg={config.reg.name} learns parameters of its own, which several processes do not share: run it in one.",
     )
     with distributed.first_alone():  # either may download
-        Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         source = build_source(config.backbone, config.seed, tapped=regularizer.needs_taps)
     batch = config.schedule.batch_size // regularizer.parts
     source.check(batch, config.backbone.image_size, training=not regularizer.freezes_backbone)
     parts = split_parts(dataset, config.dataset, config.split)
     weights = fingerprint(source.weights())
+    Path(config.cache_dir).mkdir(parents=True, exist_ok=True)  # digests of the images are remembered there
     name = name_of(config, dataset, weights)
     directory = RunDirectory(Path(config.results_dir) / "runs" / name, writes=distributed.rank() == 0)
     if (ended := ended_before(directory, config.retry_failed)) is not None:
