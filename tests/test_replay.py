@@ -95,6 +95,17 @@ def test_other_data_are_refused(made, tmp_path):
         replay(made["run"], data_dir=other)
 
 
+def test_older_records_are_known_by_the_names_and_sizes_of_their_images(made, tmp_path):
+    """Their fingerprint did not cover the bytes."""
+    run = replay(made["run"])
+    listing = run.dataset.listing
+    assert listing != run.record["dataset_fingerprint"]
+    older = copied(made["run"], tmp_path / "older", schema=1, dataset_fingerprint=listing)
+    assert replay(older).dataset.listing == listing
+    with pytest.raises(UserError, match="dataset_fingerprint"):
+        replay(copied(made["run"], tmp_path / "newer", dataset_fingerprint=listing))
+
+
 def test_other_weights_are_refused(made, tmp_path):
     state = load_file(made["weights"])
     state["conv1.weight"][0, 0, 0, 0] += 1

@@ -277,6 +277,15 @@ def test_a_record_with_only_the_necessary_keys_is_enough():
     assert "| d       | b        | 1.0 (1) |" in tables.as_markdown([sections.accuracies(made)])
 
 
+def test_older_records_stand_in_one_row_with_newer_ones():
+    older = record("l2", 0, 50.0)
+    newer = record("l2", 1, 52.0, schema=2, schedule__accumulate=1)
+    parts = record("l2", 2, 54.0, schema=2, schedule__accumulate=4)
+    (row,) = compare([older, newer]).rows
+    assert row.cells["l2"].n == 2
+    assert len(compare([older, newer, parts]).rows) == 2
+
+
 def test_skipped_and_unfinished_runs_are_listed(tmp_path, capsys):
     others = [record(error="boom", run_id="failed"), record(schema=9, run_id="new")]
     folder = save(tmp_path, [record("l2"), *others])

@@ -32,6 +32,7 @@ class Outcome:
 
 def show(outcomes: Sequence[Outcome]) -> None:
     console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    console.print()
     console.print(table(outcomes))
 
 

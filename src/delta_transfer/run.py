@@ -105,7 +105,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
                 directory.write_summary(summary | {"error": message, "failure": failure, "finished": timestamp()})
             if failure == "program":  # where in it is what helps
                 raise
-            raise UserError(message) from error
+            raise UserError(f"{name}: {message}") from error
 
         write_outputs(directory, learner.target, results.pop("test_outputs"), parts)
         summary |= results | {"peak_memory_bytes": peak_memory(device), "finished": timestamp()}

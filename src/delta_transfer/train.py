@@ -113,9 +113,10 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
             plan(config, planned)
             return None
     except KeyboardInterrupt:
-        if not in_worker:
+        outcome = ended("stopped")
+        if not in_worker:  # which ends the sweep
             raise
-        return ended("stopped")
+        return outcome
     except InUse as error:  # a sweep in another shell has this one: no failure, if there are others to do
         complain(str(error))
         return ended("in work" if sweep else "failed", str(error))

@@ -28,6 +28,8 @@ METRICS = {"test_top1": "Test", "val_top1": "Validation"}
 # Not what was computed. The seed is what a cell averages over; names are the table's own rows and columns; data and
 # weights are compared by fingerprint (`settings`), not by place. A key stands for all that is nested below it.
 NOT_SETTINGS = NOT_IDENTITY | {"seed", "dataset.root", "dataset.name", "backbone.weights", "backbone.name"}
+# Keys that records of schema 1 lack, with what they meant by that.
+SINCE_SCHEMA_2 = {"schedule.accumulate": 1}
 
 Settings = tuple[tuple[str, object], ...]  # ((key, value), ...)
 Replicate = tuple[int, int | None]  # seed and fold; None where folds are not averaged over
@@ -269,7 +271,7 @@ def settings(record: dict, metric: str) -> dict[str, object]:
     """All that must agree between runs of one row, outside `reg`."""
     # Each fold is validated on images of its own, and together they are the training part: their mean is wanted.
     ignored = NOT_SETTINGS | {"reg"} | ({"split.fold"} if metric == "val_top1" else set())
-    flat = flatten(config_of(record))
+    flat = SINCE_SCHEMA_2 | flatten(config_of(record))
     kept = {k: v for k, v in flat.items() if not within(k, ignored)}
     # The same weights may lie in different places, so a path is looked at only where there is no fingerprint.
     weights = record.get("weights_fingerprint") or flat.get("backbone.weights")
