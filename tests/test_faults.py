@@ -367,7 +367,7 @@ def test_a_process_that_was_suspended_too_long_stops_where_another_took_over(cub
     assert status == 0, output
     summary = (only_run(tmp_path / "results") / "summary.json").read_bytes()
     first.kill(signal.SIGCONT)
-    assert first.wait() == 1 and "was taken over by" in first.text()
+    assert first.wait() == 1 and "was taken over by" in first.text(), first.text()
     assert (only_run(tmp_path / "results") / "summary.json").read_bytes() == summary
 
 

@@ -5,6 +5,7 @@ import traceback
 import numpy as np
 import torch
 
+from . import distributed
 from .config import RunConfig
 from .data.loader import Loader
 from .errors import UserError
@@ -57,16 +58,17 @@ def _what_would_fit(
             f"Out of memory before training, in what {config.reg.name} computes first: fewer images at once, "
             "reg.attention.forward_images, or a smaller backbone.image_size."
         )
-    processes = regularizer.parts // schedule.accumulate
-    batch = schedule.batch_size // processes
+    batch = schedule.batch_size
+    if distributed.processes() > 1:  # the others wait elsewhere: no step can be tried
+        return "Out of memory: set schedule.accumulate to twice what it was, or reduce schedule.batch_size."
     for accumulate in range(schedule.accumulate, batch // 2 + 1):  # BatchNorm needs two images
         if batch % accumulate:
             continue
         _empty_cache()
-        learner.accumulate, regularizer.parts = accumulate, processes * accumulate
+        learner.accumulate = regularizer.parts = accumulate
         try:
             regularizer.update(learner, *loader.train_batch(train_indices, 0))
-        except torch.OutOfMemoryError as again:
+        except Exception as again:  # out of memory, or what a library makes of that
             traceback.clear_frames(again.__traceback__)
             learner.optimizer.zero_grad(set_to_none=True)
             continue
@@ -74,7 +76,7 @@ def _what_would_fit(
             return "Out of memory, but not in a training step: does another program use the same GPU?"
         return (
             f"Out of memory with {batch // schedule.accumulate} images at a time. With {batch // accumulate} a step "
-            f"fits (tried just now): schedule.accumulate={accumulate} keeps the batch of {schedule.batch_size}, apart "
+            f"fits (tried just now): schedule.accumulate={accumulate} keeps the batch of {batch}, apart "
             "from BatchNorm's statistics; or reduce schedule.batch_size or backbone.image_size."
         )
     return "Out of memory, with two images at a time as well: reduce backbone.image_size, or take a smaller backbone."

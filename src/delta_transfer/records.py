@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from .errors import UserError
-from .locks import claimed
+from .locks import Check, claimed
 
 if TYPE_CHECKING:  # delta-report reads records without Hydra
     from .config import RunConfig
@@ -49,14 +49,18 @@ def run_id(config: "RunConfig", identity: dict[str, Any]) -> str:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears as `path` when it is complete and on disk; if anything fails, nothing changes."""
+def whole_file(path: Path, check: Check = lambda: None) -> Iterator[IO[bytes]]:
+    """A file to write that appears as `path` when it is complete and on disk; if anything fails, nothing changes.
+
+    `check` is called just before.
+    """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same cache file
     try:
         with naming(path):
             with open(unfinished, "wb") as file:
                 yield file
                 sync(file)
+            check()
             os.replace(unfinished, path)
             sync_folder(path.parent)
     except BaseException:
@@ -156,10 +160,14 @@ class RunDirectory:
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """whole_file, for the process that writes."""
+        """whole_file, for the process that writes, as long as it holds the lock."""
         self._check()
-        with whole_file(self.path / name) as file:
-            yield file
+        try:
+            with whole_file(self.path / name, self._check) as file:
+                yield file
+        except FileNotFoundError:  # who takes over clears away what is unfinished
+            self._check()
+            raise
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         if self.writes and self.metrics_path.exists():

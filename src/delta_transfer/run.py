@@ -4,6 +4,7 @@ import io
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from .models.zoo import build_source
 from .records import SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp
 from .regularizers import Regularizer, build_regularizer
 from .tensor_files import fingerprint, sealed
-from .training import START, Learner, evaluate, make_optimizer, train
+from .training import START, Learner, NotFinite, evaluate, make_optimizer, train
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
             raise
         except Exception as error:
             failure, message = explain(error, config, learner, regularizer, loader, parts.train)
-            with distributed.first_alone():  # it has written before another ends, and with it all
+            # A number that is not finite ends all processes: the first has written before another ends, and with it all.
+            # Any other error may be of this process alone: the others wait for it elsewhere.
+            with distributed.first_alone() if isinstance(error, NotFinite) else nullcontext():
                 directory.remove_checkpoint()
                 directory.write_summary(summary | {"error": message, "failure": failure, "finished": timestamp()})
             if failure == "program":  # where in it is what helps
