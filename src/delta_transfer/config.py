@@ -330,7 +330,7 @@ class SplitConfig:
         if self.folds is None:
             require(self.fold == 0, f"split.fold={self.fold} needs split.folds, the number of folds.")
         else:
-            require(self.folds >= 2, f"split.folds must be at least 2, got {self.folds}.")
+            require(2 <= self.folds <= LONGEST, f"split.folds must be in 2..{LONGEST:,}, got {self.folds}.")
             require(self.val_fraction == 0, "split.folds and split.val_fraction both cut a validation part: set one.")
             require(0 <= self.fold < self.folds, f"split.fold must be in 0..{self.folds - 1}, got {self.fold}.")
 

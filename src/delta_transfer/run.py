@@ -101,7 +101,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
             raise
         except Exception as error:
             failure, message = explain(error, config, learner, regularizer, loader, parts.train)
-            # A number that is not finite ends all processes: the first has written before another ends, and with it all.
+            # A number that is not finite ends all processes: the first writes before another ends, and with it all.
             # Any other error may be of this process alone: the others wait for it elsewhere.
             with distributed.first_alone() if isinstance(error, NotFinite) else nullcontext():
                 directory.remove_checkpoint()

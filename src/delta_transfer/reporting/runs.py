@@ -107,14 +107,16 @@ def metrics(record: dict) -> "pd.DataFrame | None":
     for number, line in enumerate(whole, 1):
         try:
             row = harmless(json.loads(line))
-            if type(row["step"]) is not int:
+            if type(row["step"]) is not int or not 0 <= row["step"] < 2**53:
                 raise ValueError
-            rows.append(row)
-        except (ValueError, TypeError, KeyError, RecursionError):
+            # What no fp32 number can be was not measured.
+            numbers = {name: math.nan if value is None else float(value) for name, value in row.items()}
+            rows.append({k: v if abs(v) < 3.5e38 else math.nan for k, v in numbers.items()} | {"step": row["step"]})
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise Damaged(f"{path}, line {number}, is not a line of metrics: {line[:60]!r}") from None
     if not rows:
         return None
-    return pd.DataFrame(rows).drop_duplicates("step", keep="last").replace([math.inf, -math.inf], math.nan)
+    return pd.DataFrame(rows).drop_duplicates("step", keep="last")
 
 
 def predictions(record: dict) -> Predictions | None:
