@@ -107,7 +107,11 @@ def metrics(record: dict) -> "pd.DataFrame | None":
     for number, line in enumerate(whole, 1):
         try:
             row = harmless(json.loads(line))
-            if type(row["step"]) is not int or not 0 <= row["step"] < 2**53:
+            if (
+                type(row["step"]) is not int
+                or not 0 <= row["step"] < 2**53
+                or any(isinstance(v, str) for v in row.values())
+            ):
                 raise ValueError
             # What no fp32 number can be was not measured.
             numbers = {name: math.nan if value is None else float(value) for name, value in row.items()}
