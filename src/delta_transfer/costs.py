@@ -56,7 +56,8 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
         fitted, *fit_seconds = regularizer.rehearse(source, random_images(FEW))
         regularizer.load_fitted(fitted)
     reset_peak_memory(device)
-    regularizer.to(device).start(target)
+    regularizer.start(target, source.map_shapes(batch, backbone.image_size, training=not regularizer.freezes_backbone))
+    regularizer.to(device)
     optimizer = make_optimizer(target, regularizer, config.schedule)
     source = (
         frozen_maps(source, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None

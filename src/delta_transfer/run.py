@@ -31,6 +31,7 @@ from .models import Network, frozen_maps
 from .models.zoo import build_source
 from .records import SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp
 from .regularizers import Regularizer, build_regularizer
+from .regularizers.base import MapShapes
 from .tensor_files import fingerprint, sealed
 from .training import START, Learner, NotFinite, evaluate, make_optimizer, train
 
@@ -76,7 +77,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         source = build_source(config.backbone, config.seed, tapped=regularizer.needs_taps)
     batch = config.schedule.batch_size // regularizer.parts
-    source.check(batch, config.backbone.image_size, training=not regularizer.freezes_backbone)
+    shapes = source.map_shapes(batch, config.backbone.image_size, training=not regularizer.freezes_backbone)
     parts = split_parts(dataset, config.dataset, config.split)
     weights = fingerprint(source.weights())
     Path(config.cache_dir).mkdir(parents=True, exist_ok=True)  # digests of the images are remembered there
@@ -94,7 +95,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         summary = describe_run(config, name, dataset, parts, weights, device) | {"overrides": list(overrides)}
         learner = None
         try:
-            learner = build_learner(config, regularizer, source, dataset, parts, weights, loader, directory)
+            learner = build_learner(config, regularizer, source, shapes, dataset, parts, weights, loader, directory)
             summary["fit"] = regularizer.fit_report
             results = train_and_evaluate(config, learner, regularizer, loader, parts, directory)
         except (OSError, InUse):  # nothing is wrong with the run: what it has done is kept
@@ -138,6 +139,7 @@ def build_learner(
     config: RunConfig,
     regularizer: Regularizer,
     source: Network,
+    map_shapes: MapShapes,
     dataset: Dataset,
     parts: Parts,
     weights: str,
@@ -154,8 +156,10 @@ def build_learner(
         cache = Path(config.cache_dir)
         with distributed.first_alone():
             fit_or_reuse(regularizer, source, batches, len(dataset.classes), fitted_to, directory, cache)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # of modules that the method makes
+        regularizer.start(target, map_shapes)
     regularizer.to(loader.device)
-    regularizer.start(target)
 
     # From here on only its maps are wanted, if anything.
     source = (

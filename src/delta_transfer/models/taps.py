@@ -59,8 +59,11 @@ class Network(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.traced(images)
 
-    def check(self, batch: int, image_size: int, training: bool) -> None:
-        """Raises UserError if `batch` images of this size cannot pass, or a tap is no feature map. Computes nothing."""
+    def map_shapes(self, batch: int, image_size: int, training: bool) -> dict[str, tuple[int, int, int]]:
+        """(C, H, W) of each tapped feature map, found without computing anything.
+
+        Raises UserError if `batch` images of this size cannot pass, or a tap is no feature map.
+        """
         shapes = {name: value.to("meta") for name, value in self.traced.state_dict().items()}
         images, before = torch.empty(batch, 3, image_size, image_size, device="meta"), self.training
         try:
@@ -76,6 +79,7 @@ class Network(nn.Module):
         for tap in self.taps:
             if outputs[tap].dim() != 4:
                 raise UserError(f"backbone.taps: {tap!r} is no feature map, its shape is {tuple(outputs[tap].shape)}.")
+        return {tap: tuple(outputs[tap].shape[1:]) for tap in self.taps}
 
     def is_head(self, name: str) -> bool:
         """Whether the parameter `name` (as in the model's own state dict) belongs to a new classification layer."""

@@ -5,6 +5,7 @@ from inspect import signature
 
 from ..config import choose
 from ..errors import UserError
+from .afa import AFAChannel, AFASpatial
 from .base import Regularizer
 from .delta import DELTA, DELTAWithoutAttention
 from .l2 import L2, L2FE
@@ -16,9 +17,14 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "l2_sp": L2SP,
     "delta_noatt": DELTAWithoutAttention,
     "delta": DELTA,
+    "afa_spatial": AFASpatial,
+    "afa_channel": AFAChannel,
 }
 
-__all__ = ["DELTA", "L2", "L2FE", "L2SP", "REGULARIZERS", "DELTAWithoutAttention", "Regularizer", "build_regularizer"]
+__all__ = [
+    *("AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2", "L2FE", "L2SP"),
+    *("REGULARIZERS", "Regularizer", "build_regularizer"),
+]
 
 
 def build_regularizer(config) -> Regularizer:

@@ -1,6 +1,7 @@
 """The contract between the training loop and a method."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from ..models import Network
 
 Outputs = dict[str, Tensor]  # what Network.forward returns: "logits" and the tapped feature maps
+MapShapes = Mapping[str, tuple[int, int, int]]  # by tap
+NO_SHAPES: MapShapes = MappingProxyType({})
 Batches = Iterable[tuple[Tensor, Tensor]]  # images (B, 3, H, W) and labels (B,); each iteration is one pass
 
 
@@ -34,8 +37,11 @@ class Regularizer(nn.Module):
         self.beta = beta
         self.weight_decay = weight_decay  # of the optimizer
 
-    def start(self, target: Network) -> None:
-        """Called with the initial target network, before training and before a checkpoint is loaded."""
+    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES) -> None:
+        """Called with the initial target network, before training and before a checkpoint is loaded.
+
+        map_shapes: (C, H, W) of each tapped feature map; for methods whose own modules depend on it.
+        """
 
     def fit_options(self) -> dict[str, Any]:
         """Options that decide the result of `fit`, beside `fit_seed`: it is reused where they are the same."""

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 class _MapDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, target: Tensor, source: Tensor, weights: Tensor | None) -> Tensor:
-        difference = _full_precision(target) - _full_precision(source)
+        difference = full_precision(target) - full_precision(source)
         root = None if weights is None else weights.to(difference).sqrt().view(-1, 1, 1)
         if root is not None:
             difference *= root
@@ -53,6 +53,6 @@ def weight_distance(parameters: list[Tensor], starting_point: list[Tensor]) -> T
     return _WeightDistance.apply(starting_point, *parameters)
 
 
-def _full_precision(feature_map: Tensor) -> Tensor:
+def full_precision(feature_map: Tensor) -> Tensor:
     """fp32 under autocast; double stays double."""
     return feature_map if feature_map.dtype == torch.float64 else feature_map.float()

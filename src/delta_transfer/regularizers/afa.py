@@ -1,0 +1,114 @@
+"""AFA: attentive feature alignment (Xie, Wen, Wang, Wu, Tan, Neural Networks 138, 2021), its two stages one by one.
+
+S_l is the source's feature map at tap l, (B, C_l, H_l, W_l), with P_l = H_l W_l positions, D_l = T_l - S_l the target's
+minus the source's. The attention a_l is a function of S_l, of each image its own, and is learned with the target.
+Loss = CE + alpha * Omega + beta/2 * ||head||^2. Omega is a mean over the batch without a division by H W, so that alpha
+does not mean what it means for DELTA: with equal weights a layer's term of DELTA is B / (H W) times AFA's.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..models import Network
+from .base import NO_SHAPES, MapShapes, Outputs, Regularizer
+from .distances import full_precision
+
+
+class SpatialAttention(nn.Module):
+    """a = softmax_P(A2 relu(A1 u) + c2), u = mean of S over its channels, (B, P).
+
+    A1: (N, P) without bias, A2: (P, N) with bias, N = sqrt(P), PyTorch's default initialisation.
+    """
+
+    def __init__(self, channels: int, height: int, width: int):
+        super().__init__()
+        positions = height * width
+        hidden = round(positions**0.5)  # the side of a square map, as published
+        self.layers = nn.Sequential(nn.Linear(positions, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, positions))
+
+    def forward(self, source_map: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, P), which sums to 1 over the positions."""
+        return self.layers(source_map.mean(dim=1).flatten(1)).softmax(dim=1)
+
+
+class ChannelAttention(nn.Module):
+    """a = softmax_C(q + d), q[b, c] = v relu(A1 S[b, c, :]), of every channel by the same A1 and v.
+
+    A1: (N, P), v: (1, N), both without bias, N = sqrt(P), PyTorch's default initialisation; d: (C,), from 0.
+    """
+
+    def __init__(self, channels: int, height: int, width: int):
+        super().__init__()
+        positions = height * width
+        hidden = round(positions**0.5)
+        self.layers = nn.Sequential(
+            nn.Linear(positions, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, 1, bias=False)
+        )
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, source_map: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C), which sums to 1 over the channels."""
+        return (self.layers(source_map.flatten(2)).squeeze(2) + self.bias).softmax(dim=1)
+
+
+class _LearnedAttention(Regularizer):
+    needs_source = True
+    needs_taps = True
+    attention: ClassVar[type[nn.Module]]
+
+    def __init__(self, alpha: float, beta: float = 0.01, weight_decay: float = 0.0):
+        super().__init__(beta=beta, weight_decay=weight_decay)
+        self.alpha = alpha
+        self.modules_by_tap = nn.ModuleDict()
+
+    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES) -> None:
+        # A module's name may not have dots in it.
+        self.modules_by_tap = nn.ModuleDict(
+            {tap.replace(".", "/"): self.attention(*map_shapes[tap]) for tap in target.taps}
+        )
+
+    def weights(self, tap: str, source_map: Tensor) -> Tensor:
+        """a_l of each image: (B, P_l) or (B, C_l), in full precision."""
+        with torch.autocast(source_map.device.type, enabled=False):
+            return self.modules_by_tap[tap.replace(".", "/")](full_precision(source_map.detach()))
+
+    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
+        omega = 0.0
+        for tap in target.taps:
+            difference = full_precision(outputs[tap]) - full_precision(source_outputs[tap])
+            omega = omega + self.distance(difference, self.weights(tap, source_outputs[tap]))
+        return {"feature_maps": self.alpha * omega} | self.head_penalty(target)
+
+    @staticmethod
+    def distance(difference: Tensor, weights: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class AFASpatial(_LearnedAttention):
+    """Omega = sum_l 1/(2B) sum_{b,c,p} (P_l a_l[b,p] D_l[b,c,p])^2, a_l = SpatialAttention(S_l).
+
+    The weight stands inside the square, as in the authors' code. Stage I of AFA; alpha 0.1 for Dogs and ResNet-101.
+    """
+
+    attention = SpatialAttention
+
+    @staticmethod
+    def distance(difference: Tensor, weights: Tensor) -> Tensor:
+        squares = difference.square().sum(dim=1).flatten(1)  # (B, P)
+        return 0.5 * ((weights.shape[1] * weights).square() * squares).sum(dim=1).mean()
+
+
+class AFAChannel(_LearnedAttention):
+    """Omega = sum_l 1/(2B) sum_{b,c} C_l a_l[b,c] sum_p D_l[b,c,p]^2, a_l = ChannelAttention(S_l).
+
+    The weight stands outside the square. Stage II of AFA; alpha 0.15 for Dogs and ResNet-101.
+    """
+
+    attention = ChannelAttention
+
+    @staticmethod
+    def distance(difference: Tensor, weights: Tensor) -> Tensor:
+        squares = difference.square().sum(dim=(2, 3))  # (B, C)
+        return 0.5 * weights.shape[1] * (weights * squares).sum(dim=1).mean()
