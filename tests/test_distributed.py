@@ -16,7 +16,7 @@ from delta_transfer.distributed import WholeBatchNorm, synchronise_batchnorm
 
 from .miniature import delta_run, tiny_overrides, write_cub
 
-METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta")
+METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta", "afa_spatial", "afa_channel")
 MEASURED = {"images_per_second"}  # differs; everything else in metrics.jsonl has to agree
 
 

@@ -69,10 +69,6 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         f"schedule.batch_size={config.schedule.batch_size} cannot be divided by {distributed.processes()} processes"
         + (f" and schedule.accumulate={config.schedule.accumulate}." if config.schedule.accumulate > 1 else "."),
     )
-    require(
-        distributed.processes() == 1 or not list(regularizer.parameters()),
-        f"reg={config.reg.name} learns parameters of its own, which several processes do not share: run it in one.",
-    )
     with distributed.first_alone():  # either may download
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         source = build_source(config.backbone, config.seed, tapped=regularizer.needs_taps)

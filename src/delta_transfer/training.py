@@ -82,6 +82,11 @@ class Learner:
 
     def step(self) -> None:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if distributed.processes() > 1:  # those of the target were averaged in the backward pass
+            of_target = set(self.target.parameters())
+            for parameter in parameters:
+                if parameter not in of_target and parameter.grad is not None:
+                    parameter.grad = distributed.average(parameter.grad)
         # The whole gradient in one number, for the log: the loop looks at it without waiting for the device here.
         self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.optimizer.step()
