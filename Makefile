@@ -22,7 +22,7 @@ test: $(STAMP) ## run the tests
 	$(PY) -m pytest
 
 test-faults: $(STAMP) ## inject every fault and many random ones (docs/reliability.md; a quarter of an hour)
-	DELTA_FAULTS=1 $(PY) -m pytest -m "" tests/test_faults.py tests/test_fuzz.py tests/test_locks.py tests/test_failures.py tests/test_untrusted.py
+	DELTA_FAULTS=1 $(PY) -m pytest -m "" $$(grep -o 'test_[a-z]*\.py' docs/reliability.md | sort -u | sed 's|^|tests/|')
 
 bench: $(STAMP) ## measure speed and memory against the targets (half an hour on a CPU; resumes)
 	$(PY) scripts/bench.py

@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from delta_transfer.config import BackboneConfig
+from delta_transfer.data import load_dataset
 from delta_transfer.models.zoo import build_source
+from delta_transfer.records import run_id, run_identity
 from delta_transfer.regularizers import REGULARIZERS
+from delta_transfer.reporting.replay import config_of
 
 from .miniature import delta_run, tiny_overrides, write_cub
 
@@ -305,6 +308,25 @@ def test_killed_run_resumes_and_ends_the_same(cub_root, tmp_path, monkeypatch):
     assert metrics(run) == metrics(reference)
     expected, resumed = load_file(reference / "model.safetensors"), load_file(run / "model.safetensors")
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
+
+
+def test_a_run_of_an_older_version_is_found(cub_root, tmp_path, monkeypatch, capsys):
+    """Its name was made of a fingerprint that did not cover the images' bytes."""
+    tiny = [*tiny_overrides(cub_root, tmp_path), "reg=l2"]
+    assert delta_run(monkeypatch, *tiny) == 0
+    run = only_run(tmp_path)
+    record = json.loads((run / "summary.json").read_text())
+    config = config_of(record)
+    identity = run_identity(config, load_dataset(config.dataset).listing, "none")
+    assert "accumulate" not in identity["schedule"]  # a key that it did not have
+    older = run.rename(run.with_name(run_id(config, identity)))
+    (older / "summary.json").write_text(json.dumps(record | {"schema": 1}))
+    capsys.readouterr()
+    assert delta_run(monkeypatch, *tiny) == 0
+    assert "done, skipped" in capsys.readouterr().out
+    assert delta_run(monkeypatch, *tiny, "dry_run=true") == 0
+    assert "1 finished" in capsys.readouterr().out
+    assert only_run(tmp_path) == older
 
 
 def test_validation_part_is_cut_from_train_only(cub_root, tmp_path, monkeypatch):

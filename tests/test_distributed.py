@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,30 @@ def test_two_processes_make_the_run_of_one(tmp_path, monkeypatch):
         assert summary["processes"] == 2 and summary["error"] is None
         # The first process alone speaks.
         assert shared.stdout.count(f"{single.name}: test top-1") == 1
+
+
+@pytest.mark.faults
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_from_its_checkpoint(tmp_path):
+    root = write_cub(tmp_path / "CUB_200_2011")
+    tiny = [word for word in tiny_overrides(root, tmp_path / "results") if not word.startswith("schedule.")]
+    schedule = ["schedule.iterations=300", "schedule.batch_size=4", "schedule.log_every=10"]
+    overrides = [*tiny, "reg=l2", *schedule, "schedule.checkpoint_seconds=0.01"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "delta_transfer.train", *overrides]
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, **both, env=os.environ | {"OMP_NUM_THREADS": "1"}) as shared:
+        for line in shared.stdout:
+            if "iteration 90/300" in line:
+                children = Path(f"/proc/{shared.pid}/task/{shared.pid}/children").read_text().split()
+                os.kill(int(children[1]), signal.SIGKILL)
+                break
+        shared.stdout.read()
+    assert shared.returncode != 0
+    (run,) = (tmp_path / "results" / "runs").iterdir()
+    assert (run / "last.pt").exists() and not (run / "summary.json").exists()
+    again = torchrun(*overrides)
+    assert again.returncode == 0 and "resuming after iteration" in again.stdout
+    assert [line["step"] for line in metrics(run)] == list(range(10, 301, 10))
 
 
 def test_a_batch_that_cannot_be_shared_ends_all_processes(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from delta_transfer.data.loader import Loader
+from delta_transfer.models import Network
 from delta_transfer.regularizers import REGULARIZERS, DELTAWithoutAttention, Regularizer
 from delta_transfer.training import Learner
 
@@ -125,6 +126,47 @@ def test_out_of_memory_says_what_fits(cub_root, tmp_path, monkeypatch, fits, sai
     if fits == 2:  # and the advice is right
         advised = [*tiny_overrides(cub_root, tmp_path), "reg=delta_noatt", "schedule.accumulate=2"]
         assert delta_run(monkeypatch, *advised) == 0
+
+
+def test_a_device_that_fails_for_once_leaves_the_run_as_interrupted(cub_root, tmp_path, monkeypatch, capsys):
+    """Another program took the memory, or the GPU failed: the same command goes on from the checkpoint."""
+    whole, calls = Learner.step, []
+    errors = [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error: uncorrectable ECC")]
+    monkeypatch.setattr("delta_transfer.training.CHECKPOINT_SHARE", 1e9)
+
+    def step(self):
+        calls.append(1)
+        if len(calls) in (3, 7):
+            raise errors.pop(0)
+        whole(self)
+
+    monkeypatch.setattr(Learner, "step", step)
+    tiny = tiny_overrides(cub_root, tmp_path)
+    command = [*tiny, "reg=l2", "schedule.iterations=5", "schedule.checkpoint_seconds=0.000001"]
+    for said in ("a training step fits (tried just now)", "The GPU failed (CUDA error: uncorrectable ECC)"):
+        assert delta_run(monkeypatch, *command) == 1
+        output = capsys.readouterr()
+        assert said in output.err and "Traceback" not in output.err
+        assert not list(tmp_path.glob("runs/*/summary.json")) and list(tmp_path.glob("runs/*/last.pt"))
+    assert delta_run(monkeypatch, *command) == 0
+    assert "resuming after iteration" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_does_not_fit_goes_on_with_fewer_images(cub_root, tmp_path, monkeypatch, capsys):
+    whole = Network.forward
+
+    def small_gpu(self, images):
+        if not torch.is_grad_enabled() and len(images) > 2:
+            raise torch.OutOfMemoryError
+        return whole(self, images)
+
+    tiny = tiny_overrides(cub_root, tmp_path)
+    assert delta_run(monkeypatch, *tiny, "reg=l2") == 0
+    monkeypatch.setattr(Network, "forward", small_gpu)
+    assert delta_run(monkeypatch, *tiny, "reg=l2", "results_dir=" + str(tmp_path / "small")) == 0
+    assert "Out of memory in the evaluation: it goes on with 2 images at once" in capsys.readouterr().out
+    (whole,), (small,) = (list(path.glob("runs/*/summary.json")) for path in (tmp_path, tmp_path / "small"))
+    assert json.loads(whole.read_text())["test_loss"] == pytest.approx(json.loads(small.read_text())["test_loss"])
 
 
 def test_out_of_memory_in_the_attention_names_its_key(cub_root, tmp_path, monkeypatch):

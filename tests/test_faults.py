@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -143,9 +144,8 @@ def test_on_a_full_disk_it_names_the_file_and_goes_on_when_there_is_room(size, u
     method, expected, _ = undisturbed
     arguments = command(cub_root, tmp_path / "results", *method)
     status, output = finish(arguments, FullDisk(size))
-    if size < 300_000:
-        assert status == 1 and "Traceback" not in output
-        assert output.splitlines()[-1].startswith("error: [Errno 27] File too large: '"), output
+    assert status == 1 and "Traceback" not in output
+    assert output.splitlines()[-1].startswith("error: [Errno 27] File too large: '"), output
     status, output = finish(arguments)
     assert status == 0, output
     assert_the_same(only_run(tmp_path / "results"), expected)
@@ -180,6 +180,18 @@ def test_on_a_small_file_system_too(blocks, undisturbed, cub_root, tmp_path, sma
     status, output = finish(arguments)
     assert status == 0, output
     assert_the_same(only_run(disk / "results"), expected)
+
+
+def test_results_may_lie_on_another_file_system_than_cache_and_temporary_files(undisturbed, cub_root, tmp_path):
+    method, expected, _ = undisturbed
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        arguments = command(cub_root, Path(folder) / "results", f"cache_dir={tmp_path / 'cache'}", *method)
+        status, output = finish(arguments)
+        assert status == 0, output
+        assert_the_same(only_run(Path(folder) / "results"), expected)
 
 
 def test_a_results_folder_that_cannot_be_written_is_named(cub_root, tmp_path):

@@ -1,5 +1,6 @@
 """One process at a time, on one machine or several, and what happens to locks whose owner is gone."""
 
+import errno
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from filelock import SoftFileLease
 
 from delta_transfer import locks
 from delta_transfer.locks import InUse, claimed, held
+from delta_transfer.records import RunDirectory
 
 HOLD = "import sys, time; from delta_transfer.locks import claimed; from pathlib import Path\n"
 HOLD += "with claimed(Path(sys.argv[1]), 'the run'): print('held', flush=True); time.sleep(60)"
@@ -128,3 +130,14 @@ def test_without_locks_a_notice_is_given(tmp_path, monkeypatch, capsys):
     with held(tmp_path / "lock", "builds the store") as check:
         check()
     assert "cannot be locked ([Errno 37] No locks available): let no other process" in capsys.readouterr().out
+
+
+def test_without_locks_a_run_is_made_all_the_same(tmp_path, monkeypatch, capsys):
+    def refuse(*args, **options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(SoftFileLease, "acquire", refuse)
+    with RunDirectory(tmp_path / "run") as directory:
+        directory.write("config.yaml", b"seed: 0")
+    assert "No locks available): let no other process make this run" in capsys.readouterr().out
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == b"seed: 0"

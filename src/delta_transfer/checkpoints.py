@@ -10,6 +10,7 @@ from typing import IO, Any
 
 import torch
 
+from . import distributed
 from .console import say
 from .environment import device_name
 
@@ -54,7 +55,7 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
 
 def made_with(device: torch.device) -> str:
     """What decides in which order numbers are added up."""
-    return f"torch {torch.__version__} on {device_name(device)}"
+    return f"torch {torch.__version__} on {device_name(device)}, {distributed.processes()} processes"
 
 
 class _Hashed:

@@ -1,19 +1,32 @@
 """The source network of the embedded default: trained by the recipe of conf/pretrain.yaml when it is first needed."""
 
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra import compose
 
 from .config import RunConfig, require, to_run_config
 from .console import say
+from .errors import UserError
+from .locks import InUse
+
+if TYPE_CHECKING:
+    from .run import Ended
 
 WEIGHTS = "model.safetensors"
 
 
 def glyphs_weights(config: RunConfig) -> str:
-    """Path of the weights of the embedded source network, trained now if that was not done before."""
-    return _glyphs_weights(*_asked_for(config))
+    """Path of the weights of the embedded source network, trained now if that was not done before.
+
+    Raises UserError if it cannot be; tried once per command.
+    """
+    path, why_not = _glyphs_weights(*_asked_for(config))
+    require(why_not is None, f"Source network of the embedded default: {why_not}")
+    return path
 
 
 def trained_glyphs_weights(config: RunConfig) -> str | None:
@@ -24,7 +37,7 @@ def trained_glyphs_weights(config: RunConfig) -> str | None:
 
     recipe = _recipe(*_asked_for(config))
     recipe.precision = pick_precision(recipe.precision, pick_device(recipe.device))
-    name = name_of(recipe, load_dataset(recipe.dataset, Path(recipe.cache_dir)), weights="none")
+    name = name_of(recipe, load_dataset(recipe.dataset).fingerprint, weights="none")
     path = Path(recipe.results_dir) / "runs" / name
     return str(path / WEIGHTS) if (path / "summary.json").exists() else None
 
@@ -34,13 +47,37 @@ def _asked_for(config: RunConfig) -> tuple:
 
 
 @cache  # once per sweep
-def _glyphs_weights(*asked_for) -> str:
+def _glyphs_weights(*asked_for) -> tuple[str, None] | tuple[None, str]:
+    """The path, or why there is none."""
     from .run import run
+    from .tensor_files import read_sealed
 
     recipe = _recipe(*asked_for)
     say("Source network of the embedded default (delta-pretrain):")
-    summary = run(recipe).summary
-    return str(Path(recipe.results_dir) / "runs" / summary["run_id"] / WEIGHTS)
+    try:
+        folder = Path(recipe.results_dir) / "runs" / _when_free(lambda: run(recipe)).summary["run_id"]
+        try:
+            read_sealed(folder / WEIGHTS)
+        except (ValueError, OSError) as error:
+            say(f"{folder / WEIGHTS} is damaged ({error}): it is trained again")
+            (folder / "summary.json").unlink()
+            _when_free(lambda: run(recipe))
+    except UserError as error:
+        return None, str(error)
+    return str(folder / WEIGHTS), None
+
+
+def _when_free(make: "Callable[[], Ended]") -> "Ended":
+    """Waits while another process, such as a delta-pretrain, makes it."""
+    told = False
+    while True:
+        try:
+            return make()
+        except InUse as error:
+            if not told:
+                say(f"{error}: waiting")
+            told = True
+            time.sleep(5)
 
 
 def _recipe(backbone: str, results_dir: str, cache_dir: str, device: str, retry_failed: bool) -> RunConfig:

@@ -5,7 +5,6 @@ import traceback
 import numpy as np
 import torch
 
-from . import distributed
 from .config import RunConfig
 from .data.loader import Loader
 from .errors import UserError
@@ -23,16 +22,27 @@ def explain(
 ) -> tuple[str, str]:
     """The kind of failure (diverged, input, out of memory, program) and what to tell a person.
 
+    None instead of a kind where nothing is wrong with the run: the same command may go on with it.
     `learner`: None if the run got no further than what comes before training. It is of no use afterwards.
     """
-    if isinstance(error, NotFinite):
-        kind, why = _cause(error, learner, loader, train_indices)
-        return kind, f"{error} {why}"
-    if isinstance(error, torch.OutOfMemoryError):
-        traceback.clear_frames(error.__traceback__)  # they hold tensors
-        return "out of memory", _what_would_fit(config, learner, regularizer, loader, train_indices)
+    try:
+        if isinstance(error, NotFinite):
+            kind, why = _cause(error, learner, loader, train_indices)
+            return kind, f"{error} {why}"
+        if isinstance(error, torch.OutOfMemoryError):
+            traceback.clear_frames(error.__traceback__)  # they hold tensors
+            return _what_would_fit(config, learner, regularizer, loader, train_indices)
+    except Exception as again:
+        return "program", f"{error} (and looking for the cause: {type(again).__name__}: {again})"
+    if isinstance(error, torch.AcceleratorError):
+        return (
+            None,
+            f"The GPU failed ({str(error).splitlines()[0]}). The same command goes on from the last checkpoint.",
+        )
     if isinstance(error, UserError):
         return "input", str(error)
+    if config.deterministic and "deterministic implementation" in str(error):
+        return "input", f"deterministic=true cannot be had here: {str(error).splitlines()[0]}"
     return "program", f"{type(error).__name__}: {error}".strip()
 
 
@@ -50,17 +60,13 @@ def _cause(error: NotFinite, learner: Learner, loader: Loader, train_indices: np
 
 def _what_would_fit(
     config: RunConfig, learner: Learner | None, regularizer: Regularizer, loader: Loader, train_indices: np.ndarray
-) -> str:
-    """Tries a step in ever more parts, in what is left of a failed run."""
-    schedule = config.schedule
+) -> tuple[str | None, str]:
+    """Tries a step in ever more parts, in what is left of a failed run. Kind and message as `explain`."""
+    schedule, kind = config.schedule, "out of memory"
     if learner is None:
-        return (
-            f"Out of memory before training, in what {config.reg.name} computes first: fewer images at once, "
-            "reg.attention.forward_images, or a smaller backbone.image_size."
-        )
+        fewer = "set reg.attention.forward_images to a small number, or " if regularizer.fitted_name else ""
+        return kind, f"Out of memory before training: {fewer}reduce backbone.image_size."
     batch = schedule.batch_size
-    if distributed.processes() > 1:  # the others wait elsewhere: no step can be tried
-        return "Out of memory: set schedule.accumulate to twice what it was, or reduce schedule.batch_size."
     for accumulate in range(schedule.accumulate, batch // 2 + 1):  # BatchNorm needs two images
         if batch % accumulate:
             continue
@@ -73,13 +79,18 @@ def _what_would_fit(
             learner.optimizer.zero_grad(set_to_none=True)
             continue
         if accumulate == schedule.accumulate:
-            return "Out of memory, but not in a training step: does another program use the same GPU?"
-        return (
+            return None, (
+                "Out of memory, but a training step fits (tried just now): does another program use the same GPU? "
+                "The same command goes on from the last checkpoint."
+            )
+        return kind, (
             f"Out of memory with {batch // schedule.accumulate} images at a time. With {batch // accumulate} a step "
             f"fits (tried just now): schedule.accumulate={accumulate} keeps the batch of {batch}, apart "
             "from BatchNorm's statistics; or reduce schedule.batch_size or backbone.image_size."
         )
-    return "Out of memory, with two images at a time as well: reduce backbone.image_size, or take a smaller backbone."
+    return kind, (
+        "Out of memory, with two images at a time as well: reduce backbone.image_size, or take a smaller backbone."
+    )
 
 
 def _empty_cache() -> None:

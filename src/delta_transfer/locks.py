@@ -6,6 +6,7 @@ Another machine does so when the file has not been touched for LEASE_SECONDS on 
 jump do not matter. The disk must create files exclusively, as local ones do and NFS since version 3.
 """
 
+import errno
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from .console import say
 from .errors import UserError
 
 LEASE_SECONDS = 30.0
+NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)  # what such disks answer
 Check = Callable[[], None]  # raises InUse if the lock is no longer this process' own; reads a small file
 
 
@@ -33,14 +35,20 @@ def claimed(path: Path, what: str) -> Iterator[Check]:
     """
     lease = _lease(path)
     try:
-        lease.acquire(timeout=0)
-    except Timeout:
-        owner = lease.owner
-        elsewhere = owner is not None and owner.hostname != _this_machine()
         try:
-            lease.acquire(timeout=1.5 * LEASE_SECONDS if elsewhere else 0)
+            lease.acquire(timeout=0)
         except Timeout:
-            raise InUse(f"{what} is in work: {_owner(lease)}") from None
+            owner = lease.owner
+            elsewhere = owner is not None and owner.hostname != _this_machine()
+            lease.acquire(timeout=1.5 * LEASE_SECONDS if elsewhere else 0)
+    except Timeout:
+        raise InUse(f"{what} is in work: {_owner(lease)}") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # a full disk, a folder that cannot be written
+            raise
+        say(f"{path} cannot be locked ({error}): let no other process make this run")
+        yield lambda: None
+        return
     try:
         yield lambda: _check(lease, what)
     finally:

@@ -24,7 +24,7 @@ from .models.zoo import build_source, not_downloaded
 from .records import RunDirectory
 from .regularizers import build_regularizer
 from .reporting.comparison import duration
-from .run import describe_fit, name_of
+from .run import describe_fit, name_of, older_record
 from .tensor_files import fingerprint
 
 
@@ -124,8 +124,9 @@ class Plan:
     def _state(self, config: RunConfig, dataset: Dataset | None, weights: str | None) -> str:
         if dataset is None or weights is None:
             return "missing"
-        directory = RunDirectory(Path(config.results_dir) / "runs" / name_of(config, dataset, weights))
-        summary = directory.summary()
+        runs = Path(config.results_dir) / "runs"
+        directory = RunDirectory(runs / name_of(config, dataset.fingerprint, weights))
+        summary = directory.summary() or older_record(runs, config, dataset, weights)
         if summary is not None:
             return "failed" if summary.get("error") else "finished"
         return "interrupted" if directory.checkpoint_path.exists() else "missing"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import secrets
 import subprocess
 import time
 from collections.abc import Iterator
@@ -32,6 +33,8 @@ NOT_IDENTITY = {
 def run_identity(config: "RunConfig", dataset_fingerprint: str, weights_fingerprint: str) -> dict[str, Any]:
     """The resolved configuration with paths replaced by what lies there."""
     identity = asdict(config)
+    if identity["schedule"]["accumulate"] == 1:  # the name is that of a run from before there was such a key
+        del identity["schedule"]["accumulate"]
     for key in NOT_IDENTITY:
         *groups, name = key.split(".")
         part = identity
@@ -54,7 +57,8 @@ def whole_file(path: Path, check: Check = lambda: None) -> Iterator[IO[bytes]]:
 
     `check` is called just before.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may write the same cache file
+    # Two processes, on one machine or two, may write the same cache file.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with naming(path):
             with open(unfinished, "wb") as file:
@@ -122,6 +126,7 @@ class RunDirectory:
         if not self.writes:
             return self
         self.path.mkdir(parents=True, exist_ok=True)
+        sync_folder(self.path.parent)
         self._stack = ExitStack()
         self._check = self._stack.enter_context(claimed(self.path / ".lock", self.path.name))
         remove_unfinished(self.path)
@@ -177,6 +182,7 @@ class RunDirectory:
 
     def remove_checkpoint(self) -> None:
         if self.writes:
+            self._check()
             self.checkpoint_path.unlink(missing_ok=True)
 
     def append_metrics(self, line: dict[str, Any]) -> None:

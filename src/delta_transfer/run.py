@@ -4,7 +4,6 @@ import io
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,21 +71,25 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
     with distributed.first_alone():  # either may download
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         source = build_source(config.backbone, config.seed, tapped=regularizer.needs_taps)
-    batch = config.schedule.batch_size // regularizer.parts
-    shapes = source.map_shapes(batch, config.backbone.image_size, training=not regularizer.freezes_backbone)
+        Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
+        dataset.fingerprint  # noqa: B018 - reads all images, and remembers for the other processes and runs
     parts = split_parts(dataset, config.dataset, config.split)
     weights = fingerprint(source.weights())
-    Path(config.cache_dir).mkdir(parents=True, exist_ok=True)  # digests of the images are remembered there
-    name = name_of(config, dataset, weights)
-    directory = RunDirectory(Path(config.results_dir) / "runs" / name, writes=distributed.rank() == 0)
-    if (ended := ended_before(directory, config.retry_failed)) is not None:
+    name = name_of(config, dataset.fingerprint, weights)
+    runs = Path(config.results_dir) / "runs"
+    directory = RunDirectory(runs / name, writes=distributed.rank() == 0)
+    before = distributed.of_first(lambda: directory.summary() or older_record(runs, config, dataset, weights))
+    if (ended := ended_before(name, before, config.retry_failed)) is not None:
         return ended
+    batch, trains = config.schedule.batch_size // regularizer.parts, not regularizer.freezes_backbone
+    shapes = source.map_shapes(batch, config.backbone.image_size, training=trains)
     say_if_incomplete(config, dataset)
     say_what_accumulation_changes(config.schedule)
     loader = make_loader(config, dataset, device)
     with directory:
-        if (ended := ended_before(directory, config.retry_failed)) is not None:  # by another process, meanwhile
-            return ended
+        meanwhile = distributed.of_first(directory.summary)
+        if meanwhile is not None and meanwhile != before:  # made by another process
+            return ended_before(name, meanwhile, retry_failed=False)
         directory.start_anew(OmegaConf.to_yaml(OmegaConf.structured(config)))
         summary = describe_run(config, name, dataset, parts, weights, device) | {"overrides": list(overrides)}
         learner = None
@@ -94,34 +97,40 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
             learner = build_learner(config, regularizer, source, shapes, dataset, parts, weights, loader, directory)
             summary["fit"] = regularizer.fit_report
             results = train_and_evaluate(config, learner, regularizer, loader, parts, directory)
+            write_outputs(directory, learner.target, results.pop("test_outputs"), parts)
+            summary |= results | {"peak_memory_bytes": peak_memory(device), "finished": timestamp()}
+            directory.write_summary(summary)
         except (OSError, InUse):  # nothing is wrong with the run: what it has done is kept
             raise
         except Exception as error:
+            # Of several processes one may fail alone, or because another was killed: only what all see is recorded.
+            if distributed.processes() > 1 and not isinstance(error, NotFinite):
+                raise
             failure, message = explain(error, config, learner, regularizer, loader, parts.train)
-            # A number that is not finite ends all processes: the first writes before another ends, and with it all.
-            # Any other error may be of this process alone: the others wait for it elsewhere.
-            with distributed.first_alone() if isinstance(error, NotFinite) else nullcontext():
-                directory.remove_checkpoint()
-                directory.write_summary(summary | {"error": message, "failure": failure, "finished": timestamp()})
+            if failure is not None:
+                with distributed.first_alone():  # it has written before another ends, and with it all
+                    directory.write_summary(summary | {"error": message, "failure": failure, "finished": timestamp()})
+                    if failure in ("diverged", "input"):  # which going on would not mend
+                        directory.remove_checkpoint()
             if failure == "program":  # where in it is what helps
                 raise
             raise UserError(f"{name}: {message}") from error
-
-        write_outputs(directory, learner.target, results.pop("test_outputs"), parts)
-        summary |= results | {"peak_memory_bytes": peak_memory(device), "finished": timestamp()}
-        directory.write_summary(summary)
         directory.remove_checkpoint()
         ended = Ended(summary, skipped=False)
         say(f"{name}: {ended}, {summary['train_seconds']:.0f} s")
         return ended
 
 
-def ended_before(directory: RunDirectory, retry_failed: bool) -> Ended | None:
+def older_record(runs: Path, config: RunConfig, dataset: Dataset, weights: str) -> dict[str, Any] | None:
+    """The record of the same run by a version whose fingerprints did not cover the images' bytes (schema 1)."""
+    summary = RunDirectory(runs / name_of(config, dataset.listing, weights)).summary()
+    return summary if summary and summary.get("schema") == 1 else None
+
+
+def ended_before(name: str, summary: dict[str, Any] | None, retry_failed: bool) -> Ended | None:
     """The run if it is finished; None if it is to be made. Raises UserError if it failed and is not to be retried."""
-    summary = distributed.of_first(directory.summary)
     if summary is None:
         return None
-    name = directory.path.name
     if summary.get("error") is not None:
         reason = str(summary["error"]).splitlines()[0]
         require(retry_failed, f"{name} failed before: {reason} retry_failed=true tries it again.")
@@ -197,9 +206,9 @@ def weights_name(config: RunConfig, weights: str) -> str:
     return "none" if config.backbone.weights == "none" else weights
 
 
-def name_of(config: RunConfig, dataset: Dataset, weights: str) -> str:
-    """The run's name, in which the hash stands for everything that decides its result."""
-    return run_id(config, run_identity(config, dataset.fingerprint, weights_name(config, weights)))
+def name_of(config: RunConfig, fingerprint: str, weights: str) -> str:
+    """The run's name, in which the hash stands for all that decides its result; `fingerprint`: of the data set."""
+    return run_id(config, run_identity(config, fingerprint, weights_name(config, weights)))
 
 
 def make_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Loader:
@@ -356,9 +365,13 @@ def resume(directory: RunDirectory, learner: Learner, regularizer: Regularizer, 
     if state is None:
         directory.restore_metrics("")
         return START
-    learner.target.load_state_dict(state["target"])
-    learner.optimizer.load_state_dict(state["optimizer"])
-    regularizer.load_state_dict(state["regularizer"])
+    try:
+        learner.target.load_state_dict(state["target"])
+        learner.optimizer.load_state_dict(state["optimizer"])
+        regularizer.load_state_dict(state["regularizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        path = directory.checkpoint_path
+        raise UserError(f"{path} is of a version with another method or network. It is removed.") from error
     directory.restore_metrics(state["metrics"])
     say(f"{directory.path.name}: resuming after iteration {state['progress']['iterations_done']}")
     return state["progress"]

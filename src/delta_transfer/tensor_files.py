@@ -1,4 +1,4 @@
-"""safetensors files with a checksum: sha256 over names and values, in the metadata."""
+"""safetensors files with a checksum in their metadata."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ CHECKSUM = "sha256"
 
 def sealed(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """A safetensors file of `tensors` (on the CPU, contiguous), whose metadata has their checksum beside `metadata`."""
-    return save(tensors, (metadata or {}) | {CHECKSUM: fingerprint(tensors)})
+    return save(tensors, (metadata or {}) | {CHECKSUM: _checksum(tensors)})
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -26,9 +26,15 @@ def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    if metadata.pop(CHECKSUM, None) not in (None, fingerprint(tensors)):
+    if metadata.pop(CHECKSUM, None) not in (None, _checksum(tensors)):
         raise ValueError("its checksum is wrong")
     return tensors, metadata
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """sha256 over names, kinds, shapes and values."""
+    kinds = "".join(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n" for name in sorted(tensors))
+    return hashlib.sha256((kinds + fingerprint(tensors)).encode()).hexdigest()
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:

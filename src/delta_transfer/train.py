@@ -42,11 +42,10 @@ def main(config_name: str = "config") -> None:
         return carry_out(composed, planned)
 
     outcomes = Outcome.of_this_command
-    # The workers of a launcher get a terminal's Ctrl-C themselves: it is they who end, one after the other.
-    later = [signal.SIGINT] if "hydra/launcher=joblib" in sys.argv else []
     stopped_by, composed = None, True
     try:
-        with shown_by_us(), nullcontext() if SHARED else interrupts.stoppable(), interrupts.deferred(later):
+        # Outside of jobs of its own this process waits for workers. They get a terminal's Ctrl-C themselves, and end.
+        with shown_by_us(), nullcontext() if SHARED else interrupts.stoppable(), interrupts.deferred([signal.SIGINT]):
             job()
     except KeyboardInterrupt:
         stopped_by = signal.SIGINT
@@ -98,7 +97,7 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
     # A job in this process leaves signals to `main`. submitit's workers and torchrun have ways of their own.
     in_worker = parallel and launcher == "joblib"
     try:
-        with interrupts.stoppable(worker=True) if in_worker else nullcontext():
+        with interrupts.stoppable(worker=True) if in_worker else interrupts.deferred([]):
             if interrupts.received() is not None:
                 raise interrupts.Stopped
             # The whole configuration is checked before anything slow is imported or read.
@@ -119,6 +118,8 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
         return outcome
     except InUse as error:  # a sweep in another shell has this one: no failure, if there are others to do
         complain(str(error))
+        if SHARED:
+            sys.exit(1)
         return ended("in work" if sweep else "failed", str(error))
     except Exception as error:
         told = isinstance(error, (UserError, OSError))  # OSError: a full disk, a folder that cannot be written

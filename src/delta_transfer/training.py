@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from . import distributed, interrupts
 from .config import ScheduleConfig
+from .console import say
 from .data.loader import Loader
 from .errors import UserError
 from .models import Network, frozen_backbone, in_parts
@@ -55,6 +56,10 @@ class Learner:
         target = frozen_backbone(self.target, self.precision) if self._frozen else self.target
         self._target = compiled(distributed.parallel(target, next(target.parameters()).device))
         self._source = compiled(self.source) if self.source is not None else None
+        groups = self.optimizer.param_groups if self.optimizer else []
+        of_target = set(self.target.parameters())
+        self._trained = [p for group in groups for p in group["params"]]
+        self._of_method = [p for p in self._trained if p not in of_target]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, self.precision):
@@ -81,14 +86,10 @@ class Learner:
         (loss / self.accumulate if self.accumulate > 1 else loss).backward()
 
     def step(self) -> None:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if distributed.processes() > 1:  # those of the target were averaged in the backward pass
-            of_target = set(self.target.parameters())
-            for parameter in parameters:
-                if parameter not in of_target and parameter.grad is not None:
-                    parameter.grad = distributed.average(parameter.grad)
+        for parameter in self._of_method:  # those of the target were averaged in the backward pass
+            parameter.grad = distributed.average(parameter.grad)
         # The whole gradient in one number, for the log: the loop looks at it without waiting for the device here.
-        self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -194,8 +195,20 @@ def train(
 def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: str) -> dict[str, Any]:
     """On test crops of `indices`: logits (N, K) fp32, labels (N,), top-1 accuracy in percent, mean cross-entropy.
 
-    Of several crops of an image the mean of the logits counts.
+    Of several crops of an image the mean of the logits counts. Where memory does not suffice, fewer images go through
+    at once, from then on.
     """
+    while True:
+        try:
+            return _evaluate(network, loader, indices, precision)
+        except torch.OutOfMemoryError:
+            if loader.images_at_once <= 2:
+                raise
+            loader.images_at_once //= 2
+            say(f"Out of memory in the evaluation: it goes on with {loader.images_at_once} images at once")
+
+
+def _evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: str) -> dict[str, Any]:
     network.eval()
     logits, labels = [], []
     # Shares of equal size, so that no process is left without images; what is too much is cut off again.

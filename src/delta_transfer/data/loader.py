@@ -55,6 +55,7 @@ class Loader:
     ):
         self.crop, self.mirror, self.batch_size, self.seed, self.device = crop, mirror, batch_size, seed, device
         self.min_crop_area, self.ten_crops, self.share = min_crop_area, ten_crops, share
+        self.images_at_once = images_at_once(device)  # in evaluation
         self.heights, self.widths = store.sizes.T
         self.starts = store.starts
         self.labels = torch.from_numpy(labels)
@@ -107,7 +108,7 @@ class Loader:
         corners, mirrored = self._views(indices)
         chosen, boxes = indices.repeat(mirrored.size), self._square(*corners.reshape(2, -1))
         mirrored = mirrored.repeat(len(indices), 0).ravel()
-        step = images_at_once(self.device)
+        step = self.images_at_once
         for start in range(0, len(chosen), step):
             part = slice(start, start + step)
             yield self._batch(chosen[part], boxes[:, part], mirrored[part])

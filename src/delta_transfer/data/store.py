@@ -13,6 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,7 +92,8 @@ def _usable(path: Path, dataset: Dataset) -> str | None:
             damaged = wrong_checksums(path)
             if damaged:
                 return f"checksums are wrong: {few([dataset.names[index] for index in damaged])}"
-            _describe(path, dataset)
+            with suppress(OSError):  # a disk that cannot be written: they are compared again next time
+                _describe(path, dataset)
     except FileNotFoundError as error:
         return f"there is no {Path(error.filename).name}"
     except (ValueError, KeyError, TypeError) as error:

@@ -77,7 +77,10 @@ class Regularizer(nn.Module):
         return {"head": 0.5 * self.beta * total}
 
     def update(self, learner, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One optimisation step; returns the logits (B, K) and the loss terms. `learner` is training.Learner."""
+        """One optimisation step; returns the logits (B, K) and the loss terms. `learner` is training.Learner.
+
+        Whoever overrides it calls `learner.backward` for each part of `learner.split`, and then `learner.step`, once.
+        """
         logits, terms = [], []
         for part, part_labels in learner.split(images, labels):
             outputs = learner.forward(part)
@@ -88,4 +91,6 @@ class Regularizer(nn.Module):
             learner.backward(sum(losses.values()))
             terms.append({name: loss.detach() for name, loss in losses.items()})
         learner.step()
+        if len(terms) == 1:
+            return logits[0], terms[0]
         return torch.cat(logits), {name: torch.stack([t[name] for t in terms]).mean(dim=0) for name in terms[0]}

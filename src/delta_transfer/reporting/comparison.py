@@ -22,6 +22,8 @@ METHODS = {
     "l2_sp": "L2-SP",
     "delta_noatt": "DELTA w/o ATT",
     "delta": "DELTA",
+    "afa_spatial": "AFA spatial",
+    "afa_channel": "AFA channel",
 }
 METRICS = {"test_top1": "Test", "val_top1": "Validation"}
 
