@@ -1,14 +1,21 @@
 """AFA's two losses and its attention against naive loops from the formulas, in float64."""
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from delta_transfer import stages
+from delta_transfer.data.loader import Loader
 from delta_transfer.models import Network
 from delta_transfer.regularizers import AFAChannel, AFASpatial
 from delta_transfer.regularizers.afa import ChannelAttention, SpatialAttention
+
+from .miniature import delta_run, tiny_overrides, write_cub
 
 B, C, H, W = 2, 3, 4, 4
 P, N = H * W, 4
@@ -155,3 +162,62 @@ def test_it_is_measured_what_shape_a_map_has(tiny_source):
     assert tiny_source.map_shapes(2, 10, training=True) == {"conv1": (5, 10, 10), "conv2": (5, 10, 10)}
     network = Network(nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.Flatten(), nn.Linear(16, 2)), "2", ["0"])
     assert network.map_shapes(1, 6, training=False) == {"0": (4, 2, 2)}
+
+
+# --- both stages as one run ---
+
+
+@pytest.fixture(scope="module")
+def cub_root(tmp_path_factory) -> Path:
+    return write_cub(tmp_path_factory.mktemp("data") / "CUB_200_2011")
+
+
+def weights_of(network) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in network.weights().items()}
+
+
+@pytest.mark.parametrize("aligned_to", ["previous", "source"])
+def test_the_channel_stage_goes_on_from_the_spatial_one(aligned_to, cub_root, tmp_path, monkeypatch):
+    found, whole = [], stages.train
+
+    def spy(learner, regularizer, loader, *arguments, **options):
+        images, _ = loader.train_batch(np.arange(18), 0)
+        maps = {name: values.clone() for name, values in learner.forward_source(images).items()}
+        seen = {"method": type(regularizer), "images": images, "maps": maps, "before": weights_of(learner.target)}
+        seconds = whole(learner, regularizer, loader, *arguments, **options)
+        found.append(seen | {"after": weights_of(learner.target), "target": learner.target})
+        return seconds
+
+    monkeypatch.setattr(stages, "train", spy)
+    overrides = [*tiny_overrides(cub_root, tmp_path), "reg=afa", f"reg.aligned_to={aligned_to}", "schedule.lr=0.02"]
+    assert delta_run(monkeypatch, *overrides) == 0
+    spatial, channel = found
+    assert (spatial["method"], channel["method"]) == (AFASpatial, AFAChannel)
+    # Head and BatchNorm's statistics too, bit for bit; and each stage moves what it trains.
+    assert all(torch.equal(value, spatial["after"][name]) for name, value in channel["before"].items())
+    assert not torch.equal(channel["after"]["conv1.weight"], channel["before"]["conv1.weight"])
+
+    spatial["target"].traced.load_state_dict(spatial["after"])
+    with torch.no_grad():
+        left_by_spatial = spatial["target"].eval()(channel["images"])
+    expected = left_by_spatial if aligned_to == "previous" else spatial["maps"]
+    for tap, values in channel["maps"].items():
+        torch.testing.assert_close(values, expected[tap], rtol=1e-4, atol=1e-5)
+
+    (path,) = tmp_path.glob("runs/*/summary.json")
+    summary = json.loads(path.read_text())
+    assert summary["iterations"] == 6
+    assert [stage["method"] for stage in summary["stages"]] == ["AFASpatial", "AFAChannel"]
+    lines = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["lr"] for line in lines] == pytest.approx([0.02, 0.02, 0.002, 0.002, 0.002, 0.0002])
+    for stage, line in zip(summary["stages"], (lines[2], lines[5]), strict=True):
+        assert stage["iterations"] == 3 and stage["test_top1"] == line["test_top1"]
+    assert summary["test_top1"] == lines[-1]["test_top1"]
+
+
+def test_both_stages_see_the_batches_that_a_run_of_both_lengths_sees(cub_root, tmp_path, monkeypatch):
+    seen, whole = [], Loader.train_batch
+    monkeypatch.setattr(Loader, "train_batch", lambda *a: seen.append(a[2]) or whole(*a))
+    assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), "reg=afa") == 0
+    assert seen == [0, 1, 2, 3, 4, 5]

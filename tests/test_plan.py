@@ -1,5 +1,6 @@
 """Dry runs: what a sweep needs and costs, from a measurement that is replaced here."""
 
+import dataclasses
 import re
 from operator import attrgetter
 
@@ -200,6 +201,7 @@ def test_estimated_seconds_count_evaluations_and_crops():
     config = composed("dataset=cub", "backbone=resnet18", "reg=l2", "schedule.iterations=100")
     job = Job(config, "missing", n_train=50, n_test=10, cost=COST)
     assert job.seconds == pytest.approx(100 * 2 + 10 * 0.01)
+    assert dataclasses.replace(job, stages=2).seconds == pytest.approx(2 * job.seconds)
     config.schedule.eval_every, config.schedule.test_crops = 30, 10
     assert job.seconds == pytest.approx(100 * 2 + 4 * 10 * 10 * 0.01)  # after 30, 60, 90 and at the end
     config.dataset.mirror = False  # five crops

@@ -219,6 +219,24 @@ class DeltaWithoutAttentionConfig(RegConfig):
 
 
 @dataclass
+class AFAConfig(RegConfig):
+    """`alpha` is that of the spatial stage."""
+
+    channel_alpha: float = 0.15
+    channel_lr_factor: float = 0.1  # learning rate of the channel stage as a multiple of schedule.lr
+    aligned_to: str = "previous"  # of the channel stage: previous (the spatial stage's network) | source
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_not_negative(self, "reg", "channel_alpha")
+        require_positive(self, "reg", "channel_lr_factor")
+        require(
+            self.aligned_to in ("previous", "source"),
+            f"reg.aligned_to must be previous or source, got {self.aligned_to!r}.",
+        )
+
+
+@dataclass
 class AttentionConfig:
     method: str = "exact"  # exact | taylor: first-order estimate, one backward pass
     images: int = 256  # training images on which removing a channel is tried
@@ -390,6 +408,7 @@ SCHEMAS = {
         "l2_sp": L2SPConfig,
         "delta_noatt": DeltaWithoutAttentionConfig,
         "delta": DeltaConfig,
+        "afa": AFAConfig,
     },
     "schema/schedule": {"sgd": ScheduleConfig},
 }

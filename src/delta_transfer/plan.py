@@ -24,7 +24,8 @@ from .models.zoo import build_source, not_downloaded
 from .records import RunDirectory
 from .regularizers import build_regularizer
 from .reporting.comparison import duration
-from .run import describe_fit, name_of, older_record
+from .run import name_of, older_record
+from .stages import describe_fit
 from .tensor_files import fingerprint
 
 
@@ -35,6 +36,7 @@ class Job:
     n_train: int
     n_test: int
     cost: Cost
+    stages: int = 1  # of the method, each with the whole schedule
 
     @property
     def to_do(self) -> bool:
@@ -50,7 +52,7 @@ class Job:
             schedule.test_crops if self.config.dataset.mirror or schedule.test_crops == 1 else schedule.test_crops // 2
         )
         views = self.n_test * crops * evaluations
-        return iterations * self.cost.step_seconds + views * self.cost.view_seconds
+        return self.stages * (iterations * self.cost.step_seconds + views * self.cost.view_seconds)
 
 
 @dataclass
@@ -66,7 +68,8 @@ class Plan:
     def add(self, config: RunConfig) -> None:
         device = pick_device(config.device)
         config.precision = pick_precision(config.precision, device)
-        regularizer = build_regularizer(config.reg)
+        stages = build_regularizer(config.reg).stages()
+        regularizer = stages[0].regularizer  # a step of the others costs about the same
         dataset = self._dataset(config.dataset, Path(config.cache_dir))
         parts = split_parts(dataset, config.dataset, config.split) if dataset else None
         if config.backbone.weights == "glyphs":
@@ -76,7 +79,7 @@ class Plan:
         n_train, n_test = sizes(config, parts)
         classes = len(dataset.classes) if dataset else _official(config.dataset).classes
         cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, regularizer, classes, device))
-        self.jobs.append(Job(config, state, n_train, n_test, cost))
+        self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages)))
         if not self.jobs[-1].to_do:
             return
         if regularizer.fitted_name:

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from . import distributed, interrupts
-from .checkpoints import read_checkpoint, write_checkpoint
+from . import distributed
 from .config import RunConfig, ScheduleConfig, require
 from .console import Display, say
 from .data import load_dataset
@@ -23,16 +22,15 @@ from .data.store import open_store
 from .environment import device_name, peak_memory, set_up, versions
 from .errors import UserError
 from .failures import explain
-from .fitted import fit_or_reuse
-from .live import live_view, require_live_view
+from .live import require_live_view
 from .locks import InUse
-from .models import Network, frozen_maps
+from .models import Network
 from .models.zoo import build_source
 from .records import SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp
-from .regularizers import Regularizer, build_regularizer
-from .regularizers.base import MapShapes
+from .regularizers import build_regularizer
+from .stages import Training
 from .tensor_files import fingerprint, sealed
-from .training import START, Learner, NotFinite, evaluate, make_optimizer, train
+from .training import NotFinite
 
 
 @dataclass(frozen=True)
@@ -62,9 +60,12 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         bool(config.backbone.taps) or not regularizer.needs_taps,
         f"reg={config.reg.name} compares feature maps, but backbone.taps is empty.",
     )
-    regularizer.parts = distributed.processes() * config.schedule.accumulate
+    stages = regularizer.stages()
+    shares = distributed.processes() * config.schedule.accumulate
+    for stage in stages:
+        stage.regularizer.parts = shares
     require(
-        config.schedule.batch_size % regularizer.parts == 0,
+        config.schedule.batch_size % shares == 0,
         f"schedule.batch_size={config.schedule.batch_size} cannot be divided by {distributed.processes()} processes"
         + (f" and schedule.accumulate={config.schedule.accumulate}." if config.schedule.accumulate > 1 else "."),
     )
@@ -81,7 +82,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
     before = distributed.of_first(lambda: directory.summary() or older_record(runs, config, dataset, weights))
     if (ended := ended_before(name, before, config.retry_failed)) is not None:
         return ended
-    batch, trains = config.schedule.batch_size // regularizer.parts, not regularizer.freezes_backbone
+    batch, trains = config.schedule.batch_size // shares, not regularizer.freezes_backbone
     shapes = source.map_shapes(batch, config.backbone.image_size, training=trains)
     say_if_incomplete(config, dataset)
     say_what_accumulation_changes(config.schedule)
@@ -91,13 +92,14 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         if meanwhile is not None and meanwhile != before:  # made by another process
             return ended_before(name, meanwhile, retry_failed=False)
         directory.start_anew(OmegaConf.to_yaml(OmegaConf.structured(config)))
-        summary = describe_run(config, name, dataset, parts, weights, device) | {"overrides": list(overrides)}
-        learner = None
+        summary = describe_run(config, name, dataset, parts, weights, device) | {
+            "overrides": list(overrides),
+            "iterations": len(stages) * config.schedule.length(len(parts.train)),
+        }
+        training = Training(config, stages, source, shapes, dataset, parts, weights, loader, directory)
         try:
-            learner = build_learner(config, regularizer, source, shapes, dataset, parts, weights, loader, directory)
-            summary["fit"] = regularizer.fit_report
-            results = train_and_evaluate(config, learner, regularizer, loader, parts, directory)
-            write_outputs(directory, learner.target, results.pop("test_outputs"), parts)
+            results = training.carry_out()
+            write_outputs(directory, training.learner.target, results.pop("test_outputs"), parts)
             summary |= results | {"peak_memory_bytes": peak_memory(device), "finished": timestamp()}
             directory.write_summary(summary)
         except (OSError, InUse):  # nothing is wrong with the run: what it has done is kept
@@ -106,7 +108,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
             # Of several processes one may fail alone, or because another was killed: only what all see is recorded.
             if distributed.processes() > 1 and not isinstance(error, NotFinite):
                 raise
-            failure, message = explain(error, config, learner, regularizer, loader, parts.train)
+            failure, message = explain(error, config, training.learner, training.regularizer, loader, parts.train)
             if failure is not None:
                 with distributed.first_alone():  # it has written before another ends, and with it all
                     directory.write_summary(summary | {"error": message, "failure": failure, "finished": timestamp()})
@@ -138,47 +140,6 @@ def ended_before(name: str, summary: dict[str, Any] | None, retry_failed: bool) 
     ended = Ended(summary, skipped=True)
     say(f"{name}: done, skipped ({ended})")
     return ended
-
-
-def build_learner(
-    config: RunConfig,
-    regularizer: Regularizer,
-    source: Network,
-    map_shapes: MapShapes,
-    dataset: Dataset,
-    parts: Parts,
-    weights: str,
-    loader: Loader,
-    directory: RunDirectory,
-) -> Learner:
-    """The untrained target beside its source; `regularizer` is fitted and started."""
-    source = source.to(loader.device, memory_format=torch.channels_last).freeze()
-    target = source.with_new_head(len(dataset.classes), config.seed).requires_grad_(True)
-    distributed.synchronise_batchnorm(target.traced, loader.device)
-    if regularizer.fitted_name:
-        fitted_to = describe_fit(config, regularizer, weights, parts.fingerprint(dataset))
-        batches = loader.passes(parts.train, "fit", regularizer.fit_seed)
-        cache = Path(config.cache_dir)
-        with distributed.first_alone():
-            fit_or_reuse(regularizer, source, batches, len(dataset.classes), fitted_to, directory, cache)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # of modules that the method makes
-        regularizer.start(target, map_shapes)
-    regularizer.to(loader.device)
-
-    # From here on only its maps are wanted, if anything.
-    source = (
-        frozen_maps(source, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None
-    )
-    return Learner(
-        target,
-        source,
-        make_optimizer(target, regularizer, config.schedule),
-        config.precision,
-        config.backbone.aux_weight,
-        config.compile,
-        config.schedule.accumulate,
-    )
 
 
 def say_if_incomplete(config: RunConfig, dataset: Dataset) -> None:
@@ -232,58 +193,6 @@ def make_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Lo
     )
 
 
-def train_and_evaluate(
-    config: RunConfig,
-    learner: Learner,
-    regularizer: Regularizer,
-    loader: Loader,
-    parts: Parts,
-    directory: RunDirectory,
-) -> dict[str, Any]:
-    """Train from the last checkpoint, or the start, to the end; what the summary says of it, and `test_outputs`."""
-    progress = resume(directory, learner, regularizer, loader.device)
-    first_iteration = progress["iterations_done"]
-    iterations = config.schedule.length(len(parts.train))
-    # Every part is measured, nothing is selected: the last iteration is what counts.
-    measured = (["val"] if len(parts.val) else []) + (["test"] if config.split.measures_test else [])
-    latest: dict[str, dict[str, Any]] = {}
-
-    def evaluate_now() -> dict[str, float]:
-        for part in measured:
-            latest[part] = evaluate(learner.target, loader, getattr(parts, part), config.precision)
-        return {f"{part}_{key}": latest[part][key] for part in measured for key in ("top1", "loss")}
-
-    with (
-        Display(directory.path.name, iterations) as display,
-        live_view(config.logging, directory, first_iteration) as show,
-        interrupts.deferred(),
-    ):
-        display.start_at(first_iteration)
-
-        def log(line: dict[str, Any]) -> None:
-            directory.append_metrics(line)
-            display.metrics(line)
-            show(line)
-
-        seconds = train(
-            learner,
-            regularizer,
-            loader,
-            parts.train,
-            config.schedule,
-            progress=progress,
-            evaluate_now=evaluate_now,
-            log=log,
-            checkpoint=lambda progress: save_checkpoint(directory, learner, regularizer, progress, loader.device),
-        )
-    return {
-        **{f"{part}_{key}": latest[part][key] for part in measured for key in ("top1", "loss")},
-        "train_seconds": seconds,
-        "images_per_second": iterations * config.schedule.batch_size / seconds,
-        "test_outputs": latest.get("test"),
-    }
-
-
 def describe_run(
     config: RunConfig, name: str, dataset: Dataset, parts: Parts, weights: str, device: torch.device
 ) -> dict[str, Any]:
@@ -300,7 +209,6 @@ def describe_run(
         "dataset_fingerprint": dataset.fingerprint,
         "weights_fingerprint": weights_name(config, weights),
         "selection": "last iteration",
-        "iterations": config.schedule.length(len(parts.train)),
         "versions": versions(),
         "device": device_name(device),
         "processes": distributed.processes(),
@@ -310,23 +218,6 @@ def describe_run(
         "val_top1": None,
         "error": None,
         "failure": None,  # diverged | input | out of memory | program
-    }
-
-
-def describe_fit(config: RunConfig, regularizer: Regularizer, weights: str, data: str) -> dict[str, Any]:
-    """Everything that decides what `fit` computes."""
-    backbone, schedule = config.backbone, config.schedule
-    return {
-        "method": config.reg.name,
-        "backbone": backbone.name,
-        "weights": weights,
-        "taps": backbone.taps,
-        "data": data,
-        "pixels": [backbone.resize, backbone.image_size, backbone.mean, backbone.std, config.dataset.mirror],
-        "crops": [schedule.aspect, schedule.train_crop, schedule.min_crop_area],
-        "batch_size": schedule.batch_size,
-        "options": regularizer.fit_options(),
-        "seed": regularizer.fit_seed,
     }
 
 
@@ -340,38 +231,3 @@ def write_outputs(directory: RunDirectory, target: Network, test: dict[str, Any]
         directory.write("predictions.npz", buffer.getvalue())
     weights = {key: value.cpu().contiguous() for key, value in target.weights().items()}
     directory.write("model.safetensors", sealed(weights))
-
-
-def save_checkpoint(
-    directory: RunDirectory, learner: Learner, regularizer: Regularizer, progress: dict[str, Any], device: torch.device
-) -> None:
-    if not directory.writes:
-        return
-    state = {
-        "target": learner.target.state_dict(),
-        "optimizer": learner.optimizer.state_dict(),
-        "regularizer": regularizer.state_dict(),
-        "progress": progress,
-        "metrics": directory.metrics(),
-    }
-    with directory.open(directory.checkpoint_path.name) as file:
-        write_checkpoint(file, state, device)
-
-
-def resume(directory: RunDirectory, learner: Learner, regularizer: Regularizer, device: torch.device) -> dict[str, Any]:
-    """Go back to the last checkpoint, if there is one: the progress that training goes on from."""
-    with distributed.first_alone():  # which removes a checkpoint that cannot be used
-        state = read_checkpoint(directory.checkpoint_path, device)
-    if state is None:
-        directory.restore_metrics("")
-        return START
-    try:
-        learner.target.load_state_dict(state["target"])
-        learner.optimizer.load_state_dict(state["optimizer"])
-        regularizer.load_state_dict(state["regularizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        path = directory.checkpoint_path
-        raise UserError(f"{path} is of a version with another method or network. It is removed.") from error
-    directory.restore_metrics(state["metrics"])
-    say(f"{directory.path.name}: resuming after iteration {state['progress']['iterations_done']}")
-    return state["progress"]

@@ -21,12 +21,12 @@ from .regularizers import Regularizer
 
 GRADIENT_NORM = "gradient_norm"  # beside the loss terms in a line of metrics
 CHECKPOINT_SHARE = 0.01  # of the time: where a checkpoint takes long, they are made less often
-START = {
-    "iterations_done": 0,
-    "seconds": 0.0,
-    "seconds_since_line": 0.0,
-    "window": {"first_iteration": 0, "names": [], "images": 0},
-}
+
+
+def start_at(iteration: int, seconds: float = 0.0) -> dict[str, Any]:
+    """The progress of a training that begins with `iteration`, when others took `seconds` before it."""
+    window = {"first_iteration": iteration, "names": [], "images": 0}
+    return {"iterations_done": iteration, "seconds": seconds, "seconds_since_line": 0.0, "window": window}
 
 
 class NotFinite(UserError):
@@ -133,6 +133,8 @@ def train(
     train_indices: np.ndarray,
     schedule: ScheduleConfig,
     *,
+    first_iteration: int = 0,
+    lr_factor: float = 1.0,
     progress: dict[str, Any] | None = None,
     evaluate_now: Callable[[], dict[str, float]] = dict,
     log: Callable[[dict[str, Any]], None] = lambda line: None,
@@ -140,22 +142,23 @@ def train(
 ) -> float:
     """Train to the end of the schedule; returns the seconds of training, evaluations left out.
 
+    `first_iteration`: the number of the first batch, where a training goes on from another; steps are counted on.
     `log` gets a line every `schedule.log_every` iterations: step, lr, each loss term, the norm of the gradient and the
     training accuracy as means since the line before, images/s. `checkpoint(progress)` is called every
     `schedule.checkpoint_seconds`, or less often, so that it takes less than CHECKPOINT_SHARE of the time; what it got
     last, passed as `progress`, is where training goes on. Raises NotFinite with term and iteration if a loss or the
     gradient is not finite, and Stopped, after a checkpoint, if this process was asked to end.
     """
-    iterations = schedule.length(len(train_indices))
+    length = schedule.length(len(train_indices))
+    end = first_iteration + length
     learner.target.train(not regularizer.freezes_backbone)
-    progress = progress or START
-    first_iteration = progress["iterations_done"]
+    progress = progress or start_at(first_iteration)
     window = _Window.of(progress["window"], loader.device)
     clock = _Clock(progress["seconds"], progress["seconds_since_line"])
     last_checkpoint, checkpoint_cost = time.monotonic(), 0.0
-    for iteration in range(first_iteration, iterations):
+    for iteration in range(progress["iterations_done"], end):
         images, labels = loader.train_batch(train_indices, iteration)  # this process' share of the batch
-        lr = learning_rate(schedule, iteration, iterations)
+        lr = lr_factor * learning_rate(schedule, iteration - first_iteration, length)
         for group in learner.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
         torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
@@ -163,7 +166,7 @@ def train(
         window.add(logits, labels, terms | {GRADIENT_NORM: learner.gradient_norm})
 
         done = iteration + 1
-        evaluating = done == iterations or (schedule.eval_every and done % schedule.eval_every == 0)
+        evaluating = done == end or (schedule.eval_every and done % schedule.eval_every == 0)
         if done % schedule.log_every == 0 or evaluating:
             line = {"step": done, "lr": lr} | window.close(lr)  # the only place that waits for the device
             line["images_per_second"] = clock.lap(window.images)
@@ -178,7 +181,7 @@ def train(
         stop = interrupts.received() is not None
         due = time.monotonic() - last_checkpoint > max(schedule.checkpoint_seconds, checkpoint_cost / CHECKPOINT_SHARE)
         # What several processes have seen since the last line is not known to the one that writes.
-        if (stop or due) and done < iterations and (distributed.processes() == 1 or not window.images):
+        if (stop or due) and done < end and (distributed.processes() == 1 or not window.images):
             begun = time.monotonic()
             progress = {"iterations_done": done, "window": window.state()}  # waits for the device
             clock.pause()

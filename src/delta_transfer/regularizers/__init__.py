@@ -5,7 +5,7 @@ from inspect import signature
 
 from ..config import choose
 from ..errors import UserError
-from .afa import AFAChannel, AFASpatial
+from .afa import AFA, AFAChannel, AFASpatial
 from .base import Regularizer
 from .delta import DELTA, DELTAWithoutAttention
 from .l2 import L2, L2FE
@@ -17,12 +17,13 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "l2_sp": L2SP,
     "delta_noatt": DELTAWithoutAttention,
     "delta": DELTA,
+    "afa": AFA,
     "afa_spatial": AFASpatial,
     "afa_channel": AFAChannel,
 }
 
 __all__ = [
-    *("AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2", "L2FE", "L2SP"),
+    *("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2", "L2FE", "L2SP"),
     *("REGULARIZERS", "Regularizer", "build_regularizer"),
 ]
 

@@ -1,4 +1,4 @@
-"""AFA: attentive feature alignment (Xie, Wen, Wang, Wu, Tan, Neural Networks 138, 2021), its two stages one by one.
+"""AFA: attentive feature alignment (Xie, Wen, Wang, Wu, Tan, Neural Networks 138, 2021).
 
 S_l is the source's feature map at tap l, (B, C_l, H_l, W_l), with P_l = H_l W_l positions, D_l = T_l - S_l the target's
 minus the source's. The attention a_l is a function of S_l, of each image its own, and is learned with the target.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, Regularizer
+from .base import NO_SHAPES, MapShapes, Outputs, Regularizer, Stage
 from .distances import full_precision
 
 
@@ -112,3 +112,36 @@ class AFAChannel(_LearnedAttention):
     def distance(difference: Tensor, weights: Tensor) -> Tensor:
         squares = difference.square().sum(dim=(2, 3))  # (B, C)
         return 0.5 * weights.shape[1] * (weights * squares).sum(dim=1).mean()
+
+
+class AFA(Regularizer):
+    """The published sequence: a stage of AFASpatial, then one of AFAChannel that starts from its weights.
+
+    The channel stage has a tenth of the learning rate, and is aligned to the network of the spatial stage as in the
+    authors' code (`aligned_to="previous"`), or to the source as in the paper's text ("source"). Where the published
+    procedure goes on from the best epoch on the test part, this one goes on from the last iteration.
+    Each stage takes the whole schedule: 4,500 iterations each as published, with schedule.iterations=4500.
+    """
+
+    needs_source = True
+    needs_taps = True
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        channel_alpha: float = 0.15,
+        channel_lr_factor: float = 0.1,
+        aligned_to: str = "previous",
+        beta: float = 0.01,
+        weight_decay: float = 0.0,
+    ):
+        super().__init__(beta=beta, weight_decay=weight_decay)
+        self.alpha, self.channel_alpha = alpha, channel_alpha  # of the two stages
+        self.channel_lr_factor, self.aligned_to = channel_lr_factor, aligned_to
+
+    def stages(self) -> list[Stage]:
+        common = {"beta": self.beta, "weight_decay": self.weight_decay}
+        return [
+            Stage(AFASpatial(self.alpha, **common)),
+            Stage(AFAChannel(self.channel_alpha, **common), self.channel_lr_factor, self.aligned_to),
+        ]

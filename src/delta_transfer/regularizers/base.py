@@ -1,6 +1,7 @@
 """The contract between the training loop and a method."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -13,6 +14,15 @@ Outputs = dict[str, Tensor]  # what Network.forward returns: "logits" and the ta
 MapShapes = Mapping[str, tuple[int, int, int]]  # by tap
 NO_SHAPES: MapShapes = MappingProxyType({})
 Batches = Iterable[tuple[Tensor, Tensor]]  # images (B, 3, H, W) and labels (B,); each iteration is one pass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run that is trained like a run: a schedule and an optimizer of its own, from where the last ended."""
+
+    regularizer: "Regularizer"
+    lr_factor: float = 1.0  # of schedule.lr
+    aligned_to: str = "source"  # the frozen network: source, or previous, the target that the stage before left
 
 
 class Regularizer(nn.Module):
@@ -36,6 +46,10 @@ class Regularizer(nn.Module):
         self.fit_report: dict[str, float] = {}
         self.beta = beta
         self.weight_decay = weight_decay  # of the optimizer
+
+    def stages(self) -> list[Stage]:
+        """What is trained one after the other; each takes `schedule` once more."""
+        return [Stage(self)]
 
     def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES) -> None:
         """Called with the initial target network, before training and before a checkpoint is loaded.

@@ -22,6 +22,7 @@ METHODS = {
     "l2_sp": "L2-SP",
     "delta_noatt": "DELTA w/o ATT",
     "delta": "DELTA",
+    "afa": "AFA",
     "afa_spatial": "AFA spatial",
     "afa_channel": "AFA channel",
 }

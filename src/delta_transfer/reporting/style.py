@@ -12,7 +12,7 @@ class Style:
     marker: str
 
 
-# Okabe and Ito's palette, safe for colour-blind readers, from dark to light in the order of METHODS.
+# Okabe and Ito's palette, safe for colour-blind readers, in the order of METHODS.
 STYLES = dict(
     zip(
         METHODS,
@@ -22,11 +22,14 @@ STYLES = dict(
             Style("#0072b2", "-.", "^"),
             Style("#e69f00", "--", "D"),
             Style("#d55e00", "-", "v"),
+            Style("#009e73", "--", "P"),
+            Style("#56b4e9", ":", "*"),
+            Style("#cc79a7", "-.", "X"),
         ],
         strict=True,
     )
 )
-OTHERS = [Style("#009e73", "--", "P"), Style("#cc79a7", "-.", "X"), Style("#56b4e9", ":", "*")]
+OTHERS = [Style("#999933", "--", "p"), Style("#882255", "-.", "h"), Style("#332288", ":", "d")]  # Tol's
 
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 

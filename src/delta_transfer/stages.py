@@ -1,0 +1,220 @@
+"""What a run trains: the stages of its method, one after the other, from the last checkpoint on."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import distributed, interrupts
+from .checkpoints import read_checkpoint, write_checkpoint
+from .config import RunConfig
+from .console import Display, say
+from .data.dataset import Dataset, Parts
+from .data.loader import Loader
+from .errors import UserError
+from .fitted import fit_or_reuse
+from .live import live_view
+from .models import Network, frozen_maps
+from .records import RunDirectory
+from .regularizers import Regularizer
+from .regularizers.base import MapShapes, Stage
+from .training import Learner, evaluate, make_optimizer, start_at, train
+
+
+@dataclass
+class Training:
+    """One run's training; `learner` and `regularizer` are those of stage `number`, counted from 0."""
+
+    config: RunConfig
+    stages: list[Stage]
+    source: Network
+    map_shapes: MapShapes
+    dataset: Dataset
+    parts: Parts
+    weights: str  # fingerprint of the source's
+    loader: Loader
+    directory: RunDirectory
+    number: int = field(default=0, init=False)
+    learner: Learner | None = field(default=None, init=False)
+    fit_report: dict[str, float] = field(default_factory=dict, init=False)
+    latest: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)  # what was measured last, by part
+
+    @property
+    def stage(self) -> Stage:
+        return self.stages[self.number]
+
+    @property
+    def regularizer(self) -> Regularizer:
+        return self.stage.regularizer
+
+    @property
+    def length(self) -> int:
+        """Iterations of a stage."""
+        return self.config.schedule.length(len(self.parts.train))
+
+    def carry_out(self) -> dict[str, Any]:
+        """Trains to the end; what the summary says of it, and `test_outputs`."""
+        self.source = self.source.to(self.loader.device, memory_format=torch.channels_last).freeze()
+        with distributed.first_alone():  # which removes a checkpoint that cannot be used
+            checkpoint = read_checkpoint(self.directory.checkpoint_path, self.loader.device)
+        if checkpoint is None:
+            self.directory.restore_metrics("")
+        first = checkpoint["stage"] if checkpoint else 0
+        ended, previous, seconds = [], None, 0.0
+        if checkpoint:
+            ended, previous = checkpoint["ended"], self._previous(checkpoint["previous"])
+        iterations = len(self.stages) * self.length
+        with Display(self.directory.path.name, iterations) as display:
+            for number in range(first, len(self.stages)):
+                self.number = number
+                self.learner = self._learner(previous)
+                if checkpoint:
+                    progress = self._resume(checkpoint)
+                    checkpoint = None
+                else:
+                    progress = start_at(self.number * self.length, seconds)
+                    if self.number:  # what the stage before has come to is safe from here on
+                        self._save(ended, previous, progress)
+                display.start_at(progress["iterations_done"])
+                seconds = self._train(ended, previous, progress, display)
+                ended = [
+                    *ended,
+                    {"method": type(self.regularizer).__name__, "iterations": self.length} | self._measured(),
+                ]
+                previous = self.learner.target.copy().freeze()
+        results = self._measured() | {
+            "train_seconds": seconds,
+            "images_per_second": iterations * self.config.schedule.batch_size / seconds,
+            "fit": self.fit_report,
+            "test_outputs": self.latest.get("test"),
+        }
+        return results | ({"stages": ended} if len(ended) > 1 else {})
+
+    def _previous(self, state: dict[str, torch.Tensor] | None) -> Network | None:
+        """The network that the stage before the checkpoint's left."""
+        if state is None:
+            return None
+        network = self.source.with_new_head(len(self.dataset.classes), self.config.seed)
+        network.traced.load_state_dict(state)
+        return network.freeze()
+
+    def _learner(self, previous: Network | None) -> Learner:
+        """The target as the stage finds it, beside what it is aligned to; the method is fitted and started."""
+        config, regularizer = self.config, self.regularizer
+        classes = len(self.dataset.classes)
+        target = previous.copy() if previous else self.source.with_new_head(classes, config.seed)
+        target.requires_grad_(True)
+        distributed.synchronise_batchnorm(target.traced, self.loader.device)
+        if regularizer.fitted_name:
+            fitted_to = describe_fit(config, regularizer, self.weights, self.parts.fingerprint(self.dataset))
+            batches = self.loader.passes(self.parts.train, "fit", regularizer.fit_seed)
+            cache = Path(config.cache_dir)
+            with distributed.first_alone():
+                fit_or_reuse(regularizer, self.source, batches, classes, fitted_to, self.directory, cache)
+            self.fit_report = regularizer.fit_report
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)  # of modules that the method makes
+            regularizer.start(target, self.map_shapes)
+        regularizer.to(self.loader.device)
+
+        # Of the frozen network only its maps are wanted, if anything.
+        frozen = previous if previous and self.stage.aligned_to == "previous" else self.source
+        maps = (
+            frozen_maps(frozen, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None
+        )
+        return Learner(
+            target,
+            maps,
+            make_optimizer(target, regularizer, config.schedule),
+            config.precision,
+            config.backbone.aux_weight,
+            config.compile,
+            config.schedule.accumulate,
+        )
+
+    def _train(self, ended: list, previous: Network | None, progress: dict[str, Any], display: Display) -> float:
+        """Seconds of training so far, of all stages."""
+        config = self.config
+        # Every part is measured, nothing is selected: the last iteration is what counts.
+        measured = (["val"] if len(self.parts.val) else []) + (["test"] if config.split.measures_test else [])
+
+        def evaluate_now() -> dict[str, float]:
+            for part in measured:
+                indices = getattr(self.parts, part)
+                self.latest[part] = evaluate(self.learner.target, self.loader, indices, config.precision)
+            return self._measured()
+
+        with (
+            live_view(config.logging, self.directory, progress["iterations_done"]) as show,
+            interrupts.deferred(),
+        ):
+
+            def log(line: dict[str, Any]) -> None:
+                self.directory.append_metrics(line)
+                display.metrics(line)
+                show(line)
+
+            return train(
+                self.learner,
+                self.regularizer,
+                self.loader,
+                self.parts.train,
+                config.schedule,
+                first_iteration=self.number * self.length,
+                lr_factor=self.stage.lr_factor,
+                progress=progress,
+                evaluate_now=evaluate_now,
+                log=log,
+                checkpoint=lambda progress: self._save(ended, previous, progress),
+            )
+
+    def _measured(self) -> dict[str, float]:
+        return {f"{part}_{key}": latest[key] for part, latest in self.latest.items() for key in ("top1", "loss")}
+
+    def _save(self, ended: list, previous: Network | None, progress: dict[str, Any]) -> None:
+        if not self.directory.writes:
+            return
+        state = {
+            "target": self.learner.target.state_dict(),
+            "optimizer": self.learner.optimizer.state_dict(),
+            "regularizer": self.regularizer.state_dict(),
+            "stage": self.number,
+            "ended": ended,
+            "previous": previous.traced.state_dict() if previous else None,
+            "progress": progress,
+            "metrics": self.directory.metrics(),
+        }
+        with self.directory.open(self.directory.checkpoint_path.name) as file:
+            write_checkpoint(file, state, self.loader.device)
+
+    def _resume(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """Go back to a checkpoint of this stage: the progress that training goes on from."""
+        try:
+            self.learner.target.load_state_dict(checkpoint["target"])
+            self.learner.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.regularizer.load_state_dict(checkpoint["regularizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            path = self.directory.checkpoint_path
+            raise UserError(f"{path} is of a version with another method or network. It is removed.") from error
+        self.directory.restore_metrics(checkpoint["metrics"])
+        progress = checkpoint["progress"]
+        say(f"{self.directory.path.name}: resuming after iteration {progress['iterations_done']}")
+        return progress
+
+
+def describe_fit(config: RunConfig, regularizer: Regularizer, weights: str, data: str) -> dict[str, Any]:
+    """Everything that decides what `fit` computes."""
+    backbone, schedule = config.backbone, config.schedule
+    return {
+        "method": config.reg.name,
+        "backbone": backbone.name,
+        "weights": weights,
+        "taps": backbone.taps,
+        "data": data,
+        "pixels": [backbone.resize, backbone.image_size, backbone.mean, backbone.std, config.dataset.mirror],
+        "crops": [schedule.aspect, schedule.train_crop, schedule.min_crop_area],
+        "batch_size": schedule.batch_size,
+        "options": regularizer.fit_options(),
+        "seed": regularizer.fit_seed,
+    }
