@@ -19,7 +19,7 @@ def explain(
     regularizer: Regularizer,
     loader: Loader,
     train_indices: np.ndarray,
-) -> tuple[str, str]:
+) -> tuple[str | None, str]:
     """The kind of failure (diverged, input, out of memory, program) and what to tell a person.
 
     None instead of a kind where nothing is wrong with the run: the same command may go on with it.
@@ -35,10 +35,8 @@ def explain(
     except Exception as again:
         return "program", f"{error} (and looking for the cause: {type(again).__name__}: {again})"
     if isinstance(error, torch.AcceleratorError):
-        return (
-            None,
-            f"The GPU failed ({str(error).splitlines()[0]}). The same command goes on from the last checkpoint.",
-        )
+        why = str(error).splitlines()[0]
+        return None, f"The GPU failed ({why}). The same command goes on from the last checkpoint."
     if isinstance(error, UserError):
         return "input", str(error)
     if config.deterministic and "deterministic implementation" in str(error):
