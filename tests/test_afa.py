@@ -12,7 +12,7 @@ from torch import nn
 from delta_transfer import stages
 from delta_transfer.data.loader import Loader
 from delta_transfer.models import Network
-from delta_transfer.regularizers import AFAChannel, AFASpatial
+from delta_transfer.regularizers import AFA, AFAChannel, AFASpatial
 from delta_transfer.regularizers.afa import ChannelAttention, SpatialAttention
 
 from .miniature import delta_run, tiny_overrides, write_cub
@@ -184,6 +184,9 @@ def test_the_channel_stage_goes_on_from_the_spatial_one(aligned_to, cub_root, tm
         images, _ = loader.train_batch(np.arange(18), 0)
         maps = {name: values.clone() for name, values in learner.forward_source(images).items()}
         seen = {"method": type(regularizer), "images": images, "maps": maps, "before": weights_of(learner.target)}
+        frozen = {name: value.clone() for name, value in learner.source.state_dict().items()}
+        source = learner.source
+        seen["source"] = lambda: all(torch.equal(v, frozen[name]) for name, v in source.state_dict().items())
         seconds = whole(learner, regularizer, loader, *arguments, **options)
         found.append(seen | {"after": weights_of(learner.target), "target": learner.target})
         return seconds
@@ -196,6 +199,8 @@ def test_the_channel_stage_goes_on_from_the_spatial_one(aligned_to, cub_root, tm
     # Head and BatchNorm's statistics too, bit for bit; and each stage moves what it trains.
     assert all(torch.equal(value, spatial["after"][name]) for name, value in channel["before"].items())
     assert not torch.equal(channel["after"]["conv1.weight"], channel["before"]["conv1.weight"])
+    assert spatial["maps"].keys() == channel["maps"].keys()
+    assert all(stage["source"]() for stage in found)  # what is frozen has not moved
 
     spatial["target"].traced.load_state_dict(spatial["after"])
     with torch.no_grad():
@@ -221,3 +226,24 @@ def test_both_stages_see_the_batches_that_a_run_of_both_lengths_sees(cub_root, t
     monkeypatch.setattr(Loader, "train_batch", lambda *a: seen.append(a[2]) or whole(*a))
     assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), "reg=afa") == 0
     assert seen == [0, 1, 2, 3, 4, 5]
+
+
+def test_modules_of_the_two_stages_do_not_begin_alike(cub_root, tmp_path, monkeypatch):
+    begun, whole = [], stages.make_optimizer
+
+    def spy(target, regularizer, schedule):
+        attention = next(iter(regularizer.modules_by_tap.values()))
+        begun.append(attention.layers[0].weight.detach().clone())  # A1, of the same shape in both
+        optimizer = whole(target, regularizer, schedule)
+        assert set(optimizer.param_groups[-1]["params"]) == set(regularizer.parameters())  # a group of their own
+        return optimizer
+
+    monkeypatch.setattr(stages, "make_optimizer", spy)
+    assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), "reg=afa") == 0
+    spatial, channel = begun
+    assert spatial.shape == channel.shape and not torch.equal(spatial, channel)
+
+
+def test_in_a_loop_of_ones_own_the_stages_are_used(tiny_source):
+    with pytest.raises(RuntimeError, match="AFASpatial, then AFAChannel"):
+        AFA().penalty(tiny_source, {}, {})

@@ -6,7 +6,9 @@ import os
 import stat
 
 import pytest
+import torch
 
+from delta_transfer import checkpoints
 from delta_transfer.errors import UserError
 from delta_transfer.records import RunDirectory, run_id, run_identity, write_atomically
 
@@ -110,3 +112,19 @@ def test_older_records_are_read_and_newer_ones_refused(tmp_path):
     (tmp_path / "summary.json").write_text('{"schema": 3}')
     with pytest.raises(UserError, match=r"summary.json: unknown schema 3 \(this version reads up to 2\)"):
         RunDirectory(tmp_path).summary()
+
+
+def test_a_checkpoint_of_another_version_is_named_and_not_used(tmp_path, monkeypatch, capsys):
+    def write(version: int) -> None:
+        monkeypatch.setattr(checkpoints, "FORMAT", version)
+        with open(tmp_path / "last.pt", "wb") as file:
+            checkpoints.write_checkpoint(file, {"progress": {"iterations_done": 3}}, torch.device("cpu"))
+
+    current = checkpoints.FORMAT
+    write(current)
+    assert checkpoints.read_checkpoint(tmp_path / "last.pt", torch.device("cpu"))["progress"] == {"iterations_done": 3}
+    write(current - 1)
+    monkeypatch.setattr(checkpoints, "FORMAT", current)
+    assert checkpoints.read_checkpoint(tmp_path / "last.pt", torch.device("cpu")) is None
+    assert "it is of another version of delta-transfer" in capsys.readouterr().out
+    assert not (tmp_path / "last.pt").exists()

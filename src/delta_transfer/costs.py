@@ -30,9 +30,12 @@ class Cost:
     weights_bytes: int  # of the model.safetensors that a run leaves
 
 
+NO_COST = ("alpha", "beta", "weight_decay", "channel_alpha", "channel_lr_factor", "aligned_to")  # of reg
+
+
 def decides_cost(config: RunConfig) -> tuple[str, ...]:
     """Of a step: the networks, the method but not its strength, the batch."""
-    reg = {key: value for key, value in vars(config.reg).items() if key not in ("alpha", "beta", "weight_decay")}
+    reg = {key: value for key, value in vars(config.reg).items() if key not in NO_COST}
     backbone = {key: value for key, value in vars(config.backbone).items() if key != "weights"}
     batch = config.schedule.batch_size, config.schedule.accumulate
     return repr(reg), repr(backbone), repr(batch), config.precision, config.device

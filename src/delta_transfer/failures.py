@@ -50,7 +50,7 @@ def _cause(error: NotFinite, learner: Learner, loader: Loader, train_indices: np
     if not images.isfinite().all():
         return "input", "The images of that batch are not finite either: look at backbone.mean and backbone.std."
     if learner.source is not None and not all(m.isfinite().all() for m in learner.forward_source(images).values()):
-        return "input", "Nor are the source network's feature maps of that batch: look at its weights, not at the rate."
+        return "input", "Nor are the frozen network's feature maps of that batch: look at its weights, not at the rate."
     if error.steps == 0:
         return "input", "No step had been taken: look at the source weights and the images, not at the learning rate."
     return "diverged", "Images and source network are in order. Usual causes: schedule.lr or reg.alpha is too large."
@@ -63,7 +63,7 @@ def _what_would_fit(
     schedule, kind = config.schedule, "out of memory"
     if learner is None:
         fewer = "set reg.attention.forward_images to a small number, or " if regularizer.fitted_name else ""
-        return kind, f"Out of memory before training: {fewer}reduce backbone.image_size."
+        return kind, f"Out of memory while networks and method are made: {fewer}reduce backbone.image_size."
     batch = schedule.batch_size
     for accumulate in range(schedule.accumulate, batch // 2 + 1):  # BatchNorm needs two images
         if batch % accumulate:

@@ -55,12 +55,12 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
     """
     device = set_up(config)
     require_live_view(config.logging)
-    regularizer = build_regularizer(config.reg)
+    stages = build_regularizer(config.reg).stages()
+    needs_taps = any(stage.regularizer.needs_taps for stage in stages)
     require(
-        bool(config.backbone.taps) or not regularizer.needs_taps,
+        bool(config.backbone.taps) or not needs_taps,
         f"reg={config.reg.name} compares feature maps, but backbone.taps is empty.",
     )
-    stages = regularizer.stages()
     shares = distributed.processes() * config.schedule.accumulate
     for stage in stages:
         stage.regularizer.parts = shares
@@ -71,7 +71,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
     )
     with distributed.first_alone():  # either may download
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
-        source = build_source(config.backbone, config.seed, tapped=regularizer.needs_taps)
+        source = build_source(config.backbone, config.seed, tapped=needs_taps)
         Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
         dataset.fingerprint  # noqa: B018 - reads all images, and remembers for the other processes and runs
     parts = split_parts(dataset, config.dataset, config.split)
@@ -82,8 +82,9 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
     before = distributed.of_first(lambda: directory.summary() or older_record(runs, config, dataset, weights))
     if (ended := ended_before(name, before, config.retry_failed)) is not None:
         return ended
-    batch, trains = config.schedule.batch_size // shares, not regularizer.freezes_backbone
-    shapes = source.map_shapes(batch, config.backbone.image_size, training=trains)
+    trains_backbone = any(not stage.regularizer.freezes_backbone for stage in stages)
+    batch = config.schedule.batch_size // shares
+    shapes = source.map_shapes(batch, config.backbone.image_size, training=trains_backbone)
     say_if_incomplete(config, dataset)
     say_what_accumulation_changes(config.schedule)
     loader = make_loader(config, dataset, device)
@@ -94,13 +95,15 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         directory.start_anew(OmegaConf.to_yaml(OmegaConf.structured(config)))
         summary = describe_run(config, name, dataset, parts, weights, device) | {
             "overrides": list(overrides),
-            "iterations": len(stages) * config.schedule.length(len(parts.train)),
         }
         training = Training(config, stages, source, shapes, dataset, parts, weights, loader, directory)
+        summary["iterations"] = training.iterations
+        if len(stages) > 1:
+            say(f"{name}: {len(stages)} stages of {training.length:,} iterations")
         try:
             results = training.carry_out()
             write_outputs(directory, training.learner.target, results.pop("test_outputs"), parts)
-            summary |= results | {"peak_memory_bytes": peak_memory(device), "finished": timestamp()}
+            summary |= results | training.so_far() | {"peak_memory_bytes": peak_memory(device), "finished": timestamp()}
             directory.write_summary(summary)
         except (OSError, InUse):  # nothing is wrong with the run: what it has done is kept
             raise
@@ -111,6 +114,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
             failure, message = explain(error, config, training.learner, training.regularizer, loader, parts.train)
             if failure is not None:
                 with distributed.first_alone():  # it has written before another ends, and with it all
+                    summary |= training.so_far()
                     directory.write_summary(summary | {"error": message, "failure": failure, "finished": timestamp()})
                     if failure in ("diverged", "input"):  # which going on would not mend
                         directory.remove_checkpoint()

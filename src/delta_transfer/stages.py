@@ -38,6 +38,7 @@ class Training:
     number: int = field(default=0, init=False)
     learner: Learner | None = field(default=None, init=False)
     fit_report: dict[str, float] = field(default_factory=dict, init=False)
+    ended: list[dict[str, Any]] = field(default_factory=list, init=False)  # what the stages before came to
     latest: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)  # what was measured last, by part
 
     @property
@@ -53,48 +54,53 @@ class Training:
         """Iterations of a stage."""
         return self.config.schedule.length(len(self.parts.train))
 
+    @property
+    def iterations(self) -> int:
+        return len(self.stages) * self.length
+
     def carry_out(self) -> dict[str, Any]:
         """Trains to the end; what the summary says of it, and `test_outputs`."""
         self.source = self.source.to(self.loader.device, memory_format=torch.channels_last).freeze()
         with distributed.first_alone():  # which removes a checkpoint that cannot be used
             checkpoint = read_checkpoint(self.directory.checkpoint_path, self.loader.device)
+        previous, seconds = None, 0.0
         if checkpoint is None:
             self.directory.restore_metrics("")
-        first = checkpoint["stage"] if checkpoint else 0
-        ended, previous, seconds = [], None, 0.0
-        if checkpoint:
-            ended, previous = checkpoint["ended"], self._previous(checkpoint["previous"])
-        iterations = len(self.stages) * self.length
-        with Display(self.directory.path.name, iterations) as display:
-            for number in range(first, len(self.stages)):
-                self.number = number
-                self.learner = self._learner(previous)
-                if checkpoint:
-                    progress = self._resume(checkpoint)
-                    checkpoint = None
-                else:
-                    progress = start_at(self.number * self.length, seconds)
-                    if self.number:  # what the stage before has come to is safe from here on
-                        self._save(ended, previous, progress)
-                display.start_at(progress["iterations_done"])
-                seconds = self._train(ended, previous, progress, display)
-                ended = [
-                    *ended,
-                    {"method": type(self.regularizer).__name__, "iterations": self.length} | self._measured(),
-                ]
-                previous = self.learner.target.copy().freeze()
-        results = self._measured() | {
+        else:
+            self.number, self.ended = checkpoint["stage"], checkpoint["ended"]
+            if checkpoint["previous"] is not None:
+                previous = self._previous(checkpoint["previous"])
+        while True:
+            self.learner = None  # of the stage before: room for the next
+            self.learner = self._learner(previous)
+            if checkpoint:
+                progress = self._resume(checkpoint)
+                checkpoint = None
+            else:
+                progress = start_at(self.number * self.length, seconds)
+                if self.number:  # what the stage before has come to is safe from here on
+                    self._save(previous, progress)
+                    if interrupts.received() is not None:
+                        raise interrupts.Stopped
+            seconds = self._train(previous, progress)
+            stage = {"method": type(self.regularizer).__name__, "iterations": self.length}
+            self.ended = [*self.ended, stage | self._measured()]
+            if self.number + 1 == len(self.stages):
+                break
+            self.number += 1
+            previous = self.learner.target.copy().freeze()
+        return self._measured() | {
             "train_seconds": seconds,
-            "images_per_second": iterations * self.config.schedule.batch_size / seconds,
-            "fit": self.fit_report,
+            "images_per_second": self.iterations * self.config.schedule.batch_size / seconds,
             "test_outputs": self.latest.get("test"),
         }
-        return results | ({"stages": ended} if len(ended) > 1 else {})
 
-    def _previous(self, state: dict[str, torch.Tensor] | None) -> Network | None:
+    def so_far(self) -> dict[str, Any]:
+        """For the record, whether the run ends well or not."""
+        return {"fit": self.fit_report} | ({"stages": self.ended} if len(self.stages) > 1 else {})
+
+    def _previous(self, state: dict[str, torch.Tensor]) -> Network:
         """The network that the stage before the checkpoint's left."""
-        if state is None:
-            return None
         network = self.source.with_new_head(len(self.dataset.classes), self.config.seed)
         network.traced.load_state_dict(state)
         return network.freeze()
@@ -114,7 +120,8 @@ class Training:
                 fit_or_reuse(regularizer, self.source, batches, classes, fitted_to, self.directory, cache)
             self.fit_report = regularizer.fit_report
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)  # of modules that the method makes
+            # Of modules that the method makes; another one in a later stage, whose modules would begin alike.
+            torch.manual_seed(config.seed + 2**32 * self.number)
             regularizer.start(target, self.map_shapes)
         regularizer.to(self.loader.device)
 
@@ -133,7 +140,7 @@ class Training:
             config.schedule.accumulate,
         )
 
-    def _train(self, ended: list, previous: Network | None, progress: dict[str, Any], display: Display) -> float:
+    def _train(self, previous: Network | None, progress: dict[str, Any]) -> float:
         """Seconds of training so far, of all stages."""
         config = self.config
         # Every part is measured, nothing is selected: the last iteration is what counts.
@@ -146,9 +153,11 @@ class Training:
             return self._measured()
 
         with (
+            Display(self.directory.path.name, self.iterations) as display,
             live_view(config.logging, self.directory, progress["iterations_done"]) as show,
             interrupts.deferred(),
         ):
+            display.start_at(progress["iterations_done"])
 
             def log(line: dict[str, Any]) -> None:
                 self.directory.append_metrics(line)
@@ -166,13 +175,13 @@ class Training:
                 progress=progress,
                 evaluate_now=evaluate_now,
                 log=log,
-                checkpoint=lambda progress: self._save(ended, previous, progress),
+                checkpoint=lambda progress: self._save(previous, progress),
             )
 
     def _measured(self) -> dict[str, float]:
         return {f"{part}_{key}": latest[key] for part, latest in self.latest.items() for key in ("top1", "loss")}
 
-    def _save(self, ended: list, previous: Network | None, progress: dict[str, Any]) -> None:
+    def _save(self, previous: Network | None, progress: dict[str, Any]) -> None:
         if not self.directory.writes:
             return
         state = {
@@ -180,7 +189,7 @@ class Training:
             "optimizer": self.learner.optimizer.state_dict(),
             "regularizer": self.regularizer.state_dict(),
             "stage": self.number,
-            "ended": ended,
+            "ended": self.ended,
             "previous": previous.traced.state_dict() if previous else None,
             "progress": progress,
             "metrics": self.directory.metrics(),

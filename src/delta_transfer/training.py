@@ -105,8 +105,9 @@ def make_optimizer(target: Network, regularizer: Regularizer, schedule: Schedule
         for parameter in target.head_parameters().values():
             parameter.requires_grad_(True)
     groups = [
-        {"params": [*target.head_parameters().values(), *regularizer.parameters()], "lr_factor": 1.0},
+        {"params": list(target.head_parameters().values()), "lr_factor": 1.0},
         {"params": list(target.backbone_parameters().values()), "lr_factor": schedule.backbone_lr_factor},
+        {"params": list(regularizer.parameters()), "lr_factor": 1.0},
     ]
     for group in groups:
         group["params"] = [p for p in group["params"] if p.requires_grad]

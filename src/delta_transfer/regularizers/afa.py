@@ -123,9 +123,6 @@ class AFA(Regularizer):
     Each stage takes the whole schedule: 4,500 iterations each as published, with schedule.iterations=4500.
     """
 
-    needs_source = True
-    needs_taps = True
-
     def __init__(
         self,
         alpha: float = 0.1,
@@ -138,6 +135,9 @@ class AFA(Regularizer):
         super().__init__(beta=beta, weight_decay=weight_decay)
         self.alpha, self.channel_alpha = alpha, channel_alpha  # of the two stages
         self.channel_lr_factor, self.aligned_to = channel_lr_factor, aligned_to
+
+    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        raise RuntimeError("AFA is two stages: in a loop of your own use AFASpatial, then AFAChannel.")
 
     def stages(self) -> list[Stage]:
         common = {"beta": self.beta, "weight_decay": self.weight_decay}
