@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import distributed, interrupts
@@ -121,7 +122,8 @@ class Training:
             self.fit_report = regularizer.fit_report
         with torch.random.fork_rng(devices=[]):
             # Of modules that the method makes; another one in a later stage, whose modules would begin alike.
-            torch.manual_seed(config.seed + 2**32 * self.number)
+            later = int(np.random.default_rng((config.seed, self.number)).integers(2**32))
+            torch.manual_seed(later if self.number else config.seed)
             regularizer.start(target, self.map_shapes)
         regularizer.to(self.loader.device)
 
