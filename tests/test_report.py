@@ -69,6 +69,23 @@ def four_methods():
     ]
 
 
+def test_a_method_with_stages_is_compared_where_its_iterations_are_the_same_in_all():
+    """AFA takes the schedule twice: beside it stands a DELTA of twice the iterations, not one of half its cost."""
+    both = {"iterations": 600, "stages": [{"iterations": 300}, {"iterations": 300}]}
+    records = [record("l2", s, 50.0) for s in (0, 1)] + [record("delta", s, 51.0) for s in (0, 1)]
+    records += [record("afa", s, 54.0, alpha=0.1, **both) for s in (0, 1)]
+    records += [record("delta", s, 53.0, schedule__iterations=600, iterations=600) for s in (0, 1)]
+    made = compare(records)
+    assert [(row.settings, set(row.cells)) for row in made.rows] == [
+        ("schedule.iterations=300", {"l2", "delta"}),
+        ("schedule.iterations=600", {"delta", "afa"}),
+    ]
+    assert "AFA: alpha=0.1, beta=0.01, stages=2" in made.notes
+    times = ["L2 100.5 s (300 iterations)", "DELTA 100.5 s (300 iterations)", "DELTA 100.5 s (600 iterations)"]
+    times += ["AFA 100.5 s (600 iterations)"]
+    assert f"Mean training time per run: {', '.join(times)}" in made.notes
+
+
 def save(folder, records):
     for r in records:
         run = folder / "runs" / r["run_id"]

@@ -171,7 +171,9 @@ def describe(records: list[dict], methods: list[str]) -> list[str]:
     notes = []
     for method in methods:
         # Only what all runs of the column share; the rest is in the settings of the rows.
-        constant = common([reg_settings(run) for run in by_method[method]], ["reg.alpha", "reg.beta"])
+        views = [reg_settings(run) | {"stages": stages(run)} for run in by_method[method]]
+        keys = ["reg.alpha", "reg.channel_alpha", "reg.beta"] + ["stages"] * (views[0]["stages"] > 1)
+        constant = common(views, keys)
         if constant:
             notes.append(f"{display(method)}: {show(constant).replace('reg.', '')}")
 
@@ -197,10 +199,13 @@ def describe(records: list[dict], methods: list[str]) -> list[str]:
         notes.append(f"Commits: {', '.join(commits)}")
 
     times = []
+    several = len(distinct(facts(record)["iterations"] for record in records)) > 1
     for method in methods:
-        seconds = [run["train_seconds"] for run in by_method[method] if is_number(run.get("train_seconds"))]
-        if seconds:
-            times.append(f"{display(method)} {duration(statistics.fmean(seconds))}")
+        for iterations, runs in grouped(by_method[method], lambda run: facts(run)["iterations"]):
+            seconds = [run["train_seconds"] for run in runs if is_number(run.get("train_seconds"))]
+            if seconds:
+                length = f" ({iterations} iterations)" if several and iterations else ""
+                times.append(f"{display(method)} {duration(statistics.fmean(seconds))}{length}")
     if times:
         notes.append(f"Mean training time per run: {', '.join(times)}")
     return notes
@@ -276,10 +281,20 @@ def settings(record: dict, metric: str) -> dict[str, object]:
     ignored = NOT_SETTINGS | {"reg"} | ({"split.fold"} if metric == "val_top1" else set())
     flat = SINCE_SCHEMA_2 | flatten(config_of(record))
     kept = {k: v for k, v in flat.items() if not within(k, ignored)}
+    # Each stage takes the whole schedule: runs are compared where they took the same in all.
+    for length in ("schedule.iterations", "schedule.epochs"):
+        if is_number(kept.get(length)):
+            kept[length] *= stages(record)
     # The same weights may lie in different places, so a path is looked at only where there is no fingerprint.
     weights = record.get("weights_fingerprint") or flat.get("backbone.weights")
     fingerprint, selection = record.get("dataset_fingerprint"), record.get("selection")
     return kept | flatten({"dataset_fingerprint": fingerprint, "weights": weights, "selection": selection})
+
+
+def stages(record: dict) -> int:
+    """How many, each as long as the schedule, the run was trained in."""
+    ended = record.get("stages")
+    return len(ended) if isinstance(ended, list) and ended else 1
 
 
 def reg_settings(record: dict) -> dict[str, object]:
