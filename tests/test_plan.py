@@ -45,14 +45,16 @@ def rows(output: str) -> dict[str, tuple[int, int, int]]:
 
 
 METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta")
+DEMO = (*METHODS, "afa")
 PAPER = ("mit67", "dogs", "caltech256_30", "caltech256_60", "cub", "food101")
 ALL = ",".join(METHODS)
 
 # Data sets, backbone, runs of each with one method and one seed, and what the sweep says of methods and seeds.
 EXPECTED = {
-    "demo": (["glyphs"], ["small_resnet"], 1, ALL, "range(3)"),
+    "demo": (["glyphs"], ["small_resnet"], 1, ",".join(DEMO), "range(3)"),
     "cub50_small": (["cub"], ["resnet18"], 1, None, None),
     "table_quick": (["cub"], ["resnet18"], 1, ALL, "range(3)"),
+    "afa_dogs": (["dogs"], ["resnet101", "mobilenet_v2"], 1, "afa", "range(5)"),
     "paper_main": (PAPER, ["resnet101", "inception_v3"], 1, ALL, "range(5)"),
     "paper_augmented": (PAPER, ["resnet101", "inception_v3"], 1, ALL, "range(5)"),
     "sample_rates": (["cub", "cars", "aircraft"], ["resnet50"], 4, ALL, "range(5)"),
@@ -82,11 +84,11 @@ def test_dry_run_of_every_experiment(experiment, tmp_path, monkeypatch, capsys, 
     assert not list(tmp_path.iterdir())
 
 
-def test_demo_is_five_methods_and_three_seeds(tmp_path, monkeypatch, capsys, measured):
+def test_demo_is_six_methods_and_three_seeds(tmp_path, monkeypatch, capsys, measured):
     monkeypatch.chdir(tmp_path)
     output = dry_run(monkeypatch, capsys, "+experiment=demo")
-    assert rows(output) == {f"glyphs, small_resnet, {reg}": (3, 0, 3) for reg in METHODS}
-    assert "15 runs: 0 finished, 15 to do" in output
+    assert rows(output) == {f"glyphs, small_resnet, {reg}": (3, 0, 3) for reg in DEMO}
+    assert "18 runs: 0 finished, 18 to do" in output
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,8 @@ def test_published_values_apply_to_their_data_set_only():
         ("tll_delta", ["dataset=cub", "schedule=tll", "reg=delta"], {"reg.alpha": 0.01, "reg.attention.images": 320}),
         ("tll_caltech101", ["dataset=caltech101", "schedule=tll"], {"schedule.lr": 0.001}),
         ("quick_delta", ["dataset=cub", "schedule=quick", "reg=delta"], {"reg.attention.images": 64}),
+        ("dogs_mobilenet_v2_afa", ["dataset=dogs", "reg=afa"], {"reg.alpha": 0.09, "reg.channel_alpha": 0.04}),
+        ("dogs_resnet101_afa", ["reg=afa"], {"reg.channel_alpha": 0.15, "schedule.iterations": 4500}),
         ("none", ["dataset=dogs", "reg=delta"], {"reg.alpha": 0.01}),
     ],
 )
@@ -123,6 +127,13 @@ def test_values_of_one_data_set_or_protocol(values, overrides, expected):
     for key, value in expected.items():
         assert attrgetter(key)(config) == value
     assert values in names("experiment/values")
+
+
+def test_afa_has_its_values_for_each_network():
+    of_mobilenet = composed("+experiment=afa_dogs", "backbone=mobilenet_v2")
+    of_resnet = composed("+experiment=afa_dogs", "backbone=resnet101")
+    found = [(c.reg.alpha, c.reg.channel_alpha, c.schedule.iterations) for c in (of_resnet, of_mobilenet)]
+    assert found == [(0.1, 0.15, 4500), (0.09, 0.04, 4500)]
 
 
 def test_augmented_differs_from_main_in_the_protocol_only():
