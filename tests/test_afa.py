@@ -133,6 +133,28 @@ def test_gradient_of_the_modules_is_that_of_finite_differences(method, maps):
         assert bias.sum().abs() < 1e-12
 
 
+@pytest.mark.parametrize("method", [AFASpatial, AFAChannel])
+def test_what_attention_does_is_observed(method, maps, monkeypatch):
+    """Mass on one position or channel: entropy 0; there the maps agree, so all of Omega is removed. Or they do not."""
+    target, source = (m.detach().clone() for m in maps)
+    places = P if method is AFASpatial else C
+    one = torch.zeros(B, places, dtype=torch.float64)
+    one[:, 0] = 1
+    made = started(method)
+    monkeypatch.setattr(made, "weights", lambda tap, source_map: one)
+    flat = (target.flatten(2), source.flatten(2))
+    where = (slice(None), slice(None), 0) if method is AFASpatial else (slice(None), 0)
+    flat[0][where] = flat[1][where]
+    made.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})
+    assert made.observed["attention_entropy"].item() == 0 and made.observed["attention_removes"].item() == 1
+    monkeypatch.setattr(made, "weights", lambda tap, source_map: torch.full_like(one, 1 / places))
+    made.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})
+    assert made.observed["attention_entropy"].item() == pytest.approx(1)
+    assert made.observed["attention_removes"].item() == pytest.approx(0, abs=1e-6)
+    made.penalty(OneTap, {"layer1.0": source}, {"layer1.0": source})
+    assert made.observed["attention_removes"].item() == 0
+
+
 @pytest.mark.parametrize(
     ("method", "attention", "expected"),
     [
@@ -144,7 +166,7 @@ def test_gradient_of_the_modules_is_that_of_finite_differences(method, maps):
 )
 def test_small_values(method, attention, expected):
     """The facts sheet: D = 1 everywhere, B=2, C=3, H=W=2."""
-    assert method.distance(torch.ones(2, 3, 2, 2), attention).item() == pytest.approx(expected)
+    assert method.distance(method.squares(torch.ones(2, 3, 2, 2)), attention).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +238,10 @@ def test_the_channel_stage_goes_on_from_the_spatial_one(aligned_to, cub_root, tm
     lines = [json.loads(line) for line in path.with_name("metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["lr"] for line in lines] == pytest.approx([0.02, 0.02, 0.002, 0.002, 0.002, 0.0002])
+    assert [line["stage"] for line in lines] == [1, 1, 1, 2, 2, 2]
+    for line in lines:  # what is observed of the attention is no part of the loss
+        assert line["loss"] == pytest.approx(line["cross_entropy"] + line["feature_maps"] + line["head"])
+        assert 0 < line["attention_entropy"] < 1 and line["attention_removes"] < 1
     for stage, line in zip(summary["stages"], (lines[2], lines[5]), strict=True):
         assert stage["iterations"] == 3 and stage["test_top1"] == line["test_top1"]
     assert summary["test_top1"] == lines[-1]["test_top1"]

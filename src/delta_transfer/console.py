@@ -14,6 +14,7 @@ from .untrusted import printable
 # Keys of a metrics line that the progress display does not repeat as loss terms.
 NOT_LOSS_TERMS = {
     "step",
+    "stage",
     "lr",
     "loss",
     "gradient_norm",
@@ -24,6 +25,10 @@ NOT_LOSS_TERMS = {
     "test_top1",
     "test_loss",
 }
+
+
+def is_loss(name: str) -> bool:
+    return name not in NOT_LOSS_TERMS and not name.startswith("attention_")
 
 
 class Display:
@@ -86,7 +91,7 @@ class Display:
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl."""
-        losses = "  ".join(f"{name} {value:.3g}" for name, value in line.items() if name not in NOT_LOSS_TERMS)
+        losses = "  ".join(f"{name} {value:.3g}" for name, value in line.items() if is_loss(name))
         accuracy = "  ".join(
             f"{part} {line[f'{part}_top1']:.1f} %" for part in ("train", "val", "test") if f"{part}_top1" in line
         )

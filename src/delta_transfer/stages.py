@@ -162,6 +162,8 @@ class Training:
             display.start_at(progress["iterations_done"])
 
             def log(line: dict[str, Any]) -> None:
+                if len(self.stages) > 1:
+                    line = {"step": line["step"], "stage": self.number + 1} | line
                 self.directory.append_metrics(line)
                 display.metrics(line)
                 show(line)

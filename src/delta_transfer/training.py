@@ -164,12 +164,13 @@ def train(
             group["lr"] = lr * group["lr_factor"]
         torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
         logits, terms = regularizer.update(learner, images, labels)
-        window.add(logits, labels, terms | {GRADIENT_NORM: learner.gradient_norm})
+        window.add(logits, labels, terms | regularizer.observed | {GRADIENT_NORM: learner.gradient_norm})
 
         done = iteration + 1
         evaluating = done == end or (schedule.eval_every and done % schedule.eval_every == 0)
         if done % schedule.log_every == 0 or evaluating:
-            line = {"step": done, "lr": lr} | window.close(lr)  # the only place that waits for the device
+            # The only place that waits for the device.
+            line = {"step": done, "lr": lr} | window.close(lr, [*regularizer.observed, GRADIENT_NORM])
             line["images_per_second"] = clock.lap(window.images)
             if evaluating:
                 line |= evaluate_now()
@@ -255,20 +256,17 @@ class _Window:
         self.correct.append((logits.argmax(dim=1) == labels).sum())
         self.images += len(labels) * distributed.processes()
 
-    def close(self, lr: float) -> dict[str, float]:
+    def close(self, lr: float, observed: list[str]) -> dict[str, float]:
+        """Their means; those named `observed` are no part of the loss."""
         rows = distributed.average(torch.stack(self.rows)).tolist()
         for iteration, row in enumerate(rows, self.first_iteration):
             _check_finite(dict(zip(self.names, row, strict=True)), iteration, iteration, lr)
         means = {
             name: sum(column) / len(rows) for name, column in zip(self.names, zip(*rows, strict=True), strict=True)
         }
-        norm = means.pop(GRADIENT_NORM)
+        beside = {name: means.pop(name) for name in observed}
         correct = distributed.average(torch.stack(self.correct).sum().double()).item() * distributed.processes()
-        return means | {
-            "loss": sum(means.values()),
-            GRADIENT_NORM: norm,
-            "train_top1": 100 * correct / self.images,
-        }
+        return means | {"loss": sum(means.values())} | beside | {"train_top1": 100 * correct / self.images}
 
     def state(self) -> dict[str, Any]:
         tensors = {name: torch.stack(getattr(self, name)).cpu() for name in ("rows", "correct") if self.images}

@@ -4,8 +4,12 @@ S_l is the source's feature map at tap l, (B, C_l, H_l, W_l), with P_l = H_l W_l
 minus the source's. The attention a_l is a function of S_l, of each image its own, and is learned with the target.
 Loss = CE + alpha * Omega + beta/2 * ||head||^2. Omega is a mean over the batch without a division by H W, so that alpha
 does not mean what it means for DELTA: with equal weights a layer's term of DELTA is B / (H W) times AFA's.
+
+The modules minimise the same Omega, so that attention drifts to where source and target agree anyway: the log shows its
+entropy and what part of Omega it removes.
 """
 
+import math
 from typing import ClassVar
 
 import torch
@@ -75,14 +79,29 @@ class _LearnedAttention(Regularizer):
             return self.modules_by_tap[tap.replace(".", "/")](full_precision(source_map.detach()))
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
-        omega = 0.0
+        omega = uniform = entropy = 0.0
         for tap in target.taps:
             difference = full_precision(outputs[tap]) - full_precision(source_outputs[tap])
-            omega = omega + self.distance(difference, self.weights(tap, source_outputs[tap]))
+            squares, weights = self.squares(difference), self.weights(tap, source_outputs[tap])
+            omega = omega + self.distance(squares, weights)
+            with torch.no_grad():
+                uniform += 0.5 * squares.sum(dim=1).mean()
+                entropy += torch.special.entr(weights).sum(dim=1).mean() / math.log(weights.shape[1])
+        self.observed = {
+            # 1: all alike; 0: all on one position or channel.
+            "attention_entropy": entropy / len(target.taps),
+            # Of Omega with a = 1/P or 1/C; negative where attention adds to it. Nothing is removed from nothing.
+            "attention_removes": torch.where(uniform > 0, 1 - omega.detach() / uniform.clamp_min(1e-30), 0.0),
+        }
         return {"feature_maps": self.alpha * omega} | self.head_penalty(target)
 
     @staticmethod
-    def distance(difference: Tensor, weights: Tensor) -> Tensor:
+    def squares(difference: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, P) or (B, C): summed over what is not weighted."""
+        raise NotImplementedError
+
+    @staticmethod
+    def distance(squares: Tensor, weights: Tensor) -> Tensor:
         raise NotImplementedError
 
 
@@ -95,8 +114,11 @@ class AFASpatial(_LearnedAttention):
     attention = SpatialAttention
 
     @staticmethod
-    def distance(difference: Tensor, weights: Tensor) -> Tensor:
-        squares = difference.square().sum(dim=1).flatten(1)  # (B, P)
+    def squares(difference: Tensor) -> Tensor:
+        return difference.square().sum(dim=1).flatten(1)
+
+    @staticmethod
+    def distance(squares: Tensor, weights: Tensor) -> Tensor:
         return 0.5 * ((weights.shape[1] * weights).square() * squares).sum(dim=1).mean()
 
 
@@ -109,8 +131,11 @@ class AFAChannel(_LearnedAttention):
     attention = ChannelAttention
 
     @staticmethod
-    def distance(difference: Tensor, weights: Tensor) -> Tensor:
-        squares = difference.square().sum(dim=(2, 3))  # (B, C)
+    def squares(difference: Tensor) -> Tensor:
+        return difference.square().sum(dim=(2, 3))
+
+    @staticmethod
+    def distance(squares: Tensor, weights: Tensor) -> Tensor:
         return 0.5 * weights.shape[1] * (weights * squares).sum(dim=1).mean()
 
 

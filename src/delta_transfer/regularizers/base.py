@@ -44,6 +44,8 @@ class Regularizer(nn.Module):
     def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
         super().__init__()
         self.fit_report: dict[str, float] = {}
+        # Scalars that `penalty` saw, for the log beside its terms; names begin with "attention_".
+        self.observed: dict[str, Tensor] = {}
         self.beta = beta
         self.weight_decay = weight_decay  # of the optimizer
 
@@ -95,7 +97,7 @@ class Regularizer(nn.Module):
 
         Whoever overrides it calls `learner.backward` for each part of `learner.split`, and then `learner.step`, once.
         """
-        logits, terms = [], []
+        logits, terms, observed = [], [], []
         for part, part_labels in learner.split(images, labels):
             outputs = learner.forward(part)
             source_outputs = learner.forward_source(part) if self.needs_source else None
@@ -104,7 +106,14 @@ class Regularizer(nn.Module):
             del outputs, source_outputs  # not needed while the backward pass fills the memory
             learner.backward(sum(losses.values()))
             terms.append({name: loss.detach() for name, loss in losses.items()})
+            observed.append(self.observed)
         learner.step()
-        if len(terms) == 1:
-            return logits[0], terms[0]
-        return torch.cat(logits), {name: torch.stack([t[name] for t in terms]).mean(dim=0) for name in terms[0]}
+        self.observed = mean_of(observed)
+        return torch.cat(logits), mean_of(terms)
+
+
+def mean_of(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of each name's scalars."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-NOT_TERMS = re.compile("step|lr|cross_entropy|loss|gradient_norm|train_top1|images_per_second|(test|val)_.*")
+NOT_TERMS = re.compile(
+    "step|stage|lr|attention_.*|cross_entropy|loss|gradient_norm|train_top1|images_per_second|(test|val)_.*"
+)
 
 
 def penalty_terms(columns: Iterable[str]) -> list[str]:
