@@ -135,7 +135,7 @@ def test_gradient_of_the_modules_is_that_of_finite_differences(method, maps):
 
 @pytest.mark.parametrize("method", [AFASpatial, AFAChannel])
 def test_what_attention_does_is_observed(method, maps, monkeypatch):
-    """Mass on one position or channel: entropy 0; there the maps agree, so all of Omega is removed. Or they do not."""
+    """Mass on one position or channel: entropy 0; there the maps agree, so that nothing is left of Omega."""
     target, source = (m.detach().clone() for m in maps)
     places = P if method is AFASpatial else C
     one = torch.zeros(B, places, dtype=torch.float64)
@@ -145,14 +145,14 @@ def test_what_attention_does_is_observed(method, maps, monkeypatch):
     flat = (target.flatten(2), source.flatten(2))
     where = (slice(None), slice(None), 0) if method is AFASpatial else (slice(None), 0)
     flat[0][where] = flat[1][where]
-    made.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})
-    assert made.observed["attention_entropy"].item() == 0 and made.observed["attention_removes"].item() == 1
+    terms = made.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})
+    assert made.observed["attention_entropy"].item() == 0 and terms["feature_maps"].item() == 0
+    uniform = 0.3 / (2 * B) * (target - source).square().sum().item()
+    assert made.observed["attention_uniform"].item() == pytest.approx(uniform)
     monkeypatch.setattr(made, "weights", lambda tap, source_map: torch.full_like(one, 1 / places))
-    made.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})
+    terms = made.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})
     assert made.observed["attention_entropy"].item() == pytest.approx(1)
-    assert made.observed["attention_removes"].item() == pytest.approx(0, abs=1e-6)
-    made.penalty(OneTap, {"layer1.0": source}, {"layer1.0": source})
-    assert made.observed["attention_removes"].item() == 0
+    assert made.observed["attention_uniform"].item() == pytest.approx(terms["feature_maps"].item()) != 0
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_the_channel_stage_goes_on_from_the_spatial_one(aligned_to, cub_root, tm
     assert [line["stage"] for line in lines] == [1, 1, 1, 2, 2, 2]
     for line in lines:  # what is observed of the attention is no part of the loss
         assert line["loss"] == pytest.approx(line["cross_entropy"] + line["feature_maps"] + line["head"])
-        assert 0 < line["attention_entropy"] < 1 and line["attention_removes"] < 1
+        assert 0 < line["attention_entropy"] < 1 and line["attention_uniform"] > 0
     for stage, line in zip(summary["stages"], (lines[2], lines[5]), strict=True):
         assert stage["iterations"] == 3 and stage["test_top1"] == line["test_top1"]
     assert summary["test_top1"] == lines[-1]["test_top1"]

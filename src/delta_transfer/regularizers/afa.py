@@ -6,7 +6,7 @@ Loss = CE + alpha * Omega + beta/2 * ||head||^2. Omega is a mean over the batch 
 does not mean what it means for DELTA: with equal weights a layer's term of DELTA is B / (H W) times AFA's.
 
 The modules minimise the same Omega, so that attention drifts to where source and target agree anyway: the log shows its
-entropy and what part of Omega it removes.
+entropy and what the penalty would be with uniform weights.
 """
 
 import math
@@ -90,8 +90,8 @@ class _LearnedAttention(Regularizer):
         self.observed = {
             # 1: all alike; 0: all on one position or channel.
             "attention_entropy": entropy / len(target.taps),
-            # Of Omega with a = 1/P or 1/C; negative where attention adds to it. Nothing is removed from nothing.
-            "attention_removes": torch.where(uniform > 0, 1 - omega.detach() / uniform.clamp_min(1e-30), 0.0),
+            # What the penalty is with a = 1/P or 1/C: attention removes the share 1 - feature_maps / attention_uniform.
+            "attention_uniform": self.alpha * uniform,
         }
         return {"feature_maps": self.alpha * omega} | self.head_penalty(target)
 
