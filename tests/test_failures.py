@@ -8,7 +8,7 @@ import torch
 
 from delta_transfer.data.loader import Loader
 from delta_transfer.models import Network
-from delta_transfer.regularizers import REGULARIZERS, DELTAWithoutAttention, Regularizer
+from delta_transfer.regularizers import REGULARIZERS, AFAChannel, DELTAWithoutAttention, Regularizer
 from delta_transfer.training import Learner
 
 from .miniature import delta_run, tiny_overrides, write_cub
@@ -46,6 +46,16 @@ def test_a_loss_that_diverges_names_term_iteration_and_rate(cub_root, tmp_path, 
     assert "'feature_maps' became nan at iteration 1 (learning rate 0.01)" in summary["error"]
     assert "Images and source network are in order" in summary["error"] and "reg.alpha" in summary["error"]
     assert summary["error"] in capsys.readouterr().err
+
+
+def test_a_later_stage_that_diverges_leaves_what_the_earlier_came_to(cub_root, tmp_path, monkeypatch):
+    poison(monkeypatch, AFAChannel, "penalty", 1, float("nan"))
+    summary = failed(monkeypatch, cub_root, tmp_path, "reg=afa")
+    assert summary["failure"] == "diverged" and summary["test_top1"] is None
+    assert "at iteration 4 (learning rate 0.001)" in summary["error"]
+    assert "schedule.lr or reg.alpha or reg.channel_alpha is too large" in summary["error"]
+    (spatial,) = summary["stages"]
+    assert spatial["method"] == "AFASpatial" and spatial["test_top1"] is not None
 
 
 def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(cub_root, tmp_path, monkeypatch):

@@ -11,7 +11,16 @@ from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
 from delta_transfer.errors import UserError
 from delta_transfer.models import Network, frozen_maps
-from delta_transfer.regularizers import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention, Regularizer
+from delta_transfer.regularizers import (
+    DELTA,
+    L2,
+    L2FE,
+    L2SP,
+    AFAChannel,
+    AFASpatial,
+    DELTAWithoutAttention,
+    Regularizer,
+)
 from delta_transfer.training import Learner, evaluate, learning_rate, make_optimizer, train
 
 
@@ -38,7 +47,8 @@ def learn(source, loader, regularizer: Regularizer, precision="fp32", compiled=F
     regularizer.parts = accumulate
     schedule = ScheduleConfig(**({"iterations": 6, "batch_size": 8, "lr": 0.05, "log_every": 2} | schedule))
     target = source.with_new_head(3, seed=0).requires_grad_(True)
-    regularizer.start(target)
+    torch.manual_seed(0)
+    regularizer.start(target, source.map_shapes(8, 8, training=True))
     optimizer = make_optimizer(target, regularizer, schedule)
     maps = frozen_maps(source, precision=precision) if regularizer.needs_source else None
     learner = Learner(target, maps, optimizer, precision, compiled=compiled, accumulate=accumulate)
@@ -96,6 +106,14 @@ def test_it_learns(tiny_source, loader):
     target, lines = learn(tiny_source, loader, L2(), iterations=100)
     assert lines[-1]["cross_entropy"] < 0.5 * lines[0]["cross_entropy"]
     assert evaluate(target, loader, np.arange(24), "fp32")["top1"] > 60
+
+
+def spatial() -> AFASpatial:
+    return AFASpatial(alpha=0.01)
+
+
+def channel() -> AFAChannel:
+    return AFAChannel(alpha=0.01)
 
 
 def fitted_delta() -> DELTA:
@@ -162,7 +180,7 @@ def test_bf16_keeps_penalties_in_full_precision(tiny_source, loader):
     assert half[-1]["loss"] == pytest.approx(full[-1]["loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("regularizer", [DELTAWithoutAttention, L2FE, L2SP])
+@pytest.mark.parametrize("regularizer", [DELTAWithoutAttention, L2FE, L2SP, spatial, channel])
 def test_compiled_networks_train_the_same(tiny_source, loader, regularizer):
     _, eager = learn(tiny_source, loader, regularizer())
     _, compiled = learn(tiny_source, loader, regularizer(), compiled=True)
@@ -179,7 +197,7 @@ class WithoutBatchNorm(nn.Module):
         return self.fc(self.conv2(self.conv1(images).relu()).relu().mean(dim=(2, 3)))
 
 
-@pytest.mark.parametrize("method", [L2, L2FE, L2SP, DELTAWithoutAttention, fitted_delta])
+@pytest.mark.parametrize("method", [L2, L2FE, L2SP, DELTAWithoutAttention, fitted_delta, spatial, channel])
 def test_an_accumulated_batch_is_the_whole_batch_but_for_batchnorm(method, tiny_source, loader):
     def trained(source: Network, accumulate: int) -> tuple[dict, list[dict]]:
         regularizer = method()

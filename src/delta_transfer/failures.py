@@ -27,7 +27,7 @@ def explain(
     """
     try:
         if isinstance(error, NotFinite):
-            kind, why = _cause(error, learner, loader, train_indices)
+            kind, why = _cause(error, config, learner, loader, train_indices)
             return kind, f"{error} {why}"
         if isinstance(error, torch.OutOfMemoryError):
             traceback.clear_frames(error.__traceback__)  # they hold tensors
@@ -44,7 +44,9 @@ def explain(
     return "program", f"{type(error).__name__}: {error}".strip()
 
 
-def _cause(error: NotFinite, learner: Learner, loader: Loader, train_indices: np.ndarray) -> tuple[str, str]:
+def _cause(
+    error: NotFinite, config: RunConfig, learner: Learner, loader: Loader, train_indices: np.ndarray
+) -> tuple[str, str]:
     """Whether what went into the step was in order: then it is the training that diverged."""
     images, _ = loader.train_batch(train_indices, error.iteration)  # the same batch again
     if not images.isfinite().all():
@@ -53,7 +55,8 @@ def _cause(error: NotFinite, learner: Learner, loader: Loader, train_indices: np
         return "input", "Nor are the frozen network's feature maps of that batch: look at its weights, not at the rate."
     if error.steps == 0:
         return "input", "No step had been taken: look at the source weights and the images, not at the learning rate."
-    return "diverged", "Images and source network are in order. Usual causes: schedule.lr or reg.alpha is too large."
+    keys = ["schedule.lr", *(f"reg.{key}" for key in vars(config.reg) if key.endswith("alpha"))]
+    return "diverged", f"Images and source network are in order. Usual causes: {' or '.join(keys)} is too large."
 
 
 def _what_would_fit(
