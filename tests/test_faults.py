@@ -65,7 +65,7 @@ def metrics(run: Path) -> list[dict]:
 def assert_the_same(run: Path, expected: Path) -> None:
     """Bit for bit: metrics, weights, attention, predictions; and nothing lies about."""
     assert metrics(run) == metrics(expected)
-    for name in ("model.safetensors", "attention.safetensors"):
+    for name in [f"{name}.safetensors" for name in ("model", "attention", "method", "stage1")]:
         assert (run / name).exists() == (expected / name).exists()
         if (run / name).exists():
             found, right = load_file(run / name), load_file(expected / name)

@@ -14,7 +14,7 @@ from . import distributed
 from .console import say
 from .environment import device_name
 
-FORMAT = 3  # 2: without stages
+FORMAT = 4  # 3: without the modules of earlier stages
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 

@@ -161,7 +161,7 @@ class Plan:
             shared = f", of which {duration(once)} for what runs share (such as channel attention)" if once else ""
             total = sum(job.seconds for job in left) + once
             say(f"Time: about {duration(total)} one after the other on {device_name(device)}{shared}; without decoding")
-            kept = sum(job.cost.weights_bytes for job in left)
+            kept = sum(job.stages * job.cost.weights_bytes for job in left)
             stores = sum(self.stores.values())
             say(f"Disk: about {in_bytes(kept)} of trained weights, {in_bytes(stores)} of image stores to build")
             how = "measured" if device.type == "cuda" else f"estimated, {left[0].config.precision}"

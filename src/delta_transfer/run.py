@@ -24,11 +24,10 @@ from .errors import UserError
 from .failures import explain
 from .live import require_live_view
 from .locks import InUse
-from .models import Network
 from .models.zoo import build_source
 from .records import SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp
 from .regularizers import build_regularizer
-from .stages import Training
+from .stages import Training, cpu_weights
 from .tensor_files import fingerprint, sealed
 from .training import NotFinite
 
@@ -102,7 +101,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
             say(f"{name}: {len(stages)} stages of {training.length:,} iterations")
         try:
             results = training.carry_out()
-            write_outputs(directory, training.learner.target, results.pop("test_outputs"), parts)
+            write_outputs(directory, training, results.pop("test_outputs"), parts)
             summary |= results | training.so_far() | {"peak_memory_bytes": peak_memory(device), "finished": timestamp()}
             directory.write_summary(summary)
         except (OSError, InUse):  # nothing is wrong with the run: what it has done is kept
@@ -225,13 +224,14 @@ def describe_run(
     }
 
 
-def write_outputs(directory: RunDirectory, target: Network, test: dict[str, Any] | None, parts: Parts) -> None:
-    """Test predictions, for paired tests, and the trained weights under the model's own parameter names."""
+def write_outputs(directory: RunDirectory, training: Training, test: dict[str, Any] | None, parts: Parts) -> None:
+    """Test predictions, for paired tests, the trained weights, and what the method learned beside them."""
     if not directory.writes:
         return
     if test is not None:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, labels=test["labels"], logits=test["logits"], index=parts.test)
         directory.write("predictions.npz", buffer.getvalue())
-    weights = {key: value.cpu().contiguous() for key, value in target.weights().items()}
-    directory.write("model.safetensors", sealed(weights))
+    if training.modules:
+        directory.write("method.safetensors", sealed(training.modules))
+    directory.write("model.safetensors", sealed(cpu_weights(training.learner.target)))

@@ -20,6 +20,7 @@ from .models import Network, frozen_maps
 from .records import RunDirectory
 from .regularizers import Regularizer
 from .regularizers.base import MapShapes, Stage
+from .tensor_files import sealed
 from .training import Learner, evaluate, make_optimizer, start_at, train
 
 
@@ -40,6 +41,7 @@ class Training:
     learner: Learner | None = field(default=None, init=False)
     fit_report: dict[str, float] = field(default_factory=dict, init=False)
     ended: list[dict[str, Any]] = field(default_factory=list, init=False)  # what the stages before came to
+    modules: dict[str, torch.Tensor] = field(default_factory=dict, init=False)  # what their methods learned, by stage
     latest: dict[str, dict[str, Any]] = field(default_factory=dict, init=False)  # what was measured last, by part
 
     @property
@@ -68,7 +70,7 @@ class Training:
         if checkpoint is None:
             self.directory.restore_metrics("")
         else:
-            self.number, self.ended = checkpoint["stage"], checkpoint["ended"]
+            self.number, self.ended, self.modules = (checkpoint[key] for key in ("stage", "ended", "modules"))
             if checkpoint["previous"] is not None:
                 previous = self._previous(checkpoint["previous"])
         while True:
@@ -86,10 +88,14 @@ class Training:
             seconds = self._train(previous, progress)
             stage = {"method": type(self.regularizer).__name__, "iterations": self.length}
             self.ended = [*self.ended, stage | self._measured()]
+            for name, parameter in self.regularizer.named_parameters():
+                self.modules[f"stage{self.number + 1}.{name}"] = parameter.detach().cpu().clone()
             if self.number + 1 == len(self.stages):
                 break
             self.number += 1
             previous = self.learner.target.copy().freeze()
+            if self.stage.aligned_to == "previous" and self.modules:  # whose maps the next modules are a function of
+                self.directory.write(f"stage{self.number}.safetensors", sealed(cpu_weights(previous)))
         return self._measured() | {
             "train_seconds": seconds,
             "images_per_second": self.iterations * self.config.schedule.batch_size / seconds,
@@ -194,6 +200,7 @@ class Training:
             "regularizer": self.regularizer.state_dict(),
             "stage": self.number,
             "ended": self.ended,
+            "modules": self.modules,
             "previous": previous.traced.state_dict() if previous else None,
             "progress": progress,
             "metrics": self.directory.metrics(),
@@ -214,6 +221,11 @@ class Training:
         progress = checkpoint["progress"]
         say(f"{self.directory.path.name}: resuming after iteration {progress['iterations_done']}")
         return progress
+
+
+def cpu_weights(network: Network) -> dict[str, torch.Tensor]:
+    """Under the model's own parameter names, for a file."""
+    return {key: value.cpu().contiguous() for key, value in network.weights().items()}
 
 
 def describe_fit(config: RunConfig, regularizer: Regularizer, weights: str, data: str) -> dict[str, Any]:

@@ -57,10 +57,11 @@ class ChannelAttention(nn.Module):
         return (self.layers(source_map.flatten(2)).squeeze(2) + self.bias).softmax(dim=1)
 
 
-class _LearnedAttention(Regularizer):
+class LearnedAttention(Regularizer):
     needs_source = True
     needs_taps = True
     attention: ClassVar[type[nn.Module]]
+    over: ClassVar[str]  # positions | channels: what the weights of an image sum to 1 over
 
     def __init__(self, alpha: float, beta: float = 0.01, weight_decay: float = 0.0):
         super().__init__(beta=beta, weight_decay=weight_decay)
@@ -105,13 +106,13 @@ class _LearnedAttention(Regularizer):
         raise NotImplementedError
 
 
-class AFASpatial(_LearnedAttention):
+class AFASpatial(LearnedAttention):
     """Omega = sum_l 1/(2B) sum_{b,c,p} (P_l a_l[b,p] D_l[b,c,p])^2, a_l = SpatialAttention(S_l).
 
     The weight stands inside the square, as in the authors' code. Stage I of AFA; alpha 0.1 for Dogs and ResNet-101.
     """
 
-    attention = SpatialAttention
+    attention, over = SpatialAttention, "positions"
 
     @staticmethod
     def squares(difference: Tensor) -> Tensor:
@@ -122,13 +123,13 @@ class AFASpatial(_LearnedAttention):
         return 0.5 * ((weights.shape[1] * weights).square() * squares).sum(dim=1).mean()
 
 
-class AFAChannel(_LearnedAttention):
+class AFAChannel(LearnedAttention):
     """Omega = sum_l 1/(2B) sum_{b,c} C_l a_l[b,c] sum_p D_l[b,c,p]^2, a_l = ChannelAttention(S_l).
 
     The weight stands outside the square. Stage II of AFA; alpha 0.15 for Dogs and ResNet-101.
     """
 
-    attention = ChannelAttention
+    attention, over = ChannelAttention, "channels"
 
     @staticmethod
     def squares(difference: Tensor) -> Tensor:

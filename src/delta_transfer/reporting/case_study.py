@@ -24,6 +24,9 @@ from ..errors import UserError
 from ..untrusted import printable
 from .comparison import display
 from .image_maps import grad_cam_package, maps_of
+from .learned_attention import attended, has_modules
+from .learned_attention import caption as caption_of_attention
+from .learned_attention import figure_of as figure_of_attention
 from .replay import Replay, replay, run_folder
 from .runs import Predictions, predictions
 from .tables import as_markdown, on_screen
@@ -118,6 +121,8 @@ def report(args: argparse.Namespace, warn: Warn) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     if pictures_wanted:
         pictures(runs, labels, args, warn)
+    for run, label in zip(runs, labels, strict=True):
+        attention_pictures(run, label, args)
     channels(runs, labels, args, warn)
 
 
@@ -263,6 +268,26 @@ def pixels_of(run: Replay, images: Tensor) -> np.ndarray:
     """(N, H, W, 3) in 0..1: what the network sees, with the normalisation undone."""
     mean, std = (np.array(values, dtype=np.float32) for values in (run.config.backbone.mean, run.config.backbone.std))
     return (images.permute(0, 2, 3, 1).cpu().numpy() * std + mean).clip(0, 1)
+
+
+def attention_pictures(run: Replay, label: str, args: argparse.Namespace) -> None:
+    """attention-RUN-stageN, where the run has attention modules of its own: a figure and its caption for each stage."""
+    if not has_modules(run):
+        return
+    test = run.parts.test
+    if args.images is None:
+        shown, picked = test[: args.count], "The first test images of the data set."
+    else:
+        shown, picked = test[[list(test).index(i) for i in args.images]], "Test images, chosen by hand."
+    images = torch.cat(list(run.images(shown)))
+    left = [f"{tidy(run.dataset.classes[run.dataset.labels[i]])}\n(image {i})" for i in shown]
+    for stage in attended(run, images):
+        figure = figure_of_attention(pixels_of(run, images), left, stage)
+        write(
+            figure,
+            args.output / f"attention-{run.run_id}-stage{stage.stage}",
+            f"{label}. {caption_of_attention(stage, picked)}",
+        )
 
 
 # ---- figures and words -----------------------------------------------------------------------------------
