@@ -270,6 +270,16 @@ def test_modules_of_the_two_stages_do_not_begin_alike(cub_root, tmp_path, monkey
     assert spatial.shape == channel.shape and not torch.equal(spatial, channel)
 
 
+@pytest.mark.parametrize("method", [AFASpatial, AFAChannel])
+def test_maps_need_not_be_square_but_as_large_as_the_modules_are_for(method, maps):
+    wide = started(method, (C, 2, 8))
+    target, source = (m.reshape(B, C, 2, 8) for m in maps)
+    assert wide.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})["feature_maps"] > 0
+    larger = torch.zeros(B, C, 5, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="layer1.0 is for maps of 16 positions; this one has 25"):
+        wide.penalty(OneTap, {"layer1.0": larger}, {"layer1.0": larger})
+
+
 def test_in_a_loop_of_ones_own_the_stages_are_used(tiny_source):
     with pytest.raises(RuntimeError, match="AFASpatial, then AFAChannel"):
         AFA().penalty(tiny_source, {}, {})

@@ -75,9 +75,13 @@ class LearnedAttention(Regularizer):
         )
 
     def weights(self, tap: str, source_map: Tensor) -> Tensor:
-        """a_l of each image: (B, P_l) or (B, C_l), in full precision."""
+        """a_l of each image: (B, P_l) or (B, C_l), in full precision. Raises ValueError for maps of another size."""
+        module = self.modules_by_tap[tap.replace(".", "/")]
+        expected, found = module.layers[0].in_features, source_map.shape[2] * source_map.shape[3]
+        if found != expected:
+            raise ValueError(f"The attention at {tap} is for maps of {expected} positions; this one has {found}.")
         with torch.autocast(source_map.device.type, enabled=False):
-            return self.modules_by_tap[tap.replace(".", "/")](full_precision(source_map.detach()))
+            return module(full_precision(source_map.detach()))
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
         omega = uniform = entropy = 0.0
