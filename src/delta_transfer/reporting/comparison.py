@@ -32,7 +32,12 @@ METRICS = {"test_top1": "Test", "val_top1": "Validation"}
 # weights are compared by fingerprint (`settings`), not by place. A key stands for all that is nested below it.
 NOT_SETTINGS = NOT_IDENTITY | {"seed", "dataset.root", "dataset.name", "backbone.weights", "backbone.name"}
 # Keys that records of schema 1 lack, with what they meant by that.
-SINCE_SCHEMA_2 = {"schedule.accumulate": 1}
+SINCE_SCHEMA_2 = {
+    "schedule.accumulate": 1,
+    "task": "classification",
+    "arcface.scale": 64.0,
+    "arcface.margin": 0.5,
+}
 
 Settings = tuple[tuple[str, object], ...]  # ((key, value), ...)
 Replicate = tuple[int, int | None]  # seed and fold; None where folds are not averaged over
