@@ -39,6 +39,11 @@ class Dataset:
     cache_dir: Path | None = None  # where digests of files are remembered
     pairs: Pairs | None = None  # what a verification is tested on
 
+    def class_of(self, index: int) -> str:
+        """What image `index` shows, in words: its class, or its name where that is not trained on."""
+        label = self.labels[index]
+        return self.classes[label] if label >= 0 else self.names[index]
+
     @cached_property
     def fingerprint(self) -> str:
         """sha256 hex: the same for the same bytes of all images, labels and split, wherever they lie.

@@ -21,7 +21,8 @@ class Network(nn.Module):
         aux_head: name of an auxiliary classification layer, returned in training mode only.
 
     forward(images (B, 3, H, W)) returns {"logits": (B, K), each tap: (B, C, h, w)}, and "aux_logits" (B, K) in
-    training mode with an auxiliary head; with a CosineHead "embedding" (B, D), its input, in evaluation mode. Raises UserError for a tap or head that the network does not have.
+    training mode with an auxiliary head; with a CosineHead "embedding" (B, D), its input, in evaluation mode. Raises
+    UserError for a tap or head that the network does not have.
     """
 
     def __init__(self, model: nn.Module, head: str, taps: Sequence[str] = (), aux_head: str | None = None):
