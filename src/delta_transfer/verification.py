@@ -1,4 +1,4 @@
-"""Are two images of one class? Accuracy over folds and ROC of the similarities of pairs (the protocol of LFW's view 2)."""
+"""Are two images of one class? Accuracy over folds and ROC of similarities of pairs (the protocol of LFW's view 2)."""
 
 import numpy as np
 

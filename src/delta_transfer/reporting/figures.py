@@ -412,6 +412,7 @@ def roc_curves(comparison: Comparison, warn: Warn) -> list[Named]:
         for _, style, curves in lines:
             for false_accepts, true_accepts in curves:
                 axes.step(false_accepts, true_accepts, where="post", alpha=0.8, **style)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlim(min(curve[0][curve[0] > 0].min() for _, _, curves in lines for curve in curves), 1)
         made.append((stem_of("roc", dataset, backbone), figure))
     return made
