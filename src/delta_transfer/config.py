@@ -144,6 +144,40 @@ class GlyphsConfig(DatasetConfig):
         require_seed("dataset.render_seed", self.render_seed)
 
 
+@dataclass
+class PairsConfig(DatasetConfig):
+    """A data set for task=verification: classes to train on, and pairs of images of other classes to test on."""
+
+
+@dataclass
+class LFWConfig(PairsConfig):
+    train_root: str | None = None  # <person>/<image> to train on; null = the persons of LFW that are in no pair
+    min_images: int = 2  # a person with fewer is not trained on
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_most(LONGEST, self, "dataset", "min_images")
+
+
+@dataclass
+class GlyphPairsConfig(PairsConfig):
+    scripts: list[str] = MISSING  # alphabets to train on
+    test_scripts: list[str] = MISSING  # alphabets of the pairs
+    train_per_class: int = MISSING
+    test_per_class: int = MISSING
+    pair_folds: int = 10
+    pairs_per_fold: int = MISSING  # of one letter, and as many of two
+    render_size: int = MISSING  # pixels of the rendered image before `backbone.resize`
+    render_seed: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_most(LARGEST_BATCH, self, "dataset", "train_per_class", "test_per_class", "pairs_per_fold")
+        require(2 <= self.pair_folds <= LONGEST, f"dataset.pair_folds must be at least 2, got {self.pair_folds}.")
+        require_at_most(LARGEST_SIDE, self, "dataset", "render_size")
+        require_seed("dataset.render_seed", self.render_seed)
+
+
 # --- backbone --------------------------------------------------------------------------------------------------------
 
 
@@ -358,12 +392,26 @@ class SplitConfig:
 
 
 @dataclass
+class ArcFaceConfig:
+    """Of task=verification; the published values."""
+
+    scale: float = 64.0
+    margin: float = 0.5  # radians
+
+    def __post_init__(self):
+        require_positive(self, "arcface", "scale")
+        require(0 <= self.margin < math.pi, f"arcface.margin must be in [0, pi), got {self.margin}.")
+
+
+@dataclass
 class RunConfig:
     dataset: DatasetConfig = MISSING
     backbone: BackboneConfig = MISSING
     reg: Any = MISSING  # RegConfig or DecayConfig, chosen by the YAML's schema line
     schedule: ScheduleConfig = MISSING
     split: SplitConfig = field(default_factory=SplitConfig)
+    task: str = "classification"  # classification | verification: the data set brings it
+    arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "auto"  # auto | fp32 | bf16
@@ -383,6 +431,13 @@ class RunConfig:
         )
         require(self.logging in ("none", "tensorboard"), f"logging must be none or tensorboard, got {self.logging!r}.")
         require_seed("seed", self.seed)
+        pairs = isinstance(self.dataset, PairsConfig)
+        require(
+            self.task == ("verification" if pairs else "classification"),
+            f"task={self.task}: this data set is "
+            + ("tested on pairs of images (task=verification)." if pairs else "for task=classification.")
+            + ("" if pairs else " There are pairs to verify in dataset=lfw and dataset=glyph_pairs."),
+        )
 
 
 def choose(registry: dict, key: str, name: str):
@@ -394,12 +449,15 @@ def choose(registry: dict, key: str, name: str):
 # Hidden group: `reg=glob(*)` must sweep methods, not schemas.
 SCHEMAS = {
     "schema": {"run": RunConfig},
+    "schema/task": {"verification": {"task": "verification"}},  # for data sets of pairs, which bring it
     "schema/dataset": {
         "images": DatasetConfig,
         "drawn": DrawnConfig,
         "dtd": DTDConfig,
         "folder": FolderConfig,
         "glyphs": GlyphsConfig,
+        "lfw": LFWConfig,
+        "glyph_pairs": GlyphPairsConfig,
     },
     "schema/backbone": {"network": BackboneConfig},
     "schema/reg": {

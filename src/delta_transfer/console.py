@@ -28,7 +28,7 @@ NOT_LOSS_TERMS = {
 
 
 def is_loss(name: str) -> bool:
-    return name not in NOT_LOSS_TERMS and not name.startswith("attention_")
+    return name not in NOT_LOSS_TERMS and not name.startswith(("attention_", "test_"))
 
 
 class Display:
@@ -92,9 +92,8 @@ class Display:
     def metrics(self, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl."""
         losses = "  ".join(f"{name} {value:.3g}" for name, value in line.items() if is_loss(name))
-        accuracy = "  ".join(
-            f"{part} {line[f'{part}_top1']:.1f} %" for part in ("train", "val", "test") if f"{part}_top1" in line
-        )
+        shown = {f"{part}_top1": part for part in ("train", "val", "test")} | {"test_pair_accuracy": "test pairs"}
+        accuracy = "  ".join(f"{name} {line[key]:.1f} %" for key, name in shown.items() if key in line)
         self.update(line["step"], f"{losses}  {accuracy}  {line['images_per_second']:.0f} images/s")
 
 

@@ -24,7 +24,7 @@ SCHEMA = 2
 # Where a run is made and what it logs, not what it is: these keys make no other run and no other row of a table.
 NOT_IDENTITY = {
     *("device", "data_dir", "results_dir", "cache_dir", "logging", "dry_run", "retry_failed"),
-    *("dataset.download", "dataset.official"),
+    *("dataset.download", "dataset.official", "dataset.train_root"),  # whose images are part of the fingerprint
     *("schedule.log_every", "schedule.eval_every", "schedule.checkpoint_seconds"),
     "reg.attention.forward_images",
 }
@@ -35,6 +35,8 @@ def run_identity(config: "RunConfig", dataset_fingerprint: str, weights_fingerpr
     identity = asdict(config)
     if identity["schedule"]["accumulate"] == 1:  # the name is that of a run from before there was such a key
         del identity["schedule"]["accumulate"]
+    if identity["task"] == "classification":  # likewise
+        del identity["task"], identity["arcface"]
     for key in NOT_IDENTITY:
         *groups, name = key.split(".")
         part = identity

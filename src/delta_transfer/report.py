@@ -31,6 +31,7 @@ from delta_transfer.untrusted import printable
 
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
+PAIRS = "test_pair_accuracy"  # of verification runs
 # Reports on single runs, each with a main(argv) of its own, in a module that imports torch.
 COMMANDS = {"case-study": "case_study", "attention": "attention"}
 
@@ -47,7 +48,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    usable, failed = finished_and_failed(args)
+    usable, verified, failed = finished_and_failed(args)
+    if not usable and verified and not args.against and not args.per_image:
+        args.metric, usable, verified = PAIRS, verified, []
+    if verified and (args.against or args.per_image or args.format in NUMBERS):
+        say(f"left out: {len(verified)} verification runs, which have no top-1 accuracy (--metric {PAIRS})")
+        verified = []
     if not usable:
         cut = {"cv": " and split.folds", "val": " and split.val_fraction"}.get(args.select, "")
         say(f"delta-report: no finished runs with {args.metric}{cut} in {', '.join(map(str, args.dirs))}")
@@ -67,7 +73,10 @@ def report(args: argparse.Namespace) -> int:
     if args.select and args.format == "csv":  # which has no place for words
         for line in comparison.chosen:
             say(line)
-    text = text_of(comparison, args)
+    comparisons = [comparison, *([compare(verified, PAIRS)] if verified else [])]
+    for warning in comparisons[-1].warnings if verified else []:
+        say(warning)
+    text = text_of(comparisons, args)
     if args.output:
         try:
             args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -79,16 +88,21 @@ def report(args: argparse.Namespace) -> int:
     if args.figures:
         from delta_transfer.reporting.figures import write_figures
 
-        for path in write_figures(comparison, args.figures, say):
-            say(f"written: {path}")
+        for one in comparisons:
+            for path in write_figures(one, args.figures, say):
+                say(f"written: {path}")
     return emit(selection, args.seeds) if args.emit_overrides else 0
 
 
-def text_of(comparison: Comparison, args: argparse.Namespace) -> str:
+def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
+    """`comparisons`: the one that is asked for; where it is of top-1 accuracies, perhaps that of verification runs."""
+    comparison = comparisons[0]
     baseline = baseline_of(comparison, args)
     if args.format in NUMBERS:
         return NUMBERS[args.format](comparison, baseline, args.against)
     made = tables_of(comparison, baseline, args)
+    for other in comparisons[1:]:  # in tables of their own: a pair's accuracy is no image's
+        made += tables_of(other, None, args)
     if args.format == "html":
         from delta_transfer.reporting.page import page
 
@@ -103,6 +117,8 @@ def text_of(comparison: Comparison, args: argparse.Namespace) -> str:
 
 def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Namespace) -> list[tables.Table]:
     made = [sections.accuracies(comparison)]
+    if comparison.metric == PAIRS:
+        made.append(sections.verification(comparison))
     if baseline:
         made.append(sections.differences(comparison, baseline))
         if args.per_image:
@@ -115,7 +131,7 @@ def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Names
 
 def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
     """The method that others are compared with; None on validation data, which serve to choose and prove nothing."""
-    if comparison.metric != "test_top1":
+    if comparison.metric == "val_top1":
         return None
     wanted = args.baseline or ("l2" if "l2" in comparison.methods else comparison.methods[0])
     if wanted not in comparison.methods:
@@ -123,21 +139,29 @@ def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
     return wanted
 
 
-def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict]]:
-    """The records that the table is made of, and those of failed runs; why any is left out goes to stderr."""
+def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict], list[dict]]:
+    """The records that the table is made of, and, of those that are not, those of verification runs and of failed ones.
+
+    Why any other is left out goes to stderr.
+    """
     for absent in [top for top in args.dirs if not top.is_dir()]:
         say(f"no such folder: {absent}")
     folders = run_folders(args.dirs)
     records = [read(folder) for folder in folders if (folder / "summary.json").exists()]
     unfinished = [folder.name for folder in folders if not (folder / "summary.json").exists()]
 
-    usable, failed, without_validation, on_folds, otherwise_validated = [], [], 0, 0, 0
+    usable, verified, failed, classified = [], [], [], 0
+    without_validation, on_folds, otherwise_validated = 0, 0, 0
     for record in records:
         reason = problem(record, args.metric)
         if reason == "no val_top1":  # nothing wrong with it: a final run trains on all training images
             without_validation += 1
-        elif reason == "no test_top1" and folds(record):  # nor with this one: it was there to choose settings
+        elif reason == f"no {args.metric}" and folds(record):  # nor with this one: it was there to choose settings
             on_folds += 1
+        elif reason == "no test_top1" and problem(record, PAIRS) is None:
+            verified.append(record)
+        elif reason == f"no {PAIRS}" and problem(record) is None:
+            classified += 1
         elif reason is not None:
             say(f"skipped {run_id(record)}: {reason}")
             if record.get("error"):
@@ -148,13 +172,15 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict
             usable.append(record)
     if without_validation:
         say(f"left out: {without_validation} runs without a validation part")
+    if classified:
+        say(f"left out: {classified} classification runs, which have no pairs")
     if on_folds:
         say(f"left out: {on_folds} runs on folds, which are validated and not tested")
     if otherwise_validated:
         say(f"left out: {otherwise_validated} runs {'without' if args.select == 'cv' else 'with'} split.folds")
     if unfinished:
         say(f"unfinished: {len(unfinished)} ({', '.join(unfinished)})")
-    return usable, failed
+    return usable, verified, failed
 
 
 def emit(selection: Selection, seeds: int) -> int:
@@ -171,7 +197,7 @@ def emit(selection: Selection, seeds: int) -> int:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     p = parser()
     args = p.parse_args(argv)
-    if args.select and args.metric == "test_top1":
+    if args.select and args.metric in ("test_top1", PAIRS):
         p.error("--select chooses on validation data, never on test data: leave out --metric")
     args.metric = args.metric or ("val_top1" if args.select else "test_top1")
     if args.emit_overrides and not args.select:
@@ -180,8 +206,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         p.error("--seeds must be at least 1")
     if args.format == "html" and not args.output:
         p.error("--format html needs --output FILE: a page of some megabytes")
-    if args.metric != "test_top1" and (args.against or args.baseline or args.per_image):
+    if args.metric == "val_top1" and (args.against or args.baseline or args.per_image):
         p.error("--against, --baseline and --per-image are about test accuracies: leave out --metric and --select")
+    if args.metric == PAIRS and (args.against or args.per_image):
+        p.error("--against and --per-image are about top-1 accuracies: leave out --metric")
     if args.per_image and args.format in NUMBERS:
         p.error("--per-image makes a table of words: not with --format csv or json")
     if args.pictures and args.format != "html":
@@ -206,7 +234,9 @@ def parser() -> argparse.ArgumentParser:
         help="a results_dir, its runs folder, or any folder of run folders (default: results)",
     )
     p.add_argument("--format", choices=["rich", *TEXTS, *NUMBERS, "html"], default="rich")
-    p.add_argument("--metric", choices=list(METRICS), help="default: test_top1")
+    p.add_argument(
+        "--metric", choices=list(METRICS), help="default: test_top1, and verification runs in tables of their own"
+    )
     p.add_argument(
         "--against",
         choices=list(PROTOCOLS),

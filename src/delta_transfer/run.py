@@ -40,8 +40,9 @@ class Ended:
     skipped: bool  # it was finished before
 
     def __str__(self) -> str:
-        parts = [(part, self.summary.get(f"{part}_top1")) for part in ("val", "test")]
-        return ", ".join(f"{part} top-1 {value:.1f} %" for part, value in parts if value is not None)
+        names = {"val_top1": "val top-1", "test_top1": "test top-1", "test_pair_accuracy": "test pairs"}
+        found = [(name, self.summary.get(key)) for key, name in names.items()]
+        return ", ".join(f"{name} {value:.1f} %" for name, value in found if value is not None)
 
 
 def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
@@ -230,8 +231,11 @@ def write_outputs(directory: RunDirectory, training: Training, test: dict[str, A
         return
     if test is not None:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, labels=test["labels"], logits=test["logits"], index=parts.test)
-        directory.write("predictions.npz", buffer.getvalue())
+        arrays = {name: value for name, value in test.items() if isinstance(value, np.ndarray)}
+        if training.dataset.pairs is None:
+            arrays["index"] = parts.test
+        np.savez_compressed(buffer, **arrays)
+        directory.write("pairs.npz" if training.dataset.pairs else "predictions.npz", buffer.getvalue())
     if training.modules:
         directory.write("method.safetensors", sealed(training.modules))
     directory.write("model.safetensors", sealed(cpu_weights(training.learner.target)))

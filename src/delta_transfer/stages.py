@@ -1,11 +1,14 @@
 """What a run trains: the stages of its method, one after the other, from the last checkpoint on."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from . import distributed, interrupts
 from .checkpoints import read_checkpoint, write_checkpoint
@@ -16,12 +19,12 @@ from .data.loader import Loader
 from .errors import UserError
 from .fitted import fit_or_reuse
 from .live import live_view
-from .models import Network, frozen_maps
+from .models import ArcFaceLoss, CosineHead, Network, frozen_maps
 from .records import RunDirectory
 from .regularizers import Regularizer
 from .regularizers.base import MapShapes, Stage
 from .tensor_files import sealed
-from .training import Learner, evaluate, make_optimizer, start_at, train
+from .training import Learner, evaluate, evaluate_pairs, make_optimizer, start_at, train
 
 
 @dataclass
@@ -108,7 +111,7 @@ class Training:
 
     def _previous(self, state: dict[str, torch.Tensor]) -> Network:
         """The network that the stage before the checkpoint's left."""
-        network = self.source.with_new_head(len(self.dataset.classes), self.config.seed)
+        network = new_target(self.source, self.config, len(self.dataset.classes))
         network.traced.load_state_dict(state)
         return network.freeze()
 
@@ -116,7 +119,7 @@ class Training:
         """The target as the stage finds it, beside what it is aligned to; the method is fitted and started."""
         config, regularizer = self.config, self.regularizer
         classes = len(self.dataset.classes)
-        target = previous.copy() if previous else self.source.with_new_head(classes, config.seed)
+        target = previous.copy() if previous else new_target(self.source, config, classes)
         target.requires_grad_(True)
         distributed.synchronise_batchnorm(target.traced, self.loader.device)
         if regularizer.fitted_name:
@@ -146,6 +149,7 @@ class Training:
             config.backbone.aux_weight,
             config.compile,
             config.schedule.accumulate,
+            ArcFaceLoss(**vars(config.arcface)) if config.task == "verification" else F.cross_entropy,
         )
 
     def _train(self, previous: Network | None, progress: dict[str, Any]) -> float:
@@ -156,8 +160,11 @@ class Training:
 
         def evaluate_now() -> dict[str, float]:
             for part in measured:
-                indices = getattr(self.parts, part)
-                self.latest[part] = evaluate(self.learner.target, self.loader, indices, config.precision)
+                what = self.learner.target, self.loader, getattr(self.parts, part)
+                if part == "test" and self.dataset.pairs is not None:
+                    self.latest[part] = evaluate_pairs(*what, self.dataset.pairs, config.precision)
+                else:
+                    self.latest[part] = evaluate(*what, config.precision)
             return self._measured()
 
         with (
@@ -189,7 +196,8 @@ class Training:
             )
 
     def _measured(self) -> dict[str, float]:
-        return {f"{part}_{key}": latest[key] for part, latest in self.latest.items() for key in ("top1", "loss")}
+        measured = {f"{part}_{key}": value for part, latest in self.latest.items() for key, value in latest.items()}
+        return {key: value for key, value in measured.items() if isinstance(value, float)}
 
     def _save(self, previous: Network | None, progress: dict[str, Any]) -> None:
         if not self.directory.writes:
@@ -221,6 +229,12 @@ class Training:
         progress = checkpoint["progress"]
         say(f"{self.directory.path.name}: resuming after iteration {progress['iterations_done']}")
         return progress
+
+
+def new_target(source: Network, config: RunConfig, classes: int) -> Network:
+    """The network that a run trains, before the first step."""
+    head = partial(CosineHead, scale=config.arcface.scale) if config.task == "verification" else nn.Linear
+    return source.with_new_head(classes, config.seed, head)
 
 
 def cpu_weights(network: Network) -> dict[str, torch.Tensor]:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from . import distributed, interrupts
 from .config import ScheduleConfig
 from .console import say
+from .data.dataset import Pairs
 from .data.loader import Loader
 from .errors import UserError
 from .models import Network, frozen_backbone, in_parts
 from .regularizers import Regularizer
+from .verification import pair_metrics
 
 GRADIENT_NORM = "gradient_norm"  # beside the loss terms in a line of metrics
 CHECKPOINT_SHARE = 0.01  # of the time: where a checkpoint takes long, they are made less often
@@ -48,6 +50,7 @@ class Learner:
     aux_weight: float = 0.0
     compiled: bool = False
     accumulate: int = 1  # parts that a batch goes through in, one after the other
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy  # of logits (B, K) and labels (B,)
     gradient_norm: Tensor | None = field(default=None, init=False)  # of the last step
 
     def __post_init__(self):
@@ -72,7 +75,7 @@ class Learner:
 
     def task_loss(self, outputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy, in fp32, and that of an auxiliary head if there is one."""
-        terms = {"cross_entropy": F.cross_entropy(outputs["logits"].float(), labels)}
+        terms = {"cross_entropy": self.loss(outputs["logits"].float(), labels)}
         if "aux_logits" in outputs:
             terms["aux"] = self.aux_weight * F.cross_entropy(outputs["aux_logits"].float(), labels)
         return terms
@@ -196,16 +199,43 @@ def train(
     return clock.seconds
 
 
-@torch.inference_mode()
 def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: str) -> dict[str, Any]:
-    """On test crops of `indices`: logits (N, K) fp32, labels (N,), top-1 accuracy in percent, mean cross-entropy.
+    """On test crops of `indices`: logits (N, K) fp32, labels (N,), top-1 accuracy in percent, mean cross-entropy."""
+    logits, labels = outputs_of(network, loader, indices, precision, "logits")
+    return {
+        "logits": logits.numpy(),
+        "labels": labels.numpy(),
+        "top1": 100 * (logits.argmax(dim=1) == labels).double().mean().item(),
+        "loss": F.cross_entropy(logits, labels).item(),
+    }
 
-    Of several crops of an image the mean of the logits counts. Where memory does not suffice, fewer images go through
-    at once, from then on.
+
+def evaluate_pairs(
+    network: Network, loader: Loader, indices: np.ndarray, pairs: Pairs, precision: str
+) -> dict[str, Any]:
+    """Similarity (P,) of each pair, the cosine of its embeddings, beside `pairs`; what `pair_metrics` makes of them.
+
+    `indices`: all images of the pairs, ascending; each goes through the network once.
+    """
+    embeddings, _ = outputs_of(network, loader, indices, precision, "embedding")
+    embeddings = F.normalize(embeddings.double())
+    first, second = (embeddings[np.searchsorted(indices, images)] for images in (pairs.first, pairs.second))
+    similarities = (first * second).sum(dim=1).numpy()
+    return {"similarities": similarities, **vars(pairs)} | pair_metrics(similarities, pairs.same, pairs.fold)
+
+
+@torch.inference_mode()
+def outputs_of(
+    network: Network, loader: Loader, indices: np.ndarray, precision: str, name: str
+) -> tuple[Tensor, Tensor]:
+    """What `network` returns as `name` for test crops of `indices`, (N, D) fp32, and the labels (N,), on the CPU.
+
+    Of several crops of an image it is the mean. Where memory does not suffice, fewer images go through at once, from
+    then on.
     """
     while True:
         try:
-            return _evaluate(network, loader, indices, precision)
+            return _outputs_of(network, loader, indices, precision, name)
         except torch.OutOfMemoryError:
             if loader.images_at_once <= 2:
                 raise
@@ -213,24 +243,20 @@ def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: s
             say(f"Out of memory in the evaluation: it goes on with {loader.images_at_once} images at once")
 
 
-def _evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: str) -> dict[str, Any]:
+def _outputs_of(
+    network: Network, loader: Loader, indices: np.ndarray, precision: str, name: str
+) -> tuple[Tensor, Tensor]:
     network.eval()
-    logits, labels = [], []
+    outputs, labels = [], []
     # Shares of equal size, so that no process is left without images; what is too much is cut off again.
     own = np.resize(indices, -(-len(indices) // distributed.processes()) * distributed.processes())
     own = np.array_split(own, distributed.processes())[distributed.rank()]
     for images, batch_labels in loader.test_batches(own):
         with autocast(images.device, precision):
-            logits.append(network(images)["logits"].float())
+            outputs.append(network(images)[name].float())
         labels.append(batch_labels)
-    logits, labels = (torch.cat(parts).unflatten(0, (len(own), -1)) for parts in (logits, labels))
-    logits, labels = (distributed.gather(t.cpu())[: len(indices)] for t in (logits.mean(dim=1), labels[:, 0]))
-    return {
-        "logits": logits.numpy(),
-        "labels": labels.numpy(),
-        "top1": 100 * (logits.argmax(dim=1) == labels).double().mean().item(),
-        "loss": F.cross_entropy(logits, labels).item(),
-    }
+    outputs, labels = (torch.cat(parts).unflatten(0, (len(own), -1)) for parts in (outputs, labels))
+    return tuple(distributed.gather(t.cpu())[: len(indices)] for t in (outputs.mean(dim=1), labels[:, 0]))
 
 
 def _check_finite(values: dict[str, float], iteration: int, steps: int, lr: float) -> None:

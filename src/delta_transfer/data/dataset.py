@@ -15,18 +15,34 @@ from .contents import Contents, contents_of, stamps_of
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Pairs of test images, of one class or of two, in folds."""
+
+    first: np.ndarray  # (P,) int64, indices into the Dataset
+    second: np.ndarray
+    same: np.ndarray  # (P,) bool
+    fold: np.ndarray  # (P,) int64
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A labelled image collection with its official split. `load(i)` decodes image i to an RGB PIL image."""
 
     name: str
     classes: tuple[str, ...]
-    labels: np.ndarray  # (N,) int64, 0..K-1
+    labels: np.ndarray  # (N,) int64, 0..K-1; -1 for images of pairs, whose classes are not trained on
     is_test: np.ndarray  # (N,) bool
     names: tuple[str, ...]  # (N,) stable identifiers, e.g. relative file names
     load: Callable[[int], Image.Image]
     listing: str  # sha256 hex: the same for the same names, file sizes (or pixels), labels and split
     files: tuple[Path, ...] = ()  # (N,), or none if the images are not files
     cache_dir: Path | None = None  # where digests of files are remembered
+    pairs: Pairs | None = None  # what a verification is tested on
+
+    def class_of(self, index: int) -> str:
+        """What image `index` shows, in words: its class, or its name where that is not trained on."""
+        label = self.labels[index]
+        return self.classes[label] if label >= 0 else self.names[index]
 
     @cached_property
     def fingerprint(self) -> str:

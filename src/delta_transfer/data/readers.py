@@ -4,13 +4,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..config import DatasetConfig, DrawnConfig, DTDConfig, FolderConfig, GlyphsConfig
+from ..config import (
+    DatasetConfig,
+    DrawnConfig,
+    DTDConfig,
+    FolderConfig,
+    GlyphPairsConfig,
+    GlyphsConfig,
+    LFWConfig,
+)
 from .caltech import caltech101, caltech256, download_caltech256
 from .cub import cub
 from .dataset import Dataset
 from .dogs import dogs
 from .folder import folder
+from .glyph_pairs import glyph_pairs
 from .glyphs import glyphs
+from .lfw import lfw
 from .mit67 import mit67
 from .stanford40 import stanford40
 from .tiny_imagenet import tiny_imagenet
@@ -56,6 +66,15 @@ _CALTECH256 = {
 # dataset.name -> how it is read.
 DATASETS = {
     "glyphs": Reader(_glyphs, "letters drawn with the fonts that come with matplotlib", schema=GlyphsConfig),
+    "glyph_pairs": Reader(glyph_pairs, "the same letters in pairs: one letter or two?", schema=GlyphPairsConfig),
+    "lfw": Reader(
+        lfw,
+        "Labeled Faces in the Wild",
+        needs=("pairs.txt", "lfw"),
+        source="lfw.tgz and pairs.txt of http://vis-www.cs.umass.edu/lfw/ (or from a mirror, when it is not reachable)",
+        archives=("lfw.tgz",),
+        schema=LFWConfig,
+    ),
     "cub": Reader(
         cub,
         "CUB-200-2011",

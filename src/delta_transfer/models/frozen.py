@@ -20,7 +20,7 @@ def frozen_maps(source: Network, with_logits: bool = False, precision: str = "fp
     graph = traced.graph
     (output,) = (node for node in graph.nodes if node.op == "output")
     if not with_logits:
-        output.args = ({name: node for name, node in output.args[0].items() if name != "logits"},)
+        output.args = ({name: node for name, node in output.args[0].items() if name in source.taps},)
         graph.eliminate_dead_code()
     for node in list(graph.nodes):
         convolution = node.args[0] if node.op == "call_module" else None

@@ -1,13 +1,14 @@
 """A classification network that also returns its tapped feature maps."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ..errors import UserError
+from .arcface import CosineHead
 
 
 class Network(nn.Module):
@@ -15,12 +16,13 @@ class Network(nn.Module):
 
     Args:
         model: any network that torch.fx can trace (torchvision's can). Parameters are shared, not copied.
-        head: name of the classification layer, e.g. "fc".
+        head: name of the classification layer, e.g. "fc": a torch.nn.Linear or CosineHead.
         taps: names of modules whose outputs are returned, e.g. "layer1.2.conv3".
         aux_head: name of an auxiliary classification layer, returned in training mode only.
 
     forward(images (B, 3, H, W)) returns {"logits": (B, K), each tap: (B, C, h, w)}, and "aux_logits" (B, K) in
-    training mode with an auxiliary head. Raises UserError for a tap or head that the network does not have.
+    training mode with an auxiliary head; with a CosineHead "embedding" (B, D), its input, in evaluation mode. Raises
+    UserError for a tap or head that the network does not have.
     """
 
     def __init__(self, model: nn.Module, head: str, taps: Sequence[str] = (), aux_head: str | None = None):
@@ -54,6 +56,10 @@ class Network(nn.Module):
         for graph in (self.traced.train_graph, self.traced.eval_graph):
             (returned,) = (node.args[0] for node in graph.nodes if node.op == "output")
             forbid_inplace(self.traced, graph, {returned[tap] for tap in taps})
+        if isinstance(model.get_submodule(head), CosineHead):
+            (output,) = (node for node in self.traced.eval_graph.nodes if node.op == "output")
+            (returned,) = output.args
+            output.args = ({**returned, "embedding": returned["logits"].args[0]},)
         self.traced.train(self.traced.training)  # takes the edited graph
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -98,8 +104,13 @@ class Network(nn.Module):
     def copy(self) -> "Network":
         return Network(copy.deepcopy(self._model[0]), self.head, self.taps, self.aux_head)
 
-    def with_new_head(self, num_classes: int, seed: int) -> "Network":
-        """A copy whose classification layers are new, for `num_classes`, with PyTorch's default initialisation."""
+    def with_new_head(
+        self, num_classes: int, seed: int, layer: Callable[[int, int], nn.Linear] = nn.Linear
+    ) -> "Network":
+        """A copy whose classification layers are new, for `num_classes`, with PyTorch's default initialisation.
+
+        `layer`: makes the head from its input's features and `num_classes`; an auxiliary one is always nn.Linear.
+        """
         model = copy.deepcopy(self._model[0])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -107,7 +118,7 @@ class Network(nn.Module):
                 old = model.get_submodule(name)
                 if not isinstance(old, nn.Linear):
                     raise UserError(f"The head {name!r} is a {type(old).__name__}, not a Linear layer (backbone.head).")
-                new = nn.Linear(old.in_features, num_classes).to(old.weight)
+                new = (layer if name == self.head else nn.Linear)(old.in_features, num_classes).to(old.weight)
                 model.set_submodule(name, new)
         return Network(model, self.head, self.taps, self.aux_head)
 

@@ -406,7 +406,7 @@ def patch_figures(attention: Attention, name: str, run: "Replay", top: int) -> "
         best = strongest(maps, run.images(indices), indices, channels)
     wanted = np.unique([place.image for rows in best.values() for row in rows for place in row])
     pictures = dict(zip(wanted.tolist(), pictures_of(run, wanted), strict=True))
-    captions = {index: short(run.dataset.classes[run.dataset.labels[index]]) for index in pictures}
+    captions = {index: short(run.dataset.class_of(index)) for index in pictures}
     fields = ReceptiveFields(maps, run.config.backbone.image_size)
     for tap, rows in best.items():
         weights = attention.weights[tap]

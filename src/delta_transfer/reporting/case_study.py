@@ -131,6 +131,9 @@ def check_comparable(runs: list[Replay]) -> None:
     first = runs[0]
     if not first.config.backbone.taps:
         raise UserError(f"{first.run_id}: backbone.taps is empty, there is no feature map to show.")
+    for run in runs:
+        if run.dataset.pairs is not None:
+            raise UserError(f"{run.run_id} verifies pairs: a case study is of test images that are classified.")
     views = []
     for run in runs:
         backbone, schedule = run.config.backbone, run.config.schedule

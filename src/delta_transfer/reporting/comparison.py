@@ -26,13 +26,22 @@ METHODS = {
     "afa_spatial": "AFA spatial",
     "afa_channel": "AFA channel",
 }
-METRICS = {"test_top1": "Test", "val_top1": "Validation"}
+METRICS = {
+    "test_top1": "Test top-1 accuracy",
+    "val_top1": "Validation top-1 accuracy",
+    "test_pair_accuracy": "Test pair accuracy",  # of verification runs, in tables of their own
+}
 
 # Not what was computed. The seed is what a cell averages over; names are the table's own rows and columns; data and
 # weights are compared by fingerprint (`settings`), not by place. A key stands for all that is nested below it.
 NOT_SETTINGS = NOT_IDENTITY | {"seed", "dataset.root", "dataset.name", "backbone.weights", "backbone.name"}
 # Keys that records of schema 1 lack, with what they meant by that.
-SINCE_SCHEMA_2 = {"schedule.accumulate": 1}
+SINCE_SCHEMA_2 = {
+    "schedule.accumulate": 1,
+    "task": "classification",
+    "arcface.scale": 64.0,
+    "arcface.margin": 0.5,
+}
 
 Settings = tuple[tuple[str, object], ...]  # ((key, value), ...)
 Replicate = tuple[int, int | None]  # seed and fold; None where folds are not averaged over
@@ -152,7 +161,7 @@ def cell_of(runs: list[dict], metric: str, warnings: list[str]) -> Cell:
 def title_of(records: list[dict], metric: str, cells: list[Cell]) -> str:
     rules = distinct(record.get("selection") for record in records)
     selection = f", {' / '.join(rules)}" if rules else ""
-    return f"{METRICS[metric]} top-1 accuracy (%){selection}; mean ± sample std over {averaged_over(cells)} (n)"
+    return f"{METRICS[metric]} (%){selection}; mean ± sample std over {averaged_over(cells)} (n)"
 
 
 def averaged_over(cells: list[Cell]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import wrap
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -26,6 +27,7 @@ from scipy import stats
 
 from ..errors import UserError
 from ..records import write_atomically
+from ..verification import roc
 from . import runs
 from .comparison import (
     METRICS,
@@ -102,6 +104,8 @@ def write_figures(comparison: Comparison, folder: Path, warn: Warn) -> list[Path
     for sweep in SWEEPS:
         made += against_setting(comparison, sweep, warn)
     made += intervals(comparison)
+    if comparison.metric == "test_pair_accuracy":
+        made += roc_curves(comparison, warn)
 
     count, number, paths = Counter(stem for stem, _ in made), Counter(), []
     try:
@@ -185,7 +189,7 @@ def curves_figure(title: str, curves: Iterable[Curves], metric: str, over: str, 
     columns = dict.fromkeys(column for one in curves for frame in one.frames for column in frame.columns)
     panels = {"loss": "Training loss"}
     panels |= {name: f"Penalty: {name.replace('_', ' ')}" for name in runs.penalty_terms(columns) if name != "aux"}
-    panels |= {metric: f"{METRICS[metric]} top-1 accuracy (%)"}
+    panels |= {metric: f"{METRICS[metric]} (%)"}
 
     content = {}
     for column in panels:
@@ -338,12 +342,12 @@ def sweep_figure(title: str, lines: list[Swept], sweep: Sweep, comparison: Compa
 
     caption = averages([cell.n for cell in cells], averaged_over(cells), "bar")
     caption += " Points at one value are drawn side by side." if len(lines) > 1 else ""
-    if comparison.metric == "test_top1" and sweep.key.startswith("reg."):
+    if comparison.metric != "val_top1" and sweep.key.startswith("reg."):
         caption += " On test data, so not for choosing settings."
 
     width = PAGE if max(len(handle.get_label()) for handle in handles) > LONG else COLUMN
     figure = sheet(width, 2.1, title, caption, handles)
-    axes = figure.add_subplot(xlabel=sweep.label, ylabel=f"{METRICS[comparison.metric]} top-1 accuracy (%)")
+    axes = figure.add_subplot(xlabel=sweep.label, ylabel=f"{METRICS[comparison.metric]} (%)")
     at = horizontal_axis(axes, [value * sweep.unit for value in values], sweep.logarithmic)
     for i, (line, handle) in enumerate(zip(lines, handles, strict=True)):
         aside = ScaledTranslation((i - (len(lines) - 1) / 2) * 1.5 / 72, 0, figure.dpi_scale_trans)
@@ -383,6 +387,49 @@ def horizontal_axis(axes: Axes, values: list[float], logarithmic: bool) -> dict[
     return at
 
 
+# ---- verification ----------------------------------------------------------------------------------------
+
+
+@our_look()
+def roc_curves(comparison: Comparison, warn: Warn) -> list[Named]:
+    """True against false accept rate of the test pairs, a curve for each run, a figure for each group of rows."""
+    made = []
+    for (dataset, backbone, shared), rows in grouped(comparison.rows, place_of):
+        lines = []
+        for method in comparison.methods:
+            cells = [(row, row.cells[method]) for row in rows if method in row.cells][:MOST]
+            for i, (row, cell) in enumerate(cells):
+                style = look(method, comparison.methods, i, len(cells)) | {"marker": ""}
+                curves = [curve for run in cell.runs if (curve := roc_of(run, warn)) is not None]
+                if curves:
+                    lines.append((Line2D([], [], label=label_of(method, row.reg), **style), style, curves))
+        if not lines:
+            continue
+        title = f"ROC of test pairs: {dataset}, {backbone}" + (f", {show(shared)}" if shared else "")
+        caption = "A curve for each run. The axis of false accepts is logarithmic, from one pair on."
+        figure = sheet(COLUMN, 2.4, title, caption, [handle for handle, _, _ in lines])
+        axes = figure.add_subplot(xlabel="False accept rate", ylabel="True accept rate", xscale="log", ylim=(0, 1.02))
+        for _, style, curves in lines:
+            for false_accepts, true_accepts in curves:
+                axes.step(false_accepts, true_accepts, where="post", alpha=0.8, **style)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(min(curve[0][curve[0] > 0].min() for _, _, curves in lines for curve in curves), 1)
+        made.append((stem_of("roc", dataset, backbone), figure))
+    return made
+
+
+def roc_of(run: dict, warn: Warn) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        pairs = runs.pair_similarities(run)
+    except runs.Damaged as error:
+        warn(str(error))
+        return None
+    if pairs is None:
+        warn(f"no ROC of {run_id(run)}, which has no pairs.npz")
+        return None
+    return roc(pairs.similarities, pairs.same)
+
+
 # ---- intervals of the mean -------------------------------------------------------------------------------
 
 
@@ -398,7 +445,7 @@ def intervals(comparison: Comparison) -> list[Named]:
             if method in row.cells
         ]
         where = f"{dataset}, {backbone}" + (f", {show(shared)}" if shared else "")
-        title = f"{METRICS[comparison.metric]} accuracy: {where}"
+        title = f"{METRICS[comparison.metric].replace(' top-1', '')}: {where}"
         made.append((stem_of("intervals", dataset, backbone), intervals_figure(title, lines, comparison)))
     return made
 
@@ -428,7 +475,7 @@ def intervals_figure(title: str, lines: list[tuple[str, str, Cell]], comparison:
     lowest, highest = limits(cells)
     caption += " The axis does not start at 0." if lowest > 0 else ""
     figure = sheet(width, 0.55 + apart * len(lines), title, caption, [])
-    axes = figure.add_subplot(xlabel=f"{METRICS[comparison.metric]} top-1 accuracy (%)", xlim=(lowest, highest))
+    axes = figure.add_subplot(xlabel=f"{METRICS[comparison.metric]} (%)", xlim=(lowest, highest))
     for y, (method, label, cell) in enumerate(lines):
         style = style_of(method, comparison.methods)
         if cell.n > 1:

@@ -12,6 +12,7 @@ from ..errors import UserError
 from ..models import Network
 from ..regularizers import build_regularizer
 from ..regularizers.afa import LearnedAttention
+from ..stages import new_target
 from ..tensor_files import read_sealed
 from .image_maps import in_own_range
 from .replay import Replay
@@ -57,7 +58,7 @@ def attended(run: Replay, images: Tensor) -> list[Attended]:
         reads, words = run.source, "the source network"
         if stage.aligned_to == "previous":
             name, words = f"stage{number - 1}.safetensors", f"the network that stage {number - 1} left"
-            reads = run.source.with_new_head(len(run.dataset.classes), run.config.seed)
+            reads = new_target(run.source, run.config, len(run.dataset.classes))
             _load(run, name, reads.traced, _read(run, name))
         found.append(_of_stage(number, words, stage.regularizer.to(run.device), reads.freeze(), images))
     return found

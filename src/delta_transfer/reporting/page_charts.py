@@ -29,7 +29,10 @@ TITLES = {
     "train_top1": "Training accuracy (%)",
     "val_top1": "Validation accuracy (%)",
     "test_top1": "Test accuracy (%)",
+    "test_pair_accuracy": "Test pair accuracy (%)",
 }
+
+ACCURACIES = [name for name in TITLES if name.endswith(("_top1", "_accuracy"))]
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,7 @@ def over_seeds(frames: "list[pd.DataFrame]") -> "tuple[pd.DataFrame, pd.DataFram
 def quantities(lines: list[Line]) -> list[str]:
     """What was logged, in the order in which it is drawn: loss, its terms, accuracies."""
     names = dict.fromkeys(name for line in lines for name in line.mean.columns)
-    return [
-        name
-        for name in ("loss", "cross_entropy", *runs.penalty_terms(names), "train_top1", "val_top1", "test_top1")
-        if name in names
-    ]
+    return [name for name in ("loss", "cross_entropy", *runs.penalty_terms(names), *ACCURACIES) if name in names]
 
 
 def chart_of(name: str, lines: list[Line]) -> Chart | None:

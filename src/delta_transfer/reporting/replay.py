@@ -29,6 +29,7 @@ from ..errors import UserError
 from ..models import Network
 from ..models.zoo import build_source
 from ..run import make_loader, weights_name
+from ..stages import new_target
 from ..tensor_files import fingerprint, read_sealed
 from .runs import read
 
@@ -60,7 +61,7 @@ class Replay:
                 f"{path} is not there (published records come without their networks): take a run made here, or make "
                 "this one again with delta-run."
             )
-        network = self.source.with_new_head(len(self.dataset.classes), self.config.seed)
+        network = new_target(self.source, self.config, len(self.dataset.classes))
         try:
             network.traced.load_state_dict(read_sealed(path)[0], strict=True)
         except (ValueError, OSError, RuntimeError) as error:

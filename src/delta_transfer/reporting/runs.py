@@ -1,4 +1,4 @@
-"""What runs left on disk, read: folders, records (summary.json), metrics.jsonl, predictions.npz.
+"""What runs left on disk, read: folders, records (summary.json), metrics.jsonl, predictions.npz, pairs.npz.
 
 Nothing is ever filled in: what cannot be read is named, and the rest is used.
 """
@@ -8,7 +8,7 @@ import math
 import re
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,15 @@ class Predictions:
     def correct(self) -> "np.ndarray":
         """(N,) bool."""
         return self.logits.argmax(axis=1) == self.labels
+
+
+@dataclass(frozen=True)
+class PairSimilarities:
+    """Of the test pairs of a verification at the last iteration, (P,) each."""
+
+    similarities: "np.ndarray"
+    same: "np.ndarray"  # bool
+    fold: "np.ndarray"
 
 
 def run_folders(dirs: list[Path]) -> list[Path]:
@@ -130,6 +139,36 @@ def predictions(record: dict) -> Predictions | None:
     import numpy as np
 
     path = record["folder"] / "predictions.npz"
+    made = _arrays(path, Predictions)
+    if made is None:
+        return None
+    numbers = made.logits.dtype.kind == "f" and made.labels.dtype.kind == made.index.dtype.kind == "i"
+    n = made.logits.shape[0] if numbers and made.logits.ndim == 2 and made.logits.shape[1] else 0
+    if not n or not made.labels.shape == made.index.shape == (n,) or not np.isfinite(made.logits).all():
+        raise Damaged(f"{path}: labels, logits and index do not belong together")
+    return made
+
+
+def pair_similarities(record: dict) -> PairSimilarities | None:
+    """pairs.npz; None if the run has none. Raises Damaged."""
+    import numpy as np
+
+    path = record["folder"] / "pairs.npz"
+    made = _arrays(path, PairSimilarities)
+    if made is None:
+        return None
+    kinds = "".join(values.dtype.kind for values in vars(made).values())
+    shapes = {values.shape for values in vars(made).values()}
+    whole = kinds == "fbi" and len(shapes) == 1 and made.same.ndim == 1 and np.isfinite(made.similarities).all()
+    if not whole or not made.same.any() or made.same.all():
+        raise Damaged(f"{path}: similarities, same and fold do not belong together")
+    return made
+
+
+def _arrays(path: Path, kind: type):
+    """The arrays of a file that the fields of `kind` name, as one of it; None if there is no file. Raises Damaged."""
+    import numpy as np
+
     if not path.exists():
         return None
     try:
@@ -137,11 +176,6 @@ def predictions(record: dict) -> Predictions | None:
             if sum(entry.file_size for entry in file.infolist()) > most_unpacked(path.stat().st_size):
                 raise ValueError("a decompression bomb")
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            made = Predictions(arrays["labels"], arrays["logits"], arrays["index"])
+            return kind(**{field.name: arrays[field.name] for field in fields(kind)})
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         raise Damaged(f"{path} cannot be read: {error}") from None
-    numbers = made.logits.dtype.kind == "f" and made.labels.dtype.kind == made.index.dtype.kind == "i"
-    n = made.logits.shape[0] if numbers and made.logits.ndim == 2 and made.logits.shape[1] else 0
-    if not n or not made.labels.shape == made.index.shape == (n,) or not np.isfinite(made.logits).all():
-        raise Damaged(f"{path}: labels, logits and index do not belong together")
-    return made

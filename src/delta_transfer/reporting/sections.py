@@ -1,9 +1,10 @@
 """A comparison -> the tables of a report: accuracies, differences to a baseline, mean ranks, published numbers."""
 
 from collections.abc import Callable
+from statistics import fmean
 
 from . import runs
-from .comparison import Cell, Comparison, display, grouped, show
+from .comparison import Cell, Comparison, display, grouped, is_number, show
 from .published import PROTOCOLS, against, what_is_known
 from .runs import Damaged, Predictions
 from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paired, ranks, winner
@@ -17,7 +18,7 @@ NOT_JUDGED = "Several settings, none of which is picked by test accuracy, so wit
 def accuracies(comparison: Comparison) -> Table:
     """The main table: a row for each data set, backbone and setting, a column for each method."""
     # Validation data serve to choose: what is best there proves nothing.
-    decided = contests(comparison) if comparison.metric == "test_top1" else []
+    decided = contests(comparison) if comparison.metric != "val_top1" else []
     best = {id(contest.cells[method]) for contest in decided if (method := winner(contest))}
 
     def entry(cell: Cell | None) -> Entry:
@@ -36,6 +37,37 @@ def accuracies(comparison: Comparison) -> Table:
     ]
     said += [f"{NOT_JUDGED}: {'; '.join(dict.fromkeys(several))}"] if several and len(comparison.methods) > 1 else []
     return without_empty_settings(Table(comparison.title, header, rows, 3, comparison.chosen, said + comparison.notes))
+
+
+def verification(comparison: Comparison) -> Table:
+    """What else there is to say of verification runs than their pair accuracy; each the mean over seeds."""
+    numbers = {
+        "std over folds": ("pair_accuracy_std", ".1f"),
+        "AUC": ("auc", ".4f"),
+        "TAR (%) at FAR 0.01": ("tar_at_far_0.01", ".1f"),
+        "TAR (%) at FAR 0.001": ("tar_at_far_0.001", ".1f"),
+    }
+
+    def entry(cell: Cell, key: str, form: str) -> Entry:
+        found = [run.get(f"test_{key}") for run in cell.runs]
+        if not all(map(is_number, found)):
+            return Entry(MISSING)
+        return Entry(f"{fmean(found):{form}}", fmean(found))
+
+    rows = [
+        entries(
+            row.dataset, row.backbone, row.settings, display(m), *(entry(row.cells[m], *n) for n in numbers.values())
+        )
+        for row in comparison.rows
+        for m in comparison.methods
+        if m in row.cells
+    ]
+    notes = [
+        "Each fold of pairs is measured with the threshold that is best on all other folds; ROC over all pairs. "
+        "TAR, FAR: true and false accept rates"
+    ]
+    header = ["dataset", "backbone", "settings", "method", *numbers]
+    return without_empty_settings(Table("Verification of test pairs; mean over seeds", header, rows, 4, [], notes))
 
 
 def comparable(contest: Contest) -> bool:

@@ -1,0 +1,65 @@
+"""Data sets to verify on: classes that are trained on, and pairs of images of classes that are not."""
+
+import hashlib
+
+import numpy as np
+from PIL import Image
+
+from ..console import few
+from ..errors import UserError
+from .dataset import Dataset, Pairs
+
+
+def with_pairs(name: str, train: Dataset, test: Dataset, pairs: Pairs) -> Dataset:
+    """The images of `train`, to train on, then those of `test`; `pairs` are indices into the latter.
+
+    Raises UserError for a class that both have, by its name whatever its case: nothing would be verified with it.
+    """
+    trained = {known.casefold() for known in train.classes}
+    if shared := [known for known in test.classes if known.casefold() in trained]:
+        raise UserError(
+            f"{name}: {len(shared)} of the persons or classes of the pairs would be trained on: {few(shared)}. Take "
+            "them out of the training images."
+        )
+    n_train = len(train.labels)
+    digest = hashlib.sha256(f"{name} {train.listing} {test.listing}".encode())
+    for values in vars(pairs).values():
+        digest.update(np.ascontiguousarray(values, dtype=np.int64).tobytes() + b"|")
+
+    def load(index: int) -> Image.Image:
+        return train.load(index) if index < n_train else test.load(index - n_train)
+
+    return Dataset(
+        name,
+        train.classes,
+        np.concatenate([train.labels, np.full(len(test.labels), -1)]),
+        np.arange(n_train + len(test.labels)) >= n_train,
+        (*(f"train/{image}" for image in train.names), *(f"test/{image}" for image in test.names)),
+        load,
+        digest.hexdigest(),
+        train.files + test.files,
+        pairs=Pairs(n_train + pairs.first, n_train + pairs.second, pairs.same, pairs.fold),
+    )
+
+
+def draw_pairs(labels: np.ndarray, folds: int, per_fold: int, seed: int) -> Pairs:
+    """`per_fold` pairs of one class and as many of two in each fold, none twice; each class is in one fold only.
+
+    Raises UserError if a fold has too few.
+    """
+    random = np.random.default_rng((seed, 5))
+    classes = random.permutation(np.unique(labels))
+    drawn = []
+    for fold in range(folds):
+        members = np.flatnonzero(np.isin(labels, classes[fold::folds]))
+        first, second = (members[side] for side in np.triu_indices(len(members), k=1))
+        for same in (True, False):
+            found = np.flatnonzero((labels[first] == labels[second]) == same)
+            if len(found) < per_fold:
+                raise UserError(
+                    f"A fold has {len(found)} pairs of {'one class' if same else 'two classes'}, but {per_fold} are "
+                    "wanted (dataset.pairs_per_fold): take fewer, fewer dataset.pair_folds, or more images of a class."
+                )
+            found = random.permutation(found)[:per_fold]
+            drawn.append((first[found], second[found], np.full(per_fold, same), np.full(per_fold, fold)))
+    return Pairs(*map(np.concatenate, zip(*drawn, strict=True)))

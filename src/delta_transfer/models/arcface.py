@@ -1,0 +1,58 @@
+"""ArcFace (Deng, Guo, Xue, Zafeiriou, CVPR 2019): a head of cosines, and cross-entropy with an additive angular margin.
+
+theta_j is the angle between an image's embedding x, which is what the head is given, and row j of the head's weight W.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+SMALLEST = 1e-6  # of sin^2: below it the sine's gradient, which grows beyond all bounds, is taken as 0
+
+
+@fx.wrap  # one node of the traced network, whose input is the embedding
+def scaled_cosines(embedding: Tensor, weight: Tensor, scale: float) -> Tensor:
+    """s * cos(theta_j), (B, D) and (K, D) -> (B, K), in full precision."""
+    with torch.autocast(embedding.device.type, enabled=False):
+        x, w = (t if t.dtype == torch.float64 else t.float() for t in (embedding, weight))
+        return scale * F.linear(F.normalize(x), F.normalize(w))
+
+
+class CosineHead(nn.Linear):
+    """logits_j = s * cos(theta_j); no bias. The margin, which needs the labels, is part of the loss."""
+
+    def __init__(self, in_features: int, num_classes: int, scale: float = 64.0):
+        super().__init__(in_features, num_classes, bias=False)
+        self.scale = scale
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        return scaled_cosines(embedding, self.weight, self.scale)
+
+
+@dataclass(frozen=True)
+class ArcFaceLoss:
+    """Cross-entropy of s * cos(theta_y + m) for the true class y, s * cos(theta_j) for the others; mean over the batch.
+
+    cos(theta + m) is expanded, which needs no arccos. Where theta + m > pi, it would rise again: there it is replaced
+    by cos(theta) - m sin(m), as in the authors' code.
+    """
+
+    scale: float = 64.0
+    margin: float = 0.5
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """`logits`: of a CosineHead with the same scale, (B, K)."""
+        labels = labels[:, None]
+        cosine = logits.gather(1, labels) / self.scale
+        turned = self.scale * turned_by(cosine, self.margin)
+        return F.cross_entropy(logits.scatter(1, labels, turned), labels[:, 0])
+
+
+def turned_by(cosine: Tensor, margin: float) -> Tensor:
+    """cos(theta + m) of cos(theta), and what stands for it where theta + m > pi."""
+    sine = (1 - cosine.square()).clamp(min=SMALLEST).sqrt()
+    turned = cosine * math.cos(margin) - sine * math.sin(margin)
+    return torch.where(cosine > -math.cos(margin), turned, cosine - margin * math.sin(margin))
