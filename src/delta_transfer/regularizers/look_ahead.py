@@ -36,15 +36,17 @@ class SGD:
         return list(torch._foreach_sub(theta, torch._foreach_mul(direction, self.lr))), list(velocity)
 
     @torch.no_grad()
-    def adjoint(self, of_theta: Tensors, of_velocity: Tensors) -> tuple[Tensors, Tensors]:
-        """From the adjoints a0 of theta and a1 of v after a step: s, that of d in it, and a1 before it.
+    def adjoint(self, of_theta: Tensors, of_velocity: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+        """From the adjoints a0 of theta and a1 of v after a step: s, that of its gradient g, and a0 and a1 before it.
 
-        s = a1 - lr a0 and a1 <- mu s. Nesterov's step reaches theta through v and through d.
+        s = a1 - lr a0, a0 <- a0 + wd s, a1 <- mu s; the part of a0 that comes through g(theta) is left out. Nesterov's
+        step reaches theta through v and through d.
         """
         through_theta = torch._foreach_mul(of_theta, self.lr)
         of_velocity = torch._foreach_sub(of_velocity, through_theta, alpha=self.momentum if self.nesterov else 1.0)
-        of_decayed = torch._foreach_sub(of_velocity, through_theta) if self.nesterov else of_velocity
-        return list(of_decayed), list(torch._foreach_mul(of_velocity, self.momentum))
+        of_gradient = torch._foreach_sub(of_velocity, through_theta) if self.nesterov else of_velocity
+        of_theta = torch._foreach_add(of_theta, of_gradient, alpha=self.weight_decay)
+        return list(of_gradient), list(of_theta), list(torch._foreach_mul(of_velocity, self.momentum))
 
 
 def meta_gradient(
@@ -74,25 +76,26 @@ def meta_gradient(
     of_phi = [torch.zeros_like(p) for p in phi]
     while steps:
         theta, gradient = steps.pop()
-        of_decayed, of_velocity = sgd.adjoint(of_theta, of_velocity)
-        # g . s; a gradient that depends on nothing (of an unused parameter, of a linear layer's bias) has no graph.
-        curved = [(g, s) for g, s in zip(gradient, of_decayed, strict=True) if g.requires_grad]
-        wanted = [*phi, *theta] if steps else phi
-        found = _vector_jacobian(curved, wanted)
-        torch._foreach_add_(of_phi, found[: len(phi)])
+        of_gradient, of_theta, of_velocity = sgd.adjoint(of_theta, of_velocity)
+        to_phi, to_theta = _through(gradient, of_gradient, phi, theta if steps else [])
+        torch._foreach_add_(of_phi, to_phi)
         if steps:
-            torch._foreach_add_(of_theta, of_decayed, alpha=sgd.weight_decay)
-            torch._foreach_add_(of_theta, found[len(phi) :])
-        del gradient, curved  # and with them the step's graph
+            torch._foreach_add_(of_theta, to_theta)
+        del gradient  # and with it the step's graph
     return value.detach(), of_phi
 
 
-def _vector_jacobian(curved: list[tuple[Tensor, Tensor]], wanted: Tensors) -> Tensors:
-    """d(sum of g . s) / d wanted."""
+def _through(gradient: Tensors, vector: Tensors, phi: Tensors, theta: Tensors) -> tuple[Tensors, Tensors]:
+    """d(g . s)/d phi and d(g . s)/d theta."""
+    # A gradient that is constant, as that of a parameter that is not used, has no graph.
+    curved = [(g, s) for g, s in zip(gradient, vector, strict=True) if g.requires_grad]
+    inputs = [*phi, *theta]
     if not curved:
-        return [torch.zeros_like(p) for p in wanted]
-    gradients, vectors = zip(*curved, strict=True)
-    return list(grad(gradients, wanted, vectors, allow_unused=True, materialize_grads=True))
+        found = [torch.zeros_like(p) for p in inputs]
+    else:
+        outputs, vectors = zip(*curved, strict=True)
+        found = list(grad(outputs, inputs, vectors, allow_unused=True, materialize_grads=True))
+    return found[: len(phi)], found[len(phi) :]
 
 
 def leaves(tensors: Tensors) -> Tensors:
