@@ -297,6 +297,27 @@ class DeltaConfig(RegConfig):
     attention: AttentionConfig = field(default_factory=AttentionConfig)
 
 
+@dataclass
+class L2TConfig(RegConfig):
+    pairs: str = "all_to_all"  # all_to_all | one_to_one | single
+    what: bool = True  # channel weights are learned; false: a sum over channels
+    where: str = "relu6"  # amount of each pair: relu6 | relu | relu_mean | constant | off
+    inner_steps: int = 2  # on the matching loss, tried and forgotten in every step
+    meta_lr: float = 1e-4  # of the meta-networks, by Adam; 0: they stay as they begin
+    meta_weight_decay: float = 1e-4
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, values in (
+            ("pairs", ("all_to_all", "one_to_one", "single")),
+            ("where", ("relu6", "relu", "relu_mean", "constant", "off")),
+        ):
+            value = getattr(self, name)
+            require(value in values, f"reg.{name} must be one of {', '.join(values)}, got {value!r}.")
+        require_positive(self, "reg", "inner_steps")
+        require_not_negative(self, "reg", "meta_lr", "meta_weight_decay")
+
+
 # --- schedule, split, run --------------------------------------------------------------------------------------------
 
 
@@ -467,6 +488,7 @@ SCHEMAS = {
         "delta_noatt": DeltaWithoutAttentionConfig,
         "delta": DeltaConfig,
         "afa": AFAConfig,
+        "l2t": L2TConfig,
     },
     "schema/schedule": {"sgd": ScheduleConfig},
 }

@@ -68,6 +68,15 @@ class Learner:
         with autocast(images.device, self.precision):
             return in_parts(self._target, images) if self._frozen else self._target(images)
 
+    def forward_with(self, parameters: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+        """`forward` with other values of the target's parameters, by their names; BatchNorm's statistics stay.
+
+        Never compiled, so that it can be differentiated twice.
+        """
+        buffers = {name: buffer.clone() for name, buffer in self.target.traced.named_buffers()}
+        with autocast(images.device, self.precision):
+            return torch.func.functional_call(self.target.traced, parameters | buffers, (images,))
+
     @torch.no_grad()
     def forward_source(self, images: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, self.precision):
@@ -110,7 +119,7 @@ def make_optimizer(target: Network, regularizer: Regularizer, schedule: Schedule
     groups = [
         {"params": list(target.head_parameters().values()), "lr_factor": 1.0},
         {"params": list(target.backbone_parameters().values()), "lr_factor": schedule.backbone_lr_factor},
-        {"params": list(regularizer.parameters()), "lr_factor": 1.0},
+        {"params": regularizer.trained(), "lr_factor": 1.0},
     ]
     for group in groups:
         group["params"] = [p for p in group["params"] if p.requires_grad]

@@ -10,6 +10,7 @@ from .base import Regularizer
 from .delta import DELTA, DELTAWithoutAttention
 from .l2 import L2, L2FE
 from .l2_sp import L2SP
+from .l2t_ww import L2TWW
 
 REGULARIZERS: dict[str, type[Regularizer]] = {
     "l2": L2,
@@ -20,10 +21,12 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "afa": AFA,
     "afa_spatial": AFASpatial,
     "afa_channel": AFAChannel,
+    "l2t_ww": L2TWW,
+    "l2t_w": L2TWW,
 }
 
 __all__ = [
-    *("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2", "L2FE", "L2SP"),
+    *("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2", "L2FE", "L2SP", "L2TWW"),
     *("REGULARIZERS", "Regularizer", "build_regularizer"),
 ]
 

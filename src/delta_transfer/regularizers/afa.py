@@ -68,7 +68,7 @@ class LearnedAttention(Regularizer):
         self.alpha = alpha
         self.modules_by_tap = nn.ModuleDict()
 
-    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES) -> None:
+    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: MapShapes | None = None) -> None:
         # A module's name may not have dots in it.
         self.modules_by_tap = nn.ModuleDict(
             {tap.replace(".", "/"): self.attention(*map_shapes[tap]) for tap in target.taps}

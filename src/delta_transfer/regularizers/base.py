@@ -1,6 +1,6 @@
 """The contract between the training loop and a method."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ from ..models import Network
 Outputs = dict[str, Tensor]  # what Network.forward returns: "logits" and the tapped feature maps
 MapShapes = Mapping[str, tuple[int, int, int]]  # by tap
 NO_SHAPES: MapShapes = MappingProxyType({})
+Part = tuple[Tensor, Tensor, Outputs | None]  # of a batch: images, labels, and what the source makes of the images
 Batches = Iterable[tuple[Tensor, Tensor]]  # images (B, 3, H, W) and labels (B,); each iteration is one pass
 
 
@@ -34,6 +35,7 @@ class Regularizer(nn.Module):
     needs_source: ClassVar[bool] = False  # a frozen source network, run on every batch for its feature maps
     needs_source_logits: ClassVar[bool] = False  # its logits too, which otherwise are not computed
     needs_taps: ClassVar[bool] = False  # tapped feature maps of target (and source)
+    any_source: ClassVar[bool] = False  # the source may be of another architecture than the target
     freezes_backbone: ClassVar[bool] = False  # train the head only; the whole network stays in evaluation mode
     fitted_name: ClassVar[str | None] = None  # name of the file that keeps what `fit` computed
     fit_seed: int = 0  # of the order and crops of the batches that `fit` sees
@@ -53,11 +55,16 @@ class Regularizer(nn.Module):
         """What is trained one after the other; each takes `schedule` once more."""
         return [Stage(self)]
 
-    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES) -> None:
+    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: MapShapes | None = None) -> None:
         """Called with the initial target network, before training and before a checkpoint is loaded.
 
         map_shapes: (C, H, W) of each tapped feature map; for methods whose own modules depend on it.
+        source_shapes: those of a source of another architecture; None: the same.
         """
+
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters of its own that the optimizer trains with the target, on the same loss."""
+        return list(self.parameters())
 
     def fit_options(self) -> dict[str, Any]:
         """Options that decide the result of `fit`, beside `fit_seed`: it is reused where they are the same."""
@@ -95,12 +102,20 @@ class Regularizer(nn.Module):
     def update(self, learner, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One optimisation step; returns the logits (B, K) and the loss terms. `learner` is training.Learner.
 
-        Whoever overrides it calls `learner.backward` for each part of `learner.split`, and then `learner.step`, once.
+        Whoever overrides it calls `step_on`, or `learner.backward` for each part of `learner.split` and then
+        `learner.step`, once.
         """
-        logits, terms, observed = [], [], []
+        return self.step_on(learner, self.parts_of(learner, images, labels))
+
+    def parts_of(self, learner, images: Tensor, labels: Tensor) -> Iterator[Part]:
         for part, part_labels in learner.split(images, labels):
+            yield part, part_labels, learner.forward_source(part) if self.needs_source else None
+
+    def step_on(self, learner, parts: Iterable[Part]) -> tuple[Tensor, dict[str, Tensor]]:
+        """A step on cross-entropy and penalty, over all parts of a batch; returns what `update` does."""
+        logits, terms, observed = [], [], []
+        for part, part_labels, source_outputs in parts:
             outputs = learner.forward(part)
-            source_outputs = learner.forward_source(part) if self.needs_source else None
             losses = learner.task_loss(outputs, part_labels) | self.penalty(learner.target, outputs, source_outputs)
             logits.append(outputs["logits"].detach())
             del outputs, source_outputs  # not needed while the backward pass fills the memory

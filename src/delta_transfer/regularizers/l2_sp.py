@@ -22,7 +22,7 @@ class L2SP(Regularizer):
         self.scope = scope
         self.starting_point: dict[str, Tensor] | None = None
 
-    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES) -> None:
+    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: MapShapes | None = None) -> None:
         # Before training the backbone of the target is the source's.
         self.starting_point = {
             name: p.detach().clone()

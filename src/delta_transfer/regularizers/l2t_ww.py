@@ -1,0 +1,282 @@
+"""L2T-ww: learning what and where to transfer (Jang, Lee, Hwang, Shin, ICML 2019), between different networks.
+
+S_m is the source's feature map at tap m, (B, C_m, h, w), T_n the target's at tap n, (B, C_n, g, g'); source and target
+need not be of one architecture. r_mn is a 1x1 convolution with bias, C_n -> C_m: a matcher, trained with the target.
+S_m is resized bilinearly to T_n's size. Over pairs (m, n) of taps
+
+    M = sum_mn alpha * mean_b [ lambda_mn[b] * sum_c w_mn[b,c] * mean_pixels (S_m - r_mn(T_n))[b,c]^2 ]
+
+    what:   w_mn = softmax_C(A_mn gap(S_m) + a_mn), (B, C_m), from A = a = 0
+    where:  lambda_mn = relu6(e_mn . gap(S_m) + e0_mn), (B,), from e0 = 1
+
+gap is the mean over pixels. phi = {A, a, e, e0}, the meta-networks, are no part of what the loss trains: what they
+weigh is to lead to a low cross-entropy, which `L2TWW.update` differentiates through steps of SGD.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .. import distributed
+from ..errors import UserError
+from ..models import Network
+from .base import NO_SHAPES, MapShapes, Outputs, Part, Regularizer
+from .distances import full_precision
+from .look_ahead import SGD, leaves, meta_gradient
+
+# "where": of the score e . gap(S) + e0, and of gap(S)'s channels C_m by which it is divided before.
+ACTIVATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "relu6": lambda score, channels: F.relu6(score),
+    "relu": lambda score, channels: F.relu(score),
+    "relu_mean": lambda score, channels: F.relu(score / channels),
+}
+CONSTANT, OFF = "constant", "off"  # the other choices of "where"
+
+
+class Pair(NamedTuple):
+    """A source tap and the target tap that is to learn from it."""
+
+    source: str
+    target: str
+
+    @property
+    def key(self) -> str:
+        """Of a module, whose name may not have dots in it."""
+        return f"{self.source}>{self.target}".replace(".", "/")
+
+
+def choose_pairs(which: str, source_shapes: MapShapes, target_shapes: MapShapes) -> list[Pair]:
+    """all_to_all: every source tap with every target tap; one_to_one: each source tap with a target tap whose map has
+    its height and width, in order, each tap once; single: the last of those.
+    """
+    if which == "all_to_all":
+        return [Pair(m, n) for m in source_shapes for n in target_shapes]
+    pairs, free = [], list(target_shapes)
+    for m, (_, *size) in source_shapes.items():
+        n = next((n for n in free if list(target_shapes[n][1:]) == size), None)
+        if n is not None:
+            free.remove(n)
+            pairs.append(Pair(m, n))
+    if not pairs:
+        sizes = (", ".join(f"{h} x {w}" for _, h, w in shapes.values()) for shapes in (source_shapes, target_shapes))
+        raise UserError(
+            f"reg.pairs={which} needs feature maps of one size in source ({next(sizes)}) and target ({next(sizes)}): "
+            "reg.pairs=all_to_all does without."
+        )
+    return pairs if which == "one_to_one" else pairs[-1:]
+
+
+class MetaNetwork(nn.Module):
+    """Of one pair: gap(S_m) (B, C_m) -> w_mn (B, C_m) and lambda_mn (B, 1). What is switched off is 1.
+
+    With both off w = 1/C_m, so that M is a mean over all elements.
+    """
+
+    def __init__(self, channels: int, what: bool, where: str):
+        super().__init__()
+        self.activation = where
+        self.what = self.where = None
+        if what:
+            self.what = nn.Linear(channels, channels)
+            nn.init.zeros_(self.what.weight)
+            nn.init.zeros_(self.what.bias)
+        if where in ACTIVATIONS:
+            self.where = nn.Linear(channels, 1)
+            nn.init.ones_(self.where.bias)
+        elif where == CONSTANT:
+            self.k = nn.Parameter(torch.zeros(1))
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        w, amount = torch.ones_like(pooled), torch.ones_like(pooled[:, :1])
+        if self.what is not None:
+            w = self.what(pooled).softmax(dim=1)
+        elif self.activation == OFF:
+            w = w / pooled.shape[1]
+        if self.where is not None:
+            amount = ACTIVATIONS[self.activation](self.where(pooled), pooled.shape[1])
+        elif self.activation == CONSTANT:
+            amount = amount * F.softplus(10 * self.k)
+        return w, amount
+
+
+class Matchers(nn.ModuleDict):
+    """r_mn(T_n) of every pair, {pair.key: (B, C_m, g, g')}."""
+
+    def __init__(self, pairs: list[Pair], source_shapes: MapShapes, target_shapes: MapShapes):
+        super().__init__(
+            {pair.key: nn.Conv2d(target_shapes[pair.target][0], source_shapes[pair.source][0], 1) for pair in pairs}
+        )
+        self.target_taps = {pair.key: pair.target for pair in pairs}
+
+    def forward(self, outputs: Outputs) -> dict[str, Tensor]:
+        return {key: matcher(full_precision(outputs[self.target_taps[key]])) for key, matcher in self.items()}
+
+
+class L2TWW(Regularizer):
+    """Loss = CE + M + beta/2 * ||head||^2, and after each step on it one of Adam on phi, on the same batch:
+
+    1. The step of SGD on the loss is kept. phi is constant in it.
+    2. Tried from there, and forgotten: `inner_steps` steps of SGD on M alone, then one on CE alone. CE after them is
+       the meta loss. It is differentiated with respect to phi through all these steps, momentum and weight decay
+       included (`look_ahead.meta_gradient`), for the step of Adam.
+
+    Weights, momentum and BatchNorm's statistics are those of step 1 when all this is over. (In the authors' code a
+    forward pass after the roll-back updates the statistics a second time.)
+
+    alpha is the paper's beta, the factor of M; beta (0 as published) is that of the head, as in every method here.
+    pairs: all_to_all | one_to_one | single, see `choose_pairs`.
+    what=False: w = 1, a sum over channels, C_m times a mean. where: relu6 | relu | relu_mean (of score / C_m) |
+    constant, lambda = softplus(10 k) | off, lambda = 1. what=True with where="off" is L2T-w. With both off there is
+    nothing to learn, and M is feature matching: alpha times the mean of (S_m - r_mn(T_n))^2 over all its elements.
+    meta_lr=0 leaves phi as it begins, and step 2 out.
+
+    With schedule.accumulate, BatchNorm sees the same parts in step 2, but all of them are kept in memory.
+    """
+
+    needs_source = True
+    needs_taps = True
+    any_source = True
+
+    def __init__(
+        self,
+        alpha: float = 0.5,
+        beta: float = 0.0,
+        weight_decay: float = 1e-4,
+        pairs: str = "all_to_all",
+        what: bool = True,
+        where: str = "relu6",
+        inner_steps: int = 2,
+        meta_lr: float = 1e-4,
+        meta_weight_decay: float = 1e-4,
+    ):
+        super().__init__(beta=beta, weight_decay=weight_decay)
+        self.alpha = alpha
+        self.which_pairs, self.what, self.where = pairs, what, where
+        self.inner_steps, self.meta_lr, self.meta_weight_decay = inner_steps, meta_lr, meta_weight_decay
+        self.pairs: list[Pair] = []
+        self.sizes: dict[str, tuple[int, int]] = {}  # of the target's maps
+        self.matchers: nn.ModuleDict = nn.ModuleDict()
+        self.meta_networks = nn.ModuleDict()
+        self.adam: torch.optim.Adam | None = None
+
+    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: MapShapes | None = None) -> None:
+        if distributed.processes() > 1:
+            raise UserError("reg=l2t_ww runs in one process: BatchNorm over several cannot be differentiated twice.")
+        source_shapes = source_shapes or map_shapes
+        self.pairs = choose_pairs(self.which_pairs, source_shapes, map_shapes)
+        self.sizes = {pair.target: map_shapes[pair.target][1:] for pair in self.pairs}
+        self.matchers = Matchers(self.pairs, source_shapes, map_shapes)
+        self.meta_networks = nn.ModuleDict(
+            {pair.key: MetaNetwork(source_shapes[pair.source][0], self.what, self.where) for pair in self.pairs}
+        )
+        phi = list(self.meta_networks.parameters())
+        learns = phi and self.meta_lr > 0
+        self.adam = torch.optim.Adam(phi, self.meta_lr, weight_decay=self.meta_weight_decay) if learns else None
+
+    def trained(self) -> list[nn.Parameter]:
+        return list(self.matchers.parameters())
+
+    # Adam's moments are part of the state, so that a resumed run goes on with them.
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"adam": self.adam.state_dict() if self.adam else None}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if self.adam:
+            self.adam.load_state_dict(state["adam"])
+
+    def weights(self, source_outputs: Outputs) -> dict[str, tuple[Tensor, Tensor]]:
+        """w_mn (B, C_m) and lambda_mn (B, 1) of every pair, in full precision."""
+        pooled = {pair.source: full_precision(source_outputs[pair.source]).mean(dim=(2, 3)) for pair in self.pairs}
+        return {pair.key: self.meta_networks[pair.key](pooled[pair.source]) for pair in self.pairs}
+
+    def references(self, source_outputs: Outputs) -> dict[str, Tensor]:
+        """S_m of every pair, in T_n's size."""
+        resized: dict[tuple, Tensor] = {}  # pairs share them
+        for pair in self.pairs:
+            source_map, size = source_outputs[pair.source], self.sizes[pair.target]
+            if (pair.source, size) not in resized:
+                source_map = full_precision(source_map)
+                if source_map.shape[2:] != size:
+                    source_map = F.interpolate(source_map, size, mode="bilinear")
+                resized[pair.source, size] = source_map
+        return {pair.key: resized[pair.source, self.sizes[pair.target]] for pair in self.pairs}
+
+    def matching(self, matched: dict[str, Tensor], references: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
+        """M, a scalar. `weights`: lambda_mn * w_mn of every pair, (B, C_m)."""
+        total = 0.0
+        for key, values in matched.items():
+            squares = (references[key] - values).square().mean(dim=(2, 3))
+            total = total + (weights[key] * squares).sum(dim=1).mean()
+        return self.alpha * total
+
+    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
+        """M as a part of the loss that trains target and matchers: phi gets no gradient."""
+        with torch.no_grad():
+            weights, references = self.weights(source_outputs), self.references(source_outputs)
+            self.observed = {}
+            if self.where != OFF:
+                self.observed |= {f"attention_{key}": amount.mean() for key, (_, amount) in weights.items()}
+            if self.what:  # 1: all channels alike
+                shares = [torch.special.entr(w).sum(dim=1).mean() / math.log(w.shape[1]) for w, _ in weights.values()]
+                self.observed["attention_entropy"] = torch.stack(shares).mean()
+            products = {key: w * amount for key, (w, amount) in weights.items()}
+        return {"matching": self.matching(self.matchers(outputs), references, products)} | self.head_penalty(target)
+
+    def update(self, learner, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.adam is None:
+            return super().update(learner, images, labels)
+        parts = list(self.parts_of(learner, images, labels))
+        result = self.step_on(learner, parts)
+        meta_loss = self.meta_step(learner, parts)
+        self.observed = self.observed | {"attention_meta_loss": meta_loss}
+        return result
+
+    def meta_step(self, learner, parts: list[Part]) -> Tensor:
+        """Step 2: Adam's step on phi; returns the meta loss. Nothing of `learner` changes."""
+        parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
+        buffers = [learner.optimizer.state[p].get("momentum_buffer") for p in parameters]
+        velocity = [torch.zeros_like(p) if v is None else v for p, v in zip(parameters, buffers, strict=True)]
+        references = [self.references(source_outputs) for _, _, source_outputs in parts]
+        weights = []  # of each part, lambda * w
+        for _, _, source_outputs in parts:
+            weights.append({key: w * amount for key, (w, amount) in self.weights(source_outputs).items()})
+        # M depends on phi through them alone: the steps are differentiated as far as here, and then once through phi.
+        made = [w for part in weights for w in part.values()]
+        constants = leaves(made)
+        cursor = iter(constants)
+        weights = [{key: next(cursor) for key in part} for part in weights]
+
+        def matching(theta: list[Tensor]) -> Tensor:
+            of_target, of_matchers = self._named(learner.target, parameters, theta)
+            losses = []
+            for (images, _, _), reference, weight in zip(parts, references, weights, strict=True):
+                outputs = learner.forward_with(of_target, images)
+                matched = functional_call(self.matchers, of_matchers, (outputs,))
+                losses.append(self.matching(matched, reference, weight))
+            return torch.stack(losses).mean()
+
+        def task(theta: list[Tensor]) -> Tensor:
+            of_target, _ = self._named(learner.target, parameters, theta)
+            losses = [
+                sum(learner.task_loss(learner.forward_with(of_target, images), labels).values())
+                for images, labels, _ in parts
+            ]
+            return torch.stack(losses).mean()
+
+        inner = [matching] * self.inner_steps + [task]
+        meta_loss, gradients = meta_gradient(inner, task, parameters, velocity, constants, SGD.of(learner.optimizer))
+        torch.autograd.backward(made, gradients, inputs=list(self.meta_networks.parameters()))
+        self.adam.step()
+        self.adam.zero_grad()
+        return meta_loss
+
+    def _named(self, target: Network, parameters: list[nn.Parameter], theta: list[Tensor]) -> tuple[dict, dict]:
+        """`theta`, values of `parameters`, under the names that they have in the target and in the matchers."""
+        values = dict(zip(parameters, theta, strict=True))
+        networks = target.traced, self.matchers
+        return tuple({name: values[p] for name, p in net.named_parameters() if p in values} for net in networks)

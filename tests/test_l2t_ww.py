@@ -1,0 +1,429 @@
+"""L2T-ww: the gradient through tried steps against recorded values and finite differences, and that nothing stays of them."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from delta_transfer import distributed
+from delta_transfer.checkpoints import read_checkpoint, write_checkpoint
+from delta_transfer.config import ScheduleConfig
+from delta_transfer.errors import UserError
+from delta_transfer.models import Network
+from delta_transfer.regularizers import L2TWW, look_ahead
+from delta_transfer.regularizers.l2t_ww import Matchers, MetaNetwork, Pair, choose_pairs
+from delta_transfer.regularizers.look_ahead import SGD, meta_gradient
+from delta_transfer.training import Learner, make_optimizer
+
+from .conftest import TinyNet, randomise_batchnorm
+
+# --- the gradient through steps of SGD ---
+
+
+def tensor(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("steps", "outer", "expected"),
+    [
+        (1, None, [[0.0450, 0.2697], [-0.0450, 0]]),
+        (2, None, [[0.1039, 0.6236], [-0.1039, 0]]),
+        (3, None, [[0.1348, 0.8087], [-0.1348, 0]]),
+        (10, 0.8456, [[-1.1952, -7.1712], [1.1952, 0.0000]]),  # recorded by the authors
+    ],
+)
+def test_the_authors_recorded_meta_gradient(steps, outer, expected):
+    theta = [tensor([1.0, 3.0]), tensor([[-1.0, -2.0], [1.0, 0.0]])]
+    phi = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    inner = [lambda t: t[0].square().mean() + (phi * t[1].square()).sum()] * steps
+    velocity = [torch.zeros_like(p) for p in theta]
+    value, (gradient,) = meta_gradient(
+        inner, lambda t: (t[0] * t[1]).mean(), theta, velocity, [phi], SGD([0.1, 0.1], 0.9, 0.01)
+    )
+    torch.testing.assert_close(gradient, tensor(expected), rtol=0, atol=5e-5)
+    if outer is not None:
+        assert value.item() == pytest.approx(outer, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("momentum", "decay", "final", "loss", "expected"),
+    [
+        (0.9, 0.01, [1.535097, -1.582005], 0.034580, [-0.513070, -0.537685]),
+        (0.0, 0.0, [1.294019, -1.778638], 0.322184, [-0.299808, -0.336652]),
+    ],
+)
+def test_two_steps_of_matching_and_one_on_the_task(momentum, decay, final, loss, expected):
+    phi, ended = tensor([0.5, 0.25]).requires_grad_(), []
+
+    def matching(theta):
+        return 0.5 * (phi * (theta[0] - tensor([3.0, 1.0])).square()).sum()
+
+    def task(theta):
+        ended[:] = [theta[0].detach()]
+        return 0.5 * (theta[0] - tensor([2.0, -1.0])).square().sum() + 0.1 * theta[0].prod()
+
+    theta = [tensor([1.0, -2.0])]
+    value, (gradient,) = meta_gradient(
+        [matching, matching, task], task, theta, [torch.zeros_like(theta[0])], [phi], SGD([0.1], momentum, decay)
+    )
+    torch.testing.assert_close(ended[0], tensor(final), rtol=0, atol=5e-7)
+    assert value.item() == pytest.approx(loss, abs=5e-7)
+    torch.testing.assert_close(gradient, tensor(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_a_tried_step_is_the_optimizers_own(momentum, nesterov):
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(2, 2))]
+    groups = [{"params": [p], "lr": lr} for p, lr in zip(parameters, (0.1, 0.02), strict=True)]
+    optimizer = torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, weight_decay=0.05)
+    theta, velocity = [p.detach().clone() for p in parameters], [torch.zeros_like(p) for p in parameters]
+    for _ in range(3):
+        gradient = [torch.randn_like(p) for p in parameters]
+        theta, velocity = SGD.of(optimizer).step(theta, velocity, gradient)
+        for parameter, g in zip(parameters, gradient, strict=True):
+            parameter.grad = g
+        optimizer.step()
+    for value, parameter in zip(theta, parameters, strict=True):
+        torch.testing.assert_close(value, parameter.detach())
+
+
+# --- M ---
+
+TAPS = {"conv1": (5, 6, 6), "conv2": (5, 3, 3)}
+SOURCE_TAPS = {"a": (4, 6, 6), "b": (3, 5, 5)}
+
+
+def started(source_shapes=SOURCE_TAPS, target_shapes=TAPS, **options) -> L2TWW:
+    torch.manual_seed(1)
+    method = L2TWW(**options)
+    method.start(None, target_shapes, source_shapes)
+    return method.double()
+
+
+def maps(shapes, seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {tap: torch.rand(2, *shape, dtype=torch.float64, generator=generator) for tap, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("what", [True, False])
+@pytest.mark.parametrize("where", ["relu6", "relu", "relu_mean", "constant", "off"])
+def test_matching_equals_the_naive_loop(what, where):
+    method, outputs, sources = started(what=what, where=where, alpha=0.5), maps(TAPS, 0), maps(SOURCE_TAPS, 1)
+    for parameter in method.meta_networks.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    total = 0.0
+    for m, n in (("a", "conv1"), ("a", "conv2"), ("b", "conv1"), ("b", "conv2")):
+        network, matcher = method.meta_networks[f"{m}>{n}"], method.matchers[f"{m}>{n}"]
+        size = TAPS[n][1:]
+        resized = F.interpolate(sources[m], size, mode="bilinear") if size != SOURCE_TAPS[m][1:] else sources[m]
+        channels = SOURCE_TAPS[m][0]
+        for b in range(2):
+            gap = sources[m][b].mean(dim=(1, 2))
+            w = [1 / channels if where == "off" else 1.0] * channels
+            if what:
+                w = torch.softmax(network.what.weight @ gap + network.what.bias, 0).tolist()
+            amount = 1.0
+            if where == "constant":
+                amount = torch.log1p(torch.exp(10 * network.k)).item()
+            elif where != "off":
+                score = (network.where.weight @ gap + network.where.bias).item()
+                amount = max(0.0, score / channels if where == "relu_mean" else score)
+                amount = min(amount, 6.0) if where == "relu6" else amount
+            for c in range(channels):
+                values = matcher.bias[c] + sum(matcher.weight[c, k, 0, 0] * outputs[n][b, k] for k in range(5))
+                total += 0.5 * amount * w[c] * (resized[b, c] - values).square().mean().item() / 2
+    (term,) = method.penalty(None, outputs, sources).values()
+    assert term.item() == pytest.approx(total, rel=1e-10)
+
+
+def test_both_networks_off_is_feature_matching():
+    """A mean over all elements; there is nothing to learn, and no look-ahead."""
+    method, outputs, sources = started(pairs="single", what=False, where="off"), maps(TAPS, 0), maps(SOURCE_TAPS, 1)
+    matched = method.matchers["a>conv1"](outputs["conv1"])
+    expected = 0.5 * F.mse_loss(matched, sources["a"])
+    torch.testing.assert_close(method.penalty(None, outputs, sources)["matching"], expected)
+    assert method.adam is None and not list(method.meta_networks.parameters())
+
+
+def test_it_begins_with_equal_channels_and_an_amount_around_1():
+    w, amount = MetaNetwork(8, what=True, where="relu6")(torch.zeros(2, 8))
+    assert torch.equal(w, torch.full((2, 8), 1 / 8)) and torch.equal(amount, torch.ones(2, 1))
+    assert "attention_entropy" not in started(what=False).observed
+
+
+def test_the_kept_step_trains_matchers_but_not_the_meta_networks():
+    method, outputs, sources = started(), maps(TAPS, 0), maps(SOURCE_TAPS, 1)
+    outputs["conv1"].requires_grad_(True)
+    method.penalty(None, outputs, sources)["matching"].backward()
+    assert all(p.grad is not None for p in method.matchers.parameters()) and outputs["conv1"].grad.abs().max() > 0
+    assert all(p.grad is None for p in method.meta_networks.parameters())
+    assert set(method.trained()) == set(method.matchers.parameters())
+
+
+# The facts sheet's networks: channels and sizes at their taps.
+AT_224 = {f"layer{i + 1}": (64 * 2**i, 56 // 2**i, 56 // 2**i) for i in range(4)}
+RESNET32 = {"4": (16, 32, 32), "9": (32, 16, 16), "14": (64, 8, 8)}
+VGG9 = {str(i): (c, 32 // 2**i, 32 // 2**i) for i, c in enumerate((64, 128, 256, 512, 512))}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [(AT_224, AT_224, (1_396_480, 3_856, 925_440)), (RESNET32, VGG9, (27_440, 575, 165_424))],
+)
+def test_sizes_of_the_published_networks(source, target, expected):
+    pairs = choose_pairs("all_to_all", source, target)
+    assert len(pairs) == len(source) * len(target)
+    networks = [MetaNetwork(source[pair.source][0], what=True, where="relu6") for pair in pairs]
+
+    def count(modules) -> int:
+        return sum(p.numel() for module in modules for p in module.parameters())
+
+    matchers = Matchers(pairs, source, target)
+    assert (count(n.what for n in networks), count(n.where for n in networks), count([matchers])) == expected
+
+
+def test_pairs():
+    by_size = [Pair("4", "0"), Pair("9", "1"), Pair("14", "2")]
+    assert choose_pairs("one_to_one", RESNET32, VGG9) == by_size
+    assert choose_pairs("single", RESNET32, VGG9) == by_size[-1:]
+    # Of one size each is taken once.
+    twice = {"x": (3, 8, 8), "y": (3, 8, 8)}
+    assert choose_pairs("one_to_one", twice, twice) == [Pair("x", "x"), Pair("y", "y")]
+    with pytest.raises(UserError, match="all_to_all does without"):
+        choose_pairs("one_to_one", {"x": (3, 7, 7)}, VGG9)
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    with pytest.raises(UserError, match="runs in one process"):
+        started()
+
+
+# --- a step of the method on networks with BatchNorm ---
+
+
+class Source(nn.Module):
+    """Another architecture than TinyNet: other channels and sizes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 6, 3, stride=2, padding=1)
+        self.fc = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.conv2(torch.relu(self.conv1(x)))).mean(dim=(2, 3)))
+
+
+IMAGES, LABELS = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(5)), torch.arange(8) % 4
+
+
+class Exact(Learner):
+    """In float64 throughout."""
+
+    def task_loss(self, outputs, labels):
+        return {"cross_entropy": F.cross_entropy(outputs["logits"], labels)}
+
+
+def learning(dtype=torch.float32, accumulate=1, nesterov=False, **options) -> tuple[Learner, L2TWW]:
+    """A target after one kept step, so that there is momentum; phi is far from where it begins."""
+    torch.manual_seed(0)
+    model, other = TinyNet(), Source()
+    randomise_batchnorm(model)
+    target, source = (Network(network, "fc", ("conv1", "conv2")) for network in (model, other))
+    options = {"meta_lr": 0.01, "weight_decay": 0.01} | options
+    method = L2TWW(**options)
+    method.start(target, target.map_shapes(8, 6, training=True), source.map_shapes(8, 6, training=False))
+    for network in (target, source.freeze(), method):
+        network.to(dtype)
+    for parameter in method.meta_networks.parameters():
+        nn.init.normal_(parameter, mean=0.3, std=0.3)
+    schedule = ScheduleConfig(iterations=9, lr=0.1, backbone_lr_factor=0.7, nesterov=nesterov)
+    learner = (Exact if dtype == torch.float64 else Learner)(
+        target.train(), source, make_optimizer(target, method, schedule), "fp32", accumulate=accumulate
+    )
+    for group in learner.optimizer.param_groups:
+        group["lr"] = schedule.lr * group["lr_factor"]
+    method.step_on(learner, method.parts_of(learner, IMAGES.to(dtype), LABELS))
+    return learner, method
+
+
+def found_gradient(learner: Learner, method: L2TWW, monkeypatch) -> tuple[float, torch.Tensor]:
+    """The meta loss, and its gradient with respect to all of phi."""
+    phi = list(method.meta_networks.parameters())
+    taken = []
+    monkeypatch.setattr(method.adam, "step", lambda: taken.extend(p.grad.flatten() for p in phi))
+    parts = list(method.parts_of(learner, IMAGES.double(), LABELS))
+    meta_loss = method.meta_step(learner, parts)
+    return meta_loss.item(), torch.cat(taken)
+
+
+def tried_for_real(change: torch.Tensor, **options) -> float:
+    """The meta loss by the modules and the optimizer themselves, after `change` is added to phi."""
+    learner, method = learning(torch.float64, **options)
+    with torch.no_grad():
+        begin = 0
+        for p in method.meta_networks.parameters():
+            p += change[begin : begin + p.numel()].view_as(p)
+            begin += p.numel()
+    trained = [p for group in learner.optimizer.param_groups for p in group["params"]]
+
+    def step(loss_of_part) -> None:
+        for p in trained:  # an unused parameter's gradient is 0: it decays
+            p.grad = torch.zeros_like(p)
+        for images, labels in learner.split(IMAGES.double(), LABELS):
+            learner.backward(loss_of_part(images, labels))
+        learner.optimizer.step()
+
+    def matching(images, labels):
+        return method.penalty(learner.target, learner.forward(images), learner.forward_source(images))["matching"]
+
+    def task(images, labels):
+        return learner.task_loss(learner.forward(images), labels)["cross_entropy"]
+
+    for _ in range(method.inner_steps):
+        step(matching)
+    step(task)
+    with torch.no_grad():
+        parts = [task(*part) for part in learner.split(IMAGES.double(), LABELS)]
+    return torch.stack(parts).mean().item()
+
+
+def finite_differences(size: int, **options) -> torch.Tensor:
+    """Along a few directions, the same in every call."""
+    step = 1e-5
+    values = []
+    for direction in directions(size):
+        ahead, behind = (tried_for_real(sign * step * direction, **options) for sign in (1, -1))
+        values.append((ahead - behind) / (2 * step))
+    return tensor(values)
+
+
+def directions(size: int) -> torch.Tensor:
+    return torch.randn(5, size, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"nesterov": True}, {"accumulate": 2}, {"inner_steps": 3, "pairs": "single"}, {"where": "off"}],
+    ids=str,
+)
+def test_meta_gradient_is_that_of_finite_differences(options, monkeypatch):
+    meta_loss, gradient = found_gradient(*learning(torch.float64, **options), monkeypatch)
+    assert meta_loss == pytest.approx(tried_for_real(torch.zeros_like(gradient), **options), rel=1e-12)
+    expected = finite_differences(len(gradient), **options)
+    assert expected.abs().min() > 1e-5
+    torch.testing.assert_close(directions(len(gradient)) @ gradient, expected, rtol=1e-5, atol=1e-9)
+
+
+def leave_out(term: str, monkeypatch) -> None:
+    """Of the reverse pass."""
+    adjoint, through = SGD.adjoint, look_ahead._through
+    if term == "second order":
+
+        def first_order(gradient, vector, phi, theta):
+            return through(gradient, vector, phi, [])[0], [torch.zeros_like(p) for p in theta]
+
+        monkeypatch.setattr(look_ahead, "_through", first_order)
+    else:
+        monkeypatch.setattr(SGD, "adjoint", lambda sgd, *a: adjoint(dataclasses.replace(sgd, **{term: 0.0}), *a))
+
+
+@pytest.mark.parametrize("term", ["momentum", "weight_decay", "second order"])
+def test_a_reverse_pass_with_a_term_left_out_would_be_noticed(term, monkeypatch):
+    learner, method = learning(torch.float64)
+    leave_out(term, monkeypatch)
+    meta_loss, gradient = found_gradient(learner, method, monkeypatch)
+    monkeypatch.undo()
+    assert meta_loss == pytest.approx(tried_for_real(torch.zeros_like(gradient)), rel=1e-12)  # the way there is right
+    expected = finite_differences(len(gradient))
+    difference = (directions(len(gradient)) @ gradient - expected).abs() / expected.abs()
+    assert difference.max() > 1e-3  # the test above asks for 1e-5
+
+
+def state_of(learner: Learner, method: L2TWW) -> dict:
+    parts = learner.target.state_dict(), learner.optimizer.state_dict(), method.matchers.state_dict()
+    return copy.deepcopy(dict(enumerate(parts)))
+
+
+def same(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def test_nothing_stays_of_the_tried_steps():
+    """Weights, statistics and momentum are bit-identical; phi has moved."""
+    learner, method = learning()
+    before, phi = state_of(learner, method), copy.deepcopy(method.meta_networks.state_dict())
+    assert "momentum_buffer" in next(iter(before[1]["state"].values()))
+    assert any(name.endswith("running_mean") for name in before[0])
+    method.meta_step(learner, list(method.parts_of(learner, IMAGES, LABELS)))
+    assert same(state_of(learner, method), before)
+    assert all(p.grad is None for p in learner.target.parameters())
+    moved = method.meta_networks.state_dict()
+    assert all(not torch.equal(value, moved[name]) for name, value in phi.items())
+
+
+def test_without_a_meta_learning_rate_it_is_plain_training_with_fixed_weights():
+    """1e-30 moves nothing in fp32, but tries the steps; 0 leaves them out."""
+    states = []
+    for rate in (1e-30, 0.0):
+        learner, method = learning(meta_lr=rate)
+        assert (method.adam is None) == (rate == 0)
+        for _ in range(3):
+            method.update(learner, IMAGES, LABELS)
+        states.append((state_of(learner, method), copy.deepcopy(method.meta_networks.state_dict())))
+    assert same(*states)
+
+
+def test_the_amounts_and_the_meta_loss_are_observed():
+    learner, method = learning()
+    _, terms = method.update(learner, IMAGES, LABELS)
+    assert set(terms) == {"cross_entropy", "matching"}
+    pairs = {f"attention_{m}>{n}" for m in ("conv1", "conv2") for n in ("conv1", "conv2")}
+    assert set(method.observed) == pairs | {"attention_entropy", "attention_meta_loss"}
+    assert all(name.startswith("attention_") and value.dim() == 0 for name, value in method.observed.items())
+
+
+def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
+    learner, method = learning()
+    for _ in range(2):
+        method.update(learner, IMAGES, LABELS)
+    path = tmp_path / "last.pt"
+    state = {
+        "target": learner.target.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "regularizer": method.state_dict(),
+    }
+    with path.open("wb") as file:
+        write_checkpoint(file, state, torch.device("cpu"))
+    for _ in range(2):
+        method.update(learner, IMAGES, LABELS)
+
+    def resumed(forget_adam: bool) -> tuple[Learner, L2TWW]:
+        again, its_method = learning()
+        state = read_checkpoint(path, torch.device("cpu"))
+        again.target.load_state_dict(state["target"])
+        again.optimizer.load_state_dict(state["optimizer"])
+        if forget_adam:
+            state["regularizer"]["_extra_state"]["adam"]["state"] = {}
+        its_method.load_state_dict(state["regularizer"])
+        for _ in range(2):
+            its_method.update(again, IMAGES, LABELS)
+        return again, its_method
+
+    again, its_method = resumed(forget_adam=False)
+    assert same(state_of(again, its_method), state_of(learner, method))
+    assert same(its_method.state_dict(), method.state_dict())
+    _, forgetful = resumed(forget_adam=True)
+    assert not same(dict(forgetful.meta_networks.state_dict()), dict(method.meta_networks.state_dict()))
