@@ -13,7 +13,7 @@ from delta_transfer import stages
 from delta_transfer.data.loader import Loader
 from delta_transfer.models import Network
 from delta_transfer.regularizers import AFA, AFAChannel, AFASpatial
-from delta_transfer.regularizers.afa import ChannelAttention, SpatialAttention
+from delta_transfer.regularizers.afa import ChannelAttention, LearnedAttention, SpatialAttention
 
 from .miniature import delta_run, tiny_overrides, write_cub
 
@@ -155,6 +155,16 @@ def test_what_attention_does_is_observed(method, maps, monkeypatch):
     assert made.observed["attention_uniform"].item() == pytest.approx(terms["feature_maps"].item()) != 0
 
 
+@pytest.mark.parametrize("method", [AFASpatial, AFAChannel])
+def test_a_map_of_one_position_or_channel_has_a_penalty_and_an_entropy(method):
+    """As the last maps of a ResNet have for images of 32 pixels; there is nothing to attend to."""
+    target, source = torch.randn(2, B, 1, 1, 1, dtype=torch.float64)
+    made = started(method, (1, 1, 1))
+    terms = made.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})
+    assert terms["feature_maps"].item() == pytest.approx(0.3 / (2 * B) * (target - source).square().sum().item())
+    assert made.observed["attention_entropy"].item() == 1
+
+
 @pytest.mark.parametrize(
     ("method", "attention", "expected"),
     [
@@ -245,6 +255,37 @@ def test_the_channel_stage_goes_on_from_the_spatial_one(aligned_to, cub_root, tm
     for stage, line in zip(summary["stages"], (lines[2], lines[5]), strict=True):
         assert stage["iterations"] == 3 and stage["test_top1"] == line["test_top1"]
     assert summary["test_top1"] == lines[-1]["test_top1"]
+
+
+def test_in_bf16_attention_and_penalties_of_both_stages_have_full_precision(cub_root, tmp_path, monkeypatch):
+    seen, attend, penalise = [], LearnedAttention.weights, LearnedAttention.penalty
+
+    def weights(method, tap, source_map):
+        made = attend(method, tap, source_map)
+        assert made.dtype == torch.float32
+        torch.testing.assert_close(made.sum(dim=1), torch.ones(len(made)))
+        return made
+
+    def penalty(method, target, outputs, source_outputs):
+        terms = penalise(method, target, outputs, source_outputs)
+        maps = {maps[tap].dtype for maps in (outputs, source_outputs) for tap in target.taps}
+        seen.append((type(method), maps, {term.dtype for term in terms.values()}))
+        return terms
+
+    monkeypatch.setattr(LearnedAttention, "weights", weights)
+    monkeypatch.setattr(LearnedAttention, "penalty", penalty)
+    lines = {}
+    for precision in ("bf16", "fp32"):
+        tiny = [*tiny_overrides(cub_root, tmp_path / precision), "schedule.lr=1e-4"]
+        assert delta_run(monkeypatch, *tiny, "reg=afa", f"precision={precision}") == 0
+        (path,) = tmp_path.glob(f"{precision}/runs/*/metrics.jsonl")
+        lines[precision] = [json.loads(line) for line in path.read_text().splitlines()]
+    half = seen[:6]
+    assert [method for method, _, _ in half] == 3 * [AFASpatial] + 3 * [AFAChannel]
+    assert all(maps == {torch.bfloat16} and terms == {torch.float32} for _, maps, terms in half)
+    for one, other in zip(lines["bf16"], lines["fp32"], strict=True):
+        assert one["attention_uniform"] == pytest.approx(other["attention_uniform"], rel=0.05)
+        assert one["loss"] == pytest.approx(other["loss"], rel=0.05)
 
 
 def test_both_stages_see_the_batches_that_a_run_of_both_lengths_sees(cub_root, tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ class LearnedAttention(Regularizer):
             omega = omega + self.distance(squares, weights)
             with torch.no_grad():
                 uniform += 0.5 * squares.sum(dim=1).mean()
-                entropy += torch.special.entr(weights).sum(dim=1).mean() / math.log(weights.shape[1])
+                entropy += relative_entropy(weights)
         self.observed = {
             # 1: all alike; 0: all on one position or channel.
             "attention_entropy": entropy / len(target.taps),
@@ -108,6 +108,13 @@ class LearnedAttention(Regularizer):
     @staticmethod
     def distance(squares: Tensor, weights: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+def relative_entropy(weights: Tensor) -> Tensor:
+    """Of (B, K) that sum to 1 over K, the mean over the batch: 1 if all K are alike, as a single one is."""
+    if weights.shape[1] == 1:
+        return weights.new_ones(())
+    return torch.special.entr(weights).sum(dim=1).mean() / math.log(weights.shape[1])
 
 
 class AFASpatial(LearnedAttention):
