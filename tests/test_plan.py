@@ -252,6 +252,17 @@ def test_measurement(reg):
         assert small.memory_bytes > 3 * cost.weights_bytes
 
 
+def test_a_method_of_two_stages_needs_room_for_the_network_between_them():
+    overrides = ("dataset=cub", "backbone=small_resnet", "backbone.weights=none", "backbone.image_size=16")
+
+    def cost(reg: str) -> Cost:
+        config = composed(*overrides, f"reg={reg}", "precision=fp32")
+        return measure(config, build_regularizer(config.reg), num_classes=7, device=torch.device("cpu"))
+
+    both, first = cost("afa"), cost("afa_spatial")
+    assert both.memory_bytes - first.memory_bytes == both.weights_bytes
+
+
 def measure_with_batch(config, regularizer, batch_size: int) -> Cost:
     config.schedule.batch_size = batch_size
     return measure(config, regularizer, num_classes=7, device=torch.device("cpu"))

@@ -41,14 +41,20 @@ def decides_cost(config: RunConfig) -> tuple[str, ...]:
     return repr(reg), repr(backbone), repr(batch), config.precision, config.device
 
 
-def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, device: torch.device) -> Cost:
-    """Times a few steps on random images with random weights, which cost the same as any others."""
+def measure(config: RunConfig, method: Regularizer, num_classes: int, device: torch.device) -> Cost:
+    """Times a few steps on random images with random weights, which cost the same as any others.
+
+    They are of the method's first stage; a step of the others costs about the same.
+    """
+    stages = method.stages()
+    regularizer = stages[0].regularizer
     say(f"measuring {config.backbone.name}, {config.reg.name} ...")
     parts = config.schedule.accumulate
     backbone, batch = replace(config.backbone, weights="none"), config.schedule.batch_size // parts  # at a time
     source = build_source(backbone, 0, tapped=regularizer.needs_taps)
     source = source.to(device, memory_format=torch.channels_last).freeze()
     target = source.with_new_head(num_classes, 0).requires_grad_(True).train(not regularizer.freezes_backbone)
+    previous = target.copy() if len(stages) > 1 else None  # what a stage left is kept through the next
 
     def random_images(count: int) -> Tensor:
         images = torch.rand(count, 3, backbone.image_size, backbone.image_size, device=device)
@@ -62,10 +68,8 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
     regularizer.start(target, source.map_shapes(batch, backbone.image_size, training=not regularizer.freezes_backbone))
     regularizer.to(device)
     optimizer = make_optimizer(target, regularizer, config.schedule)
-    source = (
-        frozen_maps(source, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None
-    )
-    learner = Learner(target, source, optimizer, config.precision, backbone.aux_weight)
+    maps = frozen_maps(source, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None
+    learner = Learner(target, maps, optimizer, config.precision, backbone.aux_weight)
 
     def step(count: int) -> Callable[[], object]:
         images, labels = random_images(count), torch.zeros(count, dtype=torch.int64, device=device)
@@ -87,8 +91,9 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
         memory = torch.cuda.max_memory_allocated(device)
     else:
         per_image = (kept[FEW] - kept[FEW // 2]) / (FEW - FEW // 2)
-        gradient_and_momentum = 2 * sum(p.nbytes for p in target.parameters() if p.requires_grad)
-        networks = sum(v.nbytes for network in (target, source) if network for v in network.state_dict().values())
+        gradient_and_momentum = 2 * sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
+        networks = [network for network in (source, previous, target, maps, regularizer) if network is not None]
+        networks = sum(v.nbytes for network in networks for v in network.state_dict().values())
         memory = kept[FEW] + per_image * (batch - FEW) + networks + gradient_and_momentum
     target.eval()
     images = random_images(images_at_once(device))

@@ -68,8 +68,9 @@ class Plan:
     def add(self, config: RunConfig) -> None:
         device = pick_device(config.device)
         config.precision = pick_precision(config.precision, device)
-        stages = build_regularizer(config.reg).stages()
-        regularizer = stages[0].regularizer  # a step of the others costs about the same
+        method = build_regularizer(config.reg)
+        stages = method.stages()
+        regularizer = stages[0].regularizer
         dataset = self._dataset(config.dataset, Path(config.cache_dir))
         parts = split_parts(dataset, config.dataset, config.split) if dataset else None
         if config.backbone.weights == "glyphs":
@@ -78,7 +79,7 @@ class Plan:
         state = self._state(config, dataset, weights)
         n_train, n_test = sizes(config, parts)
         classes = len(dataset.classes) if dataset else _official(config.dataset).classes
-        cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, regularizer, classes, device))
+        cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, method, classes, device))
         self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages)))
         if not self.jobs[-1].to_do:
             return
