@@ -54,8 +54,9 @@ def test_a_later_stage_that_diverges_leaves_what_the_earlier_came_to(cub_root, t
     assert summary["failure"] == "diverged" and summary["test_top1"] is None
     assert "at iteration 4 (learning rate 0.001)" in summary["error"]
     assert "schedule.lr or reg.alpha or reg.channel_alpha is too large" in summary["error"]
-    (spatial,) = summary["stages"]
+    spatial, channel = summary["stages"]
     assert spatial["method"] == "AFASpatial" and spatial["test_top1"] is not None
+    assert channel == {"method": "AFAChannel", "iterations": 3}
 
 
 def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(cub_root, tmp_path, monkeypatch):

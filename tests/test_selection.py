@@ -267,6 +267,17 @@ def test_a_candidate_without_any_finished_fold_is_named():
     assert said == [f"not compared: DELTA on cub, resnet18, reg.alpha={a}: every run failed" for a in (1.0, 10.0)]
 
 
+def test_failed_runs_of_a_method_with_stages_are_among_its_candidates():
+    both = {"iterations": 600, "stages": [{"iterations": 300}, {"iterations": 300}]}
+    records = [made | both for made in cross_validated("afa", 0.001, [55.0, 54.0, 55.0], reg__channel_alpha=0.002)]
+    diverged = [failed("afa", 0.1, k, reg__channel_alpha=0.002) | both for k in range(3)]
+    lines, said = chosen(records)
+    assert "reg.alpha=0.001, reg.channel_alpha=0.002, reg.beta=0.01" in lines[0]
+    lines, said = chosen([*records, *diverged])
+    assert [line.rpartition(", ")[2] for line in lines] == ["the only complete one of 2"]
+    assert said == ["not compared: AFA on cub, resnet18, reg.alpha=0.1: every run failed"]
+
+
 def test_the_command_line_knows_of_failed_runs(tmp_path, capsys):
     records = [*cross_validated("delta", 0.01, [55.0, 54.0, 55.0]), failed("delta", 10.0, 0)]
     _, out, err = run(tmp_path, capsys, records, "--select", "cv")

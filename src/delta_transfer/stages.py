@@ -106,8 +106,10 @@ class Training:
         }
 
     def so_far(self) -> dict[str, Any]:
-        """For the record, whether the run ends well or not."""
-        return {"fit": self.fit_report} | ({"stages": self.ended} if len(self.stages) > 1 else {})
+        """For the record, whether the run ends well or not; a stage that it did not finish has no measurements."""
+        planned = [{"method": type(s.regularizer).__name__, "iterations": self.length} for s in self.stages]
+        stages = self.ended + planned[len(self.ended) :]
+        return {"fit": self.fit_report} | ({"stages": stages} if len(stages) > 1 else {})
 
     def _previous(self, state: dict[str, torch.Tensor]) -> Network:
         """The network that the stage before the checkpoint's left."""

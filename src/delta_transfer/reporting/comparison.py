@@ -35,6 +35,7 @@ METRICS = {
 # Not what was computed. The seed is what a cell averages over; names are the table's own rows and columns; data and
 # weights are compared by fingerprint (`settings`), not by place. A key stands for all that is nested below it.
 NOT_SETTINGS = NOT_IDENTITY | {"seed", "dataset.root", "dataset.name", "backbone.weights", "backbone.name"}
+STRENGTHS = ["reg.alpha", "reg.channel_alpha", "reg.beta"]  # said of a method even where they do not vary
 # Keys that records of schema 1 lack, with what they meant by that.
 SINCE_SCHEMA_2 = {
     "schedule.accumulate": 1,
@@ -181,7 +182,7 @@ def describe(records: list[dict], methods: list[str]) -> list[str]:
     for method in methods:
         # Only what all runs of the column share; the rest is in the settings of the rows.
         views = [reg_settings(run) | {"stages": stages(run)} for run in by_method[method]]
-        keys = ["reg.alpha", "reg.channel_alpha", "reg.beta"] + ["stages"] * (views[0]["stages"] > 1)
+        keys = STRENGTHS + ["stages"] * (views[0]["stages"] > 1)
         constant = common(views, keys)
         if constant:
             notes.append(f"{display(method)}: {show(constant).replace('reg.', '')}")
@@ -302,8 +303,8 @@ def settings(record: dict, metric: str) -> dict[str, object]:
 
 def stages(record: dict) -> int:
     """How many, each as long as the schedule, the run was trained in."""
-    ended = record.get("stages")
-    return len(ended) if isinstance(ended, list) and ended else 1
+    found = record.get("stages")
+    return len(found) if isinstance(found, list) and found else 1
 
 
 def reg_settings(record: dict) -> dict[str, object]:

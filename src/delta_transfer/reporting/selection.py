@@ -9,6 +9,7 @@ import shlex
 from dataclasses import dataclass
 
 from delta_transfer.reporting.comparison import (
+    STRENGTHS,
     Cell,
     Comparison,
     Replicate,
@@ -44,7 +45,7 @@ class Choice:
 
     def __str__(self) -> str:
         # What did not vary in the table has no name there, but here it is what was chosen.
-        values = self.best.reg or common([reg_settings(run) for run in self.best.cell.runs], ["reg.alpha", "reg.beta"])
+        values = self.best.reg or common([reg_settings(run) for run in self.best.cell.runs], STRENGTHS)
         words = filter(None, [show(values), str(self.best.cell), self.remark])
         return f"best on validation: {self.what}: {', '.join(words)}"
 
