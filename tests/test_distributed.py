@@ -17,7 +17,7 @@ from delta_transfer.distributed import WholeBatchNorm, synchronise_batchnorm
 
 from .miniature import delta_run, tiny_overrides, write_cub
 
-METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta", "afa_spatial", "afa_channel")
+METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta", "afa_spatial", "afa_channel", "afa")
 MEASURED = {"images_per_second"}  # differs; everything else in metrics.jsonl has to agree
 
 
@@ -34,7 +34,8 @@ def metrics(run: Path) -> list[dict]:
 
 def test_two_processes_make_the_run_of_one(tmp_path, monkeypatch):
     root = write_cub(tmp_path / "CUB_200_2011")
-    options = [f"reg={','.join(METHODS)}", "schedule.eval_every=2", "schedule.batch_size=12", "schedule.lr=0.003"]
+    schedule = ["schedule.iterations=2", "schedule.eval_every=1", "schedule.batch_size=12", "schedule.lr=0.003"]
+    options = [f"reg={','.join(METHODS)}", *schedule]
     assert delta_run(monkeypatch, "-m", *tiny_overrides(root, tmp_path / "one"), *options) == 0
     shared = torchrun("-m", *tiny_overrides(root, tmp_path / "two"), *options)
     assert shared.returncode == 0, shared.stderr
@@ -46,7 +47,7 @@ def test_two_processes_make_the_run_of_one(tmp_path, monkeypatch):
         other = tmp_path / "two" / "runs" / single.name
         assert {path.name for path in other.iterdir()} == {path.name for path in single.iterdir()}
         lines = metrics(single)
-        assert len(lines) == len(metrics(other)) == 3
+        assert len(lines) == len(metrics(other)) == (4 if "-afa-" in single.name else 2)  # two stages
         for one, two in zip(lines, metrics(other), strict=True):
             assert one.keys() == two.keys()
             # Sums in another order; training amplifies that.
@@ -63,17 +64,20 @@ def test_two_processes_make_the_run_of_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.faults
-def test_a_killed_process_ends_the_others_and_the_run_goes_on_from_its_checkpoint(tmp_path):
+@pytest.mark.parametrize("reg", ["l2", "afa"])
+def test_a_killed_process_ends_the_others_and_the_run_goes_on_from_its_checkpoint(reg, tmp_path):
+    """Of AFA in its second stage."""
+    stages = 2 if reg == "afa" else 1
     root = write_cub(tmp_path / "CUB_200_2011")
     tiny = [word for word in tiny_overrides(root, tmp_path / "results") if not word.startswith("schedule.")]
-    schedule = ["schedule.iterations=300", "schedule.batch_size=4", "schedule.log_every=10"]
-    overrides = [*tiny, "reg=l2", *schedule, "schedule.checkpoint_seconds=0.01"]
+    schedule = [f"schedule.iterations={300 // stages}", "schedule.batch_size=4", "schedule.log_every=10"]
+    overrides = [*tiny, f"reg={reg}", "schedule.lr=0.001", *schedule, "schedule.checkpoint_seconds=0.01"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     command += ["-m", "delta_transfer.train", *overrides]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, **both, env=os.environ | {"OMP_NUM_THREADS": "1"}) as shared:
         for line in shared.stdout:
-            if "iteration 90/300" in line:
+            if "iteration 210/300" in line:
                 children = Path(f"/proc/{shared.pid}/task/{shared.pid}/children").read_text().split()
                 os.kill(int(children[1]), signal.SIGKILL)
                 break
@@ -84,6 +88,8 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_from_its_checkpoin
     again = torchrun(*overrides)
     assert again.returncode == 0 and "resuming after iteration" in again.stdout
     assert [line["step"] for line in metrics(run)] == list(range(10, 301, 10))
+    number = int(again.stdout.partition("resuming after iteration ")[2].split()[0])
+    assert 150 <= number < 300
 
 
 def test_a_batch_that_cannot_be_shared_ends_all_processes(tmp_path):

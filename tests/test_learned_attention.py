@@ -1,5 +1,6 @@
 """Pictures of the attention that AFA learned: what is kept of it, what is read of that, and what is drawn."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from delta_transfer import report
 from delta_transfer.errors import UserError
 from delta_transfer.reporting.case_study import main
 from delta_transfer.reporting.learned_attention import MODULES, attended, figure_of
@@ -116,3 +118,11 @@ def test_the_case_study_draws_the_attention_of_each_stage(finished, tmp_path):
         (picture,) = tmp_path.glob(f"attention-*-stage{stage}.png")
         assert picture.stat().st_size > 5000
         assert f"Stage {stage}." in picture.with_suffix(".txt").read_text()
+    pytest.importorskip("plotly")
+    page = tmp_path / "report.html"
+    arguments = [str(finished), "--format", "html", "--pictures", str(tmp_path), "--output", str(page)]
+    assert report.main(arguments) == 0
+    shown = re.findall(r'<img src="data:image/png;base64,[^"]{5000,}" alt="attention-.*?-stage(\d)">', page.read_text())
+    assert shown == ["1", "2"]
+    for stage in (1, 2):
+        assert f"Stage {stage}. Over the image in grey" in page.read_text()
