@@ -52,6 +52,14 @@ def test_what_differs_is_named_with_both_values():
     ]
 
 
+def test_of_afa_the_iterations_of_both_stages_are_known_and_of_delta_beside_it_none():
+    dogs = {"backbone__name": "resnet101", "backbone__image_size": 224, "schedule__batch_size": 64}
+    counts = {"iterations": 400, "n_train": 12000, "n_test": 8580, "num_classes": 120}
+    records = [record(method, dataset__name="dogs", **dogs) | counts for method in ("afa", "delta")]
+    found = {match.method: match.differing for match in against(compare(records), "afa")}
+    assert found == {"afa": ["iterations 400 (9000)"], "delta": []}
+
+
 def test_other_weights_of_the_same_classes_differ():
     other = full(backbone__weights="IMAGENET1K_V2")
     (match,) = against(compare([other]), "paper")

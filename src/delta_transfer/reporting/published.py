@@ -5,7 +5,7 @@ A mean without a std was published without one.
 """
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
@@ -21,6 +21,7 @@ class Protocol:
     title: str
     settings: dict[str, object]  # facts of a record, as in `facts_of`
     remark: str = ""  # what no setting of ours expresses
+    of_methods: dict[str, dict[str, object]] = field(default_factory=dict)  # settings known of some methods only
 
 
 DELTA = {"weights": "ImageNet", "iterations": 9000, "batch_size": 64, "lr": 0.01, "train_crop": "random"}
@@ -37,6 +38,7 @@ PROTOCOLS = {
         "AFA (2021), its authors' README",
         {"weights": "ImageNet", "batch_size": 64, "train_crop": "random"},
         "the best epoch on the test part; AFA in two stages of 4,500 iterations at learning rates 0.01 and 0.001",
+        {"afa": {"iterations": 9000, "lr": 0.01}},
     ),
     "l2t_ww": Protocol(
         "L2T-ww (ICML 2019)",
@@ -145,12 +147,17 @@ def facts_of(record: dict) -> dict[str, object]:
 
 def differing(facts: dict[str, object], number: Published) -> list[str]:
     """In what a run is not what was published, as far as both are known."""
-    theirs = PROTOCOLS[number.protocol].settings | {
-        "image_size": IMAGE_SIZES.get(number.backbone, 224),
-        "classes": number.classes,
-        "n_train": number.n_train,
-        "n_test": number.n_test,
-    }
+    protocol = PROTOCOLS[number.protocol]
+    theirs = (
+        protocol.settings
+        | protocol.of_methods.get(number.method, {})
+        | {
+            "image_size": IMAGE_SIZES.get(number.backbone, 224),
+            "classes": number.classes,
+            "n_train": number.n_train,
+            "n_test": number.n_test,
+        }
+    )
     return [
         f"{key} {ours} ({theirs[key]})"
         for key, ours in facts.items()
