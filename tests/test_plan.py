@@ -57,6 +57,7 @@ EXPECTED = {
     "afa_dogs": (["dogs"], ["resnet101", "mobilenet_v2"], 1, "afa", "range(5)"),
     "paper_main": (PAPER, ["resnet101", "inception_v3"], 1, ALL, "range(5)"),
     "paper_augmented": (PAPER, ["resnet101", "inception_v3"], 1, ALL, "range(5)"),
+    "verification": (["glyph_pairs"], ["small_resnet"], 1, ",".join(DEMO), "range(3)"),
     "sample_rates": (["cub", "cars", "aircraft"], ["resnet50"], 4, ALL, "range(5)"),
 }
 
@@ -78,7 +79,7 @@ def test_dry_run_of_every_experiment(experiment, tmp_path, monkeypatch, capsys, 
     assert rows(output) == {f"{d}, {b}, delta": (count, 0, count) for d in datasets for b in backbones}
     total = len(datasets) * len(backbones) * count
     assert f"{total} run{'s' * (total > 1)}: 0 finished, {total} to do" in output
-    for name in set(datasets) - {"glyphs"}:
+    for name in set(datasets) - {"glyphs", "glyph_pairs"}:
         assert f"Not ready: data set {name}: " in output
     assert sorted(set(measured)) == sorted(measured)  # each once
     assert not list(tmp_path.iterdir())
@@ -232,7 +233,7 @@ def test_official_counts_stand_in_for_a_data_set_that_is_not_here():
 def test_a_data_set_of_unknown_size_is_named(tmp_path, monkeypatch, capsys):
     overrides = ["dataset=folder", f"dataset.root={tmp_path / 'none'}", "backbone=small_resnet", "dry_run=true"]
     assert delta_run(monkeypatch, *overrides) == 1
-    assert "dataset=folder is not here" in capsys.readouterr().err
+    assert "There is no folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("reg", METHODS)

@@ -114,6 +114,25 @@ def write_tiny_imagenet(root: Path, train: int = 4, test: int = 2) -> Path:
     return root
 
 
+LFW_PAIRS = (
+    "2\t2",
+    *("Ann_Lee\t1\t2", "Bob_Ray\t3\t1", "Ann_Lee\t1\tBob_Ray\t2", "Ann_Lee\t3\tBob_Ray\t1"),
+    *("Cy_Poe\t1\t3", "Di_Fox\t2\t1", "Cy_Poe\t2\tDi_Fox\t2", "Cy_Poe\t1\tDi_Fox\t3"),
+)
+LFW_OTHERS = {"Eve_Orr": 4, "Flo_Kay": 3, "Gus_Hay": 2, "Hal_Ives": 1}  # in no pair, and how many images they have
+
+
+def write_lfw(root: Path) -> Path:
+    """Pairs of four persons in two folds of 2 + 2, separated by tabs; of Ann_Lee an image that is in no pair."""
+    for number, (person, count) in enumerate(
+        {"Ann_Lee": 4, "Bob_Ray": 3, "Cy_Poe": 3, "Di_Fox": 3, **LFW_OTHERS}.items()
+    ):
+        for index in range(1, count + 1):
+            write_image(root / "lfw" / person / f"{person}_{index:04d}.jpg", 10 * number + index)
+    write_lines(root / "pairs.txt", list(LFW_PAIRS))
+    return root
+
+
 def write_folder(root: Path, **images: int) -> Path:
     """Folders with so many images each, e.g. `write_folder(root, **{"train/ants": 4, "test/ants": 2})`."""
     for name, count in images.items():

@@ -78,7 +78,7 @@ class Plan:
         weights = self._weights(config)
         state = self._state(config, dataset, weights)
         n_train, n_test = sizes(config, parts)
-        classes = len(dataset.classes) if dataset else _official(config.dataset).classes
+        classes = len(dataset.classes) if dataset else config.dataset.official.classes
         cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, method, classes, device))
         self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages)))
         if not self.jobs[-1].to_do:
@@ -91,7 +91,7 @@ class Plan:
                 self.fits[shared] = cost.fit_seconds[0] * n_train + cost.fit_seconds[1]
         size, aspect = config.backbone.resize, config.schedule.aspect
         if dataset is None:
-            official = _official(config.dataset)
+            official = config.dataset.official
             self.stores[config.dataset.name, size, aspect] = store_bytes(official.train + official.test, size, aspect)
         elif not (path := store_path(dataset, size, aspect, Path(config.cache_dir))).exists():
             self.stores[path] = store_bytes(len(dataset.labels), size, aspect)
@@ -101,6 +101,8 @@ class Plan:
             try:
                 return load_dataset(replace(config, download=False), cache_dir)
             except UserError as error:
+                if config.official is None:  # nothing says how large it is
+                    raise
                 fetch = "dataset.download=true will fetch it first" if config.download else str(error)
                 self.not_ready[f"data set {config.name}"] = fetch
                 return None
@@ -197,16 +199,10 @@ def sizes(config: RunConfig, parts: Parts | None) -> tuple[int, int]:
     """Images trained on and images evaluated; from the official counts where the data set is not here."""
     if parts:
         return len(parts.train), len(parts.val) + config.split.measures_test * len(parts.test)
-    official = _official(config.dataset)
+    official = config.dataset.official
     drawn = (config.dataset.images_per_class or 0) * official.classes or config.dataset.sample_rate * official.train
     held_out = 1 / config.split.folds if config.split.folds else config.split.val_fraction
     return round(drawn * (1 - held_out)), round(drawn * held_out) + config.split.measures_test * official.test
-
-
-def _official(config: DatasetConfig):
-    if config.official is None:
-        raise UserError(f"dataset={config.name} is not here, and nothing says how large it is: set dataset.root.")
-    return config.official
 
 
 def in_bytes(count: float) -> str:

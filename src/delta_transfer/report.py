@@ -102,7 +102,8 @@ def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
         return NUMBERS[args.format](comparison, baseline, args.against)
     made = tables_of(comparison, baseline, args)
     for other in comparisons[1:]:  # in tables of their own: a pair's accuracy is no image's
-        made += tables_of(other, None, args)
+        known = args.baseline in (None, *other.methods)
+        made += tables_of(other, baseline_of(other, args) if known else None, args)
     if args.format == "html":
         from delta_transfer.reporting.page import page
 

@@ -29,23 +29,24 @@ def lfw(root: Path, config: LFWConfig) -> Dataset:
     pairs, fold = _read_pairs(root / "pairs.txt")
     faces = sorted({face for pair in pairs for face in pair})
     persons = sorted({person for person, _ in faces})
+    label = {person: index for index, person in enumerate(persons)}
     test = from_files(
         "lfw",
         root / "lfw",
         persons,
         [f"{person}/{person}_{number:04d}.jpg" for person, number in faces],
-        [persons.index(person) for person, _ in faces],
+        [label[person] for person, _ in faces],
         [True] * len(faces),
         listed_in="pairs.txt",
     )
     place = {face: index for index, face in enumerate(faces)}
     first, second = (np.array([place[pair[side]] for pair in pairs], dtype=np.int64) for side in (0, 1))
     same = np.array([a[0] == b[0] for a, b in pairs])
-    train = _train(root, config, persons)
+    train = _train(root, config, set(persons))
     return with_pairs("lfw", train, test, Pairs(first, second, same, np.array(fold, dtype=np.int64)))
 
 
-def _train(root: Path, config: LFWConfig, tested: list[str]) -> Dataset:
+def _train(root: Path, config: LFWConfig, tested: set[str]) -> Dataset:
     folder = Path(config.train_root).expanduser() if config.train_root else root / "lfw"
     if not folder.is_dir():
         raise UserError(f"dataset.train_root: there is no folder {folder}.")

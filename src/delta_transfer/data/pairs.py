@@ -1,6 +1,7 @@
 """Data sets to verify on: classes that are trained on, and pairs of images of classes that are not."""
 
 import hashlib
+import unicodedata
 
 import numpy as np
 from PIL import Image
@@ -13,10 +14,11 @@ from .dataset import Dataset, Pairs
 def with_pairs(name: str, train: Dataset, test: Dataset, pairs: Pairs) -> Dataset:
     """The images of `train`, to train on, then those of `test`; `pairs` are indices into the latter.
 
-    Raises UserError for a class that both have, by its name whatever its case: nothing would be verified with it.
+    Raises UserError for a class that both have: nothing would be verified with it. Names are compared by their letters
+    and digits, whatever the case: George_W_Bush is "george w bush".
     """
-    trained = {known.casefold() for known in train.classes}
-    if shared := [known for known in test.classes if known.casefold() in trained]:
+    trained = {_spelling(known) for known in train.classes}
+    if shared := [known for known in test.classes if _spelling(known) in trained]:
         raise UserError(
             f"{name}: {len(shared)} of the persons or classes of the pairs would be trained on: {few(shared)}. Take "
             "them out of the training images."
@@ -40,6 +42,10 @@ def with_pairs(name: str, train: Dataset, test: Dataset, pairs: Pairs) -> Datase
         train.files + test.files,
         pairs=Pairs(n_train + pairs.first, n_train + pairs.second, pairs.same, pairs.fold),
     )
+
+
+def _spelling(name: str) -> str:
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFC", name))).casefold()
 
 
 def draw_pairs(labels: np.ndarray, folds: int, per_fold: int, seed: int) -> Pairs:
