@@ -1,4 +1,4 @@
-"""L2T-ww: the gradient through tried steps against recorded values and finite differences, and that nothing stays of them."""
+"""L2T-ww: the gradient through tried steps against recorded values and finite differences; nothing stays of them."""
 
 import copy
 import dataclasses

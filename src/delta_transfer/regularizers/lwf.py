@@ -44,7 +44,7 @@ class LwF(Regularizer):
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
         embedding, total = full_precision(outputs["embedding"]), 0.0
         for key, head in self.heads.items():
-            expected = full_precision(source_outputs[self.names[key]]) / self.temperature
+            expected = full_precision(source_outputs[self.names[key]].detach()) / self.temperature
             found = head(embedding) / self.temperature
             total = total + mean_divergence(expected.log_softmax(dim=1), found.log_softmax(dim=1))
         return {"distillation": 2 * self.alpha * self.temperature**2 * total} | self.head_penalty(target)

@@ -96,7 +96,7 @@ class PairedMaps(Regularizer):
         """S_m of every pair in full precision, resized bilinearly to T_n's size."""
         resized: dict[tuple, Tensor] = {}  # pairs share them
         for pair in self.pairs:
-            source_map, size = source_outputs[pair.source], self.sizes[pair.target]
+            source_map, size = source_outputs[pair.source].detach(), self.sizes[pair.target]
             if (pair.source, size) not in resized:
                 source_map = full_precision(source_map)
                 if source_map.shape[2:] != size:
