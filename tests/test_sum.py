@@ -29,6 +29,7 @@ from delta_transfer.regularizers import (
 )
 from delta_transfer.reporting.comparison import compare, display
 from delta_transfer.reporting.replay import config_of
+from delta_transfer.stages import describe_fit
 from delta_transfer.training import Learner, make_optimizer
 
 from .conftest import TinyNet, randomise_batchnorm
@@ -219,6 +220,13 @@ def test_the_files_of_sums_are_sums_of_their_terms():
         assert added == config  # the same run under the same name
     three = build_regularizer(composed("reg=lwf_at", "+reg@reg.terms.sp=l2_sp").reg)
     assert list(three.terms) == ["lwf", "at", "sp"]
+
+
+def test_what_is_fitted_is_shared_with_the_term_alone():
+    alone, added = composed("reg=delta"), composed(*SUM)
+    fitted_to = [describe_fit(config, build_regularizer(config.reg), "weights", "data") for config in (alone, added)]
+    assert fitted_to[0] == fitted_to[1] and fitted_to[0]["method"] == "delta"
+    assert build_regularizer(added.reg).fit_key == "reg.terms.delta" and build_regularizer(alone.reg).fit_key == "reg"
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,11 @@ class Regularizer(nn.Module):
         """Options that decide the result of `fit`, beside `fit_seed`: it is reused where they are the same."""
         return {}
 
+    @property
+    def fit_key(self) -> str:
+        """Of the configuration, below which the options of `fit` stand."""
+        return f"reg.terms.{self.fitted_term}" if self.fitted_term else "reg"
+
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
         """Compute, once before training, what the penalty needs; called only if `fitted_name` is set.
 
