@@ -1,5 +1,6 @@
 """Sums of methods: their penalties and states are those of their terms, and what cannot be added is refused."""
 
+import copy
 import json
 
 import pytest
@@ -27,6 +28,7 @@ from delta_transfer.regularizers import (
     Sum,
     build_regularizer,
 )
+from delta_transfer.reporting.attention import attention_of
 from delta_transfer.reporting.comparison import compare, display
 from delta_transfer.reporting.replay import config_of
 from delta_transfer.stages import describe_fit
@@ -51,7 +53,7 @@ def networks() -> tuple[Network, Network]:
 
 def started(method, target: Network, source: Network):
     shapes = source.map_shapes(8, 6, training=False)
-    method.start(target, shapes, shapes | source.logits_shape())
+    method.start(target, shapes, {**shapes, "logits": (source.classes,)})
     return method
 
 
@@ -291,7 +293,10 @@ def records(tmp_path_factory) -> dict[str, dict]:
     with pytest.MonkeyPatch.context() as patch:
         for reg in (["reg=scratch"], ["reg=lwf"], ["reg=lwf_at", "reg.terms.lwf.alpha=0.5"], [*SUM, *attention]):
             assert delta_run(patch, *tiny_overrides(root, folder / "results"), *reg) == 0
-    found = [json.loads(path.read_text()) for path in (folder / "results" / "runs").glob("*/summary.json")]
+    found = [
+        json.loads(path.read_text()) | {"folder": path.parent}
+        for path in (folder / "results" / "runs").glob("*/summary.json")
+    ]
     return {record["config"]["reg"]["name"]: record for record in found}
 
 
@@ -311,6 +316,11 @@ def test_a_records_sum_is_read_again(records):
     assert again.terms["delta"].attention.images == 4
 
 
+def test_the_attention_of_a_term_is_shown_like_deltas_own(records):
+    (found,) = [attention_of(record, pytest.fail) for record in records.values() if "delta" in record["run_id"]]
+    assert found.options["images"] == 4 and set(found.weights) == set(found.record["config"]["backbone"]["taps"])
+
+
 def test_the_report_names_them_and_their_settings(records):
     notes = compare(records.values()).notes
     assert "LwF+AT: terms.lwf.alpha=0.5, terms.lwf.temperature=2.0, terms.at.alpha=1000.0, beta=0.0" in notes
@@ -321,7 +331,7 @@ def test_the_report_names_them_and_their_settings(records):
         "L2T-ww",
         "LwF+FM",
     ]
-    changed = json.loads(json.dumps(records["lwf_at"]))
+    changed = copy.deepcopy(records["lwf_at"])
     changed["config"]["reg"]["terms"]["at"]["alpha"] = 7.0
     rows = compare([records["lwf_at"], changed]).rows
     assert [row.settings for row in rows] == ["reg.terms.at.alpha=7.0", "reg.terms.at.alpha=1000.0"]

@@ -67,7 +67,7 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
         regularizer.load_fitted(fitted)
     reset_peak_memory(device)
     shapes = source.map_shapes(batch, backbone.image_size, training=not regularizer.freezes_backbone)
-    regularizer.start(target, shapes, shapes | source.logits_shape())
+    regularizer.start(target, shapes, {**shapes, "logits": (source.classes,)})
     regularizer.to(device)
     optimizer = make_optimizer(target, regularizer, config.schedule)
     source = (

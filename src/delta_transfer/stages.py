@@ -133,7 +133,7 @@ class Training:
             # Of modules that the method makes; another one in a later stage, whose modules would begin alike.
             later = int(np.random.default_rng((config.seed, self.number)).integers(2**32))
             torch.manual_seed(later if self.number else config.seed)
-            regularizer.start(target, self.map_shapes, self.map_shapes | self.source.logits_shape())
+            regularizer.start(target, self.map_shapes, {**self.map_shapes, "logits": (self.source.classes,)})
         regularizer.to(self.loader.device)
 
         # Of the frozen network only its maps are wanted, if anything.

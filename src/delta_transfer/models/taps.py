@@ -84,9 +84,10 @@ class Network(nn.Module):
                 raise UserError(f"backbone.taps: {tap!r} is no feature map, its shape is {tuple(outputs[tap].shape)}.")
         return {tap: tuple(outputs[tap].shape[1:]) for tap in self.taps}
 
-    def logits_shape(self) -> dict[str, tuple[int]]:
-        """(K,), without the batch, by what `forward` calls it."""
-        return {"logits": (self._model[0].get_submodule(self.head).out_features,)}
+    @property
+    def classes(self) -> int:
+        """How many the head tells apart."""
+        return self._model[0].get_submodule(self.head).out_features
 
     def is_head(self, name: str) -> bool:
         """Whether the parameter `name` (as in the model's own state dict) belongs to a new classification layer."""
