@@ -12,6 +12,7 @@ from delta_transfer.costs import decides_cost
 from delta_transfer.errors import UserError
 from delta_transfer.failures import strengths
 from delta_transfer.models import Network
+from delta_transfer.models.small_resnet import SmallResNet
 from delta_transfer.records import run_identity
 from delta_transfer.regularizers import (
     AFA,
@@ -286,13 +287,16 @@ def test_strengths_cost_nothing_and_memory_options_make_no_other_run():
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory) -> dict[str, dict]:
-    """Of short runs from a random source, by method."""
+    """Of short runs, by method."""
     folder = tmp_path_factory.mktemp("sums")
     root = write_cub(folder / "cub")
     attention = [f"reg.terms.delta.attention.{option}" for option in ("images=4", "head_epochs=1")]
+    torch.save(SmallResNet(7).state_dict(), folder / "source.pth")
+    weights = f"backbone.weights={folder / 'source.pth'}"
     with pytest.MonkeyPatch.context() as patch:
-        for reg in (["reg=scratch"], ["reg=lwf"], ["reg=lwf_at", "reg.terms.lwf.alpha=0.5"], [*SUM, *attention]):
-            assert delta_run(patch, *tiny_overrides(root, folder / "results"), *reg) == 0
+        for reg in (["reg=lwf"], ["reg=lwf_at", "reg.terms.lwf.alpha=0.5"], [*SUM, *attention]):
+            assert delta_run(patch, *tiny_overrides(root, folder / "results"), weights, *reg) == 0
+        assert delta_run(patch, *tiny_overrides(root, folder / "results"), "reg=scratch") == 0
     found = [
         json.loads(path.read_text()) | {"folder": path.parent}
         for path in (folder / "results" / "runs").glob("*/summary.json")
