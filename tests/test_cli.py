@@ -40,11 +40,12 @@ def only_run(results: Path) -> Path:
 
 @pytest.mark.parametrize("reg", sorted(REGULARIZERS))
 def test_every_method_runs(reg, cub_root, tmp_path, monkeypatch, capsys):
-    overrides = tiny_overrides(cub_root, tmp_path) + [f"reg={reg}"] + (DELTA_OPTIONS if reg == "delta" else [])
+    options = {"delta": DELTA_OPTIONS, "sum": ["+reg@reg.terms.l2_sp=l2_sp", "reg.name=sums"]}
+    overrides = [*tiny_overrides(cub_root, tmp_path), f"reg={reg}", *options.get(reg, [])]
     assert delta_run(monkeypatch, *overrides) == 0
     run = only_run(tmp_path)
     summary = summaries(tmp_path)[run.name]
-    assert re.fullmatch(rf"cub-small_resnet-{reg}-s0-[0-9a-f]{{8}}", run.name)
+    assert re.fullmatch(rf"cub-small_resnet-{reg}s?-s0-[0-9a-f]{{8}}", run.name)
     assert (summary["n_train"], summary["n_test"], summary["num_classes"]) == (18, 6, 3)
     assert summary["error"] is None and 0 <= summary["test_top1"] <= 100
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

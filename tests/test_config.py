@@ -13,6 +13,8 @@ from delta_transfer.errors import UserError
 from delta_transfer.regularizers import REGULARIZERS, build_regularizer
 
 CONF = Path(__file__).parent.parent / "conf"
+# What a choice does not go without.
+NEEDS = {"reg=scratch": ["backbone.weights=none"], "reg=sum": ["+reg@reg.terms.at=at"]}
 
 
 def names(group: str) -> list[str]:
@@ -29,10 +31,11 @@ def composed(*overrides: str, name: str = "config") -> RunConfig:
 def test_every_choice_composes(group):
     assert names(group)
     for name in names(group):
-        config = composed(f"{group}={name}")
+        choice = f"{group}={name}"
+        config = composed(choice, *NEEDS.get(choice, []))
         assert config.dataset.name in DATASETS
         regularizer = build_regularizer(config.reg)
-        assert type(regularizer) is REGULARIZERS[config.reg.name]
+        assert type(regularizer) is REGULARIZERS[name if group == "reg" else config.reg.name]
 
 
 def test_every_experiment_composes():
@@ -58,8 +61,8 @@ def test_the_command_that_every_yaml_opens_with_composes():
 def test_every_pair_of_method_and_backbone_composes():
     for backbone in names("backbone"):
         for reg in names("reg"):
-            config = composed("dataset=cub", f"backbone={backbone}", f"reg={reg}")
-            assert (config.backbone.name, config.reg.name) == (backbone, reg)
+            config = composed("dataset=cub", f"backbone={backbone}", f"reg={reg}", *NEEDS.get(f"reg={reg}", []))
+            assert (config.backbone.name, config.reg.name) == (backbone, "at" if reg == "sum" else reg)
 
 
 def test_every_method_has_a_yaml_and_every_yaml_a_command():

@@ -14,8 +14,9 @@ from delta_transfer.config import ScheduleConfig
 from delta_transfer.errors import UserError
 from delta_transfer.models import Network
 from delta_transfer.regularizers import L2TWW, look_ahead
-from delta_transfer.regularizers.l2t_ww import Matchers, MetaNetwork, Pair, choose_pairs
+from delta_transfer.regularizers.l2t_ww import MetaNetwork
 from delta_transfer.regularizers.look_ahead import SGD, meta_gradient
+from delta_transfer.regularizers.matching import Matchers, Pair, choose_pairs
 from delta_transfer.training import Learner, make_optimizer
 
 from .conftest import TinyNet, randomise_batchnorm

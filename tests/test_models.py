@@ -39,7 +39,7 @@ def test_every_backbone_returns_logits_and_its_taps(name):
     with torch.no_grad():
         outputs = target(torch.randn(1, 3, size, size))
     assert outputs["logits"].shape == (1, 7)
-    assert set(outputs) == {"logits", *config.taps}
+    assert set(outputs) == {"logits", "embedding", *config.taps}
     if name in PUBLISHED_CHANNELS:
         assert [outputs[tap].shape[1] for tap in config.taps] == PUBLISHED_CHANNELS[name]
     if name in PUBLISHED_SIZES:

@@ -61,7 +61,7 @@ def test_source_and_target_are_the_networks_that_the_run_had(made):
     assert all(torch.equal(value, end[name]) for name, value in run.target.weights().items())
     assert not torch.equal(run.target.weights()["conv1.weight"], run.source.weights()["conv1.weight"])
     assert not any(p.requires_grad for network in (run.source, run.target) for p in network.parameters())
-    assert set(run.source(torch.zeros(1, 3, 16, 16))) == {"logits", *run.config.backbone.taps}
+    assert set(run.source(torch.zeros(1, 3, 16, 16))) == {"logits", "embedding", *run.config.backbone.taps}
 
 
 def test_images_are_the_centre_crops_in_the_order_asked_for(made):

@@ -5,8 +5,10 @@ Hydra merges YAML and command line into these dataclasses, so a misspelt key or 
 """
 
 import math
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,11 @@ def require_at_most(limit: int, config, group: str, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(value is None or value <= limit, f"{group}.{name} must be at most {limit:,}, got {value}.")
+
+
+def require_one_of(config, name: str, *values: str) -> None:
+    value = getattr(config, name)
+    require(value in values, f"reg.{name} must be one of {', '.join(values)}, got {value!r}.")
 
 
 def require_seed(key: str, value: int) -> None:
@@ -229,7 +236,7 @@ class RegConfig:
 
 @dataclass
 class DecayConfig:
-    """Methods without a penalty (L2, L2-FE): only weight decay."""
+    """Methods without a penalty (L2, L2-FE, scratch): only weight decay."""
 
     name: str = MISSING
     weight_decay: float = 1e-4
@@ -298,8 +305,28 @@ class DeltaConfig(RegConfig):
 
 
 @dataclass
-class L2TConfig(RegConfig):
-    pairs: str = "all_to_all"  # all_to_all | one_to_one | single
+class LwFConfig(RegConfig):
+    temperature: float = 2.0  # of the softmax over both networks' logits
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_positive(self, "reg", "temperature")
+
+
+@dataclass
+class PairsRegConfig(RegConfig):
+    """A method that compares feature maps of source and target, pair by pair."""
+
+    pairs: str = "one_to_one"  # all_to_all | one_to_one | single
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_one_of(self, "pairs", "all_to_all", "one_to_one", "single")
+
+
+@dataclass
+class L2TConfig(PairsRegConfig):
+    pairs: str = "all_to_all"
     what: bool = True  # channel weights are learned; false: a sum over channels
     where: str = "relu6"  # amount of each pair: relu6 | relu | relu_mean | constant | off
     inner_steps: int = 2  # on the matching loss, tried and forgotten in every step
@@ -308,14 +335,46 @@ class L2TConfig(RegConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, values in (
-            ("pairs", ("all_to_all", "one_to_one", "single")),
-            ("where", ("relu6", "relu", "relu_mean", "constant", "off")),
-        ):
-            value = getattr(self, name)
-            require(value in values, f"reg.{name} must be one of {', '.join(values)}, got {value!r}.")
+        require_one_of(self, "where", "relu6", "relu", "relu_mean", "constant", "off")
         require_positive(self, "reg", "inner_steps")
         require_not_negative(self, "reg", "meta_lr", "meta_weight_decay")
+
+
+@dataclass
+class SumConfig:
+    """The penalties of several methods, added: +reg@reg.terms.<any name>=<method> adds one more."""
+
+    name: str = MISSING  # any; sum stands for the names of its terms
+    terms: dict[str, Any] = field(default_factory=dict)  # of reg, each by its own schema
+    beta: float = 0.0  # strength of the L2 penalty on the new head: that of the terms is 0 here
+    weight_decay: float = 1e-4  # likewise
+
+    def __post_init__(self):
+        require_not_negative(self, "reg", "beta", "weight_decay")
+        require(bool(self.terms), "A sum needs terms: reg=sum +reg@reg.terms.at=at has one, reg=at by the name of at.")
+        for name, term in self.terms.items():
+            require(
+                hasattr(term, "name"),
+                f"reg.terms.{name} is not a method: +reg@reg.terms.{name}=METHOD adds one of conf/reg.",
+            )
+            for key in ("beta", "weight_decay"):
+                if hasattr(term, key):
+                    setattr(term, key, 0.0)
+        if self.name == "sum":
+            self.name = "_".join(term.name for term in self.terms.values())
+        require(
+            bool(re.fullmatch(r"[\w.+-]{1,80}", self.name)),
+            f"reg.name={self.name!r} becomes a part of a folder's name: up to 80 letters, digits and _ . + -.",
+        )
+
+
+@contextmanager
+def about_term(name: str) -> Iterator[None]:
+    """A term's checks speak of reg.alpha, which in a sum is reg.terms.<name>.alpha."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"\breg\.", f"reg.terms.{name}.", str(error))) from None
 
 
 # --- schedule, split, run --------------------------------------------------------------------------------------------
@@ -459,6 +518,10 @@ class RunConfig:
             + ("tested on pairs of images (task=verification)." if pairs else "for task=classification.")
             + ("" if pairs else " There are pairs to verify in dataset=lfw and dataset=glyph_pairs."),
         )
+        require(
+            getattr(self.reg, "name", None) != "scratch" or self.backbone.weights == "none",
+            f"reg=scratch begins with random weights, not with {self.backbone.weights}: set backbone.weights=none.",
+        )
 
 
 def choose(registry: dict, key: str, name: str):
@@ -489,16 +552,23 @@ SCHEMAS = {
         "delta": DeltaConfig,
         "afa": AFAConfig,
         "l2t": L2TConfig,
+        "lwf": LwFConfig,
+        "pairs": PairsRegConfig,
+        "sum": SumConfig,
     },
     "schema/schedule": {"sgd": ScheduleConfig},
 }
 
 
 def check_values(overrides: Sequence[str]) -> None:
-    """Raise UserError if a command names a file of experiment/values that is not there.
+    """Raise UserError if a command asks for what would be passed over in silence.
 
-    The group is optional, so that an experiment may ask for `<dataset>_<reg>` where only some pairs have values.
+    A file of experiment/values that is not there: the group is optional, so that an experiment may ask for
+    `<dataset>_<reg>` where only some pairs have values. Beta and weight decay of a sum's term, which are the sum's.
     """
+    for override in overrides:
+        term = re.match(r"\+*reg\.terms\.[^.=]+\.(beta|weight_decay)=", override)
+        require(term is None, f"{override}: of a sum there is only reg.{term and term[1]}, for all its terms.")
     named = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("experiment/values=")]
     known = GlobalHydra.instance().config_loader().get_group_options("experiment/values")
     for name in named:
@@ -523,6 +593,10 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
         require(not missing, f"No value for: {', '.join(missing)}.")
+        if OmegaConf.is_dict(terms := OmegaConf.select(composed, "reg.terms")):
+            for name in terms:  # checked one by one, for what a message says
+                with about_term(name):
+                    OmegaConf.to_object(OmegaConf.create({"term": terms[name]}))
         return OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:  # of interpolations, which are resolved only here
         raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None

@@ -30,15 +30,22 @@ class Cost:
     weights_bytes: int  # of the model.safetensors that a run leaves
 
 
-NO_COST = ("alpha", "beta", "weight_decay", "channel_alpha", "channel_lr_factor", "aligned_to")  # of reg
+# Of reg.
+NO_COST = ("alpha", "beta", "weight_decay", "channel_alpha", "channel_lr_factor", "aligned_to", "temperature")
 
 
 def decides_cost(config: RunConfig) -> tuple[str, ...]:
     """Of a step: the networks, the method but not its strength, the batch."""
-    reg = {key: value for key, value in vars(config.reg).items() if key not in NO_COST}
     backbone = {key: value for key, value in vars(config.backbone).items() if key != "weights"}
     batch = config.schedule.batch_size, config.schedule.accumulate
-    return repr(reg), repr(backbone), repr(batch), config.precision, config.device
+    return repr(_without_strength(config.reg)), repr(backbone), repr(batch), config.precision, config.device
+
+
+def _without_strength(reg) -> dict[str, object]:
+    options = {key: value for key, value in vars(reg).items() if key not in NO_COST}
+    if "terms" in options:  # of a sum
+        options["terms"] = {name: _without_strength(term) for name, term in options["terms"].items()}
+    return options
 
 
 def measure(config: RunConfig, method: Regularizer, num_classes: int, device: torch.device) -> Cost:
@@ -65,7 +72,8 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
         fitted, *fit_seconds = regularizer.rehearse(source, random_images(FEW))
         regularizer.load_fitted(fitted)
     reset_peak_memory(device)
-    regularizer.start(target, source.map_shapes(batch, backbone.image_size, training=not regularizer.freezes_backbone))
+    shapes = source.map_shapes(batch, backbone.image_size, training=not regularizer.freezes_backbone)
+    regularizer.start(target, shapes, {**shapes, "logits": (source.classes,)})
     regularizer.to(device)
     optimizer = make_optimizer(target, regularizer, config.schedule)
     maps = frozen_maps(source, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None

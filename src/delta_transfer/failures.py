@@ -55,8 +55,15 @@ def _cause(
         return "input", "Nor are the frozen network's feature maps of that batch: look at its weights, not at the rate."
     if error.steps == 0:
         return "input", "No step had been taken: look at the source weights and the images, not at the learning rate."
-    keys = ["schedule.lr", *(f"reg.{key}" for key in vars(config.reg) if key.endswith("alpha"))]
+    keys = ["schedule.lr", *strengths(config.reg)]
     return "diverged", f"Images and source network are in order. Usual causes: {' or '.join(keys)} is too large."
+
+
+def strengths(reg, key: str = "reg") -> list[str]:
+    """The keys of a method's weights, of a sum those of its terms."""
+    own = [f"{key}.{name}" for name in vars(reg) if name.endswith("alpha")]
+    terms = getattr(reg, "terms", {})
+    return own + [found for name, term in terms.items() for found in strengths(term, f"{key}.terms.{name}")]
 
 
 def _what_would_fit(
@@ -65,7 +72,8 @@ def _what_would_fit(
     """Tries a step in ever more parts, in what is left of a failed run. Kind and message as `explain`."""
     schedule, kind = config.schedule, "out of memory"
     if learner is None:
-        fewer = "set reg.attention.forward_images to a small number, or " if regularizer.fitted_name else ""
+        option = f"{regularizer.fit_key}.attention.forward_images"
+        fewer = f"set {option} to a small number, or " if regularizer.fitted_name else ""
         return kind, f"Out of memory while networks and method are made: {fewer}reduce backbone.image_size."
     batch = schedule.batch_size
     for accumulate in range(schedule.accumulate, batch // 2 + 1):  # BatchNorm needs two images

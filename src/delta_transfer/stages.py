@@ -135,7 +135,7 @@ class Training:
             # Of modules that the method makes; another one in a later stage, whose modules would begin alike.
             later = int(np.random.default_rng((config.seed, self.number)).integers(2**32))
             torch.manual_seed(later if self.number else config.seed)
-            regularizer.start(target, self.map_shapes)
+            regularizer.start(target, self.map_shapes, {**self.map_shapes, "logits": (self.source.classes,)})
         regularizer.to(self.loader.device)
 
         # Of the frozen network only its maps are wanted, if anything.
@@ -247,8 +247,9 @@ def cpu_weights(network: Network) -> dict[str, torch.Tensor]:
 def describe_fit(config: RunConfig, regularizer: Regularizer, weights: str, data: str) -> dict[str, Any]:
     """Everything that decides what `fit` computes."""
     backbone, schedule = config.backbone, config.schedule
+    term = regularizer.fitted_term
     return {
-        "method": config.reg.name,
+        "method": (config.reg if term is None else config.reg.terms[term]).name,
         "backbone": backbone.name,
         "weights": weights,
         "taps": backbone.taps,

@@ -53,7 +53,10 @@ def main(config_name: str = "config") -> None:
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
         composed = False
-        complain("\n".join(str(e) for e in (error, error.__cause__) if e) or type(error).__name__)
+        reason = "\n".join(str(e) for e in (error, error.__cause__) if e) or type(error).__name__
+        if "schema/reg@reg" in reason:  # reg=[lwf,at]
+            reason = "reg is one method: the sum of two is reg=sum +reg@reg.terms.lwf=lwf +reg@reg.terms.at=at."
+        complain(reason)
     for outcome in outcomes:
         if outcome.unseen:
             complain(outcome.reason)

@@ -8,7 +8,6 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ..errors import UserError
-from .arcface import CosineHead
 
 
 class Network(nn.Module):
@@ -20,9 +19,9 @@ class Network(nn.Module):
         taps: names of modules whose outputs are returned, e.g. "layer1.2.conv3".
         aux_head: name of an auxiliary classification layer, returned in training mode only.
 
-    forward(images (B, 3, H, W)) returns {"logits": (B, K), each tap: (B, C, h, w)}, and "aux_logits" (B, K) in
-    training mode with an auxiliary head; with a CosineHead "embedding" (B, D), its input, in evaluation mode. Raises
-    UserError for a tap or head that the network does not have.
+    forward(images (B, 3, H, W)) returns {"logits": (B, K), "embedding": (B, D), the head's input, each tap:
+    (B, C, h, w)}, and "aux_logits" (B, K) in training mode with an auxiliary head. Raises UserError for a tap or head
+    that the network does not have.
     """
 
     def __init__(self, model: nn.Module, head: str, taps: Sequence[str] = (), aux_head: str | None = None):
@@ -54,13 +53,11 @@ class Network(nn.Module):
             model, train_return_nodes=training_nodes, eval_return_nodes=nodes, suppress_diff_warning=True
         )
         for graph in (self.traced.train_graph, self.traced.eval_graph):
-            (returned,) = (node.args[0] for node in graph.nodes if node.op == "output")
-            forbid_inplace(self.traced, graph, {returned[tap] for tap in taps})
-        if isinstance(model.get_submodule(head), CosineHead):
-            (output,) = (node for node in self.traced.eval_graph.nodes if node.op == "output")
+            (output,) = (node for node in graph.nodes if node.op == "output")
             (returned,) = output.args
+            forbid_inplace(self.traced, graph, {returned[tap] for tap in taps})
             output.args = ({**returned, "embedding": returned["logits"].args[0]},)
-        self.traced.train(self.traced.training)  # takes the edited graph
+        self.traced.recompile()  # takes the edited graph; the other mode's is taken when the mode changes
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.traced(images)
@@ -86,6 +83,11 @@ class Network(nn.Module):
             if outputs[tap].dim() != 4:
                 raise UserError(f"backbone.taps: {tap!r} is no feature map, its shape is {tuple(outputs[tap].shape)}.")
         return {tap: tuple(outputs[tap].shape[1:]) for tap in self.taps}
+
+    @property
+    def classes(self) -> int:
+        """How many the head tells apart."""
+        return self._model[0].get_submodule(self.head).out_features
 
     def is_head(self, name: str) -> bool:
         """Whether the parameter `name` (as in the model's own state dict) belongs to a new classification layer."""

@@ -3,14 +3,18 @@
 from dataclasses import fields
 from inspect import signature
 
-from ..config import choose
+from ..config import SumConfig, about_term, choose
 from ..errors import UserError
 from .afa import AFA, AFAChannel, AFASpatial
+from .attention_transfer import AT
 from .base import Regularizer
 from .delta import DELTA, DELTAWithoutAttention
-from .l2 import L2, L2FE
+from .l2 import L2, L2FE, Scratch
 from .l2_sp import L2SP
 from .l2t_ww import L2TWW
+from .lwf import LwF
+from .matching import FM
+from .sum import Sum
 
 REGULARIZERS: dict[str, type[Regularizer]] = {
     "l2": L2,
@@ -23,10 +27,18 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "afa_channel": AFAChannel,
     "l2t_ww": L2TWW,
     "l2t_w": L2TWW,
+    "scratch": Scratch,
+    "lwf": LwF,
+    "at": AT,
+    "fm": FM,
+    "sum": Sum,
+    "lwf_at": Sum,
+    "lwf_fm": Sum,
 }
 
 __all__ = [
     *("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2", "L2FE", "L2SP", "L2TWW"),
+    *("AT", "FM", "LwF", "Scratch", "Sum"),
     *("REGULARIZERS", "Regularizer", "build_regularizer"),
 ]
 
@@ -34,6 +46,12 @@ __all__ = [
 def build_regularizer(config) -> Regularizer:
     """The method that a checked `reg` configuration (config.RegConfig or the like) describes."""
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
+    if isinstance(config, SumConfig):  # whose name says what it is a sum of
+        built = {}
+        for name, term in config.terms.items():
+            with about_term(name):
+                built[name] = build_regularizer(term)
+        return Sum(**options | {"terms": built})
     method = choose(REGULARIZERS, "reg.name", config.name)
     try:
         signature(method).bind(**options)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, Regularizer, Stage
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, Stage
 from .distances import full_precision
 
 
@@ -68,7 +68,9 @@ class LearnedAttention(Regularizer):
         self.alpha = alpha
         self.modules_by_tap = nn.ModuleDict()
 
-    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: MapShapes | None = None) -> None:
+    def start(
+        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
+    ) -> None:
         # A module's name may not have dots in it.
         self.modules_by_tap = nn.ModuleDict(
             {tap.replace(".", "/"): self.attention(*map_shapes[tap]) for tap in target.taps}

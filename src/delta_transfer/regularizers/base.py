@@ -12,6 +12,7 @@ from ..models import Network
 
 Outputs = dict[str, Tensor]  # what Network.forward returns: "logits" and the tapped feature maps
 MapShapes = Mapping[str, tuple[int, int, int]]  # by tap
+OutputShapes = Mapping[str, tuple[int, ...]]  # of what a network returns, by its keys: (C, H, W), logits (K,)
 NO_SHAPES: MapShapes = MappingProxyType({})
 Part = tuple[Tensor, Tensor, Outputs | None]  # of a batch: images, labels, and what the source makes of the images
 Batches = Iterable[tuple[Tensor, Tensor]]  # images (B, 3, H, W) and labels (B,); each iteration is one pass
@@ -38,10 +39,12 @@ class Regularizer(nn.Module):
     any_source: ClassVar[bool] = False  # the source may be of another architecture than the target
     freezes_backbone: ClassVar[bool] = False  # train the head only; the whole network stays in evaluation mode
     fitted_name: ClassVar[str | None] = None  # name of the file that keeps what `fit` computed
+    fitted_term: str | None = None  # of a sum: the term that `fitted_name` is of
     fit_seed: int = 0  # of the order and crops of the batches that `fit` sees
     # Parts that a batch is dealt in, over processes and by accumulation. The loss is the mean over parts: a penalty
     # that is a sum over the batch multiplies by them.
     parts: int = 1
+    returns_to_batch: bool = False  # `after_step` needs the parts of the batch again
 
     def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
         super().__init__()
@@ -55,11 +58,13 @@ class Regularizer(nn.Module):
         """What is trained one after the other; each takes `schedule` once more."""
         return [Stage(self)]
 
-    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: MapShapes | None = None) -> None:
+    def start(
+        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
+    ) -> None:
         """Called with the initial target network, before training and before a checkpoint is loaded.
 
         map_shapes: (C, H, W) of each tapped feature map; for methods whose own modules depend on it.
-        source_shapes: those of a source of another architecture; None: the same.
+        source_shapes: of all that the source returns, also its logits; None: the source has the target's taps.
         """
 
     def trained(self) -> list[nn.Parameter]:
@@ -69,6 +74,11 @@ class Regularizer(nn.Module):
     def fit_options(self) -> dict[str, Any]:
         """Options that decide the result of `fit`, beside `fit_seed`: it is reused where they are the same."""
         return {}
+
+    @property
+    def fit_key(self) -> str:
+        """Of the configuration, below which the options of `fit` stand."""
+        return f"reg.terms.{self.fitted_term}" if self.fitted_term else "reg"
 
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
         """Compute, once before training, what the penalty needs; called only if `fitted_name` is set.
@@ -105,7 +115,20 @@ class Regularizer(nn.Module):
         Whoever overrides it calls `step_on`, or `learner.backward` for each part of `learner.split` and then
         `learner.step`, once.
         """
-        return self.step_on(learner, self.parts_of(learner, images, labels))
+        parts = self.parts_of(learner, images, labels)
+        if not self.returns_to_batch:
+            return self.step_on(learner, parts)
+        parts = list(parts)
+        result = self.step_on(learner, parts)
+        self.observed = self.observed | self.after_step(learner, parts)
+        return result
+
+    def after_step(self, learner, parts: list[Part]) -> dict[str, Tensor]:
+        """What a method does with the same batch after the step, if it `returns_to_batch`; returns what it observed.
+
+        Nothing of `learner` may change.
+        """
+        raise NotImplementedError
 
     def parts_of(self, learner, images: Tensor, labels: Tensor) -> Iterator[Part]:
         for part, part_labels in learner.split(images, labels):
@@ -125,6 +148,11 @@ class Regularizer(nn.Module):
         learner.step()
         self.observed = mean_of(observed)
         return torch.cat(logits), mean_of(terms)
+
+
+def module_name(key: str) -> str:
+    """Of a module that belongs to a tap or another output: it may not have dots in it."""
+    return key.replace(".", "/")
 
 
 def mean_of(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The two baselines without a penalty of their own."""
+"""The baselines without a penalty of their own."""
 
 from .base import Regularizer
 
@@ -17,3 +17,7 @@ class L2FE(L2):
     """Feature extraction: the backbone is frozen, parameters and BatchNorm statistics; only the head is trained."""
 
     freezes_backbone = True
+
+
+class Scratch(L2):
+    """No transfer: the same as L2 from random weights (backbone.weights=none)."""

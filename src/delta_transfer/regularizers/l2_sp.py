@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, Regularizer
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer
 from .distances import weight_distance
 
 
@@ -22,7 +22,9 @@ class L2SP(Regularizer):
         self.scope = scope
         self.starting_point: dict[str, Tensor] | None = None
 
-    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: MapShapes | None = None) -> None:
+    def start(
+        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
+    ) -> None:
         # Before training the backbone of the target is the source's.
         self.starting_point = {
             name: p.detach().clone()

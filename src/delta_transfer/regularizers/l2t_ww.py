@@ -10,12 +10,12 @@ S_m is resized bilinearly to T_n's size. Over pairs (m, n) of taps
     where:  lambda_mn = relu6(e_mn . gap(S_m) + e0_mn), (B,), from e0 = 1
 
 gap is the mean over pixels. phi = {A, a, e, e0}, the meta-networks, are no part of what the loss trains: what they
-weigh is to lead to a low cross-entropy, which `L2TWW.update` differentiates through steps of SGD.
+weigh is to lead to a low cross-entropy, which `L2TWW.meta_step` differentiates through steps of SGD.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,10 @@ from torch.func import functional_call
 from .. import distributed
 from ..errors import UserError
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, Part, Regularizer
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part
 from .distances import full_precision
 from .look_ahead import SGD, leaves, meta_gradient
+from .matching import FM
 
 # "where": of the score e . gap(S) + e0, and of gap(S)'s channels C_m by which it is divided before.
 ACTIVATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -36,39 +37,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "relu_mean": lambda score, channels: F.relu(score / channels),
 }
 CONSTANT, OFF = "constant", "off"  # the other choices of "where"
-
-
-class Pair(NamedTuple):
-    """A source tap and the target tap that is to learn from it."""
-
-    source: str
-    target: str
-
-    @property
-    def key(self) -> str:
-        """Of a module, whose name may not have dots in it."""
-        return f"{self.source}>{self.target}".replace(".", "/")
-
-
-def choose_pairs(which: str, source_shapes: MapShapes, target_shapes: MapShapes) -> list[Pair]:
-    """all_to_all: every source tap with every target tap; one_to_one: each source tap with a target tap whose map has
-    its height and width, in order, each tap once; single: the last of those.
-    """
-    if which == "all_to_all":
-        return [Pair(m, n) for m in source_shapes for n in target_shapes]
-    pairs, free = [], list(target_shapes)
-    for m, (_, *size) in source_shapes.items():
-        n = next((n for n in free if list(target_shapes[n][1:]) == size), None)
-        if n is not None:
-            free.remove(n)
-            pairs.append(Pair(m, n))
-    if not pairs:
-        sizes = (", ".join(f"{h} x {w}" for _, h, w in shapes.values()) for shapes in (source_shapes, target_shapes))
-        raise UserError(
-            f"reg.pairs={which} needs feature maps of one size in source ({next(sizes)}) and target ({next(sizes)}): "
-            "reg.pairs=all_to_all does without."
-        )
-    return pairs if which == "one_to_one" else pairs[-1:]
 
 
 class MetaNetwork(nn.Module):
@@ -104,20 +72,7 @@ class MetaNetwork(nn.Module):
         return w, amount
 
 
-class Matchers(nn.ModuleDict):
-    """r_mn(T_n) of every pair, {pair.key: (B, C_m, g, g')}."""
-
-    def __init__(self, pairs: list[Pair], source_shapes: MapShapes, target_shapes: MapShapes):
-        super().__init__(
-            {pair.key: nn.Conv2d(target_shapes[pair.target][0], source_shapes[pair.source][0], 1) for pair in pairs}
-        )
-        self.target_taps = {pair.key: pair.target for pair in pairs}
-
-    def forward(self, outputs: Outputs) -> dict[str, Tensor]:
-        return {key: matcher(full_precision(outputs[self.target_taps[key]])) for key, matcher in self.items()}
-
-
-class L2TWW(Regularizer):
+class L2TWW(FM):
     """Loss = CE + M + beta/2 * ||head||^2, and after each step on it one of Adam on phi, on the same batch:
 
     1. The step of SGD on the loss is kept. phi is constant in it.
@@ -138,10 +93,6 @@ class L2TWW(Regularizer):
     With schedule.accumulate, BatchNorm sees the same parts in step 2, but all of them are kept in memory.
     """
 
-    needs_source = True
-    needs_taps = True
-    any_source = True
-
     def __init__(
         self,
         alpha: float = 0.5,
@@ -154,29 +105,26 @@ class L2TWW(Regularizer):
         meta_lr: float = 1e-4,
         meta_weight_decay: float = 1e-4,
     ):
-        super().__init__(beta=beta, weight_decay=weight_decay)
-        self.alpha = alpha
-        self.which_pairs, self.what, self.where = pairs, what, where
+        super().__init__(alpha, beta, weight_decay, pairs)
+        self.what, self.where = what, where
         self.inner_steps, self.meta_lr, self.meta_weight_decay = inner_steps, meta_lr, meta_weight_decay
-        self.pairs: list[Pair] = []
-        self.sizes: dict[str, tuple[int, int]] = {}  # of the target's maps
-        self.matchers: nn.ModuleDict = nn.ModuleDict()
         self.meta_networks = nn.ModuleDict()
         self.adam: torch.optim.Adam | None = None
 
-    def start(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: MapShapes | None = None) -> None:
+    def start(
+        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
+    ) -> None:
         if distributed.processes() > 1:
             raise UserError("reg=l2t_ww runs in one process: BatchNorm over several cannot be differentiated twice.")
-        source_shapes = source_shapes or map_shapes
-        self.pairs = choose_pairs(self.which_pairs, source_shapes, map_shapes)
-        self.sizes = {pair.target: map_shapes[pair.target][1:] for pair in self.pairs}
-        self.matchers = Matchers(self.pairs, source_shapes, map_shapes)
+        super().start(target, map_shapes, source_shapes)
+        channels = {pair.key: (source_shapes or map_shapes)[pair.source][0] for pair in self.pairs}
         self.meta_networks = nn.ModuleDict(
-            {pair.key: MetaNetwork(source_shapes[pair.source][0], self.what, self.where) for pair in self.pairs}
+            {key: MetaNetwork(count, self.what, self.where) for key, count in channels.items()}
         )
         phi = list(self.meta_networks.parameters())
         learns = phi and self.meta_lr > 0
         self.adam = torch.optim.Adam(phi, self.meta_lr, weight_decay=self.meta_weight_decay) if learns else None
+        self.returns_to_batch = self.adam is not None
 
     def trained(self) -> list[nn.Parameter]:
         return list(self.matchers.parameters())
@@ -194,26 +142,6 @@ class L2TWW(Regularizer):
         pooled = {pair.source: full_precision(source_outputs[pair.source]).mean(dim=(2, 3)) for pair in self.pairs}
         return {pair.key: self.meta_networks[pair.key](pooled[pair.source]) for pair in self.pairs}
 
-    def references(self, source_outputs: Outputs) -> dict[str, Tensor]:
-        """S_m of every pair, in T_n's size."""
-        resized: dict[tuple, Tensor] = {}  # pairs share them
-        for pair in self.pairs:
-            source_map, size = source_outputs[pair.source], self.sizes[pair.target]
-            if (pair.source, size) not in resized:
-                source_map = full_precision(source_map)
-                if source_map.shape[2:] != size:
-                    source_map = F.interpolate(source_map, size, mode="bilinear")
-                resized[pair.source, size] = source_map
-        return {pair.key: resized[pair.source, self.sizes[pair.target]] for pair in self.pairs}
-
-    def matching(self, matched: dict[str, Tensor], references: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
-        """M, a scalar. `weights`: lambda_mn * w_mn of every pair, (B, C_m)."""
-        total = 0.0
-        for key, values in matched.items():
-            squares = (references[key] - values).square().mean(dim=(2, 3))
-            total = total + (weights[key] * squares).sum(dim=1).mean()
-        return self.alpha * total
-
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
         """M as a part of the loss that trains target and matchers: phi gets no gradient."""
         with torch.no_grad():
@@ -227,14 +155,8 @@ class L2TWW(Regularizer):
             products = {key: w * amount for key, (w, amount) in weights.items()}
         return {"matching": self.matching(self.matchers(outputs), references, products)} | self.head_penalty(target)
 
-    def update(self, learner, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.adam is None:
-            return super().update(learner, images, labels)
-        parts = list(self.parts_of(learner, images, labels))
-        result = self.step_on(learner, parts)
-        meta_loss = self.meta_step(learner, parts)
-        self.observed = self.observed | {"attention_meta_loss": meta_loss}
-        return result
+    def after_step(self, learner, parts: list[Part]) -> dict[str, Tensor]:
+        return {"attention_meta_loss": self.meta_step(learner, parts)}
 
     def meta_step(self, learner, parts: list[Part]) -> Tensor:
         """Step 2: Adam's step on phi; returns the meta loss. Nothing of `learner` changes."""

@@ -54,7 +54,7 @@ class Attention:
 
     @property
     def options(self) -> dict:
-        return section(self.record, "reg")["attention"]
+        return attention_options(self.record)
 
 
 # ---- what a run recorded ---------------------------------------------------------------------------------
@@ -69,6 +69,15 @@ def weights_of(record: dict, warn: Warn) -> dict[str, np.ndarray] | None:
     return attention and attention.weights
 
 
+def attention_options(record: dict) -> dict | None:
+    """reg.attention, or that of a term of a sum."""
+    reg = section(record, "reg")
+    terms = reg.get("terms")
+    methods = [reg, *(terms.values() if isinstance(terms, dict) else ())]
+    found = (method.get("attention") for method in methods if isinstance(method, dict))
+    return next((options for options in found if isinstance(options, dict)), None)
+
+
 def attention_of(record: dict, warn: Warn) -> Attention | None:
     """What the run in `record["folder"]` computed before training; None and `warn` as in `weights_of`."""
     from ..config import AttentionConfig
@@ -78,8 +87,8 @@ def attention_of(record: dict, warn: Warn) -> Attention | None:
     path = record["folder"] / "attention.safetensors"
     if not path.exists():
         return None
-    options, taps = section(record, "reg").get("attention"), section(record, "backbone").get("taps")
-    temperature = options.get("temperature") if isinstance(options, dict) else None
+    options, taps = attention_options(record), section(record, "backbone").get("taps")
+    temperature = options.get("temperature") if options else None
     if (
         not is_number(temperature)
         or temperature <= 0

@@ -25,6 +25,14 @@ METHODS = {
     "afa": "AFA",
     "afa_spatial": "AFA spatial",
     "afa_channel": "AFA channel",
+    "scratch": "Scratch",
+    "lwf": "LwF",
+    "at": "AT",
+    "fm": "FM",
+    "lwf_at": "LwF+AT",
+    "lwf_fm": "LwF+FM",
+    "l2t_w": "L2T-w",
+    "l2t_ww": "L2T-ww",
 }
 METRICS = {
     "test_top1": "Test top-1 accuracy",
@@ -35,7 +43,6 @@ METRICS = {
 # Not what was computed. The seed is what a cell averages over; names are the table's own rows and columns; data and
 # weights are compared by fingerprint (`settings`), not by place. A key stands for all that is nested below it.
 NOT_SETTINGS = NOT_IDENTITY | {"seed", "dataset.root", "dataset.name", "backbone.weights", "backbone.name"}
-STRENGTHS = ["reg.alpha", "reg.channel_alpha", "reg.beta"]  # said of a method even where they do not vary
 # Keys that records of schema 1 lack, with what they meant by that.
 SINCE_SCHEMA_2 = {
     "schedule.accumulate": 1,
@@ -182,7 +189,7 @@ def describe(records: list[dict], methods: list[str]) -> list[str]:
     for method in methods:
         # Only what all runs of the column share; the rest is in the settings of the rows.
         views = [reg_settings(run) | {"stages": stages(run)} for run in by_method[method]]
-        keys = STRENGTHS + ["stages"] * (views[0]["stages"] > 1)
+        keys = strengths(views[0]) + ["stages"] * (views[0]["stages"] > 1)
         constant = common(views, keys)
         if constant:
             notes.append(f"{display(method)}: {show(constant).replace('reg.', '')}")
@@ -309,7 +316,16 @@ def stages(record: dict) -> int:
 
 def reg_settings(record: dict) -> dict[str, object]:
     ignored = NOT_SETTINGS | {"reg.name"}
-    return {k: v for k, v in flatten(section(record, "reg"), "reg.").items() if not within(k, ignored)}
+    flat = flatten(section(record, "reg"), "reg.")
+    # A sum's terms have the same keys one level deeper.
+    return {k: v for k, v in flat.items() if not within(k, ignored) and not k.endswith(".attention.forward_images")}
+
+
+def strengths(reg: dict[str, object]) -> list[str]:
+    """The keys of `reg_settings` that weigh a method's penalties, of a sum those of its terms."""
+    named = ("alpha", "channel_alpha", "temperature")
+    own = [f"reg.{name}" for name in named]
+    return own + [key for key in reg if re.fullmatch(rf"reg\.terms\.[^.]+\.({'|'.join(named)})", key)] + ["reg.beta"]
 
 
 def within(key: str, names: Iterable[str]) -> bool:

@@ -142,6 +142,8 @@ def config_of(record: dict[str, Any]) -> RunConfig:
         composed = OmegaConf.structured(RunConfig)
         for group in ("dataset", "backbone", "reg", "schedule"):
             composed[group] = OmegaConf.structured(schema_of(group, recorded[group]))
+        for name, term in recorded["reg"].get("terms", {}).items():  # of a sum
+            composed.reg.terms[name] = OmegaConf.structured(schema_of("reg", term))
         return to_run_config(OmegaConf.merge(composed, recorded))
     except (KeyError, TypeError, AttributeError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]

@@ -9,7 +9,6 @@ import shlex
 from dataclasses import dataclass
 
 from delta_transfer.reporting.comparison import (
-    STRENGTHS,
     Cell,
     Comparison,
     Replicate,
@@ -24,6 +23,7 @@ from delta_transfer.reporting.comparison import (
     settings,
     settings_order,
     show,
+    strengths,
 )
 
 # The final runs train on all training images, with seeds of their own, wherever they are started.
@@ -45,7 +45,8 @@ class Choice:
 
     def __str__(self) -> str:
         # What did not vary in the table has no name there, but here it is what was chosen.
-        values = self.best.reg or common([reg_settings(run) for run in self.best.cell.runs], STRENGTHS)
+        runs = [reg_settings(run) for run in self.best.cell.runs]
+        values = self.best.reg or common(runs, strengths(runs[0]))
         words = filter(None, [show(values), str(self.best.cell), self.remark])
         return f"best on validation: {self.what}: {', '.join(words)}"
 

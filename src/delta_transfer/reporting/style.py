@@ -12,7 +12,8 @@ class Style:
     marker: str
 
 
-# Okabe and Ito's palette, safe for colour-blind readers, in the order of METHODS.
+# In the order of METHODS, safe for colour-blind readers: Okabe and Ito's palette for fine-tuning, Tol's muted one for
+# methods whose target begins with random weights. The two are hardly ever in one figure.
 STYLES = dict(
     zip(
         METHODS,
@@ -25,11 +26,19 @@ STYLES = dict(
             Style("#009e73", "--", "P"),
             Style("#56b4e9", ":", "*"),
             Style("#cc79a7", "-.", "X"),
+            Style("#7f7f7f", "-", "s"),
+            Style("#88ccee", "--", "<"),
+            Style("#ddcc77", "-.", "D"),
+            Style("#117733", ":", "^"),
+            Style("#44aa99", "--", "X"),
+            Style("#aa4499", "-.", "P"),
+            Style("#cc6677", "--", "o"),
+            Style("#332288", "-", "*"),
         ],
         strict=True,
     )
 )
-OTHERS = [Style("#999933", "--", "p"), Style("#882255", "-.", "h"), Style("#332288", ":", "d")]  # Tol's
+OTHERS = [Style("#999933", "--", "p"), Style("#882255", "-.", "h"), Style("#661100", ":", "d")]  # Tol's
 
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 

@@ -1,0 +1,108 @@
+"""A sum of methods: the penalties of all in one loss."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..config import about_term
+from ..errors import UserError
+from ..models import Network
+from .base import NO_SHAPES, Batches, MapShapes, Outputs, OutputShapes, Part, Regularizer
+
+
+class Sum(Regularizer):
+    """Loss = CE + the penalties of all terms + beta/2 * ||head||^2. A loss term is named `<term>.<its own name>`.
+
+    terms: methods by names of one's own. `beta` and `weight_decay` are the sum's: those of its terms do not count.
+    Every term keeps its source, its modules and what follows its step: L2T-ww's is on M + the others' penalties too,
+    while its meta-networks are judged as ever, by CE after steps on M.
+
+    No terms can be methods in stages (AFA: take one of them), with a training step of their own, or without a penalty.
+    """
+
+    def __init__(self, terms: Mapping[str, Regularizer], beta: float = 0.0, weight_decay: float = 1e-4):
+        super().__init__(beta=beta, weight_decay=weight_decay)
+        for name, term in terms.items():
+            if (why := unfit(term)) is not None:
+                raise UserError(f"reg.terms.{name} cannot be a term of a sum: {type(term).__name__} {why}.")
+            term.beta = term.weight_decay = 0.0
+        try:
+            self.terms = nn.ModuleDict(terms)
+        except KeyError as error:
+            raise UserError(f"reg.terms: a term cannot have this name ({error.args[0]}): choose another.") from None
+        fitted = [name for name, term in terms.items() if term.fitted_name]
+        if len(fitted) > 1:
+            both = ", ".join(f"reg.terms.{name}" for name in fitted)
+            raise UserError(f"Only one term of a sum can need something computed before training, not {both}.")
+        if fitted:
+            self.fitted_term = fitted[0]
+            term = self._fitted
+            self.fitted_name, self.fit_seed = term.fitted_name, term.fit_seed
+        for need in ("needs_source", "needs_source_logits", "needs_taps"):
+            setattr(self, need, any(getattr(term, need) for term in terms.values()))
+        self.any_source = self.needs_source and all(t.any_source or not t.needs_source for t in terms.values())
+
+    def start(
+        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
+    ) -> None:
+        for name, term in self.terms.items():
+            with about_term(name):
+                term.start(target, map_shapes, source_shapes)
+        self.returns_to_batch = any(term.returns_to_batch for term in self.terms.values())
+
+    def trained(self) -> list[nn.Parameter]:
+        return [parameter for term in self.terms.values() for parameter in term.trained()]
+
+    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        losses, self.observed = {}, {}
+        for name, term in self.terms.items():
+            term.parts = self.parts
+            penalty = term.penalty(target, outputs, source_outputs)
+            losses |= {f"{name}.{loss}": value for loss, value in penalty.items()}
+            self.observed |= named_after(name, term.observed)
+        return losses | self.head_penalty(target)
+
+    def after_step(self, learner, parts: list[Part]) -> dict[str, Tensor]:
+        observed = {}
+        for name, term in self.terms.items():
+            if term.returns_to_batch:
+                observed |= named_after(name, term.after_step(learner, parts))
+        return observed
+
+    # --- of the one term that is fitted ---
+
+    @property
+    def _fitted(self) -> Regularizer:
+        return self.terms[self.fitted_term]
+
+    def fit_options(self) -> dict[str, Any]:
+        return self._fitted.fit_options()
+
+    def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
+        return self._fitted.fit(source, batches, num_classes)
+
+    def rehearse(self, source: Network, images: Tensor) -> tuple[dict[str, Tensor], float, float]:
+        return self._fitted.rehearse(source, images)
+
+    def load_fitted(self, fitted: dict[str, Tensor]) -> None:
+        self._fitted.load_fitted(fitted)
+        self.fit_report = self._fitted.fit_report
+
+
+def unfit(term: Regularizer) -> str | None:
+    """Why a method cannot be a term of a sum, or None."""
+    method = type(term)
+    if issubclass(method, Sum):
+        return "is one itself: name its terms"
+    if method.stages is not Regularizer.stages:
+        return "trains in stages"
+    if method.freezes_backbone or method.penalty is Regularizer.penalty:
+        return "has no penalty to add (weight decay is reg.weight_decay)"
+    if method.update is not Regularizer.update or method.step_on is not Regularizer.step_on:
+        return "has a training step of its own"
+    return None
+
+
+def named_after(term: str, observed: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"attention_{term}.{name.removeprefix('attention_')}": value for name, value in observed.items()}
