@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .config import RunConfig
+from .config import BackboneConfig, RunConfig
 from .console import say
 from .environment import images_at_once, reset_peak_memory, seconds_of
-from .models import frozen_maps
+from .models import Network, frozen_maps
 from .models.zoo import build_source
 from .regularizers import Regularizer
+from .sources import Loaded, frozen, shapes_of, sources_of
 from .training import Learner, autocast, make_optimizer
 
 FEW = 4  # images of a step in which something is only counted
@@ -38,7 +39,7 @@ def decides_cost(config: RunConfig) -> tuple[str, ...]:
     reg = {key: value for key, value in vars(config.reg).items() if key not in NO_COST}
     backbone = {key: value for key, value in vars(config.backbone).items() if key != "weights"}
     batch = config.schedule.batch_size, config.schedule.accumulate
-    return repr(reg), repr(backbone), repr(batch), config.precision, config.device
+    return repr(reg), repr(backbone), repr(config.source), repr(batch), config.precision, config.device
 
 
 def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, device: torch.device) -> Cost:
@@ -59,12 +60,23 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
         fitted, *fit_seconds = regularizer.rehearse(source, random_images(FEW))
         regularizer.load_fitted(fitted)
     reset_peak_memory(device)
-    regularizer.start(target, source.map_shapes(batch, backbone.image_size, training=not regularizer.freezes_backbone))
+    shapes = source.map_shapes(batch, backbone.image_size, training=not regularizer.freezes_backbone)
+    others = random_sources(config, regularizer.needs_taps)
+    with_logits = regularizer.needs_source_logits
+    if others:
+        source_shapes = shapes_of(others, batch, backbone.image_size, with_logits)
+    else:
+        source_shapes = {**shapes, "logits": (source.classes,)} if with_logits else None
+    regularizer.start(target, shapes, source_shapes)
     regularizer.to(device)
     optimizer = make_optimizer(target, regularizer, config.schedule)
-    source = (
-        frozen_maps(source, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None
-    )
+    if not regularizer.needs_source:
+        source = None
+    elif others:
+        source = frozen(others, backbone, with_logits, config.precision)
+        source = source.to(device, memory_format=torch.channels_last)
+    else:
+        source = frozen_maps(source, with_logits, config.precision)
     learner = Learner(target, source, optimizer, config.precision, backbone.aux_weight)
 
     def step(count: int) -> Callable[[], object]:
@@ -96,6 +108,16 @@ def measure(config: RunConfig, regularizer: Regularizer, num_classes: int, devic
         view_seconds = seconds_of(lambda: target(images), device) / len(images)
     weights_bytes = sum(v.nbytes for v in target.weights().values())
     return Cost(step_seconds, view_seconds, tuple(fit_seconds), int(memory), weights_bytes)
+
+
+def random_sources(config: RunConfig, tapped: bool) -> list[Loaded]:
+    """The networks of `config.source`, with random weights: none has to be here."""
+
+    def loaded(name: str, backbone: BackboneConfig) -> Loaded:
+        network: Network = build_source(replace(backbone, weights="none"), 0, tapped=tapped).freeze()
+        return Loaded(name, backbone, network, fingerprint="")
+
+    return [loaded(source.name, source.backbone) for source in sources_of(config.source)]
 
 
 class _Saved(torch.autograd.graph.saved_tensors_hooks):

@@ -97,6 +97,11 @@ class Network(nn.Module):
     def backbone_parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.traced.named_parameters() if not self.is_head(name)}
 
+    @property
+    def classes(self) -> int:
+        """How many the head tells apart."""
+        return self._model[0].get_submodule(self.head).out_features
+
     def weights(self) -> dict[str, Tensor]:
         """State dict under the model's own parameter names."""
         return self.traced.state_dict()
