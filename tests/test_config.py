@@ -124,6 +124,33 @@ def test_protocols():
     assert (tll.train_crop, tll.nesterov, tll.backbone_lr_factor, tll.test_crops) == ("random_resized", True, 0.1, 1)
 
 
+def test_protocol_of_l2t_ww():
+    target = composed("dataset=cifar10", "backbone=vgg9_bn", "schedule=l2t").schedule
+    assert (target.epochs, target.batch_size, target.lr, target.decay, target.pad) == (200, 128, 0.1, "cosine", 4)
+    large = composed("dataset=cub", "backbone=resnet18", "schedule=l2t_224").schedule
+    assert (large.batch_size, large.train_crop, large.decay, large.pad) == (64, "random_resized", "cosine", 0)
+    source = composed("dataset=tiny_imagenet", "backbone=resnet32", "schedule=l2t_source", name="pretrain")
+    schedule = source.schedule
+    assert (schedule.decay, schedule.decay_at, schedule.decay_also_at) == ("step", 0.5, [0.75])
+    assert (schedule.lr, schedule.momentum, schedule.nesterov, source.reg.weight_decay) == (0.1, 0.9, False, 1e-4)
+    assert source.model_card and source.backbone.weights == "none" and not composed().model_card
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["schedule.decay=linear"], "schedule.decay must be step or cosine"),
+        (["schedule.decay_also_at=[0.1]"], "schedule.decay_also_at must be in"),
+        (["schedule.pad=-1"], "schedule.pad must be 0 or more"),
+        (["schedule.pad=32"], r"schedule.pad \(32\) must be less than backbone.image_size \(32\)"),
+        (["schedule.pad=2", "schedule.train_crop=random_resized"], "schedule.pad=2 is of schedule.train_crop=random"),
+    ],
+)
+def test_protocols_that_are_none(overrides, expected):
+    with pytest.raises(UserError, match=expected):
+        composed(*overrides)
+
+
 def test_data_sets_have_the_official_counts():
     counts = {name: vars(c) for name in names("dataset") if (c := composed(f"dataset={name}").dataset.official)}
     assert counts.keys() == DATASETS.keys() - {"glyphs", "glyph_pairs", "folder", "lfw"}

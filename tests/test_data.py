@@ -461,6 +461,31 @@ def test_training_images_are_crops_or_mirrored_crops_of_their_source():
     assert len(seen) == 32  # every corner, mirrored and not
 
 
+def test_padded_images_are_cropped_as_torchvision_crops_them():
+    """transforms.RandomCrop(5, padding=2) of an image of 5 x 6: every place that it can cut, and nothing else."""
+    loader = loader_of(sizes=[(5, 6)], crop=5, pad=2, mirror=False, batch_size=8)
+    padded = np.pad(images_of(loader)[0], ((2, 2), (2, 2), (0, 0)))
+    expected = {
+        (row, column): plain(padded[row : row + 5, column : column + 5]) for row in range(5) for column in range(6)
+    }
+    seen = set()
+    for iteration in range(40):
+        for image in loader.train_batch(np.arange(1), iteration)[0]:
+            (found,) = (place for place, crop in expected.items() if torch.allclose(image, crop, atol=1e-5))
+            seen.add(found)
+    assert seen == expected.keys()
+    (image,), _ = next(iter(loader.test_batches(np.arange(1))))
+    torch.testing.assert_close(image, plain(images_of(loader)[0][:, :5]))  # tests are of the image as it is
+
+
+def test_crops_gathered_at_once_are_those_cut_one_by_one():
+    """What a GPU does and what a CPU does."""
+    for pad in (0, 3):
+        loader = loader_of(sizes=[(7, 9), (8, 6), (6, 6)], crop=5, pad=pad, batch_size=32)
+        drawn = loader._drawn(np.arange(3), 0, "train", 0)
+        assert torch.equal(loader._gathered(*drawn), loader._sliced(*drawn))
+
+
 def test_without_mirroring():
     images, labels = loader_of(size=5, crop=5, mirror=False).train_batch(np.arange(10), 0)
     store = images_of(loader_of(size=5, crop=5))

@@ -11,7 +11,7 @@ from torchvision.models import mobilenet_v2, resnet18
 
 from delta_transfer.config import BackboneConfig
 from delta_transfer.errors import UserError
-from delta_transfer.models import Network
+from delta_transfer.models import Network, frozen_maps
 from delta_transfer.models.zoo import build_source
 from delta_transfer.tensor_files import fingerprint, sealed
 
@@ -54,6 +54,57 @@ def test_traced_network_is_the_original():
     assert torch.equal(network(images)["logits"], model(images))
     assert set(network.weights()) == set(model.state_dict())
     assert all(network.weights()[name].data_ptr() == value.data_ptr() for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "maps"),
+    [
+        # Convolutions (3x3 * in * out), BatchNorm (2 * C) and the linear layer, added up by hand.
+        ("resnet32", 466_922, {"layer1": (16, 32), "layer2": (32, 16), "layer3": (64, 8)}),
+        (
+            "vgg9_bn",
+            9_231_114,
+            {f"group{i}": s for i, s in enumerate([(64, 32), (128, 16), (256, 8), (512, 4), (512, 2)])},
+        ),
+    ],
+)
+def test_networks_of_l2t_ww(name, parameters, maps):
+    network = build_source(backbone(name), seed=0).with_new_head(10, seed=0)
+    images = torch.randn(2, 3, 32, 32)
+    outputs = network.train()(images)
+    assert {tap: tuple(outputs[tap].shape[1:3]) for tap in network.taps} == maps
+    assert all((outputs[tap] >= 0).all() and (outputs[tap] == 0).any() for tap in network.taps)  # behind the ReLU
+    assert sum(p.numel() for p in network.parameters()) == parameters
+    outputs["logits"].sum().backward()
+    assert all(p.grad is not None for p in network.parameters())  # none is unused
+
+
+@pytest.mark.parametrize("name", ["resnet32", "vgg9_bn"])
+def test_networks_of_l2t_ww_begin_as_published(name):
+    model = build_source(backbone(name), seed=0)._model[0]
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    for convolution in convolutions:
+        fan_out = convolution.out_channels * convolution.kernel_size[0] ** 2
+        assert convolution.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.15)
+        assert convolution.bias is None or not convolution.bias.any()
+    with_bias = [convolution.bias is not None for convolution in convolutions]
+    if name == "resnet32":
+        assert with_bias == [True] + [False] * (30 + 2)  # the first; shortcuts are 1x1 convolutions
+        assert [c.stride for c in convolutions if c.kernel_size == (1, 1)] == [(2, 2)] * 2
+    else:
+        assert all(with_bias) and len(convolutions) == 8
+        assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.1) and not model.fc.bias.any()
+
+
+def test_a_tap_may_be_the_output_of_a_whole_stage():
+    model = resnet18(num_classes=5).eval()
+    network = Network(model, "fc", ("layer1", "layer2", "layer3", "layer4")).eval()
+    images = torch.randn(2, 3, 64, 64)
+    outputs, x = network(images), model.maxpool(model.relu(model.bn1(model.conv1(images))))
+    for tap in network.taps:
+        x = model.get_submodule(tap)(x)
+        assert torch.equal(outputs[tap], x) and (x >= 0).all()
+        torch.testing.assert_close(frozen_maps(network)(images)[tap], x, rtol=1e-4, atol=1e-5)
 
 
 def test_inception_auxiliary_head():

@@ -29,6 +29,7 @@ def identity_of(*overrides: str, data: str = "d", weights: str = "w") -> str:
             "dataset.root=/there",
             "schedule.log_every=7",
             "schedule.eval_every=7",
+            "model_card=true",
         ),
         "reg.attention.forward_images=7",
     ],
@@ -37,7 +38,20 @@ def test_places_and_logging_are_not_part_of_the_identity(override):
     assert identity_of(override) == identity_of()
 
 
-@pytest.mark.parametrize("override", ["seed=1", "reg.alpha=0.5", "schedule.lr=0.5", "split.val_fraction=0.2"])
+def test_names_of_runs_stay():
+    """Keys that came later are no part of a name where they say what a run without them did."""
+    assert identity_of() == "glyphs-small_resnet-delta-s0-67b97bca"
+    assert identity_of("reg=l2_sp") == "glyphs-small_resnet-l2_sp-s0-d37a8daf"
+    assert identity_of("dataset=cub", "schedule=tll") == "cub-resnet101-delta-s0-0e14df4f"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("seed=1", "reg.alpha=0.5", "schedule.lr=0.5", "split.val_fraction=0.2"),
+        *("schedule.decay=cosine", "schedule.decay_also_at=[0.9]", "schedule.pad=2", "schedule.accumulate=2"),
+    ],
+)
 def test_settings_are(override):
     assert identity_of(override) != identity_of()
 

@@ -63,6 +63,23 @@ def test_learning_rate_falls_once():
     assert rates == [0.01] * 6 + [pytest.approx(0.001)] * 3
 
 
+def test_learning_rate_falls_again():
+    schedule = ScheduleConfig(iterations=8, lr=0.1, decay_at=0.5, decay_also_at=[0.75])
+    rates = [learning_rate(schedule, i, 8) for i in range(8)]
+    assert rates == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+
+
+def test_learning_rate_along_a_cosine():
+    """torch's CosineAnnealingLR, stepped in every iteration."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
+    schedule = ScheduleConfig(iterations=20, lr=0.1, decay="cosine")
+    for iteration in range(20):
+        assert learning_rate(schedule, iteration, 20) == pytest.approx(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+
+
 def test_the_backbone_learns_at_a_fraction_of_the_heads_rate(tiny_source, loader):
     start = tiny_source.with_new_head(3, seed=0).weights()
 

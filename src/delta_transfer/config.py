@@ -392,11 +392,14 @@ class ScheduleConfig:
     backbone_lr_factor: float = 1.0  # learning rate of the backbone as a multiple of the head's
     momentum: float = 0.9
     nesterov: bool = False
+    decay: str = "step"  # of the learning rate: step | cosine, to 0 at the end, whatever the next three say
     decay_at: float = 2 / 3  # fraction of the run after which the learning rate drops
+    decay_also_at: list[float] = field(default_factory=list)  # later fractions after which it drops once more
     decay_factor: float = 0.1
     aspect: str = "squash"  # squash: to backbone.resize x backbone.resize | keep: the shorter side to backbone.resize
     train_crop: str = "random"  # random: backbone.image_size pixels | random_resized: a random box, resized to that
     min_crop_area: float = 0.2  # of random_resized: smallest part of the image's area
+    pad: int = 0  # pixels of black around training images, into which random crops may reach
     test_crops: int = 1  # 1: the centre | 10: corners and centre, also mirrored; the mean of their logits counts
     log_every: int = 10  # iterations; the only steps that wait for the device
     eval_every: int = 0  # iterations between evaluations on the test (or validation) part; 0 = at the end only
@@ -410,6 +413,7 @@ class ScheduleConfig:
         if self.epochs is not None:
             self.iterations = None
         for name, values in (
+            ("decay", ("step", "cosine")),
             ("aspect", ("squash", "keep")),
             ("train_crop", ("random", "random_resized")),
             ("test_crops", (1, 10)),
@@ -436,6 +440,16 @@ class ScheduleConfig:
         )
         require_not_negative(self, "schedule", "momentum", "eval_every")
         require(0 < self.decay_at <= 1, f"schedule.decay_at must be in (0, 1], got {self.decay_at}.")
+        require(
+            all(self.decay_at <= at <= 1 for at in self.decay_also_at),
+            f"schedule.decay_also_at must be in [schedule.decay_at, 1], got {self.decay_also_at}.",
+        )
+        require_not_negative(self, "schedule", "pad")
+        require(self.pad <= LARGEST_SIDE, f"schedule.pad must be at most {LARGEST_SIDE:,}, got {self.pad}.")
+        require(
+            self.pad == 0 or self.train_crop == "random",
+            f"schedule.pad={self.pad} is of schedule.train_crop=random, not of {self.train_crop}.",
+        )
 
     def length(self, n_train: int) -> int:
         """Number of iterations of a run on `n_train` images."""
@@ -492,6 +506,9 @@ class RunConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     task: str = "classification"  # classification | verification: the data set brings it
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
+    # Source networks (sources.py), a list once checked; null: the one that the target starts from, backbone.weights.
+    source: Any = None
+    model_card: bool = False  # describe the trained network in its file and beside it; delta-pretrain does
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "auto"  # auto | fp32 | bf16
@@ -511,6 +528,9 @@ class RunConfig:
         )
         require(self.logging in ("none", "tensorboard"), f"logging must be none or tensorboard, got {self.logging!r}.")
         require_seed("seed", self.seed)
+        self.source = checked_sources(self.source)
+        pad, side = self.schedule.pad, self.backbone.image_size
+        require(pad < side, f"schedule.pad ({pad}) must be less than backbone.image_size ({side}).")
         pairs = isinstance(self.dataset, PairsConfig)
         require(
             self.task == ("verification" if pairs else "classification"),
@@ -522,6 +542,27 @@ class RunConfig:
             getattr(self.reg, "name", None) != "scratch" or self.backbone.weights == "none",
             f"reg=scratch begins with random weights, not with {self.backbone.weights}: set backbone.weights=none.",
         )
+
+
+def checked_sources(source: object) -> list[str | dict] | None:
+    """`source` as a list of names or mappings {use: name, taps: [...]}."""
+    if source is None:
+        return None
+    entries = source if isinstance(source, list) else [source]
+    require(bool(entries), "source=[] names no network: null is for the one that backbone.weights names.")
+    for entry in entries:
+        mapping = entry if isinstance(entry, dict) else {"use": entry}
+        taps = mapping.get("taps", [])
+        require(
+            mapping.keys() <= {"use", "taps"}
+            and isinstance(mapping.get("use"), str)
+            and bool(mapping["use"])
+            and isinstance(taps, list)
+            and all(isinstance(tap, str) for tap in taps),
+            "source is a .safetensors file of delta-pretrain's, a name of conf/backbone, NAME:WEIGHTS, or "
+            f"{{use: one of these, taps: [...]}}, or a list of them, got {entry!r}.",
+        )
+    return entries
 
 
 def choose(registry: dict, key: str, name: str):

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .config import RunConfig
+from .config import BackboneConfig, RunConfig
 from .console import say
 from .environment import images_at_once, reset_peak_memory, seconds_of
-from .models import frozen_maps
+from .models import Network, frozen_maps
 from .models.zoo import build_source
 from .regularizers import Regularizer
+from .sources import Loaded, frozen, shapes_of, sources_of
 from .training import Learner, autocast, make_optimizer
 
 FEW = 4  # images of a step in which something is only counted
@@ -38,7 +39,8 @@ def decides_cost(config: RunConfig) -> tuple[str, ...]:
     """Of a step: the networks, the method but not its strength, the batch."""
     backbone = {key: value for key, value in vars(config.backbone).items() if key != "weights"}
     batch = config.schedule.batch_size, config.schedule.accumulate
-    return repr(_without_strength(config.reg)), repr(backbone), repr(batch), config.precision, config.device
+    networks = repr(backbone), repr(config.source)
+    return repr(_without_strength(config.reg)), *networks, repr(batch), config.precision, config.device
 
 
 def _without_strength(reg) -> dict[str, object]:
@@ -73,10 +75,20 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
         regularizer.load_fitted(fitted)
     reset_peak_memory(device)
     shapes = source.map_shapes(batch, backbone.image_size, training=not regularizer.freezes_backbone)
-    regularizer.start(target, shapes, {**shapes, "logits": (source.classes,)})
+    others = random_sources(config, regularizer.needs_taps)
+    with_logits = regularizer.needs_source_logits
+    if others:
+        source_shapes = shapes_of(others, batch, backbone.image_size, with_logits)
+    else:
+        source_shapes = {**shapes, "logits": (source.classes,)} if with_logits else None
+    regularizer.start(target, shapes, source_shapes)
     regularizer.to(device)
     optimizer = make_optimizer(target, regularizer, config.schedule)
-    maps = frozen_maps(source, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None
+    maps = None
+    if regularizer.needs_source and others:
+        maps = frozen(others, backbone, with_logits, config.precision).to(device, memory_format=torch.channels_last)
+    elif regularizer.needs_source:
+        maps = frozen_maps(source, with_logits, config.precision)
     learner = Learner(target, maps, optimizer, config.precision, backbone.aux_weight)
 
     def step(count: int) -> Callable[[], object]:
@@ -109,6 +121,16 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
         view_seconds = seconds_of(lambda: target(images), device) / len(images)
     weights_bytes = sum(v.nbytes for v in target.weights().values())
     return Cost(step_seconds, view_seconds, tuple(fit_seconds), int(memory), weights_bytes)
+
+
+def random_sources(config: RunConfig, tapped: bool) -> list[Loaded]:
+    """The networks of `config.source`, with random weights: none has to be here."""
+
+    def loaded(name: str, backbone: BackboneConfig) -> Loaded:
+        network: Network = build_source(replace(backbone, weights="none"), 0, tapped=tapped).freeze()
+        return Loaded(name, backbone, network, fingerprint="")
+
+    return [loaded(source.name, source.backbone) for source in sources_of(config.source)]
 
 
 class _Saved(torch.autograd.graph.saved_tensors_hooks):

@@ -25,6 +25,7 @@ from .records import RunDirectory
 from .regularizers import build_regularizer
 from .reporting.comparison import duration
 from .run import name_of, older_record
+from .sources import Loaded, check_sources, load_sources, sources_of, with_weights
 from .stages import describe_fit
 from .tensor_files import fingerprint
 
@@ -70,13 +71,15 @@ class Plan:
         config.precision = pick_precision(config.precision, device)
         method = build_regularizer(config.reg)
         stages = method.stages()
+        check_sources(config, stages)
         regularizer = stages[0].regularizer
         dataset = self._dataset(config.dataset, Path(config.cache_dir))
         parts = split_parts(dataset, config.dataset, config.split) if dataset else None
         if config.backbone.weights == "glyphs":
             config.backbone.weights = trained_glyphs_weights(config) or "glyphs"
         weights = self._weights(config)
-        state = self._state(config, dataset, weights)
+        sources = self._sources(config)
+        state = self._state(config, dataset, weights, sources) if config.source is None or sources else "missing"
         n_train, n_test = sizes(config, parts)
         classes = len(dataset.classes) if dataset else config.dataset.official.classes
         cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, method, classes, device))
@@ -127,11 +130,37 @@ class Plan:
         seed = config.seed if config.backbone.weights == "none" else None
         return self._once(("weights", repr(config.backbone), seed), read)
 
-    def _state(self, config: RunConfig, dataset: Dataset | None, weights: str | None) -> str:
+    def _sources(self, config: RunConfig) -> list[Loaded] | None:
+        """The networks of `config.source`; None if there are none or one of them is not here."""
+
+        def read() -> list[Loaded] | None:
+            names = ", ".join(source.name for source in found)
+            try:
+                if any(source.backbone.weights == "glyphs" for source in found):
+                    raise UserError("delta-run trains this network first (the recipe of delta-pretrain)")
+                for source in found:
+                    if missing := not_downloaded(source.backbone):
+                        raise UserError(missing)
+                return load_sources(config, tapped=False)
+            except UserError as error:
+                self.not_ready[f"source {names}"] = str(error)
+                return None
+
+        found = sources_of(config.source)
+        for source in found:
+            if source.backbone.weights == "glyphs":
+                trained = trained_glyphs_weights(replace(config, backbone=source.backbone))
+                config.source = with_weights(config.source, "glyphs", trained) if trained else config.source
+        found = sources_of(config.source)
+        return self._once(("sources", repr(config.source)), read)
+
+    def _state(
+        self, config: RunConfig, dataset: Dataset | None, weights: str | None, sources: list[Loaded] | None
+    ) -> str:
         if dataset is None or weights is None:
             return "missing"
         runs = Path(config.results_dir) / "runs"
-        directory = RunDirectory(runs / name_of(config, dataset.fingerprint, weights))
+        directory = RunDirectory(runs / name_of(config, dataset.fingerprint, weights, sources))
         summary = directory.summary() or older_record(runs, config, dataset, weights)
         if summary is not None:
             return "failed" if summary.get("error") else "finished"

@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from . import distributed
+from .cards import in_words, make_card, metadata_of
 from .config import RunConfig, ScheduleConfig, require
 from .console import Display, say
 from .data import load_dataset
@@ -27,6 +28,7 @@ from .locks import InUse
 from .models.zoo import build_source
 from .records import SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp
 from .regularizers import build_regularizer
+from .sources import Loaded, check_sources, load_sources
 from .stages import Training, cpu_weights
 from .tensor_files import fingerprint, sealed
 from .training import NotFinite
@@ -61,6 +63,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         bool(config.backbone.taps) or not needs_taps,
         f"reg={config.reg.name} compares feature maps, but backbone.taps is empty.",
     )
+    check_sources(config, stages)
     shares = distributed.processes() * config.schedule.accumulate
     for stage in stages:
         stage.regularizer.parts = shares
@@ -72,11 +75,12 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
     with distributed.first_alone():  # either may download
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         source = build_source(config.backbone, config.seed, tapped=needs_taps)
+        sources = load_sources(config, tapped=needs_taps)
         Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
         dataset.fingerprint  # noqa: B018 - reads all images, and remembers for the other processes and runs
     parts = split_parts(dataset, config.dataset, config.split)
     weights = fingerprint(source.weights())
-    name = name_of(config, dataset.fingerprint, weights)
+    name = name_of(config, dataset.fingerprint, weights, sources)
     runs = Path(config.results_dir) / "runs"
     directory = RunDirectory(runs / name, writes=distributed.rank() == 0)
     before = distributed.of_first(lambda: directory.summary() or older_record(runs, config, dataset, weights))
@@ -87,6 +91,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
     shapes = source.map_shapes(batch, config.backbone.image_size, training=trains_backbone)
     say_if_incomplete(config, dataset)
     say_what_accumulation_changes(config.schedule)
+    for other in sources or ():  # what does not fit is found here, and is no failed run
+        other.network.map_shapes(1, config.backbone.image_size, training=False)
     loader = make_loader(config, dataset, device)
     with directory:
         meanwhile = distributed.of_first(directory.summary)
@@ -96,14 +102,17 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         summary = describe_run(config, name, dataset, parts, weights, device) | {
             "overrides": list(overrides),
         }
-        training = Training(config, stages, source, shapes, dataset, parts, weights, loader, directory)
+        if sources is not None:
+            summary["sources"] = [other.record for other in sources]
+        training = Training(config, stages, source, sources, shapes, dataset, parts, weights, loader, directory)
         summary["iterations"] = training.iterations
         if len(stages) > 1:
             say(f"{name}: {len(stages)} stages of {training.length:,} iterations")
         try:
             results = training.carry_out()
-            write_outputs(directory, training, results.pop("test_outputs"), parts)
+            test_outputs = results.pop("test_outputs")
             summary |= results | training.so_far() | {"peak_memory_bytes": peak_memory(device), "finished": timestamp()}
+            write_outputs(directory, training, test_outputs, parts, summary)
             directory.write_summary(summary)
         except (OSError, InUse):  # nothing is wrong with the run: what it has done is kept
             raise
@@ -171,9 +180,10 @@ def weights_name(config: RunConfig, weights: str) -> str:
     return "none" if config.backbone.weights == "none" else weights
 
 
-def name_of(config: RunConfig, fingerprint: str, weights: str) -> str:
+def name_of(config: RunConfig, fingerprint: str, weights: str, sources: list[Loaded] | None = None) -> str:
     """The run's name, in which the hash stands for all that decides its result; `fingerprint`: of the data set."""
-    return run_id(config, run_identity(config, fingerprint, weights_name(config, weights)))
+    named = None if sources is None else [source.identity for source in sources]
+    return run_id(config, run_identity(config, fingerprint, weights_name(config, weights), named))
 
 
 def make_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Loader:
@@ -192,6 +202,7 @@ def make_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Lo
         seed=config.seed,
         device=device,
         min_crop_area=schedule.min_crop_area if schedule.train_crop == "random_resized" else None,
+        pad=schedule.pad,
         ten_crops=schedule.test_crops == 10,
         share=distributed.share(),
     )
@@ -225,8 +236,13 @@ def describe_run(
     }
 
 
-def write_outputs(directory: RunDirectory, training: Training, test: dict[str, Any] | None, parts: Parts) -> None:
-    """Test predictions, for paired tests, the trained weights, and what the method learned beside them."""
+def write_outputs(
+    directory: RunDirectory, training: Training, test: dict[str, Any] | None, parts: Parts, summary: dict[str, Any]
+) -> None:
+    """Test predictions, for paired tests, the trained weights, and what the method learned beside them.
+
+    With them the model card, where one is asked for.
+    """
     if not directory.writes:
         return
     if test is not None:
@@ -238,4 +254,9 @@ def write_outputs(directory: RunDirectory, training: Training, test: dict[str, A
         directory.write("pairs.npz" if training.dataset.pairs else "predictions.npz", buffer.getvalue())
     if training.modules:
         directory.write("method.safetensors", sealed(training.modules))
-    directory.write("model.safetensors", sealed(cpu_weights(training.learner.target)))
+    weights, metadata = cpu_weights(training.learner.target), {}
+    if training.config.model_card:
+        card = make_card(summary, training.dataset.classes, fingerprint(weights))
+        metadata = metadata_of(card)
+        directory.write("MODEL_CARD.md", in_words(card).encode())
+    directory.write("model.safetensors", sealed(weights, metadata))

@@ -23,6 +23,7 @@ from .models import ArcFaceLoss, CosineHead, Network, frozen_maps
 from .records import RunDirectory
 from .regularizers import Regularizer
 from .regularizers.base import MapShapes, Stage
+from .sources import Loaded, frozen, shapes_of
 from .tensor_files import sealed
 from .training import Learner, evaluate, evaluate_pairs, make_optimizer, start_at, train
 
@@ -33,7 +34,8 @@ class Training:
 
     config: RunConfig
     stages: list[Stage]
-    source: Network
+    source: Network  # what the target starts from
+    sources: list[Loaded] | None  # networks to learn from; None: `source`
     map_shapes: MapShapes
     dataset: Dataset
     parts: Parts
@@ -66,7 +68,8 @@ class Training:
 
     def carry_out(self) -> dict[str, Any]:
         """Trains to the end; what the summary says of it, and `test_outputs`."""
-        self.source = self.source.to(self.loader.device, memory_format=torch.channels_last).freeze()
+        for network in (self.source, *(source.network for source in self.sources or ())):
+            network.to(self.loader.device, memory_format=torch.channels_last).freeze()
         with distributed.first_alone():  # which removes a checkpoint that cannot be used
             checkpoint = read_checkpoint(self.directory.checkpoint_path, self.loader.device)
         previous, seconds = None, 0.0
@@ -135,17 +138,12 @@ class Training:
             # Of modules that the method makes; another one in a later stage, whose modules would begin alike.
             later = int(np.random.default_rng((config.seed, self.number)).integers(2**32))
             torch.manual_seed(later if self.number else config.seed)
-            regularizer.start(target, self.map_shapes, {**self.map_shapes, "logits": (self.source.classes,)})
+            regularizer.start(target, self.map_shapes, self._source_shapes())
         regularizer.to(self.loader.device)
 
-        # Of the frozen network only its maps are wanted, if anything.
-        frozen = previous if previous and self.stage.aligned_to == "previous" else self.source
-        maps = (
-            frozen_maps(frozen, regularizer.needs_source_logits, config.precision) if regularizer.needs_source else None
-        )
         return Learner(
             target,
-            maps,
+            self._frozen(previous) if regularizer.needs_source else None,
             make_optimizer(target, regularizer, config.schedule),
             config.precision,
             config.backbone.aux_weight,
@@ -153,6 +151,22 @@ class Training:
             config.schedule.accumulate,
             ArcFaceLoss(**vars(config.arcface)) if config.task == "verification" else F.cross_entropy,
         )
+
+    def _source_shapes(self) -> MapShapes | None:
+        """Of the maps, and logits where the method needs them, of `sources`; None if they are those of the target."""
+        with_logits = self.regularizer.needs_source_logits
+        if self.sources is None:
+            return {**self.map_shapes, "logits": (self.source.classes,)} if with_logits else None
+        return shapes_of(self.sources, 1, self.config.backbone.image_size, with_logits)
+
+    def _frozen(self, previous: Network | None) -> nn.Module:
+        """Of what the stage learns from only the maps are wanted, and logits where the method needs them."""
+        with_logits, precision = self.regularizer.needs_source_logits, self.config.precision
+        if previous and self.stage.aligned_to == "previous":
+            return frozen_maps(previous, with_logits, precision)
+        if self.sources is None:
+            return frozen_maps(self.source, with_logits, precision)
+        return frozen(self.sources, self.config.backbone, with_logits, precision).to(self.loader.device)
 
     def _train(self, previous: Network | None, progress: dict[str, Any]) -> float:
         """Seconds of training so far, of all stages."""
@@ -255,7 +269,12 @@ def describe_fit(config: RunConfig, regularizer: Regularizer, weights: str, data
         "taps": backbone.taps,
         "data": data,
         "pixels": [backbone.resize, backbone.image_size, backbone.mean, backbone.std, config.dataset.mirror],
-        "crops": [schedule.aspect, schedule.train_crop, schedule.min_crop_area],
+        "crops": [
+            schedule.aspect,
+            schedule.train_crop,
+            schedule.min_crop_area,
+            *([schedule.pad] if schedule.pad else []),
+        ],
         "batch_size": schedule.batch_size,
         "options": regularizer.fit_options(),
         "seed": regularizer.fit_seed,

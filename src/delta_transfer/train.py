@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -138,7 +139,10 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
 
 def execute(config: RunConfig):
     """The run.Ended of the run that `config` describes."""
-    if config.backbone.weights == "glyphs":
+    from .sources import sources_of, with_weights
+
+    backbones = [config.backbone, *(source.backbone for source in sources_of(config.source))]
+    if embedded := [backbone for backbone in backbones if backbone.weights == "glyphs"]:
         from .embedded import glyphs_weights
         from .locks import held
 
@@ -146,7 +150,11 @@ def execute(config: RunConfig):
         folder = Path(config.results_dir) / "pretrained"
         folder.mkdir(parents=True, exist_ok=True)
         with nullcontext() if SHARED else held(folder / ".lock", "trains the source network"):
-            config.backbone.weights = glyphs_weights(config)
+            for backbone in embedded:
+                file = glyphs_weights(replace(config, backbone=backbone))
+        config.source = with_weights(config.source, "glyphs", file)
+        if config.backbone.weights == "glyphs":
+            config.backbone.weights = file
 
     from .run import run  # imports torch
 

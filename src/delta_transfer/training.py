@@ -135,8 +135,10 @@ def make_optimizer(target: Network, regularizer: Regularizer, schedule: Schedule
 
 def learning_rate(schedule: ScheduleConfig, iteration: int, iterations: int) -> float:
     """Of the head, in step number `iteration`, counted from 0."""
-    decayed = iteration >= round(schedule.decay_at * iterations)
-    return schedule.lr * (schedule.decay_factor if decayed else 1.0)
+    if schedule.decay == "cosine":
+        return schedule.lr * (1 + math.cos(math.pi * iteration / iterations)) / 2
+    drops = sum(iteration >= round(at * iterations) for at in (schedule.decay_at, *schedule.decay_also_at))
+    return schedule.lr * schedule.decay_factor**drops
 
 
 def train(

@@ -33,6 +33,7 @@ class Loader:
         device: where batches are made. The store is copied there when it is a GPU with room for it.
         min_crop_area: None for crops of crop x crop pixels; else random resized crops, a box with this part of the
             image's area or more and sides of 3:4 to 4:3, resized to crop x crop (torchvision's RandomResizedCrop).
+        pad: pixels of black around training images that crops of crop x crop pixels may reach into.
         ten_crops: evaluate on the four corners and the centre, each also mirrored, instead of on the centre.
         share: which images of every training batch are made, where several processes share it.
     """
@@ -50,11 +51,12 @@ class Loader:
         seed: int,
         device: torch.device,
         min_crop_area: float | None = None,
+        pad: int = 0,
         ten_crops: bool = False,
         share: slice = slice(None),
     ):
         self.crop, self.mirror, self.batch_size, self.seed, self.device = crop, mirror, batch_size, seed, device
-        self.min_crop_area, self.ten_crops, self.share = min_crop_area, ten_crops, share
+        self.min_crop_area, self.pad, self.ten_crops, self.share = min_crop_area, pad, ten_crops, share
         self.images_at_once = images_at_once(device)  # in evaluation
         self.heights, self.widths = store.sizes.T
         self.starts = store.starts
@@ -86,7 +88,8 @@ class Loader:
         random = _generator(seed, stream, 1, iteration)
         heights, widths = self.heights[chosen], self.widths[chosen]
         if self.min_crop_area is None:
-            boxes = self._square(*random.integers(0, np.stack([heights, widths]) - self.crop + 1))
+            room = np.stack([heights, widths]) - self.crop
+            boxes = self._square(*random.integers(-self.pad, room + self.pad + 1))
         else:
             boxes = random_boxes(random, heights, widths, self.min_crop_area)
         return chosen, boxes, (random.random(self.batch_size) < 0.5) & self.mirror
@@ -160,8 +163,14 @@ class Loader:
         """(crop, crop, 3) uint8, one after the other, resized where a box has another size."""
         for index, (row, column, height, width), flip in zip(chosen, boxes.T, mirrored, strict=True):
             start, stride = self.starts[index], self.widths[index]
-            lines = self.pixels[start + row * stride : start + (row + height) * stride].view(height, stride, 3)
-            box = lines[:, column : column + width]
+            # Of the box, rows top..bottom and columns left..right lie in the image; all of them without `pad`.
+            top, bottom = max(-row, 0), min(self.heights[index] - row, height)
+            left, right = max(-column, 0), min(stride - column, width)
+            lines = self.pixels[start + (row + top) * stride : start + (row + bottom) * stride].view(-1, stride, 3)
+            box = lines[:, column + left : column + right]
+            if box.shape[:2] != (height, width):
+                inside, box = box, box.new_zeros(height, width, 3)
+                box[top:bottom, left:right] = inside
             if (height, width) != (self.crop, self.crop):
                 box = resized(box, self.crop)
             yield box.flip(1) if flip else box
@@ -174,12 +183,18 @@ class Loader:
         """The same for boxes of crop x crop pixels, in one operation."""
         rows, columns, *_ = boxes
         # A few numbers per image: a copy of more than 64 KiB from pageable memory may wait for the device.
-        numbers = torch.from_numpy(np.array([self.starts[chosen], self.widths[chosen], rows, columns, mirrored]))
-        starts, widths, rows, columns, mirrored = numbers.to(self.pixels.device, non_blocking=True)[:, :, None]
+        sizes = self.heights[chosen], self.widths[chosen]
+        numbers = torch.from_numpy(np.array([self.starts[chosen], *sizes, rows, columns, mirrored]))
+        starts, heights, widths, rows, columns, mirrored = numbers.to(self.pixels.device, non_blocking=True)[:, :, None]
         span = torch.arange(self.crop, device=self.pixels.device)
-        lines = starts + (rows + span) * widths
-        places = columns + torch.where(mirrored > 0, self.crop - 1 - span, span)
-        return self.pixels[lines[:, :, None] + places[:, None, :]]
+        rows = rows + span
+        columns = columns + torch.where(mirrored > 0, self.crop - 1 - span, span)
+        if not self.pad:
+            return self.pixels[(starts + rows * widths)[:, :, None] + columns[:, None, :]]
+        inside = ((rows >= 0) & (rows < heights))[:, :, None] & ((columns >= 0) & (columns < widths))[:, None, :]
+        lines = starts + rows.clamp(min=0).minimum(heights - 1) * widths
+        columns = columns.clamp(min=0).minimum(widths - 1)
+        return self.pixels[lines[:, :, None] + columns[:, None, :]] * inside[..., None]
 
 
 def random_boxes(

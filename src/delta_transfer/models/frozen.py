@@ -1,5 +1,7 @@
 """The frozen source network as training needs it: its tapped feature maps, at the least cost."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -48,6 +50,49 @@ def frozen_backbone(network: Network, precision: str = "fp32") -> fx.GraphModule
     frozen = frozen_maps(network, with_logits=True, precision=precision)
     frozen.set_submodule(network.head, network.traced.get_submodule(network.head))
     return frozen
+
+
+class FrozenSources(nn.Module):
+    """images (B, 3, H, W) -> what several frozen networks make of them: {name/tap: (B, C, h, w)}, name/logits (B, K).
+
+    Args:
+        frozen: frozen_maps of each, by name.
+        normalised: mean and standard deviation (3 values each) that each was trained with; `images` have those of
+            `images_normalised`.
+    """
+
+    def __init__(
+        self,
+        frozen: Mapping[str, nn.Module],
+        normalised: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+        images_normalised: tuple[Sequence[float], Sequence[float]],
+    ):
+        super().__init__()
+        self.frozen = nn.ModuleDict(frozen)
+        self.renormalised = [name for name in frozen if _lists(normalised[name]) != _lists(images_normalised)]
+        for name in self.renormalised:
+            # Pixels p in 0..1 come as x = (p - m) / s and are wanted as (p - m') / s' = x * s / s' + (m - m') / s'.
+            (mean, std), (own_mean, own_std) = _columns(images_normalised), _columns(normalised[name])
+            self.register_buffer(f"scale_{name}", (std / own_std).float())
+            self.register_buffer(f"shift_{name}", ((mean - own_mean) / own_std).float())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        outputs = {}
+        for name, network in self.frozen.items():
+            x = images
+            if name in self.renormalised:
+                x = x * getattr(self, f"scale_{name}") + getattr(self, f"shift_{name}")
+            outputs |= {f"{name}/{key}": value for key, value in network(x).items()}
+        return outputs
+
+
+def _lists(normalisation: tuple[Sequence[float], Sequence[float]]) -> list[list[float]]:
+    return [list(values) for values in normalisation]
+
+
+def _columns(normalisation: tuple[Sequence[float], Sequence[float]]) -> list[Tensor]:
+    """(3, 1, 1) each, in double precision."""
+    return [torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in normalisation]
 
 
 def in_parts(frozen: nn.Module, images: Tensor) -> dict[str, Tensor]:

@@ -14,13 +14,15 @@ from ..config import BackboneConfig
 from ..console import few
 from ..errors import UserError
 from ..tensor_files import read_sealed
+from .resnet32 import ResNet32
 from .small_resnet import SmallResNet
 from .taps import Network
+from .vgg9 import VGG9
 
 StateDict = dict[str, Tensor]
 
 # Networks that are not torchvision's: name -> constructor taking num_classes.
-NETWORKS = {"small_resnet": SmallResNet}
+NETWORKS = {"small_resnet": SmallResNet, "resnet32": ResNet32, "vgg9_bn": VGG9}
 # What values of a network are. Others (quantised, complex, ...) mean something that is not in the file.
 NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 NUMBERS |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}

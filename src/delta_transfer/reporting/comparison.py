@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from delta_transfer.records import NOT_IDENTITY, unreadable
+from delta_transfer.records import CAME_LATER, NOT_IDENTITY, unreadable
 
 METHODS = {
     "l2": "L2",
@@ -45,7 +45,7 @@ METRICS = {
 NOT_SETTINGS = NOT_IDENTITY | {"seed", "dataset.root", "dataset.name", "backbone.weights", "backbone.name"}
 # Keys that records of schema 1 lack, with what they meant by that.
 SINCE_SCHEMA_2 = {
-    "schedule.accumulate": 1,
+    **CAME_LATER,
     "task": "classification",
     "arcface.scale": 64.0,
     "arcface.margin": 0.5,
@@ -296,7 +296,7 @@ def settings(record: dict, metric: str) -> dict[str, object]:
     """All that must agree between runs of one row, outside `reg`."""
     # Each fold is validated on images of its own, and together they are the training part: their mean is wanted.
     ignored = NOT_SETTINGS | {"reg"} | ({"split.fold"} if metric == "val_top1" else set())
-    flat = SINCE_SCHEMA_2 | flatten(config_of(record))
+    flat = flatten(SINCE_SCHEMA_2) | flatten(config_of(record))
     kept = {k: v for k, v in flat.items() if not within(k, ignored)}
     # Each stage takes the whole schedule: runs are compared where they took the same in all.
     for length in ("schedule.iterations", "schedule.epochs"):
@@ -305,7 +305,16 @@ def settings(record: dict, metric: str) -> dict[str, object]:
     # The same weights may lie in different places, so a path is looked at only where there is no fingerprint.
     weights = record.get("weights_fingerprint") or flat.get("backbone.weights")
     fingerprint, selection = record.get("dataset_fingerprint"), record.get("selection")
-    return kept | flatten({"dataset_fingerprint": fingerprint, "weights": weights, "selection": selection})
+    named = {"dataset_fingerprint": fingerprint, "weights": weights, "selection": selection}
+    return kept | sources(record) | flatten(named)
+
+
+def sources(record: dict) -> dict[str, object]:
+    """The networks that a run learned from, where they are not the one that the target started from."""
+    known = record.get("sources")
+    known = [source for source in known if isinstance(source, dict)] if isinstance(known, list) else []
+    names = " + ".join(f"{s.get('name')} {str(s.get('weights_fingerprint'))[:8]}" for s in known)
+    return {"source": names or None, "source.taps": json.dumps([s.get("taps") for s in known]) if known else None}
 
 
 def stages(record: dict) -> int:

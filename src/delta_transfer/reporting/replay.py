@@ -29,6 +29,7 @@ from ..errors import UserError
 from ..models import Network
 from ..models.zoo import build_source
 from ..run import make_loader, weights_name
+from ..sources import Loaded, load_sources
 from ..stages import new_target
 from ..tensor_files import fingerprint, read_sealed
 from .runs import read
@@ -67,6 +68,16 @@ class Replay:
         except (ValueError, OSError, RuntimeError) as error:
             raise UserError(f"{path} is not the network of this run: {str(error).strip().splitlines()[0]}") from None
         return network.freeze()
+
+    @cached_property
+    def sources(self) -> list[Loaded]:
+        """The networks that `source=` named. Raises UserError if they are not here, or not those of the run."""
+        found = load_sources(self.config, tapped=True) or []
+        for source, recorded in zip(found, self.record.get("sources", ()), strict=True):
+            where = f"weights of source={source.name} ({source.backbone.weights})"
+            check({**recorded, "run_id": self.run_id}, "weights_fingerprint", source.fingerprint, where)
+            source.network.to(self.device, memory_format=torch.channels_last).freeze()
+        return found
 
     @cached_property
     def loader(self) -> Loader:
