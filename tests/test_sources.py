@@ -17,6 +17,7 @@ from delta_transfer.errors import UserError
 from delta_transfer.models import FrozenSources, Network, frozen_maps
 from delta_transfer.models.resnet32 import ResNet32
 from delta_transfer.regularizers import REGULARIZERS, build_regularizer
+from delta_transfer.regularizers.sum import Sum
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.replay import replay
 from delta_transfer.run import name_of
@@ -153,11 +154,16 @@ def test_embedded_weights_are_found_for_a_source(tmp_path, monkeypatch):
 # ---- what is refused -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reg", sorted(name for name, method in REGULARIZERS.items() if not method.any_source))
+START_AT_SOURCE = sorted(name for name, method in REGULARIZERS.items() if method is not Sum and not method.any_source)
+
+
+@pytest.mark.parametrize("reg", [*START_AT_SOURCE, "lwf_at +reg@reg.terms.l2_sp=l2_sp reg.name=lwf_at_l2_sp"])
 def test_methods_that_start_at_their_source_take_no_other(reg, made, tmp_path, monkeypatch, capsys):
-    assert delta_run(monkeypatch, *overrides(made, tmp_path, "resnet32", reg=reg)) == 1
-    assert f"reg={reg} starts at its source network" in capsys.readouterr().err
-    assert delta_run(monkeypatch, *overrides(made, tmp_path, "resnet32", reg=reg), "dry_run=true") == 1
+    reg, *more = reg.split()
+    command = [*overrides(made, tmp_path, "resnet32", reg=reg), *more]
+    assert delta_run(monkeypatch, *command) == 1
+    assert f"reg={reg}" in (said := capsys.readouterr().err) and "starts at its source network" in said
+    assert delta_run(monkeypatch, *command, "dry_run=true") == 1
 
 
 def test_nothing_is_learned_from_a_random_network(made, tmp_path, monkeypatch, capsys):
