@@ -108,7 +108,7 @@ def test_a_sum_needs_and_trains_what_its_terms_do():
         return made.needs_source, made.needs_source_logits, made.needs_taps, made.any_source
 
     assert needs(L2SP()) == (False, False, False, False)
-    assert needs(LwF(), L2SP()) == (True, True, False, True)
+    assert needs(LwF(), L2SP()) == (True, True, False, False)  # L2-SP starts at its source
     assert needs(AT(), LwF()) == (True, True, True, True)
     assert needs(AT(), DELTAWithoutAttention()) == (True, False, True, False)
     source, target = networks()

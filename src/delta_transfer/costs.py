@@ -113,7 +113,7 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
         per_image = (kept[FEW] - kept[FEW // 2]) / (FEW - FEW // 2)
         gradient_and_momentum = 2 * sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
         networks = [network for network in (source, previous, target, maps, regularizer) if network is not None]
-        networks = sum(v.nbytes for network in networks for v in network.state_dict().values())
+        networks = sum(v.nbytes for network in networks for v in (*network.parameters(), *network.buffers()))
         memory = kept[FEW] + per_image * (batch - FEW) + networks + gradient_and_momentum
     target.eval()
     images = random_images(images_at_once(device))

@@ -41,7 +41,7 @@ class Sum(Regularizer):
             self.fitted_name, self.fit_seed = term.fitted_name, term.fit_seed
         for need in ("needs_source", "needs_source_logits", "needs_taps"):
             setattr(self, need, any(getattr(term, need) for term in terms.values()))
-        self.any_source = self.needs_source and all(t.any_source or not t.needs_source for t in terms.values())
+        self.any_source = all(term.any_source for term in terms.values())
 
     def start(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
