@@ -61,7 +61,7 @@ def keys_of(schema: type, prefix: str) -> Iterator[tuple[str, type]]:
 
 KEYS = dict(keys_of(RunConfig, ""))
 for group, schemas in SCHEMAS.items():
-    for schema in schemas.values():
+    for schema in filter(dataclasses.is_dataclass, schemas.values()):
         KEYS |= keys_of(schema, f"{group.partition('/')[2]}." if "/" in group else "")
 
 # Words that mean something somewhere, and nothing at most keys.
