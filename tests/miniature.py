@@ -6,7 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
+from delta_transfer.config import BackboneConfig
+from delta_transfer.models.zoo import build_source
+from delta_transfer.regularizers import REGULARIZERS
 from delta_transfer.train import main
 
 
@@ -61,3 +65,13 @@ def tiny_overrides(root: Path, results: Path) -> list[str]:
         f"results_dir={results}",
         "device=cpu",
     ]
+
+
+def source_for(reg: str, folder: Path) -> list[str]:
+    """A network to learn from, for methods that do not start at theirs: a target of random weights is none."""
+    if not REGULARIZERS[reg].any_source and reg not in ("lwf_at", "lwf_fm"):
+        return []
+    path = folder / "source.safetensors"
+    config = BackboneConfig("small_resnet", "none", 16, 20, head="fc", taps=[])
+    save_file(build_source(config, seed=3).weights(), path)
+    return [f"source=small_resnet:{path}"]

@@ -19,7 +19,7 @@ from delta_transfer.records import run_id, run_identity
 from delta_transfer.regularizers import REGULARIZERS
 from delta_transfer.reporting.replay import config_of
 
-from .miniature import delta_run, tiny_overrides, write_cub
+from .miniature import delta_run, source_for, tiny_overrides, write_cub
 
 DELTA_OPTIONS = ["reg.attention.images=6", "reg.attention.head_epochs=2"]
 
@@ -42,12 +42,7 @@ def only_run(results: Path) -> Path:
 def test_every_method_runs(reg, cub_root, tmp_path, monkeypatch, capsys):
     options = {"delta": DELTA_OPTIONS, "sum": ["+reg@reg.terms.l2_sp=l2_sp", "reg.name=sums"]}
     overrides = [*tiny_overrides(cub_root, tmp_path), f"reg={reg}", *options.get(reg, [])]
-    if (
-        REGULARIZERS[reg].any_source or "lwf" in reg
-    ):  # nothing is learned from the random network that the others start at
-        config = BackboneConfig("small_resnet", "none", 16, 20, head="fc", taps=[])
-        save_file(build_source(config, seed=3).weights(), tmp_path / "source.safetensors")
-        overrides.append(f"source=small_resnet:{tmp_path / 'source.safetensors'}")
+    overrides += source_for(reg, tmp_path)
     assert delta_run(monkeypatch, *overrides) == 0
     run = only_run(tmp_path)
     summary = summaries(tmp_path)[run.name]

@@ -128,7 +128,7 @@ def check_sources(config: RunConfig, stages: "Sequence[Stage]") -> None:
 
 
 def shapes_of(sources: Sequence[Loaded], batch: int, image_size: int, with_logits: bool) -> "MapShapes":
-    """Of everything that `frozen` returns, without the batch: (C, H, W) of name/tap, (K,) of name/logits."""
+    """Of the maps and logits that `frozen` returns, without the batch: (C, H, W) of name/tap, (K,) of name/logits."""
     shapes = {}
     for source in sources:
         maps = source.network.map_shapes(batch, image_size, training=False)

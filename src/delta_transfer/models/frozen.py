@@ -21,9 +21,9 @@ def frozen_maps(source: Network, with_logits: bool = False, precision: str = "fp
     traced = fx.symbolic_trace(source.copy().freeze().traced)
     graph = traced.graph
     (output,) = (node for node in graph.nodes if node.op == "output")
-    wanted = {*source.taps, "logits"} if with_logits else {*source.taps}
-    output.args = ({name: node for name, node in output.args[0].items() if name in wanted},)
-    graph.eliminate_dead_code()
+    if not with_logits:
+        output.args = ({name: node for name, node in output.args[0].items() if name in source.taps},)
+        graph.eliminate_dead_code()
     for node in list(graph.nodes):
         convolution = node.args[0] if node.op == "call_module" else None
         # A map that somebody else reads, as the output does of a tap, is not to be changed.

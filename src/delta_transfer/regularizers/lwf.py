@@ -37,7 +37,7 @@ class LwF(Regularizer):
         logits = {key: shape[0] for key, shape in (source_shapes or {}).items() if len(shape) == 1}
         if not logits:
             raise ValueError("LwF needs to know how many logits the source has: source_shapes={'logits': (K,)}.")
-        features = target.traced.get_submodule(target.head).in_features
+        features = target.head_parameters()[f"{target.head}.weight"].shape[1]
         self.heads = nn.ModuleDict({module_name(key): nn.Linear(features, count) for key, count in logits.items()})
         self.names = {module_name(key): key for key in logits}
 
