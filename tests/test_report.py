@@ -81,9 +81,12 @@ def test_a_method_with_stages_is_compared_where_its_iterations_are_the_same_in_a
         ("schedule.iterations=600", {"delta", "afa"}),
     ]
     assert "AFA: alpha=0.1, beta=0.01, stages=2" in made.notes
-    times = ["L2 100.5 s (300 iterations)", "DELTA 100.5 s (300 iterations)", "DELTA 100.5 s (600 iterations)"]
-    times += ["AFA 100.5 s (600 iterations)"]
-    assert f"Mean training time per run: {', '.join(times)}" in made.notes
+    assert [[entry.text for entry in row] for row in sections.costs(made).rows] == [
+        ["L2", "300", "100.5 s", "335 ms", "2"],
+        ["DELTA", "300", "100.5 s", "335 ms", "2"],
+        ["DELTA", "600", "100.5 s", "168 ms", "2"],
+        ["AFA", "600 in 2 stages", "100.5 s", "168 ms", "2"],
+    ]
 
 
 def save(folder, records):
@@ -114,7 +117,6 @@ All runs: iterations=300, batch_size=32, lr=0.01, image_size=160, n_train=500, n
 Hardware: cpu: Intel Xeon, 2 threads
 Versions: python 3.11.7, torch 2.15.0
 Commits: abc1234
-Mean training time per run: L2 100.8 s, L2-SP 100.5 s, DELTA 100.0 s, my_reg 100.0 s
 """
 
 

@@ -87,7 +87,6 @@ reg.alpha=0.01, lower validation loss
 - Hardware: cpu: Intel Xeon, 2 threads
 - Versions: python 3.11.7, torch 2.15.0
 - Commits: abc1234
-- Mean training time per run: L2 100.0 s, L2-SP 100.0 s, DELTA 100.0 s
 """
 SAID = """\
 skipped cub-resnet18-delta-0.1-s0-f2of3: failed: diverged at iteration 7

@@ -125,6 +125,8 @@ def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Names
         if args.per_image:
             made.append(sections.by_image_table(comparison, baseline, say))
         made.append(sections.mean_ranks(comparison))
+    if comparison.metric != "val_top1":
+        made.append(sections.costs(comparison))
     if args.against:
         made.append(sections.beside_published(comparison, args.against))
     return [table for table in made if table]

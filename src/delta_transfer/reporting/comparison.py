@@ -214,17 +214,6 @@ def describe(records: list[dict], methods: list[str]) -> list[str]:
     )
     if commits:
         notes.append(f"Commits: {', '.join(commits)}")
-
-    times = []
-    several = len(distinct(facts(record)["iterations"] for record in records)) > 1
-    for method in methods:
-        for iterations, runs in grouped(by_method[method], lambda run: one_line(facts(run)["iterations"])):
-            seconds = [run["train_seconds"] for run in runs if is_number(run.get("train_seconds"))]
-            if seconds:
-                length = f" ({iterations} iterations)" if several else ""
-                times.append(f"{display(method)} {duration(statistics.fmean(seconds))}{length}")
-    if times:
-        notes.append(f"Mean training time per run: {', '.join(times)}")
     return notes
 
 

@@ -1,10 +1,10 @@
-"""A comparison -> the tables of a report: accuracies, differences to a baseline, mean ranks, published numbers."""
+"""A comparison -> the tables of a report: accuracies, differences to a baseline, mean ranks, costs, published."""
 
 from collections.abc import Callable
 from statistics import fmean
 
 from . import runs
-from .comparison import Cell, Comparison, display, grouped, is_number, show
+from .comparison import Cell, Comparison, display, duration, facts, grouped, is_number, show, stages
 from .published import PROTOCOLS, against, what_is_known
 from .runs import Damaged, Predictions
 from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paired, ranks, winner
@@ -68,6 +68,27 @@ def verification(comparison: Comparison) -> Table:
     ]
     header = ["dataset", "backbone", "settings", "method", *numbers]
     return without_empty_settings(Table("Verification of test pairs; mean over seeds", header, rows, 4, [], notes))
+
+
+def costs(comparison: Comparison) -> Table | None:
+    """Iterations, of all stages together, and time of a run of each method; None where no record has a time."""
+
+    def length(run: dict) -> tuple[int | None, int]:
+        iterations = facts(run)["iterations"]
+        return iterations if is_number(iterations) and iterations > 0 else None, stages(run)
+
+    rows = []
+    for method in comparison.methods:
+        cells = [row.cells[method] for row in comparison.rows if method in row.cells]
+        timed = [run for cell in cells for run in cell.runs if is_number(run.get("train_seconds"))]
+        for (iterations, in_stages), alike in grouped(timed, length):
+            seconds, count, each = fmean(run["train_seconds"] for run in alike), MISSING, Entry(MISSING)
+            if iterations is not None:
+                count = f"{iterations:,}" + (f" in {in_stages} stages" if in_stages > 1 else "")
+                each = Entry(f"{1000 * seconds / iterations:.0f} ms", seconds / iterations)
+            rows.append(entries(display(method), count, Entry(duration(seconds), seconds), each, str(len(alike))))
+    header = ["method", "iterations", "training time", "per iteration", "runs"]
+    return Table("Cost of a run, mean over runs", header, rows, 1) if rows else None
 
 
 def comparable(contest: Contest) -> bool:
