@@ -82,11 +82,12 @@ def costs(comparison: Comparison) -> Table | None:
         cells = [row.cells[method] for row in comparison.rows if method in row.cells]
         timed = [run for cell in cells for run in cell.runs if is_number(run.get("train_seconds"))]
         for (iterations, in_stages), alike in grouped(timed, length):
-            seconds, count, each = fmean(run["train_seconds"] for run in alike), MISSING, Entry(MISSING)
+            seconds, runs_alike = fmean(run["train_seconds"] for run in alike), Entry(str(len(alike)), len(alike))
+            count = each = Entry(MISSING)
             if iterations is not None:
-                count = f"{iterations:,}" + (f" in {in_stages} stages" if in_stages > 1 else "")
+                count = Entry(f"{iterations:,}" + f" in {in_stages} stages" * (in_stages > 1), iterations)
                 each = Entry(f"{1000 * seconds / iterations:.0f} ms", seconds / iterations)
-            rows.append(entries(display(method), count, Entry(duration(seconds), seconds), each, str(len(alike))))
+            rows.append(entries(display(method), count, Entry(duration(seconds), seconds), each, runs_alike))
     header = ["method", "iterations", "training time", "per iteration", "runs"]
     return Table("Cost of a run, mean over runs", header, rows, 1) if rows else None
 
