@@ -1,0 +1,133 @@
+"""Runs that transfer between networks (L2T-ww and its baselines): their tables, matching figures, saliency maps."""
+
+import csv
+import io
+import json
+
+from delta_transfer import report
+from delta_transfer.reporting.comparison import compare
+from delta_transfer.reporting.published import against
+
+from .test_report import record
+
+TINY = [{"name": "resnet32", "network": "resnet32", "weights_fingerprint": "a" * 64, "taps": ["layer1", "layer2"]}]
+BOTH = [*TINY, {"name": "resnet34", "network": "resnet34", "weights_fingerprint": "b" * 64, "taps": ["layer1"]}]
+
+
+def moved(method, seed=0, top1=50.0, sources=TINY, **changes):
+    """A record of a VGG-9 from random weights; `sources` None: without any."""
+    about = {"backbone__name": "vgg9_bn", "backbone__weights": "none", "weights_fingerprint": "none"}
+    made = record(method, seed, top1, **about | {"run_id": f"{method}-{len(sources or [])}-{seed}"} | changes)
+    made["config"]["source"] = [source["name"] for source in sources] if sources else None
+    return made | ({"sources": sources} if sources else {})
+
+
+def scratch(seed=0, top1=40.0, **changes):
+    return moved("scratch", seed, top1, sources=None, **changes)
+
+
+def save(folder, records):
+    for one in records:
+        run = folder / "runs" / one["run_id"]
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text(json.dumps(one))
+    return str(folder)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------
+
+
+def test_scratch_stands_beside_every_source_that_others_of_its_settings_had():
+    runs = [scratch(0), scratch(1), moved("l2t_ww", 0), moved("lwf", 0, sources=BOTH)]
+    runs += [scratch(0, schedule__iterations=9, run_id="short")]
+    made = compare(runs)
+    assert [(row.backbone, {m: cell.n for m, cell in row.cells.items()}) for row in made.rows] == [
+        ("resnet32 + resnet34 -> vgg9_bn", {"scratch": 2, "lwf": 1}),
+        ("resnet32 -> vgg9_bn", {"scratch": 2, "l2t_ww": 1}),
+        ("vgg9_bn (random weights)", {"scratch": 1}),
+    ]
+    assert made.warnings == [] and made.transfers
+
+
+def test_sources_of_one_name_and_other_weights_are_other_rows():
+    other = [TINY[0] | {"weights_fingerprint": "c" * 64}]
+    made = compare([scratch(), moved("l2t_ww"), moved("l2t_ww", sources=other, run_id="other")])
+    assert [(row.settings, set(row.cells)) for row in made.rows] == [
+        ("source=resnet32 aaaaaaaa", {"scratch", "l2t_ww"}),
+        ("source=resnet32 cccccccc", {"scratch", "l2t_ww"}),
+    ]
+
+
+def test_columns_come_in_the_papers_order():
+    names = ["scratch", "lwf", "at", "lwf_at", "fm", "lwf_fm", "l2t_w", "l2t_ww"]
+    assert compare([moved(name) for name in reversed(names)]).methods == names
+
+
+def test_transfer_never_stands_in_a_table_of_fine_tuning(tmp_path, capsys):
+    tuned = [
+        record(m, s, 80.0 + s, backbone__name="vgg9_bn", run_id=f"{m}{s}") for m in ("l2", "delta") for s in (0, 1)
+    ]
+    folder = save(
+        tmp_path, [*tuned, *(scratch(s, 40.0 + s) for s in (0, 1)), *(moved("l2t_ww", s, 50.0) for s in (0, 1))]
+    )
+    assert report.main([folder, "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    titles = [line.strip("*") for line in text.splitlines() if line.startswith("**")]
+    assert titles[0].startswith("Test top-1 accuracy (%), last") and titles[1].startswith("Difference to L2 ")
+    assert titles[2].startswith("Test top-1 accuracy (%) of targets trained from random weights, last")
+    assert titles[3].startswith("Difference to Scratch ")
+    tables = text.split("**Test top-1")[1:]
+    assert "DELTA" in tables[0] and "Scratch" not in tables[0] and "random" not in tables[0]
+    assert "resnet32 -> vgg9_bn" in tables[1] and "DELTA" not in tables[1]
+
+    assert report.main([folder, "--format", "csv"]) == 0
+    answer = capsys.readouterr()
+    assert {row["method"] for row in csv.DictReader(io.StringIO(answer.out))} == {"l2", "delta"}
+    assert "left out: 4 runs that transfer between networks" in answer.err and "(--transfer)" in answer.err
+    assert report.main([folder, "--format", "csv", "--transfer"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(row["method"], row["difference"]) for row in rows] == [("scratch", ""), ("l2t_ww", "9.5")]
+
+    assert report.main([folder, "--baseline", "delta", "--format", "markdown"]) == 0
+    assert "Difference to Scratch" not in capsys.readouterr().out
+    assert report.main([folder, "--baseline", "fm"]) == 1
+    assert "only of l2, delta, scratch, l2t_ww" in capsys.readouterr().err
+
+
+def test_settings_are_chosen_for_both_kinds_of_runs(tmp_path, capsys):
+    def held_out(one, value, *overrides):
+        one["config"]["split"]["val_fraction"] = 0.2
+        return one | {"test_top1": None, "val_top1": value, "val_loss": 1.0, "overrides": list(overrides)}
+
+    runs = [held_out(scratch(), 40.0, "reg=scratch")]
+    for sources in (TINY, BOTH):
+        for alpha, value in ((0.1, 50.0), (1.0, 55.0)):
+            name = f"{alpha}-{len(sources)}"
+            runs += [
+                held_out(moved("fm", sources=sources, alpha=alpha, run_id=name), value, "reg=fm", f"source={name}")
+            ]
+    runs += [held_out(record("l2"), 70.0, "reg=l2")]
+    folder = save(tmp_path, runs)
+    assert report.main([folder, "--select", "val", "--emit-overrides"]) == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert [line.split()[2:4] for line in commands] == [
+        ["reg=l2", "seed='range(5)'"],
+        ["reg=scratch", "seed='range(5)'"],  # once, though it stands beside two sources
+        ["reg=fm", "source=1.0-2"],
+        ["reg=fm", "source=1.0-1"],
+    ]
+
+
+def test_published_numbers_of_transfer_stand_beside_transfer_alone(tmp_path, capsys):
+    cifar = {"dataset__name": "cifar10", "backbone__image_size": 32}
+    about = {"num_classes": 10, "n_train": 500, "n_test": 10000}
+    (match,) = against(compare([moved("l2t_ww", 0, 60.0, **cifar) | about]), "l2t_ww")
+    assert match.number.mean == 64.91 and match.differing == []
+    cub = {"backbone__name": "resnet18"}
+    folder = save(tmp_path, [record("l2"), moved("lwf_at", 0, 58.0, **cub)])
+    assert report.main([folder, "--against", "l2t_ww", "--format", "markdown"]) == 0
+    answer = capsys.readouterr()
+    assert "58.9" in answer.out and "| L2 " not in answer.out and "left out: 1 runs of fine-tuning" in answer.err
+    assert report.main([folder, "--against", "paper", "--format", "markdown"]) == 0
+    answer = capsys.readouterr()
+    assert "LwF" not in answer.out and "(--against l2t_ww)" in answer.err
