@@ -4,8 +4,13 @@ import csv
 import io
 import json
 
+import numpy as np
+import pytest
+
 from delta_transfer import report
 from delta_transfer.reporting.comparison import compare
+from delta_transfer.reporting.figures import write_figures
+from delta_transfer.reporting.matching_figures import matching_figures
 from delta_transfer.reporting.published import against
 
 from .test_report import record
@@ -131,3 +136,63 @@ def test_published_numbers_of_transfer_stand_beside_transfer_alone(tmp_path, cap
     assert report.main([folder, "--against", "paper", "--format", "markdown"]) == 0
     answer = capsys.readouterr()
     assert "LwF" not in answer.out and "(--against l2t_ww)" in answer.err
+
+
+# ---- matching figures ------------------------------------------------------------------------------------
+
+
+def logged(folder, made, pairs, rows):
+    """The record with its folder, and metrics.jsonl of `rows`, {step: amounts of the pairs}."""
+    run = folder / made["run_id"]
+    run.mkdir(parents=True)
+    beside = {"lr": 0.1, "loss": 1.0, "attention_entropy": 0.9, "attention_meta_loss": 2.0}
+    lines = [{"step": step, **beside, **dict(zip(pairs, values, strict=True))} for step, values in rows.items()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return made | {"folder": run}
+
+
+def test_amounts_at_the_end_and_over_training_are_drawn_pair_by_pair(tmp_path):
+    pairs = [f"attention_resnet32/{m}>{n}" for m in ("layer1", "layer2") for n in ("a/conv", "b")]
+    pairs += ["attention_resnet34/layer1>b"]
+    runs = [
+        logged(tmp_path, moved("l2t_ww", 0, sources=BOTH), pairs, {10: [1, 1, 1, 1, 1], 20: [0, 2, 3, 4, 5]}),
+        logged(tmp_path, moved("l2t_ww", 1, sources=BOTH), pairs, {10: [1, 1, 1, 1, 1], 20: [1, 2, 3, 4, 6]}),
+    ]
+    ((stem, figure),) = matching_figures(compare(runs), pytest.fail)
+    assert stem == "matching-cub-resnet32_resnet34_vgg9_bn"
+    maps = {axes.get_ylabel(): axes for axes in figure.axes if axes.images}
+    assert set(maps) == {"Tap of resnet32", "Tap of resnet34"}
+    first = maps["Tap of resnet32"]
+    np.testing.assert_allclose(first.images[0].get_array(), [[0.5, 2], [3, 4]])
+    assert [text.get_text() for text in first.texts] == ["0.50", "2.00", "3.00", "4.00"]
+    assert [text.get_text() for text in first.get_xticklabels()] == ["a.conv", "b"]
+    assert [text.get_text() for text in first.get_yticklabels()] == ["layer1", "layer2"]
+    assert {axes.images[0].get_clim() for axes in maps.values()} == {(0, 5.5)}  # colours mean the same in both
+    panels = {axes.get_label(): axes for axes in figure.axes if not axes.images}
+    assert len(panels) == len(pairs)
+    np.testing.assert_allclose(panels["resnet34: layer1 > b"].lines[0].get_xydata(), [[10, 1], [20, 5.5]])
+    np.testing.assert_allclose(panels["resnet32: layer2 > a.conv"].lines[0].get_xydata(), [[10, 1], [20, 3]])
+    assert len({axes.get_ylim() for axes in panels.values()}) == 1
+    caption = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
+    assert "n = 2" in caption and "not how much a layer matters" in caption
+
+
+def test_pairs_that_are_none_are_empty(tmp_path):
+    """One-to-one pairs of a network with its own kind, in a sum of regularizers."""
+    pairs = ["attention_l2t_ww.layer1/1>layer1/1", "attention_l2t_ww.layer2/1>layer2/1"]
+    made = logged(tmp_path, moved("mine", sources=None), pairs, {10: [1, 2]})
+    ((_, figure),) = matching_figures(compare([made]), pytest.fail)
+    (map_,) = (axes for axes in figure.axes if axes.images)
+    assert [text.get_text() for text in map_.texts] == ["1.00", "–", "–", "2.00"]
+    assert map_.get_ylabel().replace("\n", " ") == "Tap of l2t_ww, source network" and len(figure.axes) == 3
+
+
+def test_figures_of_matching_are_written_and_others_have_none(tmp_path):
+    pairs = [f"attention_resnet32/layer{m}>group{n}" for m in range(3) for n in range(5)]
+    runs = [logged(tmp_path, moved("l2t_ww"), pairs, {10: [1] * 15, 20: list(range(15))})]
+    runs += [logged(tmp_path, moved("l2t_w"), [], {10: []}), logged(tmp_path, scratch(), [], {10: []})]
+    written = [path.name for path in write_figures(compare(runs), tmp_path / "figures", lambda _: None)]
+    assert [name for name in written if name.startswith("matching")] == [
+        "matching-cub-resnet32_vgg9_bn.png",
+        "matching-cub-resnet32_vgg9_bn.pdf",
+    ]
