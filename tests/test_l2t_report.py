@@ -3,16 +3,24 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from delta_transfer import report
+from delta_transfer.config import BackboneConfig
+from delta_transfer.models.zoo import build_source
+from delta_transfer.reporting import case_study, runs
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.figures import write_figures
+from delta_transfer.reporting.image_maps import saliency
 from delta_transfer.reporting.matching_figures import matching_figures
 from delta_transfer.reporting.published import against
 
+from .miniature import delta_run
 from .test_report import record
 
 TINY = [{"name": "resnet32", "network": "resnet32", "weights_fingerprint": "a" * 64, "taps": ["layer1", "layer2"]}]
@@ -196,3 +204,97 @@ def test_figures_of_matching_are_written_and_others_have_none(tmp_path):
         "matching-cub-resnet32_vgg9_bn.png",
         "matching-cub-resnet32_vgg9_bn.pdf",
     ]
+
+
+# ---- case study ------------------------------------------------------------------------------------------
+
+
+def small(weights="none", **changes) -> BackboneConfig:
+    return BackboneConfig("small_resnet", weights, 32, 36, head="fc", **{"taps": ["layer2.1.conv2"]} | changes)
+
+
+def test_saliency_is_the_slope_of_the_logit_where_it_is_steep():
+    network = build_source(small(), seed=0).freeze()
+    images = torch.randn(9, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    classes, std = np.arange(9) % 5, [0.25, 0.5, 1.0]
+    maps = saliency(network, images, classes, std)
+    assert maps.shape == (9, 32, 32) and (maps.min(axis=(1, 2)) == 0).all() and (maps.max(axis=(1, 2)) == 1).all()
+    # A pixel alone, by finite differences, beside one with the smallest slope; the blur is narrow.
+    network, images = network.double(), images.double()
+    for i in (0, 8):
+        high, low = (np.unravel_index(pick(maps[i]), (32, 32)) for pick in (np.argmax, np.argmin))
+        slopes = []
+        for y, x in (high, low):
+            changed = images[i].repeat(6, 1, 1, 1)
+            for colour in range(3):
+                changed[colour, colour, y, x] += 1e-5 / std[colour]
+                changed[colour + 3, colour, y, x] -= 1e-5 / std[colour]
+            logits = network(changed)["logits"][:, classes[i]]
+            slopes.append((logits[:3] - logits[3:]).abs().max().item())
+        assert slopes[0] > 2 * slopes[1]
+
+
+@pytest.fixture(scope="module")
+def glyph_runs(tmp_path_factory) -> dict[str, Path]:
+    """A target from random weights alone and one that learns from a network of another kind and normalisation."""
+    results = tmp_path_factory.mktemp("results")
+    source = BackboneConfig("resnet32", "none", 32, 32, head="fc", taps=["layer3"])
+    save_file(build_source(source, seed=1).weights(), results / "source.safetensors")
+    common = [
+        *("dataset=glyphs", "dataset.test_per_class=2", "backbone.weights=none", "device=cpu"),
+        *("schedule.iterations=2", "schedule.batch_size=8", "schedule.lr=0.05", "schedule.eval_every=0"),
+        *("schedule.log_every=1", f"results_dir={results}"),
+    ]
+    learning = ["reg=l2t_ww", "reg.alpha=1e-6", "reg.inner_steps=1", "seed=1"]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert delta_run(monkeypatch, *common, "reg=scratch") == 0
+        weights = results / "source.safetensors"
+        assert delta_run(monkeypatch, *common, *learning, f"source=[resnet32:{weights}]") == 0
+    return {folder.name.split("-")[2]: folder for folder in (results / "runs").iterdir()}
+
+
+needs_grad_cam = pytest.mark.skipif("not __import__('importlib').util.find_spec('pytorch_grad_cam')")
+
+
+@needs_grad_cam
+def test_the_case_study_shows_what_was_learned_from_and_no_random_network(glyph_runs, tmp_path, monkeypatch, capsys):
+    drawn = []
+    write = case_study.write
+    monkeypatch.setattr(case_study, "write", lambda figure, *rest: (drawn.append(figure), write(figure, *rest)))
+    index = str(np.load(glyph_runs["scratch"] / "predictions.npz")["index"][3])
+    command = [*map(str, (glyph_runs["scratch"], glyph_runs["l2t_ww"])), "--images", index, "--output", str(tmp_path)]
+    assert case_study.main(command) == 0
+    assert "began at random weights" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"chosen.png", "chosen.pdf", "chosen.txt"}
+    heads = [text.get_text() for text in drawn[0].texts if "Grad-CAM" in text.get_text()]
+    assert heads == [
+        "source resnet32\nactivation  |  Grad-CAM  |  saliency, its own class",
+        "Scratch, seed 0\nactivation  |  Grad-CAM  |  saliency, true class",
+        "L2T-ww, seed 1\nactivation  |  Grad-CAM  |  saliency, true class",
+    ]
+    assert len(drawn[0].axes) == 1 + 3 * 3
+    text = (tmp_path / "chosen.txt").read_text()
+    assert "(layer3.1.conv2, layer3)" in text and "what they began as is not shown" in text
+    assert "gradient of the class's logit" in text and "0.5 pixels" in text
+
+
+@needs_grad_cam
+def test_without_any_source_only_targets_are_shown(glyph_runs, tmp_path):
+    index = str(np.load(glyph_runs["scratch"] / "predictions.npz")["index"][0])
+    assert case_study.main([str(glyph_runs["scratch"]), "--images", index, "--output", str(tmp_path)]) == 0
+    assert "source network" not in (tmp_path / "chosen.txt").read_text()
+
+
+def test_a_source_sees_images_with_its_own_normalisation():
+    pixels = torch.rand(2, 3, 4, 4)
+    of, to = small(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4]), small(mean=[0.1, 0.2, 0.3], std=[1.0, 0.5, 0.25])
+    seen = [(pixels - torch.tensor(b.mean).view(3, 1, 1)) / torch.tensor(b.std).view(3, 1, 1) for b in (of, to)]
+    torch.testing.assert_close(case_study.renormalised(seen[0], of, to), seen[1])
+
+
+def test_the_matching_of_a_real_run_is_drawn(glyph_runs):
+    records = [runs.read(folder) for folder in glyph_runs.values()]
+    ((_, figure),) = matching_figures(compare(records), pytest.fail)
+    (map_,) = (axes for axes in figure.axes if axes.images)
+    assert map_.images[0].get_array().shape == (3, 3) and not np.isnan(map_.images[0].get_array()).any()
+    assert [text.get_text() for text in map_.get_yticklabels()] == ["layer1", "layer2", "layer3"]
