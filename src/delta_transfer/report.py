@@ -75,7 +75,7 @@ def report(args: argparse.Namespace) -> int:
     if args.metric == "val_top1":
         selections = [choose(comparison, failed) for comparison in comparisons]
         comparisons = [with_choices(*both, args) for both in zip(comparisons, selections, strict=True)]
-    comparisons += [compare(verified, PAIRS)] if verified else []
+    comparisons += [compare(group, PAIRS) for group in by_question(verified, args)]
     for comparison in comparisons:
         for warning in comparison.warnings:
             say(warning)
