@@ -558,4 +558,4 @@ def averages(counts: list[int], over: str, mark: str) -> str:
 
 
 def stem_of(*parts: str) -> str:
-    return "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
+    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)
