@@ -3,15 +3,17 @@
 import shutil
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torchvision
+from safetensors.torch import save_file
 from scipy.special import softmax
 
+from delta_transfer.config import BackboneConfig
 from delta_transfer.errors import UserError
 from delta_transfer.models import Network
+from delta_transfer.models.zoo import build_source
 from delta_transfer.reporting.case_study import disagreements, imagenet_names, main, places_of, tidy
 from delta_transfer.reporting.runs import Predictions
 
@@ -20,10 +22,10 @@ from .miniature import delta_run
 needs_grad_cam = pytest.mark.skipif("not __import__('importlib').util.find_spec('pytorch_grad_cam')")
 
 
-def glyph_overrides(results: Path) -> list[str]:
+def glyph_overrides(results: Path, weights: Path) -> list[str]:
     """Long enough for two methods to disagree about some images."""
     return [
-        *("dataset=glyphs", "dataset.test_per_class=4", "backbone.weights=none", "device=cpu"),
+        *("dataset=glyphs", "dataset.test_per_class=4", f"backbone.weights={weights}", "device=cpu"),
         *("schedule.iterations=30", "schedule.batch_size=16", "schedule.lr=0.05", "schedule.eval_every=0"),
         f"results_dir={results}",
     ]
@@ -33,9 +35,12 @@ def glyph_overrides(results: Path) -> list[str]:
 def runs(tmp_path_factory) -> dict[str, Path]:
     """Folders of runs on the embedded data by method."""
     results = tmp_path_factory.mktemp("results")
+    weights = results / "source.safetensors"
+    config = BackboneConfig("small_resnet", "none", 32, 36, head="fc", taps=[])
+    save_file(build_source(config, seed=0).weights(), weights)
     with pytest.MonkeyPatch.context() as monkeypatch:
         for reg in ("l2", "l2_fe", "delta_noatt"):
-            assert delta_run(monkeypatch, *glyph_overrides(results), f"reg={reg}") == 0
+            assert delta_run(monkeypatch, *glyph_overrides(results, weights), f"reg={reg}") == 0
     return {folder.name.split("-")[2]: folder for folder in (results / "runs").iterdir()}
 
 
@@ -75,14 +80,12 @@ def test_names_of_classes():
 
 
 def test_the_sources_classes_have_names_where_they_are_imagenets():
-    def run(backbone: str, classes: int) -> SimpleNamespace:
-        network = Network(torchvision.models.resnet18(num_classes=classes), head="fc")
-        config = SimpleNamespace(backbone=SimpleNamespace(name=backbone))
-        return SimpleNamespace(config=config, source=network)
+    def network(classes: int) -> Network:
+        return Network(torchvision.models.resnet18(num_classes=classes), head="fc")
 
-    assert imagenet_names(run("resnet18", 1000))[0] == "tench"
-    assert imagenet_names(run("resnet18", 7)) is None
-    assert imagenet_names(run("small_resnet", 1000)) is None
+    assert imagenet_names("resnet18", network(1000))[0] == "tench"
+    assert imagenet_names("resnet18", network(7)) is None
+    assert imagenet_names("small_resnet", network(1000)) is None
 
 
 # ---- the command -----------------------------------------------------------------------------------------
@@ -153,11 +156,13 @@ def test_one_run_gives_channels_alone(runs, tmp_path, capsys):
 
 
 def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, monkeypatch, capsys):
-    assert delta_run(monkeypatch, *glyph_overrides(tmp_path), "reg=l2", "seed=1", "schedule.iterations=1") == 0
+    weights = runs["l2"].parent.parent / "source.safetensors"
+    changed = ["dataset.test_per_class=2", "schedule.iterations=1"]
+    assert delta_run(monkeypatch, *glyph_overrides(tmp_path, weights), "reg=l2", *changed) == 0
     (other,) = (tmp_path / "runs").iterdir()
     monkeypatch.setattr("delta_transfer.reporting.case_study.grad_cam_package", lambda: None)
     assert main([str(runs["l2"]), str(other), "--output", str(tmp_path / "out")]) == 1
-    assert "they differ in the source's seed" in capsys.readouterr().err
+    assert "they differ in dataset_fingerprint" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

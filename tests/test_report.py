@@ -250,7 +250,7 @@ def test_alphas_of_different_methods_share_a_row():
         ({"split__val_fraction": 0.2}, "split.val_fraction=0.2"),
         ({"dataset_fingerprint": "0123456789abcdef"}, "dataset_fingerprint=01234567"),
         ({"weights_fingerprint": "0123456789abcdef"}, "weights=01234567"),
-        ({"weights_fingerprint": None, "backbone__weights": "none"}, "weights=none"),
+        ({"weights_fingerprint": None, "backbone__weights": "mine.pth"}, "weights=mine.pth"),
         ({"selection": "best on validation"}, "selection=best on validation"),
     ],
 )

@@ -125,8 +125,8 @@ def test_runs_with_other_sources_are_other_rows(made, tmp_path, monkeypatch):
         assert delta_run(monkeypatch, *overrides(made, tmp_path, *sources)) == 0
     table = compare([record_of(run) for run in (tmp_path / "runs").iterdir()])
     assert len(table.rows) == 2
-    shown = " ".join(row.settings for row in table.rows)
-    assert "source=resnet32 " in shown and "source=small_resnet " in shown and str(tmp_path) not in shown
+    assert {row.backbone for row in table.rows} == {f"{name} -> small_resnet" for name in ("resnet32", "small_resnet")}
+    assert str(tmp_path) not in " ".join(row.settings for row in table.rows)
 
 
 def test_a_network_of_conf_has_its_own_taps_unless_others_are_named():

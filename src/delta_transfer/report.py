@@ -23,7 +23,16 @@ from pathlib import Path
 
 from delta_transfer.errors import UserError
 from delta_transfer.reporting import export, sections, tables
-from delta_transfer.reporting.comparison import METRICS, Comparison, compare, folds, problem, run_id
+from delta_transfer.reporting.comparison import (
+    METRICS,
+    Comparison,
+    compare,
+    folds,
+    problem,
+    run_id,
+    together,
+    transfers,
+)
 from delta_transfer.reporting.published import PROTOCOLS
 from delta_transfer.reporting.runs import read, run_folders
 from delta_transfer.reporting.selection import Selection, choose, command
@@ -51,31 +60,28 @@ def report(args: argparse.Namespace) -> int:
     usable, verified, failed = finished_and_failed(args)
     if not usable and verified and not args.against and not args.per_image:
         args.metric, usable, verified = PAIRS, verified, []
+    groups = by_question(usable, args)
     if verified and (args.against or args.per_image or args.format in NUMBERS):
         say(f"left out: {len(verified)} verification runs, which have no top-1 accuracy (--metric {PAIRS})")
         verified = []
-    if not usable:
+    if not groups:
         cut = {"cv": " and split.folds", "val": " and split.val_fraction"}.get(args.select, "")
-        say(f"delta-report: no finished runs with {args.metric}{cut} in {', '.join(map(str, args.dirs))}")
+        kind = " that transfer between networks" if args.transfer else ""
+        say(f"delta-report: no finished runs{kind} with {args.metric}{cut} in {', '.join(map(str, args.dirs))}")
         say("Make some with delta-run (see delta-run --help), or name their folder: delta-report DIR")
         return 1
 
-    comparison = compare(usable, args.metric)
-    selection = None
+    comparisons, selections = [compare(group, args.metric) for group in groups], []
     if args.metric == "val_top1":
-        selection = choose(comparison, failed)
-        # Without --select this is a remark under the table: a method with one candidate needs none.
-        chosen = [str(choice) for choice in selection.choices if args.select or choice.tried > 1]
-        warnings = comparison.warnings + selection.warnings + selection.undecided
-        comparison = replace(comparison, chosen=chosen, warnings=warnings)
-    for warning in comparison.warnings:
-        say(warning)
-    if args.select and args.format == "csv":  # which has no place for words
-        for line in comparison.chosen:
-            say(line)
-    comparisons = [comparison, *([compare(verified, PAIRS)] if verified else [])]
-    for warning in comparisons[-1].warnings if verified else []:
-        say(warning)
+        selections = [choose(comparison, failed) for comparison in comparisons]
+        comparisons = [with_choices(*both, args) for both in zip(comparisons, selections, strict=True)]
+    comparisons += [compare(group, PAIRS) for group in by_question(verified, args)]
+    for comparison in comparisons:
+        for warning in comparison.warnings:
+            say(warning)
+        if args.select and args.format == "csv":  # which has no place for words
+            for line in comparison.chosen:
+                say(line)
     text = text_of(comparisons, args)
     if args.output:
         try:
@@ -91,26 +97,50 @@ def report(args: argparse.Namespace) -> int:
         for one in comparisons:
             for path in write_figures(one, args.figures, say):
                 say(f"written: {path}")
-    return emit(selection, args.seeds) if args.emit_overrides else 0
+    return emit(selections, args.seeds) if args.emit_overrides else 0
+
+
+def by_question(usable: list[dict], args: argparse.Namespace) -> list[list[dict]]:
+    """The records of fine-tuning, and those of transfer between networks, which never stand in one table."""
+    tuned, moved = ([r for r in usable if transfers(r) == wanted] for wanted in (False, True))
+    of_transfer = args.against in PROTOCOLS and PROTOCOLS[args.against].of_transfer
+    if args.transfer or of_transfer:
+        if of_transfer and tuned:
+            say(f"left out: {len(tuned)} runs of fine-tuning, which {args.against} says nothing of")
+        return [moved] if moved else []
+    if args.against and moved:
+        say(f"left out: {len(moved)} runs that transfer between networks (--against l2t_ww)")
+        moved = []
+    if args.format in NUMBERS and tuned and moved:
+        say(f"left out: {len(moved)} runs that transfer between networks, in a table of their own (--transfer)")
+        moved = []
+    return [group for group in (tuned, moved) if group]
+
+
+def with_choices(comparison: Comparison, selection: Selection, args: argparse.Namespace) -> Comparison:
+    # Without --select this is a remark under the table: a method with one candidate needs none.
+    chosen = [str(choice) for choice in selection.choices if args.select or choice.tried > 1]
+    warnings = comparison.warnings + selection.warnings + selection.undecided
+    return replace(comparison, chosen=chosen, warnings=warnings)
 
 
 def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
-    """`comparisons`: the one that is asked for; where it is of top-1 accuracies, perhaps that of verification runs."""
-    comparison = comparisons[0]
-    baseline = baseline_of(comparison, args)
+    """`comparisons`: of fine-tuning, of transfer between networks, of verification runs; each has its own tables."""
+    methods = dict.fromkeys(method for comparison in comparisons for method in comparison.methods)
+    if args.baseline and args.baseline not in methods:
+        raise UserError(f"--baseline {args.baseline}: there are no runs of it, only of {', '.join(methods)}.")
     if args.format in NUMBERS:
-        return NUMBERS[args.format](comparison, baseline, args.against)
-    made = tables_of(comparison, baseline, args)
-    for other in comparisons[1:]:  # in tables of their own: a pair's accuracy is no image's
-        known = args.baseline in (None, *other.methods)
-        made += tables_of(other, baseline_of(other, args) if known else None, args)
+        return NUMBERS[args.format](comparisons[0], baseline_of(comparisons[0], args), args.against)
+    made = []
+    for comparison in comparisons:
+        made += tables_of(comparison, baseline_of(comparison, args), args)
     if args.format == "html":
         from delta_transfer.reporting.page import page
 
         pictures = sorted(args.pictures.glob("*.png")) if args.pictures else []
         if args.pictures and not pictures:
             say(f"no pictures (*.png) in {args.pictures}")
-        return page(made, comparison, pictures, say)
+        return page(made, together(comparisons, comparisons[0].metric), pictures, say)
     if args.format == "rich":
         return tables.on_screen(made, terminal=not args.output and sys.stdout.isatty())
     return TEXTS[args.format](made)
@@ -133,13 +163,15 @@ def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Names
 
 
 def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
-    """The method that others are compared with; None on validation data, which serve to choose and prove nothing."""
+    """The method that others are compared with, if it is there.
+
+    None on validation data, which serve to choose and prove nothing.
+    """
     if comparison.metric == "val_top1":
         return None
-    wanted = args.baseline or ("l2" if "l2" in comparison.methods else comparison.methods[0])
-    if wanted not in comparison.methods:
-        raise UserError(f"--baseline {wanted}: there are no runs of it, only of {', '.join(comparison.methods)}.")
-    return wanted
+    usual = "scratch" if comparison.transfers and "scratch" in comparison.methods else "l2"
+    wanted = args.baseline or (usual if usual in comparison.methods else comparison.methods[0])
+    return wanted if wanted in comparison.methods else None
 
 
 def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict], list[dict]]:
@@ -186,15 +218,16 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict
     return usable, verified, failed
 
 
-def emit(selection: Selection, seeds: int) -> int:
+def emit(selections: list[Selection], seeds: int) -> int:
     """The commands to stdout, each once; 1 if a method has none."""
-    commands = [command(choice, seeds) for choice in selection.choices]
-    for choice, line in zip(selection.choices, commands, strict=True):
+    choices = [choice for selection in selections for choice in selection.choices]
+    commands = [command(choice, seeds) for choice in choices]
+    for choice, line in zip(choices, commands, strict=True):
         if line is None:
             say(f"no command for {choice.what}: its records do not hold their overrides (made by an older delta-run?)")
     for line in dict.fromkeys(filter(None, commands)):
         print(line)
-    return 1 if selection.undecided or None in commands else 0
+    return 1 if None in commands or any(selection.undecided for selection in selections) else 0
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -246,9 +279,19 @@ def parser() -> argparse.ArgumentParser:
         help="beside published numbers: of the DELTA paper (paper), AFA, L2T-ww, Transfer-Learning-Library (parts of "
         "the training images; ten data sets; MoCo weights) or PaddleTransfer",
     )
-    p.add_argument("--baseline", metavar="METHOD", help="what differences are taken to (default: l2, if it was run)")
+    p.add_argument(
+        "--baseline",
+        metavar="METHOD",
+        help="what differences are taken to (default: l2, or scratch where targets begin at random)",
+    )
     p.add_argument(
         "--per-image", action="store_true", help="also differences over the same test images, with bootstrap intervals"
+    )
+    p.add_argument(
+        "--transfer",
+        action="store_true",
+        help="only runs whose target begins at random weights or has a source= of its own (L2T-ww, LwF, Scratch ...); "
+        "else they have tables of their own beside those of fine-tuning",
     )
     p.add_argument("--figures", type=Path, metavar="DIR", help="also write figures there, PNG and PDF")
     p.add_argument("--pictures", type=Path, metavar="DIR", help="for --format html: show the PNGs of a case study")

@@ -3,6 +3,9 @@
     delta-report case-study RUN_A RUN_B                    # pictures of images on which A and B disagree
     delta-report case-study RUN_A RUN_B --images 17,230    # or of these, by their index in the data set
 
+Runs whose target begins at random weights or has a source= of its own (Scratch, L2T-ww) get saliency maps too, as in
+the paper of L2T-ww. A network of random weights is no source: it is not shown, and has no unused channels.
+
 Pictures of single images illustrate; they are no evidence, and their captions say how they were picked.
 Grad-CAM is that of the package grad-cam. Everything is computed from the runs' own networks (replay.py).
 """
@@ -20,10 +23,13 @@ import torchvision
 from scipy.special import softmax
 from torch import Tensor
 
+from ..config import BackboneConfig
 from ..errors import UserError
+from ..models import Network
+from ..sources import sources_of
 from ..untrusted import printable
-from .comparison import display
-from .image_maps import grad_cam_package, maps_of
+from .comparison import display, transfers
+from .image_maps import grad_cam_package, maps_of, saliency
 from .learned_attention import attended, has_modules
 from .learned_attention import caption as caption_of_attention
 from .learned_attention import figure_of as figure_of_attention
@@ -47,8 +53,25 @@ class Seen:
     classes: str  # which class Grad-CAM is for
     activation: np.ndarray  # (N, H, W): mean over channels of |F| at the last tap, 0..1 of each image's own range
     cam: np.ndarray  # (N, H, W): Grad-CAM, likewise
+    saliency: np.ndarray | None  # (N, H, W): likewise; None where it is not asked for
     texts: list[str]  # what it takes each image for, and how surely
     verdicts: list[bool | None]  # right or wrong; None: it knows other classes
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        found = {"activation": self.activation, "Grad-CAM": self.cam, "saliency": self.saliency}
+        return {name: values for name, values in found.items() if values is not None}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network that runs start or learn from."""
+
+    label: str
+    network: Network
+    backbone: BackboneConfig
+    classes: list[str] | None  # their names, where they are known
+    of_imagenet: bool = False  # those names
 
 
 def main(argv: list[str]) -> int:
@@ -65,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="delta-report case-study",
         description="Pictures of test images on which two runs disagree, with activation maps and Grad-CAM of each run "
-        "and of the source network; and which of the source's unused channels fine-tuning brings to life.",
+        "and of the source network; and which of the source's unused channels fine-tuning brings to life. Runs with a "
+        "source= or from random weights get saliency maps, too.",
     )
     p.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its id below results/runs; first A, B")
     p.add_argument("--images", type=indices, metavar="INDEX,...", help="show these test images, by data set index")
@@ -123,11 +147,14 @@ def report(args: argparse.Namespace, warn: Warn) -> None:
         pictures(runs, labels, args, warn)
     for run, label in zip(runs, labels, strict=True):
         attention_pictures(run, label, args)
-    channels(runs, labels, args, warn)
+    if runs[0].config.backbone.weights == "none":
+        warn("no table of unused channels: these networks began at random weights, not at a source network")
+    else:
+        channels(runs, labels, args, warn)
 
 
 def check_comparable(runs: list[Replay]) -> None:
-    """Raises UserError unless all start from one source network and see the same test images alike."""
+    """Raises UserError unless all start from one source network, or at random, and see the same test images alike."""
     first = runs[0]
     if not first.config.backbone.taps:
         raise UserError(f"{first.run_id}: backbone.taps is empty, there is no feature map to show.")
@@ -141,7 +168,6 @@ def check_comparable(runs: list[Replay]) -> None:
             {
                 "dataset_fingerprint": run.record["dataset_fingerprint"],
                 "weights_fingerprint": run.record["weights_fingerprint"],
-                "the source's seed": run.config.seed if backbone.weights == "none" else None,
                 **{f"backbone.{key}": value for key, value in vars(backbone).items() if key != "weights"},
                 **{f"schedule.{key}": getattr(schedule, key) for key in ("aspect", "test_crops")},
             }
@@ -167,6 +193,7 @@ def labels_of(runs: list[Replay]) -> list[str]:
 def pictures(runs: list[Replay], labels: list[str], args: argparse.Namespace, warn: Warn) -> None:
     """A figure and its caption for each kind of image, written to args.output."""
     found = [predictions_of(run) for run in runs]
+    sources, salient = sources_shown(runs), any(transfers(run.record) for run in runs)
     if args.images is not None:
         kinds = {"chosen": places_of(args.images, found[0])}
     else:
@@ -178,9 +205,9 @@ def pictures(runs: list[Replay], labels: list[str], args: argparse.Namespace, wa
         shown = places if args.images is not None else places[: args.count]
         index, labels_shown = found[0].index[shown], found[0].labels[shown]
         images = torch.cat(list(runs[0].images(index)))
-        networks = [source_seen(runs[0], images)]
+        networks = [source_seen(source, images, runs[0].config.backbone, salient) for source in sources]
         for run, label, made in zip(runs, labels, found, strict=True):
-            networks.append(target_seen(run, label, made, shown, images, warn))
+            networks.append(target_seen(run, label, made, shown, images, salient, warn))
         names = [tidy(runs[0].dataset.classes[label]) for label in labels_shown]
         left = [f"{name}\n(image {i})" for name, i in zip(names, index, strict=True)]
         figure = draw(pixels_of(runs[0], images), left, networks)
@@ -188,7 +215,7 @@ def pictures(runs: list[Replay], labels: list[str], args: argparse.Namespace, wa
             picked = "Test images, chosen by hand."
         else:
             picked = how_picked(stem, kinds, labels, len(found[0].labels), len(shown))
-        write(figure, args.output / stem, f"{picked} {how_made(runs[0])}")
+        write(figure, args.output / stem, f"{picked} {how_made(runs[0], sources, salient)}")
 
 
 def predictions_of(run: Replay) -> Predictions:
@@ -235,9 +262,13 @@ def places_of(wanted: list[int], made: Predictions) -> np.ndarray:
 # ---- what networks make of them --------------------------------------------------------------------------
 
 
-def target_seen(run: Replay, label: str, made: Predictions, shown: np.ndarray, images: Tensor, warn: Warn) -> Seen:
-    """With the predictions that the run recorded, and Grad-CAM for the true class."""
-    activation, cam, logits = maps_of(run.target, images, made.labels[shown])
+def target_seen(
+    run: Replay, label: str, made: Predictions, shown: np.ndarray, images: Tensor, salient: bool, warn: Warn
+) -> Seen:
+    """With the predictions that the run recorded; Grad-CAM and saliency are for the true class."""
+    true = made.labels[shown]
+    activation, cam, logits = maps_of(run.target, images, true)
+    slopes = saliency(run.target, images, true, run.config.backbone.std) if salient else None
     recorded, probabilities = made.logits[shown].argmax(axis=1), softmax(made.logits[shown].astype(np.float64), axis=1)
     other = made.index[shown][logits.argmax(axis=1) != recorded]
     if len(other) and run.config.schedule.test_crops == 1:
@@ -247,21 +278,58 @@ def target_seen(run: Replay, label: str, made: Predictions, shown: np.ndarray, i
         )
     names = [tidy(run.dataset.classes[k]) for k in recorded]
     texts = [worded(name, row[k]) for name, k, row in zip(names, recorded, probabilities, strict=True)]
-    return Seen(label, "true class", activation, cam, texts, list(made.correct[shown]))
+    return Seen(label, "true class", activation, cam, slopes, texts, list(made.correct[shown]))
 
 
-def source_seen(run: Replay, images: Tensor) -> Seen:
-    """It has no head for the target's classes: Grad-CAM is for the class of its own that it takes each image for."""
-    activation, cam, logits = maps_of(run.source, images, None)
-    names = imagenet_names(run) or [f"source class {k}" for k in range(logits.shape[1])]
+def sources_shown(runs: list[Replay]) -> list[Source]:
+    """What the runs start from, unless it is random, and what their `source` names; each network once."""
+    first = runs[0].config.backbone
+    found: dict[str, Source] = {}  # by fingerprint
+    if first.weights != "none":
+        known = imagenet_names(first.name, runs[0].source)
+        found[runs[0].record["weights_fingerprint"]] = Source(
+            "source network", runs[0].source, first, known, of_imagenet=known is not None
+        )
+    for run in runs:
+        for loaded, named in zip(run.sources, sources_of(run.config.source), strict=True):
+            known = imagenet_names(loaded.backbone.name, loaded.network)
+            classes = [tidy(name) for name in named.card.content["classes"]] if named.card else known
+            label = f"source {loaded.name}"
+            if any(label == other.label for other in found.values()) and loaded.fingerprint not in found:
+                label += f" {loaded.fingerprint[:8]}"
+            of_imagenet = named.card is None and known is not None
+            source = Source(label, loaded.network, loaded.backbone, classes, of_imagenet)
+            found.setdefault(loaded.fingerprint, source)
+    return list(found.values())
+
+
+def source_seen(source: Source, images: Tensor, normalised: BackboneConfig, salient: bool) -> Seen:
+    """It has no head for the target's classes: its maps are for the class of its own that it takes each image for.
+
+    `images` are those of a network `normalised` in another way, perhaps.
+    """
+    images = renormalised(images, normalised, source.backbone)
+    activation, cam, logits = maps_of(source.network, images, None)
+    names = source.classes or [f"source class {k}" for k in range(logits.shape[1])]
     predicted, probabilities = logits.argmax(axis=1), softmax(logits.astype(np.float64), axis=1)
     texts = [worded(names[k], row[k]) for k, row in zip(predicted, probabilities, strict=True)]
-    return Seen("source network", "its own class", activation, cam, texts, [None] * len(texts))
+    slopes = saliency(source.network, images, predicted, source.backbone.std) if salient else None
+    return Seen(source.label, "its own class", activation, cam, slopes, texts, [None] * len(texts))
 
 
-def imagenet_names(run: Replay) -> list[str] | None:
-    """In torchvision's order, if the source is a network of torchvision's with a head for 1000 classes."""
-    name, head = run.config.backbone.name, run.source.traced.get_submodule(run.source.head)
+def renormalised(images: Tensor, of: BackboneConfig, to: BackboneConfig) -> Tensor:
+    """Images (N, 3, H, W) with the mean and standard deviation of another network."""
+    if (of.mean, of.std) == (to.mean, to.std):
+        return images
+    mean, std, own_mean, own_std = (
+        torch.tensor(values, device=images.device).view(3, 1, 1) for values in (of.mean, of.std, to.mean, to.std)
+    )
+    return (images * std + mean - own_mean) / own_std
+
+
+def imagenet_names(name: str, network: Network) -> list[str] | None:
+    """In torchvision's order, if this is a network of torchvision's with a head for 1000 classes."""
+    head = network.traced.get_submodule(network.head)
     if head.out_features == 1000 and name in torchvision.models.list_models(module=torchvision.models):
         return torchvision.models.get_model_weights(name).DEFAULT.meta["categories"]
     return None
@@ -297,7 +365,7 @@ def attention_pictures(run: Replay, label: str, args: argparse.Namespace) -> Non
 
 
 def draw(pixels: np.ndarray, left: list[str], networks: list[Seen]) -> "Figure":
-    """A row for each image: the image, then activation map and Grad-CAM of each network.
+    """A row for each image: the image, then the maps of each network.
 
     `pixels` (N, H, W, 3) in 0..1, `left` what stands below each of them.
     """
@@ -305,8 +373,9 @@ def draw(pixels: np.ndarray, left: list[str], networks: list[Seen]) -> "Figure":
     from matplotlib.figure import Figure
 
     side, inner, outer, text, head = 1.3, 0.06, 0.3, 0.5, 0.5  # inches
-    rows, pair = len(pixels), 2 * side + inner
-    width = outer + side + len(networks) * (outer + pair) + outer
+    rows, shown = len(pixels), len(networks[0].maps)
+    wide = shown * side + (shown - 1) * inner
+    width = outer + side + len(networks) * (outer + wide) + outer
     height = head + rows * (side + text) + 0.3
     figure = Figure(figsize=(width, height))
     colours = matplotlib.colormaps["inferno"]
@@ -327,10 +396,10 @@ def draw(pixels: np.ndarray, left: list[str], networks: list[Seen]) -> "Figure":
         show([pixels[row]], outer, row, left[row], "test image\nand its class")
         grey = pixels[row] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
         for number, seen in enumerate(networks):
-            heat = [0.4 * grey[..., None] + 0.6 * colours(m[row])[..., :3] for m in (seen.activation, seen.cam)]
-            x = 2 * outer + side + number * (outer + pair)
+            heat = [0.4 * grey[..., None] + 0.6 * colours(m[row])[..., :3] for m in seen.maps.values()]
+            x = 2 * outer + side + number * (outer + wide)
             verdict = {True: "✓ right:\n", False: "✗ wrong:\n", None: "of its own classes:\n"}[seen.verdicts[row]]
-            show(heat, x, row, verdict + seen.texts[row], f"{seen.label}\nactivation  |  Grad-CAM, {seen.classes}")
+            show(heat, x, row, verdict + seen.texts[row], f"{seen.label}\n{'  |  '.join(seen.maps)}, {seen.classes}")
     scale = "Maps lie over the image in grey. Dark: the lowest value of each map, bright: its highest."
     figure.text(0.5, 0.1 / height, scale, ha="center", va="bottom", fontsize=7.5, color="#555555")
     return figure
@@ -358,17 +427,35 @@ def how_picked(stem: str, kinds: dict[str, np.ndarray], labels: list[str], teste
     )
 
 
-def how_made(run: Replay) -> str:
+def how_made(run: Replay, sources: list[Source], salient: bool) -> str:
     crops = run.config.schedule.test_crops
-    imagenet = " (named as ImageNet's, in torchvision's order)" if imagenet_names(run) else ""
+    taps = dict.fromkeys([run.config.backbone.taps[-1], *(source.backbone.taps[-1] for source in sources)])
+    named = " (named as ImageNet's, in torchvision's order)" if any(source.of_imagenet for source in sources) else ""
+    many, maps = len(sources) > 1, "Grad-CAM and saliency are" if salient else "Grad-CAM is"
     return (
         "On the left the image as the networks see it, with its true class. For each network, over the image in grey: "
-        f"the mean over channels of |F| at the last tap ({run.config.backbone.taps[-1]}), and Grad-CAM at the last "
-        "feature map before the pooling, both enlarged from the coarse resolution of those maps. Dark is the lowest "
-        "value of each map, bright its highest, so that brightness cannot be compared between maps. Below, the "
-        "predicted class and its softmax probability. Grad-CAM is for the true class, also where another one was "
-        "predicted; the source network has no head for these classes, and there it is for the class of its own that "
-        f"it predicts{imagenet}."
+        f"the mean over channels of |F| at its last tap ({', '.join(taps)}), and Grad-CAM at the last feature map "
+        "before the pooling, both enlarged from the coarse resolution of those maps. "
+        + (
+            "Saliency is the gradient of the class's logit with respect to the image, the largest absolute value over "
+            f"the colours of each pixel, blurred by a Gaussian of {run.config.backbone.image_size / 64:.2g} pixels. "
+            if salient
+            else ""
+        )
+        + "Dark is the lowest value of each map, bright its highest, so that brightness cannot be compared between "
+        "maps. Below, the predicted class and its softmax probability. "
+        f"{maps} for the true class, also where another one was predicted"
+        + (
+            f"; the source network{'s have' if many else ' has'} no head for these classes, and there for the class of "
+            f"{'their' if many else 'its'} own that {'they predict' if many else 'it predicts'}{named}."
+            if sources
+            else "."
+        )
+        + (
+            " The targets began at random weights: what they began as is not shown."
+            if run.config.backbone.weights == "none"
+            else ""
+        )
         + (f" Predictions are over {crops} crops, maps of the centre crop." if crops > 1 else "")
     )
 

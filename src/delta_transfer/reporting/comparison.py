@@ -4,6 +4,9 @@ A cell is the mean over replicates: runs that differ in nothing but the seed and
 was held out. Whatever else differs splits rows: a setting outside `reg` splits all methods of a dataset and backbone,
 a setting inside `reg` only the method which was run with several values of it. Methods may differ from each other in
 `reg`, of course.
+
+Runs that `transfer` to a target of random weights, or from other networks than the one that it starts from, answer
+another question than fine-tuning: what names their rows is never what names those of fine-tuning.
 """
 
 import json
@@ -12,7 +15,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from delta_transfer.records import CAME_LATER, NOT_IDENTITY, unreadable
 
@@ -28,8 +31,8 @@ METHODS = {
     "scratch": "Scratch",
     "lwf": "LwF",
     "at": "AT",
-    "fm": "FM",
     "lwf_at": "LwF+AT",
+    "fm": "FM",
     "lwf_fm": "LwF+FM",
     "l2t_w": "L2T-w",
     "l2t_ww": "L2T-ww",
@@ -106,6 +109,7 @@ class Comparison:
     notes: list[str]  # what a reader needs to know under the table, one line each
     warnings: list[str]  # what the person who made the table needs to know
     chosen: list[str] = field(default_factory=list)  # what did best on validation data, one line each (selection.py)
+    transfers: bool = False  # every run of it does, in the sense of `transfers`
 
 
 def problem(record: object, metric: str = "test_top1") -> str | None:
@@ -137,7 +141,7 @@ def compare(records: Iterable[dict], metric: str = "test_top1") -> Comparison:
     rows: dict[tuple, Row] = {}
     warnings: list[str] = []
 
-    for (dataset, backbone), runs in grouped(records, dataset_and_backbone):
+    for (dataset, backbone), runs in grouped(beside_sources(records, metric), dataset_and_backbone):
         for shared, runs_alike in grouped_by_varying(runs, lambda run: settings(run, metric)):
             for method, method_runs in grouped(runs_alike, method_of):
                 for reg, same in grouped_by_varying(method_runs, reg_settings):
@@ -148,7 +152,39 @@ def compare(records: Iterable[dict], metric: str = "test_top1") -> Comparison:
     ordered = sorted(rows.values(), key=row_order)
     methods = sorted({method for row in ordered for method in row.cells}, key=method_order)
     cells = [cell for row in ordered for cell in row.cells.values()]
-    return Comparison(metric, title_of(records, metric, cells), methods, ordered, describe(records, methods), warnings)
+    title, notes = title_of(records, metric, cells), describe(records, methods)
+    return Comparison(metric, title, methods, ordered, notes, warnings, transfers=all(map(transfers, records)))
+
+
+def together(comparisons: list[Comparison], metric: str) -> Comparison:
+    """Those of `metric` as one, for what is drawn row by row."""
+    alike = [comparison for comparison in comparisons if comparison.metric == metric]
+    if len(alike) == 1:
+        return alike[0]
+    methods = sorted({method for one in alike for method in one.methods}, key=method_order)
+    return replace(alike[0], methods=methods, rows=[row for one in alike for row in one.rows], transfers=False)
+
+
+def beside_sources(records: list[dict], metric: str) -> list[dict]:
+    """The records, those from random weights alone (Scratch) once for each source that others of their settings had.
+
+    What such a run comes to is the same whatever the others learn from, so that it belongs into each of their rows.
+    """
+
+    def view(record: dict) -> tuple:
+        rest = {k: v for k, v in settings(record, metric).items() if not within(k, ["source"])}
+        return section(record, "dataset")["name"], section(record, "backbone")["name"], tuple(sorted(rest.items()))
+
+    known: dict[tuple, dict[str, list]] = defaultdict(dict)  # by view, the distinct ones
+    for record in records:
+        if recorded_sources(record):
+            known[view(record)].setdefault(show(tuple(sources(record).items())), record["sources"])
+    placed = []
+    for record in records:
+        alone = begins_at_random(record) and not recorded_sources(record)
+        found = known.get(view(record), {}) if known and alone else {}
+        placed += [record | {"sources": others} for others in found.values()] or [record]
+    return placed
 
 
 def cell_of(runs: list[dict], metric: str, warnings: list[str]) -> Cell:
@@ -169,7 +205,16 @@ def cell_of(runs: list[dict], metric: str, warnings: list[str]) -> Cell:
 def title_of(records: list[dict], metric: str, cells: list[Cell]) -> str:
     rules = distinct(record.get("selection") for record in records)
     selection = f", {' / '.join(rules)}" if rules else ""
-    return f"{METRICS[metric]} (%){selection}; mean ± sample std over {averaged_over(cells)} (n)"
+    return f"{METRICS[metric]} (%){question_of(records)}{selection}; mean ± sample std over {averaged_over(cells)} (n)"
+
+
+def question_of(records: list[dict]) -> str:
+    """What the title of a table says of targets that are no fine-tuned networks."""
+    if not records or not all(map(transfers, records)):
+        return ""
+    if all(map(begins_at_random, records)):
+        return " of targets trained from random weights"
+    return " of targets from random weights or beside other source networks"
 
 
 def averaged_over(cells: list[Cell]) -> str:
@@ -278,7 +323,22 @@ def method_of(record: dict) -> str:
 
 
 def dataset_and_backbone(record: dict) -> tuple[str, str]:
-    return section(record, "dataset")["name"], section(record, "backbone")["name"]
+    """The names of a row: cub, resnet18 | resnet34 -> resnet18 | resnet18 (random weights)."""
+    backbone, names = section(record, "backbone")["name"], [str(s.get("name")) for s in recorded_sources(record)]
+    if names:
+        backbone = f"{' + '.join(names)} -> {backbone}"
+    elif begins_at_random(record):
+        backbone = f"{backbone} (random weights)"
+    return section(record, "dataset")["name"], backbone
+
+
+def begins_at_random(record: dict) -> bool:
+    return section(record, "backbone").get("weights") == "none"
+
+
+def transfers(record: dict) -> bool:
+    """Whether the run is no fine-tuning: its target begins at random, or learns from networks that it is no copy of."""
+    return begins_at_random(record) or bool(recorded_sources(record))
 
 
 def settings(record: dict, metric: str) -> dict[str, object]:
@@ -298,10 +358,14 @@ def settings(record: dict, metric: str) -> dict[str, object]:
     return kept | sources(record) | flatten(named)
 
 
-def sources(record: dict) -> dict[str, object]:
+def recorded_sources(record: dict) -> list[dict]:
     """The networks that a run learned from, where they are not the one that the target started from."""
     known = record.get("sources")
-    known = [source for source in known if isinstance(source, dict)] if isinstance(known, list) else []
+    return [source for source in known if isinstance(source, dict)] if isinstance(known, list) else []
+
+
+def sources(record: dict) -> dict[str, object]:
+    known = recorded_sources(record)
     names = " + ".join(f"{s.get('name')} {str(s.get('weights_fingerprint'))[:8]}" for s in known)
     return {"source": names or None, "source.taps": json.dumps([s.get("taps") for s in known]) if known else None}
 

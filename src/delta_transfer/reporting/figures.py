@@ -43,6 +43,7 @@ from .comparison import (
     settings,
     show,
 )
+from .matching_figures import matching_figures
 from .statistics import CONFIDENCE, place_of
 from .style import style_of
 
@@ -106,6 +107,7 @@ def write_figures(comparison: Comparison, folder: Path, warn: Warn) -> list[Path
     made += intervals(comparison)
     if comparison.metric == "test_pair_accuracy":
         made += roc_curves(comparison, warn)
+    made += matching_figures(comparison, warn)
 
     count, number, paths = Counter(stem for stem, _ in made), Counter(), []
     try:

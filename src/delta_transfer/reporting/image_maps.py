@@ -1,8 +1,11 @@
-"""What a network looks at in single images: its activation map, and Grad-CAM by the package grad-cam."""
+"""What a network looks at in single images: activation map, saliency map, and Grad-CAM by the package grad-cam."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
@@ -28,6 +31,23 @@ def maps_of(network: Network, images: Tensor, classes: np.ndarray | None) -> tup
         of = logits[-1].argmax(axis=1) if classes is None else classes[start : start + AT_ONCE]
         cams.append(grad_cam(network, part, of))
     return in_own_range(np.concatenate(activations)), in_own_range(np.concatenate(cams)), np.concatenate(logits)
+
+
+def saliency(network: Network, images: Tensor, classes: np.ndarray, std: Sequence[float]) -> np.ndarray:
+    """(N, H, W) in 0..1: max over colours of |d logit of `classes` (N,) / d pixel| (Simonyan et al. 2014), blurred.
+
+    `images` are pixels divided by `std` (3 values), up to a constant. The blur is Gaussian, of 1/64 of the side.
+    """
+    scale = torch.tensor(std, device=images.device).view(3, 1, 1)
+    slopes = []
+    for start in range(0, len(images), AT_ONCE):
+        part = images[start : start + AT_ONCE].clone().requires_grad_(True)
+        logits = network(part)["logits"]
+        of = torch.as_tensor(classes[start : start + AT_ONCE], device=logits.device).long()
+        (gradient,) = torch.autograd.grad(logits.gather(1, of[:, None]).sum(), part)
+        slopes.append((gradient / scale).abs().amax(dim=1).cpu().numpy())
+    width = images.shape[-1] / 64
+    return in_own_range(gaussian_filter(np.concatenate(slopes), (0, width, width)))
 
 
 def in_own_range(maps: np.ndarray) -> np.ndarray:

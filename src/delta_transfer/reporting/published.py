@@ -11,7 +11,7 @@ from importlib.resources import files
 
 from .comparison import Cell, Comparison, Row, is_number, section
 
-IMAGE_SIZES = {"inception_v3": 299, "vgg9": 32}  # else 224
+IMAGE_SIZES = {"inception_v3": 299, "vgg9_bn": 32}  # else 224
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Protocol:
     settings: dict[str, object]  # facts of a record, as in `facts_of`
     remark: str = ""  # what no setting of ours expresses
     of_methods: dict[str, dict[str, object]] = field(default_factory=dict)  # settings known of some methods only
+    of_transfer: bool = False  # numbers of targets from random weights, which stand beside no fine-tuned ones
 
 
 DELTA = {"weights": "ImageNet", "iterations": 9000, "batch_size": 64, "lr": 0.01, "train_crop": "random"}
@@ -43,7 +44,9 @@ PROTOCOLS = {
     "l2t_ww": Protocol(
         "L2T-ww (ICML 2019)",
         {"weights": "none"},
-        "a target network from random weights, beside a trained source network",
+        "a target from random weights; its source is ResNet-34 trained on ImageNet for ResNet-18, ResNet-32 trained on "
+        "Tiny-ImageNet for VGG-9; the epoch that is best on validation images",
+        of_transfer=True,
     ),
     "tll": Protocol("Transfer-Learning-Library, parts of the training images", TLL, BEST_ON_TEST),
     "tll_ten": Protocol("Transfer-Learning-Library, ten data sets", TLL, BEST_ON_TEST),
@@ -116,9 +119,14 @@ def against(comparison: Comparison, protocol: str) -> list[Match]:
         for method in comparison.methods:
             if cell := row.cells.get(method):
                 facts = facts_of(cell.runs[0])
-                number = find(protocol, row.dataset, row.backbone, method, facts["n_train"])
+                number = find(protocol, row.dataset, target_of(row), method, facts["n_train"])
                 made.append(Match(row, method, cell, number, differing(facts, number) if number else []))
     return made
+
+
+def target_of(row: Row) -> str:
+    """The network that was trained; a row may name its sources too."""
+    return section(next(iter(row.cells.values())).runs[0], "backbone")["name"]
 
 
 def find(protocol: str, dataset: str, backbone: str, method: str, n_train: object) -> Published | None:
@@ -174,7 +182,7 @@ def same(key: str, ours: object, theirs: object) -> bool:
 def what_is_known(comparison: Comparison, protocol: str) -> list[str]:
     """A line for each data set and backbone of ours without any number in `protocol`: what it does have."""
     lines = []
-    for dataset, backbone in dict.fromkeys((row.dataset, row.backbone) for row in comparison.rows):
+    for dataset, backbone in dict.fromkeys((row.dataset, target_of(row)) for row in comparison.rows):
         mine = [one for one in published() if one.protocol == protocol and one.dataset == dataset]
         if not any(one.backbone == backbone for one in mine):
             others = ", ".join(dict.fromkeys(one.backbone for one in mine))

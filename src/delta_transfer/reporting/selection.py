@@ -14,6 +14,7 @@ from delta_transfer.reporting.comparison import (
     Replicate,
     Settings,
     common,
+    config_of,
     display,
     folds,
     grouped,
@@ -139,6 +140,8 @@ def without_result(candidates: list[Candidate], failed: list[dict]) -> list[Sett
 
 
 def group_of(record: dict) -> tuple:
+    if not config_of(record).get("source"):  # whatever it was placed beside
+        record = record | {"sources": None}
     names = [section(record, group).get("name") for group in ("dataset", "backbone", "reg")]
     return names, settings(record, "val_top1")
 
