@@ -44,7 +44,7 @@ L2T_PHASES = {
     "forward": "4 tried forward passes",
     "backward": "4 backward passes",
     "double": "3 backward through a backward pass",
-    "rest": "the rest: SGD, adjoints, Adam",
+    "rest": "the rest: matchers, SGD, adjoints, Adam",
 }
 
 
