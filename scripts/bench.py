@@ -24,7 +24,7 @@ from delta_transfer.records import write_atomically
 
 SCRIPTS = Path(__file__).parent
 RESULTS = SCRIPTS.parent / "results" / "published" / "benchmarks"
-PARTS = ("step", "profile", "memory", "input", "attention", "evaluation", "startup", "compile")
+PARTS = ("step", "profile", "memory", "input", "attention", "evaluation", "startup", "compile", "l2t")
 DEVICES = ("cpu", "cuda")
 TITLES = {"cpu": "CPU", "cuda": "GPU"}
 
@@ -35,6 +35,16 @@ PHASES = {
     "losses": "losses",
     "backward": "backward",
     "optimizer": "optimizer",
+}
+
+L2T_TARGETS = ("vgg9_bn", "small_vgg")
+L2T_PHASES = {
+    "source": "forward of the source",
+    "kept": "the step that is kept",
+    "forward": "4 tried forward passes",
+    "backward": "4 backward passes",
+    "double": "3 backward through a backward pass",
+    "rest": "the rest: matchers, SGD, adjoints, Adam",
 }
 
 
@@ -75,6 +85,13 @@ TARGETS = [
     Target("evaluation_ten_crops", "evaluation of ten crops / ten times one crop", 1.05, 1.05),
     Target("startup_help", "seconds of delta-run --help", 2.5, 2.5),
     Target("startup_report", "seconds of delta-report on 1,000 runs", 2.5, 2.5),
+    *(Target(f"l2t_{name}", f"step: L2T-ww / plain, {name}", 8, 8) for name in L2T_TARGETS),
+    *(Target(f"l2t_arithmetic_{name}", f"arithmetic: L2T-ww / plain, {name}", 11, 11) for name in L2T_TARGETS),
+    *(
+        Target(f"l2t_{name}_{key}", f"L2T-ww step, {name}: {what}, %")
+        for name in L2T_TARGETS
+        for key, what in L2T_PHASES.items()
+    ),
     Target("compile_l2", "L2 step: eager / compile=true"),
     Target("compile_delta", "DELTA step: eager / compile=true"),
 ]

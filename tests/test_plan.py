@@ -21,12 +21,12 @@ COST = Cost(step_seconds=2.0, view_seconds=0.01, fit_seconds=(0.5, 30.0), memory
 
 
 @pytest.fixture
-def measured(monkeypatch) -> list[tuple[str, str]]:
-    """What was measured: (backbone, method)."""
+def measured(monkeypatch) -> list[tuple[str, str, str]]:
+    """What was measured: (backbone, method, sources)."""
     calls = []
 
     def pretend(config, regularizer, num_classes, device) -> Cost:
-        calls.append((config.backbone.name, config.reg.name))
+        calls.append((config.backbone.name, config.reg.name, repr(config.source)))
         return COST
 
     monkeypatch.setattr(plan, "measure", pretend)
@@ -48,6 +48,7 @@ METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta")
 DEMO = (*METHODS, "afa")
 PAPER = ("mit67", "dogs", "caltech256_30", "caltech256_60", "cub", "food101")
 ALL = ",".join(METHODS)
+L2T = "scratch,lwf,at,lwf_at,fm,lwf_fm,l2t_w,l2t_ww"
 
 # Data sets, backbone, runs of each with one method and one seed, and what the sweep says of methods and seeds.
 EXPECTED = {
@@ -58,6 +59,11 @@ EXPECTED = {
     "paper_main": (PAPER, ["resnet101", "inception_v3"], 1, ALL, "range(5)"),
     "paper_augmented": (PAPER, ["resnet101", "inception_v3"], 1, ALL, "range(5)"),
     "verification": (["glyph_pairs"], ["small_resnet"], 1, ",".join(DEMO), "range(3)"),
+    "l2tww_main": (["cifar100", "stl10"], ["vgg9_bn"], 1, L2T, "range(3)"),
+    "l2tww_main_224": (["cub", "mit67", "stanford40", "dogs"], ["resnet18"], 1, L2T, "range(3)"),
+    "l2tww_quick": (["glyphs"], ["small_vgg"], 1, L2T, "range(3)"),
+    "limited_data": (["cifar10"], ["vgg9_bn"], 5, L2T, "range(3)"),
+    "multi_source": (["stl10"], ["vgg9_bn"], 3, "l2t_ww", "range(3)"),
     "sample_rates": (["cub", "cars", "aircraft"], ["resnet50"], 4, ALL, "range(5)"),
 }
 
@@ -75,14 +81,31 @@ def test_dry_run_of_every_experiment(experiment, tmp_path, monkeypatch, capsys, 
     assert (params.get("reg"), params.get("seed")) == (methods, seeds)
     monkeypatch.chdir(tmp_path)
     # One method and one seed: composing hundreds of jobs takes a minute.
-    output = dry_run(monkeypatch, capsys, f"+experiment={experiment}", "reg=delta", "seed=0")
-    assert rows(output) == {f"{d}, {b}, delta": (count, 0, count) for d in datasets for b in backbones}
+    method = "fm" if "l2t_ww" in (methods or "") else "delta"
+    output = dry_run(monkeypatch, capsys, f"+experiment={experiment}", f"reg={method}", "seed=0")
+    assert rows(output) == {f"{d}, {b}, {method}": (count, 0, count) for d in datasets for b in backbones}
     total = len(datasets) * len(backbones) * count
     assert f"{total} run{'s' * (total > 1)}: 0 finished, {total} to do" in output
     for name in set(datasets) - {"glyphs", "glyph_pairs"}:
         assert f"Not ready: data set {name}: " in output
     assert sorted(set(measured)) == sorted(measured)  # each once
     assert not list(tmp_path.iterdir())
+
+
+def test_learning_what_and_where_has_its_learning_rate_for_stanford40_only():
+    def meta_lr(dataset: str, reg: str) -> float:
+        return composed("+experiment=l2tww_main_224", f"dataset={dataset}", f"reg={reg}").reg.meta_lr
+
+    assert [meta_lr(d, reg) for reg in ("l2t_w", "l2t_ww") for d in ("stanford40", "dogs")] == 2 * [1e-3, 1e-4]
+
+
+def test_several_sources_are_one_each_and_both(tmp_path, monkeypatch, capsys, measured):
+    seen = []
+    monkeypatch.setattr(plan.Plan, "_sources", lambda self, config: seen.append(config.source))
+    monkeypatch.chdir(tmp_path)
+    dry_run(monkeypatch, capsys, "+experiment=multi_source", "seed=0", "data_dir=/d")
+    one, other = (f"resnet32:/d/sources/{name}_resnet32.safetensors" for name in ("tiny_imagenet", "cifar10"))
+    assert seen == [[one], [other], [one, other]]
 
 
 def test_demo_is_six_methods_and_three_seeds(tmp_path, monkeypatch, capsys, measured):

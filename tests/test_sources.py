@@ -141,8 +141,8 @@ def test_embedded_weights_are_found_for_a_source(tmp_path, monkeypatch):
     """source=small_resnet has weights=glyphs, which delta-run trains first."""
     asked = []
 
-    def pretend(config) -> str:
-        asked.append(config.backbone.name)
+    def pretend(config, network: str) -> str:
+        asked.append(network)
         return str(tmp_path / "none.safetensors")
 
     monkeypatch.setattr("delta_transfer.embedded.glyphs_weights", pretend)
@@ -155,6 +155,15 @@ def test_embedded_weights_are_found_for_a_source(tmp_path, monkeypatch):
 
 
 START_AT_SOURCE = sorted(name for name, method in REGULARIZERS.items() if method is not Sum and not method.any_source)
+
+
+def test_scratch_stands_beside_methods_with_a_source(tmp_path, monkeypatch):
+    monkeypatch.setattr("delta_transfer.embedded.glyphs_weights", lambda *_: str(tmp_path / "none.safetensors"))
+    config = ["backbone=small_vgg", "reg=scratch", "source=small_resnet", f"results_dir={tmp_path}", "device=cpu"]
+    said = []
+    monkeypatch.setattr("delta_transfer.train.complain", said.append)
+    assert delta_run(monkeypatch, "dataset=glyphs", *config) == 1
+    assert "there is no file" in said[0]  # and nothing is wrong with the configuration
 
 
 @pytest.mark.parametrize("reg", [*START_AT_SOURCE, "lwf_at +reg@reg.terms.l2_sp=l2_sp reg.name=lwf_at_l2_sp"])

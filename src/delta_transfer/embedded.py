@@ -19,31 +19,31 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 
 
-def glyphs_weights(config: RunConfig) -> str:
+def glyphs_weights(config: RunConfig, network: str) -> str:
     """Path of the weights of the embedded source network, trained now if that was not done before.
 
     Raises UserError if it cannot be; tried once per command.
     """
-    path, why_not = _glyphs_weights(*_asked_for(config))
+    path, why_not = _glyphs_weights(*_asked_for(config, network))
     require(why_not is None, f"Source network of the embedded default: {why_not}")
     return path
 
 
-def trained_glyphs_weights(config: RunConfig) -> str | None:
+def trained_glyphs_weights(config: RunConfig, network: str) -> str | None:
     """The same path if the network has been trained; nothing is trained."""
     from .data import load_dataset
     from .environment import pick_device, pick_precision
     from .run import name_of
 
-    recipe = _recipe(*_asked_for(config))
+    recipe = _recipe(*_asked_for(config, network))
     recipe.precision = pick_precision(recipe.precision, pick_device(recipe.device))
     name = name_of(recipe, load_dataset(recipe.dataset).fingerprint, weights="none")
     path = Path(recipe.results_dir) / "runs" / name
     return str(path / WEIGHTS) if (path / "summary.json").exists() else None
 
 
-def _asked_for(config: RunConfig) -> tuple:
-    return config.backbone.name, config.results_dir, config.cache_dir, config.device, config.retry_failed
+def _asked_for(config: RunConfig, network: str) -> tuple:
+    return network, config.results_dir, config.cache_dir, config.device, config.retry_failed
 
 
 @cache  # once per sweep

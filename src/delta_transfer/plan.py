@@ -76,7 +76,7 @@ class Plan:
         dataset = self._dataset(config.dataset, Path(config.cache_dir))
         parts = split_parts(dataset, config.dataset, config.split) if dataset else None
         if config.backbone.weights == "glyphs":
-            config.backbone.weights = trained_glyphs_weights(config) or "glyphs"
+            config.backbone.weights = trained_glyphs_weights(config, config.backbone.name) or "glyphs"
         weights = self._weights(config)
         sources = self._sources(config)
         state = self._state(config, dataset, weights, sources) if config.source is None or sources else "missing"
@@ -149,7 +149,7 @@ class Plan:
         found = sources_of(config.source)
         for source in found:
             if source.backbone.weights == "glyphs":
-                trained = trained_glyphs_weights(replace(config, backbone=source.backbone))
+                trained = trained_glyphs_weights(config, source.backbone.name)
                 config.source = with_weights(config.source, "glyphs", trained) if trained else config.source
         found = sources_of(config.source)
         return self._once(("sources", repr(config.source)), read)

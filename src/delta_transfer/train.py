@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -151,7 +150,7 @@ def execute(config: RunConfig):
         folder.mkdir(parents=True, exist_ok=True)
         with nullcontext() if SHARED else held(folder / ".lock", "trains the source network"):
             for backbone in embedded:
-                file = glyphs_weights(replace(config, backbone=backbone))
+                file = glyphs_weights(config, backbone.name)
         config.source = with_weights(config.source, "glyphs", file)
         if config.backbone.weights == "glyphs":
             config.backbone.weights = file

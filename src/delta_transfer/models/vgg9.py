@@ -9,18 +9,18 @@ from .small_resnet import initialise
 class VGG9(nn.Module):
     """images (B, 3, 32, 32) -> logits (B, num_classes). Groups of 3x3 convolutions with a max-pool behind each.
 
-    64 | 128 | 256, 256 | 512, 512 | 512, 512 channels at 32, 16, 8, 4, 2 pixels, global average, one linear layer.
-    The output of a group is its last ReLU's.
+    64 | 128 | 256, 256 | 512, 512 | 512, 512 channels at 32, 16, 8, 4, 2 pixels, global average, one linear layer;
+    with another width than 64 as many times more or fewer. The output of a group is its last ReLU's.
     """
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, width: int = 64):
         super().__init__()
-        self.group0 = _group(3, 64)
-        self.group1 = _group(64, 128)
-        self.group2 = _group(128, 256, 256)
-        self.group3 = _group(256, 512, 512)
-        self.group4 = _group(512, 512, 512)
-        self.fc = nn.Linear(512, num_classes)
+        self.group0 = _group(3, width)
+        self.group1 = _group(width, 2 * width)
+        self.group2 = _group(2 * width, 4 * width, 4 * width)
+        self.group3 = _group(4 * width, 8 * width, 8 * width)
+        self.group4 = _group(8 * width, 8 * width, 8 * width)
+        self.fc = nn.Linear(8 * width, num_classes)
         initialise(self)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)

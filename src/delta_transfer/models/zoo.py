@@ -3,6 +3,7 @@
 import pickle
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 from urllib.error import URLError
 
@@ -22,7 +23,12 @@ from .vgg9 import VGG9
 StateDict = dict[str, Tensor]
 
 # Networks that are not torchvision's: name -> constructor taking num_classes.
-NETWORKS = {"small_resnet": SmallResNet, "resnet32": ResNet32, "vgg9_bn": VGG9}
+NETWORKS = {
+    "small_resnet": SmallResNet,
+    "resnet32": ResNet32,
+    "vgg9_bn": VGG9,
+    "small_vgg": partial(VGG9, width=16),
+}
 # What values of a network are. Others (quantised, complex, ...) mean something that is not in the file.
 NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 NUMBERS |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}

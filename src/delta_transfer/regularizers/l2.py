@@ -21,3 +21,5 @@ class L2FE(L2):
 
 class Scratch(L2):
     """No transfer: the same as L2 from random weights (backbone.weights=none)."""
+
+    any_source = True  # and uses none: it stands beside methods that learn from one
