@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from delta_transfer import report
 from delta_transfer.config import BackboneConfig
 from delta_transfer.models.zoo import build_source
-from delta_transfer.reporting import case_study, runs
+from delta_transfer.reporting import case_study, page, runs, sections
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.figures import write_figures
 from delta_transfer.reporting.image_maps import saliency
@@ -62,6 +62,17 @@ def test_scratch_stands_beside_every_source_that_others_of_its_settings_had():
     assert made.warnings == [] and made.transfers
 
 
+def test_a_run_in_several_rows_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "plotly_script", lambda: "")
+    records = [scratch(0), scratch(1), moved("l2t_ww", 0), moved("lwf", 0, sources=BOTH)]
+    save(tmp_path, records)
+    made = compare([runs.read(folder) for folder in sorted((tmp_path / "runs").iterdir())])
+    assert sum(cell.n for row in made.rows for cell in row.cells.values()) == 6
+    counts = {row[0].text: row[-1].text for row in sections.costs(made).rows}
+    assert counts == {"Scratch": "2", "LwF": "1", "L2T-ww": "1"}
+    assert "4 runs of 3 methods on 1 data set" in page.page([], made, [], lambda _: None)
+
+
 def test_sources_of_one_name_and_other_weights_are_other_rows():
     other = [TINY[0] | {"weights_fingerprint": "c" * 64}]
     made = compare([scratch(), moved("l2t_ww"), moved("l2t_ww", sources=other, run_id="other")])
@@ -105,6 +116,19 @@ def test_transfer_never_stands_in_a_table_of_fine_tuning(tmp_path, capsys):
     assert "Difference to Scratch" not in capsys.readouterr().out
     assert report.main([folder, "--baseline", "fm"]) == 1
     assert "only of l2, delta, scratch, l2t_ww" in capsys.readouterr().err
+
+
+def test_transfer_runs_that_are_all_verifications_need_no_metric(tmp_path, capsys):
+    """Classification runs that fine-tune do not stand in their way, and are not shown."""
+    pairs = {"test_top1": None, "test_pair_accuracy": 80.0, "test_auc": 0.9}
+    folder = save(tmp_path, [record("delta"), record("l2", run_id="tuned", **pairs), scratch(**pairs)])
+    assert report.main([folder, "--transfer", "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    assert "Test pair accuracy (%)" in text and "top-1" not in text
+    assert "Scratch" in text and "L2" not in text and "DELTA" not in text
+    fine_tuned = save(tmp_path / "tuned", [record("delta"), record("l2", run_id="tuned", **pairs)])
+    assert report.main([fine_tuned, "--transfer"]) == 1
+    assert "no finished runs that transfer between networks" in capsys.readouterr().err
 
 
 def test_settings_are_chosen_for_both_kinds_of_runs(tmp_path, capsys):

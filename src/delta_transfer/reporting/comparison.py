@@ -187,6 +187,11 @@ def beside_sources(records: list[dict], metric: str) -> list[dict]:
     return placed
 
 
+def distinct_runs(records: Iterable[dict]) -> list[dict]:
+    """Each run once, also one that stands in several rows: the copies there (`beside_sources`) share its config."""
+    return list({id(config_of(record)): record for record in records}.values())
+
+
 def cell_of(runs: list[dict], metric: str, warnings: list[str]) -> Cell:
     kept: dict[Replicate, dict] = {}
     for run in sorted(runs, key=lambda run: replicate(run, metric)):

@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 
 from ..errors import UserError
-from .comparison import Comparison, Row, display, one_line, run_id
+from .comparison import Comparison, Row, display, distinct_runs, one_line, run_id
 from .page_charts import Chart, Group, Key, attention_histograms, learning_curves
 from .tables import Entry, Table
 
@@ -131,7 +131,7 @@ def what_it_is(comparison: Comparison) -> str:
 
 
 def records_of(rows: Iterable[Row]) -> list[dict]:
-    return [run for row in rows for cell in row.cells.values() for run in cell.runs]
+    return distinct_runs(run for row in rows for cell in row.cells.values() for run in cell.runs)
 
 
 def finished(record: dict) -> datetime | None:
