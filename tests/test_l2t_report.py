@@ -18,6 +18,7 @@ from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.figures import write_figures
 from delta_transfer.reporting.image_maps import saliency
 from delta_transfer.reporting.matching_figures import matching_figures
+from delta_transfer.reporting.page_charts import matched_amounts
 from delta_transfer.reporting.published import against
 
 from .miniature import delta_run
@@ -207,6 +208,31 @@ def test_amounts_at_the_end_and_over_training_are_drawn_pair_by_pair(tmp_path):
     assert len({axes.get_ylim() for axes in panels.values()}) == 1
     caption = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
     assert "n = 2" in caption and "not how much a layer matters" in caption
+
+
+def test_the_page_has_maps_and_curves_of_the_amounts(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "plotly_script", lambda: "")
+    pairs = [f"attention_resnet32/{m}>{n}" for m in ("layer1", "layer2") for n in ("a/conv", "b&c")]
+    pairs = [*pairs[:3], "attention_resnet34/layer1>b&c"]  # not all pairs
+    runs = [
+        logged(tmp_path, moved("l2t_ww", 0, sources=BOTH), pairs, {10: [1, 1, 1, 1], 20: [0, 2, 3, 4]}),
+        logged(tmp_path, moved("l2t_ww", 1, sources=BOTH), pairs, {10: [1, 1, 1, 1], 20: [1, 2, 3, 6]}),
+        logged(tmp_path, scratch(), [], {10: []}),
+    ]
+    (group,) = matched_amounts(compare(runs))
+    assert group.title == "L2T-ww, cub, resnet32 + resnet34 -> vgg9_bn"
+    assert [(key.label, key.n) for key in group.keys] == [("a.conv", 2), ("b&c", 2)]
+    first, layer1, layer2, second, other = group.charts
+    (map_,) = first.traces
+    assert (map_["y"], map_["x"]) == (["layer1", "layer2"], ["a.conv", "b&amp;c"])
+    assert map_["z"] == [[0.5, 2], [3, None]] and second.traces[0]["z"] == [[5]]
+    assert map_["zmax"] == second.traces[0]["zmax"] == 5  # colours mean the same in both
+    assert [trace["legendgroup"] for trace in layer1.traces] == ["a.conv", "b&c"]
+    assert (layer1.traces[0]["y"], layer1.traces[0]["customdata"][0]) == ([1, 0.5], 0)
+    assert other.title == "Amounts of layer1 of resnet34" and other.traces[0]["y"] == [1, 5]
+    text = page.page([], compare(runs), [], pytest.fail)
+    assert '<a href="#matching">' in text
+    assert 'id="matching"' not in page.page([], compare(runs[2:]), [], pytest.fail)
 
 
 def test_pairs_that_are_none_are_empty(tmp_path):

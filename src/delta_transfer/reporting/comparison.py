@@ -329,7 +329,7 @@ def method_of(record: dict) -> str:
 
 def dataset_and_backbone(record: dict) -> tuple[str, str]:
     """The names of a row: cub, resnet18 | resnet34 -> resnet18 | resnet18 (random weights)."""
-    backbone, names = section(record, "backbone")["name"], [str(s.get("name")) for s in recorded_sources(record)]
+    backbone, names = section(record, "backbone")["name"], names_of_sources(record)
     if names:
         backbone = f"{' + '.join(names)} -> {backbone}"
     elif begins_at_random(record):
@@ -367,6 +367,10 @@ def recorded_sources(record: dict) -> list[dict]:
     """The networks that a run learned from, where they are not the one that the target started from."""
     known = record.get("sources")
     return [source for source in known if isinstance(source, dict)] if isinstance(known, list) else []
+
+
+def names_of_sources(record: dict) -> list[str]:
+    return [str(source.get("name")) for source in recorded_sources(record)]
 
 
 def sources(record: dict) -> dict[str, object]:
