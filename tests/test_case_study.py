@@ -31,13 +31,18 @@ def glyph_overrides(results: Path, weights: Path) -> list[str]:
     ]
 
 
+def write_source(folder: Path) -> Path:
+    """A network that a run can start from."""
+    config = BackboneConfig("small_resnet", "none", 32, 36, head="fc", taps=[])
+    save_file(build_source(config, seed=0).weights(), folder / "source.safetensors")
+    return folder / "source.safetensors"
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, Path]:
     """Folders of runs on the embedded data by method."""
     results = tmp_path_factory.mktemp("results")
-    weights = results / "source.safetensors"
-    config = BackboneConfig("small_resnet", "none", 32, 36, head="fc", taps=[])
-    save_file(build_source(config, seed=0).weights(), weights)
+    weights = write_source(results)
     with pytest.MonkeyPatch.context() as monkeypatch:
         for reg in ("l2", "l2_fe", "delta_noatt"):
             assert delta_run(monkeypatch, *glyph_overrides(results, weights), f"reg={reg}") == 0

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from delta_transfer import report
 from delta_transfer.config import BackboneConfig
 from delta_transfer.models.zoo import build_source
-from delta_transfer.reporting import case_study, runs
+from delta_transfer.reporting import case_study, page, runs, sections
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.figures import write_figures
 from delta_transfer.reporting.image_maps import saliency
 from delta_transfer.reporting.matching_figures import matching_figures
+from delta_transfer.reporting.page_charts import matched_amounts
 from delta_transfer.reporting.published import against
 
 from .miniature import delta_run
@@ -60,6 +61,17 @@ def test_scratch_stands_beside_every_source_that_others_of_its_settings_had():
         ("vgg9_bn (random weights)", {"scratch": 1}),
     ]
     assert made.warnings == [] and made.transfers
+
+
+def test_a_run_in_several_rows_is_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "plotly_script", lambda: "")
+    records = [scratch(0), scratch(1), moved("l2t_ww", 0), moved("lwf", 0, sources=BOTH)]
+    save(tmp_path, records)
+    made = compare([runs.read(folder) for folder in sorted((tmp_path / "runs").iterdir())])
+    assert sum(cell.n for row in made.rows for cell in row.cells.values()) == 6
+    counts = {row[0].text: row[-1].text for row in sections.costs(made).rows}
+    assert counts == {"Scratch": "2", "LwF": "1", "L2T-ww": "1"}
+    assert "4 runs of 3 methods on 1 data set" in page.page([], made, [], lambda _: None)
 
 
 def test_sources_of_one_name_and_other_weights_are_other_rows():
@@ -105,6 +117,19 @@ def test_transfer_never_stands_in_a_table_of_fine_tuning(tmp_path, capsys):
     assert "Difference to Scratch" not in capsys.readouterr().out
     assert report.main([folder, "--baseline", "fm"]) == 1
     assert "only of l2, delta, scratch, l2t_ww" in capsys.readouterr().err
+
+
+def test_transfer_runs_that_are_all_verifications_need_no_metric(tmp_path, capsys):
+    """Classification runs that fine-tune do not stand in their way, and are not shown."""
+    pairs = {"test_top1": None, "test_pair_accuracy": 80.0, "test_auc": 0.9}
+    folder = save(tmp_path, [record("delta"), record("l2", run_id="tuned", **pairs), scratch(**pairs)])
+    assert report.main([folder, "--transfer", "--format", "markdown"]) == 0
+    text = capsys.readouterr().out
+    assert "Test pair accuracy (%)" in text and "top-1" not in text
+    assert "Scratch" in text and "L2" not in text and "DELTA" not in text
+    fine_tuned = save(tmp_path / "tuned", [record("delta"), record("l2", run_id="tuned", **pairs)])
+    assert report.main([fine_tuned, "--transfer"]) == 1
+    assert "no finished runs that transfer between networks" in capsys.readouterr().err
 
 
 def test_settings_are_chosen_for_both_kinds_of_runs(tmp_path, capsys):
@@ -183,6 +208,31 @@ def test_amounts_at_the_end_and_over_training_are_drawn_pair_by_pair(tmp_path):
     assert len({axes.get_ylim() for axes in panels.values()}) == 1
     caption = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
     assert "n = 2" in caption and "not how much a layer matters" in caption
+
+
+def test_the_page_has_maps_and_curves_of_the_amounts(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "plotly_script", lambda: "")
+    pairs = [f"attention_resnet32/{m}>{n}" for m in ("layer1", "layer2") for n in ("a/conv", "b&c")]
+    pairs = [*pairs[:3], "attention_resnet34/layer1>b&c"]  # not all pairs
+    runs = [
+        logged(tmp_path, moved("l2t_ww", 0, sources=BOTH), pairs, {10: [1, 1, 1, 1], 20: [0, 2, 3, 4]}),
+        logged(tmp_path, moved("l2t_ww", 1, sources=BOTH), pairs, {10: [1, 1, 1, 1], 20: [1, 2, 3, 6]}),
+        logged(tmp_path, scratch(), [], {10: []}),
+    ]
+    (group,) = matched_amounts(compare(runs))
+    assert group.title == "L2T-ww, cub, resnet32 + resnet34 -> vgg9_bn"
+    assert [(key.label, key.n) for key in group.keys] == [("a.conv", 2), ("b&c", 2)]
+    first, layer1, layer2, second, other = group.charts
+    (map_,) = first.traces
+    assert (map_["y"], map_["x"]) == (["layer1", "layer2"], ["a.conv", "b&amp;c"])
+    assert map_["z"] == [[0.5, 2], [3, None]] and second.traces[0]["z"] == [[5]]
+    assert map_["zmax"] == second.traces[0]["zmax"] == 5  # colours mean the same in both
+    assert [trace["legendgroup"] for trace in layer1.traces] == ["a.conv", "b&c"]
+    assert (layer1.traces[0]["y"], layer1.traces[0]["customdata"][0]) == ([1, 0.5], 0)
+    assert other.title == "Amounts of layer1 of resnet34" and other.traces[0]["y"] == [1, 5]
+    text = page.page([], compare(runs), [], pytest.fail)
+    assert '<a href="#matching">' in text
+    assert 'id="matching"' not in page.page([], compare(runs[2:]), [], pytest.fail)
 
 
 def test_pairs_that_are_none_are_empty(tmp_path):

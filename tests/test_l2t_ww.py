@@ -157,6 +157,12 @@ def test_it_begins_with_equal_channels_and_an_amount_around_1():
     assert "attention_entropy" not in started(what=False).observed
 
 
+def test_a_source_map_of_one_channel_has_an_entropy():
+    method = started({"a": (1, 6, 6)}, pairs="single")
+    method.penalty(None, maps(TAPS, 0), maps({"a": (1, 6, 6)}, 1))
+    assert method.observed["attention_entropy"].item() == 1
+
+
 def test_the_kept_step_trains_matchers_but_not_the_meta_networks():
     method, outputs, sources = started(), maps(TAPS, 0), maps(SOURCE_TAPS, 1)
     outputs["conv1"].requires_grad_(True)

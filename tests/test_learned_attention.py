@@ -16,7 +16,7 @@ from delta_transfer.reporting.replay import replay
 from delta_transfer.tensor_files import sealed
 
 from .miniature import delta_run
-from .test_case_study import glyph_overrides
+from .test_case_study import glyph_overrides, write_source
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def finished(tmp_path_factory) -> Path:
     """A run of AFA's two stages."""
     results = tmp_path_factory.mktemp("results")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        overrides = [*glyph_overrides(results), "schedule.iterations=3", "reg.alpha=0.001", "reg.channel_alpha=0.001"]
-        assert delta_run(monkeypatch, *overrides, "reg=afa") == 0
+        overrides = [*glyph_overrides(results, write_source(results)), "schedule.iterations=3"]
+        assert delta_run(monkeypatch, *overrides, "reg=afa", "reg.alpha=0.001", "reg.channel_alpha=0.001") == 0
     (folder,) = (results / "runs").iterdir()
     return folder
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from delta_transfer import plan, pretrain
-from delta_transfer.cards import metadata_of, read_card
+from delta_transfer.cards import in_words, make_card, metadata_of, read_card
 from delta_transfer.config import BackboneConfig
 from delta_transfer.costs import measure
 from delta_transfer.errors import UserError
@@ -228,6 +228,9 @@ def test_the_card_says_what_delta_pretrain_did(made):
     for said in (content["command"], record["dataset_fingerprint"], card.weights_fingerprint, record["run_id"]):
         assert said in words
     assert f"{record['test_top1']:.2f} % of n = 6 test images" in words
+    assert "16-pixel images, from random weights\n" in words
+    fine_tuned = in_words(make_card(record | {"weights_fingerprint": "c" * 64}, ("a", "b"), "d" * 64))
+    assert "random" not in fine_tuned and f"from weights {'c' * 64}\n" in fine_tuned
 
 
 def test_only_delta_pretrain_writes_a_card(made, tmp_path, monkeypatch):

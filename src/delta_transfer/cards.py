@@ -38,6 +38,7 @@ def make_card(summary: dict[str, Any], classes: tuple[str, ...], weights_fingerp
         "format": FORMAT,
         "network": {key: value for key, value in config["backbone"].items() if key != "weights"},
         "weights_fingerprint": weights_fingerprint,
+        "began_with": summary["weights_fingerprint"],  # "none": random weights
         "classes": list(classes),
         "data": {
             "name": config["dataset"]["name"],
@@ -64,8 +65,9 @@ def in_words(card: dict[str, Any]) -> str:
         f"{value:.2f} % of n = {parts[key][1]:,} {parts[key][0]} images (top-1, last iteration, one run)"
         for key, value in measured.items()
     ]
+    began = "random weights" if card["began_with"] == "none" else f"weights {card['began_with']}"
     rows = {
-        "Network": f"{network['name']} for {network['image_size']}-pixel images, from random weights",
+        "Network": f"{network['name']} for {network['image_size']}-pixel images, from {began}",
         "Input": f"RGB in 0..1, minus {network['mean']}, divided by {network['std']}",
         "Taps": ", ".join(network["taps"]),
         "Classes": f"{len(card['classes']):,}: {few(card['classes'])}",

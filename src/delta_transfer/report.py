@@ -58,9 +58,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> int:
     usable, verified, failed = finished_and_failed(args)
-    if not usable and verified and not args.against and not args.per_image:
-        args.metric, usable, verified = PAIRS, verified, []
     groups = by_question(usable, args)
+    if not groups and not args.against and not args.per_image and (of_pairs := by_question(verified, args)):
+        args.metric, groups, verified = PAIRS, of_pairs, []
     if verified and (args.against or args.per_image or args.format in NUMBERS):
         say(f"left out: {len(verified)} verification runs, which have no top-1 accuracy (--metric {PAIRS})")
         verified = []

@@ -9,14 +9,13 @@ The modules minimise the same Omega, so that attention drifts to where source an
 entropy and what the penalty would be with uniform weights.
 """
 
-import math
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, Stage
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, Stage, module_name, relative_entropy
 from .distances import full_precision
 
 
@@ -71,14 +70,11 @@ class LearnedAttention(Regularizer):
     def start(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
-        # A module's name may not have dots in it.
-        self.modules_by_tap = nn.ModuleDict(
-            {tap.replace(".", "/"): self.attention(*map_shapes[tap]) for tap in target.taps}
-        )
+        self.modules_by_tap = nn.ModuleDict({module_name(tap): self.attention(*map_shapes[tap]) for tap in target.taps})
 
     def weights(self, tap: str, source_map: Tensor) -> Tensor:
         """a_l of each image: (B, P_l) or (B, C_l), in full precision. Raises ValueError for maps of another size."""
-        module = self.modules_by_tap[tap.replace(".", "/")]
+        module = self.modules_by_tap[module_name(tap)]
         expected, found = module.layers[0].in_features, source_map.shape[2] * source_map.shape[3]
         if found != expected:
             raise ValueError(f"The attention at {tap} is for maps of {expected} positions; this one has {found}.")
@@ -110,13 +106,6 @@ class LearnedAttention(Regularizer):
     @staticmethod
     def distance(squares: Tensor, weights: Tensor) -> Tensor:
         raise NotImplementedError
-
-
-def relative_entropy(weights: Tensor) -> Tensor:
-    """Of (B, K) that sum to 1 over K, the mean over the batch: 1 if all K are alike, as a single one is."""
-    if weights.shape[1] == 1:
-        return weights.new_ones(())
-    return torch.special.entr(weights).sum(dim=1).mean() / math.log(weights.shape[1])
 
 
 class AFASpatial(LearnedAttention):

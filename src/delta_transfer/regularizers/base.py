@@ -1,5 +1,6 @@
 """The contract between the training loop and a method."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -153,6 +154,13 @@ class Regularizer(nn.Module):
 def module_name(key: str) -> str:
     """Of a module that belongs to a tap or another output: it may not have dots in it."""
     return key.replace(".", "/")
+
+
+def relative_entropy(weights: Tensor) -> Tensor:
+    """Of (B, K) that sum to 1 over K, the mean over the batch: 1 if all K are alike, as a single one is."""
+    if weights.shape[1] == 1:
+        return weights.new_ones(())
+    return torch.special.entr(weights).sum(dim=1).mean() / math.log(weights.shape[1])
 
 
 def mean_of(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

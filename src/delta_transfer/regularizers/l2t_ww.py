@@ -13,7 +13,6 @@ gap is the mean over pixels. phi = {A, a, e, e0}, the meta-networks, are no part
 weigh is to lead to a low cross-entropy, which `L2TWW.meta_step` differentiates through steps of SGD.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch.func import functional_call
 from .. import distributed
 from ..errors import UserError
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, relative_entropy
 from .distances import full_precision
 from .look_ahead import SGD, leaves, meta_gradient
 from .matching import FM
@@ -150,8 +149,8 @@ class L2TWW(FM):
             if self.where != OFF:
                 self.observed |= {f"attention_{key}": amount.mean() for key, (_, amount) in weights.items()}
             if self.what:  # 1: all channels alike
-                shares = [torch.special.entr(w).sum(dim=1).mean() / math.log(w.shape[1]) for w, _ in weights.values()]
-                self.observed["attention_entropy"] = torch.stack(shares).mean()
+                entropies = [relative_entropy(w) for w, _ in weights.values()]
+                self.observed["attention_entropy"] = torch.stack(entropies).mean()
             products = {key: w * amount for key, (w, amount) in weights.items()}
         return {"matching": self.matching(self.matchers(outputs), references, products)} | self.head_penalty(target)
 

@@ -187,6 +187,11 @@ def beside_sources(records: list[dict], metric: str) -> list[dict]:
     return placed
 
 
+def distinct_runs(records: Iterable[dict]) -> list[dict]:
+    """Each run once, also one that stands in several rows: the copies there (`beside_sources`) share its config."""
+    return list({id(config_of(record)): record for record in records}.values())
+
+
 def cell_of(runs: list[dict], metric: str, warnings: list[str]) -> Cell:
     kept: dict[Replicate, dict] = {}
     for run in sorted(runs, key=lambda run: replicate(run, metric)):
@@ -324,7 +329,7 @@ def method_of(record: dict) -> str:
 
 def dataset_and_backbone(record: dict) -> tuple[str, str]:
     """The names of a row: cub, resnet18 | resnet34 -> resnet18 | resnet18 (random weights)."""
-    backbone, names = section(record, "backbone")["name"], [str(s.get("name")) for s in recorded_sources(record)]
+    backbone, names = section(record, "backbone")["name"], names_of_sources(record)
     if names:
         backbone = f"{' + '.join(names)} -> {backbone}"
     elif begins_at_random(record):
@@ -362,6 +367,10 @@ def recorded_sources(record: dict) -> list[dict]:
     """The networks that a run learned from, where they are not the one that the target started from."""
     known = record.get("sources")
     return [source for source in known if isinstance(source, dict)] if isinstance(known, list) else []
+
+
+def names_of_sources(record: dict) -> list[str]:
+    return [str(source.get("name")) for source in recorded_sources(record)]
 
 
 def sources(record: dict) -> dict[str, object]:

@@ -3,7 +3,6 @@
 From the records alone: metrics.jsonl has the mean of lambda over images of every pair, `attention_<pair>`.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,11 +13,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .comparison import Cell, Comparison, Row, averaged_over, label_of, recorded_sources, show
+from .comparison import Cell, Comparison, Row, averaged_over, label_of, names_of_sources, show
+from .runs import matched_pairs
 
 Warn = Callable[[str], None]
 
-PAIR = re.compile(r"attention_(?:(?P<term>[^>]*)\.)?(?P<source>[^.>]+)>(?P<target>[^.>]+)")  # term: of a sum
 COLOURS = "viridis"
 
 
@@ -48,21 +47,15 @@ def matched(cell: Cell, frames: list[pd.DataFrame]) -> list[Matched]:
     """What the runs of a cell say, by source in the order of their pairs; empty without any pair."""
     from .figures import average
 
-    names = sorted((str(s.get("name")) for s in recorded_sources(cell.runs[0])), key=len, reverse=True)
-    found: dict[str, Matched] = {}
-    for column in dict.fromkeys(column for frame in frames for column in frame.columns):
-        pair = PAIR.fullmatch(column)
-        mean, std = average(frames, column) if pair else ((), None)
-        if not len(mean):
-            continue
-        key = pair["source"]
-        name = next((name for name in names if key.startswith(f"{name}/")), None)
-        tap = (key.removeprefix(f"{name}/") if name else key).replace("/", ".")
-        title = ", ".join(filter(None, [pair["term"], name or "source network"]))
-        one = found.setdefault(title, Matched(title, {}, {}))
-        place = tap, pair["target"].replace("/", ".")
-        one.mean[place], one.std[place] = mean, std
-    return list(found.values())
+    columns = dict.fromkeys(column for frame in frames for column in frame.columns)
+    found = []
+    for source, pairs in matched_pairs(columns, names_of_sources(cell.runs[0])).items():
+        curves = {pair: average(frames, column) for pair, column in pairs.items()}
+        curves = {pair: (mean, std) for pair, (mean, std) in curves.items() if len(mean)}
+        if curves:
+            mean, std = ({pair: curve[i] for pair, curve in curves.items()} for i in (0, 1))
+            found.append(Matched(source, mean, std))
+    return found
 
 
 def matching_figures(comparison: Comparison, warn: Warn) -> list[tuple[str, Figure]]:

@@ -29,7 +29,8 @@ const settings = {
 function draw(div) {
   if (div.data) return;  // plotly keeps the traces there
   const {data, x, reference} = charts[div.id];
-  const isCurve = data[0].type === "scatter";
+  const isCurve = data[0].type === "scatter", isMap = data[0].type === "heatmap";
+  const names = isMap ? {type: "category", automargin: true} : {};  // also where a tap is called 1
   const together = isCurve && data.length <= 8;  // all lines in one box; of more, only the nearest one's
   if (isCurve && !together) data.forEach(line => { line.hovertemplate = `${x} %{x}: ${line.hovertemplate}`; });
   Plotly.newPlot(div, [...data.filter(line => line.customdata).map(band), ...data], {
@@ -41,8 +42,8 @@ function draw(div) {
     showlegend: false,
     hovermode: together ? "x unified" : "closest",
     bargap: 0,
-    xaxis: {title: {text: x, standoff: 6}, unifiedhovertitle: {text: `${x} %{x}`}, gridcolor: "#e8e8e8", zeroline: false},
-    yaxis: {gridcolor: "#e8e8e8", zeroline: false, rangemode: isCurve ? "normal" : "tozero"},
+    xaxis: {title: {text: x, standoff: 6}, unifiedhovertitle: {text: `${x} %{x}`}, gridcolor: "#e8e8e8", zeroline: false, ...names},
+    yaxis: {gridcolor: "#e8e8e8", zeroline: false, rangemode: isCurve ? "normal" : "tozero", ...names, ...(isMap && {autorange: "reversed"})},
     shapes: reference === null ? [] : [
       {type: "line", x0: reference, x1: reference, yref: "paper", y0: 0, y1: 1, line: {width: 1, dash: "dash", color: "#222"}},
     ],

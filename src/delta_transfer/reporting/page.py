@@ -1,7 +1,7 @@
 """delta-report --format html: a comparison -> one page that needs no network, also from a file.
 
-Tables that can be sorted, learning curves and histograms that can be hovered (Plotly), pictures, and how each run was
-made. page.css and page.js are its looks and its behaviour. The text is a pure function of records and pictures.
+Tables that can be sorted, learning curves, histograms and maps that can be hovered (Plotly), pictures, and how each run
+was made. page.css and page.js are its looks and its behaviour. The text is a pure function of records and pictures.
 """
 
 import json
@@ -15,8 +15,8 @@ from itertools import count
 from pathlib import Path
 
 from ..errors import UserError
-from .comparison import Comparison, Row, display, one_line, run_id
-from .page_charts import Chart, Group, Key, attention_histograms, learning_curves
+from .comparison import Comparison, Row, display, distinct_runs, one_line, run_id
+from .page_charts import Chart, Group, Key, attention_histograms, learning_curves, matched_amounts
 from .tables import Entry, Table
 
 Warn = Callable[[str], None]
@@ -42,6 +42,13 @@ ATTENTION = (
     "(dashed) a channel counts as it does without attention."
 )
 
+MATCHING = (
+    "The mean amount lambda of each pair of taps over the training images since the log line before; mean over the "
+    "seeds of a cell, bands as in the learning curves. Maps: at the last line, source taps downwards, empty where "
+    "there is no such pair. Amounts weigh errors of maps of different scales: they say where the method pulled, not "
+    "how much a layer matters."
+)
+
 
 def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn: Warn) -> str:
     """The whole page. `pictures`: PNG files; a text file beside one, of the same stem, is its caption.
@@ -50,12 +57,14 @@ def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn
     """
     plotly = plotly_script()
     curves, histograms = learning_curves(comparison, warn), attention_histograms(comparison, warn)
+    amounts = matched_amounts(comparison)
     ids = (f"chart-{number}" for number in count(1))
     drawn: dict[str, Chart] = {}
     sections = [
         ("tables", "Tables", "\n".join(map(table_html, tables))),
         ("curves", "Learning curves", groups_html(curves, CURVES, ids, drawn)),
         ("attention", "Channel attention", groups_html(histograms, ATTENTION, ids, drawn)),
+        ("matching", "What is matched, how much", groups_html(amounts, MATCHING, ids, drawn)),
         ("pictures", "Case study", "\n".join(filter(None, (picture_html(path, warn) for path in pictures)))),
         ("runs", "Runs", "\n".join(runs_html(row, comparison) for row in comparison.rows)),
     ]
@@ -131,7 +140,7 @@ def what_it_is(comparison: Comparison) -> str:
 
 
 def records_of(rows: Iterable[Row]) -> list[dict]:
-    return [run for row in rows for cell in row.cells.values() for run in cell.runs]
+    return distinct_runs(run for row in rows for cell in row.cells.values() for run in cell.runs)
 
 
 def finished(record: dict) -> datetime | None:

@@ -1,4 +1,4 @@
-"""Records -> what the HTML page draws: learning curves of each cell, histograms of channel attention.
+"""Records -> what the HTML page draws: learning curves of each cell, channel attention, the pairs that L2T-ww matched.
 
 A chart holds Plotly's traces; how charts look (fonts, axes, bands) is in page.js. pandas and numpy are imported where
 they are used, torch only if a run has channel attention.
@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from . import runs
-from .comparison import Cell, Comparison, grouped, label_of, run_id, show
+from .comparison import Cell, Comparison, grouped, label_of, names_of_sources, run_id, show
 from .runs import Damaged
 from .statistics import place_of
 from .style import DASHES, style_of
@@ -23,6 +23,7 @@ Warn = Callable[[str], None]
 
 POINTS = 400  # of a line; a screen has not many more
 BINS = 40
+TAPS = ["#332288", "#cc6677", "#117733", "#ddcc77", "#88ccee", "#aa4499", "#999933", "#882255"]  # Tol's, of target taps
 TITLES = {
     "loss": "Training loss, all terms",
     "cross_entropy": "Training cross-entropy",
@@ -135,26 +136,30 @@ def chart_of(name: str, lines: list[Line]) -> Chart | None:
         return None
     traces = []
     for line, curve in curves:
-        points = thinned(curve)
-        if points.empty:
-            continue
-        trace = {
-            "type": "scatter",
-            "name": escape(line.key.label, quote=False),  # plotly reads a few tags
-            "legendgroup": line.key.label,
-            "x": points.index.tolist(),
-            "y": rounded(points.tolist()),
-            "mode": "lines" if len(points) > 20 else "lines+markers",
-            "line": {"color": line.key.colour, "dash": line.key.dash, "width": 1.8},
-            "marker": {"size": 4},
-            "opacity": line.key.opacity,
-            "hovertemplate": "%{y:.4g}",
-        }
-        std = line.std[name].reindex(points.index)
-        if std.notna().all():
-            trace |= {"customdata": rounded(std.tolist()), "hovertemplate": "%{y:.4g} ± %{customdata:.2g}"}
-        traces.append(trace)
+        if not curve.empty:
+            traces.append(trace_of(line.key, curve, line.std[name]))
     return Chart(TITLES.get(name, f"Penalty: {name}"), "iteration", traces)
+
+
+def trace_of(key: Key, curve: "pd.Series", std: "pd.Series") -> dict:
+    """A line, with its band where `std` is known at all of its points."""
+    points = thinned(curve)
+    trace = {
+        "type": "scatter",
+        "name": escape(key.label, quote=False),  # plotly reads a few tags
+        "legendgroup": key.label,
+        "x": points.index.tolist(),
+        "y": rounded(points.tolist()),
+        "mode": "lines" if len(points) > 20 else "lines+markers",
+        "line": {"color": key.colour, "dash": key.dash, "width": 1.8},
+        "marker": {"size": 4},
+        "opacity": key.opacity,
+        "hovertemplate": "%{y:.4g}",
+    }
+    std = std.reindex(points.index)
+    if std.notna().all():
+        trace |= {"customdata": rounded(std.tolist()), "hovertemplate": "%{y:.4g} ± %{customdata:.2g}"}
+    return trace
 
 
 def thinned(curve: "pd.Series") -> "pd.Series":
@@ -221,3 +226,60 @@ def histogram(tap: str, weights: "list[np.ndarray]", colour: str) -> Chart:
     }
     title = f"{tap}: {len(weights[0])} channels, largest weight {values.max():.2f}"
     return Chart(title, "channel weight, mean 1", [trace], reference=1.0)
+
+
+# ---- matched pairs ---------------------------------------------------------------------------------------
+
+
+def matched_amounts(comparison: Comparison) -> list[Group]:
+    """A group for each cell that logged the amounts of pairs of taps (L2T-ww): what `matching_figures` draws.
+
+    For each source a map of the amounts at the end; for each of its taps a chart with a line for each target tap.
+    """
+    groups = []
+    for row in comparison.rows:
+        for method, cell in row.cells.items():
+            frames = logs_of(cell, lambda _: None)  # what is missing was named with the learning curves
+            if frames and (drawn := amounts_of(frames, names_of_sources(cell.runs[0]))):
+                label = label_of(method, row.reg)
+                title = ", ".join(filter(None, [label, row.dataset, row.backbone, show(row.shared)]))
+                groups.append(Group(title, *drawn, []))
+    return groups
+
+
+def amounts_of(frames: "list[pd.DataFrame]", sources: list[str]) -> tuple[list[Chart], list[Key]] | None:
+    """Charts and the key of each target tap; None without any pair."""
+    mean, std = over_seeds(frames)
+    found = runs.matched_pairs(mean.columns[mean.notna().any()], sources)
+    curves = {column: mean[column].dropna() for pairs in found.values() for column in pairs.values()}
+    if not curves:
+        return None
+    highest = max(curve.iloc[-1] for curve in curves.values())
+    targets = dict.fromkeys(target for pairs in found.values() for _, target in pairs)
+    keys = {tap: Key(tap, len(frames), TAPS[i % len(TAPS)], "solid", 1.0) for i, tap in enumerate(targets)}
+    charts = []
+    for source, pairs in found.items():
+        at_the_end = {pair: curves[column].iloc[-1] for pair, column in pairs.items()}
+        charts.append(amounts_map(source, at_the_end, highest))
+        for tap, own in grouped(pairs, lambda pair: pair[0]):
+            lines = [trace_of(keys[pair[1]], curves[pairs[pair]], std[pairs[pair]]) for pair in own]
+            charts.append(Chart(f"Amounts of {tap} of {source}", "iteration", lines))
+    return charts, list(keys.values())
+
+
+def amounts_map(source: str, amounts: dict[tuple[str, str], float], highest: float) -> Chart:
+    """By (source tap, target tap); a place without a pair stays empty. `highest`: where the colours end."""
+    rows, columns = (list(dict.fromkeys(pair[side] for pair in amounts)) for side in (0, 1))
+    trace = {
+        "type": "heatmap",
+        "x": [escape(tap, quote=False) for tap in columns],
+        "y": [escape(tap, quote=False) for tap in rows],
+        "z": [[rounded([amounts[m, n]])[0] if (m, n) in amounts else None for n in columns] for m in rows],
+        "zmin": 0,
+        "zmax": float(highest) or 1.0,
+        "colorscale": "Viridis",
+        "showscale": False,
+        "texttemplate": "%{z:.2f}",
+        "hovertemplate": "%{y} > %{x}: %{z:.4g}<extra></extra>",
+    }
+    return Chart(f"Amounts at the end, by tap of {source}", "target tap", [trace])

@@ -32,6 +32,7 @@ from ..run import make_loader, weights_name
 from ..sources import Loaded, load_sources
 from ..stages import new_target
 from ..tensor_files import fingerprint, read_sealed
+from .comparison import recorded_sources
 from .runs import read
 
 RUNS = Path("results/runs")  # where delta-run puts them, unless told otherwise
@@ -72,8 +73,10 @@ class Replay:
     @cached_property
     def sources(self) -> list[Loaded]:
         """The networks that `source=` named. Raises UserError if they are not here, or not those of the run."""
-        found = load_sources(self.config, tapped=True) or []
-        for source, recorded in zip(found, self.record.get("sources", ()), strict=True):
+        found, known = load_sources(self.config, tapped=True) or [], recorded_sources(self.record)
+        if len(found) != len(known):
+            raise UserError(f"{self.run_id}: its record describes {len(known)} source networks, not {len(found)}.")
+        for source, recorded in zip(found, known, strict=True):
             where = f"weights of source={source.name} ({source.backbone.weights})"
             check({**recorded, "run_id": self.run_id}, "weights_fingerprint", source.fingerprint, where)
             source.network.to(self.device, memory_format=torch.channels_last).freeze()

@@ -24,10 +24,30 @@ NOT_TERMS = re.compile(
     "step|stage|lr|attention_.*|cross_entropy|loss|gradient_norm|train_top1|images_per_second|(test|val)_.*"
 )
 
+# The amount of a pair of taps that L2T-ww matched; term: of a sum.
+PAIR = re.compile(r"attention_(?:(?P<term>[^>]*)\.)?(?P<source>[^.>]+)>(?P<target>[^.>]+)")
+
 
 def penalty_terms(columns: Iterable[str]) -> list[str]:
     """Those of a metrics line that are loss terms beside the cross-entropy; Inception's auxiliary one is among them."""
     return [name for name in columns if not NOT_TERMS.fullmatch(name)]
+
+
+def matched_pairs(columns: Iterable[str], sources: Iterable[str]) -> dict[str, dict[tuple[str, str], str]]:
+    """Those of a metrics line that are the amounts of pairs: by (source tap, target tap), in turn by source network.
+
+    `sources`: names of the networks that the run learned from, without the one that its target started from.
+    """
+    longest_first = sorted(sources, key=len, reverse=True)
+    found: dict[str, dict[tuple[str, str], str]] = {}
+    for column in columns:
+        if pair := PAIR.fullmatch(column):
+            key = pair["source"]
+            name = next((name for name in longest_first if key.startswith(f"{name}/")), None)
+            tap = key.removeprefix(f"{name}/") if name else key
+            title = ", ".join(filter(None, [pair["term"], name or "source network"]))
+            found.setdefault(title, {})[tap.replace("/", "."), pair["target"].replace("/", ".")] = column
+    return found
 
 
 class Damaged(UserError):

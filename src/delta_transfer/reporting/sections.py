@@ -4,7 +4,7 @@ from collections.abc import Callable
 from statistics import fmean
 
 from . import runs
-from .comparison import Cell, Comparison, display, duration, facts, grouped, is_number, show, stages
+from .comparison import Cell, Comparison, display, distinct_runs, duration, facts, grouped, is_number, show, stages
 from .published import PROTOCOLS, against, what_is_known
 from .runs import Damaged, Predictions
 from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paired, ranks, winner
@@ -80,7 +80,8 @@ def costs(comparison: Comparison) -> Table | None:
     rows = []
     for method in comparison.methods:
         cells = [row.cells[method] for row in comparison.rows if method in row.cells]
-        timed = [run for cell in cells for run in cell.runs if is_number(run.get("train_seconds"))]
+        runs_of_all = distinct_runs(run for cell in cells for run in cell.runs)
+        timed = [run for run in runs_of_all if is_number(run.get("train_seconds"))]
         for (iterations, in_stages), alike in grouped(timed, length):
             seconds, runs_alike = fmean(run["train_seconds"] for run in alike), Entry(str(len(alike)), len(alike))
             count = each = Entry(MISSING)
