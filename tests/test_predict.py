@@ -194,8 +194,9 @@ def test_runs_that_cannot_predict_are_refused_in_one_sentence(run, tmp_path, cap
 
 
 def test_help_is_a_manual_page_and_imports_no_torch():
-    code = "import sys\nfrom delta_transfer import {0}\ntry: {0}.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
-    for command in ("predict",):
+    code = "import sys; from delta_transfer import {0}; sys.argv[1:] = ['--help']\n"
+    code += "try: {0}.main()\nfinally: assert 'torch' not in sys.modules"
+    for command in ("predict", "export"):
         done = subprocess.run([sys.executable, "-c", code.format(command)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert f"delta-{command} RUN" in done.stdout and "Exit status: 0" in done.stdout

@@ -10,8 +10,8 @@ from delta_transfer.checkpoints import read_checkpoint, write_checkpoint
 from delta_transfer.config import ScheduleConfig, SumConfig, check_values
 from delta_transfer.costs import decides_cost
 from delta_transfer.errors import UserError
-from delta_transfer.finished import config_of
 from delta_transfer.failures import strengths
+from delta_transfer.finished import config_of
 from delta_transfer.models import Network
 from delta_transfer.models.small_resnet import SmallResNet
 from delta_transfer.records import run_identity

@@ -7,7 +7,7 @@ Neither its images nor its source weights need to be here; `reporting/replay.py`
 """
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from torch import Tensor
 from .config import SCHEMAS, RunConfig, to_run_config
 from .errors import UserError
 from .models import Network
-from .models.zoo import build_source
+from .models.zoo import bare_network
 from .records import CLASSES, unreadable
 from .reporting.runs import harmless, read
-from .stages import new_target
 from .tensor_files import read_sealed
 
 RUNS = Path("results/runs")  # where delta-run puts them, unless told otherwise
@@ -52,14 +51,14 @@ def finished(folder: Path) -> Finished:
             "Name a run that classifies (task=classification)."
         )
     weights = trained_weights(record)
-    head = weights.get(f"{config.backbone.head}.weight")
-    if head is None or head.dim() != 2 or len(head) != record.get("num_classes"):
-        raise UserError(
-            f"{folder / 'model.safetensors'} is not the network of this run: its head {config.backbone.head} is not "
-            f"one of {record.get('num_classes')} classes."
-        )
-    source = build_source(replace(config.backbone, weights="none"), config.seed, tapped=False)
-    network = load_trained(new_target(source, config, len(head)), weights, record)
+    backbone, classes = config.backbone, record.get("num_classes")
+    head = weights.get(f"{backbone.head}.weight")
+    if head is None or len(head) != classes:
+        raise not_of_this_run(record, f"its layer {backbone.head} is not a head of {classes} classes.")
+    try:
+        network = Network(bare_network(backbone.name, classes, weights), backbone.head).freeze()
+    except RuntimeError as error:
+        raise not_of_this_run(record, error) from None
     return Finished(record, config, network, class_names(record))
 
 
@@ -125,16 +124,7 @@ def trained_weights(record: dict[str, Any]) -> dict[str, Tensor]:
         raise not_of_this_run(record, error) from None
 
 
-def load_trained(network: Network, weights: dict[str, Tensor], record: dict[str, Any]) -> Network:
-    """The network with the run's weights, frozen. Raises UserError if they are another one's."""
-    try:
-        network.traced.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise not_of_this_run(record, error) from None
-    return network.freeze()
-
-
-def not_of_this_run(record: dict[str, Any], error: Exception) -> UserError:
+def not_of_this_run(record: dict[str, Any], error: object) -> UserError:
     path = record["folder"] / "model.safetensors"
     return UserError(f"{path} is not the network of this run: {str(error).strip().splitlines()[0]}")
 

@@ -24,7 +24,7 @@ from ..data.dataset import Dataset, Parts, split_parts
 from ..data.loader import Loader
 from ..environment import pick_device
 from ..errors import UserError
-from ..finished import config_of, record_of, trained_weights, load_trained
+from ..finished import config_of, not_of_this_run, record_of, trained_weights
 from ..models import Network
 from ..models.zoo import build_source
 from ..run import make_loader, weights_name
@@ -54,7 +54,12 @@ class Replay:
     def target(self) -> Network:
         """The fine-tuned network. Raises UserError if the run's folder has no model.safetensors, or another one's."""
         weights = trained_weights(self.record)
-        return load_trained(new_target(self.source, self.config, len(self.dataset.classes)), weights, self.record)
+        network = new_target(self.source, self.config, len(self.dataset.classes))
+        try:
+            network.traced.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            raise not_of_this_run(self.record, error) from None
+        return network.freeze()
 
     @cached_property
     def sources(self) -> list[Loaded]:
