@@ -95,7 +95,8 @@ def in_words(card: dict[str, Any], use: str = AS_SOURCE) -> str:
         "Data fingerprint": data["fingerprint"],
         "Accuracy": "; ".join(accuracy) or "not measured",
         "Weights fingerprint": card["weights_fingerprint"],
-        "Trained by": f"run {card['run_id']} (reg={card['method']}), {card['iterations']:,} iterations, seed {card['seed']}",
+        "Trained by": f"run {card['run_id']}, reg={card['method']}, {card['iterations']:,} iterations, "
+        f"seed {card['seed']}",
         "Command": card["command"],
         "Versions": ", ".join(f"{name} {version}" for name, version in card["versions"].items()),
         "Commit": card["git_commit"] or "not known",

@@ -113,9 +113,8 @@ def card_of(run: "Finished") -> tuple[dict[str, Any], str]:
         build = f'from delta_transfer.models.zoo import NETWORKS\n\nnetwork = NETWORKS["{name}"]({classes})'
     else:
         options = "".join(f", {key}={value}" for key, value in options_for(name, weights).items())
-        build = (
-            f'import torchvision\n\nnetwork = torchvision.models.get_model("{name}", num_classes={classes}{options})'
-        )
+        call = f'torchvision.models.get_model("{name}", num_classes={classes}{options})'
+        build = f"import torchvision\n\nnetwork = {call}"
     try:
         card = make_card(run.record | {"config": asdict(run.config)}, run.class_names, fingerprint(weights))
         return card, in_words(card, USE.format(build=build, side=run.config.backbone.image_size))
@@ -163,7 +162,8 @@ import torch
 logits = torch.export.load("model.pt2").module()(images)
 ```
 
-Probabilities are the softmax of the logits. The `.safetensors` file is also a source network for delta-run: `source=path/to/model.safetensors`."""
+Probabilities are the softmax of the logits. The `.safetensors` file is also a source network for delta-run:
+`source=path/to/model.safetensors`."""
 
 
 if __name__ == "__main__":
