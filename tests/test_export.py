@@ -188,6 +188,17 @@ def test_a_file_that_computes_something_else_is_not_written(form, wrong, tiny, t
     assert not list(tmp_path.iterdir())
 
 
+def test_a_network_that_cannot_be_exported_is_one_sentence(tiny, tmp_path, monkeypatch, capsys):
+    def refuses(*_):
+        raise RuntimeError("no such operator\nand a page of advice")
+
+    monkeypatch.setitem(portable.FORMATS, "torch-export", (refuses, portable.logits_of_torch_export))
+    assert main([str(tiny), "--format", "torch-export", "--output", str(tmp_path / "new")]) == 1
+    error = capsys.readouterr().err
+    assert error == "error: small_resnet cannot be exported as torch-export: no such operator. Nothing is written.\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_state_dict_with_a_changed_weight_is_found_out(tiny, tmp_path, monkeypatch, capsys):
     def damaged(network, size, metadata):
         network.network.fc.bias[0] += 0.1

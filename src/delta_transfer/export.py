@@ -71,13 +71,18 @@ def export(name: str, form: str, output: Path | None) -> None:
     backbone, weights = run.config.backbone, run.network.weights()
     network = Normalised(bare_network(backbone.name, run.network.classes, weights), backbone.mean, backbone.std).eval()
     make, outputs_of = FORMATS[form]
-    data = make(network, backbone.image_size, metadata_of(card))
-
     images = some_images(3, backbone.image_size)
-    mean, std = network.mean, network.std
-    for batch in (images, images[:1]):
-        expected = run.network((batch - mean) / std)["logits"]
-        found = outputs_of(data, batch, network, backbone.name)
+    batches = images, images[:1]
+    try:
+        data = make(network, backbone.image_size, metadata_of(card))
+        outputs = [outputs_of(data, batch, network, backbone.name) for batch in batches]
+    except UserError:
+        raise
+    except Exception as error:  # an exporter can raise nearly anything about a network that it does not understand
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{backbone.name} cannot be exported as {form}: {reason}. Nothing is written.") from None
+    for batch, found in zip(batches, outputs, strict=True):
+        expected = run.network((batch - network.mean) / network.std)["logits"]
         if found is not None and not difference(found, expected) <= TOLERANCE:  # NaN is not
             raise UserError(
                 f"The {form} file does not compute what the network of {run.run_id} does (logits differ by "

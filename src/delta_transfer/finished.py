@@ -53,7 +53,7 @@ def finished(folder: Path) -> Finished:
     weights = trained_weights(record)
     backbone, classes = config.backbone, record.get("num_classes")
     head = weights.get(f"{backbone.head}.weight")
-    if head is None or len(head) != classes:
+    if head is None or head.dim() != 2 or len(head) != classes:
         raise not_of_this_run(record, f"its layer {backbone.head} is not a head of {classes} classes.")
     try:
         network = Network(bare_network(backbone.name, classes, weights), backbone.head).freeze()
