@@ -82,7 +82,8 @@ def test_timm_loads_the_state_dict_strictly(run, tmp_path):
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
 def test_auxiliary_branches_that_were_not_trained_are_left_out(name):
     """As a run leaves them out; torchvision's constructor is told so."""
-    whole = torchvision.models.get_model(name, num_classes=3, init_weights=False)
+    with torch.device("meta"):
+        whole = torchvision.models.get_model(name, num_classes=3, init_weights=False)
     weights = Network(whole, "fc").weights()
     assert options_for(name, weights) == {"aux_logits": False} and len(weights) < len(whole.state_dict())
     bare_network(name, 3, weights)
@@ -201,7 +202,7 @@ def test_a_network_that_cannot_be_exported_is_one_sentence(tiny, tmp_path, monke
 
 def test_a_state_dict_with_a_changed_weight_is_found_out(tiny, tmp_path, monkeypatch, capsys):
     def damaged(network, size, metadata):
-        network.network.fc.bias[0] += 0.1
+        network.network.fc.bias = torch.nn.Parameter(network.network.fc.bias + torch.tensor([0.1, 0, 0]))
         return portable.as_safetensors(network, size, metadata)
 
     monkeypatch.setitem(portable.FORMATS, "safetensors", (damaged, portable.logits_of_safetensors))

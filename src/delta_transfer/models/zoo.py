@@ -52,14 +52,15 @@ def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Netw
 
 
 def bare_network(name: str, num_classes: int, state: StateDict) -> nn.Module:
-    """The network as its library builds it, in evaluation mode, with `state`, which has to fit exactly.
+    """The network as its library builds it, in evaluation mode, with `state`, which has to fit exactly, not copied.
 
     Raises UserError for a name that no library has, RuntimeError for a state of another network.
     """
     _require_known(name)
-    model = _construct(name, num_classes, **options_for(name, state))
-    model.load_state_dict(state, strict=True)
-    return model.eval().requires_grad_(False)
+    with torch.device("meta"):  # no time for random weights that nobody sees
+        model = _construct(name, num_classes, **options_for(name, state))
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.float().eval().requires_grad_(False)
 
 
 def options_for(name: str, state: StateDict) -> dict[str, bool]:
