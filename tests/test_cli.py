@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from delta_transfer.config import BackboneConfig
 from delta_transfer.data import load_dataset
+from delta_transfer.finished import config_of
 from delta_transfer.models.zoo import build_source
 from delta_transfer.records import run_id, run_identity
 from delta_transfer.regularizers import REGULARIZERS
-from delta_transfer.reporting.replay import config_of
 
 from .miniature import delta_run, source_for, tiny_overrides, write_cub
 

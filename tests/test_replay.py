@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from delta_transfer.config import SCHEMAS
 from delta_transfer.errors import UserError
+from delta_transfer.finished import config_of, run_folder, schema_of
 from delta_transfer.reporting.comparison import flatten
-from delta_transfer.reporting.replay import config_of, replay, run_folder, schema_of
+from delta_transfer.reporting.replay import replay
 from delta_transfer.training import evaluate
 
 from .miniature import delta_run, tiny_overrides, write_cub

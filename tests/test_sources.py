@@ -222,15 +222,17 @@ def test_the_card_says_what_delta_pretrain_did(made):
         "fingerprint": record["dataset_fingerprint"],
         **{key: record[key] for key in ("n_train", "n_val", "n_test")},
     }
-    assert content["measured"] == {"test_top1": record["test_top1"]}
+    assert content["measured"] == {"test_top1": record["test_top1"], "crops": 1}
     assert content["command"].startswith("delta-pretrain dataset=cub")
     words = (made["resnet32"].parent / "MODEL_CARD.md").read_text()
     for said in (content["command"], record["dataset_fingerprint"], card.weights_fingerprint, record["run_id"]):
         assert said in words
     assert f"{record['test_top1']:.2f} % of n = 6 test images" in words
     assert "16-pixel images, from random weights\n" in words
-    fine_tuned = in_words(make_card(record | {"weights_fingerprint": "c" * 64}, ("a", "b"), "d" * 64))
-    assert "random" not in fine_tuned and f"from weights {'c' * 64}\n" in fine_tuned
+    backbone = record["config"]["backbone"] | {"weights": "somewhere/fine.safetensors"}
+    other = record | {"config": record["config"] | {"backbone": backbone}}
+    fine_tuned = in_words(make_card(other, ("a", "b"), "d" * 64))
+    assert "random" not in fine_tuned and "from the weights fine.safetensors\n" in fine_tuned
 
 
 def test_only_delta_pretrain_writes_a_card(made, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from delta_transfer.config import ScheduleConfig, SumConfig, check_values
 from delta_transfer.costs import decides_cost
 from delta_transfer.errors import UserError
 from delta_transfer.failures import strengths
+from delta_transfer.finished import config_of
 from delta_transfer.models import Network
 from delta_transfer.models.small_resnet import SmallResNet
 from delta_transfer.records import run_identity
@@ -31,7 +32,6 @@ from delta_transfer.regularizers import (
 )
 from delta_transfer.reporting.attention import attention_of
 from delta_transfer.reporting.comparison import compare, display
-from delta_transfer.reporting.replay import config_of
 from delta_transfer.stages import describe_fit
 from delta_transfer.training import Learner, make_optimizer
 

@@ -37,9 +37,9 @@ from delta_transfer.models.zoo import _download, build_source, load_pickled
 from delta_transfer.reporting import runs
 from delta_transfer.reporting.case_study import main as case_study
 from delta_transfer.reporting.case_study import tidy
-from delta_transfer.reporting.export import no_formula
 from delta_transfer.reporting.selection import is_override
 from delta_transfer.reporting.tables import Table, as_latex, as_markdown, entries, on_screen
+from delta_transfer.untrusted import no_formula
 
 from .miniature import delta_run
 from .test_report import record, save

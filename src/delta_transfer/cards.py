@@ -1,4 +1,4 @@
-"""Model cards: what delta-pretrain says of a network, in the metadata of its model.safetensors and in MODEL_CARD.md.
+"""Model cards: what delta-pretrain and delta-export say of a network, in the metadata of its file and in MODEL_CARD.md.
 
 The one is read again (`source=PATH`), the other is for people. Nothing here imports torch.
 """
@@ -21,6 +21,7 @@ from .untrusted import spelled_out
 SUFFIX = ".safetensors"
 FORMAT = 1
 KEY, DIGEST = "model_card", "model_card_sha256"
+AS_SOURCE = f"A source network for delta-run: `source=path/to/model{SUFFIX}`, where this file lies."
 
 
 @dataclass(frozen=True)
@@ -30,22 +31,35 @@ class Card:
     content: dict[str, Any]  # all of it
 
 
-def make_card(summary: dict[str, Any], classes: tuple[str, ...], weights_fingerprint: str) -> dict[str, Any]:
-    """`summary`: of the run that trained the network; `weights_fingerprint`: of what it trained."""
+def make_card(summary: dict[str, Any], classes: tuple[str, ...] | None, weights_fingerprint: str) -> dict[str, Any]:
+    """`summary`: of the run that trained the network; `weights_fingerprint`: of what it trained.
+
+    `classes`: None if their names were not recorded.
+    """
     config = summary["config"]
+    backbone, schedule = config["backbone"], config["schedule"]
     measured = {key: summary[key] for key in ("test_top1", "val_top1") if summary.get(key) is not None}
     return {
         "format": FORMAT,
-        "network": {key: value for key, value in config["backbone"].items() if key != "weights"},
+        "network": {key: value for key, value in backbone.items() if key != "weights"},
         "weights_fingerprint": weights_fingerprint,
-        "began_with": summary["weights_fingerprint"],  # "none": random weights
-        "classes": list(classes),
+        "started_from": Path(backbone["weights"]).name,  # "none": random weights
+        "method": config["reg"]["name"],
+        "preprocessing": {
+            "resize": backbone["resize"],
+            "aspect": schedule["aspect"],
+            "interpolation": "bilinear, antialiased",
+            "center_crop": backbone["image_size"],
+            **{key: backbone[key] for key in ("mean", "std")},
+        },
+        "num_classes": summary["num_classes"],
+        "classes": None if classes is None else list(classes),
         "data": {
             "name": config["dataset"]["name"],
             "fingerprint": summary["dataset_fingerprint"],
             **{key: summary[key] for key in ("n_train", "n_val", "n_test")},
         },
-        "measured": measured,
+        "measured": measured | {"crops": schedule["test_crops"]},
         **{key: summary[key] for key in ("run_id", "iterations", "seed", "command", "versions", "git_commit")},
     }
 
@@ -56,33 +70,40 @@ def metadata_of(card: dict[str, Any]) -> dict[str, str]:
     return {KEY: text, DIGEST: hashlib.sha256(text.encode()).hexdigest()}
 
 
-def in_words(card: dict[str, Any]) -> str:
-    """MODEL_CARD.md."""
-    network, data, measured = card["network"], card["data"], card["measured"]
+def in_words(card: dict[str, Any], use: str = AS_SOURCE) -> str:
+    """MODEL_CARD.md; `use`: its last paragraph."""
+    network, data, measured, pixels = card["network"], card["data"], card["measured"], card["preprocessing"]
     counts = f"{data['n_train']:,} training, {data['n_val']:,} validation and {data['n_test']:,} test images"
     parts = {"test_top1": ("test", data["n_test"]), "val_top1": ("validation", data["n_val"])}
+    crops = ", mean of ten crops" if measured["crops"] == 10 else ""
     accuracy = [
-        f"{value:.2f} % of n = {parts[key][1]:,} {parts[key][0]} images (top-1, last iteration, one run)"
-        for key, value in measured.items()
+        f"{measured[key]:.2f} % of n = {n:,} {part} images (top-1, last iteration, one run{crops})"
+        for key, (part, n) in parts.items()
+        if key in measured
     ]
-    began = "random weights" if card["began_with"] == "none" else f"weights {card['began_with']}"
+    start = "random weights" if card["started_from"] == "none" else f"the weights {card['started_from']}"
+    size, side = pixels["resize"], pixels["center_crop"]
+    resized = f"squashed to {size} x {size}" if pixels["aspect"] == "squash" else f"shorter side resized to {size}"
+    names = few(card["classes"]) if card["classes"] else "their names were not recorded"
     rows = {
-        "Network": f"{network['name']} for {network['image_size']}-pixel images, from {began}",
+        "Network": f"{network['name']} for {network['image_size']}-pixel images, from {start}",
+        "Preprocessing": f"RGB, {resized} pixels ({pixels['interpolation']}), centre crop of {side} x {side}",
         "Input": f"RGB in 0..1, minus {network['mean']}, divided by {network['std']}",
         "Taps": ", ".join(network["taps"]),
-        "Classes": f"{len(card['classes']):,}: {few(card['classes'])}",
+        "Classes": f"{card['num_classes']:,}: {names}",
         "Data set": f"{data['name']}: {counts}",
         "Data fingerprint": data["fingerprint"],
         "Accuracy": "; ".join(accuracy) or "not measured",
         "Weights fingerprint": card["weights_fingerprint"],
-        "Trained by": f"run {card['run_id']}, {card['iterations']:,} iterations, seed {card['seed']}",
+        "Trained by": f"run {card['run_id']}, reg={card['method']}, {card['iterations']:,} iterations, "
+        f"seed {card['seed']}",
         "Command": card["command"],
         "Versions": ", ".join(f"{name} {version}" for name, version in card["versions"].items()),
         "Commit": card["git_commit"] or "not known",
     }
     lines = [f"# {network['name']}, trained on {data['name']}", ""]
     lines += [f"- {name}: {spelled_out(str(value))}" for name, value in rows.items()]
-    lines += ["", f"A source network for delta-run: `source=path/to/model{SUFFIX}`, where this file lies.", ""]
+    lines += ["", use, ""]
     return "\n".join(lines)
 
 

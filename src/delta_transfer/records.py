@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # delta-report reads records without Hydra
 
 # Of summary.json and of what lies beside it. 2: fingerprints cover the bytes of images, checksums of weights.
 SCHEMA = 2
+CLASSES = "classes.json"  # in a run's folder: the class names, in the order of the logits; older runs lack it
 
 # Where a run is made and what it logs, not what it is: these keys make no other run and no other row of a table.
 NOT_IDENTITY = {

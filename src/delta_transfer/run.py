@@ -1,6 +1,7 @@
 """One run: build, train, record."""
 
 import io
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,14 +20,14 @@ from .console import Display, say
 from .data import load_dataset
 from .data.dataset import Counts, Dataset, Parts, expected_counts, split_parts
 from .data.loader import Loader
-from .data.store import open_store
+from .data.store import Store, open_store
 from .environment import device_name, peak_memory, set_up, versions
 from .errors import UserError
 from .failures import explain
 from .live import require_live_view
 from .locks import InUse
 from .models.zoo import build_source
-from .records import SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp
+from .records import CLASSES, SCHEMA, RunDirectory, git_commit, run_id, run_identity, timestamp
 from .regularizers import build_regularizer
 from .sources import Loaded, check_sources, load_sources
 from .stages import Training, cpu_weights
@@ -187,13 +188,19 @@ def name_of(config: RunConfig, fingerprint: str, weights: str, sources: list[Loa
 
 
 def make_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Loader:
-    schedule = config.schedule
     title = f"{dataset.name}: decoding images"
     with distributed.first_alone(), Display(title, len(dataset.labels), "image") as display:
-        store = open_store(dataset, config.backbone.resize, schedule.aspect, Path(config.cache_dir), display.update)
+        store = open_store(
+            dataset, config.backbone.resize, config.schedule.aspect, Path(config.cache_dir), display.update
+        )
+    return loader_of(config, store, dataset.labels, device)
+
+
+def loader_of(config: RunConfig, store: Store, labels: np.ndarray, device: torch.device) -> Loader:
+    schedule = config.schedule
     return Loader(
         store,
-        dataset.labels,
+        labels,
         crop=config.backbone.image_size,
         mirror=config.dataset.mirror,
         mean=config.backbone.mean,
@@ -239,7 +246,7 @@ def describe_run(
 def write_outputs(
     directory: RunDirectory, training: Training, test: dict[str, Any] | None, parts: Parts, summary: dict[str, Any]
 ) -> None:
-    """Test predictions, for paired tests, the trained weights, and what the method learned beside them.
+    """Test predictions, for paired tests, class names, the trained weights, and what the method learned beside them.
 
     With them the model card, where one is asked for.
     """
@@ -252,6 +259,7 @@ def write_outputs(
             arrays["index"] = parts.test
         np.savez_compressed(buffer, **arrays)
         directory.write("pairs.npz" if training.dataset.pairs else "predictions.npz", buffer.getvalue())
+    directory.write(CLASSES, json.dumps(training.dataset.classes).encode())
     if training.modules:
         directory.write("method.safetensors", sealed(training.modules))
     weights, metadata = cpu_weights(training.learner.target), {}

@@ -22,3 +22,8 @@ def spelled_out(text: str, keep: str = "") -> str:
 def printable(text: str) -> str:
     """A message, of one line or several, as any terminal can show it."""
     return spelled_out(text, keep="\n")
+
+
+def no_formula(value: object) -> object:
+    """Texts that a spreadsheet would compute get its mark of a text in front; numbers are left as they are."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value

@@ -101,18 +101,17 @@ def _class_images(root: Path, tree: Path) -> dict[str, list[str]]:
         raise UserError(f"{tree} holds no class folder. {LAYOUTS}.")
     if len(names) < 2:
         raise UserError(f"{tree} holds a single class folder, {names[0]}; two or more are needed. {LAYOUTS}.")
-    images = {
-        name: sorted(
-            path.relative_to(root).as_posix()
-            for path in (tree / name).rglob("*")
-            if _is_image(path) and all(map(_visible, path.relative_to(tree).parts))
-        )
-        for name in names
-    }
+    images = {name: [path.relative_to(root).as_posix() for path in images_below(tree / name)] for name in names}
     empty = [name for name in names if not images[name]]
     if empty:
         raise UserError(f"Class folders of {tree} without an image ({', '.join(sorted(SUFFIXES))}): {few(empty)}.")
     return images
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files, by their suffix, at any depth of `folder`, sorted; what is hidden and __MACOSX is left out."""
+    found = (path for path in folder.rglob("*") if all(map(_visible, path.relative_to(folder).parts)))
+    return sorted(filter(_is_image, found), key=Path.as_posix)
 
 
 def _folders(parent: Path) -> list[str]:

@@ -11,7 +11,7 @@ import os
 import shutil
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,6 +38,12 @@ class Store:
 
     pixels: np.ndarray  # (P, 3) uint8, read-only memory map
     sizes: np.ndarray  # (N, 2) int64: height and width of each image
+
+    @classmethod
+    def of(cls, images: Sequence[np.ndarray]) -> "Store":
+        """Of images (H, W, 3) uint8, in memory."""
+        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
+        return cls(np.concatenate([image.reshape(-1, 3) for image in images]), sizes)
 
     @property
     def starts(self) -> np.ndarray:
@@ -168,7 +174,7 @@ def _build(
         open(folder / "checksums", "ab") as checksums,
     ):
         unsynced = 0
-        for index, image in _decoded(dataset, size, aspect, done):
+        for index, image in decoded(dataset, size, aspect, done):
             progress(index + 1)
             if isinstance(image, BaseException):
                 unreadable.append(f"{dataset.names[index]} ({image or type(image).__name__})")
@@ -216,7 +222,9 @@ def _resume(folder: Path) -> int:
     return done
 
 
-def _decoded(dataset: Dataset, size: int, aspect: str, first: int) -> Iterator[tuple[int, np.ndarray | BaseException]]:
+def decoded(
+    dataset: Dataset, size: int, aspect: str, first: int = 0
+) -> Iterator[tuple[int, np.ndarray | BaseException]]:
     """(index, image or why there is none) from `first` on, in order, decoded by all cores a little ahead."""
 
     def decode(index: int) -> np.ndarray | BaseException:

@@ -51,13 +51,28 @@ def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Netw
     return Network(model, config.head, config.taps if tapped else (), aux_head)
 
 
+def bare_network(name: str, num_classes: int, state: StateDict) -> nn.Module:
+    """The network as its library builds it, in evaluation mode, with `state`, which has to fit exactly, not copied.
+
+    Raises UserError for a name that no library has, RuntimeError for a state of another network.
+    """
+    _require_known(name)
+    with torch.device("meta"):  # no time for random weights that nobody sees
+        model = _construct(name, num_classes, **options_for(name, state))
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.float().eval().requires_grad_(False)
+
+
+def options_for(name: str, state: StateDict) -> dict[str, bool]:
+    """What torchvision's constructor must be told, so that `state` fits: files leave out auxiliary branches."""
+    has_aux = any(key.startswith(("AuxLogits.", "aux1.")) for key in state)
+    return {"aux_logits": False} if name in ("inception_v3", "googlenet") and not has_aux else {}
+
+
 def read_weights(config: BackboneConfig) -> StateDict | None:
     """The state dict that `backbone.weights` names, floating point values as fp32; None for "none"."""
     weights = config.weights
-    if config.name not in NETWORKS and config.name not in torchvision.models.list_models(module=torchvision.models):
-        raise UserError(
-            f"backbone.name={config.name}: neither torchvision nor delta-transfer has a network of that name."
-        )
+    _require_known(config.name)
     if weights == "none":
         return None
     if weights.endswith((".pth", ".pt", ".safetensors")):
@@ -96,11 +111,16 @@ def _classes_of(state: StateDict, config: BackboneConfig) -> int:
     return len(weight)
 
 
-def _construct(name: str, num_classes: int) -> nn.Module:
+def _construct(name: str, num_classes: int, **options) -> nn.Module:
     if name in NETWORKS:
         return NETWORKS[name](num_classes)
-    options = {"transform_input": False, "init_weights": True} if name == "inception_v3" else {}
+    options |= {"transform_input": False, "init_weights": True} if name == "inception_v3" else {}
     return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+
+
+def _require_known(name: str) -> None:
+    if name not in NETWORKS and name not in torchvision.models.list_models(module=torchvision.models):
+        raise UserError(f"backbone.name={name}: neither torchvision nor delta-transfer has a network of that name.")
 
 
 def _download(name: str, weights: str) -> StateDict:

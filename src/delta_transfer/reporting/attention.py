@@ -501,7 +501,7 @@ def main(argv: list[str]) -> int:
 
 
 def read_all(runs: list[str], warn: Warn) -> list[Attention]:
-    from .replay import run_folder
+    from ..finished import run_folder
 
     found = []
     for name in dict.fromkeys(runs):

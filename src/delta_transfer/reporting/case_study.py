@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..config import BackboneConfig
 from ..errors import UserError
+from ..finished import run_folder
 from ..models import Network
 from ..sources import sources_of
 from ..untrusted import printable
@@ -33,7 +34,7 @@ from .image_maps import grad_cam_package, maps_of, saliency
 from .learned_attention import attended, has_modules
 from .learned_attention import caption as caption_of_attention
 from .learned_attention import figure_of as figure_of_attention
-from .replay import Replay, replay, run_folder
+from .replay import Replay, replay
 from .runs import Predictions, predictions
 from .tables import as_markdown, on_screen
 from .unused_channels import Change, caption, figure_of, mean_activations, table_of

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+from ..untrusted import no_formula
 from .comparison import Cell, Comparison, Row, run_id
 from .published import against
 from .statistics import contests, paired
@@ -47,11 +48,6 @@ def described(row: Row, method: str, cell: Cell) -> dict:
 
 def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
-
-
-def no_formula(value: object) -> object:
-    """Texts that a spreadsheet would compute get its mark of a text in front; numbers are left as they are."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def as_csv(comparison: Comparison, baseline: str | None = None, protocol: str | None = None) -> str:

@@ -9,34 +9,31 @@ What the record says of data and source weights is checked by their fingerprints
 
 from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from ..config import SCHEMAS, RunConfig, to_run_config
+from ..config import RunConfig
 from ..data import load_dataset
 from ..data.dataset import Dataset, Parts, split_parts
 from ..data.loader import Loader
 from ..environment import pick_device
 from ..errors import UserError
+from ..finished import config_of, not_of_this_run, record_of, trained_weights
 from ..models import Network
 from ..models.zoo import build_source
 from ..run import make_loader, weights_name
 from ..sources import Loaded, load_sources
 from ..stages import new_target
-from ..tensor_files import fingerprint, read_sealed
+from ..tensor_files import fingerprint
 from .comparison import recorded_sources
-from .runs import read
 
-RUNS = Path("results/runs")  # where delta-run puts them, unless told otherwise
-CACHE = Path("results/cache")
+CACHE = Path("results/cache")  # where delta-run puts image stores, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -57,17 +54,12 @@ class Replay:
     @cached_property
     def target(self) -> Network:
         """The fine-tuned network. Raises UserError if the run's folder has no model.safetensors, or another one's."""
-        path = self.record["folder"] / "model.safetensors"
-        if not path.is_file():
-            raise UserError(
-                f"{path} is not there (published records come without their networks): take a run made here, or make "
-                "this one again with delta-run."
-            )
+        weights = trained_weights(self.record)
         network = new_target(self.source, self.config, len(self.dataset.classes))
         try:
-            network.traced.load_state_dict(read_sealed(path)[0], strict=True)
-        except (ValueError, OSError, RuntimeError) as error:
-            raise UserError(f"{path} is not the network of this run: {str(error).strip().splitlines()[0]}") from None
+            network.traced.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            raise not_of_this_run(self.record, error) from None
         return network.freeze()
 
     @cached_property
@@ -95,18 +87,6 @@ class Replay:
             yield images
 
 
-def run_folder(name: str | Path) -> Path:
-    """A run's folder: a path, or the run's id below results/runs. Raises UserError if no finished run is there."""
-    places = [Path(name), RUNS / name]
-    for place in places:
-        if (place / "summary.json").is_file():
-            return place
-    raise UserError(
-        f"{name}: there is no finished run (summary.json) in {' or '.join(str(place) for place in places)}. "
-        "Name a run's folder, e.g. results/runs/<run id>."
-    )
-
-
 def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None = None) -> Replay:
     """The run in `folder`. Its target network is read, and its images are decoded, when they are first asked for.
 
@@ -118,9 +98,7 @@ def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None =
     Raises UserError if the record is of a failed run or cannot be read, and if data set or source weights are not there
     or not the ones that the run was made with.
     """
-    record = read(folder)
-    if record.get("unreadable") or record.get("error"):
-        raise UserError(f"{folder}: {record.get('unreadable') or 'the run failed: ' + str(record['error'])}")
+    record = record_of(folder)
     config = config_of(record)
     if data_dir is not None and config.dataset.root is not None:
         inside = data_dir / Path(config.dataset.root).name
@@ -144,33 +122,6 @@ def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None =
     parts = split_parts(dataset, config.dataset, config.split)
     source = source.to(device, memory_format=torch.channels_last).freeze()
     return Replay(record, config, dataset, parts, device, source)
-
-
-def config_of(record: dict[str, Any]) -> RunConfig:
-    """A record's configuration, checked as a new one is. A key that older records lack has its default.
-
-    Raises UserError for a configuration that this version does not understand.
-    """
-    try:
-        recorded = record["config"]
-        composed = OmegaConf.structured(RunConfig)
-        for group in ("dataset", "backbone", "reg", "schedule"):
-            composed[group] = OmegaConf.structured(schema_of(group, recorded[group]))
-        for name, term in recorded["reg"].get("terms", {}).items():  # of a sum
-            composed.reg.terms[name] = OmegaConf.structured(schema_of("reg", term))
-        return to_run_config(OmegaConf.merge(composed, recorded))
-    except (KeyError, TypeError, AttributeError, OmegaConfBaseException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{record['run_id']}: this version cannot read the record's config: {reason}") from None
-
-
-def schema_of(group: str, recorded: dict[str, Any]) -> type:
-    """The dataclass of conf/'s hidden group schema/<group> that has all keys of `recorded`, and the fewest others."""
-    known = {schema: {field.name for field in fields(schema)} for schema in SCHEMAS[f"schema/{group}"].values()}
-    fitting = [schema for schema, names in known.items() if names.issuperset(recorded)]
-    if not fitting:
-        raise KeyError(f"{group} has keys that no {group} of this version has: {', '.join(recorded)}")
-    return min(fitting, key=lambda schema: len(known[schema]))
 
 
 def check(record: dict[str, Any], key: str, actual: str, what: str) -> None:

@@ -1,0 +1,109 @@
+"""A trained network as a file for other programs, and the file's own outputs, to compare."""
+
+import io
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+
+import torch
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..tensor_files import sealed
+from .zoo import StateDict, bare_network
+
+TOLERANCE = 1e-4  # of the largest logit, or of 1: what another order of additions may change
+
+
+class Normalised(nn.Module):
+    """RGB in 0..1, (B, 3, H, W) -> logits (B, K) of a network that was trained on normalised images."""
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]):
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images - self.mean) / self.std)
+
+
+def some_images(count: int, size: int) -> Tensor:
+    """Noise, coarse and fine, (count, 3, size, size) in 0..1: the same every time."""
+    generator = torch.Generator().manual_seed(0)
+    fine = torch.rand(count, 3, size, size, generator=generator)
+    coarse = nn.functional.interpolate(torch.rand(count, 3, 4, 4, generator=generator), size, mode="bilinear")
+    return torch.where(torch.arange(count).view(-1, 1, 1, 1) % 2 == 0, coarse, fine)
+
+
+def as_safetensors(network: Normalised, size: int, metadata: dict[str, str]) -> bytes:
+    """The state dict under the network's own parameter names, without the normalisation."""
+    weights = {name: value.contiguous() for name, value in network.network.state_dict().items()}
+    return sealed(weights, metadata | {"format": "pt"})
+
+
+def as_torch_export(network: Normalised, size: int, metadata: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(_program(network, size), buffer, extra_files=metadata)
+    return buffer.getvalue()
+
+
+def as_onnx(network: Normalised, size: int, metadata: dict[str, str]) -> bytes:
+    """With the input `images` and the output `logits`."""
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"--format onnx needs the packages onnx and onnxscript ({error}): pip install 'delta-transfer[export]'."
+        ) from None
+    program = _program(network, size)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its steps, with a mark for each
+        made = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False)
+    model = made.model_proto
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    return model.SerializeToString()
+
+
+def _program(network: Normalised, size: int) -> torch.export.ExportedProgram:
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(network, (some_images(2, size),), dynamic_shapes=shapes)
+
+
+def logits_of_safetensors(data: bytes, images: Tensor, network: Normalised, name: str) -> Tensor:
+    """Of a new network that has loaded the file strictly."""
+    weights: StateDict = load(data)
+    loaded = bare_network(name, len(network(images)[0]), weights)
+    return Normalised(loaded, network.mean.flatten().tolist(), network.std.flatten().tolist())(images)
+
+
+def logits_of_torch_export(data: bytes, images: Tensor, network: Normalised, name: str) -> Tensor:
+    return torch.export.load(io.BytesIO(data)).module()(images)
+
+
+def logits_of_onnx(data: bytes, images: Tensor, network: Normalised, name: str) -> Tensor | None:
+    """None if onnxruntime is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+# Format: what makes the file, what computes with it.
+FORMATS = {
+    "safetensors": (as_safetensors, logits_of_safetensors),
+    "onnx": (as_onnx, logits_of_onnx),
+    "torch-export": (as_torch_export, logits_of_torch_export),
+}
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest one between logits, as a part of the largest logit (or of 1); NaN if any is not finite."""
+    if found.shape != expected.shape:
+        return float("nan")
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()

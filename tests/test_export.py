@@ -1,0 +1,222 @@
+"""delta-export: the network as a file that computes the same in other programs."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from delta_transfer.cards import read_card
+from delta_transfer.export import main
+from delta_transfer.finished import finished
+from delta_transfer.models import Network, portable
+from delta_transfer.models.zoo import bare_network, options_for
+
+from .test_predict import made
+from .test_replay import copied
+
+RESNET = [
+    "backbone=resnet18",
+    "backbone.weights=none",
+    "backbone.image_size=32",
+    "backbone.resize=36",
+    "backbone.mean=[0.2,0.5,0.7]",
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Of torchvision's ResNet-18, on a miniature CUB."""
+    return made(tmp_path_factory.mktemp("run"), *RESNET, "schedule.iterations=1")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    """Of a small network of our own, which is quicker to trace."""
+    return made(tmp_path_factory.mktemp("tiny"))
+
+
+def export(run: Path, form: str, output: Path) -> None:
+    assert main([str(run), "--format", form, "--output", str(output)]) == 0
+
+
+def expected(run: Path, images: torch.Tensor) -> torch.Tensor:
+    """Logits of the run's network for RGB in 0..1, normalised by torchvision."""
+    one = finished(run)
+    backbone = one.config.backbone
+    return one.network(torchvision.transforms.functional.normalize(images, backbone.mean, backbone.std))["logits"]
+
+
+def images_of(run: Path, count: int) -> torch.Tensor:
+    side = finished(run).config.backbone.image_size
+    return torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def normalised(run: Path, images: torch.Tensor) -> torch.Tensor:
+    backbone = finished(run).config.backbone
+    return torchvision.transforms.functional.normalize(images, backbone.mean, backbone.std)
+
+
+def test_torchvision_loads_the_state_dict_strictly(run, tmp_path):
+    export(run, "safetensors", tmp_path / "bird.safetensors")
+    network = torchvision.models.resnet18(num_classes=3).eval()
+    network.load_state_dict(load_file(tmp_path / "bird.safetensors"), strict=True)
+    images = images_of(run, 4)
+    torch.testing.assert_close(network(normalised(run, images)), expected(run, images))
+
+
+def test_timm_loads_the_state_dict_strictly(run, tmp_path):
+    timm = pytest.importorskip("timm")
+    export(run, "safetensors", tmp_path)
+    network = timm.create_model("resnet18", num_classes=3).eval()
+    network.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    images = images_of(run, 4)
+    torch.testing.assert_close(network(normalised(run, images)), expected(run, images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_auxiliary_branches_that_were_not_trained_are_left_out(name):
+    """As a run leaves them out; torchvision's constructor is told so."""
+    with torch.device("meta"):
+        whole = torchvision.models.get_model(name, num_classes=3, init_weights=False)
+    weights = Network(whole, "fc").weights()
+    assert options_for(name, weights) == {"aux_logits": False} and len(weights) < len(whole.state_dict())
+    bare_network(name, 3, weights)
+    assert options_for(name, whole.state_dict()) == {}
+
+
+def test_torch_export_computes_the_same_for_any_number_of_images(tiny, tmp_path):
+    export(tiny, "torch-export", tmp_path / "model.pt2")
+    program = torch.export.load(tmp_path / "model.pt2").module()
+    for count in (1, 5):
+        images = images_of(tiny, count)
+        torch.testing.assert_close(program(images), expected(tiny, images), atol=1e-4, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tiny, tmp_path_factory) -> Path:
+    pytest.importorskip("onnxscript")
+    folder = tmp_path_factory.mktemp("onnx")
+    export(tiny, "onnx", folder)
+    return folder / "model.onnx"
+
+
+def test_onnx_computes_the_same_for_any_number_of_images(tiny, onnx_file):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+    for count in (1, 5):
+        images = images_of(tiny, count)
+        (logits,) = session.run(["logits"], {"images": images.numpy()})
+        np.testing.assert_allclose(logits, expected(tiny, images).numpy(), atol=1e-4)
+    card = json.loads(session.get_modelmeta().custom_metadata_map["model_card"])
+    assert card["classes"] == ["001.Bird_0", "002.Bird_1", "003.Bird_2"]
+    assert [path.name for path in onnx_file.parent.iterdir() if path.name != "MODEL_CARD.md"] == ["model.onnx"]
+
+
+def test_onnx_without_onnxruntime_is_written_and_said_to_be_unverified(tiny, onnx_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    data = onnx_file.read_bytes()
+    monkeypatch.setitem(portable.FORMATS, "onnx", (lambda *_: data, portable.logits_of_onnx))
+    export(tiny, "onnx", tmp_path)
+    output = capsys.readouterr().out
+    assert "was not verified: onnxruntime is not installed (pip install 'delta-transfer[export]')" in output
+    assert (tmp_path / "model.onnx").read_bytes() == data
+
+
+def test_onnx_without_its_packages_names_the_extra(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert main([str(tiny), "--format", "onnx", "--output", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert "pip install 'delta-transfer[export]'" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_card_and_metadata_say_what_the_network_is(run, tmp_path):
+    export(run, "safetensors", tmp_path)
+    record = json.loads((run / "summary.json").read_text())
+    with safe_open(tmp_path / "model.safetensors", framework="np") as file:
+        card = json.loads(file.metadata()["model_card"])
+    assert card["preprocessing"] == {
+        "resize": 36,
+        "aspect": "squash",
+        "interpolation": "bilinear, antialiased",
+        "center_crop": 32,
+        "mean": [0.2, 0.5, 0.7],
+        "std": record["config"]["backbone"]["std"],
+    }
+    assert card["classes"] == ["001.Bird_0", "002.Bird_1", "003.Bird_2"]
+    words = (tmp_path / "MODEL_CARD.md").read_text()
+    for said in (
+        "cub",
+        record["dataset_fingerprint"],
+        "3: 001.Bird_0, 002.Bird_1, 003.Bird_2",
+        f"{record['test_top1']:.2f} % of n = 6 test images",
+        record["command"],
+        f"torch {record['versions']['torch']}",
+        "squashed to 36 x 36 pixels (bilinear, antialiased), centre crop of 32 x 32",
+        "minus [0.2, 0.5, 0.7]",
+        'torchvision.models.get_model("resnet18", num_classes=3)',
+    ):
+        assert said in words
+    assert read_card(tmp_path / "model.safetensors").backbone.mean == [0.2, 0.5, 0.7]
+
+
+def test_the_default_place_is_the_runs_folder_and_older_runs_have_no_class_names(run, tmp_path):
+    older = copied(run, tmp_path / "older")
+    (older / "classes.json").unlink()
+    assert main([str(older), "--format", "safetensors"]) == 0
+    assert sorted(path.name for path in (older / "export").iterdir()) == ["MODEL_CARD.md", "model.safetensors"]
+    assert "3: their names were not recorded" in (older / "export" / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda logits: logits + 1e-3, lambda logits: logits * float("nan"), lambda logits: logits[:1, :2]]
+)
+@pytest.mark.parametrize("form", list(portable.FORMATS))
+def test_a_file_that_computes_something_else_is_not_written(form, wrong, tiny, tmp_path, monkeypatch, capsys):
+    def outputs(data, images, network, name):
+        return wrong(network(images))
+
+    monkeypatch.setitem(portable.FORMATS, form, (lambda *_: b"", outputs))
+    assert main([str(tiny), "--format", form, "--output", str(tmp_path / "new")]) == 1
+    error = capsys.readouterr().err
+    assert "nothing is written" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_cannot_be_exported_is_one_sentence(tiny, tmp_path, monkeypatch, capsys):
+    def refuses(*_):
+        raise RuntimeError("no such operator\nand a page of advice")
+
+    monkeypatch.setitem(portable.FORMATS, "torch-export", (refuses, portable.logits_of_torch_export))
+    assert main([str(tiny), "--format", "torch-export", "--output", str(tmp_path / "new")]) == 1
+    error = capsys.readouterr().err
+    assert error == "error: small_resnet cannot be exported as torch-export: no such operator. Nothing is written.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_state_dict_with_a_changed_weight_is_found_out(tiny, tmp_path, monkeypatch, capsys):
+    def damaged(network, size, metadata):
+        network.network.fc.bias = torch.nn.Parameter(network.network.fc.bias + torch.tensor([0.1, 0, 0]))
+        return portable.as_safetensors(network, size, metadata)
+
+    monkeypatch.setitem(portable.FORMATS, "safetensors", (damaged, portable.logits_of_safetensors))
+    assert main([str(tiny), "--format", "safetensors", "--output", str(tmp_path / "a.safetensors")]) == 1
+    assert "does not compute what the network" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_networks_card_and_a_wrong_suffix_are_refused(run, tiny, tmp_path, capsys):
+    export(run, "safetensors", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main([str(tiny), "--format", "safetensors", "--output", str(tmp_path / "other.safetensors")]) == 1
+    assert "describes another network" in capsys.readouterr().err
+    assert main([str(run), "--format", "torch-export", "--output", str(tmp_path / "model.onnx")]) == 1
+    assert "ends in .pt2" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    export(run, "safetensors", tmp_path)  # the same network again

@@ -1,0 +1,202 @@
+"""delta-predict: a run's network on images of one's own."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from delta_transfer.data import load_dataset
+from delta_transfer.finished import finished
+from delta_transfer.predict import main
+
+from .miniature import delta_run, tiny_overrides, write_cub
+from .test_config import composed
+from .test_replay import copied
+
+CLASSES = ["001.Bird_0", "002.Bird_1", "003.Bird_2"]
+
+
+def made(top: Path, *overrides: str) -> Path:
+    """The folder of a run on a miniature CUB."""
+    root = write_cub(top / "CUB_200_2011")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        assert delta_run(monkeypatch, *tiny_overrides(root, top / "results"), "reg=l2", *overrides) == 0
+    (folder,) = (top / "results" / "runs").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    return made(tmp_path_factory.mktemp("run"))
+
+
+def files_of_test(run: Path) -> list[str]:
+    """The files of the run's test images, in the order of its predictions."""
+    dataset = load_dataset(finished(run).config.dataset)
+    return [str(dataset.files[index]) for index in np.load(run / "predictions.npz")["index"]]
+
+
+def recorded(run: Path) -> np.ndarray:
+    logits = torch.from_numpy(np.load(run / "predictions.npz")["logits"])
+    return logits.double().softmax(dim=1).numpy()
+
+
+def predicted(capsys: pytest.CaptureFixture, run: Path, *arguments: object, status: int = 0) -> dict:
+    capsys.readouterr()
+    assert main([str(run), *map(str, arguments), "--format", "json", "--device", "cpu"]) == status
+    return json.loads(capsys.readouterr().out)
+
+
+def by_class(found: dict) -> np.ndarray:
+    """(N, K) in the order of the classes."""
+    ranked = [sorted(image["classes"], key=lambda entry: entry["index"]) for image in found["images"]]
+    return np.array([[entry["probability"] for entry in entries] for entries in ranked])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("schedule.aspect=keep", "backbone.mean=[0.2,0.5,0.7]"),
+        ("schedule.aspect=keep", "schedule.test_crops=10"),
+    ],
+)
+def test_test_images_get_the_probabilities_that_the_run_recorded(overrides, tmp_path, capsys):
+    run = made(tmp_path, *overrides)
+    files = files_of_test(run)
+    shutil.rmtree(tmp_path / "results" / "cache", ignore_errors=True)
+    found = predicted(capsys, run, *files, "--batch-size", 4)
+    assert [image["image"] for image in found["images"]] == files and not found["refused"]
+    np.testing.assert_allclose(by_class(found), recorded(run), atol=2e-6)
+    assert {entry["class"] for image in found["images"] for entry in image["classes"]} == set(CLASSES)
+
+
+def test_neither_data_nor_source_weights_need_to_be_there(run, tmp_path, capsys):
+    (file, *_) = files_of_test(run)
+    image = shutil.copy(file, tmp_path / "photo.jpg")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("summary.json", "model.safetensors", "classes.json"):
+        shutil.copy(run / name, moved)
+    record = json.loads((moved / "summary.json").read_text())
+    record["config"]["dataset"]["root"] = "/nowhere"
+    record["config"]["backbone"]["weights"] = "nowhere.safetensors"
+    (moved / "summary.json").write_text(json.dumps(record))
+    np.testing.assert_allclose(by_class(predicted(capsys, moved, image)), recorded(run)[:1], atol=2e-6)
+
+
+def test_the_most_probable_class_comes_first_and_top_limits(run, capsys):
+    files = files_of_test(run)
+    ranked = [[entry["index"] for entry in image["classes"]] for image in predicted(capsys, run, *files)["images"]]
+    assert ranked == np.argsort(-recorded(run), axis=1).tolist()
+    top = predicted(capsys, run, *files, "--top", 1)["images"]
+    assert [[entry["index"] for entry in image["classes"]] for image in top] == [ranks[:1] for ranks in ranked]
+    assert all(len(image["classes"]) == 3 for image in predicted(capsys, run, *files, "--top", 9)["images"])
+
+
+def test_what_is_no_image_is_named_and_the_others_are_predicted(run, tmp_path, capsys):
+    files = files_of_test(run)
+    (tmp_path / "text.jpg").write_text("not an image")
+    damaged = tmp_path / "damaged.jpg"
+    damaged.write_bytes(Path(files[0]).read_bytes()[:400])
+    arguments = [files[0], tmp_path / "text.jpg", damaged, tmp_path / "absent.jpg", files[1]]
+    assert main([str(run), *map(str, arguments), "--format", "json", "--device", "cpu", "--batch-size", "2"]) == 1
+    output, errors = capsys.readouterr()
+    found = json.loads(output)
+    assert [image["image"] for image in found["images"]] == files[:2]
+    np.testing.assert_allclose(by_class(found), recorded(run)[:2], atol=2e-6)
+    refused = {str(path) for path in arguments[1:4]}
+    assert {entry["image"] for entry in found["refused"]} == refused
+    assert all(f"error: {path}: " in errors for path in refused)
+
+
+def test_nothing_but_refused_images_is_no_crash(run, tmp_path, capsys):
+    (tmp_path / "text.jpg").write_text("not an image")
+    assert main([str(run), str(tmp_path)]) == 1
+    assert capsys.readouterr().out == ""
+
+
+def test_folders_are_searched_at_any_depth_for_image_files(run, tmp_path, capsys):
+    pixels = Image.new("RGB", (30, 24), "red")
+    for name in ("b.PNG", "deep/er/a.webp", ".hidden/c.png", "__MACOSX/d.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels.save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image, and no error")
+    found = predicted(capsys, run, tmp_path, tmp_path / "b.PNG")
+    assert [Path(image["image"]).name for image in found["images"]] == ["b.PNG", "a.webp"]
+    (tmp_path / "empty").mkdir()
+    found = predicted(capsys, run, tmp_path / "empty", status=1)
+    assert "without an image" in found["refused"][0]["reason"]
+
+
+def test_table_and_csv_say_the_same(run, tmp_path, capsys):
+    files = files_of_test(run)[:2]
+    assert main([str(run), *files, "--format", "csv", "--top", "2", "--output", str(tmp_path / "new" / "a.csv")]) == 0
+    assert capsys.readouterr().out == ""
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "new" / "a.csv").read_text())))
+    assert [(line["image"], line["rank"]) for line in lines] == [(file, rank) for file in files for rank in "12"]
+    assert main([str(run), *files, "--top", "2"]) == 0
+    table = capsys.readouterr().out
+    assert all(file in table for file in files)
+    for line in lines:
+        assert re.search(rf"{line['class']} +{100 * float(line['probability']):.1f} %", table)
+        assert CLASSES[int(line["index"])] == line["class"]
+
+
+def test_a_class_name_cannot_become_a_formula_or_steer_a_terminal(run, tmp_path, capsys):
+    hostile = copied(run, tmp_path / "hostile")
+    (hostile / "classes.json").write_text(json.dumps(["=cmd()", "a\x1b[31m", "[bold]c"]))
+    (file, *_) = files_of_test(run)
+    for name in ("csv", "rich", "json"):
+        assert main([str(hostile), file, "--format", name]) == 0
+        output = capsys.readouterr().out
+        assert "\x1b" not in output and "[bold]c" in output and ("'=cmd()" in output) == (name == "csv")
+
+
+def test_older_runs_without_class_names_give_numbers_and_say_so(run, tmp_path, capsys):
+    older = copied(run, tmp_path / "older")
+    (older / "classes.json").unlink()
+    (file, *_) = files_of_test(run)
+    assert main([str(older), file, "--format", "json"]) == 0
+    output, errors = capsys.readouterr()
+    assert all(entry["class"] == str(entry["index"]) for entry in json.loads(output)["images"][0]["classes"])
+    assert "did not record class names" in errors
+    (older / "classes.json").write_text('["only one"]')
+    assert main([str(older), file]) == 1
+    assert "does not hold the names of the run's 3 classes" in capsys.readouterr().err
+
+
+def test_runs_that_cannot_predict_are_refused_in_one_sentence(run, tmp_path, capsys):
+    (file, *_) = files_of_test(run)
+    verification = asdict(composed("dataset=glyph_pairs", "reg=l2"))
+    cases = {
+        "verifies whether two images show the same": {"config": verification},
+        "the run failed: too hot": {"error": "too hot"},
+        "unknown schema 99": {"schema": 99},
+        "is not the network of this run": {"num_classes": 7},
+    }
+    for number, (message, changes) in enumerate(cases.items()):
+        assert main([str(copied(run, tmp_path / str(number), **changes)), file]) == 1
+        output, errors = capsys.readouterr()
+        assert message in errors and errors.count("\n") == 1 and not output
+    assert main([str(tmp_path / "nowhere"), file]) == 1
+    assert "there is no finished run" in capsys.readouterr().err
+
+
+def test_help_is_a_manual_page_and_imports_no_torch():
+    code = "import sys; from delta_transfer import {0}; sys.argv[1:] = ['--help']\n"
+    code += "try: {0}.main()\nfinally: assert 'torch' not in sys.modules"
+    for command in ("predict", "export"):
+        done = subprocess.run([sys.executable, "-c", code.format(command)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"delta-{command} RUN" in done.stdout and "Exit status: 0" in done.stdout
