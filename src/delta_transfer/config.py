@@ -314,6 +314,15 @@ class LwFConfig(RegConfig):
 
 
 @dataclass
+class BSSConfig(RegConfig):
+    k: int = 1  # of the smallest singular values
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_most(LARGEST_BATCH, self, "reg", "k")
+
+
+@dataclass
 class PairsRegConfig(RegConfig):
     """A method that compares feature maps of source and target, pair by pair."""
 
@@ -594,6 +603,7 @@ SCHEMAS = {
         "afa": AFAConfig,
         "l2t": L2TConfig,
         "lwf": LwFConfig,
+        "bss": BSSConfig,
         "pairs": PairsRegConfig,
         "sum": SumConfig,
     },

@@ -8,6 +8,7 @@ from ..errors import UserError
 from .afa import AFA, AFAChannel, AFASpatial
 from .attention_transfer import AT
 from .base import Regularizer
+from .bss import BSS
 from .delta import DELTA, DELTAWithoutAttention
 from .l2 import L2, L2FE, Scratch
 from .l2_sp import L2SP
@@ -31,6 +32,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "lwf": LwF,
     "at": AT,
     "fm": FM,
+    "bss": BSS,
     "sum": Sum,
     "lwf_at": Sum,
     "lwf_fm": Sum,
@@ -39,6 +41,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
 __all__ = [
     *("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2", "L2FE", "L2SP", "L2TWW"),
     *("AT", "FM", "LwF", "Scratch", "Sum"),
+    *("BSS",),
     *("REGULARIZERS", "Regularizer", "build_regularizer"),
 ]
 

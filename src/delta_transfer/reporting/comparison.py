@@ -28,6 +28,7 @@ METHODS = {
     "afa": "AFA",
     "afa_spatial": "AFA spatial",
     "afa_channel": "AFA channel",
+    "bss": "BSS",
     "scratch": "Scratch",
     "lwf": "LwF",
     "at": "AT",
