@@ -70,9 +70,10 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
         return images.contiguous(memory_format=torch.channels_last)
 
     fit_seconds = (0.0, 0.0)
-    if regularizer.fitted_name:
-        fitted, *fit_seconds = regularizer.rehearse(source, random_images(FEW))
-        regularizer.load_fitted(fitted)
+    for fitting in regularizer.to_fit():
+        fitted, per_image, beside = fitting.rehearse(source, random_images(FEW), num_classes)
+        fitting.load_fitted(fitted)
+        fit_seconds = fit_seconds[0] + per_image, fit_seconds[1] + beside
     reset_peak_memory(device)
     shapes = source.map_shapes(batch, backbone.image_size, training=not regularizer.freezes_backbone)
     others = random_sources(config, regularizer.needs_taps)
@@ -120,7 +121,7 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
     with torch.inference_mode(), autocast(device, config.precision):
         view_seconds = seconds_of(lambda: target(images), device) / len(images)
     weights_bytes = sum(v.nbytes for v in target.weights().values())
-    return Cost(step_seconds, view_seconds, tuple(fit_seconds), int(memory), weights_bytes)
+    return Cost(step_seconds, view_seconds, fit_seconds, int(memory), weights_bytes)
 
 
 def random_sources(config: RunConfig, tapped: bool) -> list[Loaded]:

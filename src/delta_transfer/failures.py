@@ -72,8 +72,8 @@ def _what_would_fit(
     """Tries a step in ever more parts, in what is left of a failed run. Kind and message as `explain`."""
     schedule, kind = config.schedule, "out of memory"
     if learner is None:
-        option = f"{regularizer.fit_key}.attention.forward_images"
-        fewer = f"set {option} to a small number, or " if regularizer.fitted_name else ""
+        attention = [method.fit_key for method in regularizer.to_fit() if method.fitted_name == "attention"]
+        fewer = f"set {attention[0]}.attention.forward_images to a small number, or " if attention else ""
         return kind, f"Out of memory while networks and method are made: {fewer}reduce backbone.image_size."
     batch = schedule.batch_size
     for accumulate in range(schedule.accumulate, batch // 2 + 1):  # BatchNorm needs two images

@@ -98,17 +98,21 @@ class Loader:
         """Training batches as an iterable of which every iteration is one further pass over `indices`."""
         return Passes(self, indices, stream, seed)
 
+    def centres(self, indices: np.ndarray) -> "Centres":
+        """The centre crop of each of `indices`, in their order, as an iterable of batches."""
+        return Centres(self, indices)
+
     def step_seed(self, iteration: int) -> int:
         """Seed of the network's own randomness (dropout) in training step `iteration`, of each process its own."""
         return int(_generator(self.seed, "dropout", self.share.start or 0, iteration).integers(2**63))
 
-    def test_batches(self, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+    def test_batches(self, indices: np.ndarray, ten_crops: bool | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, crop, crop), the V views of an image one after the other, and the label (B,) of each.
 
         In the order of `indices`. V is 1, the centre crop; or with ten crops 10, in torchvision's order (5 without
         mirroring). A batch may end between the views of an image.
         """
-        corners, mirrored = self._views(indices)
+        corners, mirrored = self._views(indices, self.ten_crops if ten_crops is None else ten_crops)
         chosen, boxes = indices.repeat(mirrored.size), self._square(*corners.reshape(2, -1))
         mirrored = mirrored.repeat(len(indices), 0).ravel()
         step = self.images_at_once
@@ -116,12 +120,12 @@ class Loader:
             part = slice(start, start + step)
             yield self._batch(chosen[part], boxes[:, part], mirrored[part])
 
-    def _views(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _views(self, chosen: np.ndarray, ten_crops: bool) -> tuple[np.ndarray, np.ndarray]:
         """Upper left corners (2, B, V) of the crops that an image is tested on, and which are mirrored, (1, V)."""
         bottom, right = self.heights[chosen] - self.crop, self.widths[chosen] - self.crop
         top = left = np.zeros_like(bottom)
         middle, centre = np.rint(bottom / 2).astype(np.int64), np.rint(right / 2).astype(np.int64)
-        if not self.ten_crops:
+        if not ten_crops:
             return np.array([middle, centre])[:, :, None], np.array([[False]])
         rows = np.stack([top, top, bottom, bottom, middle], axis=1)
         columns = np.stack([left, right, left, right, centre], axis=1)
@@ -239,6 +243,16 @@ class Passes:
             self.next_iteration += 1
             drawn = self.loader._drawn(self.indices, self.next_iteration - 1, self.stream, self.seed)
             yield self.loader._batch(*drawn)
+
+
+class Centres:
+    """A re-iterable over the centre crops of images."""
+
+    def __init__(self, loader: Loader, indices: np.ndarray):
+        self.loader, self.indices = loader, indices
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self.loader.test_batches(self.indices, ten_crops=False)
 
 
 def _memory(count: int) -> Tensor:

@@ -9,9 +9,11 @@ from .afa import AFA, AFAChannel, AFASpatial
 from .attention_transfer import AT
 from .base import Regularizer
 from .bss import BSS
+from .co_tuning import CoTuning
 from .delta import DELTA, DELTAWithoutAttention
 from .l2 import L2, L2FE, Scratch
 from .l2_sp import L2SP
+from .l2_sp_fisher import L2SPFisher
 from .l2t_ww import L2TWW
 from .lwf import LwF
 from .matching import FM
@@ -33,6 +35,8 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "at": AT,
     "fm": FM,
     "bss": BSS,
+    "l2_sp_fisher": L2SPFisher,
+    "co_tuning": CoTuning,
     "sum": Sum,
     "lwf_at": Sum,
     "lwf_fm": Sum,
@@ -41,7 +45,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
 __all__ = [
     *("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2", "L2FE", "L2SP", "L2TWW"),
     *("AT", "FM", "LwF", "Scratch", "Sum"),
-    *("BSS",),
+    *("BSS", "CoTuning", "L2SPFisher"),
     *("REGULARIZERS", "Regularizer", "build_regularizer"),
 ]
 
