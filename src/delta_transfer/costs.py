@@ -93,8 +93,9 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
     learner = Learner(target, maps, optimizer, config.precision, backbone.aux_weight)
 
     def step(count: int) -> Callable[[], object]:
-        images, labels = random_images(count), torch.zeros(count, dtype=torch.int64, device=device)
-        return lambda: regularizer.update(learner, images, labels)
+        images, *views = (random_images(count) for _ in range(regularizer.views))
+        labels = torch.zeros(count, dtype=torch.int64, device=device)
+        return lambda: regularizer.update(learner, images, labels, *views)
 
     kept = {}
     for count in (FEW // 2, FEW):  # also warms up

@@ -9,7 +9,7 @@ from .config import RunConfig
 from .data.loader import Loader
 from .errors import UserError
 from .regularizers import Regularizer
-from .training import Learner, NotFinite
+from .training import Learner, NotFinite, batch_for
 
 
 def explain(
@@ -82,7 +82,7 @@ def _what_would_fit(
         _empty_cache()
         learner.accumulate = regularizer.parts = accumulate
         try:
-            regularizer.update(learner, *loader.train_batch(train_indices, 0))
+            regularizer.update(learner, *batch_for(regularizer, loader, train_indices, 0))
         except Exception as again:  # out of memory, or what a library makes of that
             traceback.clear_frames(again.__traceback__)
             learner.optimizer.zero_grad(set_to_none=True)

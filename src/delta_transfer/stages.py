@@ -94,7 +94,8 @@ class Training:
             seconds = self._train(previous, progress)
             stage = {"method": type(self.regularizer).__name__, "iterations": self.length}
             self.ended = [*self.ended, stage | self._measured()]
-            for name, parameter in self.regularizer.named_parameters():
+            learned = ((name, p) for name, p in self.regularizer.named_parameters() if p.requires_grad)
+            for name, parameter in learned:
                 self.modules[f"stage{self.number + 1}.{name}"] = parameter.detach().cpu().clone()
             if self.number + 1 == len(self.stages):
                 break

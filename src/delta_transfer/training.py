@@ -143,6 +143,12 @@ def learning_rate(schedule: ScheduleConfig, iteration: int, iterations: int) -> 
     return schedule.lr * schedule.decay_factor**drops
 
 
+def batch_for(regularizer: Regularizer, loader: Loader, indices: np.ndarray, iteration: int) -> tuple[Tensor, ...]:
+    """This process' share of the batch: images, labels, and as many further views of the images as the method needs."""
+    further = (loader.train_view(indices, iteration, view) for view in range(1, regularizer.views))
+    return *loader.train_batch(indices, iteration), *further
+
+
 def train(
     learner: Learner,
     regularizer: Regularizer,
@@ -174,12 +180,13 @@ def train(
     clock = _Clock(progress["seconds"], progress["seconds_since_line"])
     last_checkpoint, checkpoint_cost = time.monotonic(), 0.0
     for iteration in range(progress["iterations_done"], end):
-        images, labels = loader.train_batch(train_indices, iteration)  # this process' share of the batch
+        images, labels, *views = batch_for(regularizer, loader, train_indices, iteration)
         lr = lr_factor * learning_rate(schedule, iteration - first_iteration, length)
         for group in learner.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
+        regularizer.before_step(learner, iteration - first_iteration, length, loader.method_seed(iteration))
         torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
-        logits, terms = regularizer.update(learner, images, labels)
+        logits, terms = regularizer.update(learner, images, labels, *views)
         window.add(logits, labels, terms | regularizer.observed | {GRADIENT_NORM: learner.gradient_norm})
 
         done = iteration + 1

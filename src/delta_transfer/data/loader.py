@@ -16,7 +16,7 @@ from ..environment import images_at_once
 from .store import Store
 
 # Streams of random numbers that must not influence one another. `fit` is what a regularizer sees before training.
-STREAMS = {"train": 0, "fit": 1, "dropout": 2}
+STREAMS = {"train": 0, "fit": 1, "dropout": 2, "method": 3}
 
 
 class Loader:
@@ -77,7 +77,13 @@ class Loader:
         """
         return self._batch(*(part[..., self.share] for part in self._drawn(indices, iteration, "train", self.seed)))
 
-    def _drawn(self, indices: np.ndarray, iteration: int, stream: str, seed: int) -> tuple[np.ndarray, ...]:
+    def train_view(self, indices: np.ndarray, iteration: int, view: int) -> Tensor:
+        """The images of `train_batch` once more, with crops and mirroring of their own for each `view` from 1 on."""
+        return self._batch(*(p[..., self.share] for p in self._drawn(indices, iteration, "train", self.seed, view)))[0]
+
+    def _drawn(
+        self, indices: np.ndarray, iteration: int, stream: str, seed: int, view: int = 0
+    ) -> tuple[np.ndarray, ...]:
         """Images (B,), boxes (4, B) and mirroring (B,) of a training batch."""
         position = iteration * self.batch_size + np.arange(self.batch_size)
         epoch, offset = position // len(indices), position % len(indices)
@@ -85,7 +91,7 @@ class Loader:
         for number in np.unique(epoch):
             order = _generator(seed, stream, 0, number).permutation(indices)
             chosen[epoch == number] = order[offset[epoch == number]]
-        random = _generator(seed, stream, 1, iteration)
+        random = _generator(seed, stream, 1 + view, iteration)
         heights, widths = self.heights[chosen], self.widths[chosen]
         if self.min_crop_area is None:
             room = np.stack([heights, widths]) - self.crop
@@ -105,6 +111,10 @@ class Loader:
     def step_seed(self, iteration: int) -> int:
         """Seed of the network's own randomness (dropout) in training step `iteration`, of each process its own."""
         return int(_generator(self.seed, "dropout", self.share.start or 0, iteration).integers(2**63))
+
+    def method_seed(self, iteration: int) -> int:
+        """Seed of what a method draws before training step `iteration`, the same in all processes."""
+        return int(_generator(self.seed, "method", 0, iteration).integers(2**63))
 
     def test_batches(self, indices: np.ndarray, ten_crops: bool | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, crop, crop), the V views of an image one after the other, and the label (B,) of each.

@@ -39,6 +39,9 @@ class Regularizer(nn.Module):
     any_source: ClassVar[bool] = False  # the source may be of another architecture than the target
     freezes_backbone: ClassVar[bool] = False  # train the head only; the whole network stays in evaluation mode
     fitted_name: ClassVar[str | None] = None  # name of the file that keeps what `fit` computed
+    views: ClassVar[int] = (
+        1  # of each image of a batch, with crops of their own; `update` is given those beyond the first
+    )
     fits_plain: ClassVar[bool] = False  # `fit` sees the centre crop of every image once, not training batches
     fitted_term: str | None = None  # the name of this method in a sum
     fit_seed: int = 0  # of the order and crops of the batches that `fit` sees
@@ -108,6 +111,12 @@ class Regularizer(nn.Module):
         """Take over what `fit` returned, now or in an earlier run; may set `fit_report`, figures for the record."""
         raise NotImplementedError
 
+    def before_step(self, learner, step: int, steps: int, seed: int) -> None:
+        """Called before step number `step` of `steps` in this stage, counted from 0; may change target and optimizer.
+
+        seed: for what is drawn here. It follows from seed and iteration, and is the same in all processes.
+        """
+
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         """Named scalar terms, added to the cross-entropy and logged one by one."""
         return self.head_penalty(target)
@@ -122,6 +131,7 @@ class Regularizer(nn.Module):
     def update(self, learner, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One optimisation step; returns the logits (B, K) and the loss terms. `learner` is training.Learner.
 
+        A method with further `views` takes them as further arguments, shaped like `images`, in an `update` of its own.
         Whoever overrides it calls `step_on`, or `learner.backward` for each part of `learner.split` and then
         `learner.step`, once.
         """
