@@ -97,7 +97,8 @@ class BiTuning(Regularizer):
         labels, h_q = outputs["labels"], full_precision(outputs["embedding"])
         h_k = full_precision(source_outputs["embedding"])
         z_q, z_k = F.normalize(self.projection(h_q)), F.normalize(self.key_projection(h_k)).detach()
-        of_images = self.contrast((z_q * z_k).sum(dim=1), z_q @ self.queue_z.flatten(0, 1).T, labels)
+        queued_z = self.queue_z.flatten(0, 1).clone()  # the backward pass reads it when the batch has entered
+        of_images = self.contrast((z_q * z_k).sum(dim=1), z_q @ queued_z.T, labels)
         self.enqueue(labels, z_k, with_one(h_k))
         u = self.classifiers(target)[labels]
         of_classes = self.contrast((with_one(h_q) * u).sum(dim=1), u @ self.queue_g.flatten(0, 1).T, labels)

@@ -46,7 +46,8 @@ class CoTuning(Regularizer):
         return fitted
 
     def rehearse(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
-        fitted = self.fit(source, [(images, torch.zeros(len(images), dtype=torch.int64))], num_classes)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        fitted = self.fit(source, [(images, labels)], num_classes)
         with torch.no_grad():
             return fitted, seconds_of(lambda: source(images), images.device) / len(images), 0.0
 
