@@ -33,6 +33,7 @@ class Cost:
 
 # Of reg.
 NO_COST = ("alpha", "beta", "weight_decay", "channel_alpha", "channel_lr_factor", "aligned_to", "temperature")
+NO_COST += ("p", "eps", "form", "at", "bound", "momentum")
 
 
 def decides_cost(config: RunConfig) -> tuple[str, ...]:

@@ -85,6 +85,7 @@ class LPFT(Regularizer):
         with torch.no_grad():
             features = source(images)["embedding"]
             seconds = seconds_of(lambda: source(images), images.device) / len(images)
+        # The regressions themselves are not counted.
         return {"weight": features.new_zeros(num_classes, features.shape[1])}, seconds, 0.0
 
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
