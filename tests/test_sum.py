@@ -195,7 +195,7 @@ def test_what_cannot_be_added_is_refused(term, why):
 def test_names_and_fits_that_clash_are_refused():
     with pytest.raises(UserError, match="cannot have this name.*'update'"):
         Sum({"update": AT()})
-    with pytest.raises(UserError, match=r"Only one term.*reg\.terms\.a, reg\.terms\.b"):
+    with pytest.raises(UserError, match=r"Only one term.*reg\.terms\.a and reg\.terms\.b"):
         Sum({"a": DELTA(), "b": DELTA()})
 
 
@@ -212,7 +212,8 @@ def test_terms_are_added_on_the_command_line():
     made = build_regularizer(config)
     assert [type(term) for term in made.terms.values()] == [AT, DELTA]
     assert (made.terms["at"].alpha, made.terms["delta"].attention.images, made.beta) == (3.0, 8, 0.2)
-    assert (made.fitted_name, made.fitted_term, made.fit_options()["images"]) == ("attention", "delta", 8)
+    (fitting,) = made.to_fit()
+    assert (fitting.fitted_name, fitting.fitted_term, fitting.fit_options()["images"]) == ("attention", "delta", 8)
 
 
 def test_the_files_of_sums_are_sums_of_their_terms():
@@ -227,9 +228,10 @@ def test_the_files_of_sums_are_sums_of_their_terms():
 
 def test_what_is_fitted_is_shared_with_the_term_alone():
     alone, added = composed("reg=delta"), composed(*SUM)
-    fitted_to = [describe_fit(config, build_regularizer(config.reg), "weights", "data") for config in (alone, added)]
+    (one,), (other,) = (build_regularizer(config.reg).to_fit() for config in (alone, added))
+    fitted_to = [describe_fit(*of, "weights", "data") for of in ((alone, one), (added, other))]
     assert fitted_to[0] == fitted_to[1] and fitted_to[0]["method"] == "delta"
-    assert build_regularizer(added.reg).fit_key == "reg.terms.delta" and build_regularizer(alone.reg).fit_key == "reg"
+    assert (one.fit_key, other.fit_key) == ("reg", "reg.terms.delta")
 
 
 @pytest.mark.parametrize(

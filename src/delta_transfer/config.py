@@ -314,6 +314,100 @@ class LwFConfig(RegConfig):
 
 
 @dataclass
+class FisherConfig:
+    images: int = 256  # training images on which the Fisher information is estimated
+    seed: int = 0  # order, crops and labels of these; independent of `seed`: once per data set
+
+    def __post_init__(self):
+        require_at_most(LONGEST, self, "reg.fisher", "images")
+        require_seed("reg.fisher.seed", self.seed)
+
+
+@dataclass
+class L2SPFisherConfig(RegConfig):
+    form: str = "add"  # weight of an entry: add, F + eps | min, min(F, eps)
+    eps: float = 0.0
+    fisher: FisherConfig = field(default_factory=FisherConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_one_of(self, "form", "add", "min")
+        require_not_negative(self, "reg", "eps")
+        require(self.form == "add" or self.eps > 0, "reg.form=min with reg.eps=0 is no penalty: set reg.eps.")
+
+
+@dataclass
+class ProbeConfig:
+    """Logistic regression on the source's features, for a first head."""
+
+    c: float | None = None  # of c * (sum of cross-entropy) + 1/2 ||W||^2; null: chosen on held-out training images
+    choices: int = 50  # of c, from 1e-7 to 1e2
+    iterations: int = 200  # at most, of L-BFGS for each
+    seed: int = 0  # of the images that are held out
+
+    def __post_init__(self):
+        require_positive(self, "reg.probe", "c")
+        require_at_most(LONGEST, self, "reg.probe", "choices", "iterations")
+        require_seed("reg.probe.seed", self.seed)
+
+
+@dataclass
+class LPFTConfig(DecayConfig):
+    weight_decay: float = 0.0
+    fixed_statistics: bool = True  # BatchNorm in training normalises as in evaluation
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+
+@dataclass
+class RIFLEConfig(DecayConfig):
+    at: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])  # fractions of the schedule
+    bound: str = "classes"  # the new weights are uniform up to 1/sqrt(this): classes | features
+    bias: bool = False  # whether the bias is drawn anew, too
+    reset_momentum: bool = False  # whether the optimizer forgets what it has gathered for the head
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_one_of(self, "bound", "classes", "features")
+        require(
+            bool(self.at) and all(0 < at < 1 for at in self.at),
+            f"reg.at must be fractions of the schedule in (0, 1), got {self.at}.",
+        )
+
+
+@dataclass
+class StochNormConfig(DecayConfig):
+    weight_decay: float = 5e-4
+    p: float = 0.5  # of a channel being normalised by the batch
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(0 <= self.p <= 1, f"reg.p must be in [0, 1], got {self.p}.")
+
+
+@dataclass
+class BiTuningConfig(RegConfig):
+    queue: int = 40  # past keys of each class
+    temperature: float = 0.07
+    momentum: float = 0.999  # of the key encoder
+    dimensions: int = 128  # of the projection
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_most(LARGEST_BATCH, self, "reg", "queue", "dimensions")
+        require_positive(self, "reg", "temperature")
+        require(0 <= self.momentum < 1, f"reg.momentum must be in [0, 1), got {self.momentum}.")
+
+
+@dataclass
+class BSSConfig(RegConfig):
+    k: int = 1  # of the smallest singular values
+
+    def __post_init__(self):
+        super().__post_init__()
+        require_at_most(LARGEST_BATCH, self, "reg", "k")
+
+
+@dataclass
 class PairsRegConfig(RegConfig):
     """A method that compares feature maps of source and target, pair by pair."""
 
@@ -594,6 +688,12 @@ SCHEMAS = {
         "afa": AFAConfig,
         "l2t": L2TConfig,
         "lwf": LwFConfig,
+        "bss": BSSConfig,
+        "l2_sp_fisher": L2SPFisherConfig,
+        "lp_ft": LPFTConfig,
+        "rifle": RIFLEConfig,
+        "stochnorm": StochNormConfig,
+        "bi_tuning": BiTuningConfig,
         "pairs": PairsRegConfig,
         "sum": SumConfig,
     },

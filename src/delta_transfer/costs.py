@@ -33,6 +33,7 @@ class Cost:
 
 # Of reg.
 NO_COST = ("alpha", "beta", "weight_decay", "channel_alpha", "channel_lr_factor", "aligned_to", "temperature")
+NO_COST += ("p", "eps", "form", "at", "bound", "momentum")
 
 
 def decides_cost(config: RunConfig) -> tuple[str, ...]:
@@ -70,9 +71,10 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
         return images.contiguous(memory_format=torch.channels_last)
 
     fit_seconds = (0.0, 0.0)
-    if regularizer.fitted_name:
-        fitted, *fit_seconds = regularizer.rehearse(source, random_images(FEW))
-        regularizer.load_fitted(fitted)
+    for fitting in regularizer.to_fit():
+        fitted, per_image, beside = fitting.rehearse(source, random_images(FEW), num_classes)
+        fitting.load_fitted(fitted)
+        fit_seconds = fit_seconds[0] + per_image, fit_seconds[1] + beside
     reset_peak_memory(device)
     shapes = source.map_shapes(batch, backbone.image_size, training=not regularizer.freezes_backbone)
     others = random_sources(config, regularizer.needs_taps)
@@ -92,8 +94,9 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
     learner = Learner(target, maps, optimizer, config.precision, backbone.aux_weight)
 
     def step(count: int) -> Callable[[], object]:
-        images, labels = random_images(count), torch.zeros(count, dtype=torch.int64, device=device)
-        return lambda: regularizer.update(learner, images, labels)
+        images, *views = (random_images(count) for _ in range(regularizer.views))
+        labels = torch.zeros(count, dtype=torch.int64, device=device)
+        return lambda: regularizer.update(learner, images, labels, *views)
 
     kept = {}
     for count in (FEW // 2, FEW):  # also warms up
@@ -120,7 +123,7 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
     with torch.inference_mode(), autocast(device, config.precision):
         view_seconds = seconds_of(lambda: target(images), device) / len(images)
     weights_bytes = sum(v.nbytes for v in target.weights().values())
-    return Cost(step_seconds, view_seconds, tuple(fit_seconds), int(memory), weights_bytes)
+    return Cost(step_seconds, view_seconds, fit_seconds, int(memory), weights_bytes)
 
 
 def random_sources(config: RunConfig, tapped: bool) -> list[Loaded]:

@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .batchnorm import sharing
+
 
 def join(device: torch.device) -> None:
     """Meet the other processes that torchrun started, once."""
@@ -95,16 +97,12 @@ def synchronise_batchnorm(network: nn.Module, device: torch.device) -> None:
     for name, module in list(network.named_modules()):
         if type(module) is nn.BatchNorm2d:
             # PyTorch's works on GPUs only.
-            whole = nn.SyncBatchNorm.convert_sync_batchnorm(module) if device.type == "cuda" else _whole_batch(module)
+            whole = (
+                nn.SyncBatchNorm.convert_sync_batchnorm(module)
+                if device.type == "cuda"
+                else sharing(module, WholeBatchNorm(module.num_features))
+            )
             network.set_submodule(name, whole)
-
-
-def _whole_batch(module: nn.BatchNorm2d) -> "WholeBatchNorm":
-    whole = WholeBatchNorm(module.num_features, module.eps, module.momentum).train(module.training)
-    whole.weight, whole.bias = module.weight, module.bias
-    for name, buffer in module.named_buffers():
-        setattr(whole, name, buffer)
-    return whole
 
 
 class _Average(torch.autograd.Function):

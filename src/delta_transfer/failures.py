@@ -9,7 +9,7 @@ from .config import RunConfig
 from .data.loader import Loader
 from .errors import UserError
 from .regularizers import Regularizer
-from .training import Learner, NotFinite
+from .training import Learner, NotFinite, batch_for
 
 
 def explain(
@@ -72,8 +72,8 @@ def _what_would_fit(
     """Tries a step in ever more parts, in what is left of a failed run. Kind and message as `explain`."""
     schedule, kind = config.schedule, "out of memory"
     if learner is None:
-        option = f"{regularizer.fit_key}.attention.forward_images"
-        fewer = f"set {option} to a small number, or " if regularizer.fitted_name else ""
+        attention = [method.fit_key for method in regularizer.to_fit() if method.fitted_name == "attention"]
+        fewer = f"set {attention[0]}.attention.forward_images to a small number, or " if attention else ""
         return kind, f"Out of memory while networks and method are made: {fewer}reduce backbone.image_size."
     batch = schedule.batch_size
     for accumulate in range(schedule.accumulate, batch // 2 + 1):  # BatchNorm needs two images
@@ -82,7 +82,7 @@ def _what_would_fit(
         _empty_cache()
         learner.accumulate = regularizer.parts = accumulate
         try:
-            regularizer.update(learner, *loader.train_batch(train_indices, 0))
+            regularizer.update(learner, *batch_for(regularizer, loader, train_indices, 0))
         except Exception as again:  # out of memory, or what a library makes of that
             traceback.clear_frames(again.__traceback__)
             learner.optimizer.zero_grad(set_to_none=True)

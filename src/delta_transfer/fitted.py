@@ -43,7 +43,8 @@ def fit_or_reuse(
                     require(
                         bool(values.isfinite().all()),
                         f"{regularizer.fitted_name} of {tensor_name} is not finite: look at the source weights and at "
-                        f"the options of {regularizer.fit_key}.{regularizer.fitted_name}.",
+                        f"the options of {regularizer.fit_key}"
+                        + (f".{regularizer.fitted_name}." if regularizer.fit_options() else "."),
                     )
                 write_atomically(shared, sealed(fitted, metadata))
     regularizer.load_fitted(_to(fitted, source))

@@ -86,12 +86,12 @@ class Plan:
         self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages)))
         if not self.jobs[-1].to_do:
             return
-        if regularizer.fitted_name:
-            fitted_to = describe_fit(config, regularizer, weights, parts.fingerprint(dataset) if parts else None)
+        data = parts.fingerprint(dataset) if parts else None
+        to_fit = {method: describe_fit(config, method, weights, data) for method in regularizer.to_fit()}
+        if not all(fitted_path(method, to, Path(config.cache_dir)).exists() for method, to in to_fit.items()):
             # Without the data set its configuration stands for it.
-            shared = (json.dumps(fitted_to), None if parts else repr((config.dataset, config.split)))
-            if not fitted_path(regularizer, fitted_to, Path(config.cache_dir)).exists():
-                self.fits[shared] = cost.fit_seconds[0] * n_train + cost.fit_seconds[1]
+            shared = (json.dumps([*to_fit.values()]), None if parts else repr((config.dataset, config.split)))
+            self.fits[shared] = cost.fit_seconds[0] * n_train + cost.fit_seconds[1]
         size, aspect = config.backbone.resize, config.schedule.aspect
         if dataset is None:
             official = config.dataset.official

@@ -94,7 +94,8 @@ class Training:
             seconds = self._train(previous, progress)
             stage = {"method": type(self.regularizer).__name__, "iterations": self.length}
             self.ended = [*self.ended, stage | self._measured()]
-            for name, parameter in self.regularizer.named_parameters():
+            learned = ((name, p) for name, p in self.regularizer.named_parameters() if p.requires_grad)
+            for name, parameter in learned:
                 self.modules[f"stage{self.number + 1}.{name}"] = parameter.detach().cpu().clone()
             if self.number + 1 == len(self.stages):
                 break
@@ -127,13 +128,15 @@ class Training:
         target = previous.copy() if previous else new_target(self.source, config, classes)
         target.requires_grad_(True)
         distributed.synchronise_batchnorm(target.traced, self.loader.device)
-        if regularizer.fitted_name:
-            fitted_to = describe_fit(config, regularizer, self.weights, self.parts.fingerprint(self.dataset))
-            batches = self.loader.passes(self.parts.train, "fit", regularizer.fit_seed)
+        for method in regularizer.to_fit():
+            fitted_to = describe_fit(config, method, self.weights, self.parts.fingerprint(self.dataset))
+            batches = self.loader.passes(self.parts.train, "fit", method.fit_seed)
+            if method.fits_plain:
+                batches = self.loader.centres(self.parts.train)
             cache = Path(config.cache_dir)
             with distributed.first_alone():
-                fit_or_reuse(regularizer, self.source, batches, classes, fitted_to, self.directory, cache)
-            self.fit_report = regularizer.fit_report
+                fit_or_reuse(method, self.source, batches, classes, fitted_to, self.directory, cache)
+            self.fit_report |= method.fit_report
         with torch.random.fork_rng(devices=[]):
             # Of modules that the method makes; another one in a later stage, whose modules would begin alike.
             later = int(np.random.default_rng((config.seed, self.number)).integers(2**32))

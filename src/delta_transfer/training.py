@@ -116,10 +116,12 @@ def make_optimizer(target: Network, regularizer: Regularizer, schedule: Schedule
         target.freeze()
         for parameter in target.head_parameters().values():
             parameter.requires_grad_(True)
+    before = dict.fromkeys(regularizer.trained_before())
     groups = [
         {"params": list(target.head_parameters().values()), "lr_factor": 1.0},
         {"params": list(target.backbone_parameters().values()), "lr_factor": schedule.backbone_lr_factor},
-        {"params": regularizer.trained(), "lr_factor": 1.0},
+        {"params": [p for p in regularizer.trained() if p not in before], "lr_factor": 1.0},
+        {"params": list(before), "lr_factor": schedule.backbone_lr_factor},
     ]
     for group in groups:
         group["params"] = [p for p in group["params"] if p.requires_grad]
@@ -139,6 +141,12 @@ def learning_rate(schedule: ScheduleConfig, iteration: int, iterations: int) -> 
         return schedule.lr * (1 + math.cos(math.pi * iteration / iterations)) / 2
     drops = sum(iteration >= round(at * iterations) for at in (schedule.decay_at, *schedule.decay_also_at))
     return schedule.lr * schedule.decay_factor**drops
+
+
+def batch_for(regularizer: Regularizer, loader: Loader, indices: np.ndarray, iteration: int) -> tuple[Tensor, ...]:
+    """This process' share of the batch: images, labels, and as many further views of the images as the method needs."""
+    further = (loader.train_view(indices, iteration, view) for view in range(1, regularizer.views))
+    return *loader.train_batch(indices, iteration), *further
 
 
 def train(
@@ -172,12 +180,13 @@ def train(
     clock = _Clock(progress["seconds"], progress["seconds_since_line"])
     last_checkpoint, checkpoint_cost = time.monotonic(), 0.0
     for iteration in range(progress["iterations_done"], end):
-        images, labels = loader.train_batch(train_indices, iteration)  # this process' share of the batch
+        images, labels, *views = batch_for(regularizer, loader, train_indices, iteration)
         lr = lr_factor * learning_rate(schedule, iteration - first_iteration, length)
         for group in learner.optimizer.param_groups:
             group["lr"] = lr * group["lr_factor"]
+        regularizer.before_step(learner, iteration - first_iteration, length, loader.method_seed(iteration))
         torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
-        logits, terms = regularizer.update(learner, images, labels)
+        logits, terms = regularizer.update(learner, images, labels, *views)
         window.add(logits, labels, terms | regularizer.observed | {GRADIENT_NORM: learner.gradient_norm})
 
         done = iteration + 1

@@ -16,7 +16,7 @@ from ..environment import images_at_once
 from .store import Store
 
 # Streams of random numbers that must not influence one another. `fit` is what a regularizer sees before training.
-STREAMS = {"train": 0, "fit": 1, "dropout": 2}
+STREAMS = {"train": 0, "fit": 1, "dropout": 2, "method": 3}
 
 
 class Loader:
@@ -77,7 +77,13 @@ class Loader:
         """
         return self._batch(*(part[..., self.share] for part in self._drawn(indices, iteration, "train", self.seed)))
 
-    def _drawn(self, indices: np.ndarray, iteration: int, stream: str, seed: int) -> tuple[np.ndarray, ...]:
+    def train_view(self, indices: np.ndarray, iteration: int, view: int) -> Tensor:
+        """The images of `train_batch` once more, with crops and mirroring of their own for each `view` from 1 on."""
+        return self._batch(*(p[..., self.share] for p in self._drawn(indices, iteration, "train", self.seed, view)))[0]
+
+    def _drawn(
+        self, indices: np.ndarray, iteration: int, stream: str, seed: int, view: int = 0
+    ) -> tuple[np.ndarray, ...]:
         """Images (B,), boxes (4, B) and mirroring (B,) of a training batch."""
         position = iteration * self.batch_size + np.arange(self.batch_size)
         epoch, offset = position // len(indices), position % len(indices)
@@ -85,7 +91,7 @@ class Loader:
         for number in np.unique(epoch):
             order = _generator(seed, stream, 0, number).permutation(indices)
             chosen[epoch == number] = order[offset[epoch == number]]
-        random = _generator(seed, stream, 1, iteration)
+        random = _generator(seed, stream, 1 + view, iteration)
         heights, widths = self.heights[chosen], self.widths[chosen]
         if self.min_crop_area is None:
             room = np.stack([heights, widths]) - self.crop
@@ -98,17 +104,25 @@ class Loader:
         """Training batches as an iterable of which every iteration is one further pass over `indices`."""
         return Passes(self, indices, stream, seed)
 
+    def centres(self, indices: np.ndarray) -> "Centres":
+        """The centre crop of each of `indices`, in their order, as an iterable of batches."""
+        return Centres(self, indices)
+
     def step_seed(self, iteration: int) -> int:
         """Seed of the network's own randomness (dropout) in training step `iteration`, of each process its own."""
         return int(_generator(self.seed, "dropout", self.share.start or 0, iteration).integers(2**63))
 
-    def test_batches(self, indices: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+    def method_seed(self, iteration: int) -> int:
+        """Seed of what a method draws before training step `iteration`, the same in all processes."""
+        return int(_generator(self.seed, "method", 0, iteration).integers(2**63))
+
+    def test_batches(self, indices: np.ndarray, ten_crops: bool | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, crop, crop), the V views of an image one after the other, and the label (B,) of each.
 
         In the order of `indices`. V is 1, the centre crop; or with ten crops 10, in torchvision's order (5 without
         mirroring). A batch may end between the views of an image.
         """
-        corners, mirrored = self._views(indices)
+        corners, mirrored = self._views(indices, self.ten_crops if ten_crops is None else ten_crops)
         chosen, boxes = indices.repeat(mirrored.size), self._square(*corners.reshape(2, -1))
         mirrored = mirrored.repeat(len(indices), 0).ravel()
         step = self.images_at_once
@@ -116,12 +130,12 @@ class Loader:
             part = slice(start, start + step)
             yield self._batch(chosen[part], boxes[:, part], mirrored[part])
 
-    def _views(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _views(self, chosen: np.ndarray, ten_crops: bool) -> tuple[np.ndarray, np.ndarray]:
         """Upper left corners (2, B, V) of the crops that an image is tested on, and which are mirrored, (1, V)."""
         bottom, right = self.heights[chosen] - self.crop, self.widths[chosen] - self.crop
         top = left = np.zeros_like(bottom)
         middle, centre = np.rint(bottom / 2).astype(np.int64), np.rint(right / 2).astype(np.int64)
-        if not self.ten_crops:
+        if not ten_crops:
             return np.array([middle, centre])[:, :, None], np.array([[False]])
         rows = np.stack([top, top, bottom, bottom, middle], axis=1)
         columns = np.stack([left, right, left, right, centre], axis=1)
@@ -239,6 +253,16 @@ class Passes:
             self.next_iteration += 1
             drawn = self.loader._drawn(self.indices, self.next_iteration - 1, self.stream, self.seed)
             yield self.loader._batch(*drawn)
+
+
+class Centres:
+    """A re-iterable over the centre crops of images."""
+
+    def __init__(self, loader: Loader, indices: np.ndarray):
+        self.loader, self.indices = loader, indices
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from self.loader.test_batches(self.indices, ten_crops=False)
 
 
 def _memory(count: int) -> Tensor:

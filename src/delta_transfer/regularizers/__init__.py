@@ -8,12 +8,19 @@ from ..errors import UserError
 from .afa import AFA, AFAChannel, AFASpatial
 from .attention_transfer import AT
 from .base import Regularizer
+from .bi_tuning import BiTuning
+from .bss import BSS
+from .co_tuning import CoTuning
 from .delta import DELTA, DELTAWithoutAttention
 from .l2 import L2, L2FE, Scratch
 from .l2_sp import L2SP
+from .l2_sp_fisher import L2SPFisher
 from .l2t_ww import L2TWW
+from .lp_ft import LPFT
 from .lwf import LwF
 from .matching import FM
+from .rifle import RIFLE
+from .stochnorm import StochNorm
 from .sum import Sum
 
 REGULARIZERS: dict[str, type[Regularizer]] = {
@@ -31,6 +38,13 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "lwf": LwF,
     "at": AT,
     "fm": FM,
+    "bss": BSS,
+    "l2_sp_fisher": L2SPFisher,
+    "co_tuning": CoTuning,
+    "lp_ft": LPFT,
+    "rifle": RIFLE,
+    "stochnorm": StochNorm,
+    "bi_tuning": BiTuning,
     "sum": Sum,
     "lwf_at": Sum,
     "lwf_fm": Sum,
@@ -39,6 +53,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
 __all__ = [
     *("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2", "L2FE", "L2SP", "L2TWW"),
     *("AT", "FM", "LwF", "Scratch", "Sum"),
+    *("BSS", "BiTuning", "CoTuning", "L2SPFisher", "LPFT", "RIFLE", "StochNorm"),
     *("REGULARIZERS", "Regularizer", "build_regularizer"),
 ]
 

@@ -55,7 +55,7 @@ def channel_importance(
     forward_images = forward_images or images_at_once(next(probe.parameters()).device)
     rises: dict[str, list[Tensor]] = {tap: [] for tap in probe.taps}
     remaining = images
-    for inputs, labels in _endlessly(batches):
+    for inputs, labels in endlessly(batches):
         inputs, labels = inputs[:remaining], labels[:remaining]
         # In parts, so that the intact pass too stays within `forward_images`.
         for part, part_labels in zip(inputs.split(forward_images), labels.split(forward_images), strict=True):
@@ -77,7 +77,7 @@ def taylor_importance(
     estimates: dict[str, list[Tensor]] = {tap: [] for tap in probe.taps}
     forward_images = forward_images or images_at_once(next(probe.parameters()).device)
     remaining = images
-    for inputs, labels in _endlessly(batches):
+    for inputs, labels in endlessly(batches):
         inputs, labels = inputs[:remaining], labels[:remaining]
         for part, part_labels in zip(inputs.split(forward_images), labels.split(forward_images), strict=True):
             outputs = probe(part.detach().requires_grad_(True))
@@ -136,7 +136,7 @@ def attention_weights(importance: Tensor, temperature: float) -> Tensor:
     return torch.softmax((importance - importance.mean()) / spread / temperature, dim=0)
 
 
-def _endlessly(batches: Batches) -> Batches:
+def endlessly(batches: Batches) -> Batches:
     """One pass after the other. Raises ValueError if a pass is empty, as a generator's second one is."""
     while True:
         empty = True

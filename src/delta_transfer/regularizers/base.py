@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..models import Network
 
-Outputs = dict[str, Tensor]  # what Network.forward returns: "logits" and the tapped feature maps
+Outputs = dict[str, Tensor]  # what Network.forward returns; in `penalty` also the "labels" of the images, (B,)
 MapShapes = Mapping[str, tuple[int, int, int]]  # by tap
 OutputShapes = Mapping[str, tuple[int, ...]]  # of what a network returns, by its keys: (C, H, W), logits (K,)
 NO_SHAPES: MapShapes = MappingProxyType({})
@@ -40,7 +40,11 @@ class Regularizer(nn.Module):
     any_source: ClassVar[bool] = False  # the source may be of another architecture than the target
     freezes_backbone: ClassVar[bool] = False  # train the head only; the whole network stays in evaluation mode
     fitted_name: ClassVar[str | None] = None  # name of the file that keeps what `fit` computed
-    fitted_term: str | None = None  # of a sum: the term that `fitted_name` is of
+    views: ClassVar[int] = (
+        1  # of each image of a batch, with crops of their own; `update` is given those beyond the first
+    )
+    fits_plain: ClassVar[bool] = False  # `fit` sees the centre crop of every image once, not training batches
+    fitted_term: str | None = None  # the name of this method in a sum
     fit_seed: int = 0  # of the order and crops of the batches that `fit` sees
     # Parts that a batch is dealt in, over processes and by accumulation. The loss is the mean over parts: a penalty
     # that is a sum over the batch multiplies by them.
@@ -64,6 +68,7 @@ class Regularizer(nn.Module):
     ) -> None:
         """Called with the initial target network, before training and before a checkpoint is loaded.
 
+        It may change the target: the values of its head, or layers for others with the same parameters.
         map_shapes: (C, H, W) of each tapped feature map; for methods whose own modules depend on it.
         source_shapes: of all that the source returns, also its logits; None: the source has the target's taps.
         """
@@ -71,6 +76,14 @@ class Regularizer(nn.Module):
     def trained(self) -> list[nn.Parameter]:
         """Parameters of its own that the optimizer trains with the target, on the same loss."""
         return list(self.parameters())
+
+    def trained_before(self) -> list[nn.Parameter]:
+        """Those of `trained` that come from the source: they have the backbone's learning rate."""
+        return []
+
+    def to_fit(self) -> list["Regularizer"]:
+        """The methods whose `fit` is called: itself if it has a `fitted_name`; of a sum its terms."""
+        return [self] if self.fitted_name else []
 
     def fit_options(self) -> dict[str, Any]:
         """Options that decide the result of `fit`, beside `fit_seed`: it is reused where they are the same."""
@@ -88,7 +101,7 @@ class Regularizer(nn.Module):
         """
         raise NotImplementedError
 
-    def rehearse(self, source: Network, images: Tensor) -> tuple[dict[str, Tensor], float, float]:
+    def rehearse(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
         """For a dry run, from a few timed passes of `images`: a stand-in for what `fit` returns, and its cost.
 
         The cost is in seconds per training image, and in seconds beside that.
@@ -98,6 +111,12 @@ class Regularizer(nn.Module):
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
         """Take over what `fit` returned, now or in an earlier run; may set `fit_report`, figures for the record."""
         raise NotImplementedError
+
+    def before_step(self, learner, step: int, steps: int, seed: int) -> None:
+        """Called before step number `step` of `steps` in this stage, counted from 0; may change target and optimizer.
+
+        seed: for what is drawn here. It follows from seed and iteration, and is the same in all processes.
+        """
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         """Named scalar terms, added to the cross-entropy and logged one by one."""
@@ -113,6 +132,7 @@ class Regularizer(nn.Module):
     def update(self, learner, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One optimisation step; returns the logits (B, K) and the loss terms. `learner` is training.Learner.
 
+        A method with further `views` takes them as further arguments, shaped like `images`, in an `update` of its own.
         Whoever overrides it calls `step_on`, or `learner.backward` for each part of `learner.split` and then
         `learner.step`, once.
         """
@@ -140,6 +160,7 @@ class Regularizer(nn.Module):
         logits, terms, observed = [], [], []
         for part, part_labels, source_outputs in parts:
             outputs = learner.forward(part)
+            outputs["labels"] = part_labels
             losses = learner.task_loss(outputs, part_labels) | self.penalty(learner.target, outputs, source_outputs)
             logits.append(outputs["logits"].detach())
             del outputs, source_outputs  # not needed while the backward pass fills the memory

@@ -100,7 +100,7 @@ class DELTA(DELTAWithoutAttention):
         self.load_fitted(fitted)
         return fitted
 
-    def rehearse(self, source: Network, images: Tensor) -> tuple[dict[str, Tensor], float, float]:
+    def rehearse(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
         channels, forward, removal = removal_cost(source, images, self.attention.forward_images)
         if self.attention.method == "taylor":
             removal = 2 * forward  # a backward pass

@@ -38,19 +38,29 @@ def map_distance(target: Tensor, source: Tensor, weights: Tensor | None = None) 
 
 class _WeightDistance(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, starting_point: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.differences = torch._foreach_sub(parameters, starting_point)
+    def forward(ctx, starting_point: list[Tensor], roots: list[Tensor] | None, *parameters: Tensor) -> Tensor:
+        ctx.differences, ctx.roots = torch._foreach_sub(parameters, starting_point), roots
+        if roots is not None:
+            torch._foreach_mul_(ctx.differences, roots)
         return 0.5 * torch.stack(torch._foreach_norm(ctx.differences)).square().sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *torch._foreach_mul(ctx.differences, gradient)
+        gradients = torch._foreach_mul(ctx.differences, gradient)
+        if ctx.roots is not None:
+            torch._foreach_mul_(gradients, ctx.roots)
+        return None, None, *gradients
 
 
-def weight_distance(parameters: list[Tensor], starting_point: list[Tensor]) -> Tensor:
-    """1/2 * sum_p ||p - p0||^2 over two lists of tensors of the same shapes, a scalar. Gradient of each p: p - p0."""
-    return _WeightDistance.apply(starting_point, *parameters)
+def weight_distance(
+    parameters: list[Tensor], starting_point: list[Tensor], roots: list[Tensor] | None = None
+) -> Tensor:
+    """1/2 * sum_p ||r (p - p0)||^2 over lists of tensors of the same shapes, a scalar; without roots r is 1.
+
+    Gradient of each p: r^2 (p - p0).
+    """
+    return _WeightDistance.apply(starting_point, roots, *parameters)
 
 
 def full_precision(feature_map: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
 """A sum of methods: the penalties of all in one loss."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from ..config import about_term
 from ..errors import UserError
 from ..models import Network
-from .base import NO_SHAPES, Batches, MapShapes, Outputs, OutputShapes, Part, Regularizer
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, Regularizer
 
 
 class Sum(Regularizer):
@@ -31,14 +30,16 @@ class Sum(Regularizer):
             self.terms = nn.ModuleDict(terms)
         except KeyError as error:
             raise UserError(f"reg.terms: a term cannot have this name ({error.args[0]}): choose another.") from None
-        fitted = [name for name, term in terms.items() if term.fitted_name]
-        if len(fitted) > 1:
-            both = ", ".join(f"reg.terms.{name}" for name in fitted)
-            raise UserError(f"Only one term of a sum can need something computed before training, not {both}.")
-        if fitted:
-            self.fitted_term = fitted[0]
-            term = self._fitted
-            self.fitted_name, self.fit_seed = term.fitted_name, term.fit_seed
+        files: dict[str, str] = {}  # what the fitted terms are called, by the name of the file
+        for name, term in terms.items():
+            term.fitted_term = name
+            if term.fitted_name in files:
+                raise UserError(
+                    f"Only one term of a sum can have {term.fitted_name} computed before training, not both "
+                    f"reg.terms.{files[term.fitted_name]} and reg.terms.{name}."
+                )
+            if term.fitted_name:
+                files[term.fitted_name] = name
         for need in ("needs_source", "needs_source_logits", "needs_taps"):
             setattr(self, need, any(getattr(term, need) for term in terms.values()))
         self.any_source = all(term.any_source for term in terms.values())
@@ -53,6 +54,12 @@ class Sum(Regularizer):
 
     def trained(self) -> list[nn.Parameter]:
         return [parameter for term in self.terms.values() for parameter in term.trained()]
+
+    def trained_before(self) -> list[nn.Parameter]:
+        return [parameter for term in self.terms.values() for parameter in term.trained_before()]
+
+    def to_fit(self) -> list[Regularizer]:
+        return [term for term in self.terms.values() if term.fitted_name]
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         losses, self.observed = {}, {}
@@ -69,25 +76,6 @@ class Sum(Regularizer):
             if term.returns_to_batch:
                 observed |= named_after(name, term.after_step(learner, parts))
         return observed
-
-    # --- of the one term that is fitted ---
-
-    @property
-    def _fitted(self) -> Regularizer:
-        return self.terms[self.fitted_term]
-
-    def fit_options(self) -> dict[str, Any]:
-        return self._fitted.fit_options()
-
-    def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
-        return self._fitted.fit(source, batches, num_classes)
-
-    def rehearse(self, source: Network, images: Tensor) -> tuple[dict[str, Tensor], float, float]:
-        return self._fitted.rehearse(source, images)
-
-    def load_fitted(self, fitted: dict[str, Tensor]) -> None:
-        self._fitted.load_fitted(fitted)
-        self.fit_report = self._fitted.fit_report
 
 
 def unfit(term: Regularizer) -> str | None:
