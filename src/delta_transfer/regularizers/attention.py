@@ -207,10 +207,9 @@ def _samples(batches: Batches, count: int, at_once: int) -> Iterator[tuple[Any, 
             if isinstance(inputs, Tensor):
                 inputs, labels = inputs[:count], labels[:count]
                 yield from zip(inputs.split(at_once), labels.split(at_once), strict=True)
-                count -= len(inputs)
             else:
                 yield inputs, labels
-                count -= int((labels != UNLABELLED).sum())
+            count -= int((labels != UNLABELLED).sum())
             if count <= 0:
                 return
         if count == before:
