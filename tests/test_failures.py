@@ -184,7 +184,7 @@ def test_out_of_memory_in_the_attention_names_its_key(cub_root, tmp_path, monkey
     def too_much(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("delta_transfer.regularizers.delta.channel_importance", too_much)
+    monkeypatch.setattr("delta_transfer.regularizers.attention.channel_importance", too_much)
     options = ["reg=delta", "reg.attention.images=6", "reg.attention.head_epochs=1"]
     summary = failed(monkeypatch, cub_root, tmp_path, *options)
     assert summary["failure"] == "out of memory" and "reg.attention.forward_images" in summary["error"]

@@ -2,6 +2,12 @@
 
 from .arcface import ArcFaceLoss, CosineHead
 from .frozen import FrozenSources, frozen_backbone, frozen_maps, in_parts
-from .taps import Network
+from .hooked import HookedNetwork, tapped
+from .taps import Network, call
 
-__all__ = ["ArcFaceLoss", "CosineHead", "FrozenSources", "Network", "frozen_backbone", "frozen_maps", "in_parts"]
+# fmt: off
+__all__ = [
+    "ArcFaceLoss", "CosineHead", "FrozenSources", "HookedNetwork", "Network",
+    "call", "frozen_backbone", "frozen_maps", "in_parts", "tapped",
+]
+# fmt: on

@@ -1,7 +1,8 @@
 """A classification network that also returns its tapped feature maps."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,7 +38,12 @@ class Network(nn.Module):
         if head == aux_head or head in taps:
             other = "backbone.aux_head" if head == aux_head else "backbone.taps"
             raise UserError(f"backbone.head and {other} both name the layer {head!r}: it can be only one of them.")
-        nodes = {head: "logits"} | {tap: tap for tap in taps}
+        self.traced = self._trace(model)
+
+    def _trace(self, model: nn.Module) -> nn.Module:
+        """What forward runs; it has the parameters of `model`, by the same names."""
+        head, aux_head = self.head, self.aux_head
+        nodes = {head: "logits"} | {tap: tap for tap in self.taps}
         training_nodes = nodes | ({aux_head: "aux_logits"} if aux_head else {})
         names = set(get_graph_node_names(model, suppress_diff_warning=True)[0])  # of training mode: it has all
         for name in training_nodes:
@@ -49,15 +55,16 @@ class Network(nn.Module):
                     f"{type(model).__name__} has no layer {name!r} (backbone.head, backbone.taps). "
                     f"Its layers start {', '.join(sorted(names)[:6])}, ..."
                 )
-        self.traced = create_feature_extractor(
+        traced = create_feature_extractor(
             model, train_return_nodes=training_nodes, eval_return_nodes=nodes, suppress_diff_warning=True
         )
-        for graph in (self.traced.train_graph, self.traced.eval_graph):
+        for graph in (traced.train_graph, traced.eval_graph):
             (output,) = (node for node in graph.nodes if node.op == "output")
             (returned,) = output.args
-            forbid_inplace(self.traced, graph, {returned[tap] for tap in taps})
+            forbid_inplace(traced, graph, {returned[tap] for tap in self.taps})
             output.args = ({**returned, "embedding": returned["logits"].args[0]},)
-        self.traced.recompile()  # takes the edited graph; the other mode's is taken when the mode changes
+        traced.recompile()  # takes the edited graph; the other mode's is taken when the mode changes
+        return traced
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return self.traced(images)
@@ -67,10 +74,10 @@ class Network(nn.Module):
 
         Raises UserError if `batch` images of this size cannot pass, or a tap is no feature map.
         """
-        shapes = {name: value.to("meta") for name, value in self.traced.state_dict().items()}
+        shapes = {name: value.to("meta") for name, value in self.state_dict().items()}
         images, before = torch.empty(batch, 3, image_size, image_size, device="meta"), self.training
         try:
-            outputs = torch.func.functional_call(self.train(training).traced, shapes, (images,))
+            outputs = torch.func.functional_call(self.train(training), shapes, (images,))
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -79,10 +86,27 @@ class Network(nn.Module):
             ) from error
         finally:
             self.train(before)
+        return self._shapes(outputs)
+
+    @torch.no_grad()
+    def map_shapes_on(self, inputs: Any) -> dict[str, tuple[int, int, int]]:
+        """The same of what the network makes of a batch's `inputs` (as in `call`), in evaluation mode."""
+        before = self.training
+        try:
+            return self._shapes(call(self.eval(), inputs))
+        finally:
+            self.train(before)
+
+    def _shapes(self, outputs: dict[str, Tensor]) -> dict[str, tuple[int, int, int]]:
         for tap in self.taps:
             if outputs[tap].dim() != 4:
                 raise UserError(f"backbone.taps: {tap!r} is no feature map, its shape is {tuple(outputs[tap].shape)}.")
         return {tap: tuple(outputs[tap].shape[1:]) for tap in self.taps}
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that was tapped; its parameters are the network's."""
+        return self._model[0]
 
     @property
     def classes(self) -> int:
@@ -104,7 +128,10 @@ class Network(nn.Module):
         return self.traced.state_dict()
 
     def copy(self) -> "Network":
-        return Network(copy.deepcopy(self._model[0]), self.head, self.taps, self.aux_head)
+        return self._with_model(copy.deepcopy(self._model[0]))
+
+    def _with_model(self, model: nn.Module) -> "Network":
+        return Network(model, self.head, self.taps, self.aux_head)
 
     def with_new_head(
         self, num_classes: int, seed: int, layer: Callable[[int, int], nn.Linear] = nn.Linear
@@ -122,11 +149,18 @@ class Network(nn.Module):
                     raise UserError(f"The head {name!r} is a {type(old).__name__}, not a Linear layer (backbone.head).")
                 new = (layer if name == self.head else nn.Linear)(old.in_features, num_classes).to(old.weight)
                 model.set_submodule(name, new)
-        return Network(model, self.head, self.taps, self.aux_head)
+        return self._with_model(model)
 
     def freeze(self) -> "Network":
         """Evaluation mode and no gradients; returns itself."""
         return self.eval().requires_grad_(False)
+
+
+def call(network: Callable, inputs: Any) -> Any:
+    """What `network` returns for the inputs of a batch: a tuple is its arguments, a mapping its named ones."""
+    if isinstance(inputs, Mapping):
+        return network(**inputs)
+    return network(*inputs) if isinstance(inputs, tuple | list) else network(inputs)
 
 
 def forbid_inplace(traced: fx.GraphModule, graph: fx.Graph, values: set[fx.Node]) -> None:

@@ -16,7 +16,8 @@ MapShapes = Mapping[str, tuple[int, int, int]]  # by tap
 OutputShapes = Mapping[str, tuple[int, ...]]  # of what a network returns, by its keys: (C, H, W), logits (K,)
 NO_SHAPES: MapShapes = MappingProxyType({})
 Part = tuple[Tensor, Tensor, Outputs | None]  # of a batch: images, labels, and what the source makes of the images
-Batches = Iterable[tuple[Tensor, Tensor]]  # images (B, 3, H, W) and labels (B,); each iteration is one pass
+# Images (B, 3, H, W), or whatever inputs models.call hands to the network, and labels (B,); each iteration is one pass.
+Batches = Iterable[tuple[Any, Tensor]]
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,7 @@ from torch import Tensor
 
 from ..config import AttentionConfig
 from ..models import Network
-from .attention import (
-    attention_weights,
-    channel_importance,
-    removal_cost,
-    split_half_correlation,
-    taylor_importance,
-    train_probe,
-)
+from .attention import attention_weights, channel_attention, removal_cost
 from .base import Batches, Outputs, Regularizer
 from .distances import map_distance
 
@@ -84,19 +77,9 @@ class DELTA(DELTAWithoutAttention):
 
         Beside it, as `<tap>/split_half`, how well two halves of the images agree on the ranking of the channels.
         """
-        options = self.attention
-        # Differences of the loss go down to 1e-7: no TF32.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            probe = train_probe(source, batches, num_classes, options)
-            if options.method == "taylor":
-                rises = taylor_importance(probe, batches, options.images, options.forward_images)
-            else:
-                rises = channel_importance(probe, batches, options.images, options.forward_images)
-        fitted = {tap: rise.mean(dim=0).float() for tap, rise in rises.items()}
-        for tap, rise in rises.items():
-            agreement = split_half_correlation(rise)
-            if agreement is not None:
-                fitted[f"{tap}/split_half"] = torch.tensor(agreement)
+        result = channel_attention(source, batches, num_classes, self.attention)
+        fitted = result.importance
+        fitted |= {f"{tap}/split_half": torch.tensor(r) for tap, r in result.agreement.items() if r is not None}
         self.load_fitted(fitted)
         return fitted
 

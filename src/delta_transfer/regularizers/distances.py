@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..errors import UserError
+
 
 class _MapDistance(torch.autograd.Function):
     @staticmethod
@@ -32,7 +34,13 @@ def map_distance(target: Tensor, source: Tensor, weights: Tensor | None = None) 
     """1/2 * sum_{b,c,h,w} w_c * (target - source)^2 of feature maps (B, C, H, W), a scalar in fp32 or double.
 
     weights (C,), not negative; None stands for 1. Only `target` gets a gradient, w_c * (target - source).
+    Raises UserError for maps of another rank.
     """
+    if target.dim() != 4:
+        raise UserError(
+            f"A tapped map has the shape {tuple(target.shape)} instead of (B, C, H, W): name its layout, as in "
+            'tapped(model, ..., layout="BNC").'
+        )
     return _MapDistance.apply(target, source, weights)
 
 

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..errors import UserError
 from ..models import Network
 from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer
 from .distances import weight_distance
@@ -31,6 +32,10 @@ class L2SP(Regularizer):
             for name, p in target.backbone_parameters().items()
             if self.scope == "all" or p.dim() == 4
         }
+        if not self.starting_point:
+            raise UserError(
+                f"L2-SP with scope={self.scope} finds nothing to keep: the backbone has no such parameters."
+            )
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         parameters = target.backbone_parameters()

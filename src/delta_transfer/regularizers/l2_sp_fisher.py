@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import FisherConfig
 from ..environment import seconds_of
 from ..models import Network
-from .attention import endlessly
+from .attention import samples
 from .base import NO_SHAPES, Batches, MapShapes, Outputs, OutputShapes
 from .distances import weight_distance
 from .l2_sp import L2SP
@@ -55,13 +55,8 @@ class L2SPFisher(L2SP):
         network, kernels = _differentiable(source)
         squares = [torch.zeros_like(p) for p in kernels.values()]
         generator = torch.Generator().manual_seed(self.fisher.seed)
-        remaining = self.fisher.images
-        for images, _ in endlessly(batches):
-            for image in images[:remaining].split(1):
-                torch._foreach_addcmul_(squares, *2 * [_gradient(network, kernels, image, generator)])
-            remaining -= len(images[:remaining])
-            if remaining == 0:
-                break
+        for image, _ in samples(batches, self.fisher.images, at_once=1):
+            torch._foreach_addcmul_(squares, *2 * [_gradient(network, kernels, image, generator)])
         torch._foreach_div_(squares, self.fisher.images)
         fitted = {name: square.contiguous() for name, square in zip(kernels, squares, strict=True)}
         self.load_fitted(fitted)

@@ -13,13 +13,15 @@ What the rest reads besides, without depending on the tap (a residual branch), i
 
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..models.frozen import frozen_maps
-from ..models.taps import Network, forbid_inplace
+from ..models.hooked import HookedNetwork
+from ..models.taps import Network, call, forbid_inplace
 
 CHANNELWISE_MODULES = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity, nn.MaxPool2d, nn.AvgPool2d}
 CHANNELWISE_FUNCTIONS = {operator.add, torch.add, F.relu, torch.relu}
@@ -53,6 +55,29 @@ class Suffixes:
         kept: Kept = {}
         _Keeping(self.traced, self.keep, kept).run(images)
         return kept[self.logits], kept
+
+
+class WholePasses:
+    """The same face for a network that is not traced: whole passes, without one channel each."""
+
+    def __init__(self, network: HookedNetwork):
+        self.network = network
+        self.taps = {tap: WholePass(network, tap) for tap in network.taps}
+
+    def run_intact(self, inputs: Any) -> tuple[Tensor, tuple[Any, dict[str, Tensor]]]:
+        outputs = call(self.network, inputs)
+        return outputs["logits"], (inputs, outputs)
+
+
+class WholePass:
+    def __init__(self, network: HookedNetwork, tap: str):
+        self.network, self.tap = network, tap
+
+    def removals(self, kept: tuple[Any, dict[str, Tensor]], forward_images: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(removed channel (1,), logits (1, B, K) without it), for all channels in order."""
+        inputs, outputs = kept
+        for channel in range(outputs[self.tap].shape[1]):
+            yield torch.tensor([channel]), self.network.logits_without(self.tap, channel, inputs)[None]
 
 
 class Suffix:

@@ -1,0 +1,128 @@
+"""The same face as Network for any module: tapped maps by forward hooks, of any layout."""
+
+from collections.abc import Mapping, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from .layouts import as_feature_map, check_layout, in_layout
+from .taps import Network, call
+
+
+class HookedNetwork(Network):
+    """`model` as it is, with hooks during its forward pass that keep the maps named in `taps`.
+
+    Args:
+        model: any module; its forward may take what it likes. Parameters are shared, not copied.
+        head: name of the classification layer, a torch.nn.Linear whose output are the logits.
+        taps: names of modules that run once per pass and return a tensor, or a tuple that begins with it.
+        layout: of the tapped maps, one of layouts.LAYOUTS, or one for each tap by name.
+
+    forward(...) takes the model's own arguments and returns {"logits", "embedding", each tap: a view (B, C, H, W)};
+    what the model itself returns is not kept. Raises UserError for a layer that is missing, or does not run just once.
+
+    What is lost against a traced Network: channel attention takes a whole pass for every channel (it knows nothing of
+    what lies behind a tap); what no tap and no logits need is computed too; and the model goes on with a copy of each
+    tapped map, since nobody can tell whether what comes next would overwrite it.
+    """
+
+    def __init__(self, model: nn.Module, head: str, taps: Sequence[str] = (), layout: str | Mapping[str, str] = "BCHW"):
+        super().__init__(model, head, taps)
+        self.layouts = layouts_of(self.taps, layout)
+
+    # The model itself is what Network calls `traced`.
+    def _trace(self, model: nn.Module) -> nn.Module:
+        for name in (self.head, *self.taps):
+            if not _has(model, name):
+                raise UserError(
+                    f"{type(model).__name__} has no layer {name!r}. "
+                    f"Its layers start {', '.join([known for known, _ in model.named_modules() if known][:6])}, ..."
+                )
+        return model
+
+    def _with_model(self, model: nn.Module) -> "HookedNetwork":
+        return HookedNetwork(model, self.head, self.taps, self.layouts)
+
+    def forward(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
+        return self._run(inputs, named, removed=None)
+
+    @torch.no_grad()
+    def logits_without(self, tap: str, channel: int, inputs: Any) -> Tensor:
+        """(B, K) with one channel of a tapped map set to 0; `inputs` as in `call`."""
+        return call(lambda *inputs, **named: self._run(inputs, named, (tap, channel)), inputs)["logits"]
+
+    def _run(self, inputs: Sequence, named: Mapping[str, Any], removed: tuple[str, int] | None) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+
+        def keep(name: str, value: Tensor) -> None:
+            if name in outputs:
+                raise UserError(f"{name} runs twice in one forward pass: it is not one map.")
+            outputs[name] = value
+
+        def keep_head(module: nn.Module, arguments: tuple, logits: Tensor) -> None:
+            keep("logits", logits)
+            outputs["embedding"] = arguments[0]
+
+        def keep_map(tap: str):
+            def hook(module: nn.Module, arguments: tuple, output: Tensor | tuple) -> Tensor | tuple:
+                feature_map = as_feature_map(output[0] if isinstance(output, tuple) else output, self.layouts[tap])
+                if removed is not None and removed[0] == tap:
+                    feature_map = feature_map.clone()
+                    feature_map[:, removed[1]] = 0
+                keep(tap, feature_map)
+                passed_on = in_layout(feature_map, self.layouts[tap]).clone()
+                return (passed_on, *output[1:]) if isinstance(output, tuple) else passed_on
+
+            return hook
+
+        # Only for the time of this pass: the model stays as it is for whoever else runs or saves it.
+        handles = [self.traced.get_submodule(self.head).register_forward_hook(keep_head)]
+        handles += [self.traced.get_submodule(tap).register_forward_hook(keep_map(tap)) for tap in self.taps]
+        try:
+            self.traced(*inputs, **named)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, layer in (("logits", self.head), *zip(self.taps, self.taps, strict=True)):
+            if name not in outputs:
+                raise UserError(f"{layer!r} did not run in the forward pass of {type(self.traced).__name__}.")
+        return outputs
+
+
+def tapped(model: nn.Module, head: str, taps: Sequence[str] = (), layout: str | Mapping[str, str] = "BCHW") -> Network:
+    """`model` with its tapped maps: what the regularizers and `channel_attention` work on.
+
+    A traced Network where torch.fx can trace the model, it takes one input, and all maps are (B, C, H, W); otherwise a
+    HookedNetwork, which says what that costs. The arguments are HookedNetwork's.
+
+        source = tapped(model, head="fc", taps=["layer3.1.conv2", "layer4.1.conv2"]).freeze()
+        target = source.with_new_head(num_classes=20, seed=0).requires_grad_(True).train()
+    """
+    if _takes_one_input(model) and set(layouts_of(taps, layout).values()) <= {"BCHW"}:
+        try:
+            return Network(model, head, taps)
+        except Exception:  # tracing runs the model's own code, which can raise anything
+            # A name that is no layer may be one of torch.fx's: what Network says about it is better.
+            if not all(_has(model, name) for name in (head, *taps)):
+                raise
+    return HookedNetwork(model, head, taps, layout)
+
+
+def layouts_of(taps: Sequence[str], layout: str | Mapping[str, str]) -> dict[str, str]:
+    """By tap. Raises UserError for one that is unknown or missing."""
+    layouts = {tap: layout if isinstance(layout, str) else layout.get(tap, "missing") for tap in taps}
+    for tap, its_layout in layouts.items():
+        check_layout(its_layout, tap)
+    return layouts
+
+
+def _takes_one_input(model: nn.Module) -> bool:
+    parameters = signature(model.forward).parameters.values()
+    return [p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters].count(True) == 1
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    return name in dict(model.named_modules())
