@@ -63,6 +63,7 @@ class Plan:
     jobs: list[Job] = field(default_factory=list)
     not_ready: dict[str, str] = field(default_factory=dict)  # what is missing -> why
     stores: dict[Any, int] = field(default_factory=dict)  # image stores that will be built, bytes
+    lengths: dict[tuple[str, int], str] = field(default_factory=dict)  # what schedule.iterations=auto comes to
     fits: dict[Any, float] = field(default_factory=dict)  # seconds of computations that several runs share
     _known: dict[tuple, Any] = field(default_factory=dict)
 
@@ -75,6 +76,11 @@ class Plan:
         regularizer = stages[0].regularizer
         dataset = self._dataset(config.dataset, Path(config.cache_dir))
         parts = split_parts(dataset, config.dataset, config.split) if dataset else None
+        if config.schedule.iterations == "auto":
+            images = parts.for_training if parts else drawn_of_official(config.dataset)
+            config.schedule = config.schedule.fitted_to(images)
+            length = f"{config.schedule.iterations:,} iterations of {config.schedule.batch_size} images"
+            self.lengths[config.dataset.name, images] = f"{images:,} training images: {length}"
         if config.backbone.weights == "glyphs":
             config.backbone.weights = trained_glyphs_weights(config, config.backbone.name) or "glyphs"
         weights = self._weights(config)
@@ -187,6 +193,8 @@ class Plan:
             else ""
         )
         say(f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}: {counted}{retry}, {len(left)} to do")
+        for (name, _), words in self.lengths.items():
+            say(f"{name}, {words} (schedule.iterations=auto)")
         if left:
             device = pick_device(left[0].config.device)
             once = sum(self.fits.values())
@@ -228,10 +236,14 @@ def sizes(config: RunConfig, parts: Parts | None) -> tuple[int, int]:
     """Images trained on and images evaluated; from the official counts where the data set is not here."""
     if parts:
         return len(parts.train), len(parts.val) + config.split.measures_test * len(parts.test)
-    official = config.dataset.official
-    drawn = (config.dataset.images_per_class or 0) * official.classes or config.dataset.sample_rate * official.train
+    official, drawn = config.dataset.official, drawn_of_official(config.dataset)
     held_out = 1 / config.split.folds if config.split.folds else config.split.val_fraction
     return round(drawn * (1 - held_out)), round(drawn * held_out) + config.split.measures_test * official.test
+
+
+def drawn_of_official(config: DatasetConfig) -> float:
+    """Training images, those that are held out included, of a data set that is not here."""
+    return (config.images_per_class or 0) * config.official.classes or config.sample_rate * config.official.train
 
 
 def in_bytes(count: float) -> str:
