@@ -38,6 +38,7 @@ class Job:
     n_test: int
     cost: Cost
     stages: int = 1  # of the method, each with the whole schedule
+    record: dict[str, Any] | None = None  # of a run that ended
 
     @property
     def to_do(self) -> bool:
@@ -85,11 +86,13 @@ class Plan:
             config.backbone.weights = trained_glyphs_weights(config, config.backbone.name) or "glyphs"
         weights = self._weights(config)
         sources = self._sources(config)
-        state = self._state(config, dataset, weights, sources) if config.source is None or sources else "missing"
+        state, record = "missing", None
+        if config.source is None or sources:
+            state, record = self._state(config, dataset, weights, sources)
         n_train, n_test = sizes(config, parts)
         classes = len(dataset.classes) if dataset else config.dataset.official.classes
         cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, method, classes, device))
-        self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages)))
+        self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages), record))
         if not self.jobs[-1].to_do:
             return
         if regularizer.fitted_name:
@@ -162,15 +165,15 @@ class Plan:
 
     def _state(
         self, config: RunConfig, dataset: Dataset | None, weights: str | None, sources: list[Loaded] | None
-    ) -> str:
+    ) -> tuple[str, dict[str, Any] | None]:
         if dataset is None or weights is None:
-            return "missing"
+            return "missing", None
         runs = Path(config.results_dir) / "runs"
         directory = RunDirectory(runs / name_of(config, dataset.fingerprint, weights, sources))
         summary = directory.summary() or older_record(runs, config, dataset, weights)
         if summary is not None:
-            return "failed" if summary.get("error") else "finished"
-        return "interrupted" if directory.checkpoint_path.exists() else "missing"
+            return "failed" if summary.get("error") else "finished", summary
+        return "interrupted" if directory.checkpoint_path.exists() else "missing", None
 
     def _once(self, key: tuple, compute: Callable[[], Any]) -> Any:
         if key not in self._known:
@@ -197,8 +200,10 @@ class Plan:
             say(f"{name}, {words} (schedule.iterations=auto)")
         if left:
             device = pick_device(left[0].config.device)
-            once = sum(self.fits.values())
-            shared = f", of which {duration(once)} for what runs share (such as channel attention)" if once else ""
+            once, on_folds = sum(self.fits.values()), sum(job.seconds for job in left if job.config.split.folds)
+            parts = [f"{duration(once)} for what runs share (such as channel attention)"] if once else []
+            parts += [f"{duration(on_folds)} for runs on folds"] if on_folds and self.both_kinds else []
+            shared = f", of which {' and '.join(parts)}" if parts else ""
             total = sum(job.seconds for job in left) + once
             say(f"Time: about {duration(total)} one after the other on {device_name(device)}{shared}; without decoding")
             kept = sum(job.stages * job.cost.weights_bytes for job in left)
@@ -209,14 +214,21 @@ class Plan:
         for what, reason in self.not_ready.items():
             say(f"Not ready: {what}: {reason}")
 
+    @property
+    def both_kinds(self) -> bool:
+        """Whether there are runs on folds, to choose with, beside final ones."""
+        return len({job.config.split.folds is None for job in self.jobs}) > 1
+
     def table(self) -> Table:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
         table.add_column("dataset, backbone, reg")
         for title in ("runs", "finished", "to do", "each", "GPU memory"):
             table.add_column(title, justify="right")
-        groups: dict[tuple[str, str, str], list[Job]] = {}
+        groups: dict[tuple[str, ...], list[Job]] = {}
         for job in self.jobs:
             key = (job.config.dataset.name, job.config.backbone.name, job.config.reg.name)
+            if self.both_kinds:
+                key += (f"on {folds} folds" if (folds := job.config.split.folds) else "final",)
             groups.setdefault(key, []).append(job)
         for names, jobs in groups.items():
             finished = sum(job.state == "finished" for job in jobs)
