@@ -162,9 +162,10 @@ def data_sets(found: Findings, config: RunConfig, overrides: Sequence[str]) -> N
     from .catalogue import choices, composed, look_for
 
     absent = []
-    given = [word for word in overrides if not word.startswith(("dataset=", "backbone", "reg"))]
     for name in choices():
-        dataset = composed(name, given).dataset
+        # dataset.root names one folder, which is dataset=folder's; the others are looked for below data_dir.
+        of_others = ("dataset", "backbone", "reg") if name != "folder" else ("dataset=", "backbone", "reg")
+        dataset = composed(name, [word for word in overrides if not word.startswith(of_others)]).dataset
         if name == "folder" and dataset.root is None:
             continue
         counts, _, state, problem = look_for(dataset)
