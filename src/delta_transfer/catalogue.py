@@ -3,6 +3,7 @@
     delta-data list [data_dir=/data]
     delta-data verify cub [dataset.root=/data/CUB_200_2011]
     delta-data prepare cub [backbone=inception_v3] [schedule=paper_augmented] [dataset.download=true]
+    delta-data doctor [data_dir=/data] [dataset.root=photos] [backbone.weights=FILE]
 
 NAME is a choice of conf/dataset; key=value are overrides as delta-run takes them.
 """
@@ -25,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .config import OfficialCounts, RunConfig, check_values, register_schemas, to_run_config
+from .config import DatasetConfig, OfficialCounts, RunConfig, check_values, register_schemas, to_run_config
 from .console import Display, complain, few, say
 from .data import DATASETS, fetch, load_dataset, locate
 from .data.archives import unpack_archives
@@ -41,6 +42,10 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "list":
             show_list(args.overrides)
             return 0
+        if args.command == "doctor":
+            from .doctor import doctor
+
+            return doctor(composed("folder", args.overrides), args.overrides)
         config = composed(args.name, args.overrides)
         return {"verify": verify, "prepare": prepare}[args.command](config)
     except (UserError, OSError) as error:
@@ -56,17 +61,18 @@ def parser() -> argparse.ArgumentParser:
     for name, text in (
         ("list", "every data set: official and found counts, where, ready or not"),
         ("verify", "counts against the official ones, every image decodes, duplicates between train and test"),
+        ("doctor", "what is installed and found here for delta-run, and what to do about what is missing"),
         ("prepare", "unpack the publisher's archives, decode every image once into the store that runs read"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        if name != "list":
+        if name in ("verify", "prepare"):
             command.add_argument("name", metavar="NAME", help="a choice of conf/dataset: " + ", ".join(choices()))
         command.add_argument("overrides", nargs="*", metavar="key=value", help="as for delta-run")
     return p
 
 
-def choices() -> list[str]:
-    folder = files("delta_transfer.conf") / "dataset"
+def choices(group: str = "dataset") -> list[str]:
+    folder = files("delta_transfer.conf") / group
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
@@ -92,17 +98,9 @@ def show_list(overrides: Sequence[str]) -> None:
     troubles = []
     for name in choices():
         config = composed(name, overrides).dataset
-        reader = DATASETS[config.name]
-        root = locate(reader, Path(config.root).expanduser()) if config.root else None
-        counts, official, state = None, expected_counts(config), "not here"
-        if not reader.needs or any((root / need).exists() for need in reader.needs if root) or config.name == "folder":
-            try:
-                counts = Counts.of(load_dataset(config))
-                state = counts.against(official)
-            except UserError as error:
-                state = "not here" if root is None else "not usable"
-                if root is not None:
-                    troubles.append(f"{name}: {error}")
+        counts, official, state, trouble = look_for(config)
+        if trouble:
+            troubles.append(f"{name}: {trouble}")
         cells = [_found_of(counts, official, key) for key in ("classes", "train", "test")]
         table.add_row(*map(Text, [name, *cells, state, config.root or ""]))
     table.caption = "found / official; one number where they agree"
@@ -110,6 +108,21 @@ def show_list(overrides: Sequence[str]) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
     for trouble in troubles:
         say(trouble)
+
+
+def look_for(config: DatasetConfig) -> tuple[Counts | None, OfficialCounts | None, str, str | None]:
+    """What of a data set is here and what it should be, in numbers and in a word, and why it cannot be used."""
+    reader = DATASETS[config.name]
+    root = locate(reader, Path(config.root).expanduser()) if config.root else None
+    official = expected_counts(config)
+    if not reader.needs or any((root / need).exists() for need in reader.needs if root) or config.name == "folder":
+        try:
+            counts = Counts.of(load_dataset(config))
+            return counts, official, counts.against(official), None
+        except UserError as error:
+            if root is not None:
+                return None, official, "not usable", str(error)
+    return None, official, "not here", None
 
 
 def _found_of(counts: Counts | None, official: OfficialCounts | None, key: str) -> str:

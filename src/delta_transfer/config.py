@@ -9,7 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -474,11 +474,24 @@ def about_term(name: str) -> Iterator[None]:
 # --- schedule, split, run --------------------------------------------------------------------------------------------
 
 
+def automatic(images: int, batch_size: int) -> tuple[int, int]:
+    """Iterations and batch size of schedule.iterations=auto on so many training images.
+
+    `batch_size` is halved until a batch takes half of the images at most, but not below 2, which BatchNorm needs. Then
+    about 30 passes over the images: at least 300 iterations, with fewer of which a new head is not trained, and at most
+    the paper's 9,000.
+    """
+    while batch_size > max(2, images // 2):
+        batch_size //= 2
+    return min(max(round(30 * images / batch_size), 300), 9000), batch_size
+
+
 @dataclass
 class ScheduleConfig:
     """A protocol: how long, with which optimizer, on which views of the images."""
 
-    iterations: int | None = None
+    # A whole number, or auto: from the number of training images, which batches then fit, too (`automatic`).
+    iterations: Any = None  # OmegaConf cannot merge int | str
     epochs: float | None = None  # passes over the training images; where set, it replaces `iterations`
     batch_size: int = 64
     accumulate: int = 1  # parts that a batch goes through in, one after the other: less memory, the same gradient
@@ -506,6 +519,10 @@ class ScheduleConfig:
         )
         if self.epochs is not None:
             self.iterations = None
+        require(
+            self.iterations in (None, "auto") or type(self.iterations) is int,
+            f"schedule.iterations must be a whole number or auto, got {self.iterations!r}.",
+        )
         for name, values in (
             ("decay", ("step", "cosine")),
             ("aspect", ("squash", "keep")),
@@ -526,7 +543,9 @@ class ScheduleConfig:
             "log_every",
             "checkpoint_seconds",
         )
-        require_at_most(LONGEST, self, "schedule", "iterations", "epochs")
+        require_at_most(LONGEST, self, "schedule", "epochs")
+        if self.iterations != "auto":
+            require_at_most(LONGEST, self, "schedule", "iterations")
         require_at_most(LARGEST_BATCH, self, "schedule", "batch_size")
         require(
             self.batch_size % self.accumulate == 0,
@@ -545,8 +564,18 @@ class ScheduleConfig:
             f"schedule.pad={self.pad} is of schedule.train_crop=random, not of {self.train_crop}.",
         )
 
+    def fitted_to(self, images: int) -> "ScheduleConfig":
+        """With numbers for what is `auto`. `images`: of the training part, with those that are held out of it.
+
+        So runs on folds are as long as the final ones, and have batches of their size, which alpha belongs to.
+        """
+        if self.iterations != "auto":
+            return self
+        iterations, batch_size = automatic(images, self.batch_size)
+        return replace(self, iterations=iterations, batch_size=batch_size)
+
     def length(self, n_train: int) -> int:
-        """Number of iterations of a run on `n_train` images."""
+        """Number of iterations of a run on `n_train` images; not of one that is still `auto`."""
         if self.epochs is None:
             return self.iterations
         return max(1, round(self.epochs * n_train / self.batch_size))

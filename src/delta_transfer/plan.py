@@ -38,6 +38,7 @@ class Job:
     n_test: int
     cost: Cost
     stages: int = 1  # of the method, each with the whole schedule
+    record: dict[str, Any] | None = None  # of a run that ended
 
     @property
     def to_do(self) -> bool:
@@ -63,6 +64,7 @@ class Plan:
     jobs: list[Job] = field(default_factory=list)
     not_ready: dict[str, str] = field(default_factory=dict)  # what is missing -> why
     stores: dict[Any, int] = field(default_factory=dict)  # image stores that will be built, bytes
+    lengths: dict[tuple[str, int], str] = field(default_factory=dict)  # what schedule.iterations=auto comes to
     fits: dict[Any, float] = field(default_factory=dict)  # seconds of computations that several runs share
     _known: dict[tuple, Any] = field(default_factory=dict)
 
@@ -75,15 +77,22 @@ class Plan:
         regularizer = stages[0].regularizer
         dataset = self._dataset(config.dataset, Path(config.cache_dir))
         parts = split_parts(dataset, config.dataset, config.split) if dataset else None
+        if config.schedule.iterations == "auto":
+            images = parts.for_training if parts else drawn_of_official(config.dataset)
+            config.schedule = config.schedule.fitted_to(images)
+            length = f"{config.schedule.iterations:,} iterations of {config.schedule.batch_size} images"
+            self.lengths[config.dataset.name, images] = f"{images:,} training images: {length}"
         if config.backbone.weights == "glyphs":
             config.backbone.weights = trained_glyphs_weights(config, config.backbone.name) or "glyphs"
         weights = self._weights(config)
         sources = self._sources(config)
-        state = self._state(config, dataset, weights, sources) if config.source is None or sources else "missing"
+        state, record = "missing", None
+        if config.source is None or sources:
+            state, record = self._state(config, dataset, weights, sources)
         n_train, n_test = sizes(config, parts)
         classes = len(dataset.classes) if dataset else config.dataset.official.classes
         cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, method, classes, device))
-        self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages)))
+        self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages), record))
         if not self.jobs[-1].to_do:
             return
         data = parts.fingerprint(dataset) if parts else None
@@ -156,15 +165,15 @@ class Plan:
 
     def _state(
         self, config: RunConfig, dataset: Dataset | None, weights: str | None, sources: list[Loaded] | None
-    ) -> str:
+    ) -> tuple[str, dict[str, Any] | None]:
         if dataset is None or weights is None:
-            return "missing"
+            return "missing", None
         runs = Path(config.results_dir) / "runs"
         directory = RunDirectory(runs / name_of(config, dataset.fingerprint, weights, sources))
         summary = directory.summary() or older_record(runs, config, dataset, weights)
         if summary is not None:
-            return "failed" if summary.get("error") else "finished"
-        return "interrupted" if directory.checkpoint_path.exists() else "missing"
+            return "failed" if summary.get("error") else "finished", summary
+        return "interrupted" if directory.checkpoint_path.exists() else "missing", None
 
     def _once(self, key: tuple, compute: Callable[[], Any]) -> Any:
         if key not in self._known:
@@ -187,10 +196,14 @@ class Plan:
             else ""
         )
         say(f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}: {counted}{retry}, {len(left)} to do")
+        for (name, _), words in self.lengths.items():
+            say(f"{name}, {words} (schedule.iterations=auto)")
         if left:
             device = pick_device(left[0].config.device)
-            once = sum(self.fits.values())
-            shared = f", of which {duration(once)} for what runs share (such as channel attention)" if once else ""
+            once, on_folds = sum(self.fits.values()), sum(job.seconds for job in left if job.config.split.folds)
+            parts = [f"{duration(once)} for what runs share (such as channel attention)"] if once else []
+            parts += [f"{duration(on_folds)} for runs on folds"] if on_folds and self.both_kinds else []
+            shared = f", of which {' and '.join(parts)}" if parts else ""
             total = sum(job.seconds for job in left) + once
             say(f"Time: about {duration(total)} one after the other on {device_name(device)}{shared}; without decoding")
             kept = sum(job.stages * job.cost.weights_bytes for job in left)
@@ -201,14 +214,21 @@ class Plan:
         for what, reason in self.not_ready.items():
             say(f"Not ready: {what}: {reason}")
 
+    @property
+    def both_kinds(self) -> bool:
+        """Whether there are runs on folds, to choose with, beside final ones."""
+        return len({job.config.split.folds is None for job in self.jobs}) > 1
+
     def table(self) -> Table:
         table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
         table.add_column("dataset, backbone, reg")
         for title in ("runs", "finished", "to do", "each", "GPU memory"):
             table.add_column(title, justify="right")
-        groups: dict[tuple[str, str, str], list[Job]] = {}
+        groups: dict[tuple[str, ...], list[Job]] = {}
         for job in self.jobs:
             key = (job.config.dataset.name, job.config.backbone.name, job.config.reg.name)
+            if self.both_kinds:
+                key += (f"on {folds} folds" if (folds := job.config.split.folds) else "final",)
             groups.setdefault(key, []).append(job)
         for names, jobs in groups.items():
             finished = sum(job.state == "finished" for job in jobs)
@@ -228,10 +248,14 @@ def sizes(config: RunConfig, parts: Parts | None) -> tuple[int, int]:
     """Images trained on and images evaluated; from the official counts where the data set is not here."""
     if parts:
         return len(parts.train), len(parts.val) + config.split.measures_test * len(parts.test)
-    official = config.dataset.official
-    drawn = (config.dataset.images_per_class or 0) * official.classes or config.dataset.sample_rate * official.train
+    official, drawn = config.dataset.official, drawn_of_official(config.dataset)
     held_out = 1 / config.split.folds if config.split.folds else config.split.val_fraction
     return round(drawn * (1 - held_out)), round(drawn * held_out) + config.split.measures_test * official.test
+
+
+def drawn_of_official(config: DatasetConfig) -> float:
+    """Training images, those that are held out included, of a data set that is not here."""
+    return (config.images_per_class or 0) * config.official.classes or config.sample_rate * config.official.train
 
 
 def in_bytes(count: float) -> str:

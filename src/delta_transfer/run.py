@@ -68,11 +68,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
     shares = distributed.processes() * config.schedule.accumulate
     for stage in stages:
         stage.regularizer.parts = shares
-    require(
-        config.schedule.batch_size % shares == 0,
-        f"schedule.batch_size={config.schedule.batch_size} cannot be divided by {distributed.processes()} processes"
-        + (f" and schedule.accumulate={config.schedule.accumulate}." if config.schedule.accumulate > 1 else "."),
-    )
+    require_shares(config.schedule, shares)
     with distributed.first_alone():  # either may download
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         source = build_source(config.backbone, config.seed, tapped=needs_taps)
@@ -80,6 +76,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
         dataset.fingerprint  # noqa: B018 - reads all images, and remembers for the other processes and runs
     parts = split_parts(dataset, config.dataset, config.split)
+    config.schedule = config.schedule.fitted_to(parts.for_training)
+    require_shares(config.schedule, shares)
     weights = fingerprint(source.weights())
     name = name_of(config, dataset.fingerprint, weights, sources)
     runs = Path(config.results_dir) / "runs"
@@ -135,6 +133,14 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         ended = Ended(summary, skipped=False)
         say(f"{name}: {ended}, {summary['train_seconds']:.0f} s")
         return ended
+
+
+def require_shares(schedule: ScheduleConfig, shares: int) -> None:
+    require(
+        schedule.batch_size % shares == 0,
+        f"schedule.batch_size={schedule.batch_size} cannot be divided by {distributed.processes()} processes"
+        + (f" and schedule.accumulate={schedule.accumulate}." if schedule.accumulate > 1 else "."),
+    )
 
 
 def older_record(runs: Path, config: RunConfig, dataset: Dataset, weights: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from . import interrupts
+from . import interrupts, which_is_best
 from .config import RunConfig, check_values, register_schemas, require, to_run_config
 from .console import Display, complain, say
 from .errors import UserError
@@ -41,12 +41,38 @@ def main(config_name: str = "config") -> None:
         sys.argv = command  # a worker has another one, but this is what the record calls its command
         return carry_out(composed, planned)
 
+    def look(words: list[str]) -> tuple[RunConfig, dict]:
+        """The configuration of the first of the jobs that a command has, and the parameters of its sweep."""
+        found = []
+
+        @hydra.main(version_base="1.3", config_path="pkg://delta_transfer.conf", config_name=config_name)
+        def first(composed: DictConfig) -> None:
+            found.append((to_run_config(composed), OmegaConf.to_container(HydraConfig.get().sweeper.params)))
+
+        sys.argv = [command[0], *words, "hydra.mode=RUN"]
+        first()
+        return found[0]
+
+    def sweep(words: list[str]) -> list[which_is_best.Made]:
+        """Carry out the jobs of another command as a part of this one, or plan them."""
+        ended, seen = len(outcomes), len(planned[0].jobs) if planned else 0
+        sys.argv = [command[0], "-m", *words]
+        job()
+        if interrupts.received() is not None:
+            raise interrupts.Stopped
+        jobs = planned[0].jobs[seen:] if planned else []
+        return [(one.state, one.record) for one in (*outcomes[ended:], *jobs)]
+
     outcomes = Outcome.of_this_command
-    stopped_by, composed = None, True
+    stopped_by, composed, verdict = None, True, []
     try:
         # Outside of jobs of its own this process waits for workers. They get a terminal's Ctrl-C themselves, and end.
         with shown_by_us(), nullcontext() if SHARED else interrupts.stoppable(), interrupts.deferred([signal.SIGINT]):
-            job()
+            if which_is_best.asked_for(command[1:]):
+                require(not SHARED, "+experiment=which_is_best makes many runs: start it without torchrun.")
+                verdict = which_is_best.carry_out(command[1:], look, sweep)
+            else:
+                job()
     except KeyboardInterrupt:
         stopped_by = signal.SIGINT
     except Exception as error:  # Hydra's, of the configuration or a launcher: a job returns what happens in it
@@ -62,6 +88,8 @@ def main(config_name: str = "config") -> None:
             complain(outcome.reason)
     if any(outcome.of_sweep for outcome in outcomes):
         show(outcomes)
+    for line in verdict:
+        say(line)
     if SHARED:
         from .distributed import leave
 
@@ -94,8 +122,8 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
     parallel = sweep and launcher != "basic"
     Display.bars = not parallel
 
-    def ended(state: str, reason: str = "", unseen: bool = False) -> Outcome:
-        return Outcome(list(hydra_config.overrides.task), state, reason, unseen, of_sweep=sweep)
+    def ended(state: str, reason: str = "", unseen: bool = False, record: dict | None = None) -> Outcome:
+        return Outcome(list(hydra_config.overrides.task), state, reason, unseen, of_sweep=sweep, record=record)
 
     # A job in this process leaves signals to `main`. submitit's workers and torchrun have ways of their own.
     in_worker = parallel and launcher == "joblib"
@@ -108,7 +136,7 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
             check_values(hydra_config.overrides.task)
             if not config.dry_run:
                 done = execute(config)
-                return ended("skipped" if done.skipped else "done", str(done))
+                return ended("skipped" if done.skipped else "done", str(done), record=done.summary)
             require(not parallel, "dry_run=true looks at all jobs in one process: it needs hydra/launcher=basic.")
             if not sweep:
                 say(OmegaConf.to_yaml(composed, resolve=True))

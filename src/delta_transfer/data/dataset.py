@@ -74,6 +74,11 @@ class Parts:
     val: np.ndarray
     test: np.ndarray
 
+    @property
+    def for_training(self) -> int:
+        """Number of images that are trained on or held out of those."""
+        return len(self.train) + len(self.val)
+
     def fingerprint(self, dataset: Dataset) -> str:
         """sha256 hex over the data set and over which of its images are trained on and which are tested on."""
         digest = hashlib.sha256(dataset.fingerprint.encode())

@@ -1,0 +1,229 @@
+"""delta-run +experiment=which_is_best dataset.root=photos: which method is best on these images, and by how much.
+
+Two sweeps in one command. The first runs every method and alpha on folds of the training images; what did best on the
+images held out is chosen, as delta-report --select cv does. The second trains that and L2, the baseline, on all
+training images with several seeds, and only they see the test part. Finished runs are skipped, as in any sweep.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from .config import RunConfig, require
+from .console import say
+from .errors import UserError
+from .reporting import sections, tables
+from .reporting.comparison import Cell, cell_of, compare, display, is_number, method_of, method_order, problem, section
+from .reporting.selection import Choice, choose
+from .reporting.statistics import paired
+
+ALPHAS = {"l2_sp": ["0.01", "0.1"], "delta_noatt": ["0.001", "0.01", "0.1"], "delta": ["0.001", "0.01", "0.1"]}
+ONLY_SHOWN = re.compile(r"-h|--help|--hydra-help|--version|-c|--cfg(=.*)?|-i|--info(=.*)?|-sc|--shell-completion")
+Made = tuple[str, dict | None]  # how a job ended (Outcome.state, Job.state), and its record where it is finished
+
+
+def asked_for(words: list[str]) -> bool:
+    return "+experiment=which_is_best" in words and not any(map(ONLY_SHOWN.fullmatch, words))
+
+
+def carry_out(
+    words: list[str],
+    look: Callable[[list[str]], tuple[RunConfig, dict[str, str]]],
+    sweep: Callable[[list[str]], list[Made]],
+) -> list[str]:
+    """What came of the comparison that a command's `words` ask for, in sentences.
+
+    `look` composes the first job of a command and names the parameters of its sweep; `sweep` carries a command out.
+    """
+    asked, rest = asked_and_rest(words)
+    config, usual = look([*rest, "reg=l2"])
+    asked = asked_and_rest([f"{key}={values}" for key, values in usual.items()])[0] | asked
+    require(len(asked["split.folds"]) == 1 and asked["split.folds"][0].isdecimal(), "split.folds must be one number.")
+    methods = ["l2", *(method for method in asked["reg"] if method != "l2")]  # the baseline is always there
+    alphas = {method: asked.get("reg.alpha", tried) for method, tried in ALPHAS.items()}
+    folds, seeds = folds_of(config, int(asked["split.folds"][0])), asked["seed"]
+
+    validated: list[Made] = []
+    for method in methods:
+        strength = [f"reg.alpha={','.join(alphas[method])}"] if method in alphas else []
+        held_out = [f"split.folds={folds}", f"split.fold={','.join(map(str, range(folds)))}"]
+        validated += sweep([*rest, f"reg={method}", *strength, f"seed={seeds[0]}", *held_out])
+    records = [record for _, record in validated if record and problem(record, "val_top1") is None]
+    on_all = [*rest, "split.folds=null", f"seed={','.join(seeds)}"]
+    if config.dry_run and any(state in ("missing", "interrupted") for state, _ in validated):
+        dearest = max(methods, key=method_order)
+        sweep([*on_all, "reg=l2"])
+        if dearest != "l2":
+            sweep([*on_all, f"reg={dearest}"])
+        return [
+            f"First {len(validated)} runs on {folds} folds of the training images choose a method and alpha. Then L2 "
+            f"and what was chosen, for which {display(dearest)} stands here, are trained on all of them with "
+            f"{len(seeds)} seeds each."
+        ]
+    if elsewhere := sum(state == "in work" for state, _ in validated):
+        return [f"{elsewhere} runs are in work elsewhere: the same command, once they are done, chooses among all."]
+    if not any(method_of(record) == "l2" for record in records):
+        raise UserError("There is nothing to choose from: the runs of L2, the baseline, failed.")
+
+    validation = compare(records, "val_top1")
+    selection = choose(validation, [])
+    chosen = best_of(selection.choices)
+    say(tables.on_screen([sections.accuracies(validation)], terminal=False))
+    for line in (*selection.warnings, *map(str, selection.choices)):
+        say(line)
+    method = method_of(chosen.best.cell.runs[0])
+    alpha = [f"reg.alpha={alpha_of(chosen)}"] if method in alphas else []
+    final = sweep([*on_all, "reg=l2"])
+    if method != "l2":
+        final += sweep([*on_all, f"reg={method}", *alpha])
+    if config.dry_run:
+        return [f"On folds {named(chosen)} did best: it is what the final runs train beside L2."]
+    finished = [record for _, record in final if record and problem(record) is None]
+    if len(finished) < len(final):
+        return [f"{len(final) - len(finished)} of {len(final)} final runs are not there: no verdict without them."]
+    return verdict(chosen, records, finished, Path(config.results_dir) / "runs")
+
+
+def asked_and_rest(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
+    """The values that `words` give to what is compared, and the words that all runs share.
+
+    Raises UserError if another key has several values.
+    """
+    parser = OverridesParser.create()
+    asked, rest = {}, []
+    for word in words:
+        override = None if word.startswith("-") else parser.parse_override(word)
+        if override and override.key_or_group in ("reg", "reg.alpha", "seed", "split.folds"):
+            asked[override.key_or_group] = values_of(override)
+        elif word not in ("-m", "--multirun"):
+            require(
+                override is None or not override.is_sweep_override(),
+                f"{word}: +experiment=which_is_best compares methods only: name one value.",
+            )
+            rest.append(word)
+    return asked, rest
+
+
+def values_of(override) -> list[str]:
+    if override.is_sweep_override():
+        return list(override.sweep_string_iterator())
+    return [override.get_value_element_as_str()]
+
+
+# ---- folds -----------------------------------------------------------------------------------------------
+
+
+def folds_of(config: RunConfig, wanted: int) -> int:
+    from .data import load_dataset
+    from .data.dataset import split_parts
+
+    dataset = load_dataset(config.dataset, Path(config.cache_dir))
+    train = split_parts(dataset, config.dataset, config.split).train
+    images = {name: int((dataset.labels[train] == label).sum()) for label, name in enumerate(dataset.classes)}
+    folds = number_of_folds(images, wanted)
+    smallest = min(images, key=images.get)
+    if folds < wanted:
+        say(f"Class {smallest} has {images[smallest]} training images: {folds} folds instead of {wanted}")
+    return folds
+
+
+def number_of_folds(images: dict[str, int], wanted: int) -> int:
+    """As many as the class with the fewest training `images` allows: each holds out one of it at least."""
+    smallest = min(images, key=images.get)
+    require(
+        images[smallest] > 1,
+        f"Class {smallest} has a single training image: none can be held out to choose a method on. Add some, or train "
+        "without a choice: reg=l2 instead of +experiment=which_is_best.",
+    )
+    return min(wanted, images[smallest])
+
+
+# ---- the choice ------------------------------------------------------------------------------------------
+
+
+def best_of(choices: list[Choice]) -> Choice:
+    """Highest mean accuracy on validation; of those, lowest loss; of those, the method that comes first (METHODS)."""
+
+    def order(choice: Choice) -> tuple:
+        cell = choice.best.cell
+        loss = math.inf if cell.val_loss is None else cell.val_loss
+        return -round(cell.mean, 9), loss, method_order(method_of(cell.runs[0]))
+
+    return min(choices, key=order)
+
+
+def alpha_of(choice: Choice) -> float | None:
+    return section(choice.best.cell.runs[0], "reg").get("alpha")
+
+
+def named(choice: Choice) -> str:
+    alpha = alpha_of(choice)
+    return display(method_of(choice.best.cell.runs[0])) + ("" if alpha is None else f" (reg.alpha={alpha:g})")
+
+
+# ---- the verdict -----------------------------------------------------------------------------------------
+
+
+def verdict(chosen: Choice, validated: list[dict], final: list[dict], runs: Path) -> list[str]:
+    """In plain words: what won, by how much, whether that is more than noise, and where the model is.
+
+    `validated`: the records that `chosen` was chosen among; `final`: those of it and of L2 on all training images.
+    """
+    method, name = method_of(chosen.best.cell.runs[0]), named(chosen)
+    cells = {key: cell_of([run for run in final if method_of(run) == key], "test_top1", []) for key in ("l2", method)}
+    lines = [f"Chosen on images held out of training: {name}, {chosen.best.cell.mean:.1f} % of them right."]
+    use, words = result(method, name, cells[method], cells["l2"])
+    lines += [words, *at_the_edge(chosen, validated)]
+    n_test = final[0].get("n_test")
+    if is_number(n_test) and 0 < n_test < 1000:
+        lines.append(f"There are {n_test} test images: one of them is {100 / n_test:.1f} points.")
+    model = min((run for run in final if method_of(run) == use), key=lambda run: run["seed"])
+    lines.append(
+        f"Use {display(use)}. The model: {runs / model['run_id'] / 'model.safetensors'} (seed {model['seed']}; none "
+        "was picked by its test accuracy)"
+    )
+    return lines
+
+
+def result(method: str, name: str, ours: Cell, l2: Cell) -> tuple[str, str]:
+    """The method to use, and why."""
+    if method == "l2":
+        return "l2", f"Plain fine-tuning, L2, won: no other method did better there. On the test images: {of(l2)}."
+    difference = paired(ours, l2)
+    both = f"{of(ours)} against {of(l2)} of L2 on the test images"
+    cheaper = min("l2", method, key=["l2_fe", "l2", method].index)
+    if difference is None or difference.n == 1:
+        return cheaper, f"One seed cannot tell {name} from L2: {both}. Add seed='range(3)'."
+    seeds = f"{difference.n} seeds, paired"
+    if difference.low is None:
+        every = f"{difference.mean:+.1f} points with every one of {difference.n} seeds"
+        return cheaper, f"No winner: {both}, {every}. That has no interval; {display(cheaper)} is the cheapest."
+    interval = f"{difference.mean:+.1f} points, 95 % interval {difference.low:+.1f} to {difference.high:+.1f}, {seeds}"
+    if not difference.excludes_zero:
+        return cheaper, (
+            f"No winner: {both}. The difference ({interval}) is no more than noise: use {display(cheaper)}, it is the "
+            "cheapest."
+        )
+    if difference.mean > 0:
+        return method, f"{name} won: {both}. The difference ({interval}) is more than noise."
+    return "l2", f"L2 won: {both}. {name} did best on validation, but is behind ({interval}), by more than noise."
+
+
+def of(cell: Cell) -> str:
+    return f"{cell.mean:.1f} %" + ("" if cell.std is None else f" ± {cell.std:.1f}")
+
+
+def at_the_edge(chosen: Choice, validated: list[dict]) -> list[str]:
+    """Words for an alpha that is the smallest or largest of several that were tried: one beyond it may do better."""
+    method, alpha = method_of(chosen.best.cell.runs[0]), alpha_of(chosen)
+    tried = {section(run, "reg").get("alpha") for run in validated if method_of(run) == method}
+    if len(tried) < 2 or alpha not in (min(tried), max(tried)):
+        return []
+    end, beyond = ("smallest", alpha / 10) if alpha == min(tried) else ("largest", alpha * 10)
+    return [
+        f"reg.alpha={alpha:g} is the {end} that was tried, and one beyond it may do better: the same command with "
+        f"reg.alpha={','.join(f'{value:g}' for value in sorted([*tried, beyond]))} tries it, too."
+    ]

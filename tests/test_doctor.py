@@ -1,0 +1,98 @@
+"""delta-data doctor: what it finds, what it says to do, and when it says that delta-run cannot work."""
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
+import torch
+
+from delta_transfer import doctor
+from delta_transfer.catalogue import main
+from delta_transfer.doctor import Findings
+
+from .test_config import composed
+from .trees import write_folder
+
+
+@pytest.fixture
+def found(tmp_path, monkeypatch) -> Findings:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return Findings()
+
+
+def without(monkeypatch, name: str) -> None:
+    def installed(package: str) -> str:
+        if package == name:
+            raise PackageNotFoundError(package)
+        return version(package)
+
+    monkeypatch.setattr(doctor, "version", installed)
+
+
+def test_everything_is_looked_at(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    photos = write_folder(tmp_path / "photos", **{"ants": 5, "bees": 5})
+    status = main(["doctor", f"dataset.root={photos}", f"data_dir={tmp_path}", f"results_dir={tmp_path / 'results'}"])
+    out = capsys.readouterr().out
+    assert status == 0 and "delta-run can work here" in out and "TROUBLE" not in out
+    assert f"torch {version('torch')}" in out and f"{torch.get_num_threads()} threads" in out
+    assert f"ready: 2 classes, 8 training and 2 test images, {photos}" in out
+    assert "glyphs" in out and "cub, dogs" in out and "GPU" in out and "memory" in out
+    assert "results_dir=" in out and "cache_dir=" in out
+    assert "resnet50: delta-run downloads them into" in out
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_missing_extra_is_no_trouble(found, monkeypatch):
+    without(monkeypatch, "tensorboard")
+    doctor.packages(found)
+    (line,) = [line for line in found.lines if "tensorboard is not installed" in line]
+    assert line.startswith("missing") and "pip install 'delta-transfer[tensorboard]'" in line
+    assert found.troubles == 0
+
+
+def test_a_missing_package_is(found, monkeypatch):
+    without(monkeypatch, "safetensors")
+    doctor.packages(found)
+    assert found.troubles == 1 and any("safetensors is not installed: pip install" in line for line in found.lines)
+
+
+def test_a_package_that_is_too_old_is_named(found, monkeypatch):
+    monkeypatch.setattr(doctor, "version", lambda name: "1.0" if name == "torch" else version(name))
+    doctor.packages(found)
+    assert found.troubles == 1 and any("torch 1.0 is not torch>=2" in line for line in found.lines)
+
+
+def test_a_broken_torch_is_a_finding_and_no_stack_trace(found, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with found.looking_at("torch"):
+        doctor.torch_and_devices(found)
+    assert found.troubles == 1 and "torchvision" in found.lines[-1]
+
+
+def test_folders_that_cannot_be_written_are_a_trouble(found, tmp_path):
+    (tmp_path / "file").touch()
+    doctor.disk(found, composed(f"results_dir={tmp_path / 'file' / 'results'}", f"cache_dir={tmp_path / 'cache'}"))
+    assert found.troubles == 1 and "cannot be written: set results_dir=DIR" in found.lines[0]
+
+
+def test_little_memory_and_a_full_disk_are_named(found, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "ENOUGH_MEMORY", 2**60)
+    monkeypatch.setattr(doctor, "ENOUGH_DISK", 2**60)
+    doctor.memory(found)
+    doctor.disk(found, composed(f"results_dir={tmp_path}"))
+    assert [line.split()[0] for line in found.lines] == ["missing"] * 3 and "backbone=resnet18" in found.lines[0]
+
+
+def test_weights_are_in_the_cache_or_will_be_downloaded(found, tmp_path):
+    doctor.weights(found, ["backbone=resnet18"])
+    assert found.lines[-1].startswith("missing") and "set backbone.weights=FILE" in found.lines[-1]
+    doctor.weights(found, ["backbone=resnet18", f"backbone.weights={tmp_path / 'none.pth'}"])
+    assert found.troubles == 1 and "none.pth" in found.lines[-1]
+
+
+def test_a_folder_of_images_that_is_not_there_is_a_trouble(tmp_path, monkeypatch, found):
+    monkeypatch.setattr("delta_transfer.catalogue.choices", lambda group="dataset": ["folder"])
+    missing = [f"dataset.root={tmp_path / 'photos'}"]
+    doctor.data_sets(found, composed("dataset=folder", *missing), missing)
+    assert found.troubles == 1 and "There is no folder" in found.lines[0]

@@ -1,0 +1,94 @@
+"""A folder of one's own images: what delta-run chooses by itself."""
+
+import json
+
+import pytest
+
+from delta_transfer import config
+from delta_transfer.config import automatic
+
+from .miniature import delta_run
+from .test_config import composed
+from .trees import write_folder
+
+
+@pytest.mark.parametrize(
+    ("images", "length"),
+    [
+        (2, (300, 2)),
+        (40, (300, 16)),
+        (127, (300, 32)),
+        (128, (300, 64)),
+        (244, (300, 64)),
+        (1000, (469, 64)),
+        (19_000, (8906, 64)),
+        (1_000_000, (9000, 64)),
+    ],
+)
+def test_length_and_batches_follow_from_the_number_of_images(images, length):
+    assert automatic(images, 64) == length
+
+
+def test_a_folder_brings_its_schedule_and_any_other_replaces_it():
+    def length(*overrides: str):
+        schedule = composed("dataset=folder", *overrides).schedule.fitted_to(40)
+        return schedule.iterations, schedule.epochs, schedule.batch_size
+
+    assert length() == (300, None, 16)
+    assert length("schedule.batch_size=8") == (300, None, 8)
+    assert length("schedule.iterations=7") == (7, None, 64)
+    assert length("schedule.epochs=7") == (None, 7, 64)
+    assert length("schedule=paper") == (9000, None, 64)
+    assert length("+experiment=table_quick") == (200, None, 32)
+
+
+@pytest.fixture
+def photos(tmp_path) -> list[str]:
+    """Overrides for 20 + 4 images, of which a run with the default schedule would take 300 batches."""
+    root = write_folder(tmp_path / "photos", **{"train/ants": 9, "train/bees": 11, "test/ants": 2, "test/bees": 2})
+    small = ("backbone=small_resnet", "backbone.weights=none", "backbone.image_size=16", "backbone.resize=20")
+    places = (f"dataset.root={root}", f"results_dir={tmp_path / 'results'}", "device=cpu")
+    return ["dataset=folder", *places, *small, "reg=l2"]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(config, "automatic", lambda images, batch_size: (images // 10, images // 5))
+
+
+def records(tmp_path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in (tmp_path / "results").glob("runs/*/summary.json")]
+
+
+def test_a_run_is_named_by_what_was_chosen_for_it(tmp_path, photos, short, monkeypatch, capsys):
+    assert delta_run(monkeypatch, *photos) == 0
+    assert delta_run(monkeypatch, *photos, "schedule.iterations=2", "schedule.batch_size=4") == 0
+    assert "skipped" in capsys.readouterr().out
+    (made,) = records(tmp_path)
+    assert made["iterations"] == made["config"]["schedule"]["iterations"] == 2
+    assert made["config"]["schedule"]["batch_size"] == 4
+
+
+def test_runs_on_folds_are_as_long_as_the_final_ones(tmp_path, photos, short, monkeypatch):
+    assert delta_run(monkeypatch, "-m", *photos, "split.folds=2", "split.fold=0,1") == 0
+    assert delta_run(monkeypatch, *photos) == 0
+    schedules = [(run["n_train"], run["config"]["schedule"]) for run in records(tmp_path)]
+    lengths = [(n_train, schedule["iterations"], schedule["batch_size"]) for n_train, schedule in schedules]
+    assert sorted(lengths) == [(9, 2, 4), (11, 2, 4), (20, 2, 4)]
+
+
+def test_a_dry_run_says_what_is_chosen(photos, monkeypatch, capsys):
+    assert delta_run(monkeypatch, *photos, "dry_run=true") == 0
+    chosen = "folder, 20 training images: 300 iterations of 8 images (schedule.iterations=auto)"
+    assert chosen in capsys.readouterr().out
+
+
+def test_a_batch_that_became_too_small_to_be_divided_is_refused(photos, monkeypatch, capsys):
+    assert delta_run(monkeypatch, *photos, "schedule.accumulate=16") == 1
+    assert "schedule.batch_size=8 cannot be divided by schedule.accumulate=16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", ["many", "1.5", "true", "[3]", "0", "-1"])
+def test_what_is_no_length_is_refused(photos, length, monkeypatch, capsys):
+    assert delta_run(monkeypatch, *photos, f"schedule.iterations={length}") == 1
+    assert "schedule.iterations must be" in capsys.readouterr().err
