@@ -12,8 +12,8 @@ class Style:
     marker: str
 
 
-# In the order of METHODS, safe for colour-blind readers: Okabe and Ito's palette for fine-tuning, Tol's muted one for
-# methods whose target begins with random weights. The two are hardly ever in one figure.
+# In the order of METHODS, safe for colour-blind readers: Okabe and Ito's palette for the papers' methods, Tol's contrasts
+# for later ones, Tol's muted ones for those whose target begins with random weights. Few are in one figure.
 STYLES = dict(
     zip(
         METHODS,
@@ -26,6 +26,13 @@ STYLES = dict(
             Style("#009e73", "--", "P"),
             Style("#56b4e9", ":", "*"),
             Style("#cc79a7", "-.", "X"),
+            Style("#004488", ":", "<"),
+            Style("#997700", "-", "h"),
+            Style("#994455", "-.", "p"),
+            Style("#6699cc", "--", "d"),
+            Style("#eecc66", "-", ">"),
+            Style("#ee99aa", ":", "H"),
+            Style("#225522", "--", "8"),
             Style("#7f7f7f", "-", "s"),
             Style("#88ccee", "--", "<"),
             Style("#ddcc77", "-.", "D"),
