@@ -9,6 +9,11 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    config.extra.pop("polyfills", None)  # a script on another server, which the plugin `offline` asks for
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     results = Path(config.config_file_path).parent / "results"
     for pattern in ("*/README.md", "*/figures/*.png"):

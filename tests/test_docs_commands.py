@@ -1,0 +1,218 @@
+"""Every command of the README and of docs/ works: what stands in a ```bash block is run here, by the first rule below that knows it.
+
+    dataset.root=photos, delta-report, delta-data,      run as they stand, in a folder with a few small photos, a miniature
+    delta-predict, delta-export                         CUB as /data, and finished runs; training is cut short (SMALL)
+    other delta-run, delta-pretrain, torchrun           composed, checked and planned: dry_run=true, without measuring
+    make, python                                        the target, or the script, exists
+    eval "$(delta-... -sc install=bash)"                what it evaluates is run, and is a script of the shell
+    HARMLESS                                            nothing: they are programs of others
+
+A command without a rule fails. <!-- may be missing: NAME ... --> before a block: its commands are skipped while none of our programs
+(delta-data doctor: a word of one) or experiments has that name.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from delta_transfer import plan
+
+from .miniature import delta_run, source_for, write_cub
+from .test_plan import COST
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+HARMLESS = ("cd", "git clone", "pip install", "source .venv/bin/activate")
+# In the place of what a real run on photos says; keys that it does not have are added.
+SMALL = {
+    "backbone": "small_resnet",
+    "backbone.weights": "source.safetensors",
+    "backbone.image_size": "16",
+    "backbone.resize": "20",
+    "schedule.iterations": "2",
+    "schedule.batch_size": "4",
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    page: str
+    line: int
+    words: tuple[str, ...]
+    may_be_missing: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line} {' '.join(self.words)}"
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[int, str, str, str]]:
+    """(first line, its number; what is behind the language; the line before; the text) of each fenced block."""
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(rf"(?m)^(.*)\n```{language}\b(.*)\n((?s:.*?))^```$", text):
+        yield text[: found.start(3)].count("\n") + 1, found[2].strip(), found[1], found[3]
+
+
+def commands() -> Iterator[Command]:
+    for page in PAGES:
+        for first, _, before, text in blocks(page, "bash"):
+            marked = re.fullmatch(r"<!-- may be missing: (.+) -->", before)
+            names = tuple(marked[1].split()) if marked else ()
+            # Lines that go on count as blank ones, so that those behind them keep their numbers.
+            joined = re.sub(r"\\\n((?:.*\\\n)*.*)", lambda m: m[0].replace("\\\n", " ") + "\n" * m[0].count("\\\n"), text)
+            for number, line in enumerate(joined.splitlines(), first):
+                if words := shlex.split(line, comments=True):
+                    yield Command(page.name, number, tuple(words), names)
+
+
+COMMANDS = list(commands())
+
+
+# --- the folder in which they run ---
+
+
+def write_photos(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("begonia", "fern", "moss")):
+        (root / name).mkdir(parents=True)
+        for index in range(10):
+            pixels = rng.normal(90, 30, size=(24, 30, 3)) + 70 * np.eye(3)[label]
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{index:04d}.jpg")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """photos/, data/, my_conf/ and results/: two methods with two seeds, folds, one of a target that begins at random."""
+    folder = tmp_path_factory.mktemp("docs")
+    write_photos(folder / "photos")
+    write_cub(folder / "data" / "CUB_200_2011")
+    (named,) = source_for("scratch", folder)
+    shutil.copytree(ROOT / "results/published/table_quick/final", folder / "results/runs")
+    for page in PAGES:
+        for _, title, _, text in blocks(page, "yaml"):
+            path = folder / re.fullmatch(r'title="(.+)"', title)[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    on_photos = ("-m", "dataset=folder", "dataset.root=photos", *(f"{key}={value}" for key, value in SMALL.items()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert delta_run(patch, *on_photos, "reg=l2,delta", "seed=0,1") == 0
+        folds = ("split.folds=2", "split.fold=0,1")
+        assert delta_run(patch, *on_photos, "reg=delta", "reg.alpha=0.001,0.01", *folds) == 0
+        scratch = [word for word in on_photos if not word.startswith("backbone.weights=")]
+        assert delta_run(patch, *scratch, "backbone.weights=none", "reg=scratch,fm", named) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path, monkeypatch) -> Path:
+    """A copy of its own for each command."""
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+# --- the rules ---
+
+
+def missing(command: Command) -> str | None:
+    """Which of the names that may be missing is."""
+    for name in command.may_be_missing:
+        if name in command.words[0] and name not in PROGRAMS:
+            return name
+        if f"+experiment={name}" in command.words and not (ROOT / f"conf/experiment/{name}.yaml").exists():
+            return name
+        if name == command.words[1] and name not in (ROOT / "src/delta_transfer/catalogue.py").read_text():
+            return name
+    return None
+
+
+def call(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit status of our program, in this process."""
+    module, function = PROGRAMS[program].split(":")
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    try:
+        return getattr(import_module(module), function)() or 0
+    except SystemExit as stop:
+        return stop.code or 0
+
+
+def local(words: tuple[str, ...], folder: Path) -> list[str]:
+    """With the data and the runs that are here, for those that the documentation names."""
+    runs = {reg: next((folder / "results/runs").glob(f"folder-*-{reg}-s0-*")).name for reg in ("l2", "delta")}
+    own = {"results/runs/RUN_A": "l2", "results/runs/RUN_B": "delta", "results/runs/RUN": "delta", "RUN": "delta"}
+    there = {name: f"results/runs/{runs[reg]}" for name, reg in own.items()} | {"IMAGES": "photos"}
+    return [there.get(word, word.replace("=/data", f"={folder}/data")) for word in words]
+
+
+def planned(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(plan, "measure", lambda *_: COST)
+    once = [] if any(word.startswith("seed=") for word in words) else ["seed=0"]
+    return call(program, [*words, *once, "dry_run=true"], monkeypatch)
+
+
+def small(words: list[str]) -> list[str]:
+    kept = [word for word in words if word.split("=")[0] not in SMALL]
+    fewer = ["seed=0,1" if word.startswith("seed=range") else word for word in kept]
+    return fewer + [f"{key}={value}" for key, value in SMALL.items()]
+
+
+def status(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """The exit status of a command, by the rule for it; None: there is no rule."""
+    program, *rest = words
+    if "|" in rest:
+        rest, others = rest[: rest.index("|")], rest[rest.index("|") + 1 :]
+        return status([program, *rest], monkeypatch) if others == ["sh"] else None
+    if program == "torchrun":
+        at = rest.index("-m")
+        return planned("delta-run", rest[at + 2 :], monkeypatch) if rest[at + 1] == "delta_transfer.train" else None
+    if program in ("delta-run", "delta-pretrain") and "--help" not in rest:
+        if "dataset.root=photos" in rest:
+            return call(program, small(rest), monkeypatch)
+        return planned(program, rest, monkeypatch)
+    if program in PROGRAMS:
+        return call(program, rest, monkeypatch)
+    if program == "make":
+        return int(not re.search(rf"(?m)^{rest[0]}:", (ROOT / "Makefile").read_text()))
+    if program == "python":
+        return int(not (ROOT / rest[0]).is_file())
+    if evaluated := re.fullmatch(r"eval \$\((delta-run|delta-pretrain) -sc install=bash\)", " ".join(words)):
+        return is_completion(evaluated[1])
+    return 0 if " ".join(words).startswith(HARMLESS) else None
+
+
+def is_completion(program: str) -> int:
+    module, function = PROGRAMS[program].split(":")
+    start = f"import sys; sys.argv[0] = '{program}'; from {module} import {function}; {function}()"
+    script = subprocess.run(
+        [sys.executable, "-c", start, "-sc", "install=bash"], capture_output=True, text=True, check=True
+    ).stdout
+    return int(f"hydra_bash_completion {program}" not in script)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_command_of_the_documentation_works(command, folder, monkeypatch, capfd):
+    if name := missing(command):
+        pytest.skip(f"{name} is not there yet")
+    ended = status(local(command.words, folder), monkeypatch)
+    assert ended is not None, f"{command}: no rule of {Path(__file__).name} says how to try this"
+    assert ended == 0, f"{command}\n{''.join(capfd.readouterr())}"
+
+
+def test_commands_are_found():
+    pages = {command.page for command in COMMANDS}
+    assert {"README.md", "index.md", "first_run.md", "own_images.md", "reproduce.md", "data.md"} <= pages
+    assert Command("index.md", 27, ("source", ".venv/bin/activate")).words in {command.words for command in COMMANDS}
+    assert any(command.words[-1] == "seed=range(5)" and "hydra.launcher.timeout_min=240" in command.words for command in COMMANDS)
