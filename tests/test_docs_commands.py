@@ -1,14 +1,14 @@
-"""Every command of the README and of docs/ works: what stands in a ```bash block is run here, by the first rule below that knows it.
+"""Every command of the README and of docs/ works. What stands in a ```bash block is run by the first rule that fits it.
 
-    dataset.root=photos, delta-report, delta-data,      run as they stand, in a folder with a few small photos, a miniature
-    delta-predict, delta-export                         CUB as /data, and finished runs; training is cut short (SMALL)
+    dataset.root=photos, delta-report, delta-data,      run, in a folder with a few small photos, a miniature CUB as
+    delta-predict, delta-export                         /data, and finished runs; training is cut short (SMALL)
     other delta-run, delta-pretrain, torchrun           composed, checked and planned: dry_run=true, without measuring
     make, python                                        the target, or the script, exists
-    eval "$(delta-... -sc install=bash)"                what it evaluates is run, and is a script of the shell
+    eval "$(delta-run -sc install=bash)"                what it evaluates is made, and completes that command
     HARMLESS                                            nothing: they are programs of others
 
-A command without a rule fails. <!-- may be missing: NAME ... --> before a block: its commands are skipped while none of our programs
-(delta-data doctor: a word of one) or experiments has that name.
+A command without a rule fails. After `<!-- may be missing: NAME ... -->` a block's commands are skipped for which none of
+our programs (or a word of delta-data), and no experiment, has that NAME.
 """
 
 import re
@@ -34,7 +34,7 @@ from .test_plan import COST
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
-HARMLESS = ("cd", "git clone", "pip install", "source .venv/bin/activate")
+HARMLESS = ("cd ", "git clone ", "pip install ", "source .venv/bin/activate")
 # In the place of what a real run on photos says; keys that it does not have are added.
 SMALL = {
     "backbone": "small_resnet",
@@ -70,11 +70,14 @@ def commands() -> Iterator[Command]:
         for first, _, before, text in blocks(page, "bash"):
             marked = re.fullmatch(r"<!-- may be missing: (.+) -->", before)
             names = tuple(marked[1].split()) if marked else ()
-            # Lines that go on count as blank ones, so that those behind them keep their numbers.
-            joined = re.sub(r"\\\n((?:.*\\\n)*.*)", lambda m: m[0].replace("\\\n", " ") + "\n" * m[0].count("\\\n"), text)
-            for number, line in enumerate(joined.splitlines(), first):
-                if words := shlex.split(line, comments=True):
+            whole = ""
+            for number, line in enumerate(text.splitlines(), first):
+                whole += line.removesuffix("\\")
+                if line.endswith("\\"):
+                    continue
+                if words := shlex.split(whole, comments=True):
                     yield Command(page.name, number, tuple(words), names)
+                whole = ""
 
 
 COMMANDS = list(commands())
@@ -94,7 +97,7 @@ def write_photos(root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
-    """photos/, data/, my_conf/ and results/: two methods with two seeds, folds, one of a target that begins at random."""
+    """photos/, data/, my_conf/, and results/ with published records and with runs on photos."""
     folder = tmp_path_factory.mktemp("docs")
     write_photos(folder / "photos")
     write_cub(folder / "data" / "CUB_200_2011")
@@ -105,14 +108,14 @@ def made(tmp_path_factory) -> Path:
             path = folder / re.fullmatch(r'title="(.+)"', title)[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-    on_photos = ("-m", "dataset=folder", "dataset.root=photos", *(f"{key}={value}" for key, value in SMALL.items()))
+    on_photos = ["-m", "dataset=folder", "dataset.root=photos", *(f"{key}={value}" for key, value in SMALL.items())]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert delta_run(patch, *on_photos, "reg=l2,delta", "seed=0,1") == 0
+        assert delta_run(patch, *on_photos, "reg=l2,delta") == 0
         folds = ("split.folds=2", "split.fold=0,1")
-        assert delta_run(patch, *on_photos, "reg=delta", "reg.alpha=0.001,0.01", *folds) == 0
-        scratch = [word for word in on_photos if not word.startswith("backbone.weights=")]
-        assert delta_run(patch, *scratch, "backbone.weights=none", "reg=scratch,fm", named) == 0
+        assert delta_run(patch, *on_photos, "reg=delta_noatt", "reg.alpha=0.001,0.01", *folds) == 0
+        at_random = [word for word in on_photos if not word.startswith("backbone.weights=")] + ["backbone.weights=none"]
+        assert delta_run(patch, *at_random, "reg=scratch", named) == 0
     return folder
 
 
@@ -130,7 +133,7 @@ def folder(made, tmp_path, monkeypatch) -> Path:
 def missing(command: Command) -> str | None:
     """Which of the names that may be missing is."""
     for name in command.may_be_missing:
-        if name in command.words[0] and name not in PROGRAMS:
+        if name == command.words[0] and name not in PROGRAMS:
             return name
         if f"+experiment={name}" in command.words and not (ROOT / f"conf/experiment/{name}.yaml").exists():
             return name
@@ -165,16 +168,15 @@ def planned(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 def small(words: list[str]) -> list[str]:
     kept = [word for word in words if word.split("=")[0] not in SMALL]
-    fewer = ["seed=0,1" if word.startswith("seed=range") else word for word in kept]
-    return fewer + [f"{key}={value}" for key, value in SMALL.items()]
+    once = [re.sub(r"^(seed|split\.fold)=range\(.*", r"\1=0", word) for word in kept]
+    return once + [f"{key}={value}" for key, value in SMALL.items()]
 
 
 def status(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int | None:
     """The exit status of a command, by the rule for it; None: there is no rule."""
     program, *rest = words
     if "|" in rest:
-        rest, others = rest[: rest.index("|")], rest[rest.index("|") + 1 :]
-        return status([program, *rest], monkeypatch) if others == ["sh"] else None
+        return status([program, *rest[:-2]], monkeypatch) if rest[-2:] == ["|", "sh"] else None
     if program == "torchrun":
         at = rest.index("-m")
         return planned("delta-run", rest[at + 2 :], monkeypatch) if rest[at + 1] == "delta_transfer.train" else None
@@ -212,7 +214,27 @@ def test_a_command_of_the_documentation_works(command, folder, monkeypatch, capf
 
 
 def test_commands_are_found():
-    pages = {command.page for command in COMMANDS}
-    assert {"README.md", "index.md", "first_run.md", "own_images.md", "reproduce.md", "data.md"} <= pages
-    assert Command("index.md", 27, ("source", ".venv/bin/activate")).words in {command.words for command in COMMANDS}
-    assert any(command.words[-1] == "seed=range(5)" and "hydra.launcher.timeout_min=240" in command.words for command in COMMANDS)
+    assert {"README.md", "index.md", "first_run.md", "own_images.md", "data.md"} <= {c.page for c in COMMANDS}
+    assert any({"delta-run", "hydra.launcher.timeout_min=240", "seed=range(5)"} <= {*c.words} for c in COMMANDS)
+    assert not any("#" in c.words for c in COMMANDS)
+
+
+@pytest.mark.parametrize("unknown", ["rm -r results", "delta-runs reg=l2", "delta-report results | less"])
+def test_a_command_without_a_rule_is_noticed(unknown, monkeypatch):
+    assert status(unknown.split(), monkeypatch) is None
+
+
+# --- Python ---
+
+# So that the blocks need no network, and little time.
+SMALLER = {'weights="IMAGENET1K_V1"': "weights=None", "(224, 224)": "(32, 32)", "batch_size=32": "batch_size=10"}
+PYTHON = [(page, first, text) for page in PAGES[1:] for first, _, _, text in blocks(page, "python")]
+
+
+@pytest.mark.parametrize(("page", "first", "text"), PYTHON, ids=[f"{page.name}:{first}" for page, first, _ in PYTHON])
+def test_python_of_the_documentation_works(page, first, text, tmp_path, monkeypatch):
+    write_photos(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    for said, smaller in SMALLER.items():
+        text = text.replace(said, smaller)
+    exec(compile("\n" * (first - 1) + text, str(page), "exec"), {"__name__": "documentation"})

@@ -289,7 +289,7 @@ def parser() -> argparse.ArgumentParser:
         "--format",
         choices=["rich", *TEXTS, *NUMBERS, "html"],
         default="rich",
-        help="rich: for the terminal (default); markdown, latex: to paste; csv, json: for other programs; html: one page",
+        help="rich: for the terminal (default); markdown, latex: to paste; csv, json: for programs; html: one page",
     )
     p.add_argument(
         "--metric", choices=list(METRICS), help="default: test_top1, and verification runs in tables of their own"
