@@ -120,25 +120,14 @@ def runs(place) -> dict[str, str]:
     on_photos = ["-m", "dataset=folder", "dataset.root=photos", *(f"{key}={value}" for key, value in SMALL.items())]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        assert delta_run(patch, *on_photos, "reg=l2,delta") == 0
+        assert delta_run(patch, *on_photos, "reg=l2,delta", "seed=7") == 0
         folds = ("split.folds=2", "split.fold=0,1")
         assert delta_run(patch, *on_photos, "reg=delta_noatt", "reg.alpha=0.001,0.01", *folds) == 0
         scratch = ("reg=scratch", "source=small_resnet:source.safetensors", "backbone.weights=none")
         assert delta_run(patch, *on_photos, *scratch) == 0
-    (l2,), (delta,) = (sorted((place / "results/runs").glob(f"folder-*-{reg}-s0-*")) for reg in ("l2", "delta"))
+    (l2,), (delta,) = (sorted((place / "results/runs").glob(f"*-{reg}-s7-*")) for reg in ("l2", "delta"))
     named = {"RUN_A": l2, "RUN_B": delta, "RUN": delta}
     return {f"{parent}{name}": str(path) for name, path in named.items() for parent in ("", "results/runs/")}
-
-
-@pytest.fixture(autouse=True)
-def few_jobs(monkeypatch):
-    split = BasicSweeper.split_arguments
-
-    def some(overrides, max_batch_size):
-        (jobs,) = split(overrides, None)
-        return [jobs[:: -(-len(jobs) // FEW)]]
-
-    monkeypatch.setattr(BasicSweeper, "split_arguments", staticmethod(some))
 
 
 # --- the rules ---
@@ -164,6 +153,16 @@ def call(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int
         return getattr(import_module(module), function)() or 0
     except SystemExit as stop:
         return stop.code or 0
+
+
+def shorten_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = BasicSweeper.split_arguments
+
+    def some(overrides, max_batch_size):
+        (jobs,) = split(overrides, None)
+        return [jobs[:: -(-len(jobs) // FEW)]]
+
+    monkeypatch.setattr(BasicSweeper, "split_arguments", staticmethod(some))
 
 
 def planned(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -215,6 +214,7 @@ def test_a_command_of_the_documentation_works(command, place, request, monkeypat
     here = {"IMAGES": "photos", "data_dir=/data": f"data_dir={place}/data"}
     if command.words[0] in ("delta-report", "delta-predict", "delta-export"):
         here |= request.getfixturevalue("runs")
+    shorten_sweeps(monkeypatch)
     monkeypatch.chdir(place)
     ended = status([here.get(word, word) for word in command.words], monkeypatch)
     assert ended is not None, f"{command}: no rule of {Path(__file__).name} says how to try this"
