@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults lint bench
+.PHONY: help install demo test test-faults lint bench docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +27,9 @@ test-faults: $(STAMP) ## inject every fault and many random ones (docs/reliabili
 
 bench: $(STAMP) ## measure speed and memory against the targets (half an hour on a CPU; resumes)
 	$(PY) scripts/bench.py
+
+docs: $(STAMP) ## build the documentation into site/, which opens from disk
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
 lint: $(STAMP) ## check the style
 	$(PY) -m ruff check .

@@ -35,6 +35,22 @@ from .data.files import UNREADABLE
 from .data.store import open_store, store_path, wrong_checksums
 from .errors import UserError
 
+MORE = """\
+examples:
+  delta-data list data_dir=/data                                what is here, and as many images as the publisher says
+  delta-data verify folder dataset.root=photos                  are all images of your own readable?
+  delta-data prepare cub data_dir=/data && delta-run dataset=cub data_dir=/data
+
+files:
+  DELTA_DATA, or data_dir=DIR    where the data sets are, each in a folder of its publisher's name (default: data)
+  results/cache/stores/          images decoded by prepare or a run; may be removed
+
+exit status:
+  0  fine
+  1  something is missing, unreadable, damaged or too much: a message says what
+  2  a misspelt command or option
+"""
+
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
@@ -55,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="delta-data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="delta-data", description=__doc__, epilog=MORE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = p.add_subparsers(dest="command", required=True)
     for name, text in (

@@ -12,7 +12,9 @@
     delta-report case-study RUN_A RUN_B            # what the networks look at, and which channels came to life
     delta-report attention RUN ...                 # the channel weights of DELTA
 
-The tables go to stdout or --output; what was left out of them, and why, goes to stderr.
+Mean ± sample standard deviation over seeds of finished runs, and differences to a baseline, paired by seed. The tables
+go to stdout or --output; what was left out of them, and why, goes to stderr. case-study and attention have options of
+their own (--help).
 """
 
 import argparse
@@ -43,6 +45,21 @@ NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
 PAIRS = "test_pair_accuracy"  # of verification runs
 # Reports on single runs, each with a main(argv) of its own, in a module that imports torch.
 COMMANDS = {"case-study": "case_study", "attention": "attention"}
+
+MORE = """\
+files:
+  DIR/**/summary.json   a finished run, as delta-run leaves it; beside it metrics.jsonl, for learning curves, and
+                        predictions.npz, for --per-image
+
+exit status:
+  0  a table was made
+  1  there is nothing to compare, or something cannot be read or written: a message says what
+  2  a misspelt option, or options that contradict each other
+
+to choose settings by cross-validation:
+  delta-run -m reg=delta reg.alpha=0.001,0.01,0.1 split.folds=3 split.fold='range(3)'
+  delta-report --select cv --emit-overrides | sh        # makes the final runs with what was chosen
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -256,10 +273,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="delta-report",
-        description="Compare methods: mean ± sample std over seeds of finished runs, as tables, figures and a page.",
-        epilog="Other reports: delta-report case-study RUN_A RUN_B ..., delta-report attention RUN ... (--help). "
-        "To choose reg settings by cross-validation, run a grid with delta-run -m ... split.folds=3 "
-        "split.fold='range(3)', then delta-report --select cv; with --emit-overrides | sh, start the final runs.",
+        description=__doc__,
+        epilog=MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument(
         "dirs",
@@ -269,7 +285,12 @@ def parser() -> argparse.ArgumentParser:
         default=[Path("results")],
         help="a results_dir, its runs folder, or any folder of run folders (default: results)",
     )
-    p.add_argument("--format", choices=["rich", *TEXTS, *NUMBERS, "html"], default="rich")
+    p.add_argument(
+        "--format",
+        choices=["rich", *TEXTS, *NUMBERS, "html"],
+        default="rich",
+        help="rich: for the terminal (default); markdown, latex: to paste; csv, json: for programs; html: one page",
+    )
     p.add_argument(
         "--metric", choices=list(METRICS), help="default: test_top1, and verification runs in tables of their own"
     )

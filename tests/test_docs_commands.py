@@ -1,0 +1,248 @@
+"""Every command of the README and of docs/ works. What stands in a ```bash block is run by the first rule that fits it.
+
+    dataset.root=photos, delta-report, delta-data,      run, in a folder with a few small photos, a miniature CUB as
+    delta-predict, delta-export                         /data, and finished runs; training is cut short (SMALL)
+    other delta-run, delta-pretrain, torchrun           composed, checked and planned: dry_run=true, without measuring
+    of a sweep, planned or run                          a few jobs from its beginning to its end (FEW)
+    make, python                                        the target, or the script, exists
+    eval "$(delta-run -sc install=bash)"                what it evaluates is made, and completes that command
+    HARMLESS                                            nothing: they are programs of others
+
+A command without a rule fails. After `<!-- may be missing: NAME ... -->` those commands of a block are skipped
+for which no program of ours (or word of delta-data), and no experiment, has that NAME.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from PIL import Image
+
+from delta_transfer import plan
+
+from .miniature import delta_run, source_for, write_cub
+from .test_plan import COST
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROGRAMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+HARMLESS = ("cd ", "git clone ", "pip install ", "source .venv/bin/activate")
+FEW = 3
+# In the place of what a real run on photos says; keys that it does not have are added.
+SMALL = {
+    "backbone": "small_resnet",
+    "backbone.weights": "source.safetensors",
+    "backbone.image_size": "16",
+    "backbone.resize": "20",
+    "schedule.iterations": "2",
+    "schedule.batch_size": "4",
+    "device": "cpu",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    page: str
+    line: int
+    words: tuple[str, ...]
+    may_be_missing: tuple[str, ...] = field(default=())
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line} {' '.join(self.words)}"
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[int, str, str, str]]:
+    """(first line, its number; what is behind the language; the line before; the text) of each fenced block."""
+    text = page.read_text(encoding="utf-8")
+    for found in re.finditer(rf"(?m)^(.*)\n```{language}\b(.*)\n((?s:.*?))^```$", text):
+        yield text[: found.start(3)].count("\n") + 1, found[2].strip(), found[1], found[3]
+
+
+def commands() -> Iterator[Command]:
+    for page in PAGES:
+        for first, _, before, text in blocks(page, "bash"):
+            marked = re.fullmatch(r"<!-- may be missing: (.+) -->", before)
+            names = tuple(marked[1].split()) if marked else ()
+            whole = ""
+            for number, line in enumerate(text.splitlines(), first):
+                whole += line.removesuffix("\\")
+                if line.endswith("\\"):
+                    continue
+                if words := shlex.split(whole, comments=True):
+                    yield Command(page.name, number, tuple(words), names)
+                whole = ""
+
+
+COMMANDS = list({(command.words, command.may_be_missing): command for command in commands()}.values())
+
+
+# --- the folder in which they run ---
+
+
+def write_photos(root: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("begonia", "fern", "moss")):
+        (root / name).mkdir(parents=True)
+        for index in range(10):
+            pixels = rng.normal(90, 30, size=(24, 30, 3)) + 70 * np.eye(3)[label]
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{index:04d}.jpg")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """With photos/, data/, published records in results/, and the YAMLs of the documentation."""
+    folder = tmp_path_factory.mktemp("docs")
+    write_photos(folder / "photos")
+    write_cub(folder / "data" / "CUB_200_2011")
+    source_for("scratch", folder)
+    shutil.copytree(ROOT / "results/published/table_quick/final", folder / "results/runs")
+    for page in PAGES:
+        for _, title, _, text in blocks(page, "yaml"):
+            path = folder / re.fullmatch(r'title="(.+)"', title)[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(place) -> dict[str, str]:
+    """Finished runs on the photos, by what the documentation calls them; others on folds, and of a random target."""
+    on_photos = ["-m", "dataset=folder", "dataset.root=photos", *(f"{key}={value}" for key, value in SMALL.items())]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert delta_run(patch, *on_photos, "reg=l2,delta", "seed=7") == 0
+        folds = ("split.folds=2", "split.fold=0,1")
+        assert delta_run(patch, *on_photos, "reg=delta_noatt", "reg.alpha=0.001,0.01", *folds) == 0
+        scratch = ("reg=scratch", "source=small_resnet:source.safetensors", "backbone.weights=none")
+        assert delta_run(patch, *on_photos, *scratch) == 0
+    (l2,), (delta,) = (sorted((place / "results/runs").glob(f"*-{reg}-s7-*")) for reg in ("l2", "delta"))
+    named = {"RUN_A": l2, "RUN_B": delta, "RUN": delta}
+    return {f"{parent}{name}": str(path) for name, path in named.items() for parent in ("", "results/runs/")}
+
+
+# --- the rules ---
+
+
+def missing(command: Command) -> str | None:
+    """Which of the names that may be missing is."""
+    for name in command.may_be_missing:
+        if name == command.words[0] and name not in PROGRAMS:
+            return name
+        if f"+experiment={name}" in command.words and not (ROOT / f"conf/experiment/{name}.yaml").exists():
+            return name
+        if name == command.words[1] and name not in (ROOT / "src/delta_transfer/catalogue.py").read_text():
+            return name
+    return None
+
+
+def call(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit status of our program, in this process."""
+    module, function = PROGRAMS[program].split(":")
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    try:
+        return getattr(import_module(module), function)() or 0
+    except SystemExit as stop:
+        return stop.code or 0
+
+
+def shorten_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = BasicSweeper.split_arguments
+
+    def some(overrides, max_batch_size):
+        (jobs,) = split(overrides, None)
+        return [jobs[:: -(-len(jobs) // FEW)]]
+
+    monkeypatch.setattr(BasicSweeper, "split_arguments", staticmethod(some))
+
+
+def planned(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(plan, "measure", lambda *_: COST)
+    return call(program, [*words, "dry_run=true"], monkeypatch)
+
+
+def small(words: list[str]) -> list[str]:
+    kept = [word for word in words if word.split("=")[0] not in SMALL]
+    return kept + [f"{key}={value}" for key, value in SMALL.items()]
+
+
+def status(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int | None:
+    """The exit status of a command, by the rule for it; None: there is no rule."""
+    program, *rest = words
+    if "|" in rest:
+        return status([program, *rest[:-2]], monkeypatch) if rest[-2:] == ["|", "sh"] else None
+    if program == "torchrun":
+        at = rest.index("-m")
+        return planned("delta-run", rest[at + 2 :], monkeypatch) if rest[at + 1] == "delta_transfer.train" else None
+    if program in ("delta-run", "delta-pretrain") and "--help" not in rest:
+        if "dataset.root=photos" in rest:
+            return call(program, small(rest), monkeypatch)
+        return planned(program, rest, monkeypatch)
+    if program in PROGRAMS:
+        return call(program, rest, monkeypatch)
+    if program == "make":
+        return int(not re.search(rf"(?m)^{rest[0]}:", (ROOT / "Makefile").read_text()))
+    if program == "python":
+        return int(not (ROOT / rest[0]).is_file())
+    if evaluated := re.fullmatch(r"eval \$\((delta-run|delta-pretrain) -sc install=bash\)", " ".join(words)):
+        return is_completion(evaluated[1])
+    return 0 if " ".join(words).startswith(HARMLESS) else None
+
+
+def is_completion(program: str) -> int:
+    module, function = PROGRAMS[program].split(":")
+    start = f"import sys; sys.argv[0] = '{program}'; from {module} import {function}; {function}()"
+    script = subprocess.run(
+        [sys.executable, "-c", start, "-sc", "install=bash"], capture_output=True, text=True, check=True
+    ).stdout
+    return int(f"hydra_bash_completion {program}" not in script)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_command_of_the_documentation_works(command, place, request, monkeypatch, capfd):
+    if name := missing(command):
+        pytest.skip(f"{name} is not there yet")
+    here = {"IMAGES": "photos", "data_dir=/data": f"data_dir={place}/data"}
+    if command.words[0] in ("delta-report", "delta-predict", "delta-export"):
+        here |= request.getfixturevalue("runs")
+    shorten_sweeps(monkeypatch)
+    monkeypatch.chdir(place)
+    ended = status([here.get(word, word) for word in command.words], monkeypatch)
+    assert ended is not None, f"{command}: no rule of {Path(__file__).name} says how to try this"
+    assert ended == 0, f"{command}\n{''.join(capfd.readouterr())}"
+
+
+def test_commands_are_found():
+    assert {"README.md", "index.md", "first_run.md", "own_images.md", "data.md"} <= {c.page for c in COMMANDS}
+    assert any({"delta-run", "hydra.launcher.timeout_min=240", "seed=range(5)"} <= {*c.words} for c in COMMANDS)
+    assert not any("#" in c.words for c in COMMANDS)
+
+
+@pytest.mark.parametrize("unknown", ["rm -r results", "delta-runs reg=l2", "delta-report results | less"])
+def test_a_command_without_a_rule_is_noticed(unknown, monkeypatch):
+    assert status(unknown.split(), monkeypatch) is None
+
+
+# --- Python ---
+
+# So that the blocks need no network, and little time.
+SMALLER = {'weights="IMAGENET1K_V1"': "weights=None", "(224, 224)": "(32, 32)", "batch_size=32": "batch_size=10"}
+PYTHON = [(page, first, text) for page in PAGES[1:] for first, _, _, text in blocks(page, "python")]
+
+
+@pytest.mark.parametrize(("page", "first", "text"), PYTHON, ids=[f"{page.name}:{first}" for page, first, _ in PYTHON])
+def test_python_of_the_documentation_works(page, first, text, tmp_path, monkeypatch):
+    write_photos(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    for said, smaller in SMALLER.items():
+        text = text.replace(said, smaller)
+    exec(compile("\n" * (first - 1) + text, str(page), "exec"), {"__name__": "documentation"})
