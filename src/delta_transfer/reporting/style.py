@@ -12,8 +12,8 @@ class Style:
     marker: str
 
 
-# In the order of METHODS, safe for colour-blind readers: Okabe and Ito's palette for the papers' methods, Tol's contrasts
-# for later ones, Tol's muted ones for those whose target begins with random weights. Few are in one figure.
+# In the order of METHODS, safe for colour-blind readers: Okabe and Ito's palette for the papers' methods, Tol's
+# contrasts for later ones, his muted ones for those whose target begins with random weights. Few are in one figure.
 STYLES = dict(
     zip(
         METHODS,
