@@ -1,11 +1,15 @@
 """What the documentation names is there."""
 
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+
+from delta_transfer import config
+from delta_transfer.regularizers import REGULARIZERS
 
 ROOT = Path(__file__).parent.parent
 NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text())
@@ -14,6 +18,14 @@ NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "reliabilit
 @pytest.mark.parametrize(("file", "test"), sorted(set(NAMED)))
 def test_tests_that_hold_a_promise_exist(file, test):
     assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text()
+
+
+def test_the_reference_has_every_method_and_every_key():
+    keys = {name for name, value in vars(config).items() if isinstance(value, type) and is_dataclass(value)}
+    keys -= {"PairsConfig", "OfficialCounts"}  # what LFWConfig and GlyphPairsConfig share; what decides nothing
+    wanted = {f"regularizers.{method.__name__}" for method in REGULARIZERS.values()} | {f"config.{key}" for key in keys}
+    described = re.findall(r"^::: delta_transfer\.(\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.M)
+    assert wanted - set(described) == set()
 
 
 def test_the_site_is_built_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
