@@ -8,8 +8,7 @@
     eval "$(delta-run -sc install=bash)"                what it evaluates is made, and completes that command
     HARMLESS                                            nothing: they are programs of others
 
-A command without a rule fails. After `<!-- may be missing: NAME ... -->` those commands of a block are skipped
-for which no program of ours (or word of delta-data), and no experiment, has that NAME.
+A command without a rule fails.
 """
 
 import re
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -55,35 +54,32 @@ class Command:
     page: str
     line: int
     words: tuple[str, ...]
-    may_be_missing: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line} {' '.join(self.words)}"
 
 
-def blocks(page: Path, language: str) -> Iterator[tuple[int, str, str, str]]:
-    """(first line, its number; what is behind the language; the line before; the text) of each fenced block."""
+def blocks(page: Path, language: str) -> Iterator[tuple[int, str, str]]:
+    """(number of the first line, what is behind the language, the text) of each fenced block."""
     text = page.read_text(encoding="utf-8")
-    for found in re.finditer(rf"(?m)^(.*)\n```{language}\b(.*)\n((?s:.*?))^```$", text):
-        yield text[: found.start(3)].count("\n") + 1, found[2].strip(), found[1], found[3]
+    for found in re.finditer(rf"(?m)^```{language}\b(.*)\n((?s:.*?))^```$", text):
+        yield text[: found.start(2)].count("\n") + 1, found[1].strip(), found[2]
 
 
 def commands() -> Iterator[Command]:
     for page in PAGES:
-        for first, _, before, text in blocks(page, "bash"):
-            marked = re.fullmatch(r"<!-- may be missing: (.+) -->", before)
-            names = tuple(marked[1].split()) if marked else ()
+        for first, _, text in blocks(page, "bash"):
             whole = ""
             for number, line in enumerate(text.splitlines(), first):
                 whole += line.removesuffix("\\")
                 if line.endswith("\\"):
                     continue
                 if words := shlex.split(whole, comments=True):
-                    yield Command(page.name, number, tuple(words), names)
+                    yield Command(page.name, number, tuple(words))
                 whole = ""
 
 
-COMMANDS = list({(command.words, command.may_be_missing): command for command in commands()}.values())
+COMMANDS = list({command.words: command for command in commands()}.values())
 
 
 # --- the folder in which they run ---
@@ -107,7 +103,7 @@ def place(tmp_path_factory) -> Path:
     source_for("scratch", folder)
     shutil.copytree(ROOT / "results/published/table_quick/final", folder / "results/runs")
     for page in PAGES:
-        for _, title, _, text in blocks(page, "yaml"):
+        for _, title, text in blocks(page, "yaml"):
             path = folder / re.fullmatch(r'title="(.+)"', title)[1]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
@@ -131,18 +127,6 @@ def runs(place) -> dict[str, str]:
 
 
 # --- the rules ---
-
-
-def missing(command: Command) -> str | None:
-    """Which of the names that may be missing is."""
-    for name in command.may_be_missing:
-        if name == command.words[0] and name not in PROGRAMS:
-            return name
-        if f"+experiment={name}" in command.words and not (ROOT / f"conf/experiment/{name}.yaml").exists():
-            return name
-        if name == command.words[1] and name not in (ROOT / "src/delta_transfer/catalogue.py").read_text():
-            return name
-    return None
 
 
 def call(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -209,9 +193,7 @@ def is_completion(program: str) -> int:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_a_command_of_the_documentation_works(command, place, request, monkeypatch, capfd):
-    if name := missing(command):
-        pytest.skip(f"{name} is not there yet")
-    here = {"IMAGES": "photos", "data_dir=/data": f"data_dir={place}/data"}
+    here = {"data_dir=/data": f"data_dir={place}/data"}
     if command.words[0] in ("delta-report", "delta-predict", "delta-export"):
         here |= request.getfixturevalue("runs")
     shorten_sweeps(monkeypatch)
@@ -236,7 +218,7 @@ def test_a_command_without_a_rule_is_noticed(unknown, monkeypatch):
 
 # So that the blocks need no network, and little time.
 SMALLER = {'weights="IMAGENET1K_V1"': "weights=None", "(224, 224)": "(32, 32)", "batch_size=32": "batch_size=10"}
-PYTHON = [(page, first, text) for page in PAGES[1:] for first, _, _, text in blocks(page, "python")]
+PYTHON = [(page, first, text) for page in PAGES[1:] for first, _, text in blocks(page, "python")]
 
 
 @pytest.mark.parametrize(("page", "first", "text"), PYTHON, ids=[f"{page.name}:{first}" for page, first, _ in PYTHON])
