@@ -114,7 +114,7 @@ class L2TWW(FM):
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
         if distributed.processes() > 1:
-            raise UserError("reg=l2t_ww runs in one process: BatchNorm over several cannot be differentiated twice.")
+            raise UserError("L2T-ww runs in one process: BatchNorm over several cannot be differentiated twice.")
         super().start(target, map_shapes, source_shapes)
         channels = {pair.key: (source_shapes or map_shapes)[pair.source][0] for pair in self.pairs}
         self.meta_networks = nn.ModuleDict(
