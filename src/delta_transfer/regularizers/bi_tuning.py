@@ -109,7 +109,8 @@ class BiTuning(Regularizer):
     def classifiers(target: Network) -> Tensor:
         """u (K, d+1), constant; a head without bias has 0 there."""
         head = target.traced.get_submodule(target.head)
-        bias = head.weight.new_zeros(len(head.weight)) if head.bias is None else head.bias
+        bias = getattr(head, "bias", None)
+        bias = head.weight.new_zeros(len(head.weight)) if bias is None else bias
         return F.normalize(torch.cat([head.weight, bias[:, None]], dim=1)).detach()
 
     def contrast(self, positive: Tensor, queued: Tensor, labels: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ class RIFLE(Regularizer):
         generator = torch.Generator().manual_seed(seed)  # on the CPU: the same values on any device
         classes, features = head.weight.shape
         bound = (classes if self.bound == "classes" else features) ** -0.5
-        for parameter in [head.weight] + ([head.bias] if self.bias and head.bias is not None else []):
+        for parameter in [head.weight] + ([head.bias] if self.bias and getattr(head, "bias", None) is not None else []):
             parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
             momentum = optimizer.state[parameter].get("momentum_buffer")
             if self.reset_momentum and momentum is not None:
