@@ -7,8 +7,11 @@
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
+
+PATH = re.compile(r"""(?:^|(?<=[=:,'"[{]))[/~][^,'"\]}]*""")
 
 
 def without_paths(value):
@@ -23,8 +26,8 @@ def without_paths(value):
 
 
 def _cut(word: str) -> str:
-    key, equals, path = word.rpartition("=")
-    return key + equals + (Path(path).name if path.startswith(("/", "~")) else path)
+    """key=/a/b -> key=b, [{use:/a/b,taps:[c]}] -> [{use:b,taps:[c]}]"""
+    return PATH.sub(lambda found: Path(found[0]).name, word)
 
 
 def main() -> None:
