@@ -41,7 +41,7 @@ from delta_transfer.reporting.selection import is_override
 from delta_transfer.reporting.tables import Table, as_latex, as_markdown, entries, on_screen
 from delta_transfer.untrusted import no_formula
 
-from .miniature import delta_run
+from .miniature import delta_run, source_for
 from .test_report import record, save
 from .trees import write_image
 
@@ -408,8 +408,11 @@ def test_class_folders_with_malicious_names_go_the_whole_road(tmp_path, monkeypa
     for label, name in enumerate(EVIL):
         for number in range(6):
             write_image(images / name / f"{number}<b>.png", label)
+    results.mkdir()
+    source_for("scratch", results)
     overrides = [
-        *("dataset=folder", f"dataset.root={images}", "backbone=small_resnet", "backbone.weights=none", "device=cpu"),
+        *("dataset=folder", f"dataset.root={images}", "backbone=small_resnet", "device=cpu"),
+        f"backbone.weights={results / 'source.safetensors'}",
         *("backbone.image_size=16", "backbone.resize=20", "schedule.iterations=3", "schedule.batch_size=4"),
         f"results_dir={results}",
     ]
