@@ -19,8 +19,8 @@ demo: $(STAMP) ## compare methods on a small embedded task and print the table
 	$(VENV)/bin/delta-run +experiment=demo reg=l2,delta schedule.iterations=600  # as many as AFA's two stages together
 	$(VENV)/bin/delta-report results
 
-test: $(STAMP) ## run the tests
-	$(PY) -m pytest
+test: $(STAMP) ## run the tests, several files at a time
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-faults: $(STAMP) ## inject every fault and many random ones (docs/reliability.md; a quarter of an hour)
 	DELTA_FAULTS=1 $(PY) -m pytest -m "" $$(grep -o 'test_[a-z]*\.py' docs/reliability.md | sort -u | sed 's|^|tests/|')
