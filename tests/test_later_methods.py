@@ -502,14 +502,33 @@ def test_what_is_learned_beside_the_target_is_kept_but_no_second_backbone(cub_ro
         assert sorted(load_file(file)) == [f"stage1.{name}" for name in names]
 
 
+@pytest.mark.parametrize("reg", ["stochnorm", "rifle", "lp_ft"])
+def test_a_method_without_a_penalty_does_in_a_sum_what_it_does_alone(reg, cub_root, tmp_path, monkeypatch):
+    """Beside a penalty of weight 0, with its own weight decay: bit for bit the same network."""
+    same = ["reg.weight_decay=1e-3", "schedule.iterations=4"]
+    found = []
+    for name, chosen in {
+        "alone": [f"reg={reg}"],
+        "sum": ["reg=sum", "+reg@reg.terms.zero=bss", "reg.terms.zero.alpha=0", f"+reg@reg.terms.x={reg}"],
+        "plain": ["reg=l2"],
+    }.items():
+        assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path / name), *chosen, *same) == 0
+        (file,) = tmp_path.glob(f"{name}/runs/*/model.safetensors")
+        found.append(load_file(file))
+    alone, added, plain = found
+    assert all(torch.equal(alone[key], added[key]) for key in alone)
+    assert any(not torch.equal(alone[key], plain[key]) for key in alone)
+
+
 def test_delta_with_all_that_can_be_added_runs(cub_root, tmp_path, monkeypatch):
-    terms = [f"+reg@reg.terms.{name}={name}" for name in ("delta", "bss", "l2_sp_fisher", "co_tuning")]
+    names = ("delta", "bss", "l2_sp_fisher", "co_tuning", "lp_ft", "rifle")
+    terms = [f"+reg@reg.terms.{name}={name}" for name in names]
     few = ["reg.terms.delta.attention.images=4", "reg.terms.delta.attention.head_epochs=1"]
     tiny = tiny_overrides(cub_root, tmp_path)
     assert delta_run(monkeypatch, *tiny, "reg=sum", *terms, *few, "reg.terms.l2_sp_fisher.fisher.images=3") == 0
     (run,) = (tmp_path / "runs").iterdir()
     fitted = {path.stem for path in run.glob("*.safetensors")}
-    assert fitted >= {"attention", "fisher", "relationship"}
+    assert fitted >= {"attention", "fisher", "relationship", "probe"}
 
 
 # --- their options ---
@@ -528,9 +547,7 @@ def test_delta_with_all_that_can_be_added_runs(cub_root, tmp_path, monkeypatch):
         (["reg=rifle", "reg.at=[]"], r"reg\.at must be fractions of the schedule"),
         (["reg=rifle", "reg.bound=both"], r"reg\.bound must be one of classes, features"),
         (["reg=stochnorm", "reg.p=1.5"], r"reg\.p must be in \[0, 1\]"),
-        (["reg=sum", "+reg@reg.terms.x=rifle"], r"reg\.terms\.x cannot be a term of a sum: RIFLE has no penalty"),
-        (["reg=sum", "+reg@reg.terms.x=lp_ft"], r"LPFT has no penalty"),
-        (["reg=sum", "+reg@reg.terms.x=stochnorm"], r"StochNorm has no penalty"),
+        (["reg=sum", "+reg@reg.terms.x=stochnorm", "+reg@reg.terms.y=lp_ft"], r"not both reg\.terms\.x and .*\.y"),
         (["reg=bss", "reg.k=0"], r"reg\.k must be positive"),
     ],
 )
@@ -539,7 +556,12 @@ def test_mistakes_are_named_by_their_key(overrides, message):
         build_regularizer(composed(*overrides).reg)
 
 
-@pytest.mark.parametrize("term", ["bss", "l2_sp_fisher", "co_tuning"])
+def test_lp_ft_goes_with_stochnorm_if_it_leaves_batchnorm_alone():
+    terms = ["reg=sum", "+reg@reg.terms.x=stochnorm", "+reg@reg.terms.y=lp_ft"]
+    assert list(build_regularizer(composed(*terms, "reg.terms.y.fixed_statistics=false").reg).terms) == ["x", "y"]
+
+
+@pytest.mark.parametrize("term", ["bss", "l2_sp_fisher", "co_tuning", "stochnorm", "rifle", "lp_ft"])
 def test_it_can_be_added_to_delta(term):
     config = composed("reg=sum", "+reg@reg.terms.delta=delta", f"+reg@reg.terms.{term}={term}").reg
     assert list(build_regularizer(config).terms) == ["delta", term]

@@ -39,6 +39,7 @@ class Regularizer(nn.Module):
     needs_source_logits: ClassVar[bool] = False  # its logits too, which otherwise are not computed
     needs_taps: ClassVar[bool] = False  # tapped feature maps of target (and source)
     any_source: ClassVar[bool] = False  # the source may be of another architecture than the target
+    replaces_batchnorm: bool = False  # `start` puts layers of its own in the place of the target's
     freezes_backbone: ClassVar[bool] = False  # train the head only; the whole network stays in evaluation mode
     fitted_name: ClassVar[str | None] = None  # name of the file that keeps what `fit` computed
     views: ClassVar[int] = (
