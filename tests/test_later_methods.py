@@ -484,7 +484,7 @@ def test_a_step_takes_keys_of_the_second_views_from_an_encoder_that_has_followed
     with torch.no_grad():
         for p, p0, p1 in zip(*(n.backbone_parameters().values() for n in (expected, start, moved)), strict=True):
             p.copy_(0.9 * p0 + 0.1 * p1)
-    torch.testing.assert_close(dict(method.projection.named_parameters()), dict(method.key_projection.named_parameters()))
+    torch.testing.assert_close(method.projection.state_dict(), method.key_projection.state_dict())
     optimizer = make_optimizer(target, method, ScheduleConfig(iterations=1))
     images, second, labels = random(3, 3, 4, 4), random(3, 3, 4, 4, seed=1), torch.arange(3)
     logits, _ = method.update(Learner(target, None, optimizer, "fp32"), images, labels, second)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..models import Network
 
 Outputs = dict[str, Tensor]  # what Network.forward returns; in `penalty` also the "labels" of the images, (B,)
@@ -172,6 +173,13 @@ class Regularizer(nn.Module):
         learner.step()
         self.observed = mean_of(observed)
         return torch.cat(logits), mean_of(terms)
+
+
+def taps_of(target: Network) -> tuple[str, ...]:
+    """Raises UserError if there are none: a penalty on no maps would be 0 in silence."""
+    if not target.taps:
+        raise UserError("This network has no tapped maps: name them, as in tapped(model, head=..., taps=[...]).")
+    return target.taps
 
 
 def module_name(key: str) -> str:
