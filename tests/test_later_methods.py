@@ -28,7 +28,7 @@ from delta_transfer.regularizers import (
 )
 from delta_transfer.regularizers.lp_ft import held_out, logistic_regression
 from delta_transfer.regularizers.stochnorm import StochasticBatchNorm
-from delta_transfer.training import make_optimizer
+from delta_transfer.training import Learner, make_optimizer
 
 from .conftest import randomise_batchnorm
 from .miniature import delta_run, tiny_overrides, write_cub
@@ -135,6 +135,18 @@ def test_the_information_is_the_mean_square_of_each_images_gradient():
     torch.testing.assert_close(found[:, :, 0, 0], expected)
 
 
+def test_the_information_is_of_the_network_in_evaluation_mode(tiny_source):
+    source = tiny_source.double()
+    images, generator, expected = random(2, 3, 4, 4), torch.Generator().manual_seed(3), 0.0
+    found = L2SPFisher(fisher=FisherConfig(images=2, seed=3)).fit(source, [(images, torch.zeros(2))], num_classes=3)
+    model = source.copy().model.eval().requires_grad_(True)
+    for image in images:
+        logarithms = model(image[None])[0].log_softmax(dim=0)
+        label = torch.multinomial(logarithms.detach().exp(), 1, generator=generator).item()
+        expected += torch.autograd.grad(logarithms[label], model.conv2.weight)[0].square() / 2
+    torch.testing.assert_close(found["conv2.weight"], expected)
+
+
 def test_information_needs_as_many_images_as_are_asked_for_over_several_passes(tiny_source):
     source = tiny_source.double()
     batches = [(random(3, 3, 4, 4), torch.zeros(3)), (random(3, 3, 4, 4, seed=1), torch.zeros(3))]
@@ -232,6 +244,19 @@ def test_c_is_chosen_on_held_out_images_one_in_five_of_each_class():
         head = logistic_regression(features[~held], labels[~held], 2, c, 200)
         found.append((nn.functional.linear(features[held], *head).argmax(1) == labels[held]).double().mean().item())
     assert accuracy == pytest.approx(100 * max(found), abs=9) and 1e-7 <= chosen <= 1e2
+
+
+def test_of_equally_good_c_the_smallest_is_chosen():
+    labels = torch.arange(20) % 2
+    features = torch.stack([2.0 * labels - 1, 1 - 2.0 * labels], dim=1)  # any c tells them apart
+    assert LPFT(probe=ProbeConfig(choices=4))._choose(features, labels, 2) == (pytest.approx(1e-7), 100)
+
+
+def test_c_is_judged_on_images_that_the_fit_has_not_seen():
+    """Labels that say nothing, and more features than images: what was fitted to is known by heart."""
+    labels = torch.arange(60) % 2
+    _, accuracy = LPFT(probe=ProbeConfig(choices=4))._choose(random(60, 400), labels, 2)
+    assert accuracy < 90
 
 
 def test_without_an_image_to_hold_out_c_has_to_be_set(tiny_source):
@@ -448,6 +473,29 @@ def test_the_key_encoder_follows_the_target_and_keeps_its_own_statistics(bi_tuni
     assert set(method.trained()) == set(method.projection.parameters())
 
 
+def test_a_step_takes_keys_of_the_second_views_from_an_encoder_that_has_followed(bi_tuning):
+    method, target = bi_tuning
+    start = target.copy()
+    with torch.no_grad():
+        for p in target.parameters():
+            p.add_(0.1 * random(*p.shape))
+    moved = target.copy()
+    expected = target.copy().train()
+    with torch.no_grad():
+        for p, p0, p1 in zip(*(n.backbone_parameters().values() for n in (expected, start, moved)), strict=True):
+            p.copy_(0.9 * p0 + 0.1 * p1)
+    torch.testing.assert_close(method.projection.state_dict(), method.key_projection.state_dict())
+    optimizer = make_optimizer(target, method, ScheduleConfig(iterations=1))
+    images, second, labels = random(3, 3, 4, 4), random(3, 3, 4, 4, seed=1), torch.arange(3)
+    logits, _ = method.update(Learner(target, None, optimizer, "fp32"), images, labels, second)
+    torch.testing.assert_close(logits, moved.train()(images)["logits"].detach())
+    keys = nn.functional.pad(expected(second)["embedding"].detach(), (0, 1), value=1.0)
+    for label, key in enumerate(keys):
+        torch.testing.assert_close(method.queue_g[label, 0], unit(key))
+    followed = method.key_encoder.backbone_parameters()
+    assert all(torch.allclose(p, followed[name]) for name, p in expected.backbone_parameters().items())
+
+
 # --- as runs ---
 
 
@@ -466,6 +514,19 @@ def test_the_second_view_is_of_the_same_images_with_a_crop_of_its_own(cub_root, 
             assert torch.equal(one, other) or torch.equal(one, other.flip(2))
             mirrored += not torch.equal(one, other)
     assert len(seen) == 3 and 0 < mirrored < 12
+
+
+@pytest.mark.parametrize(("reg", "method"), [("co_tuning", CoTuning), ("lp_ft", LPFT)])
+def test_it_is_fitted_to_the_centre_crop_of_each_training_image_once(reg, method, cub_root, tmp_path, monkeypatch):
+    seen, whole = [], method.fit
+
+    def fit(self, source, batches, num_classes):
+        seen.extend(torch.cat([images for images, _ in batches]) for _ in range(2))
+        return whole(self, source, batches, num_classes)
+
+    monkeypatch.setattr(method, "fit", fit)
+    assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), f"reg={reg}") == 0
+    assert len(seen[0]) == 18 and torch.equal(*seen)  # no crop is drawn at random
 
 
 @pytest.mark.parametrize("reg", ["co_tuning", "bi_tuning", "stochnorm", "rifle", "lp_ft", "l2_sp_fisher"])
@@ -502,14 +563,33 @@ def test_what_is_learned_beside_the_target_is_kept_but_no_second_backbone(cub_ro
         assert sorted(load_file(file)) == [f"stage1.{name}" for name in names]
 
 
+@pytest.mark.parametrize("reg", ["stochnorm", "rifle", "lp_ft"])
+def test_a_method_without_a_penalty_does_in_a_sum_what_it_does_alone(reg, cub_root, tmp_path, monkeypatch):
+    """Beside a penalty of weight 0, with its own weight decay: bit for bit the same network."""
+    same = ["reg.weight_decay=1e-3", "schedule.iterations=4"]
+    found = []
+    for name, chosen in {
+        "alone": [f"reg={reg}"],
+        "sum": ["reg=sum", "+reg@reg.terms.zero=bss", "reg.terms.zero.alpha=0", f"+reg@reg.terms.x={reg}"],
+        "plain": ["reg=l2"],
+    }.items():
+        assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path / name), *chosen, *same) == 0
+        (file,) = tmp_path.glob(f"{name}/runs/*/model.safetensors")
+        found.append(load_file(file))
+    alone, added, plain = found
+    assert all(torch.equal(alone[key], added[key]) for key in alone)
+    assert any(not torch.equal(alone[key], plain[key]) for key in alone)
+
+
 def test_delta_with_all_that_can_be_added_runs(cub_root, tmp_path, monkeypatch):
-    terms = [f"+reg@reg.terms.{name}={name}" for name in ("delta", "bss", "l2_sp_fisher", "co_tuning")]
+    names = ("delta", "bss", "l2_sp_fisher", "co_tuning", "lp_ft", "rifle")
+    terms = [f"+reg@reg.terms.{name}={name}" for name in names]
     few = ["reg.terms.delta.attention.images=4", "reg.terms.delta.attention.head_epochs=1"]
     tiny = tiny_overrides(cub_root, tmp_path)
     assert delta_run(monkeypatch, *tiny, "reg=sum", *terms, *few, "reg.terms.l2_sp_fisher.fisher.images=3") == 0
     (run,) = (tmp_path / "runs").iterdir()
     fitted = {path.stem for path in run.glob("*.safetensors")}
-    assert fitted >= {"attention", "fisher", "relationship"}
+    assert fitted >= {"attention", "fisher", "relationship", "probe"}
 
 
 # --- their options ---
@@ -528,9 +608,7 @@ def test_delta_with_all_that_can_be_added_runs(cub_root, tmp_path, monkeypatch):
         (["reg=rifle", "reg.at=[]"], r"reg\.at must be fractions of the schedule"),
         (["reg=rifle", "reg.bound=both"], r"reg\.bound must be one of classes, features"),
         (["reg=stochnorm", "reg.p=1.5"], r"reg\.p must be in \[0, 1\]"),
-        (["reg=sum", "+reg@reg.terms.x=rifle"], r"reg\.terms\.x cannot be a term of a sum: RIFLE has no penalty"),
-        (["reg=sum", "+reg@reg.terms.x=lp_ft"], r"LPFT has no penalty"),
-        (["reg=sum", "+reg@reg.terms.x=stochnorm"], r"StochNorm has no penalty"),
+        (["reg=sum", "+reg@reg.terms.x=stochnorm", "+reg@reg.terms.y=lp_ft"], r"not both reg\.terms\.x and .*\.y"),
         (["reg=bss", "reg.k=0"], r"reg\.k must be positive"),
     ],
 )
@@ -539,7 +617,12 @@ def test_mistakes_are_named_by_their_key(overrides, message):
         build_regularizer(composed(*overrides).reg)
 
 
-@pytest.mark.parametrize("term", ["bss", "l2_sp_fisher", "co_tuning"])
+def test_lp_ft_goes_with_stochnorm_if_it_leaves_batchnorm_alone():
+    terms = ["reg=sum", "+reg@reg.terms.x=stochnorm", "+reg@reg.terms.y=lp_ft"]
+    assert list(build_regularizer(composed(*terms, "reg.terms.y.fixed_statistics=false").reg).terms) == ["x", "y"]
+
+
+@pytest.mark.parametrize("term", ["bss", "l2_sp_fisher", "co_tuning", "stochnorm", "rifle", "lp_ft"])
 def test_it_can_be_added_to_delta(term):
     config = composed("reg=sum", "+reg@reg.terms.delta=delta", f"+reg@reg.terms.{term}={term}").reg
     assert list(build_regularizer(config).terms) == ["delta", term]

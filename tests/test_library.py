@@ -294,6 +294,51 @@ def test_a_layer_has_to_run_once():
         tapped(Twice(), "head", ["never"], "NC")(torch.randn(2, 4))
 
 
+def test_a_head_may_be_called_by_the_name_of_its_argument():
+    class Named(Tokens):
+        def forward(self, x):
+            return self.head(input=self.block(x).mean(dim=1))
+
+    x = torch.randn(2, 6, 4)
+    network = tapped(Named(), "head", ["block"], "BNC")
+    assert torch.equal(network(x)["embedding"], network.model.block(x).mean(dim=1))
+
+
+def test_a_layer_that_returns_no_tensor_is_refused_and_leaves_no_hooks():
+    class Records(nn.Linear):
+        def forward(self, x):
+            return {"tokens": super().forward(x)}
+
+    class Recorded(Tokens):
+        def __init__(self):
+            super().__init__()
+            self.block = Records(4, 5)
+
+        def forward(self, x):
+            return self.head(self.block(x)["tokens"].mean(dim=1))
+
+    network = tapped(Recorded(), "head", ["block"], "BNC")
+    with pytest.raises(UserError, match="'block' returns a dict"):
+        network(torch.randn(2, 6, 4))
+    assert not any(module._forward_hooks for module in network.model.modules())
+
+
+@pytest.mark.parametrize("method", [DELTAWithoutAttention(), AFASpatial(alpha=0.1)])
+def test_maps_are_penalised_only_where_some_are_tapped(method):
+    network = tapped(Tokens(), "head", layout="BNC")
+    outputs = network(torch.randn(2, 6, 4))
+    with pytest.raises(UserError, match="no tapped maps"):
+        method.penalty(network, outputs, outputs)
+
+
+@pytest.mark.parametrize("method", [L2SP(), AFASpatial(alpha=0.1)])
+def test_what_has_to_be_started_says_so(method):
+    network = tapped(Tokens(), "head", ["block"], "BNC")
+    outputs = network(torch.randn(2, 6, 4))
+    with pytest.raises(RuntimeError, match=r"call start\(\) before penalty"):
+        method.penalty(network, outputs, outputs)
+
+
 def test_a_map_without_a_layout_is_refused_by_the_penalty():
     traced = tapped(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), "1", ["0"])
     outputs = traced(torch.randn(2, 4))

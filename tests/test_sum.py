@@ -181,8 +181,8 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
     ("term", "why"),
     [
         (AFA, "AFA trains in stages"),
-        (L2, "L2 has no penalty"),
-        (L2FE, "L2FE has no penalty"),
+        (L2, "L2 has nothing to add"),
+        (L2FE, "L2FE has nothing to add"),
         (lambda: Sum({"at": AT()}), "Sum is one itself"),
         (lambda: type("Own", (AT,), {"update": None})(), "training step of its own"),
     ],

@@ -62,13 +62,16 @@ class HookedNetwork(Network):
                 raise UserError(f"{name} runs twice in one forward pass: it is not one map.")
             outputs[name] = value
 
-        def keep_head(module: nn.Module, arguments: tuple, logits: Tensor) -> None:
+        def keep_head(module: nn.Module, arguments: tuple, named: dict, logits: Tensor) -> None:
             keep("logits", logits)
-            outputs["embedding"] = arguments[0]
+            outputs["embedding"] = arguments[0] if arguments else named["input"]
 
         def keep_map(tap: str):
             def hook(module: nn.Module, arguments: tuple, output: Tensor | tuple) -> Tensor | tuple:
-                feature_map = as_feature_map(output[0] if isinstance(output, tuple) else output, self.layouts[tap])
+                value = output[0] if isinstance(output, tuple) else output
+                if not isinstance(value, Tensor):
+                    raise UserError(f"{tap!r} returns a {type(value).__name__}, not a map: tap a layer inside it.")
+                feature_map = as_feature_map(value, self.layouts[tap])
                 if removed is not None and removed[0] == tap:
                     feature_map = feature_map.clone()
                     feature_map[:, removed[1]] = 0
@@ -79,7 +82,7 @@ class HookedNetwork(Network):
             return hook
 
         # Only for the time of this pass: the model stays as it is for whoever else runs or saves it.
-        handles = [self.traced.get_submodule(self.head).register_forward_hook(keep_head)]
+        handles = [self.traced.get_submodule(self.head).register_forward_hook(keep_head, with_kwargs=True)]
         handles += [self.traced.get_submodule(tap).register_forward_hook(keep_map(tap)) for tap in self.taps]
         try:
             self.traced(*inputs, **named)

@@ -15,7 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, Stage, module_name, relative_entropy
+from .base import (
+    NO_SHAPES,
+    MapShapes,
+    Outputs,
+    OutputShapes,
+    Regularizer,
+    Stage,
+    module_name,
+    relative_entropy,
+    taps_of,
+)
 from .distances import full_precision
 
 
@@ -74,6 +84,8 @@ class LearnedAttention(Regularizer):
 
     def weights(self, tap: str, source_map: Tensor) -> Tensor:
         """a_l of each image: (B, P_l) or (B, C_l), in full precision. Raises ValueError for maps of another size."""
+        if module_name(tap) not in self.modules_by_tap:
+            raise RuntimeError(f"AFA has no attention for {tap!r}: call start() before penalty().")
         module = self.modules_by_tap[module_name(tap)]
         expected, found = module.layers[0].in_features, source_map.shape[2] * source_map.shape[3]
         if found != expected:
@@ -83,7 +95,7 @@ class LearnedAttention(Regularizer):
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
         omega = uniform = entropy = 0.0
-        for tap in target.taps:
+        for tap in taps_of(target):
             difference = full_precision(outputs[tap]) - full_precision(source_outputs[tap])
             squares, weights = self.squares(difference), self.weights(tap, source_outputs[tap])
             omega = omega + self.distance(squares, weights)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..models import Network
 
 Outputs = dict[str, Tensor]  # what Network.forward returns; in `penalty` also the "labels" of the images, (B,)
@@ -39,6 +40,7 @@ class Regularizer(nn.Module):
     needs_source_logits: ClassVar[bool] = False  # its logits too, which otherwise are not computed
     needs_taps: ClassVar[bool] = False  # tapped feature maps of target (and source)
     any_source: ClassVar[bool] = False  # the source may be of another architecture than the target
+    replaces_batchnorm: bool = False  # `start` puts layers of its own in the place of the target's
     freezes_backbone: ClassVar[bool] = False  # train the head only; the whole network stays in evaluation mode
     fitted_name: ClassVar[str | None] = None  # name of the file that keeps what `fit` computed
     views: ClassVar[int] = (
@@ -171,6 +173,13 @@ class Regularizer(nn.Module):
         learner.step()
         self.observed = mean_of(observed)
         return torch.cat(logits), mean_of(terms)
+
+
+def taps_of(target: Network) -> tuple[str, ...]:
+    """Raises UserError if there are none: a penalty on no maps would be 0 in silence."""
+    if not target.taps:
+        raise UserError("This network has no tapped maps: name them, as in tapped(model, head=..., taps=[...]).")
+    return target.taps
 
 
 def module_name(key: str) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import AttentionConfig
 from ..models import Network
 from .attention import attention_weights, channel_attention, removal_cost
-from .base import Batches, Outputs, Regularizer
+from .base import Batches, Outputs, Regularizer, taps_of
 from .distances import map_distance
 
 
@@ -37,7 +37,7 @@ class DELTAWithoutAttention(Regularizer):
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         omega = 0.0
-        for tap in target.taps:
+        for tap in taps_of(target):
             layer = map_distance(outputs[tap], source_outputs[tap], self.relative_weights(tap))
             height, width = outputs[tap].shape[2:]
             # A sum over the batch, of which this may be one of several parts, over which the loss is averaged.

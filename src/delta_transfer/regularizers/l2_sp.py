@@ -38,6 +38,8 @@ class L2SP(Regularizer):
             )
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        if self.starting_point is None:
+            raise RuntimeError("L2-SP has no starting point: call start() before penalty().")
         parameters = target.backbone_parameters()
         omega = weight_distance([parameters[name] for name in self.starting_point], list(self.starting_point.values()))
         return {"weights": self.alpha * omega} | self.head_penalty(target)

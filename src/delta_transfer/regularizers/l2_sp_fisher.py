@@ -83,6 +83,8 @@ class L2SPFisher(L2SP):
             self.roots.append(torch.empty_like(p).copy_(weight.sqrt()))  # in the order of p's memory
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        if self.starting_point is None:
+            raise RuntimeError("L2-SP-Fisher has no starting point: call start() before penalty().")
         parameters = target.backbone_parameters()
         kernels = [parameters[name] for name in self.starting_point]
         omega = weight_distance(kernels, list(self.starting_point.values()), self.roots)

@@ -43,7 +43,7 @@ class LPFT(Regularizer):
 
     def __init__(self, weight_decay: float = 0.0, fixed_statistics: bool = True, probe: ProbeConfig | None = None):
         super().__init__(weight_decay=weight_decay)
-        self.fixed_statistics = fixed_statistics
+        self.fixed_statistics = self.replaces_batchnorm = fixed_statistics
         self.probe = probe or ProbeConfig()
         self.fit_seed = self.probe.seed
         self.fitted: dict[str, Tensor] = {}
@@ -71,7 +71,9 @@ class LPFT(Regularizer):
     def _choose(self, features: Tensor, labels: Tensor, num_classes: int) -> tuple[float, float]:
         held = held_out(labels, self.probe.seed)
         if not held.any():
-            raise UserError("reg.probe.c=null is chosen on held-out images, but every class has one image: set it.")
+            raise UserError(
+                f"{self.fit_key}.probe.c=null is chosen on held-out images, but every class has one image: set it."
+            )
         best, chosen, head = -1.0, 0.0, None
         for c in torch.logspace(-7, 2, self.probe.choices, dtype=torch.float64).tolist():
             head = logistic_regression(features[~held], labels[~held], num_classes, c, self.probe.iterations, head)

@@ -39,6 +39,8 @@ class StochNorm(Regularizer):
     p=1 is plain fine-tuning, p=0 normalises by the moving statistics alone.
     """
 
+    replaces_batchnorm = True
+
     def __init__(self, weight_decay: float = 5e-4, p: float = 0.5):
         super().__init__(weight_decay=weight_decay)
         self.p = p

@@ -1,4 +1,4 @@
-"""A sum of methods: the penalties of all in one loss."""
+"""A sum of methods: the penalties of all in one loss, and what each does to the target beside it."""
 
 from collections.abc import Mapping
 
@@ -15,9 +15,11 @@ class Sum(Regularizer):
 
     terms: methods by names of one's own. `beta` and `weight_decay` are the sum's: those of its terms do not count.
     Every term keeps its source, its modules and what follows its step: L2T-ww's is on M + the others' penalties too,
-    while its meta-networks are judged as ever, by CE after steps on M.
+    while its meta-networks are judged as ever, by CE after steps on M. A term without a penalty changes the target as
+    it does alone: LP-FT its first head, RIFLE its head on the way, StochNorm (or LP-FT, one of both) its BatchNorm.
 
-    No terms can be methods in stages (AFA: take one of them), with a training step of their own, or without a penalty.
+    No terms can be methods in stages (AFA: take one of them), with a training step of their own, or with nothing but a
+    choice of weight decay or of what is trained (L2, L2-FE).
     """
 
     def __init__(self, terms: Mapping[str, Regularizer], beta: float = 0.0, weight_decay: float = 1e-4):
@@ -40,6 +42,12 @@ class Sum(Regularizer):
                 )
             if term.fitted_name:
                 files[term.fitted_name] = name
+        replacing = [name for name, term in terms.items() if term.replaces_batchnorm]
+        if len(replacing) > 1:
+            raise UserError(
+                f"Only one term of a sum can have BatchNorm layers of its own, not both reg.terms.{replacing[0]} and "
+                f"reg.terms.{replacing[1]}: LP-FT goes without with fixed_statistics=false."
+            )
         for need in ("needs_source", "needs_source_logits", "needs_taps"):
             setattr(self, need, any(getattr(term, need) for term in terms.values()))
         self.any_source = all(term.any_source for term in terms.values())
@@ -60,6 +68,10 @@ class Sum(Regularizer):
 
     def to_fit(self) -> list[Regularizer]:
         return [term for term in self.terms.values() if term.fitted_name]
+
+    def before_step(self, learner, step: int, steps: int, seed: int) -> None:
+        for term in self.terms.values():
+            term.before_step(learner, step, steps, seed)
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         losses, self.observed = {}, {}
@@ -85,8 +97,9 @@ def unfit(term: Regularizer) -> str | None:
         return "is one itself: name its terms"
     if method.stages is not Regularizer.stages:
         return "trains in stages"
-    if method.freezes_backbone or method.penalty is Regularizer.penalty:
-        return "has no penalty to add (weight decay is reg.weight_decay)"
+    changes = ("penalty", "start", "before_step")
+    if method.freezes_backbone or all(getattr(method, name) is getattr(Regularizer, name) for name in changes):
+        return "has nothing to add (weight decay is reg.weight_decay)"
     if method.update is not Regularizer.update or method.step_on is not Regularizer.step_on:
         return "has a training step of its own"
     return None
