@@ -99,7 +99,10 @@ def main(config_name: str = "config") -> None:
     if (number := interrupts.received() or stopped_by) is not None:
         complain(f"stopped by {signal.Signals(number).name}: the same command goes on where it was")
         sys.exit(128 + number)
-    sys.exit(0 if composed and all(outcome.state != "failed" for outcome in outcomes) else 1)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if verdict:
+        failed = [outcome for outcome in failed if not which_is_best.ruled_out(outcome.record)]
+    sys.exit(0 if composed and not failed else 1)
 
 
 @contextmanager
@@ -161,7 +164,8 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
         if SHARED:
             sys.exit(1)  # the other processes wait for this one: torchrun ends them
         # The other jobs of a sweep go on.
-        return ended("failed", message, unseen=parallel and launcher.startswith("submitit"))
+        unseen = parallel and launcher.startswith("submitit")
+        return ended("failed", message, unseen, record=getattr(error, "record", None))
 
 
 def execute(config: RunConfig):
