@@ -26,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .console import Display, complain, say
+from .console import Display, complain, say, stoppable
 from .errors import UserError
 from .untrusted import no_formula, spelled_out
 
@@ -58,9 +58,12 @@ class Found:
         return self.class_names[index] if self.class_names else str(index)
 
 
+@stoppable
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
+        if args.output and args.output.is_dir():
+            raise UserError(f"--output {args.output} is a folder: name a file in it.")
         with redirect_stdout(sys.stderr):  # stdout is for the result alone
             found = predict(args)
         text = FORMATS[args.format](found, terminal=not args.output and sys.stdout.isatty())
@@ -70,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.output, text.encode())
         else:
+            sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal or pipe of another encoding lacks
             sys.stdout.write(text)
     except (UserError, OSError) as error:
         complain(str(error))
