@@ -135,6 +135,12 @@ def test_folders_are_searched_at_any_depth_for_image_files(run, tmp_path, capsys
     (tmp_path / "notes.txt").write_text("no image, and no error")
     found = predicted(capsys, run, tmp_path, tmp_path / "b.PNG")
     assert [Path(image["image"]).name for image in found["images"]] == ["b.PNG", "a.webp"]
+    (tmp_path / "c.HEIC").touch()
+    found = predicted(capsys, run, tmp_path, status=1)
+    assert len(found["images"]) == 2
+    assert found["refused"] == [
+        {"image": str(tmp_path / "c.HEIC"), "reason": "a format that is not read here: convert to .jpg"}
+    ]
     (tmp_path / "empty").mkdir()
     found = predicted(capsys, run, tmp_path / "empty", status=1)
     assert "without an image" in found["refused"][0]["reason"]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -82,7 +83,7 @@ def main(config_name: str = "config") -> None:
         reason = "\n".join(str(e) for e in (error, error.__cause__) if e) or type(error).__name__
         if "schema/reg@reg" in reason:  # reg=[lwf,at]
             reason = "reg is one method: the sum of two is reg=sum +reg@reg.terms.lwf=lwf +reg@reg.terms.at=at."
-        complain(reason)
+        complain(reason + hint_to_quote(error))
     for outcome in outcomes:
         if outcome.unseen:
             complain(outcome.reason)
@@ -103,6 +104,13 @@ def main(config_name: str = "config") -> None:
     if verdict:
         failed = [outcome for outcome in failed if not which_is_best.ruled_out(outcome.record)]
     sys.exit(0 if composed and not failed else 1)
+
+
+def hint_to_quote(error: Exception) -> str:
+    """For Hydra's message of a value that it takes for its grammar, as dataset.root=photos (1)."""
+    if not isinstance(error, HydraException) or "Unknown function" not in str(error):
+        return ""
+    return "\nA value with brackets is quoted twice, once for the shell: \"dataset.root='photos (1)'\""
 
 
 @contextmanager
