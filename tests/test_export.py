@@ -1,6 +1,8 @@
 """delta-export: the network as a file that computes the same in other programs."""
 
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -116,6 +118,23 @@ def test_onnx_computes_the_same_for_any_number_of_images(tiny, onnx_file):
     card = json.loads(session.get_modelmeta().custom_metadata_map["model_card"])
     assert card["classes"] == ["001.Bird_0", "002.Bird_1", "003.Bird_2"]
     assert [path.name for path in onnx_file.parent.iterdir() if path.name != "MODEL_CARD.md"] == ["model.onnx"]
+    assert [value.shape[0] for value in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
+
+
+def test_what_the_card_says_to_do_can_be_done(tiny, onnx_file, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(shutil.copytree(onnx_file.parent, tmp_path / "files"))
+    for form in ("safetensors", "torch-export"):
+        export(tiny, form, Path())
+    blocks = re.findall(r"```python\n(.*?)```", Path("MODEL_CARD.md").read_text(), re.S)
+    assert len(blocks) == 3
+    images = images_of(tiny, 2)
+    for block, given in zip(blocks, (None, images.numpy(), images), strict=True):
+        names = {"images": given}
+        exec(block, names)
+        logits = names["logits"] if "logits" in names else names["network"](normalised(tiny, images))
+        np.testing.assert_allclose(torch.as_tensor(logits).detach(), expected(tiny, images), atol=1e-4)
+        assert json.loads(names["card"])["classes"] == ["001.Bird_0", "002.Bird_1", "003.Bird_2"]
 
 
 def test_onnx_without_onnxruntime_is_written_and_said_to_be_unverified(tiny, onnx_file, tmp_path, monkeypatch, capsys):
@@ -219,4 +238,21 @@ def test_another_networks_card_and_a_wrong_suffix_are_refused(run, tiny, tmp_pat
     assert main([str(run), "--format", "torch-export", "--output", str(tmp_path / "model.onnx")]) == 1
     assert "ends in .pt2" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    (tmp_path / "MODEL_CARD.md").unlink()
+    assert main([str(run), "--format", "safetensors", "--output", str(tmp_path)]) == 1
+    assert "is there, and no MODEL_CARD.md says what it is" in capsys.readouterr().err
+    (tmp_path / "model.safetensors").unlink()
+    export(run, "safetensors", tmp_path)
     export(run, "safetensors", tmp_path)  # the same network again
+
+
+def test_the_network_of_a_run_is_never_replaced(run, tiny, tmp_path, capsys):
+    for number, described in enumerate((False, True)):
+        other = copied(tiny, tmp_path / str(number))
+        if described:  # as delta-pretrain's are
+            export(run, "safetensors", tmp_path / "export")
+            shutil.copy(tmp_path / "export" / "MODEL_CARD.md", other)
+        before = (other / "model.safetensors").read_bytes()
+        assert main([str(run), "--format", "safetensors", "--output", str(other)]) == 1
+        assert "is a run's folder, with a network of its own" in capsys.readouterr().err
+        assert (other / "model.safetensors").read_bytes() == before

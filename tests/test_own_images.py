@@ -5,6 +5,7 @@ import json
 import pytest
 
 from delta_transfer import config
+from delta_transfer.catalogue import main
 from delta_transfer.config import automatic
 
 from .miniature import delta_run
@@ -92,3 +93,26 @@ def test_a_batch_that_became_too_small_to_be_divided_is_refused(photos, monkeypa
 def test_what_is_no_length_is_refused(photos, length, monkeypatch, capsys):
     assert delta_run(monkeypatch, *photos, f"schedule.iterations={length}") == 1
     assert "schedule.iterations must be" in capsys.readouterr().err
+
+
+def test_pictures_that_are_left_out_are_counted(tmp_path, capsys):
+    root = write_folder(tmp_path / "photos", **{"ants": 5, "bees": 5})
+    (root / "bees" / "deep").mkdir()
+    for name in ("ants/1.HEIC", "bees/deep/2.avif", "bees/notes.txt", "bees/.hidden.heic"):
+        (root / name).touch()
+    assert main(["verify", "folder", f"dataset.root={root}"]) == 0
+    words = "pictures of formats not read here are left out: 2 (.avif, .heic); convert to .jpg"
+    said = capsys.readouterr().out
+    assert words in said and "no class folder" not in said
+    next((root / "ants").glob("*.[jp]*g")).rename(root / "loose.jfif")
+    assert main(["verify", "folder", f"dataset.root={root}"]) == 0
+    said = capsys.readouterr().out
+    assert "images in no class folder are left out: 1" in said and "9 decode" in said
+
+
+@pytest.mark.parametrize("command", [["dataset=folder"], ["+experiment=which_is_best"]])
+def test_a_path_with_brackets_is_told_how_to_be_quoted(command, monkeypatch, capsys):
+    assert delta_run(monkeypatch, *command, "dataset.root=photos (1)") == 1
+    assert "\"dataset.root='photos (1)'\"" in capsys.readouterr().err
+    assert delta_run(monkeypatch, *command, "dataset.root='photos (1)'") == 1
+    assert "There is no folder photos (1)" in capsys.readouterr().err

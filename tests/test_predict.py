@@ -1,6 +1,7 @@
 """delta-predict: a run's network on images of one's own."""
 
 import csv
+import importlib
 import io
 import json
 import re
@@ -134,6 +135,12 @@ def test_folders_are_searched_at_any_depth_for_image_files(run, tmp_path, capsys
     (tmp_path / "notes.txt").write_text("no image, and no error")
     found = predicted(capsys, run, tmp_path, tmp_path / "b.PNG")
     assert [Path(image["image"]).name for image in found["images"]] == ["b.PNG", "a.webp"]
+    (tmp_path / "c.HEIC").touch()
+    found = predicted(capsys, run, tmp_path, status=1)
+    assert len(found["images"]) == 2
+    assert found["refused"] == [
+        {"image": str(tmp_path / "c.HEIC"), "reason": "a format that is not read here: convert to .jpg"}
+    ]
     (tmp_path / "empty").mkdir()
     found = predicted(capsys, run, tmp_path / "empty", status=1)
     assert "without an image" in found["refused"][0]["reason"]
@@ -191,6 +198,40 @@ def test_runs_that_cannot_predict_are_refused_in_one_sentence(run, tmp_path, cap
         assert message in errors and errors.count("\n") == 1 and not output
     assert main([str(tmp_path / "nowhere"), file]) == 1
     assert "there is no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "called", "arguments"),
+    [
+        ("predict", "predict", ["RUN", "a.jpg"]),
+        ("export", "export", ["RUN", "--format", "onnx"]),
+        ("catalogue", "verify", ["verify", "glyphs"]),
+        ("report", "report", ["results"]),
+    ],
+)
+def test_ctrl_c_leaves_one_sentence(command, called, arguments, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    module = importlib.import_module(f"delta_transfer.{command}")
+    monkeypatch.setattr(module, called, interrupted)
+    assert module.main(arguments) == 130
+    assert capsys.readouterr().err == "error: stopped by SIGINT\n"
+
+
+def test_an_output_that_is_a_folder_is_refused_before_anything_is_predicted(run, tmp_path, capsys):
+    assert main([str(run), "absent.jpg", "--output", str(tmp_path)]) == 1
+    errors = capsys.readouterr().err
+    assert f"--output {tmp_path} is a folder: name a file in it." in errors and errors.count("\n") == 1
+
+
+def test_a_terminal_that_lacks_a_letter_gets_its_number(run, tmp_path, monkeypatch):
+    Image.new("RGB", (30, 24), "red").save(tmp_path / "\u65e5.png")
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main([str(run), str(tmp_path), "--format", "csv"]) == 0
+    out.flush()
+    assert b"/\\u65e5.png,1," in out.buffer.getvalue()
 
 
 def test_help_is_a_manual_page_and_imports_no_torch():

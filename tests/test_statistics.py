@@ -79,6 +79,13 @@ def test_equal_predictions_differ_by_nothing():
     assert mcnemar(same, same) == (0, 0, 1.0)
 
 
+@pytest.mark.parametrize(("apart", "interval"), [(5, False), (6, True)])
+def test_an_interval_over_images_needs_six_that_differ(apart, interval):
+    """Five images on one side are no rarity among fair coins: p = 2 / 2 ** 5."""
+    ours, theirs = predictions([True] * apart + [False] * 4), predictions([False] * (apart + 4))
+    assert by_image([(ours, theirs)]).excludes_zero == interval
+
+
 def test_mcnemar_worked_example():
     # 8 images only we get right, 2 only they do: p = 2 * P(X <= 2), X ~ Binomial(10, 1/2) = 112 / 1024.
     ours, theirs = predictions([True] * 8 + [False] * 2), predictions([False] * 8 + [True] * 2)

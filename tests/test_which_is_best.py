@@ -4,18 +4,29 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from delta_transfer import config, plan
+from delta_transfer import config, plan, train
 from delta_transfer.errors import UserError
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.selection import choose
-from delta_transfer.which_is_best import asked_and_rest, asked_for, best_of, named, number_of_folds, verdict
+from delta_transfer.which_is_best import (
+    asked_and_rest,
+    asked_for,
+    best_of,
+    carry_out,
+    named,
+    number_of_folds,
+    ruled_out,
+    verdict,
+)
 
 from .miniature import delta_run
+from .test_config import composed
 from .test_plan import COST, rows
 from .test_report import record
-from .test_selection import cross_validated
+from .test_selection import cross_validated, failed
 from .trees import write_folder
 
 RUNS = Path("results/runs")
@@ -31,7 +42,7 @@ def chosen(validated):
     return best_of(choose(compare(validated, "val_top1"), []).choices)
 
 
-def said(validated, **accuracies) -> list[str]:
+def said(validated, runs=RUNS, lost=(), **accuracies) -> list[str]:
     best = chosen(validated)
     reg = best.best.cell.runs[0]["config"]["reg"]
     final = [
@@ -39,7 +50,14 @@ def said(validated, **accuracies) -> list[str]:
         for method, values in accuracies.items()
         for seed, top1 in enumerate(values)
     ]
-    return verdict(best, validated, final, RUNS)
+    return verdict(best, [*validated, *lost], [run | {"folder": runs / run["run_id"]} for run in final])
+
+
+def predicted(folder: Path, right: int, n: int = 20) -> None:
+    """A run's predictions, of which the first ones are right."""
+    folder.mkdir(parents=True)
+    logits = np.stack([np.arange(n) < right, np.arange(n) >= right], axis=1).astype(float)
+    np.savez(folder / "predictions.npz", labels=np.zeros(n, int), logits=logits, index=np.arange(n))
 
 
 def test_a_clear_win():
@@ -57,7 +75,7 @@ def test_no_difference():
     lines = said(L2 + DELTA, l2=[80.0, 81.0, 82.0], delta=[81.0, 80.0, 83.0])
     assert lines[1] == (
         "No winner: 81.3 % ± 1.5 against 81.0 % ± 1.0 of L2 on the test images. The difference (+0.3 points, 95 % "
-        "interval -2.5 to +3.2, 3 seeds, paired) is no more than noise: use L2, it is the cheapest."
+        "interval -2.5 to +3.2, 3 seeds, paired) cannot be told from noise: use L2, it is the cheapest."
     )
     assert lines[-1].startswith("Use L2. The model: results/runs/cub-resnet18-l2-s0-")
 
@@ -78,7 +96,9 @@ def test_nothing_is_better_than_l2_on_validation():
 
 def test_a_frozen_network_is_cheaper_than_l2():
     lines = said(L2 + cross_validated("l2_fe", 0, [90.0, 90.0, 90.0]), l2=[80.0, 81.0, 82.0], l2_fe=[81.0, 80.0, 83.0])
-    assert "no more than noise: use L2-FE, it is the cheapest" in lines[1] and lines[-1].startswith("Use L2-FE. ")
+    assert "cannot be told from noise: use L2-FE, it is the cheapest" in lines[1] and lines[-1].startswith(
+        "Use L2-FE. "
+    )
 
 
 def test_what_one_seed_or_equal_differences_cannot_tell():
@@ -99,9 +119,33 @@ def test_an_alpha_at_the_edge_of_its_grid_is_named(best, edge, more):
     ]
     lines = said(L2 + grid, l2=[80.0, 81.0, 82.0], delta=[85.0, 86.5, 86.5])
     words = f"reg.alpha={best:g} is the {edge} that was tried, and one beyond it may do better: the same command with "
-    assert words + f"reg.alpha={more} tries it, too." in lines
+    assert words + f"reg=delta reg.alpha={more} tries it, too." in lines
     inside = said(L2 + DELTA, l2=[80.0, 81.0, 82.0], delta=[85.0, 86.5, 86.5])
     assert not any("that was tried" in line for line in inside)
+
+
+def test_an_alpha_beyond_which_runs_diverged_is_not_the_edge():
+    grid = cross_validated("delta", 0.001, 3 * [85.0]) + cross_validated("delta", 0.01, 3 * [90.0])
+    final = {"l2": [80.0, 81.0, 82.0], "delta": [85.0, 86.5, 86.5]}
+    assert any("0.01 is the largest that was tried" in line for line in said(L2 + grid, **final))
+    lines = said(L2 + grid, lost=[failed("delta", 0.1, k) for k in range(3)], **final)
+    assert not any("that was tried" in line for line in lines)
+
+
+@pytest.mark.parametrize(("more", "wins"), [(2, False), (8, True)])
+def test_seeds_that_agree_on_few_test_images_are_no_win(more, wins, tmp_path):
+    """They see the same images: other images might have told another story."""
+    extra = [more, more, more + 1]
+    for seed in range(3):
+        predicted(tmp_path / f"cub-resnet18-l2-s{seed}-0.01", 10)
+        predicted(tmp_path / f"cub-resnet18-delta-s{seed}-0.01", 10 + extra[seed])
+    lines = said(L2 + DELTA, tmp_path, l2=[50.0] * 3, delta=[50 + 5.0 * one for one in extra])
+    if wins:
+        assert "won: " in lines[1] and re.search(r"paired; \+\d+\.\d to \+\d+\.\d over 20 test images\)", lines[1])
+        assert lines[-1].startswith("Use DELTA.")
+    else:
+        assert lines[1].startswith("No winner: ") and "with so few test images it cannot be told from noise" in lines[1]
+        assert lines[-1].startswith("Use L2.")
 
 
 def test_as_accurate_as_another_the_lower_loss_is_chosen_then_l2():
@@ -111,6 +155,66 @@ def test_as_accurate_as_another_the_lower_loss_is_chosen_then_l2():
     assert of({"val_loss": 0.5}, {"val_loss": 0.4}) == "L2-SP (reg.alpha=0.1)"
     assert of({"val_loss": 0.4}, {"val_loss": 0.4}) == "L2"
     assert of({}, {}) == "L2"
+
+
+def made(words: list[str], results: dict[str, list[float | None]]) -> tuple[list[str], list[list[str]]]:
+    """What carry_out says of sweeps with these accuracies by method, on folds where `results` has them; its sweeps."""
+    sweeps = []
+
+    def sweep(asked):
+        sweeps.append(asked)
+        method = next(word for word in asked if word.startswith("reg=")).removeprefix("reg=")
+        if "split.folds=null" in asked:
+            return [("done", record(method, seed, 80.0 + seed, run_id=f"{method}{seed}")) for seed in (0, 1)]
+        runs = cross_validated(method, 0.1, [value for value in results[method] if value is not None])
+        lost = [failed(method, 0.1, k) for k, value in enumerate(results[method]) if value is None]
+        return [("done", run) for run in runs] + [("failed", run | {"failure": "diverged"}) for run in lost]
+
+    def look(asked):
+        return composed(*asked), {"reg": "l2,l2_sp", "seed": "0,1", "split.folds": "3"}
+
+    return carry_out(words, look, sweep), sweeps
+
+
+@pytest.fixture
+def photos(tmp_path) -> list[str]:
+    return ["dataset=folder", f"dataset.root={write_folder(tmp_path / 'photos', ants=9, bees=9)}"]
+
+
+def test_a_method_that_lacks_a_fold_is_not_chosen(photos, capsys):
+    """The fold that it lacks may be the hard one."""
+    lines, _ = made(photos, {"l2": [80.0, 81.0, 40.0], "l2_sp": [82.0, 83.0, None]})
+    assert "Chosen on images held out of training: L2, 67.0 %" in lines[0]
+    assert "incomplete: L2-SP on cub, resnet18: no run with fold 2" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no method has a result on each of the 3 folds"):
+        made(photos, {"l2": [80.0, 81.0, None], "l2_sp": [82.0, 83.0, None]})
+
+
+def test_a_method_of_which_every_run_diverged_is_named(photos, capsys):
+    lines, _ = made(photos, {"l2": [80.0, 81.0, 82.0], "l2_sp": [None, None, None]})
+    assert "Plain fine-tuning, L2, won" in lines[1]
+    assert "not compared: L2-SP: every run failed" in capsys.readouterr().out
+
+
+def test_alphas_that_were_asked_for_are_tried_by_every_method_that_has_one(photos):
+    words = [*photos, "reg=l2_fe,bss,delta", "reg.alpha=1,2"]
+    results = dict.fromkeys(["l2", "l2_fe", "bss", "delta"], [80.0, 81.0, 82.0])
+    _, sweeps = made(words, results)
+    asked = {next(word for word in words if word.startswith("reg=")): words for words in reversed(sweeps)}
+    assert {reg for reg, words in asked.items() if "reg.alpha=1,2" in words} == {"reg=bss", "reg=delta"}
+
+
+@pytest.mark.parametrize("folds", ["1", "2,3", "null"])
+def test_folds_are_one_number_of_them(photos, folds):
+    with pytest.raises(UserError, match=f"split.folds must be one number, 2 or more, got {folds}"):
+        made([*photos, f"split.folds={folds}"], {})
+
+
+def test_what_rules_a_candidate_out_is_diverging_on_a_fold():
+    lost = failed("delta", 0.1, 0)
+    assert ruled_out(lost | {"failure": "diverged"})
+    assert not ruled_out(lost | {"failure": "out of memory"}) and not ruled_out(None)
+    assert not ruled_out(record("delta", 0, None, error="diverged", failure="diverged"))
 
 
 def test_too_few_images_for_folds():
@@ -184,6 +288,27 @@ def test_a_class_with_one_training_image_ends_it_in_one_sentence(command, tmp_pa
     said = capsys.readouterr()
     assert "Class ants has a single training image" in said.err and "Traceback" not in said.err
     assert not (tmp_path / "results" / "runs").exists()
+
+
+def test_a_candidate_that_diverges_is_a_result_and_no_failure_of_the_command(command, monkeypatch, capsys):
+    for _ in range(2):  # found failed, the second time
+        assert delta_run(monkeypatch, *command, "reg.alpha=1e30", "seed=0") == 0
+        said = capsys.readouterr()
+        assert "not compared: L2-SP: every run failed" in said.out and "The model: " in said.out
+        assert "is too large" in said.err
+
+
+def test_a_final_run_that_fails_is_a_failure(command, monkeypatch, capsys):
+    carry_out_job = train.carry_out
+
+    def fails(composed, planned):
+        if composed.split.folds is None and composed.seed == 1:
+            composed.schedule.lr = 1e20
+        return carry_out_job(composed, planned)
+
+    monkeypatch.setattr(train, "carry_out", fails)
+    assert delta_run(monkeypatch, *command, "reg=l2") == 1
+    assert "1 of 2 final runs are not there: no verdict" in capsys.readouterr().out
 
 
 def test_without_results_of_l2_there_is_no_verdict(command, monkeypatch, capsys):

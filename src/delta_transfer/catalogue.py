@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .config import DatasetConfig, OfficialCounts, RunConfig, check_values, register_schemas, to_run_config
-from .console import Display, complain, few, say
+from .console import Display, complain, few, say, stoppable
 from .data import DATASETS, fetch, load_dataset, locate
 from .data.archives import unpack_archives
 from .data.dataset import Counts, Dataset, expected_counts
@@ -52,6 +52,7 @@ exit status:
 """
 
 
+@stoppable
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:

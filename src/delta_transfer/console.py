@@ -1,8 +1,10 @@
 """What a person sees while a run goes on: a progress bar on a terminal, plain lines in a pipe or a file."""
 
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 from rich.console import Console
@@ -103,6 +105,20 @@ def say(message: str) -> None:
 
 def complain(message: str) -> None:
     print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def stoppable(main: Callable[..., int]) -> Callable[..., int]:
+    """A command that Ctrl-C ends with one sentence, and the exit status that shells know it by."""
+
+    @wraps(main)
+    def stopped(*arguments) -> int:
+        try:
+            return main(*arguments)
+        except KeyboardInterrupt:
+            complain("stopped by SIGINT")
+            return 128 + signal.SIGINT
+
+    return stopped
 
 
 def few(names: Sequence[str], count: int = 5) -> str:

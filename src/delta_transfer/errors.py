@@ -1,5 +1,13 @@
-"""The one exception that a person is meant to read: its text is the whole message, no stack trace."""
+"""The exceptions that a person is meant to read: their text is the whole message, no stack trace."""
 
 
 class UserError(Exception):
     """Bad input or a run that had to stop. The message says what is wrong and what to do about it."""
+
+
+class RunFailed(UserError):
+    """A run that failed, now or before, and is recorded as failed."""
+
+    def __init__(self, message: str, record: dict):
+        super().__init__(message)
+        self.record = record

@@ -13,7 +13,8 @@ onnx, torch-export: the input is float RGB in 0..1, (B, 3, H, W), resized and cr
 normalisation is inside; the output is logits (B, K), whose softmax is the probabilities.
 
 Before anything is written, the file's outputs are compared with the run's network on a few images (ONNX: if onnxruntime
-is installed); if they differ by more than 1e-4 of the largest logit, that is an error, and there is no file.
+is installed); if they differ by more than 1e-4 of the largest logit, that is an error, and there is no file. An earlier
+export of the same network is replaced, any other file is not.
 
 Exit status: 0 if the file is written; 1 if not; 2 for a wrong command line.
 """
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .cards import in_words, make_card, metadata_of
-from .console import complain, say
+from .console import complain, say, stoppable
 from .errors import UserError
 from .records import write_atomically
 
@@ -36,6 +37,7 @@ SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt
 CARD = "MODEL_CARD.md"
 
 
+@stoppable
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
@@ -66,7 +68,7 @@ def export(name: str, form: str, output: Path | None) -> None:
     run = finished(run_folder(name))
     path = place(output or run.record["folder"] / "export", SUFFIXES[form])
     card, words = card_of(run)
-    check_other_card(path.parent / CARD, card)
+    check_nothing_lost(path, card)
 
     backbone, weights = run.config.backbone, run.network.weights()
     network = Normalised(bare_network(backbone.name, run.network.classes, weights), backbone.mean, backbone.std).eval()
@@ -127,16 +129,21 @@ def card_of(run: "Finished") -> tuple[dict[str, Any], str]:
         raise UserError(f"{run.run_id}: its record does not say what a model card needs: {error!r}") from None
 
 
-def check_other_card(path: Path, card: dict[str, Any]) -> None:
-    """Raises UserError rather than take away what is said of another network."""
+def check_nothing_lost(path: Path, card: dict[str, Any]) -> None:
+    """Raises UserError rather than replace anything but an earlier export of the same network."""
+    if (path.parent / "summary.json").exists():
+        raise UserError(f"{path.parent} is a run's folder, with a network of its own: choose another (--output).")
+    described = path.parent / CARD
     try:
-        words = path.read_text(encoding="utf-8")
+        words = described.read_text(encoding="utf-8")
     except FileNotFoundError:
+        if path.exists():
+            raise UserError(f"{path} is there, and no {CARD} says what it is: choose another (--output).") from None
         return
     except ValueError:
         words = ""
     if card["weights_fingerprint"] not in words:
-        raise UserError(f"{path} describes another network: choose another folder (--output).")
+        raise UserError(f"{described} describes another network: choose another folder (--output).")
 
 
 USE = """## Use
@@ -144,10 +151,12 @@ USE = """## Use
 - `.safetensors`: the network's state dict. The input is normalised as above.
 
 ```python
+from safetensors import safe_open
 from safetensors.torch import load_file
 {build}
 network.load_state_dict(load_file("model.safetensors"))
 network.eval()
+card = safe_open("model.safetensors", "pt").metadata()["model_card"]
 ```
 
 - `.onnx`: input `images`, float RGB in 0..1, (B, 3, {side}, {side}), not normalised; output `logits`, (B, classes).
@@ -157,6 +166,7 @@ import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
 (logits,) = session.run(["logits"], {{"images": images}})
+card = session.get_modelmeta().custom_metadata_map["model_card"]
 ```
 
 - `.pt2`: the same input and output.
@@ -164,11 +174,13 @@ session = onnxruntime.InferenceSession("model.onnx")
 ```python
 import torch
 
-logits = torch.export.load("model.pt2").module()(images)
+more = {{"model_card": ""}}
+logits = torch.export.load("model.pt2", extra_files=more).module()(images)
+card = more["model_card"]
 ```
 
-Probabilities are the softmax of the logits. The `.safetensors` file is also a source network for delta-run:
-`source=path/to/model.safetensors`."""
+Probabilities are the softmax of the logits, in the order of `json.loads(card)["classes"]`.
+The `.safetensors` file is also a source network for delta-run: `source=path/to/model.safetensors`."""
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class Outcome:
         self, overrides: list[str], state: str, reason: str, unseen: bool, of_sweep: bool, record: dict | None = None
     ):
         self.overrides, self.state, self.reason = overrides, state, reason
-        self.record = record  # the summary of a finished run
+        self.record = record  # the summary of a run that finished or failed
         self.unseen, self.of_sweep = unseen, of_sweep  # unseen: a worker wrote the reason into a file
         self.of_this_command.append(self)
 

@@ -9,7 +9,7 @@ set nor its source weights. Images are resized, cropped and normalised as the ru
 where it was tested on ten); probabilities are the softmax of its logits.
 
 In folders, images are the files that dataset=folder takes (.jpg, .png, ...), what is hidden left out. A file that is no
-image, or is damaged, is named on stderr, and the others are predicted.
+image, is damaged, or is of another format (.heic, ...), is named on stderr, and the others are predicted.
 
 Exit status: 0 if all images were predicted; 1 if one was not, or nothing could be done; 2 for a wrong command line.
 """
@@ -26,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .console import Display, complain, say
+from .console import Display, complain, say, stoppable
 from .errors import UserError
 from .untrusted import no_formula, spelled_out
 
@@ -58,9 +58,12 @@ class Found:
         return self.class_names[index] if self.class_names else str(index)
 
 
+@stoppable
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
+        if args.output and args.output.is_dir():
+            raise UserError(f"--output {args.output} is a folder: name a file in it.")
         with redirect_stdout(sys.stderr):  # stdout is for the result alone
             found = predict(args)
         text = FORMATS[args.format](found, terminal=not args.output and sys.stdout.isatty())
@@ -70,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.output, text.encode())
         else:
+            sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal or pipe of another encoding lacks
             sys.stdout.write(text)
     except (UserError, OSError) as error:
         complain(str(error))
@@ -131,7 +135,7 @@ def first_line(error: BaseException) -> str:
 
 def files_of(named: Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
     """The images, each once, in the order of `named`; and what is none, with the reason."""
-    from .data.folder import SUFFIXES, images_below
+    from .data.folder import SUFFIXES, images_below, other_pictures_below
 
     files: dict[Path, None] = {}
     refused = {}
@@ -139,7 +143,9 @@ def files_of(named: Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
         if path.is_dir():
             below = images_below(path)
             files |= dict.fromkeys(below)
-            if not below:
+            others = other_pictures_below(path)
+            refused |= {spelled_out(str(other)): "a format that is not read here: convert to .jpg" for other in others}
+            if not below + others:
                 refused[spelled_out(str(path))] = f"a folder without an image ({', '.join(sorted(SUFFIXES))})"
         elif path.exists():
             files[path] = None

@@ -23,6 +23,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+from delta_transfer.console import stoppable
 from delta_transfer.errors import UserError
 from delta_transfer.reporting import export, sections, tables
 from delta_transfer.reporting.comparison import (
@@ -62,6 +63,7 @@ to choose settings by cross-validation:
 """
 
 
+@stoppable
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:

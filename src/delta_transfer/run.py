@@ -22,7 +22,7 @@ from .data.dataset import Counts, Dataset, Parts, expected_counts, split_parts
 from .data.loader import Loader
 from .data.store import Store, open_store
 from .environment import device_name, peak_memory, set_up, versions
-from .errors import UserError
+from .errors import RunFailed, UserError
 from .failures import explain
 from .live import require_live_view
 from .locks import InUse
@@ -122,13 +122,15 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
             failure, message = explain(error, config, training.learner, training.regularizer, loader, parts.train)
             if failure is not None:
                 with distributed.first_alone():  # it has written before another ends, and with it all
-                    summary |= training.so_far()
-                    directory.write_summary(summary | {"error": message, "failure": failure, "finished": timestamp()})
+                    summary |= training.so_far() | {"error": message, "failure": failure, "finished": timestamp()}
+                    directory.write_summary(summary)
                     if failure in ("diverged", "input"):  # which going on would not mend
                         directory.remove_checkpoint()
             if failure == "program":  # where in it is what helps
                 raise
-            raise UserError(f"{name}: {message}") from error
+            if failure is None:
+                raise UserError(f"{name}: {message}") from error
+            raise RunFailed(f"{name}: {message}", summary) from error
         directory.remove_checkpoint()
         ended = Ended(summary, skipped=False)
         say(f"{name}: {ended}, {summary['train_seconds']:.0f} s")
@@ -150,13 +152,14 @@ def older_record(runs: Path, config: RunConfig, dataset: Dataset, weights: str) 
 
 
 def ended_before(name: str, summary: dict[str, Any] | None, retry_failed: bool) -> Ended | None:
-    """The run if it is finished; None if it is to be made. Raises UserError if it failed and is not to be retried."""
+    """The run if it is finished; None if it is to be made. Raises RunFailed if it failed and is not to be retried."""
     if summary is None:
         return None
     if summary.get("error") is not None:
+        if retry_failed:
+            return None
         reason = str(summary["error"]).splitlines()[0]
-        require(retry_failed, f"{name} failed before: {reason} retry_failed=true tries it again.")
-        return None
+        raise RunFailed(f"{name} failed before: {reason} retry_failed=true tries it again.", summary)
     ended = Ended(summary, skipped=True)
     say(f"{name}: done, skipped ({ended})")
     return ended

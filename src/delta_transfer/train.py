@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -82,7 +83,7 @@ def main(config_name: str = "config") -> None:
         reason = "\n".join(str(e) for e in (error, error.__cause__) if e) or type(error).__name__
         if "schema/reg@reg" in reason:  # reg=[lwf,at]
             reason = "reg is one method: the sum of two is reg=sum +reg@reg.terms.lwf=lwf +reg@reg.terms.at=at."
-        complain(reason)
+        complain(reason + hint_to_quote(error))
     for outcome in outcomes:
         if outcome.unseen:
             complain(outcome.reason)
@@ -99,7 +100,17 @@ def main(config_name: str = "config") -> None:
     if (number := interrupts.received() or stopped_by) is not None:
         complain(f"stopped by {signal.Signals(number).name}: the same command goes on where it was")
         sys.exit(128 + number)
-    sys.exit(0 if composed and all(outcome.state != "failed" for outcome in outcomes) else 1)
+    failed = [outcome for outcome in outcomes if outcome.state == "failed"]
+    if verdict:
+        failed = [outcome for outcome in failed if not which_is_best.ruled_out(outcome.record)]
+    sys.exit(0 if composed and not failed else 1)
+
+
+def hint_to_quote(error: Exception) -> str:
+    """For Hydra's message of a value that it takes for its grammar, as dataset.root=photos (1)."""
+    if not isinstance(error, HydraException) or "Unknown function" not in str(error):
+        return ""
+    return "\nA value with brackets is quoted twice, once for the shell: \"dataset.root='photos (1)'\""
 
 
 @contextmanager
@@ -161,7 +172,8 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
         if SHARED:
             sys.exit(1)  # the other processes wait for this one: torchrun ends them
         # The other jobs of a sweep go on.
-        return ended("failed", message, unseen=parallel and launcher.startswith("submitit"))
+        unseen = parallel and launcher.startswith("submitit")
+        return ended("failed", message, unseen, record=getattr(error, "record", None))
 
 
 def execute(config: RunConfig):

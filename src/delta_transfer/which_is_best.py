@@ -15,10 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from .config import RunConfig, require
 from .console import say
 from .errors import UserError
-from .reporting import sections, tables
+from .reporting import runs, sections, tables
 from .reporting.comparison import Cell, cell_of, compare, display, is_number, method_of, method_order, problem, section
 from .reporting.selection import Choice, choose
-from .reporting.statistics import paired
+from .reporting.statistics import Difference, by_image, paired
 
 # From the published values, of thousands of images, down to those that are best for hundreds in results/published.
 ALPHAS = {
@@ -27,7 +27,7 @@ ALPHAS = {
     "delta": ["0.0001", "0.001", "0.01"],
 }
 ONLY_SHOWN = re.compile(r"-h|--help|--hydra-help|--version|-c|--cfg(=.*)?|-i|--info(=.*)?|-sc|--shell-completion")
-Made = tuple[str, dict | None]  # how a job ended (Outcome.state, Job.state), and its record where it is finished
+Made = tuple[str, dict | None]  # how a job ended (Outcome.state, Job.state), and its record where there is one
 
 
 def asked_for(words: list[str]) -> bool:
@@ -46,9 +46,16 @@ def carry_out(
     asked, rest = asked_and_rest(words)
     config, usual = look([*rest, "reg=l2"])
     asked = asked_and_rest([f"{key}={values}" for key, values in usual.items()])[0] | asked
-    require(len(asked["split.folds"]) == 1 and asked["split.folds"][0].isdecimal(), "split.folds must be one number.")
+    wanted = asked["split.folds"]
+    require(
+        len(wanted) == 1 and wanted[0].isdecimal() and int(wanted[0]) > 1,
+        f"split.folds must be one number, 2 or more, got {','.join(wanted)}.",
+    )
     methods = ["l2", *(method for method in asked["reg"] if method != "l2")]  # the baseline is always there
-    alphas = {method: asked.get("reg.alpha", tried) for method, tried in ALPHAS.items()}
+    alphas = ALPHAS
+    if "reg.alpha" in asked:
+        has_one = [method for method in methods if hasattr(look([*rest, f"reg={method}"])[0].reg, "alpha")]
+        alphas = dict.fromkeys(has_one, asked["reg.alpha"])
     folds, seeds = folds_of(config, int(asked["split.folds"][0])), asked["seed"]
 
     validated: list[Made] = []
@@ -57,6 +64,7 @@ def carry_out(
         held_out = [f"split.folds={folds}", f"split.fold={','.join(map(str, range(folds)))}"]
         validated += sweep([*rest, f"reg={method}", *strength, f"seed={seeds[0]}", *held_out])
     records = [record for _, record in validated if record and problem(record, "val_top1") is None]
+    failed = [record for _, record in validated if record and record.get("error")]
     on_all = [*rest, "split.folds=null", f"seed={','.join(seeds)}"]
     if config.dry_run and any(state in ("missing", "interrupted") for state, _ in validated):
         dearest = max(methods, key=method_order)
@@ -74,11 +82,13 @@ def carry_out(
         raise UserError("There is nothing to choose from: the runs of L2, the baseline, failed.")
 
     validation = compare(records, "val_top1")
-    selection = choose(validation, [])
-    chosen = best_of(selection.choices)
+    selection = choose(validation, failed)
     say(tables.on_screen([sections.accuracies(validation)], terminal=False))
-    for line in (*selection.warnings, *map(str, selection.choices)):
+    for line in (*selection.warnings, *selection.undecided, *map(str, selection.choices)):
         say(line)
+    if without := [display(method) for method in methods if method not in validation.methods]:
+        say(f"not compared: {', '.join(without)}: every run failed")
+    chosen = best_of(on_all_folds(selection.choices, folds))
     method = method_of(chosen.best.cell.runs[0])
     alpha = [f"reg.alpha={alpha_of(chosen)}"] if method in alphas else []
     final = sweep([*on_all, "reg=l2"])
@@ -86,10 +96,18 @@ def carry_out(
         final += sweep([*on_all, f"reg={method}", *alpha])
     if config.dry_run:
         return [f"On folds {named(chosen)} did best: it is what the final runs train beside L2."]
-    finished = [record for _, record in final if record and problem(record) is None]
+    runs_dir = Path(config.results_dir) / "runs"
+    finished = [
+        record | {"folder": runs_dir / record["run_id"]} for _, record in final if record and problem(record) is None
+    ]
     if len(finished) < len(final):
         return [f"{len(final) - len(finished)} of {len(final)} final runs are not there: no verdict without them."]
-    return verdict(chosen, records, finished, Path(config.results_dir) / "runs")
+    return verdict(chosen, records + failed, finished)
+
+
+def ruled_out(failed: dict | None) -> bool:
+    """Whether a failed run is a result: what diverges on a fold is not what is best. `failed`: its record."""
+    return bool(failed) and failed.get("failure") == "diverged" and section(failed, "split").get("folds") is not None
 
 
 def asked_and_rest(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -149,6 +167,14 @@ def number_of_folds(images: dict[str, int], wanted: int) -> int:
 # ---- the choice ------------------------------------------------------------------------------------------
 
 
+def on_all_folds(choices: list[Choice], folds: int) -> list[Choice]:
+    """Those that were tried on every fold: the one that another lacks may be the hard one."""
+    complete = [choice for choice in choices if choice.best.cell.n == folds]
+    if not complete:
+        raise UserError(f"There is nothing to choose from: no method has a result on each of the {folds} folds.")
+    return complete
+
+
 def best_of(choices: list[Choice]) -> Choice:
     """Highest mean accuracy on validation; of those, lowest loss; of those, the method that comes first (METHODS)."""
 
@@ -172,29 +198,42 @@ def named(choice: Choice) -> str:
 # ---- the verdict -----------------------------------------------------------------------------------------
 
 
-def verdict(chosen: Choice, validated: list[dict], final: list[dict], runs: Path) -> list[str]:
+def verdict(chosen: Choice, validated: list[dict], final: list[dict]) -> list[str]:
     """In plain words: what won, by how much, whether that is more than noise, and where the model is.
 
-    `validated`: the records that `chosen` was chosen among; `final`: those of it and of L2 on all training images.
+    `validated`: the records that `chosen` was chosen among, failed ones too; `final`: those of it and of L2 on all
+    training images, each with its `folder`.
     """
     method, name = method_of(chosen.best.cell.runs[0]), named(chosen)
     cells = {key: cell_of([run for run in final if method_of(run) == key], "test_top1", []) for key in ("l2", method)}
     lines = [f"Chosen on images held out of training: {name}, {chosen.best.cell.mean:.1f} % of them right."]
-    use, words = result(method, name, cells[method], cells["l2"])
-    lines += [words, *at_the_edge(chosen, validated)]
     n_test = final[0].get("n_test")
+    use, words = result(method, name, cells[method], cells["l2"], over_images(cells[method], cells["l2"]))
+    lines += [words, *at_the_edge(chosen, validated)]
     if is_number(n_test) and 0 < n_test < 1000:
         lines.append(f"There are {n_test} test images: one of them is {100 / n_test:.1f} points.")
     model = min((run for run in final if method_of(run) == use), key=lambda run: run["seed"])
     lines.append(
-        f"Use {display(use)}. The model: {runs / model['run_id'] / 'model.safetensors'} (seed {model['seed']}; none "
+        f"Use {display(use)}. The model: {model['folder'] / 'model.safetensors'} (seed {model['seed']}; none "
         "was picked by its test accuracy)"
     )
     return lines
 
 
-def result(method: str, name: str, ours: Cell, l2: Cell) -> tuple[str, str]:
-    """The method to use, and why."""
+def over_images(ours: Cell, l2: Cell) -> Difference | None:
+    """What other test images might have given; None where not all predictions are there."""
+    pairs = [
+        (runs.predictions(run), runs.predictions(l2.runs[list(l2.values).index(key)]))
+        for key, run in zip(ours.values, ours.runs, strict=True)
+        if key in l2.values
+    ]
+    if not pairs or any(one is None for pair in pairs for one in pair):
+        return None
+    return by_image(pairs)
+
+
+def result(method: str, name: str, ours: Cell, l2: Cell, images: Difference | None) -> tuple[str, str]:
+    """The method to use, and why. A winner is ahead by more than the chance of seeds, and of the test images drawn."""
     if method == "l2":
         return "l2", f"Plain fine-tuning, L2, won: no other method did better there. On the test images: {of(l2)}."
     difference = paired(ours, l2)
@@ -209,9 +248,22 @@ def result(method: str, name: str, ours: Cell, l2: Cell) -> tuple[str, str]:
     interval = f"{difference.mean:+.1f} points, 95 % interval {difference.low:+.1f} to {difference.high:+.1f}, {seeds}"
     if not difference.excludes_zero:
         return cheaper, (
-            f"No winner: {both}. The difference ({interval}) is no more than noise: use {display(cheaper)}, it is the "
-            "cheapest."
+            f"No winner: {both}. The difference ({interval}) cannot be told from noise: use {display(cheaper)}, it is "
+            "the cheapest."
         )
+    if images and not images.excludes_zero:
+        drawn = (
+            f"95 % interval {images.low:+.1f} to {images.high:+.1f} over {images.n} test images"
+            if images.low is not None
+            else f"hardly any of {images.n} test images are told apart"
+        )
+        return cheaper, (
+            f"No winner: {both}. The difference ({interval}) is more than the chance of seeds, but with so few test "
+            f"images it cannot be told from noise ({drawn}): use {display(cheaper)}, it is the cheapest, or test on "
+            "more images."
+        )
+    if images:
+        interval += f"; {images.low:+.1f} to {images.high:+.1f} over {images.n} test images"
     if difference.mean > 0:
         return method, f"{name} won: {both}. The difference ({interval}) is more than noise."
     return "l2", f"L2 won: {both}. {name} did best on validation, but is behind ({interval}), by more than noise."
@@ -230,5 +282,5 @@ def at_the_edge(chosen: Choice, validated: list[dict]) -> list[str]:
     end, beyond = ("smallest", alpha / 10) if alpha == min(tried) else ("largest", alpha * 10)
     return [
         f"reg.alpha={alpha:g} is the {end} that was tried, and one beyond it may do better: the same command with "
-        f"reg.alpha={','.join(f'{value:g}' for value in sorted([*tried, beyond]))} tries it, too."
+        f"reg={method} reg.alpha={','.join(f'{value:g}' for value in sorted([*tried, beyond]))} tries it, too."
     ]

@@ -1,5 +1,6 @@
 """Any folder of images: with a test part of its own, or one tree of classes that a seeded draw splits."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from ..errors import UserError
 from .dataset import Dataset
 from .files import from_files
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+# Of pictures that are not read here: telephones and cameras make them, and nobody should miss them unawares.
+OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"}
 # Names of parts, in whatever case.
 TRAIN_PARTS = ("train", "training")
 TEST_PARTS = ("test", "testing", "val", "valid", "validation")  # the first of them that is there is the test part
@@ -102,6 +105,11 @@ def _class_images(root: Path, tree: Path) -> dict[str, list[str]]:
     if len(names) < 2:
         raise UserError(f"{tree} holds a single class folder, {names[0]}; two or more are needed. {LAYOUTS}.")
     images = {name: [path.relative_to(root).as_posix() for path in images_below(tree / name)] for name in names}
+    if others := [path for name in names for path in other_pictures_below(tree / name)]:
+        kinds = ", ".join(sorted({path.suffix.lower() for path in others}))
+        say(f"{tree}: pictures of formats not read here are left out: {len(others)} ({kinds}); convert to .jpg")
+    if loose := sum(_is_image(path) and _visible(path.name) for path in tree.iterdir()):
+        say(f"{tree}: images in no class folder are left out: {loose}")
     empty = [name for name in names if not images[name]]
     if empty:
         raise UserError(f"Class folders of {tree} without an image ({', '.join(sorted(SUFFIXES))}): {few(empty)}.")
@@ -110,8 +118,16 @@ def _class_images(root: Path, tree: Path) -> dict[str, list[str]]:
 
 def images_below(folder: Path) -> list[Path]:
     """The image files, by their suffix, at any depth of `folder`, sorted; what is hidden and __MACOSX is left out."""
-    found = (path for path in folder.rglob("*") if all(map(_visible, path.relative_to(folder).parts)))
-    return sorted(filter(_is_image, found), key=Path.as_posix)
+    return sorted(filter(_is_image, _visible_below(folder)), key=Path.as_posix)
+
+
+def other_pictures_below(folder: Path) -> list[Path]:
+    """As `images_below`, the files of formats that are not read here."""
+    return sorted(path for path in _visible_below(folder) if path.suffix.lower() in OTHER_SUFFIXES)
+
+
+def _visible_below(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if all(map(_visible, path.relative_to(folder).parts)))
 
 
 def _folders(parent: Path) -> list[str]:

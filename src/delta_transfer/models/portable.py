@@ -58,8 +58,9 @@ def as_onnx(network: Normalised, size: int, metadata: dict[str, str]) -> bytes:
             f"--format onnx needs the packages onnx and onnxscript ({error}): pip install 'delta-transfer[export]'."
         ) from None
     program = _program(network, size)
+    names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": {"images": {0: "batch"}}}
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its steps, with a mark for each
-        made = torch.onnx.export(program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False)
+        made = torch.onnx.export(program, dynamo=True, verbose=False, **names)
     model = made.model_proto
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)

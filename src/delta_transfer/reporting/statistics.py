@@ -14,12 +14,13 @@ if TYPE_CHECKING:
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000  # of the bootstrap
+ENOUGH_IMAGES = 6  # that differ: of fewer, all on one side, the sign test's p is 0.06, whatever a resample says
 ENOUGH_ROWS = 5  # for a critical difference: with fewer, ranks can hardly differ by more than chance
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two methods, in points of accuracy, with its 95 % interval; none for a single pair or equal differences."""
+    """Of two methods, in points of accuracy, with its 95 % interval; none where there is too little for one."""
 
     mean: float
     low: float | None
@@ -58,7 +59,8 @@ def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
     """Difference in accuracy, (ours, theirs) of each seed, with a bootstrap interval over the test images.
 
     The unit is the image: its difference is the mean over the seeds, so that being seen by several networks
-    counts once. Percentile interval, 2,000 resamples, generator seeded. Raises ValueError if the images differ.
+    counts once. Percentile interval, 2,000 resamples, generator seeded; none where all differences are equal or fewer
+    than ENOUGH_IMAGES are not 0. Raises ValueError if the images differ.
     """
     import numpy as np
     from scipy import stats
@@ -69,7 +71,7 @@ def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
             raise ValueError("predictions of different test images")
     differences = np.mean([ours.correct.astype(float) - theirs.correct for ours, theirs in pairs], axis=0) * 100
     mean = float(differences.mean())
-    if np.ptp(differences) == 0:
+    if np.ptp(differences) == 0 or np.count_nonzero(differences) < ENOUGH_IMAGES:
         return Difference(mean, None, None, len(differences))
     interval = stats.bootstrap(
         (differences,),
