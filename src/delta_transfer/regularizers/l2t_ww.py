@@ -27,7 +27,7 @@ from ..models import Network
 from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, relative_entropy
 from .distances import full_precision
 from .look_ahead import SGD, leaves, meta_gradient
-from .matching import FM
+from .matching import FM, joined
 
 # "where": of the score e . gap(S) + e0, and of gap(S)'s channels C_m by which it is divided before.
 ACTIVATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -144,15 +144,19 @@ class L2TWW(FM):
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
         """M as a part of the loss that trains target and matchers: phi gets no gradient."""
         with torch.no_grad():
-            weights, references = self.weights(source_outputs), self.references(source_outputs)
+            references, weights = joined(self.pairs, self.references(source_outputs)), self.weights(source_outputs)
             self.observed = {}
             if self.where != OFF:
                 self.observed |= {f"attention_{key}": amount.mean() for key, (_, amount) in weights.items()}
             if self.what:  # 1: all channels alike
                 entropies = [relative_entropy(w) for w, _ in weights.values()]
                 self.observed["attention_entropy"] = torch.stack(entropies).mean()
-            products = {key: w * amount for key, (w, amount) in weights.items()}
+            products = self.products(weights)
         return {"matching": self.matching(self.matchers(outputs), references, products)} | self.head_penalty(target)
+
+    def products(self, weights: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """lambda_mn w_mn (B, C_m) of every pair, joined by target taps."""
+        return joined(self.pairs, {key: w * amount for key, (w, amount) in weights.items()})
 
     def after_step(self, learner, parts: list[Part]) -> dict[str, Tensor]:
         return {"attention_meta_loss": self.meta_step(learner, parts)}
@@ -162,10 +166,8 @@ class L2TWW(FM):
         parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
         buffers = [learner.optimizer.state[p].get("momentum_buffer") for p in parameters]
         velocity = [torch.zeros_like(p) if v is None else v for p, v in zip(parameters, buffers, strict=True)]
-        references = [self.references(source_outputs) for _, _, source_outputs in parts]
-        weights = []  # of each part, lambda * w
-        for _, _, source_outputs in parts:
-            weights.append({key: w * amount for key, (w, amount) in self.weights(source_outputs).items()})
+        references = [joined(self.pairs, self.references(source_outputs)) for _, _, source_outputs in parts]
+        weights = [self.products(self.weights(source_outputs)) for _, _, source_outputs in parts]
         # M depends on phi through them alone: the steps are differentiated as far as here, and then once through phi.
         made = [w for part in weights for w in part.values()]
         constants = leaves(made)

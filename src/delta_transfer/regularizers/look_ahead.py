@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
+from .twice import TwiceDifferentiable, gradients_only
+
 Tensors = list[Tensor]
 Loss = Callable[[Tensors], Tensor]  # of the parameters theta, a scalar
 
@@ -66,7 +68,9 @@ def meta_gradient(
     steps = []
     for loss in inner:
         theta = leaves(theta)
-        gradient = grad(loss(theta), theta, create_graph=True, allow_unused=True, materialize_grads=True)
+        with TwiceDifferentiable():
+            value = loss(theta)
+        gradient = grad(value, theta, create_graph=True, allow_unused=True, materialize_grads=True)
         steps.append((theta, gradient))
         theta, velocity = sgd.step(theta, velocity, [g.detach() for g in gradient])
     theta = leaves(theta)
@@ -77,10 +81,13 @@ def meta_gradient(
     while steps:
         theta, gradient = steps.pop()
         of_gradient, of_theta, of_velocity = sgd.adjoint(of_theta, of_velocity)
-        to_phi, to_theta = _through(gradient, of_gradient, phi, theta if steps else [])
-        torch._foreach_add_(of_phi, to_phi)
         if steps:
+            to_phi, to_theta = _through(gradient, of_gradient, phi, theta)
             torch._foreach_add_(of_theta, to_theta)
+        else:
+            with gradients_only():
+                to_phi, _ = _through(gradient, of_gradient, phi, [])
+        torch._foreach_add_(of_phi, to_phi)
         del gradient  # and with it the step's graph
     return value.detach(), of_phi
 

@@ -1,5 +1,6 @@
 """Pairs of feature maps of two networks, which need not be of one architecture, and feature matching (FitNets)."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from ..errors import UserError
 from ..models import Network
 from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, module_name
 from .distances import full_precision
+from .twice import mean_squares
 
 
 class Pair(NamedTuple):
@@ -59,16 +61,26 @@ def _of_one_size(source_shapes: OutputShapes, target_shapes: MapShapes) -> list[
 
 
 class Matchers(nn.ModuleDict):
-    """r_mn(T_n) of every pair, {pair.key: (B, C_m, g, g')}."""
+    """r_mn of every pair, by its key. Of each target tap, r_mn(T_n) of its pairs, one after the other as channels."""
 
     def __init__(self, pairs: list[Pair], source_shapes: OutputShapes, target_shapes: MapShapes):
         super().__init__(
             {pair.key: nn.Conv2d(target_shapes[pair.target][0], source_shapes[pair.source][0], 1) for pair in pairs}
         )
-        self.target_taps = {pair.key: pair.target for pair in pairs}
+        self.pairs = pairs
 
     def forward(self, outputs: Outputs) -> dict[str, Tensor]:
-        return {key: matcher(full_precision(outputs[self.target_taps[key]])) for key, matcher in self.items()}
+        weights = joined(self.pairs, {key: matcher.weight for key, matcher in self.items()}, dim=0)
+        biases = joined(self.pairs, {key: matcher.bias for key, matcher in self.items()}, dim=0)
+        return {tap: F.conv2d(full_precision(outputs[tap]), weights[tap], biases[tap]) for tap in weights}
+
+
+def joined(pairs: list[Pair], values: Mapping[str, Tensor], dim: int = 1) -> dict[str, Tensor]:
+    """By target tap, the values of its pairs, by `pair.key`, concatenated: few operations where each pair made one."""
+    taps: dict[str, list[Tensor]] = {}
+    for pair in pairs:
+        taps.setdefault(pair.target, []).append(values[pair.key])
+    return {tap: torch.cat(parts, dim) for tap, parts in taps.items()}
 
 
 class PairedMaps(Regularizer):
@@ -126,16 +138,20 @@ class FM(PairedMaps):
     def matching(
         self, matched: dict[str, Tensor], references: dict[str, Tensor], weights: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """M, a scalar. `weights` (B, C_m) of every pair: of each image's channels, whose sum then is taken."""
+        """M, a scalar, of what is `joined` by target taps.
+
+        `weights` (B, sum of C_m): of each image's channels, whose sum then is taken.
+        """
         total = 0.0
-        for key, values in matched.items():
-            squares = (references[key] - values).square()
-            if weights is None:
-                total = total + squares.mean()
+        for tap, values in matched.items():
+            squares = mean_squares(values - references[tap])
+            if weights is not None:
+                total = total + (weights[tap] * squares).sum(dim=1).mean()
             else:
-                total = total + (weights[key] * squares.mean(dim=(2, 3))).sum(dim=1).mean()
+                channels = [self.matchers[pair.key].out_channels for pair in self.pairs if pair.target == tap]
+                total = total + sum(part.mean() for part in squares.split(channels, dim=1))
         return self.alpha * total
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
-        matched = self.matchers(outputs)
-        return {"matching": self.matching(matched, self.references(source_outputs))} | self.head_penalty(target)
+        matched, references = self.matchers(outputs), joined(self.pairs, self.references(source_outputs))
+        return {"matching": self.matching(matched, references)} | self.head_penalty(target)

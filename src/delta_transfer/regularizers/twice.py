@@ -1,0 +1,219 @@
+"""Convolution, BatchNorm and mean squares whose backward pass is differentiated at the cost of its arithmetic.
+
+PyTorch differentiates a convolution's backward pass by convolutions with the images as channels, and BatchNorm's by a
+chain of operations on whole maps. Written out, each term is one call of the kernels that a forward or backward pass
+uses. Below, g is the gradient of a layer's output, and u the adjoint of what its backward pass returns, u_x of the
+gradient of x and so on: all terms are derivatives of <u, backward(g)>.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+aten = torch.ops.aten
+_to_operands = True
+
+
+@contextmanager
+def gradients_only() -> Iterator[None]:
+    """Differentiates backward passes with respect to g alone, not to the layers' inputs and parameters.
+
+    Where only what the loss is weighted by is asked for, all else is lost work that autograd cannot leave out.
+    """
+    global _to_operands
+    _to_operands = False
+    try:
+        yield
+    finally:
+        _to_operands = True
+
+
+class TwiceDifferentiable(TorchFunctionMode):
+    """Within it, networks of modules are made of these operations."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return REPLACED.get(function, function)(*args, **(kwargs or {}))
+
+
+def convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+    """As F.conv2d."""
+    if isinstance(padding, str):
+        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    stride, padding, dilation = ([n, n] if isinstance(n, int) else list(n) for n in (stride, padding, dilation))
+    return _Convolution.apply(*_cast(x, weight, bias), (stride, padding, dilation, groups))
+
+
+class _Convolution(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.options = options
+        return torch.conv2d(x, weight, bias, *options)
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        return *_ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:3]), None
+
+
+def _backward(g: Tensor, x: Tensor, weight: Tensor, options: tuple, wanted: tuple[bool, ...]) -> tuple:
+    """Gradients of x, which needs no values of it, of the weight, which needs none of that, and of the bias."""
+    stride, padding, dilation, groups = options
+    sizes = [weight.shape[0]] if wanted[2] else None
+    return aten.convolution_backward(g, x, weight, sizes, stride, padding, dilation, False, [0, 0], groups, wanted)
+
+
+class _ConvolutionBackward(Function):
+    """<u, backward(g)> = <g, x * u_w + u_x * w + u_b>, * the convolution."""
+
+    @staticmethod
+    def forward(ctx, g: Tensor, x: Tensor, weight: Tensor, options: tuple, wanted: tuple[bool, ...]) -> tuple:
+        ctx.save_for_backward(g, x, weight)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return _backward(g, x, weight, options, list(wanted))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, u_x: Tensor | None, u_w: Tensor | None, u_b: Tensor | None) -> tuple[Tensor | None, ...]:
+        g, x, weight = ctx.saved_tensors
+        of_g = of_x = of_weight = None
+        if u_w is not None:
+            of_g = torch.conv2d(x, u_w, u_b, *ctx.options)
+        if u_x is not None:
+            more = torch.conv2d(u_x, weight, None if of_g is not None else u_b, *ctx.options)
+            of_g = more if of_g is None else of_g.add_(more)
+        if of_g is None and u_b is not None:
+            of_g = u_b.view(-1, 1, 1).expand_as(g)
+        if _to_operands and (u_x is not None or u_w is not None):
+            wanted = [u_w is not None and ctx.needs_input_grad[1], u_x is not None, False]
+            operands = x if u_x is None else u_x, weight if u_w is None else u_w
+            of_x, of_weight, _ = _backward(g, *operands, ctx.options, wanted)
+        return of_g, of_x, of_weight, None, None
+
+
+def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Tensor:
+    """As F.batch_norm."""
+    if not training or weight is None:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
+
+
+class _BatchNorm(Function):
+    """y = weight x' + bias, x' = i (x - m), with mean m and i = (variance + eps)^(-1/2) of the batch, per channel."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps) -> Tensor:
+        y, mean, inverse = aten.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
+        ctx.save_for_backward(x, weight, mean, inverse)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        return *_BatchNormBackward.apply(g, *ctx.saved_tensors, ctx.eps), None, None, None, None
+
+
+class _BatchNormBackward(Function):
+    """With E the mean over a channel's N values, its backward pass is
+
+        g_x = weight i (g - E g - x' E[g x']),  g_weight = N E[g x'],  g_bias = N E g
+
+    and, with a = E u_x, c = E[u_x x'], d = u_weight - weight i c, the derivatives of <u, backward(g)> are
+
+        of g:      weight i (u_x - a - c x') + u_weight x' + u_bias
+        of weight: N i (E[g u_x] - a E g - c E[g x'])
+        of x:      i (h - E h - x' E[h x']) - weight i^2 x' (E[g u_x] - a E g - c E[g x'])
+
+    where h = d g - weight i E[g x'] u_x.
+    """
+
+    @staticmethod
+    def forward(ctx, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, eps: float) -> tuple:
+        found = aten.native_batch_norm_backward(g, x, weight, None, None, mean, inverse, True, eps, [True] * 3)
+        ctx.save_for_backward(g, x, weight, mean, inverse, *found[1:])
+        ctx.eps = eps
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, u_x: Tensor, u_weight: Tensor, u_bias: Tensor) -> tuple[Tensor | None, ...]:
+        g, x, weight, mean, inverse, g_weight, g_bias = ctx.saved_tensors
+        count = x.numel() / x.shape[1]
+        # What BatchNorm's backward pass makes of u_x is the first term, with N c and N a.
+        of_g, c, a = aten.native_batch_norm_backward(
+            u_x, x, weight, None, None, mean, inverse, True, ctx.eps, [True] * 3
+        )
+        of_g += _affine((x, u_weight * inverse), constant=u_bias - u_weight * inverse * mean)
+        if not _to_operands:
+            return of_g, None, None, None, None, None
+        a, c, e, f = a / count, c / count, g_bias / count, g_weight / count
+        p = (g * u_x).sum(dim=(0, 2, 3), dtype=a.dtype) / count - a * e - c * f
+        d, s = u_weight - weight * inverse * c, weight * inverse * f
+        # h = d g - s u_x, so E h = d e - s a and E[h x'] = d f - s c
+        of_centred = -inverse * (inverse * (d * f - s * c) + weight * inverse.square() * p)  # of x - m
+        constant = -inverse * (d * e - s * a) - of_centred * mean
+        of_x = _affine((g, inverse * d), (u_x, -inverse * s), (x, of_centred), constant=constant)
+        return of_g, of_x, count * inverse * p, None, None, None
+
+
+def _affine(*terms: tuple[Tensor, Tensor], constant: Tensor) -> Tensor:
+    """Of maps (B, C, H, W), the sum of each times a factor (C,) of its channels, and a constant (C,).
+
+    Summed in the factors' precision, fp32 where the maps are bf16, and returned in the maps'.
+    """
+    total = constant[:, None, None]
+    for values, factor in terms:
+        total = torch.addcmul(total, values.to(factor.dtype), factor[:, None, None])
+    return total.to(terms[0][0].dtype)
+
+
+def mean_squares(x: Tensor) -> Tensor:
+    """(B, C) of maps (B, C, H, W): over the pixels of each channel."""
+    return _MeanSquares.apply(x)
+
+
+class _MeanSquares(Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square().mean(dim=(2, 3))
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        return _MeanSquaresBackward.apply(g, *ctx.saved_tensors)
+
+
+class _MeanSquaresBackward(Function):
+    """(2 / P) g x, P pixels."""
+
+    @staticmethod
+    def forward(ctx, g: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(g, x)
+        return x * _per_pixel(g, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, u: Tensor) -> tuple[Tensor, Tensor | None]:
+        g, x = ctx.saved_tensors
+        of_g = 2 * (x * u).mean(dim=(2, 3))
+        return of_g, u * _per_pixel(g, x) if _to_operands else None
+
+
+def _per_pixel(g: Tensor, x: Tensor) -> Tensor:
+    return (g * (2 / (x.shape[2] * x.shape[3])))[:, :, None, None]
+
+
+def _cast(*tensors: Tensor | None) -> Iterator[Tensor | None]:
+    """As autocast does before a convolution; its backward passes are in the same precision."""
+    device = next(t.device.type for t in tensors if t is not None)
+    on = torch.is_autocast_enabled(device)
+    return (t if t is None or not on else t.to(torch.get_autocast_dtype(device)) for t in tensors)
+
+
+REPLACED = {F.conv2d: convolution, F.batch_norm: batch_norm}
