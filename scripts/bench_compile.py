@@ -13,7 +13,7 @@ def main() -> None:
     options = arguments(__doc__.splitlines()[0], one_thread=True)
     cuda = options.device.type == "cuda"
     report = Report(options)
-    name, batch, size, rounds = ("resnet50", 64, 224, 20) if cuda else ("resnet18", 32, 128, 5)
+    name, batch, size, rounds = ("resnet50", 64, 224, 5) if cuda else ("resnet18", 32, 128, 5)
     if options.quick:
         name, batch, size, rounds = "resnet18", 2, 32, 1
     precision = "bf16" if cuda else "fp32"

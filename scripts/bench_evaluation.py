@@ -33,7 +33,7 @@ def sizes(device: torch.device, quick: bool) -> Sizes:
     if quick:
         return Sizes("resnet18", 5, 40, 32, 2, 2)
     if device.type == "cuda":
-        return Sizes("resnet50", 1280, 256, 224, 10, 5)
+        return Sizes("resnet50", 1280, 256, 224, 5, 3)
     return Sizes("resnet18", 16, 256, 224, 14, 5)
 
 
@@ -61,11 +61,11 @@ def main() -> None:
         evaluate(network, ten, indices, precision)
 
     what = f"{size.network}, {size.images} images, at most {images_at_once(device)} at once, {precision}"
-    ratio = side_by_side({"forward": forward, "one": evaluate_one}, device, size.rounds).ratio("one", "forward")
+    ratio = side_by_side({"forward": forward, "one": evaluate_one}, device, size.rounds, long=True).ratio("one", "forward")
     report.add("evaluation_forward", ratio.value, f"evaluate / forward passes of its batches; {what}; {ratio}")
     # As many views as ten crops have: a short work has faster moments than a long one.
     works = {"one": lambda: evaluate_one(times=10), "ten": evaluate_ten}
-    ratio = side_by_side(works, device, size.rounds_of_ten).ratio("ten", "one")
+    ratio = side_by_side(works, device, size.rounds_of_ten, long=True).ratio("ten", "one")
     detail = f"evaluate with ten crops / with one, of ten times as many images; {what}; {ratio}"
     report.add("evaluation_ten_crops", ratio.value, detail)
     report.write()

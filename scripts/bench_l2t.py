@@ -34,7 +34,7 @@ def main() -> None:
     cuda = options.device.type == "cuda"
     report = Report(options)
     pairs = {"small_vgg": "small_resnet"} if options.quick else PAIRS
-    batch, rounds = (4, 2) if options.quick else (128, 20) if cuda else (32, 5)
+    batch, rounds = (4, 2) if options.quick else (128, 5) if cuda else (32, 5)
     for target, source in pairs.items():
         # alpha: so weak that random weights do not diverge; the cost does not depend on it.
         methods = {"plain": L2(), "l2t_ww": L2TWW(alpha=1e-3)}

@@ -46,7 +46,7 @@ def main() -> None:
     what = f"{name}, {size} px, batch {batch}, {precision}"
     for phase, seconds in fastest.items():
         key = f"profile_{phase.split()[-1]}"
-        report.add(key, 100 * seconds / total, f"% of {total:.2f} s: {phase}; {what}")
+        report.add(key, 100 * seconds / total, f"% of {1000 * total:.0f} ms: {phase}; {what}")
     report.write()
 
 

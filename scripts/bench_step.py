@@ -36,7 +36,7 @@ def main() -> None:
     cuda = options.device.type == "cuda"
     report = Report(options)
     networks = ["resnet18"] if options.quick else ["resnet50", "resnet101"]
-    batch, size, rounds = (2, 32, 2) if options.quick else (64, 224, 20) if cuda else (16, 224, 3)
+    batch, size, rounds = (2, 32, 2) if options.quick else (64, 224, 5) if cuda else (16, 224, 3)
     for name in networks:
         fewer = 2 if name == "resnet101" and not cuda else rounds  # a round takes two minutes
         time_steps(report, name, batch, size, fewer, options.device)

@@ -51,16 +51,22 @@ class Timings:
 
 
 def side_by_side(
-    works: dict[str, Callable[[], object]], device: torch.device, rounds: int, warm_up: int = 1, warm: bool = False
+    works: dict[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    warm_up: int = 1,
+    warm: bool = False,
+    long: bool = False,
 ) -> Timings:
     """Times all works in every round, each round in another order.
 
-    On a GPU ten times in a row, since training does not wait for it after each step either. `warm`: once more before it
-    is timed, since between its turns a work's memory goes cold, which in training it does not.
+    On a GPU ten times in a row, since training does not wait for it after each step either, unless they are `long`.
+    `warm`: once more before it is timed, since between its turns a work's memory goes cold, which in training it does
+    not.
     """
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     clock_now = perf_counter if device.type == "cuda" else process_time
-    repeat = 10 if device.type == "cuda" else 1
+    repeat = 10 if device.type == "cuda" and not long else 1
     clock, wall = ({name: [] for name in works} for _ in range(2))
     for _ in range(warm_up):
         for work in works.values():
