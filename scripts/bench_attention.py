@@ -62,11 +62,7 @@ def parts(
         while True:
             yield from suffix.removals(kept, forward_images)
 
-    def next_of(chunks: Iterator[object]) -> object:
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as DELTA.fit does; the plain one need not
-            return next(chunks)
-
-    works = {tap: partial(next_of, chunks_of(suffix)) for tap, suffix in suffixes.taps.items()}
+    works = {tap: partial(next, chunks_of(suffix)) for tap, suffix in suffixes.taps.items()}
     works["intact"] = lambda: suffixes.run_intact(images)
     works["plain"] = lambda: plain_rise(model, TAPS[name][0], 0, plain_images, labels, 0.0)
 

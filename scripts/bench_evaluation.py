@@ -61,7 +61,9 @@ def main() -> None:
         evaluate(network, ten, indices, precision)
 
     what = f"{size.network}, {size.images} images, at most {images_at_once(device)} at once, {precision}"
-    ratio = side_by_side({"forward": forward, "one": evaluate_one}, device, size.rounds, long=True).ratio("one", "forward")
+    ratio = side_by_side({"forward": forward, "one": evaluate_one}, device, size.rounds, long=True).ratio(
+        "one", "forward"
+    )
     report.add("evaluation_forward", ratio.value, f"evaluate / forward passes of its batches; {what}; {ratio}")
     # As many views as ten crops have: a short work has faster moments than a long one.
     works = {"one": lambda: evaluate_one(times=10), "ten": evaluate_ten}

@@ -16,7 +16,8 @@ class BSS(Regularizer):
     sigma_i^2 is 2 sigma_i u_i v_i', with the singular vectors u_i and v_i.
 
     Neither a sum nor a mean over the batch: alpha belongs to a batch size, and of a batch in parts (several processes,
-    schedule.accumulate) each part has a spectrum of its own.
+    schedule.accumulate) each part has a spectrum of its own. The one method whose every step waits for a GPU: the
+    decomposition is checked for convergence.
     """
 
     def __init__(self, alpha: float = 1e-3, beta: float = 0.0, weight_decay: float = 5e-4, k: int = 1):

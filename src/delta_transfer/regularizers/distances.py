@@ -15,19 +15,21 @@ class _MapDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx, target: Tensor, source: Tensor, weights: Tensor | None) -> Tensor:
         difference = full_precision(target) - full_precision(source)
-        root = None if weights is None else weights.to(difference).sqrt().view(-1, 1, 1)
-        if root is not None:
-            difference *= root
-        ctx.save_for_backward(difference, root)
-        ctx.dtype = target.dtype
+        weights = None if weights is None else weights.to(difference).view(-1, 1, 1)
+        # The maps rather than their difference: the target's is kept anyway, and in bf16 they are half as large.
+        ctx.save_for_backward(target, source, weights)
+        if weights is not None:
+            difference *= weights.sqrt()
         # Norms of the C channels of each pixel, then their sum: a norm of the whole map is off by 1e-3 in fp32.
         return 0.5 * torch.linalg.vector_norm(difference.permute(0, 2, 3, 1), dim=-1).square().sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        difference, root = ctx.saved_tensors
-        return (difference * (gradient if root is None else gradient * root)).to(ctx.dtype), None, None
+        target, source, weights = ctx.saved_tensors
+        difference = full_precision(target) - full_precision(source)
+        difference *= gradient if weights is None else gradient * weights
+        return difference.to(target.dtype), None, None
 
 
 def map_distance(target: Tensor, source: Tensor, weights: Tensor | None = None) -> Tensor:

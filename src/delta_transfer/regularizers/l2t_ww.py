@@ -14,6 +14,7 @@ weigh is to lead to a low cross-entropy, which `L2TWW.meta_step` differentiates 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,8 +27,9 @@ from ..errors import UserError
 from ..models import Network
 from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, relative_entropy
 from .distances import full_precision
-from .look_ahead import SGD, leaves, meta_gradient
+from .look_ahead import SGD, meta_gradient
 from .matching import FM, joined
+from .replayed import Replayed
 
 # "where": of the score e . gap(S) + e0, and of gap(S)'s channels C_m by which it is divided before.
 ACTIVATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
@@ -109,6 +111,7 @@ class L2TWW(FM):
         self.inner_steps, self.meta_lr, self.meta_weight_decay = inner_steps, meta_lr, meta_weight_decay
         self.meta_networks = nn.ModuleDict()
         self.adam: torch.optim.Adam | None = None
+        self.replayed = Replayed()
 
     def start(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
@@ -163,40 +166,58 @@ class L2TWW(FM):
 
     def meta_step(self, learner, parts: list[Part]) -> Tensor:
         """Step 2: Adam's step on phi; returns the meta loss. Nothing of `learner` changes."""
-        parameters = [p for group in learner.optimizer.param_groups for p in group["params"]]
+        groups = learner.optimizer.param_groups
+        parameters = [p for group in groups for p in group["params"]]
         buffers = [learner.optimizer.state[p].get("momentum_buffer") for p in parameters]
         velocity = [torch.zeros_like(p) if v is None else v for p, v in zip(parameters, buffers, strict=True)]
+        # Filled on the device: a copy from Python would wait for it.
+        rates = [parameters[0].new_full((), group["lr"]) for group in groups for _ in group["params"]]
         references = [joined(self.pairs, self.references(source_outputs)) for _, _, source_outputs in parts]
+        # M depends on phi through these alone: the steps are differentiated as far as here, and then once through phi.
         weights = [self.products(self.weights(source_outputs)) for _, _, source_outputs in parts]
-        # M depends on phi through them alone: the steps are differentiated as far as here, and then once through phi.
         made = [w for part in weights for w in part.values()]
-        constants = leaves(made)
-        cursor = iter(constants)
-        weights = [{key: next(cursor) for key in part} for part in weights]
-
-        def matching(theta: list[Tensor]) -> Tensor:
-            of_target, of_matchers = self._named(learner.target, parameters, theta)
-            losses = []
-            for (images, _, _), reference, weight in zip(parts, references, weights, strict=True):
-                outputs = learner.forward_with(of_target, images)
-                matched = functional_call(self.matchers, of_matchers, (outputs,))
-                losses.append(self.matching(matched, reference, weight))
-            return torch.stack(losses).mean()
-
-        def task(theta: list[Tensor]) -> Tensor:
-            of_target, _ = self._named(learner.target, parameters, theta)
-            losses = [
-                sum(learner.task_loss(learner.forward_with(of_target, images), labels).values())
-                for images, labels, _ in parts
-            ]
-            return torch.stack(losses).mean()
-
-        inner = [matching] * self.inner_steps + [task]
-        meta_loss, gradients = meta_gradient(inner, task, parameters, velocity, constants, SGD.of(learner.optimizer))
+        images, labels, _ = zip(*parts, strict=True)
+        given = [*images, *labels, *(reference for part in references for reference in part.values()), *made]
+        meta_loss, *gradients = self.replayed(partial(self.tried, learner), [*parameters, *velocity, *rates, *given])
         torch.autograd.backward(made, gradients, inputs=list(self.meta_networks.parameters()))
         self.adam.step()
         self.adam.zero_grad()
         return meta_loss
+
+    def tried(self, learner, tensors: list[Tensor]) -> list[Tensor]:
+        """Meta loss, and its gradients with respect to lambda w, as a function of the tensors of `meta_step`.
+
+        They are parameters, momentum and learning rate of each, then images, labels, references and lambda w of the
+        parts of the batch, the latter two by target taps.
+        """
+        named = [p for group in learner.optimizer.param_groups for p in group["params"]]
+        taps = list(dict.fromkeys(pair.target for pair in self.pairs))
+        count = learner.accumulate
+        cursor = iter(tensors)
+        parameters, velocity, rates = ([next(cursor) for _ in named] for _ in range(3))
+        images, labels = ([next(cursor) for _ in range(count)] for _ in range(2))
+        references, weights = ([{tap: next(cursor).detach() for tap in taps} for _ in range(count)] for _ in range(2))
+        constants = [w.requires_grad_(True) for part in weights for w in part.values()]
+
+        def matching(theta: list[Tensor]) -> Tensor:
+            of_target, of_matchers = self._named(learner.target, named, theta)
+            losses = []
+            for part, reference, weight in zip(images, references, weights, strict=True):
+                matched = functional_call(self.matchers, of_matchers, (learner.forward_with(of_target, part),))
+                losses.append(self.matching(matched, reference, weight))
+            return torch.stack(losses).mean()
+
+        def task(theta: list[Tensor]) -> Tensor:
+            of_target, _ = self._named(learner.target, named, theta)
+            losses = [
+                sum(learner.task_loss(learner.forward_with(of_target, part), part_labels).values())
+                for part, part_labels in zip(images, labels, strict=True)
+            ]
+            return torch.stack(losses).mean()
+
+        inner, sgd = [matching] * self.inner_steps + [task], SGD.of(learner.optimizer, rates)
+        meta_loss, gradients = meta_gradient(inner, task, parameters, velocity, constants, sgd)
+        return [meta_loss, *gradients]
 
     def _named(self, target: Network, parameters: list[nn.Parameter], theta: list[Tensor]) -> tuple[dict, dict]:
         """`theta`, values of `parameters`, under the names that they have in the target and in the matchers."""

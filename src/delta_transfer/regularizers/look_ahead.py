@@ -17,15 +17,15 @@ Loss = Callable[[Tensors], Tensor]  # of the parameters theta, a scalar
 class SGD:
     """v <- mu v + d, theta <- theta - lr v, where d = g + wd theta; Nesterov: theta <- theta - lr (d + mu v)."""
 
-    lr: list[float]  # of each parameter
+    lr: Sequence[float | Tensor]  # of each parameter; tensors are scalars
     momentum: float = 0.0  # mu
     weight_decay: float = 0.0  # wd
     nesterov: bool = False
 
     @classmethod
-    def of(cls, optimizer: torch.optim.SGD) -> "SGD":
-        """What the next step of `optimizer` would do to its parameters, in the order of its groups."""
-        lr = [group["lr"] for group in optimizer.param_groups for _ in group["params"]]
+    def of(cls, optimizer: torch.optim.SGD, lr: Tensors | None = None) -> "SGD":
+        """What the next step of `optimizer` would do to its parameters, in their order; `lr` replaces its own."""
+        lr = lr or [group["lr"] for group in optimizer.param_groups for _ in group["params"]]
         first = optimizer.param_groups[0]  # groups differ in their learning rate only
         return cls(lr, first["momentum"], first["weight_decay"], first["nesterov"])
 

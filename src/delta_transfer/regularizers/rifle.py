@@ -41,7 +41,8 @@ class RIFLE(Regularizer):
         classes, features = head.weight.shape
         bound = (classes if self.bound == "classes" else features) ** -0.5
         for parameter in [head.weight] + ([head.bias] if self.bias and getattr(head, "bias", None) is not None else []):
-            parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+            values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.copy_(values, non_blocking=True)
             momentum = optimizer.state[parameter].get("momentum_buffer")
             if self.reset_momentum and momentum is not None:
                 momentum.zero_()
