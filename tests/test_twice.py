@@ -124,6 +124,16 @@ def test_modules_are_made_of_them():
     torch.testing.assert_close(network.bn1.running_mean, statistics)
 
 
+def test_batchnorm_of_vectors_and_without_scale_is_pytorchs():
+    x, images = random(6, 4), random(3, 4, 2, 2)
+    with TwiceDifferentiable():
+        outputs = [nn.BatchNorm1d(4).double()(x), nn.BatchNorm2d(4, affine=False).double()(images)]
+    for output, values in zip(outputs, (x, images), strict=True):
+        assert type(output.grad_fn).__name__ == "NativeBatchNormBackward0"
+        (gradient,) = grad(output.sin().sum(), values, create_graph=True)
+        assert gradient.square().sum().requires_grad
+
+
 def test_autocast_reaches_the_convolutions():
     network, images = TinyNet(), torch.randn(4, 3, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):

@@ -98,8 +98,8 @@ class _ConvolutionBackward(Function):
 
 
 def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Tensor:
-    """As F.batch_norm."""
-    if not training or weight is None:
+    """As F.batch_norm; written out for maps (B, C, H, W) with scale and shift."""
+    if not training or weight is None or x.dim() != 4:
         return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
     return _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
 
