@@ -182,6 +182,7 @@ BAD = {
     "method without its options": (["reg=l2_sp", "reg.name=l2"], "reg.name=l2 does not take the options"),
     "gigantic image": (["backbone.resize=1000000000"], "backbone.resize must be at most 16,384"),
     "gigantic batch": (["schedule.batch_size=1000000000"], "schedule.batch_size must be at most 1,048,576"),
+    "iterations that would not count": (["schedule=l2t"], "schedule.iterations=3: this schedule is as long as"),
     "endless run": (["schedule.epochs=1e308"], "schedule.epochs must be at most"),
     "huge seed": (["seed=18446744073709551616"], "seed must be at most 9223372036854775807"),
     "beyond fp32": (["schedule.lr=1e308"], "schedule.lr must be at most 3e+38"),

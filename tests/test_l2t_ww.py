@@ -20,6 +20,7 @@ from delta_transfer.regularizers.matching import Matchers, Pair, choose_pairs
 from delta_transfer.training import Learner, make_optimizer
 
 from .conftest import TinyNet, randomise_batchnorm
+from .test_config import composed
 
 # --- the gradient through steps of SGD ---
 
@@ -132,8 +133,8 @@ def test_matching_equals_the_naive_loop(what, where):
             if where == "constant":
                 amount = torch.log1p(torch.exp(10 * network.k)).item()
             elif where != "off":
-                score = (network.where.weight @ gap + network.where.bias).item()
-                amount = max(0.0, score / channels if where == "relu_mean" else score)
+                score = (network.where.weight @ gap).item() / (channels if where == "relu_mean" else 1)
+                amount = max(0.0, score + network.where.bias.item())
                 amount = min(amount, 6.0) if where == "relu6" else amount
             for c in range(channels):
                 values = matcher.bias[c] + sum(matcher.weight[c, k, 0, 0] * outputs[n][b, k] for k in range(5))
@@ -192,6 +193,20 @@ def test_sizes_of_the_published_networks(source, target, expected):
 
     matchers = Matchers(pairs, source, target)
     assert (count(n.what for n in networks), count(n.where for n in networks), count([matchers])) == expected
+
+
+def test_published_options():
+    """Of the class and of conf/reg; Adam gets those of the meta-networks."""
+    config, built = composed("reg=l2t_ww", "source=small_resnet").reg, L2TWW()
+    options = {"alpha": 0.5, "weight_decay": 1e-4, "pairs": "all_to_all", "what": True, "where": "relu6"}
+    options |= {"inner_steps": 2, "meta_lr": 1e-4, "meta_weight_decay": 1e-4}
+    chosen = {"pairs": "which_pairs"}
+    for name, value in options.items():
+        assert getattr(config, name) == value and getattr(built, chosen.get(name, name)) == value, name
+    method = started(meta_lr=0.02, meta_weight_decay=0.3)
+    (group,) = method.adam.param_groups
+    assert type(method.adam) is torch.optim.Adam and (group["lr"], group["weight_decay"]) == (0.02, 0.3)
+    assert group["params"] == list(method.meta_networks.parameters())
 
 
 def test_pairs():

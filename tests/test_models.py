@@ -81,7 +81,7 @@ def test_networks_of_l2t_ww(name, parameters, maps):
 
 @pytest.mark.parametrize("name", ["resnet32", "vgg9_bn"])
 def test_networks_of_l2t_ww_begin_as_published(name):
-    model = build_source(backbone(name), seed=0)._model[0]
+    model = build_source(backbone(name), seed=0).with_new_head(300, seed=1).model  # as a run trains it
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     for convolution in convolutions:
         fan_out = convolution.out_channels * convolution.kernel_size[0] ** 2
@@ -93,7 +93,7 @@ def test_networks_of_l2t_ww_begin_as_published(name):
         assert [c.stride for c in convolutions if c.kernel_size == (1, 1)] == [(2, 2)] * 2
     else:
         assert all(with_bias) and len(convolutions) == 8
-        assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.1) and not model.fc.bias.any()
+        assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.02) and not model.fc.bias.any()
 
 
 def test_a_tap_may_be_the_output_of_a_whole_stage():

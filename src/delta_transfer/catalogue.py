@@ -99,7 +99,7 @@ def composed(name: str, overrides: Sequence[str]) -> RunConfig:
     try:
         with initialize_config_module("delta_transfer.conf", version_base="1.3"):
             config = to_run_config(compose("config", [f"dataset={name}", *overrides]))
-            check_values(overrides)
+            check_values(overrides, config)
             return config
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(str(error)) from error

@@ -361,7 +361,7 @@ class LPFTConfig(DecayConfig):
 @dataclass
 class RIFLEConfig(DecayConfig):
     at: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75])  # fractions of the schedule
-    bound: str = "classes"  # the new weights are uniform up to 1/sqrt(this): classes | features
+    bound: str = "features"  # the new weights are uniform up to 1/sqrt(this): features | classes
     bias: bool = False  # whether the bias is drawn anew, too
     reset_momentum: bool = False  # whether the optimizer forgets what it has gathered for the head
 
@@ -730,12 +730,20 @@ SCHEMAS = {
 }
 
 
-def check_values(overrides: Sequence[str]) -> None:
+def check_values(overrides: Sequence[str], config: RunConfig | None = None) -> None:
     """Raise UserError if a command asks for what would be passed over in silence.
 
     A file of experiment/values that is not there: the group is optional, so that an experiment may ask for
     `<dataset>_<reg>` where only some pairs have values. Beta and weight decay of a sum's term, which are the sum's.
+    Iterations of a schedule that counts in epochs.
     """
+    if config is not None and (epochs := config.schedule.epochs) is not None:
+        for override in overrides:
+            require(
+                not override.startswith("schedule.iterations=") or "schedule.iterations=null" == override,
+                f"{override}: this schedule is as long as schedule.epochs={epochs:g} says. To count iterations, add "
+                "schedule.epochs=null.",
+            )
     for override in overrides:
         term = re.match(r"\+*reg\.terms\.[^.=]+\.(beta|weight_decay)=", override)
         require(term is None, f"{override}: of a sum there is only reg.{term and term[1]}, for all its terms.")

@@ -252,7 +252,7 @@ class Training:
 
 def new_target(source: Network, config: RunConfig, classes: int) -> Network:
     """The network that a run trains, before the first step."""
-    head = partial(CosineHead, scale=config.arcface.scale) if config.task == "verification" else nn.Linear
+    head = partial(CosineHead, scale=config.arcface.scale) if config.task == "verification" else None
     return source.with_new_head(classes, config.seed, head)
 
 

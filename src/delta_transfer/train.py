@@ -144,7 +144,7 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
                 raise interrupts.Stopped
             # The whole configuration is checked before anything slow is imported or read.
             config = to_run_config(composed)
-            check_values(hydra_config.overrides.task)
+            check_values(hydra_config.overrides.task, config)
             if not config.dry_run:
                 done = execute(config)
                 return ended("skipped" if done.skipped else "done", str(done), record=done.summary)

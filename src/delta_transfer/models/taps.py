@@ -134,13 +134,15 @@ class Network(nn.Module):
         return Network(model, self.head, self.taps, self.aux_head)
 
     def with_new_head(
-        self, num_classes: int, seed: int, layer: Callable[[int, int], nn.Linear] = nn.Linear
+        self, num_classes: int, seed: int, layer: Callable[[int, int], nn.Linear] | None = None
     ) -> "Network":
-        """A copy whose classification layers are new, for `num_classes`, with PyTorch's default initialisation.
+        """A copy whose classification layers are new, for `num_classes`.
 
-        `layer`: makes the head from its input's features and `num_classes`; an auxiliary one is always nn.Linear.
+        `layer`: makes the head from its input's features and `num_classes`. None: the model's own `make_head`, or
+        nn.Linear with PyTorch's default initialisation, which an auxiliary head always is.
         """
         model = copy.deepcopy(self._model[0])
+        layer = layer or getattr(model, "make_head", nn.Linear)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name in filter(None, (self.head, self.aux_head)):

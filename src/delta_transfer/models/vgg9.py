@@ -20,10 +20,16 @@ class VGG9(nn.Module):
         self.group2 = _group(2 * width, 4 * width, 4 * width)
         self.group3 = _group(4 * width, 8 * width, 8 * width)
         self.group4 = _group(8 * width, 8 * width, 8 * width)
-        self.fc = nn.Linear(8 * width, num_classes)
+        self.fc = self.make_head(8 * width, num_classes)
         initialise(self)
-        nn.init.normal_(self.fc.weight, std=0.01)
-        nn.init.zeros_(self.fc.bias)
+
+    @staticmethod
+    def make_head(features: int, num_classes: int) -> nn.Linear:
+        """The classification layer, normal with std 0.01; also one for other classes (`Network.with_new_head`)."""
+        head = nn.Linear(features, num_classes)
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+        return head
 
     def forward(self, images: Tensor) -> Tensor:
         x = images

@@ -31,12 +31,8 @@ from .look_ahead import SGD, meta_gradient
 from .matching import FM, joined
 from .replayed import Replayed
 
-# "where": of the score e . gap(S) + e0, and of gap(S)'s channels C_m by which it is divided before.
-ACTIVATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "relu6": lambda score, channels: F.relu6(score),
-    "relu": lambda score, channels: F.relu(score),
-    "relu_mean": lambda score, channels: F.relu(score / channels),
-}
+# "where": of the score e . gap(S) + e0; relu_mean is given gap(S) / C_m.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu6": F.relu6, "relu": F.relu, "relu_mean": F.relu}
 CONSTANT, OFF = "constant", "off"  # the other choices of "where"
 
 
@@ -67,7 +63,8 @@ class MetaNetwork(nn.Module):
         elif self.activation == OFF:
             w = w / pooled.shape[1]
         if self.where is not None:
-            amount = ACTIVATIONS[self.activation](self.where(pooled), pooled.shape[1])
+            features = pooled / pooled.shape[1] if self.activation == "relu_mean" else pooled
+            amount = ACTIVATIONS[self.activation](self.where(features))
         elif self.activation == CONSTANT:
             amount = amount * F.softplus(10 * self.k)
         return w, amount
@@ -86,8 +83,8 @@ class L2TWW(FM):
 
     alpha is the paper's beta, the factor of M; beta (0 as published) is that of the head, as in every method here.
     pairs: all_to_all | one_to_one | single, see `choose_pairs`.
-    what=False: w = 1, a sum over channels, C_m times a mean. where: relu6 | relu | relu_mean (of score / C_m) |
-    constant, lambda = softplus(10 k) | off, lambda = 1. what=True with where="off" is L2T-w. With both off there is
+    what=False: w = 1, a sum over channels, C_m times a mean. where: relu6 | relu | relu_mean (of
+    gap(S_m) / C_m) | constant, lambda = softplus(10 k) | off, lambda = 1. what=True with where="off" is L2T-w. With both off there is
     nothing to learn, and M is feature matching: alpha times the mean of (S_m - r_mn(T_n))^2 over all its elements.
     meta_lr=0 leaves phi as it begins, and step 2 out.
 

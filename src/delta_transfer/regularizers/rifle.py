@@ -12,9 +12,9 @@ class RIFLE(Regularizer):
     """Loss = CE; at the fractions `at` of the schedule the head's weight W (K x d) is drawn anew, U(-b, b).
 
     Source: the paper has fresh values at chosen epochs; PaddlePaddle/PaddleTransfer 10, 20 and 30 of 40 epochs, and
-    leaves bias, momentum and learning rate alone, as here. There b = 1/sqrt(second dimension of the stored weight),
-    which is K, as Paddle stores d x K: bound="classes". bound="features" is b = 1/sqrt(d), what PyTorch begins with.
-    bias=True draws the bias from U(-b, b), too. reset_momentum=True sets the optimizer's momentum of what is drawn
+    leaves bias, momentum and learning rate alone, as here. bound="features" is b = 1/sqrt(d), what the head begins
+    with. bound="classes" is PaddleTransfer's b = 1/sqrt(K), from the second dimension of a weight stored as d x K: at
+    few classes so large (0.7 at two) that the loss begins far above that of guessing. bias=True draws the bias from U(-b, b), too. reset_momentum=True sets the optimizer's momentum of what is drawn
     to 0; otherwise it goes on from the head that is gone.
     """
 
@@ -22,7 +22,7 @@ class RIFLE(Regularizer):
         self,
         weight_decay: float = 1e-4,
         at: Sequence[float] = (0.25, 0.5, 0.75),
-        bound: str = "classes",
+        bound: str = "features",
         bias: bool = False,
         reset_momentum: bool = False,
     ):
