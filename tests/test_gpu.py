@@ -221,10 +221,12 @@ def learning(method, device: torch.device, precision: str = "fp32", dtype: torch
     randomise_batchnorm(model)
     source = Network(model, "fc", taps).freeze()
     target = source.with_new_head(5, seed=0).requires_grad_(True).train()
-    torch.manual_seed(1)
-    method.start(target, target.map_shapes(8, 64, training=True))
-    for network in (source, target, method):
+    shapes = target.map_shapes(8, 64, training=True)
+    for network in (source, target):
         network.to(device, dtype, memory_format=torch.channels_last)
+    torch.manual_seed(1)
+    method.start(target, shapes)
+    method.to(device, dtype, memory_format=torch.channels_last)
     if isinstance(method, DELTA):
         weights = torch.linspace(-1, 1, 64), torch.linspace(1, -1, 256)
         method.load_fitted({tap: w.to(device) for tap, w in zip(taps, weights, strict=True)})

@@ -417,6 +417,27 @@ def test_the_amounts_and_the_meta_loss_are_observed():
     assert all(name.startswith("attention_") and value.dim() == 0 for name, value in method.observed.items())
 
 
+def test_it_makes_as_many_passes_as_the_published_scheme(monkeypatch):
+    """Five of the target forward and backward, three backward through a backward pass, the first to phi alone."""
+    learner, method = learning()
+    passes = {"forward": 0, "tried": 0, "through": []}
+    forward, tried, through = learner.forward, learner.forward_with, look_ahead._through
+
+    def count(name, function, *arguments):
+        passes[name] += 1
+        return function(*arguments)
+
+    def counted_through(gradient, vector, phi, theta):
+        passes["through"].append(len(theta) > 0)
+        return through(gradient, vector, phi, theta)
+
+    monkeypatch.setattr(learner, "forward", lambda *a: count("forward", forward, *a))
+    monkeypatch.setattr(learner, "forward_with", lambda *a: count("tried", tried, *a))
+    monkeypatch.setattr(look_ahead, "_through", counted_through)
+    method.update(learner, IMAGES, LABELS)
+    assert passes == {"forward": 1, "tried": 4, "through": [True, True, False]}
+
+
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
     learner, method = learning()
     for _ in range(2):

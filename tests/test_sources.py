@@ -1,6 +1,7 @@
 """Source networks other than the target's starting point: of any architecture, one or several, from delta-pretrain."""
 
 import json
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from delta_transfer.costs import measure
 from delta_transfer.errors import UserError
 from delta_transfer.models import FrozenSources, Network, frozen_maps
 from delta_transfer.models.resnet32 import ResNet32
+from delta_transfer.models.zoo import build_source
 from delta_transfer.regularizers import REGULARIZERS, build_regularizer
 from delta_transfer.regularizers.sum import Sum
 from delta_transfer.reporting.comparison import compare
@@ -27,6 +29,7 @@ from delta_transfer.tensor_files import fingerprint, read_sealed, sealed
 from . import children
 from .miniature import delta_run, tiny_overrides, write_cub
 from .test_config import composed
+from .test_faults import assert_the_same
 from .test_plan import COST
 
 SMALL = ["backbone.image_size=16", "backbone.resize=16", "schedule.iterations=2", "schedule.batch_size=4", "device=cpu"]
@@ -102,6 +105,43 @@ def test_heterogeneous_sources_have_meta_networks_of_their_own(made, tmp_path, m
         pairs = {name.split(".")[2] for name in learned if name.startswith(f"stage1.{kind}.")}
         assert {pair.split("/")[0] for pair in pairs} == set(names) and len(pairs) == 3 * 9
     assert [source.name for source in replay(run).sources] == names
+
+
+def test_a_run_that_is_stopped_in_meta_training_ends_the_same(made, tmp_path):
+    """Between two lines of metrics, killed and asked to: weights, meta-networks, Adam's moments as if never stopped."""
+    schedule = ["schedule.iterations=8", "schedule.log_every=3", "schedule.checkpoint_seconds=0.000001"]
+
+    def arguments(name: str) -> list[str]:
+        return [*overrides(made, tmp_path / name, "resnet32", "small_resnet"), *schedule]
+
+    assert children.finish(arguments("whole"))[0] == 0
+    for name, number in (("killed", signal.SIGKILL), ("asked", signal.SIGTERM)):
+        status, output = children.finish(arguments(name), children.AtStep(5, number))
+        assert status in (-signal.SIGKILL, 128 + signal.SIGTERM), output
+        status, output = children.finish(arguments(name))
+        assert status == 0 and "resuming after iteration" in output
+        assert_the_same(only_run(tmp_path / name), only_run(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "source_taps", "taps", "size"),
+    [
+        ("resnet32", "vgg9_bn", ["layer1", "layer2", "layer3"], [f"group{i}" for i in range(5)], 32),
+        ("resnet34", "resnet18", *[[f"layer{i}" for i in range(1, 5)]] * 2, 64),
+    ],
+)
+def test_the_published_pairs_of_networks_train(source, target, source_taps, taps, size, made, tmp_path, monkeypatch):
+    """224 pixels are left to experiment=l2tww_main_224: 64 go the same way."""
+    file = tmp_path / "source.safetensors"
+    save_file(build_source(BackboneConfig(source, "none", size, size, head="fc", taps=[]), seed=1).weights(), file)
+    command = [*tiny_overrides(made["root"], tmp_path), f"backbone={target}", "backbone.weights=none", "reg=l2t_ww"]
+    command += [f"backbone.image_size={size}", f"backbone.resize={size}", f"backbone.taps=[{','.join(taps)}]"]
+    command += [f"source=[{{use:'{source}:{file}',taps:[{','.join(source_taps)}]}}]", "reg.alpha=1e-3"]
+    assert delta_run(monkeypatch, *command, "schedule.iterations=2") == 0
+    run = only_run(tmp_path)
+    pairs = {name.split(".")[2] for name in read_sealed(run / "method.safetensors")[0] if ".meta_networks." in name}
+    assert pairs == {f"{source}/{m}>{n}" for m in source_taps for n in taps}
+    assert record_of(run)["error"] is None
 
 
 def test_the_source_decides_and_its_place_does_not(made, tmp_path):

@@ -84,8 +84,9 @@ class L2TWW(FM):
     alpha is the paper's beta, the factor of M; beta (0 as published) is that of the head, as in every method here.
     pairs: all_to_all | one_to_one | single, see `choose_pairs`.
     what=False: w = 1, a sum over channels, C_m times a mean. where: relu6 | relu | relu_mean (of
-    gap(S_m) / C_m) | constant, lambda = softplus(10 k) | off, lambda = 1. what=True with where="off" is L2T-w. With both off there is
-    nothing to learn, and M is feature matching: alpha times the mean of (S_m - r_mn(T_n))^2 over all its elements.
+    gap(S_m) / C_m) | constant, lambda = softplus(10 k) | off, lambda = 1. what=True with where="off" is L2T-w. With
+    both off there is nothing to learn, and M is feature matching: alpha times the mean of (S_m - r_mn(T_n))^2 over all
+    its elements.
     meta_lr=0 leaves phi as it begins, and step 2 out.
 
     With schedule.accumulate, BatchNorm sees the same parts in step 2, but all of them are kept in memory.

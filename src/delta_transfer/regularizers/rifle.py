@@ -14,8 +14,9 @@ class RIFLE(Regularizer):
     Source: the paper has fresh values at chosen epochs; PaddlePaddle/PaddleTransfer 10, 20 and 30 of 40 epochs, and
     leaves bias, momentum and learning rate alone, as here. bound="features" is b = 1/sqrt(d), what the head begins
     with. bound="classes" is PaddleTransfer's b = 1/sqrt(K), from the second dimension of a weight stored as d x K: at
-    few classes so large (0.7 at two) that the loss begins far above that of guessing. bias=True draws the bias from U(-b, b), too. reset_momentum=True sets the optimizer's momentum of what is drawn
-    to 0; otherwise it goes on from the head that is gone.
+    few classes so large (0.7 at two) that the loss begins far above that of guessing. bias=True draws the bias from
+    U(-b, b), too. reset_momentum=True sets the optimizer's momentum of what is drawn to 0; otherwise it goes on from
+    the head that is gone.
     """
 
     def __init__(
