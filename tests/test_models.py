@@ -96,6 +96,19 @@ def test_networks_of_l2t_ww_begin_as_published(name):
         assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.02) and not model.fc.bias.any()
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v2", "inception_v3"])
+def test_the_embedding_is_what_dropout_is_given(name):
+    """The logits are still made of what is left of it."""
+    size = backbone(name).image_size if name == "inception_v3" else 64
+    network = build_source(backbone(name), seed=0).with_new_head(4, seed=0).train()
+    images = torch.randn(4, 3, size, size)
+    one, other = network(images), network(images)  # with masks of their own
+    assert torch.equal(one["embedding"], other["embedding"]) and not torch.equal(one["logits"], other["logits"])
+    head = network.traced.get_submodule(network.head)
+    outputs = network.eval()(images)
+    torch.testing.assert_close(head(outputs["embedding"]), outputs["logits"])
+
+
 def test_a_tap_may_be_the_output_of_a_whole_stage():
     model = resnet18(num_classes=5).eval()
     network = Network(model, "fc", ("layer1", "layer2", "layer3", "layer4")).eval()

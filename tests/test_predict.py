@@ -164,7 +164,7 @@ def test_a_class_name_cannot_become_a_formula_or_steer_a_terminal(run, tmp_path,
     hostile = copied(run, tmp_path / "hostile")
     (hostile / "classes.json").write_text(json.dumps(["=cmd()", "a\x1b[31m", "[bold]c"]))
     (file, *_) = files_of_test(run)
-    for name in ("csv", "rich", "json"):
+    for name in ("csv", "table", "json"):
         assert main([str(hostile), file, "--format", name]) == 0
         output = capsys.readouterr().out
         assert "\x1b" not in output and "[bold]c" in output and ("'=cmd()" in output) == (name == "csv")

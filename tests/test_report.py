@@ -361,7 +361,7 @@ def test_where_runs_are_found(tmp_path, monkeypatch, capsys):
     assert "57.4 (1)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("form", ["rich", "markdown", "latex", "csv", "json"])
+@pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv", "json"])
 def test_output_file_holds_what_a_pipe_gets(form, tmp_path, capsys):
     folder = save(tmp_path, four_methods())
     assert report.main([folder, "--format", form]) == 0
@@ -370,7 +370,7 @@ def test_output_file_holds_what_a_pipe_gets(form, tmp_path, capsys):
     assert (tmp_path / "new" / "table").read_text(encoding="utf-8") == piped
     assert capsys.readouterr().out == ""
     # All in one line each: a pipe has no width.
-    if form == "rich":
+    if form == "table":
         assert NOTES in piped and "cub, resnet18" in piped
 
 

@@ -109,7 +109,7 @@ def test_only_commands_go_to_stdout(tmp_path, capsys):
     assert run(tmp_path, capsys, grid(), *arguments) == (0, COMMANDS, SAID + TABLE)
 
 
-@pytest.mark.parametrize("form", ["rich", "latex", "csv"])
+@pytest.mark.parametrize("form", ["table", "latex", "csv"])
 def test_every_format_comes_with_the_choices(form, tmp_path, capsys):
     code, out, err = run(tmp_path, capsys, grid(), "--select", "cv", "--format", form)
     assert code == 0
@@ -307,7 +307,7 @@ def with_test_accuracies(records, made_up):
     return [r | {"test_top1": made_up(r), "test_loss": made_up(r)} for r in records]
 
 
-@pytest.mark.parametrize("form", ["rich", "markdown", "latex", "csv"])
+@pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv"])
 @pytest.mark.parametrize("made_up", [lambda r: None, lambda r: r["val_top1"], lambda r: "nonsense"])
 def test_no_test_number_matters(form, made_up, tmp_path, capsys):
     arguments = ("--select", "cv", "--emit-overrides", "--format", form)

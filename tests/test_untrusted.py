@@ -420,7 +420,7 @@ def test_class_folders_with_malicious_names_go_the_whole_road(tmp_path, monkeypa
     for method in ("l2", "l2_fe"):
         assert delta_run(monkeypatch, *overrides, f"reg={method}") == 0
         folders += [path for path in (results / "runs").iterdir() if path not in folders]
-    for form in ("html", "markdown", "latex", "csv", "json", "rich"):
+    for form in ("html", "markdown", "latex", "csv", "json", "table"):
         assert report.main([str(results), "--format", form, "--output", str(out / f"report.{form}")]) == 0
     test = runs.predictions(runs.read(folders[0])).index.tolist()
     shown = ["--images", ",".join(map(str, test)), "--output", str(out)]
@@ -472,12 +472,12 @@ def evil_records(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", ["rich", "markdown", "latex", "csv", "json", "html"])
+@pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv", "json", "html"])
 def test_names_in_records_are_only_text(tmp_path, form, capsys):
     if form == "html":
         pytest.importorskip("plotly", reason="plotly is not installed: pip install 'delta-transfer[report]'")
     folder, output = evil_records(tmp_path), tmp_path / "report"
-    figures = ["--figures", str(tmp_path / "figures")] if form == "rich" else []
+    figures = ["--figures", str(tmp_path / "figures")] if form == "table" else []
     assert report.main([str(folder), "--format", form, "--output", str(output), *figures]) == 0
     said = capsys.readouterr()
     text = output.read_text(encoding="utf-8")
@@ -489,7 +489,7 @@ def test_names_in_records_are_only_text(tmp_path, form, capsys):
     if form == "latex":
         assert r"\&\textbackslash{}input\{x\}" in text
         assert not any(r"\input" in line and not line.startswith("%") for line in text.splitlines())
-    if form == "rich":
+    if form == "table":
         assert "[bold]" in text
         assert all(path.parent == tmp_path / "figures" for path in (tmp_path / "figures").rglob("*"))
 

@@ -101,6 +101,14 @@ class DatasetConfig:
         )
 
 
+def require_embedded(dataset: DatasetConfig) -> None:
+    require(
+        dataset.root is None,
+        f"dataset.root={dataset.root}: {dataset.name} is embedded and has no folder. For images of your own: "
+        f"dataset=folder dataset.root={dataset.root}",
+    )
+
+
 @dataclass
 class DrawnConfig(DatasetConfig):
     """A data set without an official split: so many images of each class, drawn with `subset_seed`."""
@@ -146,6 +154,7 @@ class GlyphsConfig(DatasetConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        require_embedded(self)
         require_at_most(LARGEST_BATCH, self, "dataset", "train_per_class", "test_per_class")
         require_at_most(LARGEST_SIDE, self, "dataset", "render_size")
         require_seed("dataset.render_seed", self.render_seed)
@@ -179,6 +188,7 @@ class GlyphPairsConfig(PairsConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        require_embedded(self)
         require_at_most(LARGEST_BATCH, self, "dataset", "train_per_class", "test_per_class", "pairs_per_fold")
         require(2 <= self.pair_folds <= LONGEST, f"dataset.pair_folds must be at least 2, got {self.pair_folds}.")
         require_at_most(LARGEST_SIDE, self, "dataset", "render_size")

@@ -67,7 +67,7 @@ def export(name: str, form: str, output: Path | None) -> None:
 
     run = finished(run_folder(name))
     path = place(output or run.record["folder"] / "export", SUFFIXES[form])
-    card, words = card_of(run)
+    card, words = card_of(run, path.stem)
     check_nothing_lost(path, card)
 
     backbone, weights = run.config.backbone, run.network.weights()
@@ -101,16 +101,16 @@ def export(name: str, form: str, output: Path | None) -> None:
 
 
 def place(output: Path, suffix: str) -> Path:
-    """The file that --output means. Raises UserError for a file of another format."""
+    """The file that --output means: a name without a suffix is a folder. Raises UserError for another format's."""
     if output.suffix == suffix and not output.is_dir():
         return output
-    if output.suffix in SUFFIXES.values() or output.is_file():
+    if output.is_file() or (output.suffix and not output.is_dir()):
         raise UserError(f"--output {output}: a file of this format ends in {suffix}.")
     return output / f"model{suffix}"
 
 
-def card_of(run: "Finished") -> tuple[dict[str, Any], str]:
-    """As data and in words, the same whatever the format is."""
+def card_of(run: "Finished", stem: str) -> tuple[dict[str, Any], str]:
+    """As data and in words, the same whatever the format is; `stem`: what the file is called."""
     from .models.zoo import NETWORKS, options_for
     from .stages import cpu_weights
     from .tensor_files import fingerprint
@@ -124,7 +124,7 @@ def card_of(run: "Finished") -> tuple[dict[str, Any], str]:
         build = f"import torchvision\n\nnetwork = {call}"
     try:
         card = make_card(run.record | {"config": asdict(run.config)}, run.class_names, fingerprint(weights))
-        return card, in_words(card, USE.format(build=build, side=run.config.backbone.image_size))
+        return card, in_words(card, USE.format(build=build, side=run.config.backbone.image_size, file=stem))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{run.run_id}: its record does not say what a model card needs: {error!r}") from None
 
@@ -154,9 +154,9 @@ USE = """## Use
 from safetensors import safe_open
 from safetensors.torch import load_file
 {build}
-network.load_state_dict(load_file("model.safetensors"))
+network.load_state_dict(load_file("{file}.safetensors"))
 network.eval()
-card = safe_open("model.safetensors", "pt").metadata()["model_card"]
+card = safe_open("{file}.safetensors", "pt").metadata()["model_card"]
 ```
 
 - `.onnx`: input `images`, float RGB in 0..1, (B, 3, {side}, {side}), not normalised; output `logits`, (B, classes).
@@ -164,7 +164,7 @@ card = safe_open("model.safetensors", "pt").metadata()["model_card"]
 ```python
 import onnxruntime
 
-session = onnxruntime.InferenceSession("model.onnx")
+session = onnxruntime.InferenceSession("{file}.onnx")
 (logits,) = session.run(["logits"], {{"images": images}})
 card = session.get_modelmeta().custom_metadata_map["model_card"]
 ```
@@ -175,12 +175,12 @@ card = session.get_modelmeta().custom_metadata_map["model_card"]
 import torch
 
 more = {{"model_card": ""}}
-logits = torch.export.load("model.pt2", extra_files=more).module()(images)
+logits = torch.export.load("{file}.pt2", extra_files=more).module()(images)
 card = more["model_card"]
 ```
 
 Probabilities are the softmax of the logits, in the order of `json.loads(card)["classes"]`.
-The `.safetensors` file is also a source network for delta-run: `source=path/to/model.safetensors`."""
+The `.safetensors` file is also a source network for delta-run: `source=path/to/{file}.safetensors`."""
 
 
 if __name__ == "__main__":

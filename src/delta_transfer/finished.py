@@ -63,8 +63,12 @@ def finished(folder: Path) -> Finished:
 
 
 def run_folder(name: str | Path) -> Path:
-    """A run's folder: a path, or the run's id below results/runs. Raises UserError if no finished run is there."""
-    places = [Path(name), RUNS / name]
+    """A run's folder: its path, that of a file in it, or the run's id below results/runs.
+
+    Raises UserError if no finished run is there.
+    """
+    named = Path(name).parent if Path(name).is_file() else Path(name)
+    places = list(dict.fromkeys([named, RUNS / named]))  # an absolute path stays what it is
     for place in places:
         if (place / "summary.json").is_file():
             return place

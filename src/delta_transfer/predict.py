@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("run", metavar="RUN", help="a run's folder, or its name below results/runs")
     p.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="image files; folders of them")
-    p.add_argument("--format", choices=list(FORMATS), default="rich", help="default: rich, a table to read")
+    p.add_argument("--format", choices=list(FORMATS), default="table", help="default: a table to read")
     p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
     p.add_argument("--top", type=positive, default=3, metavar="K", help="so many classes of each image (default: 3)")
     p.add_argument(
@@ -245,7 +245,7 @@ def as_json(found: Found, terminal: bool) -> str:
     return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
 
 
-FORMATS = {"rich": as_table, "csv": as_csv, "json": as_json}
+FORMATS = {"table": as_table, "csv": as_csv, "json": as_json}
 
 
 if __name__ == "__main__":

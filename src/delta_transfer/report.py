@@ -160,7 +160,7 @@ def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
         if args.pictures and not pictures:
             say(f"no pictures (*.png) in {args.pictures}")
         return page(made, together(comparisons, comparisons[0].metric), pictures, say)
-    if args.format == "rich":
+    if args.format == "table":
         return tables.on_screen(made, terminal=not args.output and sys.stdout.isatty())
     return TEXTS[args.format](made)
 
@@ -289,9 +289,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--format",
-        choices=["rich", *TEXTS, *NUMBERS, "html"],
-        default="rich",
-        help="rich: for the terminal (default); markdown, latex: to paste; csv, json: for programs; html: one page",
+        choices=["table", *TEXTS, *NUMBERS, "html"],
+        default="table",
+        help="table: for the terminal (default); markdown, latex: to paste; csv, json: for programs; html: one page",
     )
     p.add_argument(
         "--metric", choices=list(METRICS), help="default: test_top1, and verification runs in tables of their own"

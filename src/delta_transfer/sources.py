@@ -1,7 +1,8 @@
 """Source networks other than the target's own starting point: `source=` of a run. Nothing here imports torch.
 
 An entry is one of
-    path/model.safetensors                 written by delta-pretrain: its model card says which network it is
+    path/model.safetensors                 written by delta-pretrain, or its run's folder: its model card says which
+                                           network it is
     resnet34                               a file of conf/backbone, with its weights and taps
     resnet34:path/weights.safetensors      the same with weights of its own
     {use: one of these, taps: [layer1, layer2, layer3, layer4]}        the same with taps of its own
@@ -74,6 +75,8 @@ def _described(entry: str | dict) -> tuple[BackboneConfig, Card | None]:
             return replace(backbone, taps=list(entry.get("taps", backbone.taps))), card
         except UserError as error:
             raise UserError(f"source={entry['use']}: {error}") from None
+    of_run = Path(entry).expanduser() / f"model{SUFFIX}"
+    entry = str(of_run) if of_run.is_file() else entry
     name, _, weights = entry.partition(":")
     if name.endswith(SUFFIX):
         card = read_card(Path(entry).expanduser())

@@ -116,12 +116,12 @@ def make_optimizer(target: Network, regularizer: Regularizer, schedule: Schedule
         target.freeze()
         for parameter in target.head_parameters().values():
             parameter.requires_grad_(True)
-    before = dict.fromkeys(regularizer.trained_before())
+    slowly = dict.fromkeys(regularizer.trained_slowly())
     groups = [
         {"params": list(target.head_parameters().values()), "lr_factor": 1.0},
         {"params": list(target.backbone_parameters().values()), "lr_factor": schedule.backbone_lr_factor},
-        {"params": [p for p in regularizer.trained() if p not in before], "lr_factor": 1.0},
-        {"params": list(before), "lr_factor": schedule.backbone_lr_factor},
+        {"params": [p for p in regularizer.trained() if p not in slowly], "lr_factor": 1.0},
+        {"params": list(slowly), "lr_factor": schedule.backbone_lr_factor},
     ]
     for group in groups:
         group["params"] = [p for p in group["params"] if p.requires_grad]

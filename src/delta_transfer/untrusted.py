@@ -21,7 +21,7 @@ def spelled_out(text: str, keep: str = "") -> str:
 
 def printable(text: str) -> str:
     """A message, of one line or several, as any terminal can show it."""
-    return spelled_out(text, keep="\n")
+    return spelled_out(text.expandtabs(4), keep="\n")
 
 
 def no_formula(value: object) -> object:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
@@ -20,8 +21,8 @@ class Network(nn.Module):
         taps: names of modules whose outputs are returned, e.g. "layer1.2.conv3".
         aux_head: name of an auxiliary classification layer, returned in training mode only.
 
-    forward(images (B, 3, H, W)) returns {"logits": (B, K), "embedding": (B, D), the head's input, each tap:
-    (B, C, h, w)}, and "aux_logits" (B, K) in training mode with an auxiliary head. Raises UserError for a tap or head
+    forward(images (B, 3, H, W)) returns {"logits": (B, K), "embedding": (B, D), the head's input before dropout, each
+    tap: (B, C, h, w)}, and "aux_logits" (B, K) in training mode with an auxiliary head. Raises UserError for a tap or head
     that the network does not have.
     """
 
@@ -62,7 +63,7 @@ class Network(nn.Module):
             (output,) = (node for node in graph.nodes if node.op == "output")
             (returned,) = output.args
             forbid_inplace(traced, graph, {returned[tap] for tap in self.taps})
-            output.args = ({**returned, "embedding": returned["logits"].args[0]},)
+            output.args = ({**returned, "embedding": before_dropout(traced, graph, returned["logits"].args[0])},)
         traced.recompile()  # takes the edited graph; the other mode's is taken when the mode changes
         return traced
 
@@ -156,6 +157,20 @@ class Network(nn.Module):
     def freeze(self) -> "Network":
         """Evaluation mode and no gradients; returns itself."""
         return self.eval().requires_grad_(False)
+
+
+def before_dropout(traced: fx.GraphModule, graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """`node` as it would be without the dropouts right before it; a flatten between is made once more."""
+    if (node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Dropout)) or (
+        node.op == "call_function" and node.target is F.dropout
+    ):
+        return before_dropout(traced, graph, node.args[0])
+    if node.target in (torch.flatten, "flatten"):
+        value = before_dropout(traced, graph, node.args[0])
+        if value is not node.args[0]:
+            with graph.inserting_after(node):
+                return graph.create_node(node.op, node.target, (value, *node.args[1:]), node.kwargs)
+    return node
 
 
 def call(network: Callable, inputs: Any) -> Any:

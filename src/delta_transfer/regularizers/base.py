@@ -80,8 +80,8 @@ class Regularizer(nn.Module):
         """Parameters of its own that the optimizer trains with the target, on the same loss."""
         return list(self.parameters())
 
-    def trained_before(self) -> list[nn.Parameter]:
-        """Those of `trained` that come from the source: they have the backbone's learning rate."""
+    def trained_slowly(self) -> list[nn.Parameter]:
+        """Those of `trained` that have the backbone's learning rate, as what comes from the source has."""
         return []
 
     def to_fit(self) -> list["Regularizer"]:

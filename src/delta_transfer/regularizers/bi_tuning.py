@@ -31,7 +31,7 @@ class BiTuning(Regularizer):
     with e = 1/(Q+1) on the first Q+1 entries and 0 elsewhere; means over the batch. CE is of the first view.
 
     Source: paper and Transfer-Learning-Library, with its alpha 1, Q 40, T 0.07, m 0.999, 128 dimensions and weight
-    decay 5e-4. As there, u_c is constant, so that L_y trains the encoder alone, through g_q u_c, and the keys of the
+    decay 5e-4; P has the backbone's learning rate. As there, u_c is constant, so that L_y trains the encoder alone, through g_q u_c, and the keys of the
     batch enter the queues after L_z and before L_y. With schedule.accumulate each part of a batch finds the keys of the
     parts before it in the queues. The second view is drawn from (seed, iteration), as the first one is.
     """
@@ -69,6 +69,9 @@ class BiTuning(Regularizer):
 
     def trained(self) -> list[nn.Parameter]:
         return list(self.projection.parameters())
+
+    def trained_slowly(self) -> list[nn.Parameter]:
+        return self.trained()
 
     def update(self, learner, images: Tensor, labels: Tensor, second: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         self.follow(learner.target)

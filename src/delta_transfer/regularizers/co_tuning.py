@@ -65,7 +65,7 @@ class CoTuning(Regularizer):
         self.head = nn.Linear(*reversed(weight.shape), bias=bias is not None).to(weight)
         self.head.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
 
-    def trained_before(self) -> list[nn.Parameter]:
+    def trained_slowly(self) -> list[nn.Parameter]:
         return self.trained()
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:

@@ -63,8 +63,8 @@ class Sum(Regularizer):
     def trained(self) -> list[nn.Parameter]:
         return [parameter for term in self.terms.values() for parameter in term.trained()]
 
-    def trained_before(self) -> list[nn.Parameter]:
-        return [parameter for term in self.terms.values() for parameter in term.trained_before()]
+    def trained_slowly(self) -> list[nn.Parameter]:
+        return [parameter for term in self.terms.values() for parameter in term.trained_slowly()]
 
     def to_fit(self) -> list[Regularizer]:
         return [term for term in self.terms.values() if term.fitted_name]
