@@ -6,7 +6,8 @@ import pytest
 
 from delta_transfer import config
 from delta_transfer.catalogue import main
-from delta_transfer.config import automatic
+from delta_transfer.config import FolderConfig, automatic
+from delta_transfer.data import load_dataset
 
 from .miniature import delta_run
 from .test_config import composed
@@ -82,6 +83,18 @@ def test_a_dry_run_says_what_is_chosen(photos, monkeypatch, capsys):
     assert delta_run(monkeypatch, *photos, "dry_run=true") == 0
     chosen = "folder, 20 training images: 300 iterations of 8 images (schedule.iterations=auto)"
     assert chosen in capsys.readouterr().out
+
+
+def test_a_run_begins_with_what_it_trains(photos, monkeypatch, capsys):
+    assert delta_run(monkeypatch, *photos, "reg=l2", "schedule.iterations=2", "schedule.batch_size=4") == 0
+    said = "20 training, 4 test images of 2 classes (ants, bees); 2 iterations of 4 images of 16 x 16 pixels"
+    assert said in capsys.readouterr().out
+
+
+def test_a_test_part_of_another_name_is_named(tmp_path, capsys):
+    root = write_folder(tmp_path, **{"train/ants": 3, "train/bees": 3, "val/ants": 1, "val/bees": 1})
+    load_dataset(FolderConfig("folder", str(root)))
+    assert f"{root}: the test part is val/" in capsys.readouterr().out
 
 
 def test_a_batch_that_became_too_small_to_be_divided_is_refused(photos, monkeypatch, capsys):

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from . import distributed
 from .cards import in_words, make_card, metadata_of
 from .config import RunConfig, ScheduleConfig, require
-from .console import Display, say
+from .console import Display, few, say
 from .data import load_dataset
 from .data.dataset import Counts, Dataset, Parts, expected_counts, split_parts
 from .data.loader import Loader
@@ -89,6 +89,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
     batch = config.schedule.batch_size // shares
     shapes = source.map_shapes(batch, config.backbone.image_size, training=trains_backbone)
     say_if_incomplete(config, dataset)
+    say_what_it_trains(name, config, dataset, parts)
     say_what_accumulation_changes(config.schedule)
     for other in sources or ():  # what does not fit is found here, and is no failed run
         other.network.map_shapes(1, config.backbone.image_size, training=False)
@@ -173,6 +174,17 @@ def say_if_incomplete(config: RunConfig, dataset: Dataset) -> None:
             f"{dataset.name}: {counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images; "
             f"officially {official.classes:,}, {official.train:,}, {official.test:,}"
         )
+
+
+def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, parts: Parts) -> None:
+    counts = f"{len(parts.train):,} training" + (f", {len(parts.val):,} validation" if len(parts.val) else "")
+    if config.split.folds is None:
+        counts += f", {len(parts.test):,} test"
+    iterations, side = config.schedule.length(len(parts.train)), config.backbone.image_size
+    say(
+        f"{name}: {counts} images of {len(dataset.classes):,} classes ({few(dataset.classes, 3)}); {iterations:,} "
+        f"iterations of {config.schedule.batch_size} images of {side} x {side} pixels"
+    )
 
 
 def say_what_accumulation_changes(schedule: ScheduleConfig) -> None:

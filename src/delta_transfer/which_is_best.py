@@ -2,7 +2,8 @@
 
 Two sweeps in one command. The first runs every method and alpha on folds of the training images; what did best on the
 images held out is chosen, as delta-report --select cv does. The second trains that and L2, the baseline, on all
-training images with several seeds, and only they see the test part. Finished runs are skipped, as in any sweep.
+training images with several seeds, and only they see the test part: it says how good the choice is, and changes nothing
+about it. Finished runs are skipped, as in any sweep.
 """
 
 import math
@@ -43,7 +44,7 @@ def carry_out(
 
     `look` composes the first job of a command and names the parameters of its sweep; `sweep` carries a command out.
     """
-    asked, rest = asked_and_rest(words)
+    asked, of_methods, rest = asked_and_rest(words)
     config, usual = look([*rest, "reg=l2"])
     asked = asked_and_rest([f"{key}={values}" for key, values in usual.items()])[0] | asked
     wanted = asked["split.folds"]
@@ -52,29 +53,36 @@ def carry_out(
         f"split.folds must be one number, 2 or more, got {','.join(wanted)}.",
     )
     methods = ["l2", *(method for method in asked["reg"] if method != "l2")]  # the baseline is always there
+    # Every method is looked at before any is run: a misspelt one is found now.
+    options = {method: look([*rest, f"reg={method}"])[0].reg for method in methods}
+    own = {method: [w for key, w in of_methods if has(options[method], key)] for method in methods}
+    for key, word in of_methods:
+        require(any(has(reg, key) for reg in options.values()), f"{word}: none of {', '.join(methods)} has it.")
+    for method in methods:
+        look([*rest, f"reg={method}", *own[method]])
     alphas = ALPHAS
     if "reg.alpha" in asked:
-        has_one = [method for method in methods if hasattr(look([*rest, f"reg={method}"])[0].reg, "alpha")]
-        alphas = dict.fromkeys(has_one, asked["reg.alpha"])
+        alphas = dict.fromkeys([m for m in methods if has(options[m], "reg.alpha")], asked["reg.alpha"])
     folds, seeds = folds_of(config, int(asked["split.folds"][0])), asked["seed"]
 
     validated: list[Made] = []
     for method in methods:
         strength = [f"reg.alpha={','.join(alphas[method])}"] if method in alphas else []
         held_out = [f"split.folds={folds}", f"split.fold={','.join(map(str, range(folds)))}"]
-        validated += sweep([*rest, f"reg={method}", *strength, f"seed={seeds[0]}", *held_out])
+        validated += sweep([*rest, f"reg={method}", *own[method], *strength, f"seed={seeds[0]}", *held_out])
     records = [record for _, record in validated if record and problem(record, "val_top1") is None]
     failed = [record for _, record in validated if record and record.get("error")]
     on_all = [*rest, "split.folds=null", f"seed={','.join(seeds)}"]
     if config.dry_run and any(state in ("missing", "interrupted") for state, _ in validated):
         dearest = max(methods, key=method_order)
-        sweep([*on_all, "reg=l2"])
+        sweep([*on_all, "reg=l2", *own["l2"]])
         if dearest != "l2":
-            sweep([*on_all, f"reg={dearest}"])
+            sweep([*on_all, f"reg={dearest}", *own[dearest]])
         return [
             f"First {len(validated)} runs on {folds} folds of the training images choose a method and alpha. Then L2 "
             f"and what was chosen, for which {display(dearest)} stands here, are trained on all of them with "
-            f"{len(seeds)} seeds each."
+            f"{len(seeds)} seeds each.",
+            *without_a_gpu(config),
         ]
     if elsewhere := sum(state == "in work" for state, _ in validated):
         return [f"{elsewhere} runs are in work elsewhere: the same command, once they are done, chooses among all."]
@@ -91,9 +99,9 @@ def carry_out(
     chosen = best_of(on_all_folds(selection.choices, folds))
     method = method_of(chosen.best.cell.runs[0])
     alpha = [f"reg.alpha={alpha_of(chosen)}"] if method in alphas else []
-    final = sweep([*on_all, "reg=l2"])
+    final = sweep([*on_all, "reg=l2", *own["l2"]])
     if method != "l2":
-        final += sweep([*on_all, f"reg={method}", *alpha])
+        final += sweep([*on_all, f"reg={method}", *own[method], *alpha])
     if config.dry_run:
         return [f"On folds {named(chosen)} did best: it is what the final runs train beside L2."]
     runs_dir = Path(config.results_dir) / "runs"
@@ -110,13 +118,13 @@ def ruled_out(failed: dict | None) -> bool:
     return bool(failed) and failed.get("failure") == "diverged" and section(failed, "split").get("folds") is not None
 
 
-def asked_and_rest(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """The values that `words` give to what is compared, and the words that all runs share.
+def asked_and_rest(words: list[str]) -> tuple[dict[str, list[str]], list[tuple[str, str]], list[str]]:
+    """Of `words`: the values of what is compared, options of methods (key and word), and what all runs share.
 
     Raises UserError if another key has several values.
     """
     parser = OverridesParser.create()
-    asked, rest = {}, []
+    asked, of_methods, rest = {}, [], []
     for word in words:
         override = None if word.startswith("-") else parser.parse_override(word)
         if override and override.key_or_group in ("reg", "reg.alpha", "seed", "split.folds"):
@@ -126,8 +134,30 @@ def asked_and_rest(words: list[str]) -> tuple[dict[str, list[str]], list[str]]:
                 override is None or not override.is_sweep_override(),
                 f"{word}: +experiment=which_is_best compares methods only: name one value.",
             )
-            rest.append(word)
-    return asked, rest
+            if override and override.key_or_group.startswith("reg."):
+                of_methods.append((override.key_or_group, word))
+            else:
+                rest.append(word)
+    return asked, of_methods, rest
+
+
+def has(options: object, key: str) -> bool:
+    """Whether a method with these `options` has the key, as reg.attention.method."""
+    for name in key.split(".")[1:]:
+        if not hasattr(options, name):
+            return False
+        options = getattr(options, name)
+    return True
+
+
+def without_a_gpu(config: RunConfig) -> list[str]:
+    """What makes it an evening's work on a CPU."""
+    from .environment import pick_device
+
+    faster = "backbone=resnet18 backbone.image_size=128 backbone.resize=146 reg.attention.method=taylor"
+    if pick_device(config.device).type != "cpu" or config.backbone.image_size <= 128:
+        return []
+    return [f"This is a CPU. Where that takes too long, smaller images and a smaller network: {faster}"]
 
 
 def values_of(override) -> list[str]:
@@ -199,7 +229,7 @@ def named(choice: Choice) -> str:
 
 
 def verdict(chosen: Choice, validated: list[dict], final: list[dict]) -> list[str]:
-    """In plain words: what won, by how much, whether that is more than noise, and where the model is.
+    """In plain words: what was chosen, how much better than L2 it is, whether that is more than noise, where it is.
 
     `validated`: the records that `chosen` was chosen among, failed ones too; `final`: those of it and of L2 on all
     training images, each with its `folder`.
@@ -207,16 +237,21 @@ def verdict(chosen: Choice, validated: list[dict], final: list[dict]) -> list[st
     method, name = method_of(chosen.best.cell.runs[0]), named(chosen)
     cells = {key: cell_of([run for run in final if method_of(run) == key], "test_top1", []) for key in ("l2", method)}
     lines = [f"Chosen on images held out of training: {name}, {chosen.best.cell.mean:.1f} % of them right."]
+    if method == "l2":
+        rivals = {method_of(run) for run in validated} - {"l2"}
+        than = "no other method did better there" if rivals else "no other was tried"
+        lines.append(f"That is plain fine-tuning: {than}. On the test images: {of(cells['l2'])}.")
+    else:
+        lines.append(result(name, cells[method], cells["l2"], over_images(cells[method], cells["l2"])))
+    lines += at_the_edge(chosen, validated)
     n_test = final[0].get("n_test")
-    use, words = result(method, name, cells[method], cells["l2"], over_images(cells[method], cells["l2"]))
-    lines += [words, *at_the_edge(chosen, validated)]
     if is_number(n_test) and 0 < n_test < 1000:
         lines.append(f"There are {n_test} test images: one of them is {100 / n_test:.1f} points.")
-    model = min((run for run in final if method_of(run) == use), key=lambda run: run["seed"])
-    lines.append(
-        f"Use {display(use)}. The model: {model['folder'] / 'model.safetensors'} (seed {model['seed']}; none "
-        "was picked by its test accuracy)"
-    )
+    folders = {key: min(cell.runs, key=lambda run: run["seed"])["folder"] for key, cell in cells.items()}
+    lines.append(f"The model: {folders[method]} (its first seed; no test image took part in any choice)")
+    if method != "l2":
+        lines.append(f"That of L2: {folders['l2']}")
+    lines.append(f"Use it: delta-predict {folders[method]} IMAGES, delta-export {folders[method]} --format onnx")
     return lines
 
 
@@ -232,41 +267,37 @@ def over_images(ours: Cell, l2: Cell) -> Difference | None:
     return by_image(pairs)
 
 
-def result(method: str, name: str, ours: Cell, l2: Cell, images: Difference | None) -> tuple[str, str]:
-    """The method to use, and why. A winner is ahead by more than the chance of seeds, and of the test images drawn."""
-    if method == "l2":
-        return "l2", f"Plain fine-tuning, L2, won: no other method did better there. On the test images: {of(l2)}."
+def result(name: str, ours: Cell, l2: Cell, images: Difference | None) -> str:
+    """A win is ahead by more than the chance of seeds, and of the test images that happened to be drawn."""
     difference = paired(ours, l2)
     both = f"{of(ours)} against {of(l2)} of L2 on the test images"
-    cheaper = min("l2", method, key=["l2_fe", "l2", method].index)
     if difference is None or difference.n == 1:
-        return cheaper, f"One seed cannot tell {name} from L2: {both}. Add seed='range(3)'."
+        return f"One seed cannot tell {name} from L2: {both}. Add seed='range(3)'."
     seeds = f"{difference.n} seeds, paired"
     if difference.low is None:
         every = f"{difference.mean:+.1f} points with every one of {difference.n} seeds"
-        return cheaper, f"No winner: {both}, {every}. That has no interval; {display(cheaper)} is the cheapest."
+        return f"No winner: {both}, {every}, which has no interval."
     interval = f"{difference.mean:+.1f} points, 95 % interval {difference.low:+.1f} to {difference.high:+.1f}, {seeds}"
     if not difference.excludes_zero:
-        return cheaper, (
-            f"No winner: {both}. The difference ({interval}) cannot be told from noise: use {display(cheaper)}, it is "
-            "the cheapest."
-        )
+        return f"No winner: {both}. The difference ({interval}) cannot be told from noise."
     if images and not images.excludes_zero:
         drawn = (
             f"95 % interval {images.low:+.1f} to {images.high:+.1f} over {images.n} test images"
             if images.low is not None
             else f"hardly any of {images.n} test images are told apart"
         )
-        return cheaper, (
+        return (
             f"No winner: {both}. The difference ({interval}) is more than the chance of seeds, but with so few test "
-            f"images it cannot be told from noise ({drawn}): use {display(cheaper)}, it is the cheapest, or test on "
-            "more images."
+            f"images it cannot be told from noise ({drawn})."
         )
     if images:
         interval += f"; {images.low:+.1f} to {images.high:+.1f} over {images.n} test images"
     if difference.mean > 0:
-        return method, f"{name} won: {both}. The difference ({interval}) is more than noise."
-    return "l2", f"L2 won: {both}. {name} did best on validation, but is behind ({interval}), by more than noise."
+        return f"{name} won: {both}. The difference ({interval}) is more than noise."
+    return (
+        f"L2 won: {both}. {name} did best on validation, but is behind ({interval}), by more than noise. Believe the "
+        "test images where they are what the network will see."
+    )
 
 
 def of(cell: Cell) -> str:

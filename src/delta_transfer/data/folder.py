@@ -60,9 +60,10 @@ def folder(root: Path | None, config: FolderConfig) -> Dataset:
 def _two_parts(
     root: Path, train_part: str, test_part: str | None, left_out: list[str], config: FolderConfig
 ) -> Dataset:
-    if left_out:
+    if left_out or (test_part and not test_part.lower().startswith("test")):
         chosen = f"is {test_part}/" if test_part else f"is drawn from {train_part}/"
-        say(f"{root}: the test part {chosen}; left out: {', '.join(f'{name}/' for name in left_out)}")
+        others = f"; left out: {', '.join(f'{name}/' for name in left_out)}" if left_out else ""
+        say(f"{root}: the test part {chosen}{others}")
     train = _class_images(root, root / train_part)
     if test_part is None:
         return _split(train, root, config)

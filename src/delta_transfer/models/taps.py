@@ -22,8 +22,8 @@ class Network(nn.Module):
         aux_head: name of an auxiliary classification layer, returned in training mode only.
 
     forward(images (B, 3, H, W)) returns {"logits": (B, K), "embedding": (B, D), the head's input before dropout, each
-    tap: (B, C, h, w)}, and "aux_logits" (B, K) in training mode with an auxiliary head. Raises UserError for a tap or head
-    that the network does not have.
+    tap: (B, C, h, w)}, and "aux_logits" (B, K) in training mode with an auxiliary head. Raises UserError for a tap or
+    head that the network does not have.
     """
 
     def __init__(self, model: nn.Module, head: str, taps: Sequence[str] = (), aux_head: str | None = None):

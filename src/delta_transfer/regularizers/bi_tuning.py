@@ -31,9 +31,10 @@ class BiTuning(Regularizer):
     with e = 1/(Q+1) on the first Q+1 entries and 0 elsewhere; means over the batch. CE is of the first view.
 
     Source: paper and Transfer-Learning-Library, with its alpha 1, Q 40, T 0.07, m 0.999, 128 dimensions and weight
-    decay 5e-4; P has the backbone's learning rate. As there, u_c is constant, so that L_y trains the encoder alone, through g_q u_c, and the keys of the
-    batch enter the queues after L_z and before L_y. With schedule.accumulate each part of a batch finds the keys of the
-    parts before it in the queues. The second view is drawn from (seed, iteration), as the first one is.
+    decay 5e-4; P has the backbone's learning rate. As there, u_c is constant, so that L_y trains the encoder alone,
+    through g_q u_c, and the keys of the batch enter the queues after L_z and before L_y. With schedule.accumulate each
+    part of a batch finds the keys of the parts before it in the queues. The second view is drawn from (seed,
+    iteration), as the first one is.
     """
 
     views = 2
