@@ -1,5 +1,6 @@
 """The regularizers in somebody else's loop: any module, maps of any layout, nothing imported before it is asked for."""
 
+import re
 import subprocess
 import sys
 
@@ -11,11 +12,16 @@ from torch import nn
 import delta_transfer
 from delta_transfer import (
     DELTA,
+    FM,
     L2SP,
+    L2TWW,
+    RIFLE,
     AFASpatial,
     AttentionConfig,
+    CoTuning,
     DELTAWithoutAttention,
     HookedNetwork,
+    L2SPFisher,
     Network,
     channel_attention,
     tapped,
@@ -156,6 +162,39 @@ def test_l2_sp_starts_from_any_module_and_says_where_it_has_nothing_to_keep():
     assert l2_sp.penalty(target, {}, None)["weights"].item() == pytest.approx(0.5 * 5 * 4)
     with pytest.raises(UserError, match="scope=conv"):
         L2SP(scope="conv").start(target)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DELTA(alpha=-1), "alpha must not be negative, got -1"),
+        (lambda: L2SP(beta=float("nan")), "beta must not be negative, got nan"),
+        (lambda: L2SP(scope="convolutions"), "scope must be one of all, conv, got 'convolutions'"),
+        (lambda: L2SPFisher(form="sum"), "form must be one of add, min"),
+        (lambda: RIFLE(bound="both"), "bound must be one of features, classes"),
+        (lambda: L2TWW(where="relu7"), "where must be one of relu6, relu, relu_mean, constant, off"),
+        (lambda: FM(pairs="all"), "pairs must be one of all_to_all, one_to_one, single"),
+    ],
+)
+def test_wrong_arguments_are_named(make, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+def test_what_a_loop_forgot_is_named():
+    source = tokens_network()
+    target, x = moved(source), torch.randn(2, 6, 4, dtype=torch.float64)
+    outputs = target(x)
+    with pytest.raises(UserError, match="penalty\\(\\) needs what the source returns"):
+        DELTAWithoutAttention().penalty(target, outputs, None)
+    with pytest.raises(ValueError, match="shape of the maps at block: start\\(target, target.map_shapes_on"):
+        AFASpatial(alpha=0.1).start(target)
+    co_tuning = CoTuning()
+    co_tuning.fit(source, [(x, torch.tensor([0, 1]))], 3)
+    co_tuning.start(target)
+    with pytest.raises(UserError, match="needs the labels of the batch"):
+        co_tuning.penalty(target, outputs, None)
+    assert co_tuning.penalty(target, outputs | {"labels": torch.tensor([0, 1])}, None)["source_classes"] > 0
 
 
 # -------------------------------------------------------------------------------------------------------- attention

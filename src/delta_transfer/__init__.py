@@ -17,15 +17,35 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import AttentionConfig
     from .models import HookedNetwork, Network, call, tapped
-    from .regularizers import AFA, DELTA, L2SP, AFAChannel, AFASpatial, DELTAWithoutAttention, Regularizer
+    from .regularizers import (
+        AFA,
+        AT,
+        BSS,
+        DELTA,
+        FM,
+        L2SP,
+        L2TWW,
+        LPFT,
+        RIFLE,
+        AFAChannel,
+        AFASpatial,
+        BiTuning,
+        CoTuning,
+        DELTAWithoutAttention,
+        L2SPFisher,
+        LwF,
+        Regularizer,
+        StochNorm,
+    )
     from .regularizers.attention import ChannelImportance, channel_attention
 
 __version__ = version("delta-transfer")
 
 # fmt: off
 __all__ = [
-    "AFA", "AFAChannel", "AFASpatial", "AttentionConfig", "ChannelImportance", "DELTA", "DELTAWithoutAttention",
-    "HookedNetwork", "L2SP", "Network", "Regularizer", "call", "channel_attention", "tapped",
+    "AFA", "AFAChannel", "AFASpatial", "AT", "AttentionConfig", "BSS", "BiTuning", "ChannelImportance", "CoTuning",
+    "DELTA", "DELTAWithoutAttention", "FM", "HookedNetwork", "L2SP", "L2SPFisher", "L2TWW", "LPFT", "LwF", "Network",
+    "RIFLE", "Regularizer", "StochNorm", "call", "channel_attention", "tapped",
 ]
 # fmt: on
 
@@ -33,7 +53,10 @@ __all__ = [
 _HOMES = {
     ".config": ("AttentionConfig",),
     ".models": ("HookedNetwork", "Network", "call", "tapped"),
-    ".regularizers": ("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2SP", "Regularizer"),
+    ".regularizers": (
+        *("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2SP", "Regularizer"),
+        *("AT", "BSS", "BiTuning", "CoTuning", "FM", "L2SPFisher", "L2TWW", "LPFT", "LwF", "RIFLE", "StochNorm"),
+    ),
     ".regularizers.attention": ("ChannelImportance", "channel_attention"),
 }
 

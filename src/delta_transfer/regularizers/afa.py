@@ -23,6 +23,9 @@ from .base import (
     Regularizer,
     Stage,
     module_name,
+    not_negative,
+    of_source,
+    one_of,
     relative_entropy,
     taps_of,
 )
@@ -74,12 +77,17 @@ class LearnedAttention(Regularizer):
 
     def __init__(self, alpha: float, beta: float = 0.01, weight_decay: float = 0.0):
         super().__init__(beta=beta, weight_decay=weight_decay)
+        not_negative(alpha=alpha)
         self.alpha = alpha
         self.modules_by_tap = nn.ModuleDict()
 
     def start(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
+        if missing := [tap for tap in target.taps if tap not in map_shapes]:
+            raise ValueError(
+                f"AFA needs the shape of the maps at {', '.join(missing)}: start(target, target.map_shapes_on(images))."
+            )
         self.modules_by_tap = nn.ModuleDict({module_name(tap): self.attention(*map_shapes[tap]) for tap in target.taps})
 
     def weights(self, tap: str, source_map: Tensor) -> Tensor:
@@ -95,6 +103,7 @@ class LearnedAttention(Regularizer):
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
         omega = uniform = entropy = 0.0
+        source_outputs = of_source(source_outputs)
         for tap in taps_of(target):
             difference = full_precision(outputs[tap]) - full_precision(source_outputs[tap])
             squares, weights = self.squares(difference), self.weights(tap, source_outputs[tap])
@@ -124,6 +133,10 @@ class AFASpatial(LearnedAttention):
     """Omega = sum_l 1/(2B) sum_{b,c,p} (P_l a_l[b,p] D_l[b,c,p])^2, a_l = SpatialAttention(S_l).
 
     The weight stands inside the square, as in the authors' code. Stage I of AFA; alpha 0.1 for Dogs and ResNet-101.
+
+    `start(target, shapes)`, shapes {tap: (C, H, W)}, makes the modules, whose parameters (`trained`) belong into the
+    optimizer; it raises ValueError for a tap without a shape. `penalty` returns the terms "feature_maps" and "head"; it
+    raises RuntimeError before `start`, and ValueError for maps of another size.
     """
 
     attention, over = SpatialAttention, "positions"
@@ -140,7 +153,8 @@ class AFASpatial(LearnedAttention):
 class AFAChannel(LearnedAttention):
     """Omega = sum_l 1/(2B) sum_{b,c} C_l a_l[b,c] sum_p D_l[b,c,p]^2, a_l = ChannelAttention(S_l).
 
-    The weight stands outside the square. Stage II of AFA; alpha 0.15 for Dogs and ResNet-101.
+    The weight stands outside the square. Stage II of AFA; alpha 0.15 for Dogs and ResNet-101. Use and errors are those
+    of AFASpatial.
     """
 
     attention, over = ChannelAttention, "channels"
@@ -174,7 +188,8 @@ class AFA(Regularizer):
     ):
         super().__init__(beta=beta, weight_decay=weight_decay)
         self.alpha, self.channel_alpha = alpha, channel_alpha  # of the two stages
-        self.channel_lr_factor, self.aligned_to = channel_lr_factor, aligned_to
+        self.channel_lr_factor = channel_lr_factor
+        self.aligned_to = one_of("aligned_to", aligned_to, "previous", "source")
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         raise RuntimeError("AFA is two stages: in a loop of your own use AFASpatial, then AFAChannel.")

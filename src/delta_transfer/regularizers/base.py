@@ -56,6 +56,7 @@ class Regularizer(nn.Module):
 
     def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
         super().__init__()
+        not_negative(beta=beta, weight_decay=weight_decay)
         self.fit_report: dict[str, float] = {}
         # Scalars that `penalty` saw, for the log beside its terms; names begin with "attention_".
         self.observed: dict[str, Tensor] = {}
@@ -122,7 +123,11 @@ class Regularizer(nn.Module):
         """
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
-        """Named scalar terms, added to the cross-entropy and logged one by one."""
+        """Named scalar terms, added to the cross-entropy and logged one by one.
+
+        outputs: what `target` returns for the batch, and "labels" (B,) beside it, for the methods that need them.
+        source_outputs: what the source returns for it, without gradients; None if `needs_source` is False.
+        """
         return self.head_penalty(target)
 
     def head_penalty(self, target: Network) -> dict[str, Tensor]:
@@ -173,6 +178,34 @@ class Regularizer(nn.Module):
         learner.step()
         self.observed = mean_of(observed)
         return torch.cat(logits), mean_of(terms)
+
+
+def not_negative(**values: float) -> None:
+    """Raises ValueError for a strength that would turn a penalty round, or is no number."""
+    for name, value in values.items():
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must not be negative, got {value}.")
+
+
+def one_of(name: str, value: str, *choices: str) -> str:
+    """`value`. Raises ValueError if it is none of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+    return value
+
+
+def of_source(source_outputs: Outputs | None) -> Outputs:
+    """What the source makes of the batch. Raises UserError if `penalty` was not given it."""
+    if source_outputs is None:
+        raise UserError("penalty() needs what the source returns for the same inputs, as source(images) does.")
+    return source_outputs
+
+
+def labels_of(outputs: Outputs) -> Tensor:
+    """Of the batch, (B,). Raises UserError if `penalty` was not given them."""
+    if "labels" not in outputs:
+        raise UserError('penalty() of this method needs the labels of the batch: outputs["labels"] = labels.')
+    return outputs["labels"]
 
 
 def taps_of(target: Network) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..errors import UserError
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, Regularizer
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, Regularizer, labels_of, not_negative
 from .distances import full_precision
 
 
@@ -50,6 +50,7 @@ class BiTuning(Regularizer):
         dimensions: int = 128,
     ):
         super().__init__(beta=beta, weight_decay=weight_decay)
+        not_negative(alpha=alpha)
         self.alpha, self.queue, self.temperature = alpha, queue, temperature
         self.momentum, self.dimensions = momentum, dimensions
 
@@ -98,7 +99,7 @@ class BiTuning(Regularizer):
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
         """`source_outputs`: what `keys` made of the second views. They enter the queues."""
-        labels, h_q = outputs["labels"], full_precision(outputs["embedding"])
+        labels, h_q = labels_of(outputs), full_precision(outputs["embedding"])
         h_k = full_precision(source_outputs["embedding"])
         z_q, z_k = F.normalize(self.projection(h_q)), F.normalize(self.key_projection(h_k)).detach()
         queued_z = self.queue_z.flatten(0, 1).clone()  # the backward pass reads it when the batch has entered

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..models import Network
-from .base import Outputs, Regularizer
+from .base import Outputs, Regularizer, not_negative
 from .distances import full_precision
 
 
@@ -22,6 +22,7 @@ class BSS(Regularizer):
 
     def __init__(self, alpha: float = 1e-3, beta: float = 0.0, weight_decay: float = 5e-4, k: int = 1):
         super().__init__(beta=beta, weight_decay=weight_decay)
+        not_negative(alpha=alpha)
         self.alpha, self.k = alpha, k
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..environment import seconds_of
 from ..models import Network
-from .base import NO_SHAPES, Batches, MapShapes, Outputs, OutputShapes, Regularizer
+from .base import NO_SHAPES, Batches, MapShapes, Outputs, OutputShapes, Regularizer, labels_of, not_negative
 from .distances import full_precision
 
 
@@ -26,6 +26,7 @@ class CoTuning(Regularizer):
 
     def __init__(self, alpha: float = 2.3, beta: float = 0.0, weight_decay: float = 5e-4):
         super().__init__(beta=beta, weight_decay=weight_decay)
+        not_negative(alpha=alpha)
         self.alpha = alpha
         self.fitted: dict[str, Tensor] = {}
         self.head: nn.Linear | None = None
@@ -70,7 +71,7 @@ class CoTuning(Regularizer):
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         logits = self.head(full_precision(outputs["embedding"]))
-        expected = self.fitted["relationship"][outputs["labels"]]
+        expected = self.fitted["relationship"][labels_of(outputs)]
         return {"source_classes": self.alpha * nn.functional.cross_entropy(logits, expected)} | self.head_penalty(
             target
         )

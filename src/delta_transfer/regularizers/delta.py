@@ -9,7 +9,7 @@ from torch import Tensor
 from ..config import AttentionConfig
 from ..models import Network
 from .attention import attention_weights, channel_attention, removal_cost
-from .base import Batches, Outputs, Regularizer, taps_of
+from .base import Batches, Outputs, Regularizer, not_negative, of_source, taps_of
 from .distances import map_distance
 
 
@@ -21,6 +21,14 @@ class DELTAWithoutAttention(Regularizer):
     normalize=False leaves out the division by H_l W_l, as the official code does: 3136/784/196/49 times as much at
     the stages of a ResNet at 224 pixels, so that alpha means something else there.
     A sum over the batch, while CE is a mean: alpha for a batch mean is B times as large.
+
+    Args:
+        alpha: of Omega. Official code: 0.01 for batches of 64, 0.1 for Dogs.
+        beta: of the head's L2 penalty, weight and bias.
+        weight_decay: of the optimizer, on everything; official code: 0.
+
+    `penalty` returns the terms "feature_maps" and "head". Raises ValueError for a negative strength; UserError, in
+    `penalty`, for a target without taps or a tap that is no feature map.
     """
 
     needs_source = True
@@ -28,6 +36,7 @@ class DELTAWithoutAttention(Regularizer):
 
     def __init__(self, alpha: float = 0.01, beta: float = 0.01, weight_decay: float = 0.0, normalize: bool = True):
         super().__init__(beta=beta, weight_decay=weight_decay)
+        not_negative(alpha=alpha)
         self.alpha = alpha
         self.normalize = normalize
 
@@ -36,7 +45,7 @@ class DELTAWithoutAttention(Regularizer):
         return None
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
-        omega = 0.0
+        omega, source_outputs = 0.0, of_source(source_outputs)
         for tap in taps_of(target):
             layer = map_distance(outputs[tap], source_outputs[tap], self.relative_weights(tap))
             height, width = outputs[tap].shape[2:]
@@ -51,7 +60,14 @@ class DELTA(DELTAWithoutAttention):
     Loss = CE + alpha * Omega + beta/2 * ||head||^2; D_l as in DELTAWithoutAttention.
     w_l = softmax((v_l - mean v_l) / (T * std v_l)), sum_c w_{l,c} = 1, where v_{l,c} is how much the
     cross-entropy of a linear probe on the frozen source network rises when channel c of tap l is removed, and T is the
-    temperature (official code: 5). Call `fit` or `load_fitted` before `penalty`.
+    temperature (official code: 5).
+
+    Args:
+        alpha, beta, weight_decay: as of DELTAWithoutAttention.
+        attention: how the importances are measured, and T.
+
+    Call `fit` (or `load_fitted`, with importances {tap: (C_l,)} in nats) before `penalty`, which otherwise raises
+    RuntimeError. The weights are on the device of what was fitted.
     """
 
     fitted_name = "attention"

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, not_negative, one_of
 from .distances import weight_distance
 
 
@@ -15,12 +15,21 @@ class L2SP(Regularizer):
     scope="all": every non-head parameter, BatchNorm scale and shift included (official DELTA code, alpha 0.01).
     scope="conv": convolution kernels only (the L2-SP authors' code, alpha 0.1); they also leave the head's bias out
     of the beta term, which here always includes it.
+
+    Args:
+        alpha: of Omega; beta: of the head's L2 penalty; weight_decay: of the optimizer, on everything.
+        scope: all | conv.
+
+    Call `start(target)` before training, while the target's backbone is the source's; `penalty`, which returns the
+    terms "weights" and "head" and needs no source outputs, otherwise raises RuntimeError. `start` raises UserError if
+    the backbone has no such parameters, the constructor ValueError for another scope or a negative strength.
     """
 
     def __init__(self, alpha: float = 0.01, beta: float = 0.01, weight_decay: float = 0.0, scope: str = "all"):
         super().__init__(beta=beta, weight_decay=weight_decay)
+        not_negative(alpha=alpha)
         self.alpha = alpha
-        self.scope = scope
+        self.scope = one_of("scope", scope, "all", "conv")
         self.starting_point: dict[str, Tensor] | None = None
 
     def start(

@@ -10,7 +10,7 @@ from ..config import FisherConfig
 from ..environment import seconds_of
 from ..models import Network
 from .attention import samples
-from .base import NO_SHAPES, Batches, MapShapes, Outputs, OutputShapes
+from .base import NO_SHAPES, Batches, MapShapes, Outputs, OutputShapes, not_negative, one_of
 from .distances import weight_distance
 from .l2_sp import L2SP
 
@@ -41,7 +41,8 @@ class L2SPFisher(L2SP):
         fisher: FisherConfig | None = None,
     ):
         super().__init__(alpha, beta, weight_decay, scope="conv")
-        self.form, self.eps = form, eps
+        not_negative(eps=eps)
+        self.form, self.eps = one_of("form", form, "add", "min"), eps
         self.fisher = fisher or FisherConfig()
         self.fit_seed = self.fisher.seed
         self.information: dict[str, Tensor] = {}

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from .. import distributed
 from ..errors import UserError
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, relative_entropy
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, one_of, relative_entropy
 from .distances import full_precision
 from .look_ahead import SGD, meta_gradient
 from .matching import FM, joined
@@ -105,7 +105,7 @@ class L2TWW(FM):
         meta_weight_decay: float = 1e-4,
     ):
         super().__init__(alpha, beta, weight_decay, pairs)
-        self.what, self.where = what, where
+        self.what, self.where = what, one_of("where", where, *ACTIVATIONS, CONSTANT, OFF)
         self.inner_steps, self.meta_lr, self.meta_weight_decay = inner_steps, meta_lr, meta_weight_decay
         self.meta_networks = nn.ModuleDict()
         self.adam: torch.optim.Adam | None = None

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, module_name
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, module_name, not_negative, of_source
 from .distances import full_precision
 
 
@@ -27,6 +27,7 @@ class LwF(Regularizer):
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.0, weight_decay: float = 1e-4, temperature: float = 2.0):
         super().__init__(beta=beta, weight_decay=weight_decay)
+        not_negative(alpha=alpha)
         self.alpha, self.temperature = alpha, temperature
         self.heads = nn.ModuleDict()
         self.names: dict[str, str] = {}  # of the source's logits in its outputs, by head
@@ -42,7 +43,7 @@ class LwF(Regularizer):
         self.names = {module_name(key): key for key in logits}
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
-        embedding, total = full_precision(outputs["embedding"]), 0.0
+        embedding, total, source_outputs = full_precision(outputs["embedding"]), 0.0, of_source(source_outputs)
         for key, head in self.heads.items():
             expected = full_precision(source_outputs[self.names[key]].detach()) / self.temperature
             found = head(embedding) / self.temperature

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, module_name
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, module_name, not_negative, of_source, one_of
 from .distances import full_precision
 from .twice import mean_squares
 
@@ -92,8 +92,9 @@ class PairedMaps(Regularizer):
 
     def __init__(self, alpha: float, beta: float = 0.0, weight_decay: float = 1e-4, pairs: str = "one_to_one"):
         super().__init__(beta=beta, weight_decay=weight_decay)
+        not_negative(alpha=alpha)
         self.alpha = alpha
-        self.which_pairs = pairs
+        self.which_pairs = one_of("pairs", pairs, "all_to_all", "one_to_one", "single")
         self.pairs: list[Pair] = []
         self.sizes: dict[str, tuple[int, int]] = {}  # of the target's maps
 
@@ -107,6 +108,7 @@ class PairedMaps(Regularizer):
     def references(self, source_outputs: Outputs) -> dict[str, Tensor]:
         """S_m of every pair in full precision, resized bilinearly to T_n's size."""
         resized: dict[tuple, Tensor] = {}  # pairs share them
+        source_outputs = of_source(source_outputs)
         for pair in self.pairs:
             source_map, size = source_outputs[pair.source].detach(), self.sizes[pair.target]
             if (pair.source, size) not in resized:

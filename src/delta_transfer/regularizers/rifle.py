@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..models import Network
-from .base import Regularizer
+from .base import Regularizer, one_of
 
 
 class RIFLE(Regularizer):
@@ -28,7 +28,7 @@ class RIFLE(Regularizer):
         reset_momentum: bool = False,
     ):
         super().__init__(weight_decay=weight_decay)
-        self.at, self.bound = tuple(at), bound
+        self.at, self.bound = tuple(at), one_of("bound", bound, "features", "classes")
         self.bias, self.reset_momentum = bias, reset_momentum
 
     def before_step(self, learner, step: int, steps: int, seed: int) -> None:
