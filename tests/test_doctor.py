@@ -5,11 +5,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from delta_transfer import doctor
 from delta_transfer.catalogue import main
 from delta_transfer.doctor import Findings
+from delta_transfer.models.zoo import build_source
 
+from .miniature import write_cub
 from .test_config import composed
 from .trees import write_folder
 
@@ -89,6 +92,32 @@ def test_weights_are_in_the_cache_or_will_be_downloaded(found, tmp_path):
     assert found.lines[-1].startswith("missing") and "set backbone.weights=FILE" in found.lines[-1]
     doctor.weights(found, ["backbone=resnet18", f"backbone.weights={tmp_path / 'none.pth'}"])
     assert found.troubles == 1 and "none.pth" in found.lines[-1]
+
+
+def test_of_which_network_a_file_of_weights_is(found, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    small = composed("backbone=small_resnet", "backbone.weights=none").backbone
+    save_file(build_source(small, 0).weights(), path)
+    doctor.weights(found, [f"backbone.weights={path}"])
+    assert found.lines == [f"ok       weights    {path}: fits backbone=small_resnet"]
+    path.write_bytes(b"nothing")
+    doctor.weights(found, [f"backbone.weights={path}"])
+    assert found.troubles == 1 and "of no network of conf/backbone" in found.lines[-1]
+
+
+def test_what_to_do_about_absent_data_sets(found, tmp_path):
+    doctor.data_sets(found, composed("dataset=folder", f"data_dir={tmp_path}"), [f"data_dir={tmp_path}"])
+    absent = [line for line in found.lines if line.startswith("missing")]
+    assert "cifar10" in absent[0] and "dataset.download=true" in absent[0]
+    assert "cub, dogs" in absent[1] and "delta-data verify NAME" in absent[1]
+
+
+def test_a_root_belongs_to_the_data_set_that_is_named(found, tmp_path):
+    words = ["dataset=cub", f"dataset.root={tmp_path / 'birds'}"]
+    doctor.data_sets(found, composed(*words), words)
+    root = write_cub(tmp_path / "birds")
+    doctor.data_sets(found, composed(*words), words)
+    assert any(f"subset: 3 classes, 18 training and 6 test images, {root}" in line for line in found.lines)
 
 
 def test_a_folder_of_images_that_is_not_there_is_a_trouble(tmp_path, monkeypatch, found):

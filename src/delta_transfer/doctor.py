@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -137,6 +137,9 @@ def memory(found: Findings) -> None:
     if not lines.exists():
         return
     available = int(re.search(r"^MemAvailable: +(\d+)", lines.read_text(), re.M)[1]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    if limit.exists() and (allowed := limit.read_text().strip()).isdecimal():
+        available = min(available, int(allowed) - int(limit.with_name("memory.current").read_text()))
     words = f"{available / GIB:.1f} GiB available"
     if available < ENOUGH_MEMORY:
         found.missing("memory", f"{words}: little; take backbone=resnet18 or a smaller schedule.batch_size")
@@ -160,16 +163,18 @@ def disk(found: Findings, config: RunConfig) -> None:
 
 def data_sets(found: Findings, config: RunConfig, overrides: Sequence[str]) -> None:
     from .catalogue import choices, composed, look_for
+    from .data import DATASETS
 
     absent = []
+    # dataset.root names the folder of one data set; the others are looked for below data_dir.
+    named = next((word.removeprefix("dataset=") for word in overrides if word.startswith("dataset=")), "folder")
     for name in choices():
-        # dataset.root names one folder, which is dataset=folder's; the others are looked for below data_dir.
-        of_others = ("dataset", "backbone", "reg") if name != "folder" else ("dataset=", "backbone", "reg")
+        of_others = ("dataset=", "backbone", "reg") if name == named else ("dataset", "backbone", "reg")
         dataset = composed(name, [word for word in overrides if not word.startswith(of_others)]).dataset
         if name == "folder" and dataset.root is None:
             continue
         counts, _, state, problem = look_for(dataset)
-        if problem and name == "folder":  # which was asked for
+        if problem and name == named:  # which was asked for
             found.trouble(name, problem)
         elif problem:
             found.missing(name, problem)
@@ -178,8 +183,16 @@ def data_sets(found: Findings, config: RunConfig, overrides: Sequence[str]) -> N
         else:
             size = f"{counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images"
             found.fine(name, f"{state}: {size}, {dataset.root or 'embedded'}")
-    if absent:
-        found.missing("data sets", f"{', '.join(absent)}: below data_dir={config.data_dir}; delta-run says what to get")
+    fetched = [name for name in absent if DATASETS[composed(name, []).dataset.name].download]
+    by_hand = [name for name in absent if name not in fetched]
+    where = f"data_dir={config.data_dir}"
+    if fetched:
+        found.missing(
+            "data sets", f"{', '.join(fetched)}: delta-run dataset=NAME dataset.download=true fetches it ({where})"
+        )
+    if by_hand:
+        words = f"{', '.join(by_hand)}: to be put below {where}; delta-data verify NAME says which files, and whence"
+        found.missing("data sets", words)
 
 
 def weights(found: Findings, overrides: Sequence[str]) -> None:
@@ -190,7 +203,11 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
     from .catalogue import composed
     from .models.zoo import build_source, not_downloaded
 
-    given = [word for word in overrides if word.startswith("backbone")]
+    file = next((word.partition("=")[2] for word in overrides if word.startswith("backbone.weights=")), None)
+    given = any(word.startswith("backbone=") for word in overrides)
+    if file and not given:
+        which_fits(found, file)
+        return
     if given:
         backbone = composed("folder", overrides).backbone
         reason = not_downloaded(backbone)
@@ -216,6 +233,22 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
     if absent:
         words = f"{', '.join(absent)}: delta-run downloads them into {cache}; or set backbone.weights=FILE"
         found.missing("weights", words)
+
+
+def which_fits(found: Findings, file: str) -> None:
+    """Of which networks a file of weights is."""
+    from .catalogue import choices, composed
+    from .models.zoo import build_source
+
+    fitting = []
+    for name in choices("backbone"):
+        with suppress(UserError):
+            build_source(composed("folder", [f"backbone={name}", f"backbone.weights={file}"]).backbone, 0, tapped=False)
+            fitting.append(f"backbone={name}")
+    if fitting:
+        found.fine("weights", f"{file}: fits {', '.join(fitting)}")
+    else:
+        found.trouble("weights", f"{file}: of no network of conf/backbone; name one, backbone=NAME, to see why")
 
 
 if __name__ == "__main__":
