@@ -121,6 +121,22 @@ def test_onnx_computes_the_same_for_any_number_of_images(tiny, onnx_file):
     assert [value.shape[0] for value in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
 
 
+def test_onnx_of_torchvisions_network_too(run, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export(run, "onnx", tmp_path / "bird.onnx")
+    images = images_of(run, 3)
+    session = onnxruntime.InferenceSession(tmp_path / "bird.onnx", providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
+    np.testing.assert_allclose(logits, expected(run, images).numpy(), atol=1e-4)
+    assert 'InferenceSession("bird.onnx")' in (tmp_path / "MODEL_CARD.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["bird.pt", "bird.safetensors", "bird.v2"])
+def test_a_file_name_of_another_format_is_refused(tiny, name, tmp_path, capsys):
+    assert main([str(tiny), "--format", "onnx", "--output", str(tmp_path / name)]) == 1
+    assert "a file of this format ends in .onnx" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_what_the_card_says_to_do_can_be_done(tiny, onnx_file, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(shutil.copytree(onnx_file.parent, tmp_path / "files"))
