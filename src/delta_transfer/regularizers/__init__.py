@@ -3,7 +3,7 @@
 from dataclasses import fields
 from inspect import signature
 
-from ..config import SumConfig, about_term, choose
+from ..config import RegConfig, SumConfig, about_term, choose
 from ..errors import UserError
 from .afa import AFA, AFAChannel, AFASpatial
 from .attention_transfer import AT
@@ -58,7 +58,7 @@ __all__ = [
 ]
 
 
-def build_regularizer(config) -> Regularizer:
+def build_regularizer(config: RegConfig) -> Regularizer:
     """The method that a checked `reg` configuration (config.RegConfig or the like) describes."""
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
     if isinstance(config, SumConfig):  # whose name says what it is a sum of

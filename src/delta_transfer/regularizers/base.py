@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,36 @@ NO_SHAPES: MapShapes = MappingProxyType({})
 Part = tuple[Tensor, Tensor, Outputs | None]  # of a batch: images, labels, and what the source makes of the images
 # Images (B, 3, H, W), or whatever inputs models.call hands to the network, and labels (B,); each iteration is one pass.
 Batches = Iterable[tuple[Any, Tensor]]
+
+
+class Learner(Protocol):
+    """What a method is given of the training loop: training.Learner."""
+
+    target: Network
+    optimizer: torch.optim.SGD
+    precision: str  # fp32 | bf16
+    accumulate: int  # parts of a batch
+
+    def forward(self, images: Tensor) -> Outputs:
+        """Of the target, in that precision."""
+
+    def forward_with(self, parameters: dict[str, Tensor], images: Tensor) -> Outputs:
+        """The same with other values of the target's parameters, which can be differentiated twice."""
+
+    def forward_source(self, images: Tensor) -> Outputs:
+        """Of the frozen source."""
+
+    def task_loss(self, outputs: Outputs, labels: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy, in fp32, and that of an auxiliary head."""
+
+    def split(self, *batch: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """A batch's tensors in `accumulate` parts."""
+
+    def backward(self, loss: Tensor) -> None:
+        """Of one part."""
+
+    def step(self) -> None:
+        """Of the optimizer, once for all parts."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +146,7 @@ class Regularizer(nn.Module):
         """Take over what `fit` returned, now or in an earlier run; may set `fit_report`, figures for the record."""
         raise NotImplementedError
 
-    def before_step(self, learner, step: int, steps: int, seed: int) -> None:
+    def before_step(self, learner: Learner, step: int, steps: int, seed: int) -> None:
         """Called before step number `step` of `steps` in this stage, counted from 0; may change target and optimizer.
 
         seed: for what is drawn here. It follows from seed and iteration, and is the same in all processes.
@@ -137,8 +167,8 @@ class Regularizer(nn.Module):
         total = sum(p.square().sum() for p in target.head_parameters().values())
         return {"head": 0.5 * self.beta * total}
 
-    def update(self, learner, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One optimisation step; returns the logits (B, K) and the loss terms. `learner` is training.Learner.
+    def update(self, learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One optimisation step; returns the logits (B, K) and the loss terms.
 
         A method with further `views` takes them as further arguments, shaped like `images`, in an `update` of its own.
         Whoever overrides it calls `step_on`, or `learner.backward` for each part of `learner.split` and then
@@ -152,18 +182,18 @@ class Regularizer(nn.Module):
         self.observed = self.observed | self.after_step(learner, parts)
         return result
 
-    def after_step(self, learner, parts: list[Part]) -> dict[str, Tensor]:
+    def after_step(self, learner: Learner, parts: list[Part]) -> dict[str, Tensor]:
         """What a method does with the same batch after the step, if it `returns_to_batch`; returns what it observed.
 
         Nothing of `learner` may change.
         """
         raise NotImplementedError
 
-    def parts_of(self, learner, images: Tensor, labels: Tensor) -> Iterator[Part]:
+    def parts_of(self, learner: Learner, images: Tensor, labels: Tensor) -> Iterator[Part]:
         for part, part_labels in learner.split(images, labels):
             yield part, part_labels, learner.forward_source(part) if self.needs_source else None
 
-    def step_on(self, learner, parts: Iterable[Part]) -> tuple[Tensor, dict[str, Tensor]]:
+    def step_on(self, learner: Learner, parts: Iterable[Part]) -> tuple[Tensor, dict[str, Tensor]]:
         """A step on cross-entropy and penalty, over all parts of a batch; returns what `update` does."""
         logits, terms, observed = [], [], []
         for part, part_labels, source_outputs in parts:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..errors import UserError
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, Regularizer, labels_of, not_negative
+from .base import NO_SHAPES, Learner, MapShapes, Outputs, OutputShapes, Part, Regularizer, labels_of, not_negative
 from .distances import full_precision
 
 
@@ -75,7 +75,9 @@ class BiTuning(Regularizer):
     def trained_slowly(self) -> list[nn.Parameter]:
         return self.trained()
 
-    def update(self, learner, images: Tensor, labels: Tensor, second: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def update(
+        self, learner: Learner, images: Tensor, labels: Tensor, second: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         self.follow(learner.target)
 
         def parts() -> Iterator[Part]:

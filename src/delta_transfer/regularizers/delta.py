@@ -62,10 +62,7 @@ class DELTA(DELTAWithoutAttention):
     cross-entropy of a linear probe on the frozen source network rises when channel c of tap l is removed, and T is the
     temperature (official code: 5).
 
-    Args:
-        alpha, beta, weight_decay: as of DELTAWithoutAttention.
-        attention: how the importances are measured, and T.
-
+    alpha, beta and weight_decay are as of DELTAWithoutAttention; attention: how the importances are measured, and T.
     Call `fit` (or `load_fitted`, with importances {tap: (C_l,)} in nats) before `penalty`, which otherwise raises
     RuntimeError. The weights are on the device of what was fitted.
     """

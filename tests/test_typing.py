@@ -1,0 +1,46 @@
+"""What a type checker says to users of the library: right uses pass, wrong ones are named."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parent.parent / "src"
+USE = """
+import torch
+from delta_transfer import BSS, DELTA, L2SP, AFASpatial, AttentionConfig, Network, channel_attention, tapped
+
+source: Network = tapped(torch.nn.Sequential(), head="0", taps=["1"]).freeze()
+target: Network = source.with_new_head(num_classes=3, seed=0)
+batches = [(torch.zeros(1), torch.zeros(1))]
+delta = DELTA(alpha=0.01, attention=AttentionConfig(images=8))
+fitted: dict[str, torch.Tensor] = delta.fit(source, batches, num_classes=3)
+outputs: dict[str, torch.Tensor] = target(torch.zeros(1))
+terms: dict[str, torch.Tensor] = delta.penalty(target, outputs, None)
+weights: dict[str, torch.Tensor] = channel_attention(source, batches).weights
+AFASpatial(0.1).start(target, target.map_shapes_on(torch.zeros(1)))
+L2SP(scope="all").start(target)
+BSS(k=2)
+"""
+WRONG = {
+    'DELTA(alpha="0.01")': 'Argument "alpha" to "DELTA" has incompatible type "str"; expected "float"',
+    'L2SP(scop="all")': 'Unexpected keyword argument "scop" for "L2SP"',
+    "delta.fit(source, batches)": 'Missing positional argument "num_classes"',
+    "tapped(1, head='fc')": 'Argument 1 to "tapped" has incompatible type "int"; expected',
+}
+
+
+def test_a_type_checker_knows_the_library(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "use.py").write_text(USE + "\n".join(WRONG))
+    # Silent: what it says of the library's own code is not its users' concern.
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir", tmp_path / "cache", "use.py"]
+    environment = {"MYPYPATH": str(SRC), "PATH": "", "HOME": str(tmp_path)}
+    done = subprocess.run([*map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    found = re.findall(r"^use.py:(\d+): error: (.*)$", done.stdout, re.M)
+    first = USE.count("\n") + 1
+    assert [int(line) for line, _ in found] == list(range(first, first + len(WRONG))), done.stdout + done.stderr
+    for (_, said), expected in zip(found, WRONG.values(), strict=True):
+        assert said.startswith(expected)
