@@ -208,6 +208,27 @@ def test_a_command_of_the_documentation_works(command, place, request, monkeypat
     assert ended == 0, f"{command}\n{''.join(capfd.readouterr())}"
 
 
+def openings() -> dict[str, list[str]]:
+    """The command that a YAML of conf/ opens with; of data sets and backbones, which say nothing else, not all."""
+    found = {}
+    for path in sorted((ROOT / "conf").rglob("*.yaml")):
+        lines = [line[2:] for line in path.read_text().splitlines() if line.startswith("# delta-")]
+        if "schema" not in path.parts and path.parent.name not in ("dataset", "backbone"):
+            found[path.relative_to(ROOT / "conf").as_posix()] = shlex.split(lines[0])
+    return found
+
+
+OPENINGS = openings()
+
+
+@pytest.mark.parametrize("name", OPENINGS)
+def test_the_command_that_a_yaml_opens_with_works(name, place, monkeypatch, capfd):
+    here = {"data_dir=/data": f"data_dir={place}/data", "dataset.root=/data/photos": f"dataset.root={place}/photos"}
+    monkeypatch.chdir(place)
+    program, *words = [here.get(word, word) for word in OPENINGS[name]]
+    assert planned(program, words, monkeypatch) == 0, "".join(capfd.readouterr())
+
+
 def test_commands_are_found():
     assert {"README.md", "index.md", "first_run.md", "own_images.md"} <= {c.page for c in COMMANDS}
     assert any({"delta-run", "hydra.launcher.timeout_min=240", "seed=range(5)"} <= {*c.words} for c in COMMANDS)
@@ -223,7 +244,15 @@ def test_a_command_without_a_rule_is_noticed(unknown, monkeypatch):
 
 # So that the blocks need no network, and little time.
 SMALLER = {'weights="IMAGENET1K_V1"': "weights=None", "(224, 224)": "(32, 32)", "batch_size=32": "batch_size=10"}
-PYTHON = [(page, first, text) for page in PAGES[1:] for first, _, text in blocks(page, "python")]
+PYTHON = [(page, first, text) for page in PAGES for first, _, text in blocks(page, "python")]
+# What a fragment of the README takes for given.
+GIVEN = """
+import torch, torchvision
+import torch.nn.functional as F
+model = torchvision.models.resnet18()
+images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+batches = [(images, labels)]
+"""
 
 
 @pytest.mark.parametrize(("page", "first", "text"), PYTHON, ids=[f"{page.name}:{first}" for page, first, _ in PYTHON])
@@ -232,4 +261,7 @@ def test_python_of_the_documentation_works(page, first, text, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for said, smaller in SMALLER.items():
         text = text.replace(said, smaller)
-    exec(compile("\n" * (first - 1) + text, str(page), "exec"), {"__name__": "documentation"})
+    names = {"__name__": "documentation"}
+    if page.name == "README.md":
+        exec(GIVEN, names)
+    exec(compile("\n" * (first - 1) + text, str(page), "exec"), names)
