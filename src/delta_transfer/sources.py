@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .cards import SUFFIX, Card, read_card
 from .config import BackboneConfig, RunConfig, require
+from .console import say
 from .errors import UserError
 
 if TYPE_CHECKING:
@@ -128,6 +129,11 @@ def check_sources(config: RunConfig, stages: "Sequence[Stage]") -> None:
         f"{reg} learns from a source network, but backbone.weights=none is a random one: name a source, e.g. "
         "source=resnet34 or a file of delta-pretrain's.",
     )
+    if config.source is not None and config.backbone.weights != "none":
+        say(
+            f"The target starts from weights of its own, {config.backbone.weights}, and not at random, as the published "
+            "targets of methods with a source= do: backbone.weights=none. Their taps are behind a ReLU (backbone.taps)."
+        )
 
 
 def shapes_of(sources: Sequence[Loaded], batch: int, image_size: int, with_logits: bool) -> "MapShapes":
