@@ -11,21 +11,29 @@ from torch import nn
 
 import delta_transfer
 from delta_transfer import (
+    AT,
+    BSS,
     DELTA,
     FM,
     L2SP,
     L2TWW,
+    LPFT,
     RIFLE,
+    AFAChannel,
     AFASpatial,
     AttentionConfig,
+    BiTuning,
     CoTuning,
     DELTAWithoutAttention,
     HookedNetwork,
     L2SPFisher,
+    LwF,
     Network,
+    StochNorm,
     channel_attention,
     tapped,
 )
+from delta_transfer.config import FisherConfig, ProbeConfig
 from delta_transfer.errors import UserError
 from delta_transfer.models.layouts import LAYOUTS, as_feature_map, in_layout
 from delta_transfer.regularizers.attention import attention_weights
@@ -162,6 +170,80 @@ def test_l2_sp_starts_from_any_module_and_says_where_it_has_nothing_to_keep():
     assert l2_sp.penalty(target, {}, None)["weights"].item() == pytest.approx(0.5 * 5 * 4)
     with pytest.raises(UserError, match="scope=conv"):
         L2SP(scope="conv").start(target)
+
+
+def test_every_method_can_be_used_as_the_documentation_says():
+    """docs/library.md, "What each method needs"."""
+    torch.manual_seed(0)
+    model = TinyNet(num_classes=5)
+    randomise_batchnorm(model)
+    source = tapped(model, "fc", ["conv1", "conv2"]).freeze()
+    images, labels = torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+    batches = [(images, labels)]
+    shapes = source.map_shapes_on(images)
+
+    def trained(method, before=lambda method, target: None, penalty=None, after=lambda method, target, sgd: None):
+        """The target after three steps; its loss falls."""
+        target = source.with_new_head(3, seed=0).requires_grad_(True).train()
+        before(method, target)
+        sgd = torch.optim.SGD([*target.parameters(), *method.trained()], lr=0.01)
+        losses = []
+        for _ in range(3):
+            outputs = target(images)
+            loss = F.cross_entropy(outputs["logits"], labels)
+            if penalty is not None:
+                loss = loss + sum(penalty(method, target, outputs).values())
+            sgd.zero_grad()
+            loss.backward()
+            sgd.step()
+            losses.append(loss.item())
+        after(method, target, sgd)
+        assert losses[-1] < losses[0]
+        return target
+
+    def with_source(method, target, outputs):
+        return method.penalty(target, outputs, source(images))
+
+    def alone(method, target, outputs):
+        return method.penalty(target, outputs, None)
+
+    def with_labels(method, target, outputs):
+        return method.penalty(target, outputs | {"labels": labels}, None)
+
+    def contrast(method, target, outputs):
+        method.follow(target)
+        return method.penalty(target, outputs | {"labels": labels}, method.keys(images.flip(3)))
+
+    def fit(method, target):
+        method.fit(source, batches, 3)
+
+    def fit_and_start(method, target):
+        method.fit(source, batches, 3)
+        method.start(target)
+
+    def start(method, target):
+        method.start(target)
+
+    def start_with_shapes(method, target):
+        method.start(target, target.map_shapes_on(images), shapes)
+
+    trained(DELTA(1e-4, attention=AttentionConfig(images=6, head_epochs=1)), fit, with_source)
+    trained(DELTAWithoutAttention(1e-4), penalty=with_source)
+    trained(L2SP(), start, alone)
+    trained(L2SPFisher(fisher=FisherConfig(images=2)), fit_and_start, alone)
+    trained(AFASpatial(1e-4), lambda m, t: m.start(t, shapes), with_source)
+    trained(AFAChannel(1e-4), lambda m, t: m.start(t, shapes), with_source)
+    trained(BSS(), penalty=alone)
+    trained(CoTuning(0.1), fit_and_start, with_labels)
+    trained(LPFT(probe=ProbeConfig(c=1.0)), fit_and_start)
+    trained(StochNorm(), start)
+    before = source.with_new_head(3, seed=0).head_parameters()["fc.weight"]
+    target = trained(RIFLE(), after=lambda m, t, sgd: m.redraw(t, sgd, seed=9))
+    assert not torch.allclose(target.head_parameters()["fc.weight"], before, atol=0.1)
+    trained(BiTuning(alpha=1e-3), start, contrast)
+    trained(LwF(0.1), lambda m, t: m.start(t, {}, {"logits": (5,)}), with_source)
+    trained(AT(1.0), start_with_shapes, with_source)
+    trained(FM(1e-3), start_with_shapes, with_source)
 
 
 @pytest.mark.parametrize(

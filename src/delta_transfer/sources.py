@@ -131,8 +131,8 @@ def check_sources(config: RunConfig, stages: "Sequence[Stage]") -> None:
     )
     if config.source is not None and config.backbone.weights != "none":
         say(
-            f"The target starts from weights of its own, {config.backbone.weights}, and not at random, as the published "
-            "targets of methods with a source= do: backbone.weights=none. Their taps are behind a ReLU (backbone.taps)."
+            f"The target starts from weights of its own, {config.backbone.weights}. The published targets of methods "
+            "with a source= start at random (backbone.weights=none), and their taps are behind a ReLU (backbone.taps)."
         )
 
 
