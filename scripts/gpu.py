@@ -51,11 +51,13 @@ def compare(options: argparse.Namespace, end: float) -> bool:
     # What diverges on a fold fails, and is a result.
     if any(within(end - time.monotonic(), *RUN, *sweep) is None for sweep in sweeps):
         return False
-    report = [sys.executable, "-m", "delta_transfer.report", str(options.output)]
-    report += ["--select", "cv", "--emit-overrides", "--seeds", "5"]
-    chosen = subprocess.run(report, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
-    finals = [shlex.split(line)[2:] for line in chosen]  # without delta-run -m
-    return all(within(end - time.monotonic(), *RUN, *final) == 0 for final in finals)
+    report = [sys.executable, "-m", "delta_transfer.report", str(options.output), "--select", "cv", "--emit-overrides"]
+    lines = subprocess.run(report, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    # Of these commands the choice alone: paths and device are those of this machine.
+    chosen = [[word for word in shlex.split(line) if word.startswith(("reg=", "reg."))] for line in lines]
+    if len(chosen) < len(CHOSEN):
+        return False
+    return all(within(end - time.monotonic(), *RUN, *common, *words, "seed=range(5)") == 0 for words in chosen)
 
 
 def main() -> None:

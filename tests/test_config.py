@@ -1,5 +1,6 @@
 """Every configuration composes, checks out and can be built."""
 
+import re
 import shlex
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from delta_transfer.config import RunConfig, ScheduleConfig, register_schemas, to_run_config
+from delta_transfer.config import RunConfig, ScheduleConfig, check_values, register_schemas, to_run_config
 from delta_transfer.data import DATASETS
 from delta_transfer.errors import UserError
 from delta_transfer.regularizers import REGULARIZERS, build_regularizer
@@ -103,6 +104,12 @@ def test_options_reach_the_method():
 )
 def test_length(schedule, n_train, iterations):
     assert schedule.length(n_train) == iterations
+
+
+@pytest.mark.parametrize("word", ["schedule.iterations=5", "++schedule.iterations=5", "+schedule.iterations=auto"])
+def test_iterations_beside_epochs_are_refused(word):
+    with pytest.raises(UserError, match=re.escape(f"{word}: this schedule is as long as schedule.epochs=200 says")):
+        check_values([word], composed("schedule=l2t"))
 
 
 def test_epochs_replace_the_iterations_of_a_protocol():

@@ -100,9 +100,32 @@ def test_of_which_network_a_file_of_weights_is(found, tmp_path):
     save_file(build_source(small, 0).weights(), path)
     doctor.weights(found, [f"backbone.weights={path}"])
     assert found.lines == [f"ok       weights    {path}: fits backbone=small_resnet"]
-    path.write_bytes(b"nothing")
+    save_file({"weight": torch.zeros(1)}, path)
     doctor.weights(found, [f"backbone.weights={path}"])
     assert found.troubles == 1 and "of no network of conf/backbone" in found.lines[-1]
+    for problem in (b"nothing", None):
+        path.unlink() if problem is None else path.write_bytes(problem)
+        with found.looking_at("weights"):
+            doctor.weights(found, [f"backbone.weights={path}"])
+        assert str(path) in found.lines[-1] and "of no network" not in found.lines[-1]
+    assert found.troubles == 3
+
+
+def test_what_is_no_file_is_not_tried_on_networks(found, monkeypatch):
+    monkeypatch.setattr("delta_transfer.models.zoo._download", lambda *arguments: pytest.fail("a download"))
+    doctor.weights(found, ["backbone.weights=IMAGENET1K_V1"])
+    assert "delta-run downloads them into" in found.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("limit", "left"), [("1000", 450), ("100", 0), ("max", None), (None, None)], ids=["some", "none", "max", "absent"]
+)
+def test_memory_that_a_container_has_left(limit, left, tmp_path):
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("750\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 200\n")
+    assert doctor.left_to_container(tmp_path) == left
 
 
 def test_what_to_do_about_absent_data_sets(found, tmp_path):

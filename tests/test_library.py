@@ -249,8 +249,8 @@ def test_every_method_can_be_used_as_the_documentation_says():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DELTA(alpha=-1), "alpha must not be negative, got -1"),
-        (lambda: L2SP(beta=float("nan")), "beta must not be negative, got nan"),
+        (lambda: DELTA(alpha=-1), "alpha must be a finite number from 0 on, got -1"),
+        (lambda: L2SP(beta=float("nan")), "beta must be a finite number from 0 on, got nan"),
         (lambda: L2SP(scope="convolutions"), "scope must be one of all, conv, got 'convolutions'"),
         (lambda: L2SPFisher(form="sum"), "form must be one of add, min"),
         (lambda: RIFLE(bound="both"), "bound must be one of features, classes"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
-from torchvision.models import mobilenet_v2, resnet18
+from torchvision.models import get_model, mobilenet_v2, resnet18
 
 from delta_transfer.config import BackboneConfig
 from delta_transfer.errors import UserError
@@ -96,11 +96,13 @@ def test_networks_of_l2t_ww_begin_as_published(name):
         assert model.fc.weight.std().item() == pytest.approx(0.01, rel=0.02) and not model.fc.bias.any()
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "inception_v3"])
-def test_the_embedding_is_what_dropout_is_given(name):
-    """The logits are still made of what is left of it."""
-    size = backbone(name).image_size if name == "inception_v3" else 64
-    network = build_source(backbone(name), seed=0).with_new_head(4, seed=0).train()
+@pytest.mark.parametrize(
+    ("name", "head", "size"),
+    [("mobilenet_v2", "classifier.1", 64), ("inception_v3", "fc", 299), ("mobilenet_v3_small", "classifier.3", 64)],
+)
+def test_the_embedding_is_what_dropout_is_given(name, head, size):
+    """Where dropout overwrites it, too; the logits are still made of what is left of it."""
+    network = Network(get_model(name, num_classes=4), head).train()
     images = torch.randn(4, 3, size, size)
     one, other = network(images), network(images)  # with masks of their own
     assert torch.equal(one["embedding"], other["embedding"]) and not torch.equal(one["logits"], other["logits"])

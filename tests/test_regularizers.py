@@ -43,6 +43,14 @@ def maps_of(target, source, images):
     return target(images), source(images)
 
 
+def test_a_source_map_of_inference_mode_will_do():
+    target_map = torch.randn(2, 3, 4, 4, requires_grad=True)
+    with torch.inference_mode():
+        source_map = torch.randn(2, 3, 4, 4)
+    map_distance(target_map, source_map).backward()
+    torch.testing.assert_close(target_map.grad, target_map.detach() - source_map.clone())
+
+
 def test_delta_equals_the_naive_loop(double):
     source, target, images = double
     importance = {tap: torch.randn(5, dtype=torch.float64) for tap in target.taps}

@@ -1,5 +1,7 @@
 """Operations with written-out derivatives of their backward passes: they are PyTorch's."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,6 @@ from delta_transfer.regularizers.twice import (
     TwiceDifferentiable,
     batch_norm,
     convolution,
-    gradients_only,
     mean_squares,
 )
 
@@ -88,18 +89,31 @@ def test_gradients_alone_are_enough_for_what_weighs_the_loss():
     network, images, phi = TinyNet().double(), random(4, 3, 6, 6).detach(), random(5)
     theta = list(network.parameters())
 
-    def through(*inputs):
-        gradients = grad(loss_of(network, images, phi), theta, create_graph=True)
+    def through(mode, *inputs):
+        with mode:
+            loss = loss_of(network, images, phi)
+        gradients = grad(loss, theta, create_graph=True)
         return grad([g.square().sum() for g in gradients], inputs, allow_unused=True)
 
-    (expected,) = through(phi)
-    with TwiceDifferentiable(), gradients_only():
-        found, of_kernel = through(phi, network.conv1.weight)
+    expected, whole = through(TwiceDifferentiable(), phi, network.conv1.weight)
+    for found, other in zip(through(nullcontext(), phi, network.conv1.weight), (expected, whole), strict=True):
+        torch.testing.assert_close(found, other)
+    found, of_kernel = through(TwiceDifferentiable(to_operands=False), phi, network.conv1.weight)
     torch.testing.assert_close(found, expected)
-    (whole,) = through(network.conv1.weight)
     assert of_kernel is None or not torch.allclose(of_kernel, whole)
-    with TwiceDifferentiable():  # and it has ended
-        torch.testing.assert_close(through(network.conv1.weight)[0], whole)
+    with TwiceDifferentiable(to_operands=False):  # it ends with its block, and the one around it goes on
+        with TwiceDifferentiable():
+            inner = mean_squares(images.requires_grad_())
+        outer = mean_squares(images)
+    assert inner.grad_fn.to_operands and not outer.grad_fn.to_operands
+
+
+def test_arguments_by_name_are_pytorchs():
+    x, kernel = random(2, 4, 5, 4), random(3, 4, 3, 3)
+    with TwiceDifferentiable():
+        torch.testing.assert_close(F.conv2d(input=x, weight=kernel, padding=1), torch.conv2d(x, kernel, None, 1, 1))
+    with TwiceDifferentiable(), pytest.raises(ValueError, match="more than 1 value per channel"):
+        nn.BatchNorm2d(4).double()(random(1, 4, 1, 1))
 
 
 def test_modules_are_made_of_them():

@@ -10,7 +10,8 @@ import pytest
 SRC = Path(__file__).parent.parent / "src"
 USE = """
 import torch
-from delta_transfer import BSS, DELTA, L2SP, AFASpatial, AttentionConfig, Network, channel_attention, tapped
+from delta_transfer import BSS, DELTA, L2SP, L2TWW, AFASpatial, AttentionConfig, Network, channel_attention, tapped
+from delta_transfer.training import Learner
 
 source: Network = tapped(torch.nn.Sequential(), head="0", taps=["1"]).freeze()
 target: Network = source.with_new_head(num_classes=3, seed=0)
@@ -23,6 +24,8 @@ weights: dict[str, torch.Tensor] = channel_attention(source, batches).weights
 AFASpatial(0.1).start(target, target.map_shapes_on(torch.zeros(1)))
 L2SP(scope="all").start(target)
 BSS(k=2)
+sgd = torch.optim.SGD(target.parameters())
+L2TWW().update(Learner(target, source, sgd, "fp32"), torch.zeros(1), torch.zeros(1))
 """
 WRONG = {
     'DELTA(alpha="0.01")': 'Argument "alpha" to "DELTA" has incompatible type "str"; expected "float"',

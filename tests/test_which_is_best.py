@@ -19,6 +19,7 @@ from delta_transfer.which_is_best import (
     asked_for,
     best_of,
     carry_out,
+    has,
     named,
     number_of_folds,
     ruled_out,
@@ -213,20 +214,32 @@ def test_options_of_methods_are_of_those_that_have_them(photos):
     for asked in sweeps:
         assert "reg.weight_decay=0.001" in asked
         assert ("reg.attention.method=taylor" in asked) == ("reg=delta" in asked)
-    with pytest.raises(UserError, match="reg.queue=3: none of l2, l2_sp, delta has it"):
-        made([*words, "reg.queue=3"], results)
+    for word in ("reg.queue=3", "reg.attention.metod=taylor"):
+        with pytest.raises(UserError, match=f"{word}: none of l2, l2_sp, delta has it"):
+            made([*words, word], results)
+    with pytest.raises(UserError, match="reg.alpha=0.1,5: none of l2, l2_fe has it"):
+        made([*photos, "reg=l2,l2_fe", "reg.alpha=0.1,5"], results)
+    assert has(composed(*photos, "reg=lwf_at").reg, "reg.terms.lwf.alpha")
+
+
+def test_sums_are_refused(photos):
+    with pytest.raises(UserError, match="compares methods as they are, no sums"):
+        made([*photos, "reg=l2,delta", "+reg@reg.terms.sp=l2_sp"], {})
 
 
 def test_a_misspelt_method_is_found_before_anything_runs(photos):
     with pytest.raises(HydraException, match="detla"):
         made([*photos, "reg=l2,detla"], {"l2": [80.0, 81.0, 82.0]})
+    with pytest.raises(HydraException, match="reg.alpha=abc"):
+        made([*photos, "reg=l2,l2_sp", "reg.alpha=0.1,abc"], {"l2": [80.0, 81.0, 82.0]})
 
 
 def test_a_cpu_is_told_what_is_faster(photos, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (line,) = without_a_gpu(composed(*photos))
+    (line,) = without_a_gpu(composed(*photos), attention=True)
     assert "reg.attention.method=taylor" in line
-    assert not without_a_gpu(composed(*photos, "backbone.image_size=96", "backbone.resize=110"))
+    assert "attention" not in without_a_gpu(composed(*photos), attention=False)[0]
+    assert not without_a_gpu(composed(*photos, "backbone.image_size=96", "backbone.resize=110"), attention=True)
 
 
 @pytest.mark.parametrize("folds", ["1", "2,3", "null"])
@@ -334,7 +347,8 @@ def test_a_final_run_that_fails_is_a_failure(command, monkeypatch, capsys):
         return carry_out_job(composed, planned)
 
     monkeypatch.setattr(train, "carry_out", fails)
-    assert delta_run(monkeypatch, *command, "reg=l2") == 1
+    words = [word for word in command if not word.startswith("reg.alpha=")]
+    assert delta_run(monkeypatch, *words, "reg=l2") == 1
     assert "1 of 2 final runs are not there: no verdict" in capsys.readouterr().out
 
 

@@ -750,7 +750,7 @@ def check_values(overrides: Sequence[str], config: RunConfig | None = None) -> N
     if config is not None and (epochs := config.schedule.epochs) is not None:
         for override in overrides:
             require(
-                not override.startswith("schedule.iterations=") or override == "schedule.iterations=null",
+                re.match(r"\+*schedule\.iterations=(?!null$)", override) is None,
                 f"{override}: this schedule is as long as schedule.epochs={epochs:g} says. To count iterations, add "
                 "schedule.epochs=null.",
             )

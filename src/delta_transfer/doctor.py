@@ -23,6 +23,7 @@ from .errors import UserError
 GIB = 2**30
 ENOUGH_DISK, ENOUGH_MEMORY = 5 * GIB, 4 * GIB  # ResNet-50 leaves 90 MiB a run, and trains in 3 GiB on a CPU
 PACKAGE = "delta-transfer"
+WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 
 
 @dataclass
@@ -137,14 +138,23 @@ def memory(found: Findings) -> None:
     if not lines.exists():
         return
     available = int(re.search(r"^MemAvailable: +(\d+)", lines.read_text(), re.M)[1]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
-    if limit.exists() and (allowed := limit.read_text().strip()).isdecimal():
-        available = min(available, int(allowed) - int(limit.with_name("memory.current").read_text()))
+    if (left := left_to_container()) is not None:
+        available = min(available, left)
     words = f"{available / GIB:.1f} GiB available"
     if available < ENOUGH_MEMORY:
         found.missing("memory", f"{words}: little; take backbone=resnet18 or a smaller schedule.batch_size")
     else:
         found.fine("memory", words)
+
+
+def left_to_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes below its limit, what is only cached not counted as used; None where there is no limit."""
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        cached = int(re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)[1])
+        return max(0, int(limit) - int(used) + cached)
+    except (OSError, ValueError, TypeError):  # no container, no limit ("max"), or not to be read
+        return None
 
 
 def disk(found: Findings, config: RunConfig) -> None:
@@ -205,7 +215,7 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
 
     file = next((word.partition("=")[2] for word in overrides if word.startswith("backbone.weights=")), None)
     given = any(word.startswith("backbone=") for word in overrides)
-    if file and not given:
+    if file and not given and Path(file).suffix in WEIGHT_FILES:
         which_fits(found, file)
         return
     if given:
@@ -238,13 +248,17 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
 def which_fits(found: Findings, file: str) -> None:
     """Of which networks a file of weights is."""
     from .catalogue import choices, composed
-    from .models.zoo import build_source
+    from .models.zoo import bare_network, read_weights
 
     fitting = []
     for name in choices("backbone"):
-        with suppress(UserError):
-            build_source(composed("folder", [f"backbone={name}", f"backbone.weights={file}"]).backbone, 0, tapped=False)
-            fitting.append(f"backbone={name}")
+        backbone = composed("folder", [f"backbone={name}", f"backbone.weights={file}"]).backbone
+        state = read_weights(backbone)  # the first time too: what is wrong with the file is a finding
+        head = state.get(f"{backbone.head}.weight")
+        with suppress(RuntimeError):
+            if head is not None:
+                bare_network(backbone.name, len(head), state)
+                fitting.append(f"backbone={name}")
     if fitting:
         found.fine("weights", f"{file}: fits {', '.join(fitting)}")
     else:

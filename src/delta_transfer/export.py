@@ -110,7 +110,7 @@ def place(output: Path, suffix: str) -> Path:
 
 
 def card_of(run: "Finished", stem: str) -> tuple[dict[str, Any], str]:
-    """As data and in words, the same whatever the format is; `stem`: what the file is called."""
+    """As data and in words, of all formats; `stem`: what the words call the file."""
     from .models.zoo import NETWORKS, options_for
     from .stages import cpu_weights
     from .tensor_files import fingerprint

@@ -77,7 +77,8 @@ def _described(entry: str | dict) -> tuple[BackboneConfig, Card | None]:
         except UserError as error:
             raise UserError(f"source={entry['use']}: {error}") from None
     of_run = Path(entry).expanduser() / f"model{SUFFIX}"
-    entry = str(of_run) if of_run.is_file() else entry
+    if "/" in entry and of_run.is_file():  # a name without a slash is that of a network
+        entry = str(of_run)
     name, _, weights = entry.partition(":")
     if name.endswith(SUFFIX):
         card = read_card(Path(entry).expanduser())

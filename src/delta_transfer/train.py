@@ -48,7 +48,9 @@ def main(config_name: str = "config") -> None:
 
         @hydra.main(version_base="1.3", config_path="pkg://delta_transfer.conf", config_name=config_name)
         def first(composed: DictConfig) -> None:
-            found.append((to_run_config(composed), OmegaConf.to_container(HydraConfig.get().sweeper.params)))
+            config, hydra_config = to_run_config(composed), HydraConfig.get()
+            check_values(hydra_config.overrides.task, config)
+            found.append((config, OmegaConf.to_container(hydra_config.sweeper.params)))
 
         sys.argv = [command[0], *words, "hydra.mode=RUN"]
         first()

@@ -45,7 +45,7 @@ class Learner:
 
     target: Network
     source: nn.Module | None  # models.frozen_maps of it, or a Network
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.SGD
     precision: str  # fp32 | bf16
     aux_weight: float = 0.0
     compiled: bool = False

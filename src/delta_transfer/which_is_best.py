@@ -53,16 +53,19 @@ def carry_out(
         f"split.folds must be one number, 2 or more, got {','.join(wanted)}.",
     )
     methods = ["l2", *(method for method in asked["reg"] if method != "l2")]  # the baseline is always there
-    # Every method is looked at before any is run: a misspelt one is found now.
+    # Every method, with all that it is to be run with, is looked at before any is run: what is misspelt is found now.
     options = {method: look([*rest, f"reg={method}"])[0].reg for method in methods}
     own = {method: [w for key, w in of_methods if has(options[method], key)] for method in methods}
+    alphas = ALPHAS
+    if "reg.alpha" in asked:
+        of_methods = [*of_methods, ("reg.alpha", f"reg.alpha={','.join(asked['reg.alpha'])}")]
+        alphas = dict.fromkeys([m for m in methods if has(options[m], "reg.alpha")], asked["reg.alpha"])
     for key, word in of_methods:
         require(any(has(reg, key) for reg in options.values()), f"{word}: none of {', '.join(methods)} has it.")
     for method in methods:
-        look([*rest, f"reg={method}", *own[method]])
-    alphas = ALPHAS
-    if "reg.alpha" in asked:
-        alphas = dict.fromkeys([m for m in methods if has(options[m], "reg.alpha")], asked["reg.alpha"])
+        for alpha in alphas.get(method, [None]):
+            strength = [] if alpha is None else [f"reg.alpha={alpha}"]
+            look([*rest, f"reg={method}", *own[method], *strength])
     folds, seeds = folds_of(config, int(asked["split.folds"][0])), asked["seed"]
 
     validated: list[Made] = []
@@ -82,7 +85,7 @@ def carry_out(
             f"First {len(validated)} runs on {folds} folds of the training images choose a method and alpha. Then L2 "
             f"and what was chosen, for which {display(dearest)} stands here, are trained on all of them with "
             f"{len(seeds)} seeds each.",
-            *without_a_gpu(config),
+            *without_a_gpu(config, any(has(reg, "reg.attention.method") for reg in options.values())),
         ]
     if elsewhere := sum(state == "in work" for state, _ in validated):
         return [f"{elsewhere} runs are in work elsewhere: the same command, once they are done, chooses among all."]
@@ -127,6 +130,10 @@ def asked_and_rest(words: list[str]) -> tuple[dict[str, list[str]], list[tuple[s
     asked, of_methods, rest = {}, [], []
     for word in words:
         override = None if word.startswith("-") else parser.parse_override(word)
+        require(
+            override is None or override.package is None,
+            f"{word}: +experiment=which_is_best compares methods as they are, no sums of them.",
+        )
         if override and override.key_or_group in ("reg", "reg.alpha", "seed", "split.folds"):
             asked[override.key_or_group] = values_of(override)
         elif word not in ("-m", "--multirun"):
@@ -144,17 +151,19 @@ def asked_and_rest(words: list[str]) -> tuple[dict[str, list[str]], list[tuple[s
 def has(options: object, key: str) -> bool:
     """Whether a method with these `options` has the key, as reg.attention.method."""
     for name in key.split(".")[1:]:
-        if not hasattr(options, name):
+        found = options if isinstance(options, dict) else vars(options) if hasattr(options, "__dict__") else {}
+        if name not in found:
             return False
-        options = getattr(options, name)
+        options = found[name]
     return True
 
 
-def without_a_gpu(config: RunConfig) -> list[str]:
-    """What makes it an evening's work on a CPU."""
+def without_a_gpu(config: RunConfig, attention: bool) -> list[str]:
+    """What makes it an evening's work on a CPU; `attention`: whether a method measures it."""
     from .environment import pick_device
 
-    faster = "backbone=resnet18 backbone.image_size=128 backbone.resize=146 reg.attention.method=taylor"
+    faster = "backbone=resnet18 backbone.image_size=128 backbone.resize=146"
+    faster += " reg.attention.method=taylor" if attention else ""
     if pick_device(config.device).type != "cpu" or config.backbone.image_size <= 128:
         return []
     return [f"This is a CPU. Where that takes too long, smaller images and a smaller network: {faster}"]
@@ -294,10 +303,7 @@ def result(name: str, ours: Cell, l2: Cell, images: Difference | None) -> str:
         interval += f"; {images.low:+.1f} to {images.high:+.1f} over {images.n} test images"
     if difference.mean > 0:
         return f"{name} won: {both}. The difference ({interval}) is more than noise."
-    return (
-        f"L2 won: {both}. {name} did best on validation, but is behind ({interval}), by more than noise. Believe the "
-        "test images where they are what the network will see."
-    )
+    return f"L2 won: {both}. {name} did best on validation, but is behind ({interval}), by more than noise."
 
 
 def of(cell: Cell) -> str:

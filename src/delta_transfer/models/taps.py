@@ -62,8 +62,11 @@ class Network(nn.Module):
         for graph in (traced.train_graph, traced.eval_graph):
             (output,) = (node for node in graph.nodes if node.op == "output")
             (returned,) = output.args
-            forbid_inplace(traced, graph, {returned[tap] for tap in self.taps})
-            output.args = ({**returned, "embedding": before_dropout(traced, graph, returned["logits"].args[0])},)
+            embedding = before_dropout(traced, graph, returned["logits"].args[0])
+            forbid_inplace(
+                traced, graph, {embedding, *embedding.all_input_nodes, *(returned[tap] for tap in self.taps)}
+            )
+            output.args = ({**returned, "embedding": embedding},)
         traced.recompile()  # takes the edited graph; the other mode's is taken when the mode changes
         return traced
 

@@ -187,6 +187,7 @@ class AFA(Regularizer):
         weight_decay: float = 0.0,
     ):
         super().__init__(beta=beta, weight_decay=weight_decay)
+        not_negative(alpha=alpha, channel_alpha=channel_alpha)
         self.alpha, self.channel_alpha = alpha, channel_alpha  # of the two stages
         self.channel_lr_factor = channel_lr_factor
         self.aligned_to = one_of("aligned_to", aligned_to, "previous", "source")

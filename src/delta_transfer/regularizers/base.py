@@ -211,10 +211,10 @@ class Regularizer(nn.Module):
 
 
 def not_negative(**values: float) -> None:
-    """Raises ValueError for a strength that would turn a penalty round, or is no number."""
+    """Raises ValueError for a strength that would turn a penalty round, or is no finite number."""
     for name, value in values.items():
         if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must not be negative, got {value}.")
+            raise ValueError(f"{name} must be a finite number from 0 on, got {value}.")
 
 
 def one_of(name: str, value: str, *choices: str) -> str:

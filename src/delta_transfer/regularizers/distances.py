@@ -43,7 +43,8 @@ def map_distance(target: Tensor, source: Tensor, weights: Tensor | None = None) 
             f"A tapped map has the shape {tuple(target.shape)} instead of (B, C, H, W): name its layout, as in "
             'tapped(model, ..., layout="BNC").'
         )
-    return _MapDistance.apply(target, source, weights)
+    # What was made in inference_mode cannot be kept for a backward pass.
+    return _MapDistance.apply(target, source.clone() if source.is_inference() else source, weights)
 
 
 class _WeightDistance(torch.autograd.Function):

@@ -169,7 +169,7 @@ class L2TWW(FM):
         buffers = [learner.optimizer.state[p].get("momentum_buffer") for p in parameters]
         velocity = [torch.zeros_like(p) if v is None else v for p, v in zip(parameters, buffers, strict=True)]
         # Filled on the device: a copy from Python would wait for it.
-        rates = [parameters[0].new_full((), group["lr"]) for group in groups for _ in group["params"]]
+        rates = [parameters[0].new_full((), group["lr"]) for group in groups]
         references = [joined(self.pairs, self.references(source_outputs)) for _, _, source_outputs in parts]
         # M depends on phi through these alone: the steps are differentiated as far as here, and then once through phi.
         weights = [self.products(self.weights(source_outputs)) for _, _, source_outputs in parts]
@@ -185,14 +185,16 @@ class L2TWW(FM):
     def tried(self, learner: Learner, tensors: list[Tensor]) -> list[Tensor]:
         """Meta loss, and its gradients with respect to lambda w, as a function of the tensors of `meta_step`.
 
-        They are parameters, momentum and learning rate of each, then images, labels, references and lambda w of the
-        parts of the batch, the latter two by target taps.
+        They are parameters and momentum of each, the learning rates of the optimizer's groups, then images, labels,
+        references and lambda w of the parts of the batch, the latter two by target taps.
         """
-        named = [p for group in learner.optimizer.param_groups for p in group["params"]]
+        groups = learner.optimizer.param_groups
+        named = [p for group in groups for p in group["params"]]
         taps = list(dict.fromkeys(pair.target for pair in self.pairs))
         count = learner.accumulate
         cursor = iter(tensors)
-        parameters, velocity, rates = ([next(cursor) for _ in named] for _ in range(3))
+        parameters, velocity = ([next(cursor) for _ in named] for _ in range(2))
+        rates = [rate for group in groups for rate in [next(cursor)] * len(group["params"])]
         images, labels = ([next(cursor) for _ in range(count)] for _ in range(2))
         references, weights = ([{tap: next(cursor).detach() for tap in taps} for _ in range(count)] for _ in range(2))
         constants = [w.requires_grad_(True) for part in weights for w in part.values()]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from .twice import TwiceDifferentiable, gradients_only
+from .twice import TwiceDifferentiable
 
 Tensors = list[Tensor]
 Loss = Callable[[Tensors], Tensor]  # of the parameters theta, a scalar
@@ -63,12 +63,13 @@ def meta_gradient(
 
     where g is the step's gradient, kept with its graph, so that no forward pass is repeated: K + 1 passes forward and
     backward, and K times backward through a backward pass. The first step's is to phi alone, since nothing before it
-    depends on phi.
+    depends on phi; it is right where phi weighs outputs of layers, and no input or parameter of a convolution,
+    BatchNorm or `mean_squares` of the first loss depends on it.
     """
     steps = []
     for loss in inner:
         theta = leaves(theta)
-        with TwiceDifferentiable():
+        with TwiceDifferentiable(to_operands=len(steps) > 0):
             value = loss(theta)
         gradient = grad(value, theta, create_graph=True, allow_unused=True, materialize_grads=True)
         steps.append((theta, gradient))
@@ -81,13 +82,10 @@ def meta_gradient(
     while steps:
         theta, gradient = steps.pop()
         of_gradient, of_theta, of_velocity = sgd.adjoint(of_theta, of_velocity)
-        if steps:
-            to_phi, to_theta = _through(gradient, of_gradient, phi, theta)
-            torch._foreach_add_(of_theta, to_theta)
-        else:
-            with gradients_only():
-                to_phi, _ = _through(gradient, of_gradient, phi, [])
+        to_phi, to_theta = _through(gradient, of_gradient, phi, theta if steps else [])
         torch._foreach_add_(of_phi, to_phi)
+        if steps:
+            torch._foreach_add_(of_theta, to_theta)
         del gradient  # and with it the step's graph
     return value.detach(), of_phi
 

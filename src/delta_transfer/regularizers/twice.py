@@ -7,7 +7,7 @@ gradient of x and so on: all terms are derivatives of <u, backward(g)>.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -17,51 +17,55 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 aten = torch.ops.aten
-_to_operands = True
-
-
-@contextmanager
-def gradients_only() -> Iterator[None]:
-    """Differentiates backward passes with respect to g alone, not to the layers' inputs and parameters.
-
-    Where only what the loss is weighted by is asked for, all else is lost work that autograd cannot leave out.
-    """
-    global _to_operands
-    _to_operands = False
-    try:
-        yield
-    finally:
-        _to_operands = True
+_to_operands: ContextVar[bool] = ContextVar("_to_operands", default=True)
 
 
 class TwiceDifferentiable(TorchFunctionMode):
-    """Within it, networks of modules are made of these operations."""
+    """Within it, networks of modules are made of these operations.
+
+    to_operands=False: their backward passes can be differentiated with respect to g alone, and not to the layers'
+    inputs and parameters, whose derivatives are then missing. For a loss that depends on what is asked for only by
+    what its layers' outputs are weighted with: all else is work that autograd cannot leave out by itself.
+    """
+
+    def __init__(self, to_operands: bool = True):
+        super().__init__()
+        self.to_operands = to_operands
+
+    def __enter__(self):
+        self.token = _to_operands.set(self.to_operands)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        _to_operands.reset(self.token)
+        return super().__exit__(*error)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         return REPLACED.get(function, function)(*args, **(kwargs or {}))
 
 
-def convolution(x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+def convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
     """As F.conv2d."""
     if isinstance(padding, str):
-        return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     stride, padding, dilation = ([n, n] if isinstance(n, int) else list(n) for n in (stride, padding, dilation))
-    return _Convolution.apply(*_cast(x, weight, bias), (stride, padding, dilation, groups))
+    return _Convolution.apply(*_cast(input, weight, bias), (stride, padding, dilation, groups), _to_operands.get())
 
 
 class _Convolution(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple) -> Tensor:
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple, to_operands: bool) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.options = options
+        ctx.options, ctx.to_operands = options, to_operands
         return torch.conv2d(x, weight, bias, *options)
 
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        return *_ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.options, ctx.needs_input_grad[:3]), None
+        wanted = list(ctx.needs_input_grad[:3])
+        return *_ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.options, wanted, ctx.to_operands), None, None
 
 
-def _backward(g: Tensor, x: Tensor, weight: Tensor, options: tuple, wanted: tuple[bool, ...]) -> tuple:
+def _backward(g: Tensor, x: Tensor, weight: Tensor, options: tuple, wanted: list[bool]) -> tuple:
     """Gradients of x, which needs no values of it, of the weight, which needs none of that, and of the bias."""
     stride, padding, dilation, groups = options
     sizes = [weight.shape[0]] if wanted[2] else None
@@ -72,11 +76,11 @@ class _ConvolutionBackward(Function):
     """<u, backward(g)> = <g, x * u_w + u_x * w + u_b>, * the convolution."""
 
     @staticmethod
-    def forward(ctx, g: Tensor, x: Tensor, weight: Tensor, options: tuple, wanted: tuple[bool, ...]) -> tuple:
+    def forward(ctx, g, x, weight, options: tuple, wanted: list[bool], to_operands: bool) -> tuple:
         ctx.save_for_backward(g, x, weight)
-        ctx.options = options
+        ctx.options, ctx.to_operands = options, to_operands
         ctx.set_materialize_grads(False)
-        return _backward(g, x, weight, options, list(wanted))
+        return _backward(g, x, weight, options, wanted)
 
     @staticmethod
     @once_differentiable
@@ -90,33 +94,36 @@ class _ConvolutionBackward(Function):
             of_g = more if of_g is None else of_g.add_(more)
         if of_g is None and u_b is not None:
             of_g = u_b.view(-1, 1, 1).expand_as(g)
-        if _to_operands and (u_x is not None or u_w is not None):
+        if ctx.to_operands and (u_x is not None or u_w is not None):
             wanted = [u_w is not None and ctx.needs_input_grad[1], u_x is not None, False]
             operands = x if u_x is None else u_x, weight if u_w is None else u_w
             of_x, of_weight, _ = _backward(g, *operands, ctx.options, wanted)
-        return of_g, of_x, of_weight, None, None
+        return of_g, of_x, of_weight, None, None, None
 
 
-def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Tensor:
+def batch_norm(
+    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+) -> Tensor:
     """As F.batch_norm; written out for maps (B, C, H, W) with scale and shift."""
-    if not training or weight is None or x.dim() != 4:
-        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _BatchNorm.apply(x, weight, bias, running_mean, running_var, momentum, eps)
+    alone = input.dim() != 4 or input.numel() == input.shape[1]  # of which F.batch_norm makes an error
+    if not training or weight is None or bias is None or alone:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps, _to_operands.get())
 
 
 class _BatchNorm(Function):
     """y = weight x' + bias, x' = i (x - m), with mean m and i = (variance + eps)^(-1/2) of the batch, per channel."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps) -> Tensor:
+    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps, to_operands: bool) -> Tensor:
         y, mean, inverse = aten.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
         ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.eps = eps
+        ctx.eps, ctx.to_operands = eps, to_operands
         return y
 
     @staticmethod
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        return *_BatchNormBackward.apply(g, *ctx.saved_tensors, ctx.eps), None, None, None, None
+        return *_BatchNormBackward.apply(g, *ctx.saved_tensors, ctx.eps, ctx.to_operands), None, None, None, None, None
 
 
 class _BatchNormBackward(Function):
@@ -134,10 +141,10 @@ class _BatchNormBackward(Function):
     """
 
     @staticmethod
-    def forward(ctx, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, eps: float) -> tuple:
+    def forward(ctx, g, x, weight, mean, inverse, eps: float, to_operands: bool) -> tuple:
         found = aten.native_batch_norm_backward(g, x, weight, None, None, mean, inverse, True, eps, [True] * 3)
         ctx.save_for_backward(g, x, weight, mean, inverse, *found[1:])
-        ctx.eps = eps
+        ctx.eps, ctx.to_operands = eps, to_operands
         return found
 
     @staticmethod
@@ -150,8 +157,8 @@ class _BatchNormBackward(Function):
             u_x, x, weight, None, None, mean, inverse, True, ctx.eps, [True] * 3
         )
         of_g += _affine((x, u_weight * inverse), constant=u_bias - u_weight * inverse * mean)
-        if not _to_operands:
-            return of_g, None, None, None, None, None
+        if not ctx.to_operands:
+            return of_g, None, None, None, None, None, None
         a, c, e, f = a / count, c / count, g_bias / count, g_weight / count
         p = (g * u_x).sum(dim=(0, 2, 3), dtype=a.dtype) / count - a * e - c * f
         d, s = u_weight - weight * inverse * c, weight * inverse * f
@@ -159,7 +166,7 @@ class _BatchNormBackward(Function):
         of_centred = -inverse * (inverse * (d * f - s * c) + weight * inverse.square() * p)  # of x - m
         constant = -inverse * (d * e - s * a) - of_centred * mean
         of_x = _affine((g, inverse * d), (u_x, -inverse * s), (x, of_centred), constant=constant)
-        return of_g, of_x, count * inverse * p, None, None, None
+        return of_g, of_x, count * inverse * p, None, None, None, None
 
 
 def _affine(*terms: tuple[Tensor, Tensor], constant: Tensor) -> Tensor:
@@ -173,36 +180,38 @@ def _affine(*terms: tuple[Tensor, Tensor], constant: Tensor) -> Tensor:
     return total.to(terms[0][0].dtype)
 
 
-def mean_squares(x: Tensor) -> Tensor:
+def mean_squares(input: Tensor) -> Tensor:
     """(B, C) of maps (B, C, H, W): over the pixels of each channel."""
-    return _MeanSquares.apply(x)
+    return _MeanSquares.apply(input, _to_operands.get())
 
 
 class _MeanSquares(Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, to_operands: bool) -> Tensor:
         ctx.save_for_backward(x)
+        ctx.to_operands = to_operands
         return x.square().mean(dim=(2, 3))
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> Tensor:
-        return _MeanSquaresBackward.apply(g, *ctx.saved_tensors)
+    def backward(ctx, g: Tensor) -> tuple[Tensor, None]:
+        return _MeanSquaresBackward.apply(g, *ctx.saved_tensors, ctx.to_operands), None
 
 
 class _MeanSquaresBackward(Function):
     """(2 / P) g x, P pixels."""
 
     @staticmethod
-    def forward(ctx, g: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx, g: Tensor, x: Tensor, to_operands: bool) -> Tensor:
         ctx.save_for_backward(g, x)
+        ctx.to_operands = to_operands
         return x * _per_pixel(g, x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, u: Tensor) -> tuple[Tensor, Tensor | None]:
+    def backward(ctx, u: Tensor) -> tuple[Tensor | None, ...]:
         g, x = ctx.saved_tensors
         of_g = 2 * (x * u).mean(dim=(2, 3))
-        return of_g, u * _per_pixel(g, x) if _to_operands else None
+        return of_g, u * _per_pixel(g, x) if ctx.to_operands else None, None
 
 
 def _per_pixel(g: Tensor, x: Tensor) -> Tensor:
@@ -212,8 +221,8 @@ def _per_pixel(g: Tensor, x: Tensor) -> Tensor:
 def _cast(*tensors: Tensor | None) -> Iterator[Tensor | None]:
     """As autocast does before a convolution; its backward passes are in the same precision."""
     device = next(t.device.type for t in tensors if t is not None)
-    on = torch.is_autocast_enabled(device)
-    return (t if t is None or not on else t.to(torch.get_autocast_dtype(device)) for t in tensors)
+    kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return (t if t is None or kind is None or t.dtype == torch.float64 else t.to(kind) for t in tensors)
 
 
 REPLACED = {F.conv2d: convolution, F.batch_norm: batch_norm}
