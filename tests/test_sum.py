@@ -329,7 +329,7 @@ def test_the_attention_of_a_term_is_shown_like_deltas_own(records):
 
 def test_the_report_names_them_and_their_settings(records):
     notes = compare(records.values()).notes
-    assert "LwF+AT: terms.lwf.alpha=0.5, terms.lwf.temperature=2.0, terms.at.alpha=1000.0, beta=0.0" in notes
+    assert "LwF+AT: terms.lwf.alpha=0.5, terms.lwf.temperature=2.0, terms.at.alpha=100.0, beta=0.0" in notes
     assert "LwF: alpha=1.0, temperature=2.0, beta=0.0" in notes
     assert [display(name) for name in ("scratch", "l2t_w", "l2t_ww", "lwf_fm")] == [
         "Scratch",

@@ -19,7 +19,7 @@ class AT(PairedMaps):
     it on validation data.
     """
 
-    def __init__(self, alpha: float = 1000.0, beta: float = 0.0, weight_decay: float = 1e-4, pairs: str = "one_to_one"):
+    def __init__(self, alpha: float = 100.0, beta: float = 0.0, weight_decay: float = 1e-4, pairs: str = "one_to_one"):
         super().__init__(alpha, beta, weight_decay, pairs)
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:

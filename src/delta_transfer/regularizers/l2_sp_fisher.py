@@ -33,7 +33,7 @@ class L2SPFisher(L2SP):
 
     def __init__(
         self,
-        alpha: float = 0.1,
+        alpha: float = 1.0,
         beta: float = 0.01,
         weight_decay: float = 0.0,
         form: str = "add",
