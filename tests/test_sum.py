@@ -340,4 +340,4 @@ def test_the_report_names_them_and_their_settings(records):
     changed = copy.deepcopy(records["lwf_at"])
     changed["config"]["reg"]["terms"]["at"]["alpha"] = 7.0
     rows = compare([records["lwf_at"], changed]).rows
-    assert [row.settings for row in rows] == ["reg.terms.at.alpha=7.0", "reg.terms.at.alpha=1000.0"]
+    assert [row.settings for row in rows] == ["reg.terms.at.alpha=7.0", "reg.terms.at.alpha=100.0"]
