@@ -26,7 +26,6 @@ def identity_of(*overrides: str, data: str = "d", weights: str = "w") -> str:
         *(
             "device=cpu",
             "results_dir=elsewhere",
-            "dataset.root=/there",
             "schedule.log_every=7",
             "schedule.eval_every=7",
             "model_card=true",
@@ -36,6 +35,10 @@ def identity_of(*overrides: str, data: str = "d", weights: str = "w") -> str:
 )
 def test_places_and_logging_are_not_part_of_the_identity(override):
     assert identity_of(override) == identity_of()
+
+
+def test_neither_is_the_folder_the_images_lie_in():
+    assert identity_of("dataset=cub", "dataset.root=/there") == identity_of("dataset=cub")
 
 
 def test_names_of_runs_stay():
