@@ -141,6 +141,8 @@ def test_published_values_apply_to_their_data_set_only():
         ("tll_delta", ["dataset=cub", "schedule=tll", "reg=delta"], {"reg.alpha": 0.01, "reg.attention.images": 320}),
         ("tll_caltech101", ["dataset=caltech101", "schedule=tll"], {"schedule.lr": 0.001}),
         ("quick_delta", ["dataset=cub", "schedule=quick", "reg=delta"], {"reg.attention.images": 64}),
+        ("quick_bss", ["dataset=cub", "schedule=quick", "reg=bss"], {"reg.alpha": 1e-4}),
+        ("quick_co_tuning", ["dataset=cub", "schedule=quick", "reg=co_tuning"], {"reg.alpha": 0.023}),
         ("dogs_mobilenet_v2_afa", ["dataset=dogs", "reg=afa"], {"reg.alpha": 0.09, "reg.channel_alpha": 0.04}),
         ("dogs_resnet101_afa", ["reg=afa"], {"reg.channel_alpha": 0.15, "schedule.iterations": 4500}),
         ("none", ["dataset=dogs", "reg=delta"], {"reg.alpha": 0.01}),
