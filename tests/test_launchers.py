@@ -4,8 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from delta_transfer.console import say
 
 from .miniature import delta_run, tiny_overrides, write_cub
 
@@ -59,3 +62,11 @@ def test_a_dry_run_plans_all_jobs_whatever_would_launch_them(tmp_path, monkeypat
     assert delta_run(monkeypatch, *sweep[:-2], "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "dry_run=True") == 1
     assert "needs hydra/launcher=basic" in capsys.readouterr().err
     assert not Path("results").exists()
+
+
+def test_a_line_on_the_screen_is_one_write(monkeypatch):
+    """Of parallel runs that share a terminal: what is written in two parts, another's line comes between."""
+    written = []
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=written.append, flush=lambda: None))
+    say("done")
+    assert [text for text in written if text] == ["done\n"]

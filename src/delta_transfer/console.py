@@ -89,7 +89,7 @@ class Display:
         if 0 < tenth < 10:  # the first step says nothing about the others
             elapsed = time.monotonic() - self.started
             parts.append(f"{elapsed / max(1, step - self.first_step) * (self.total - step):.0f} s left")
-        print("  ".join(part for part in parts if part), flush=True)
+        say("  ".join(part for part in parts if part))
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl."""
@@ -100,7 +100,8 @@ class Display:
 
 
 def say(message: str) -> None:
-    print(printable(message), flush=True)
+    # One write: of two, another run of a parallel sweep comes in between.
+    print(printable(message) + "\n", end="", flush=True)
 
 
 def complain(message: str) -> None:
