@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarking import commit_of_code
-from delta_transfer.environment import device_name
-from delta_transfer.records import write_atomically
+from delta_transfer.common.hardware import device_name
+from delta_transfer.records.files import write_atomically
 
 SCRIPTS = Path(__file__).parent
 RESULTS = SCRIPTS.parent / "results" / "published" / "benchmarks"

@@ -12,11 +12,12 @@ import torch
 import torchvision
 
 from benchmarking import Report, arguments, side_by_side
+from delta_transfer.common.hardware import images_at_once
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
-from delta_transfer.environment import images_at_once, pick_precision
+from delta_transfer.engine.devices import pick_precision
+from delta_transfer.engine.loop import autocast, evaluate
 from delta_transfer.models import Network
-from delta_transfer.training import autocast, evaluate
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from delta_transfer.data import Dataset
 from delta_transfer.data.files import from_files
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import open_store
-from delta_transfer.environment import pick_precision
+from delta_transfer.engine.devices import pick_precision
+from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.methods import L2
 from delta_transfer.models import Network
-from delta_transfer.regularizers import L2
-from delta_transfer.training import Learner, make_optimizer
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 CORES = os.cpu_count() or 1

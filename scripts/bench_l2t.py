@@ -21,10 +21,10 @@ from bench_profile import now
 from bench_step import batch_of, count_flops
 from benchmarking import Report, arguments, side_by_side
 from delta_transfer.config import ScheduleConfig
+from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.experiment.sources import Loaded, frozen, named_backbone, shapes_of
+from delta_transfer.methods import L2, L2TWW, Regularizer, look_ahead
 from delta_transfer.models.zoo import build_source
-from delta_transfer.regularizers import L2, L2TWW, Regularizer, look_ahead
-from delta_transfer.sources import Loaded, frozen, named_backbone, shapes_of
-from delta_transfer.training import Learner, make_optimizer
 
 PAIRS = {"vgg9_bn": "resnet32", "small_vgg": "small_resnet"}  # target: source
 SIZE, LR = 32, 0.01

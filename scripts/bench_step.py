@@ -16,11 +16,11 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking import Report, arguments, side_by_side
+from delta_transfer.common.hardware import seconds_of
 from delta_transfer.config import ScheduleConfig
-from delta_transfer.environment import seconds_of
+from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.methods import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention, Regularizer
 from delta_transfer.models import Network, frozen_maps
-from delta_transfer.regularizers import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention, Regularizer
-from delta_transfer.training import Learner, make_optimizer
 
 TAPS = {
     "resnet18": ["layer1.1.conv2", "layer2.1.conv2", "layer3.1.conv2", "layer4.1.conv2"],

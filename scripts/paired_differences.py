@@ -9,8 +9,8 @@ Of the methods of one table delta-report gives the differences itself.
 import sys
 from pathlib import Path
 
+from delta_transfer.records.reading import read, run_folders
 from delta_transfer.reporting.comparison import Cell, method_of, problem, seed
-from delta_transfer.reporting.runs import read, run_folders
 from delta_transfer.reporting.statistics import paired
 
 

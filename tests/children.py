@@ -20,9 +20,10 @@ from threading import Thread
 import torch
 
 import delta_transfer
-import delta_transfer.run  # so that the process that children are forked from has it
-from delta_transfer import train, training
-from delta_transfer.regularizers import REGULARIZERS
+import delta_transfer.experiment.experiment  # so that the process that children are forked from has it
+from delta_transfer import train
+from delta_transfer.engine import loop as training
+from delta_transfer.methods import REGULARIZERS
 
 from .learned import Learned
 

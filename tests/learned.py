@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.regularizers import Regularizer
+from delta_transfer.methods import Regularizer
 
 
 class Learned(Regularizer):

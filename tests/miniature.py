@@ -9,8 +9,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from delta_transfer.config import BackboneConfig
+from delta_transfer.methods import REGULARIZERS
 from delta_transfer.models.zoo import build_source
-from delta_transfer.regularizers import REGULARIZERS
 from delta_transfer.train import main
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer import stages
 from delta_transfer.data.loader import Loader
+from delta_transfer.experiment import stages
+from delta_transfer.methods import AFA, AFAChannel, AFASpatial
+from delta_transfer.methods.afa import ChannelAttention, LearnedAttention, SpatialAttention
 from delta_transfer.models import Network
-from delta_transfer.regularizers import AFA, AFAChannel, AFASpatial
-from delta_transfer.regularizers.afa import ChannelAttention, LearnedAttention, SpatialAttention
 
 from .miniature import delta_run, tiny_overrides, write_cub
 

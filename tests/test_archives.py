@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from filelock import SoftFileLease
 
+from delta_transfer.common.errors import UserError
 from delta_transfer.data import archives
 from delta_transfer.data.archives import unpack, unpack_archives
-from delta_transfer.errors import UserError
-from delta_transfer.locks import LEASE_SECONDS
+from delta_transfer.records.locks import LEASE_SECONDS
 
 FILES = {"set/list.txt": b"a\nb\n", "set/images/1.jpg": os.urandom(70_000), "readme.txt": b"hello"}
 SUFFIXES = [".tar", ".tar.gz", ".tgz", ".zip"]

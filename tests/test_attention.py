@@ -7,10 +7,10 @@ import torchvision
 from torch import nn
 
 from delta_transfer.config import AttentionConfig
+from delta_transfer.methods import DELTA, attention
+from delta_transfer.methods.attention import split_half_correlation, taylor_importance, train_probe
+from delta_transfer.methods.fast.channel_ablation import Suffixes
 from delta_transfer.models import Network
-from delta_transfer.regularizers import DELTA, attention
-from delta_transfer.regularizers.attention import split_half_correlation, taylor_importance, train_probe
-from delta_transfer.regularizers.suffixes import Suffixes
 
 from .conftest import randomise_batchnorm
 

@@ -13,12 +13,9 @@ from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import nn
 
-from delta_transfer.errors import UserError
-from delta_transfer.models import Network
-from delta_transfer.models.frozen import frozen_maps
-from delta_transfer.models.small_resnet import SmallResNet
-from delta_transfer.reporting import attention
-from delta_transfer.reporting.attention import (
+from delta_transfer.common.errors import UserError
+from delta_transfer.inspect import attention
+from delta_transfer.inspect.attention import (
     Place,
     ReceptiveFields,
     attention_of,
@@ -33,8 +30,11 @@ from delta_transfer.reporting.attention import (
     weight_table,
     weights_of,
 )
-from delta_transfer.reporting.replay import replay
-from delta_transfer.reporting.runs import read
+from delta_transfer.inspect.replay import replay
+from delta_transfer.models import Network
+from delta_transfer.models.frozen import frozen_maps
+from delta_transfer.models.small_resnet import SmallResNet
+from delta_transfer.records.reading import read
 
 from .conftest import randomise_batchnorm
 from .miniature import delta_run
@@ -259,7 +259,7 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path):
 
 def test_the_module_is_light():
     """Pages use weights_of and may have no run with attention."""
-    code = "import sys, delta_transfer.reporting.attention; print({'torch', 'matplotlib', 'hydra'} & set(sys.modules))"
+    code = "import sys, delta_transfer.inspect.attention; print({'torch', 'matplotlib', 'hydra'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 

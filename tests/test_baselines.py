@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from delta_transfer.errors import UserError
+from delta_transfer.common.errors import UserError
+from delta_transfer.methods import AT, FM, L2TWW, LwF
+from delta_transfer.methods.matching import Pair, choose_pairs
 from delta_transfer.models import Network
 from delta_transfer.models.arcface import CosineHead
-from delta_transfer.regularizers import AT, FM, L2TWW, LwF
-from delta_transfer.regularizers.matching import Pair, choose_pairs
 
 from .conftest import TinyNet
 

@@ -10,12 +10,12 @@ import torchvision
 from safetensors.torch import save_file
 from scipy.special import softmax
 
+from delta_transfer.common.errors import UserError
 from delta_transfer.config import BackboneConfig
-from delta_transfer.errors import UserError
+from delta_transfer.inspect.case_study import disagreements, imagenet_names, main, places_of, tidy
 from delta_transfer.models import Network
 from delta_transfer.models.zoo import build_source
-from delta_transfer.reporting.case_study import disagreements, imagenet_names, main, places_of, tidy
-from delta_transfer.reporting.runs import Predictions
+from delta_transfer.records.reading import Predictions
 
 from .miniature import delta_run
 
@@ -139,7 +139,7 @@ def test_images_chosen_by_hand_and_more_than_two_runs(runs, tmp_path, capsys):
 @needs_grad_cam
 def test_the_figure_says_what_the_run_recorded(runs, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("delta_transfer.reporting.case_study.write", lambda figure, path, text: drawn.append(figure))
+    monkeypatch.setattr("delta_transfer.inspect.case_study.write", lambda figure, path, text: drawn.append(figure))
     run = runs["l2"]
     arrays = np.load(run / "predictions.npz")
     assert main([str(run), "--images", str(arrays["index"][3]), "--output", str(tmp_path)]) == 0
@@ -165,7 +165,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, monkeypatch, c
     changed = ["dataset.test_per_class=2", "schedule.iterations=1"]
     assert delta_run(monkeypatch, *glyph_overrides(tmp_path, weights), "reg=l2", *changed) == 0
     (other,) = (tmp_path / "runs").iterdir()
-    monkeypatch.setattr("delta_transfer.reporting.case_study.grad_cam_package", lambda: None)
+    monkeypatch.setattr("delta_transfer.inspect.case_study.grad_cam_package", lambda: None)
     assert main([str(runs["l2"]), str(other), "--output", str(tmp_path / "out")]) == 1
     assert "they differ in dataset_fingerprint" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -174,7 +174,7 @@ def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, monkeypatch, c
 def test_a_run_without_its_network_is_refused(runs, tmp_path, monkeypatch, capsys):
     shutil.copytree(runs["l2"], tmp_path / "published")
     (tmp_path / "published" / "model.safetensors").unlink()
-    monkeypatch.setattr("delta_transfer.reporting.case_study.grad_cam_package", lambda: None)
+    monkeypatch.setattr("delta_transfer.inspect.case_study.grad_cam_package", lambda: None)
     assert main([str(tmp_path / "published"), str(runs["l2_fe"]), "--output", str(tmp_path / "out")]) == 1
     assert "model.safetensors is not there" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

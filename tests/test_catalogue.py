@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delta_transfer.catalogue import choices, main
+from delta_transfer.cli.data import choices, main
 from delta_transfer.data.store import open_store
 
 from .miniature import delta_run, tiny_overrides, write_cub

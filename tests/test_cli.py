@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from delta_transfer.config import BackboneConfig
 from delta_transfer.data import load_dataset
-from delta_transfer.finished import config_of
+from delta_transfer.inspect.finished import config_of
+from delta_transfer.methods import REGULARIZERS
 from delta_transfer.models.zoo import build_source
-from delta_transfer.records import run_id, run_identity
-from delta_transfer.regularizers import REGULARIZERS
+from delta_transfer.records.identity import run_id, run_identity
 
 from .miniature import delta_run, source_for, tiny_overrides, write_cub
 
@@ -371,5 +371,5 @@ def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, monkeypat
 
 def test_start_up_does_not_import_torch():
     """A misspelt key or --help must not wait for it."""
-    code = "import sys, delta_transfer.train, delta_transfer.pretrain; assert 'torch' not in sys.modules"
+    code = "import sys, delta_transfer.train, delta_transfer.cli.pretrain; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,10 +8,10 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from delta_transfer.common.errors import UserError
 from delta_transfer.config import RunConfig, ScheduleConfig, check_values, register_schemas, to_run_config
 from delta_transfer.data import DATASETS
-from delta_transfer.errors import UserError
-from delta_transfer.regularizers import REGULARIZERS, build_regularizer
+from delta_transfer.methods import REGULARIZERS, build_regularizer
 
 CONF = Path(__file__).parent.parent / "conf"
 # What a choice does not go without.

@@ -15,14 +15,14 @@ from filelock import SoftFileLease
 from PIL import Image
 from torchvision import transforms
 
+from delta_transfer.common.errors import UserError
 from delta_transfer.config import DatasetConfig, SplitConfig
 from delta_transfer.data import contents
 from delta_transfer.data.dataset import Dataset, split_parts
 from delta_transfer.data.files import from_files
 from delta_transfer.data.loader import Loader, random_boxes
 from delta_transfer.data.store import Store, open_store, store_path
-from delta_transfer.errors import UserError
-from delta_transfer.locks import LEASE_SECONDS
+from delta_transfer.records.locks import LEASE_SECONDS
 
 
 def dataset_of(labels, is_test, load=None) -> Dataset:

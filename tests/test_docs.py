@@ -9,7 +9,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 from delta_transfer import config
-from delta_transfer.regularizers import REGULARIZERS
+from delta_transfer.methods import REGULARIZERS
 
 ROOT = Path(__file__).parent.parent
 NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text())

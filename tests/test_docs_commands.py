@@ -28,7 +28,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from PIL import Image
 
-from delta_transfer import plan
+from delta_transfer.experiment import planning as plan
 
 from .miniature import delta_run, source_for, write_cub
 from .test_plan import COST

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from delta_transfer import doctor
-from delta_transfer.catalogue import main
-from delta_transfer.doctor import Findings
+from delta_transfer.cli import doctor
+from delta_transfer.cli.data import main
+from delta_transfer.cli.doctor import Findings
 from delta_transfer.models.zoo import build_source
 
 from .miniature import write_cub
@@ -144,7 +144,7 @@ def test_a_root_belongs_to_the_data_set_that_is_named(found, tmp_path):
 
 
 def test_a_folder_of_images_that_is_not_there_is_a_trouble(tmp_path, monkeypatch, found):
-    monkeypatch.setattr("delta_transfer.catalogue.choices", lambda group="dataset": ["folder"])
+    monkeypatch.setattr("delta_transfer.cli.data.choices", lambda group="dataset": ["folder"])
     missing = [f"dataset.root={tmp_path / 'photos'}"]
     doctor.data_sets(found, composed("dataset=folder", *missing), missing)
     assert found.troubles == 1 and "There is no folder" in found.lines[0]

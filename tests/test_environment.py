@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from delta_transfer.environment import claim_gpu, pick_device
+from delta_transfer.engine.devices import claim_gpu, pick_device
 
 # Another process that has claimed a GPU: it holds the lock file of argv[1] until its input ends.
 HOLDER = """

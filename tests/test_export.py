@@ -13,11 +13,11 @@ import torchvision
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from delta_transfer.cards import read_card
-from delta_transfer.export import main
-from delta_transfer.finished import finished
+from delta_transfer.cli.export import main
+from delta_transfer.inspect.finished import finished
 from delta_transfer.models import Network, portable
 from delta_transfer.models.zoo import bare_network, options_for
+from delta_transfer.records.cards import read_card
 
 from .test_predict import made
 from .test_replay import copied

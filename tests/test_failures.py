@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from delta_transfer.data.loader import Loader
+from delta_transfer.engine.loop import Learner
+from delta_transfer.methods import REGULARIZERS, AFAChannel, DELTAWithoutAttention, Regularizer
 from delta_transfer.models import Network
-from delta_transfer.regularizers import REGULARIZERS, AFAChannel, DELTAWithoutAttention, Regularizer
-from delta_transfer.training import Learner
 
 from .miniature import delta_run, tiny_overrides, write_cub
 
@@ -143,7 +143,7 @@ def test_a_device_that_fails_for_once_leaves_the_run_as_interrupted(cub_root, tm
     """Another program took the memory, or the GPU failed: the same command goes on from the checkpoint."""
     whole, calls = Learner.step, []
     errors = [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error: uncorrectable ECC")]
-    monkeypatch.setattr("delta_transfer.training.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("delta_transfer.engine.loop.CHECKPOINT_SHARE", 1e9)
 
     def step(self):
         calls.append(1)
@@ -184,7 +184,7 @@ def test_out_of_memory_in_the_attention_names_its_key(cub_root, tmp_path, monkey
     def too_much(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("delta_transfer.regularizers.attention.channel_importance", too_much)
+    monkeypatch.setattr("delta_transfer.methods.attention.channel_importance", too_much)
     options = ["reg=delta", "reg.attention.images=6", "reg.attention.head_epochs=1"]
     summary = failed(monkeypatch, cub_root, tmp_path, *options)
     assert summary["failure"] == "out of memory" and "reg.attention.forward_images" in summary["error"]

@@ -12,10 +12,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 
-from delta_transfer.errors import UserError
+from delta_transfer.common.errors import UserError
+from delta_transfer.common.style import STYLES
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.figures import SWEEPS, against_setting, average, intervals, learning_curves, write_figures
-from delta_transfer.reporting.style import STYLES
 
 from .test_report import record
 

@@ -25,11 +25,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from delta_transfer import embedded, report
+from delta_transfer import report
 from delta_transfer.config import SCHEMAS, RunConfig, UserError
 from delta_transfer.data.files import UNREADABLE, read_image
-from delta_transfer.data.readers import DATASETS
-from delta_transfer.regularizers import REGULARIZERS
+from delta_transfer.data.readers.table import DATASETS
+from delta_transfer.experiment import pretraining as embedded
+from delta_transfer.methods import REGULARIZERS
 
 from .miniature import delta_run, tiny_overrides, write_cub
 from .test_report import record

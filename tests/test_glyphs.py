@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from delta_transfer.data.glyphs import FACES, SCRIPTS, _covers, glyphs, letter_shapes
-from delta_transfer.errors import UserError
+from delta_transfer.common.errors import UserError
+from delta_transfer.data.embedded.glyphs import FACES, SCRIPTS, _covers, glyphs, letter_shapes
 
 SOURCE = ("latin", "greek", "cyrillic")
 SMALL = dict(scripts=("georgian",), train_per_class=3, test_per_class=2, size=36, seed=0)
@@ -134,7 +134,7 @@ def test_fingerprint_follows_every_parameter(monkeypatch):
     ]
     prints = [glyphs(**SMALL | change).fingerprint for change in changes]
     # sys.modules: the package delta_transfer.data exports the function under the module's name.
-    monkeypatch.setattr(sys.modules["delta_transfer.data.glyphs"], "RENDERER", -1)
+    monkeypatch.setattr(sys.modules["delta_transfer.data.embedded.glyphs"], "RENDERER", -1)
     prints.append(glyphs(**SMALL).fingerprint)
     assert len(set(prints)) == len(changes) + 1
     assert all(len(p) == 64 for p in prints)

@@ -16,15 +16,16 @@ import torch.nn.functional as F
 import torchvision
 from safetensors.torch import load_file
 
-from delta_transfer import run, training
 from delta_transfer.config import ScheduleConfig
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
+from delta_transfer.engine import loop as training
+from delta_transfer.engine.loop import Learner, evaluate, make_optimizer
+from delta_transfer.experiment import experiment as run
+from delta_transfer.methods import DELTA, FM, L2SP, L2TWW, REGULARIZERS, AFAChannel, AFASpatial
+from delta_transfer.methods.attention import channel_importance
+from delta_transfer.methods.fast.cuda_graph import Replayed
 from delta_transfer.models import Network, frozen_maps
-from delta_transfer.regularizers import DELTA, FM, L2SP, L2TWW, REGULARIZERS, AFAChannel, AFASpatial
-from delta_transfer.regularizers.attention import channel_importance
-from delta_transfer.regularizers.replayed import Replayed
-from delta_transfer.training import Learner, evaluate, make_optimizer
 
 from .conftest import randomise_batchnorm
 from .miniature import delta_run, source_for, tiny_overrides, write_cub
@@ -170,7 +171,7 @@ def test_predictions_are_those_of_the_cpu(cub_root, tmp_path, monkeypatch):
     (run,) = (tmp_path / "runs").iterdir()
     found = {}
     for device in ("cpu", "cuda"):
-        command = [sys.executable, "-m", "delta_transfer.predict", run, cub_root / "images", "--format", "json"]
+        command = [sys.executable, "-m", "delta_transfer.cli.predict", run, cub_root / "images", "--format", "json"]
         done = subprocess.run([*map(str, command), "--device", device], capture_output=True, text=True, check=True)
         images = json.loads(done.stdout)["images"]
         found[device] = [[entry["probability"] for entry in image["classes"]] for image in images]
@@ -333,7 +334,7 @@ def test_evaluation_with_too_little_memory_goes_on_with_fewer_images():
 
 def test_a_gpu_is_named_by_the_doctor():
     done = subprocess.run(
-        [sys.executable, "-m", "delta_transfer.catalogue", "doctor"],
+        [sys.executable, "-m", "delta_transfer.cli.data", "doctor"],
         capture_output=True,
         text=True,
         env=os.environ | {"COLUMNS": "200"},

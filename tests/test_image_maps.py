@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from delta_transfer.errors import UserError
+from delta_transfer.common.errors import UserError
+from delta_transfer.inspect.image_maps import grad_cam, grad_cam_package, in_own_range, maps_of, with_last_map
 from delta_transfer.models import Network
 from delta_transfer.models.small_resnet import SmallResNet
-from delta_transfer.reporting.image_maps import grad_cam, grad_cam_package, in_own_range, maps_of, with_last_map
 
 from .conftest import randomise_batchnorm
 
@@ -92,7 +92,7 @@ def test_maps_of_an_image_do_not_depend_on_the_others(tiny_source, monkeypatch):
     np.testing.assert_allclose(logits, expected["logits"].numpy(), rtol=1e-5)
     np.testing.assert_allclose(activation, in_own_range(expected["conv2"].abs().mean(dim=1).numpy()), atol=1e-5)
     np.testing.assert_allclose(cam, grad_cam(tiny_source, images, logits.argmax(axis=1)), atol=1e-5)
-    monkeypatch.setattr("delta_transfer.reporting.image_maps.AT_ONCE", 2)
+    monkeypatch.setattr("delta_transfer.inspect.image_maps.AT_ONCE", 2)
     for one, other in zip(maps_of(tiny_source, images, None), (activation, cam, logits), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 

@@ -12,11 +12,13 @@ from safetensors.torch import save_file
 
 from delta_transfer import report
 from delta_transfer.config import BackboneConfig
+from delta_transfer.inspect import case_study
+from delta_transfer.inspect.image_maps import saliency
 from delta_transfer.models.zoo import build_source
-from delta_transfer.reporting import case_study, page, runs, sections
+from delta_transfer.records import reading as runs
+from delta_transfer.reporting import page, sections
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.figures import write_figures
-from delta_transfer.reporting.image_maps import saliency
 from delta_transfer.reporting.matching_figures import matching_figures
 from delta_transfer.reporting.page_charts import matched_amounts
 from delta_transfer.reporting.published import against

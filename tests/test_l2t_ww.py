@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from delta_transfer import distributed
-from delta_transfer.checkpoints import read_checkpoint, write_checkpoint
+from delta_transfer.common.errors import UserError
 from delta_transfer.config import ScheduleConfig
-from delta_transfer.errors import UserError
+from delta_transfer.engine import processes as distributed
+from delta_transfer.engine.checkpoints import read_checkpoint, write_checkpoint
+from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.methods import L2TWW, look_ahead
+from delta_transfer.methods.l2t_ww import MetaNetwork
+from delta_transfer.methods.look_ahead import SGD, meta_gradient
+from delta_transfer.methods.matching import Matchers, Pair, choose_pairs
 from delta_transfer.models import Network
-from delta_transfer.regularizers import L2TWW, look_ahead
-from delta_transfer.regularizers.l2t_ww import MetaNetwork
-from delta_transfer.regularizers.look_ahead import SGD, meta_gradient
-from delta_transfer.regularizers.matching import Matchers, Pair, choose_pairs
-from delta_transfer.training import Learner, make_optimizer
 
 from .conftest import TinyNet, randomise_batchnorm
 from .test_config import composed

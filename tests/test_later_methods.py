@@ -10,25 +10,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from delta_transfer.batchnorm import replace_batchnorm
+from delta_transfer.common.errors import UserError
 from delta_transfer.config import FisherConfig, ProbeConfig, ScheduleConfig
 from delta_transfer.data.loader import Loader
-from delta_transfer.errors import UserError
+from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.methods import BSS, L2SP, LPFT, RIFLE, BiTuning, CoTuning, L2SPFisher, StochNorm, build_regularizer
+from delta_transfer.methods.lp_ft import held_out, logistic_regression
+from delta_transfer.methods.stochnorm import StochasticBatchNorm
 from delta_transfer.models import Network
-from delta_transfer.regularizers import (
-    BSS,
-    L2SP,
-    LPFT,
-    RIFLE,
-    BiTuning,
-    CoTuning,
-    L2SPFisher,
-    StochNorm,
-    build_regularizer,
-)
-from delta_transfer.regularizers.lp_ft import held_out, logistic_regression
-from delta_transfer.regularizers.stochnorm import StochasticBatchNorm
-from delta_transfer.training import Learner, make_optimizer
+from delta_transfer.models.batchnorm import replace_batchnorm
 
 from .conftest import randomise_batchnorm
 from .miniature import delta_run, tiny_overrides, write_cub

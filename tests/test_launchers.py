@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from delta_transfer.console import say
+from delta_transfer.common.console import say
 
 from .miniature import delta_run, tiny_overrides, write_cub
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from delta_transfer import report
-from delta_transfer.errors import UserError
-from delta_transfer.reporting.case_study import main
-from delta_transfer.reporting.learned_attention import MODULES, attended, figure_of
-from delta_transfer.reporting.replay import replay
-from delta_transfer.tensor_files import sealed
+from delta_transfer.common.errors import UserError
+from delta_transfer.inspect.case_study import main
+from delta_transfer.inspect.learned_attention import MODULES, attended, figure_of
+from delta_transfer.inspect.replay import replay
+from delta_transfer.records.checked import sealed
 
 from .miniature import delta_run
 from .test_case_study import glyph_overrides, write_source

@@ -33,10 +33,10 @@ from delta_transfer import (
     channel_attention,
     tapped,
 )
+from delta_transfer.common.errors import UserError
 from delta_transfer.config import FisherConfig, ProbeConfig
-from delta_transfer.errors import UserError
+from delta_transfer.methods.attention import attention_weights
 from delta_transfer.models.layouts import LAYOUTS, as_feature_map, in_layout
-from delta_transfer.regularizers.attention import attention_weights
 
 from .conftest import TinyNet, randomise_batchnorm
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from delta_transfer.live import live_view
-from delta_transfer.records import RunDirectory
+from delta_transfer.engine.live import live_view
+from delta_transfer.records.run_directory import RunDirectory
 
 from .miniature import delta_run, tiny_overrides, write_cub
 

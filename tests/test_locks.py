@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from filelock import SoftFileLease
 
-from delta_transfer import locks
-from delta_transfer.locks import InUse, claimed, held
-from delta_transfer.records import RunDirectory
+from delta_transfer.records import locks
+from delta_transfer.records.locks import InUse, claimed, held
+from delta_transfer.records.run_directory import RunDirectory
 
-HOLD = "import sys, time; from delta_transfer.locks import claimed; from pathlib import Path\n"
+HOLD = "import sys, time; from delta_transfer.records.locks import claimed; from pathlib import Path\n"
 HOLD += "with claimed(Path(sys.argv[1]), 'the run'): print('held', flush=True); time.sleep(60)"
 
 

@@ -9,11 +9,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torchvision.models import get_model, mobilenet_v2, resnet18
 
+from delta_transfer.common.errors import UserError
 from delta_transfer.config import BackboneConfig
-from delta_transfer.errors import UserError
 from delta_transfer.models import Network, frozen_maps
 from delta_transfer.models.zoo import build_source
-from delta_transfer.tensor_files import fingerprint, sealed
+from delta_transfer.records.checked import fingerprint, sealed
 
 CONF = Path(__file__).parent.parent / "conf" / "backbone"
 PUBLISHED_CHANNELS = {

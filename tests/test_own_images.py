@@ -5,7 +5,7 @@ import json
 import pytest
 
 from delta_transfer import config
-from delta_transfer.catalogue import main
+from delta_transfer.cli.data import main
 from delta_transfer.config import FolderConfig, automatic
 from delta_transfer.data import load_dataset
 

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from delta_transfer.errors import UserError
+from delta_transfer.common.errors import UserError
+from delta_transfer.common.tables import Entry, Table, entries
+from delta_transfer.records import reading as runs
 from delta_transfer.reporting import page as module
-from delta_transfer.reporting import runs
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.page import page, table_html
 from delta_transfer.reporting.page_charts import POINTS, attention_histograms, learning_curves
-from delta_transfer.reporting.tables import Entry, Table, entries
 
 from .test_report import record, save
 
@@ -337,7 +337,7 @@ def attention_of(monkeypatch, found, weights):
     for one in found:
         (one["folder"] / "attention.safetensors").touch()
     stub = SimpleNamespace(weights_of=lambda one, warn: by_run[one["run_id"]])
-    monkeypatch.setitem(sys.modules, "delta_transfer.reporting.attention", stub)
+    monkeypatch.setitem(sys.modules, "delta_transfer.inspect.attention", stub)
     return attention_histograms(compare(found), never)
 
 
@@ -363,7 +363,7 @@ def test_different_weights_are_pooled_and_that_is_said(tmp_path, monkeypatch):
 
 
 def test_no_attention_without_files(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "delta_transfer.reporting.attention", None)  # importing it would raise
+    monkeypatch.setitem(sys.modules, "delta_transfer.inspect.attention", None)  # importing it would raise
     assert attention_histograms(compare(read_back(tmp_path, [record("delta")])), never) == []
 
 

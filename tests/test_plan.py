@@ -8,11 +8,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from delta_transfer import plan
 from delta_transfer.config import register_schemas
-from delta_transfer.costs import Cost, measure
-from delta_transfer.plan import Job, in_bytes
-from delta_transfer.regularizers import build_regularizer
+from delta_transfer.experiment import planning as plan
+from delta_transfer.experiment.costs import Cost, measure
+from delta_transfer.experiment.planning import Job, in_bytes
+from delta_transfer.methods import build_regularizer
 
 from .miniature import delta_run, tiny_overrides, write_cub
 from .test_config import composed, names

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from delta_transfer.cli.predict import main
 from delta_transfer.data import load_dataset
-from delta_transfer.finished import finished
-from delta_transfer.predict import main
+from delta_transfer.inspect.finished import finished
 
 from .miniature import delta_run, tiny_overrides, write_cub
 from .test_config import composed

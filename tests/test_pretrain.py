@@ -8,7 +8,8 @@ import pytest
 from hydra import compose
 from safetensors.torch import load_file
 
-from delta_transfer import embedded, pretrain
+from delta_transfer.cli import pretrain
+from delta_transfer.experiment import pretraining as embedded
 
 from .miniature import delta_run
 

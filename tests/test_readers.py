@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from scipy.io import loadmat, savemat
 
+from delta_transfer.common.errors import UserError
 from delta_transfer.data import load_dataset
 from delta_transfer.data.dataset import Dataset
 from delta_transfer.data.files import UNREADABLE, read_image
-from delta_transfer.errors import UserError
 
 from . import trees
 from .miniature import write_cub

@@ -8,9 +8,11 @@ import stat
 import pytest
 import torch
 
-from delta_transfer import checkpoints
-from delta_transfer.errors import UserError
-from delta_transfer.records import RunDirectory, run_id, run_identity, write_atomically
+from delta_transfer.common.errors import UserError
+from delta_transfer.engine import checkpoints
+from delta_transfer.records.files import write_atomically
+from delta_transfer.records.identity import run_id, run_identity
+from delta_transfer.records.run_directory import RunDirectory
 
 from .test_config import composed
 

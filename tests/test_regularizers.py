@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from delta_transfer.config import AttentionConfig
+from delta_transfer.methods import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention
+from delta_transfer.methods.attention import attention_weights
+from delta_transfer.methods.distances import map_distance, weight_distance
 from delta_transfer.models import Network
-from delta_transfer.regularizers import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention
-from delta_transfer.regularizers.attention import attention_weights
-from delta_transfer.regularizers.distances import map_distance, weight_distance
 
 
 @pytest.fixture

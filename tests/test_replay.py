@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from delta_transfer.common.errors import UserError
 from delta_transfer.config import SCHEMAS
-from delta_transfer.errors import UserError
-from delta_transfer.finished import config_of, run_folder, schema_of
+from delta_transfer.engine.loop import evaluate
+from delta_transfer.inspect.finished import config_of, run_folder, schema_of
+from delta_transfer.inspect.replay import replay
 from delta_transfer.reporting.comparison import flatten
-from delta_transfer.reporting.replay import replay
-from delta_transfer.training import evaluate
 
 from .miniature import delta_run, tiny_overrides, write_cub
 

@@ -5,8 +5,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from delta_transfer.regularizers import replayed
-from delta_transfer.regularizers.replayed import Replayed
+from delta_transfer.methods.fast import cuda_graph as replayed
+from delta_transfer.methods.fast.cuda_graph import Replayed
 
 
 class Doubling:

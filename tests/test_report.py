@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from delta_transfer import report
-from delta_transfer.reporting import export, sections, tables
+from delta_transfer.common import tables
+from delta_transfer.records.reading import run_folders
+from delta_transfer.reporting import export, sections
 from delta_transfer.reporting.comparison import Cell, compare, problem
-from delta_transfer.reporting.runs import run_folders
 
 
 def record(method="delta", seed=0, top1=57.4, alpha=0.01, **changes):

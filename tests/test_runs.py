@@ -5,7 +5,7 @@ import io
 import numpy as np
 import pytest
 
-from delta_transfer.reporting import runs
+from delta_transfer.records import reading as runs
 
 GOOD = {"labels": np.array([0, 1]), "logits": np.eye(2, 3), "index": np.array([4, 7])}
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from delta_transfer import report
-from delta_transfer.reporting import export, sections, tables
+from delta_transfer.common import tables
+from delta_transfer.common.tables import Entry, Table, entries
+from delta_transfer.reporting import export, sections
 from delta_transfer.reporting.comparison import compare
-from delta_transfer.reporting.tables import Entry, Table, entries
 
 from .test_report import record, save
 

@@ -10,21 +10,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from delta_transfer import plan, pretrain
-from delta_transfer.cards import in_words, make_card, metadata_of, read_card
+from delta_transfer.cli import pretrain
+from delta_transfer.common.errors import UserError
 from delta_transfer.config import BackboneConfig
-from delta_transfer.costs import measure
-from delta_transfer.errors import UserError
+from delta_transfer.experiment import planning as plan
+from delta_transfer.experiment.costs import measure
+from delta_transfer.experiment.experiment import name_of
+from delta_transfer.experiment.sources import load_sources, sources_of
+from delta_transfer.inspect.replay import replay
+from delta_transfer.methods import REGULARIZERS, build_regularizer
+from delta_transfer.methods.sum import Sum
 from delta_transfer.models import FrozenSources, Network, frozen_maps
 from delta_transfer.models.resnet32 import ResNet32
 from delta_transfer.models.zoo import build_source
-from delta_transfer.regularizers import REGULARIZERS, build_regularizer
-from delta_transfer.regularizers.sum import Sum
+from delta_transfer.records.cards import in_words, make_card, metadata_of, read_card
+from delta_transfer.records.checked import fingerprint, read_sealed, sealed
 from delta_transfer.reporting.comparison import compare
-from delta_transfer.reporting.replay import replay
-from delta_transfer.run import name_of
-from delta_transfer.sources import load_sources, sources_of
-from delta_transfer.tensor_files import fingerprint, read_sealed, sealed
 
 from . import children
 from .miniature import delta_run, tiny_overrides, write_cub
@@ -185,7 +186,7 @@ def test_embedded_weights_are_found_for_a_source(tmp_path, monkeypatch):
         asked.append(network)
         return str(tmp_path / "none.safetensors")
 
-    monkeypatch.setattr("delta_transfer.embedded.glyphs_weights", pretend)
+    monkeypatch.setattr("delta_transfer.experiment.pretraining.glyphs_weights", pretend)
     command = ["backbone=vgg9_bn", "reg=l2t_ww", "source=small_resnet", f"results_dir={tmp_path}", "device=cpu"]
     assert delta_run(monkeypatch, "dataset=glyphs", *command) == 1  # there is no such file
     assert asked == ["small_resnet"]
@@ -198,7 +199,9 @@ START_AT_SOURCE = sorted(name for name, method in REGULARIZERS.items() if method
 
 
 def test_scratch_stands_beside_methods_with_a_source(tmp_path, monkeypatch):
-    monkeypatch.setattr("delta_transfer.embedded.glyphs_weights", lambda *_: str(tmp_path / "none.safetensors"))
+    monkeypatch.setattr(
+        "delta_transfer.experiment.pretraining.glyphs_weights", lambda *_: str(tmp_path / "none.safetensors")
+    )
     config = ["backbone=small_vgg", "reg=scratch", "source=small_resnet", f"results_dir={tmp_path}", "device=cpu"]
     said = []
     monkeypatch.setattr("delta_transfer.train.complain", said.append)

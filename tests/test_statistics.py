@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from delta_transfer.records.reading import Predictions
 from delta_transfer.reporting.comparison import Cell, compare
 from delta_transfer.reporting.published import published
-from delta_transfer.reporting.runs import Predictions
 from delta_transfer.reporting.statistics import by_image, contests, mcnemar, paired, ranks, winner
 
 from .test_report import record

@@ -6,16 +6,16 @@ import json
 import pytest
 import torch
 
-from delta_transfer.checkpoints import read_checkpoint, write_checkpoint
+from delta_transfer.common.errors import UserError
 from delta_transfer.config import ScheduleConfig, SumConfig, check_values
-from delta_transfer.costs import decides_cost
-from delta_transfer.errors import UserError
-from delta_transfer.failures import strengths
-from delta_transfer.finished import config_of
-from delta_transfer.models import Network
-from delta_transfer.models.small_resnet import SmallResNet
-from delta_transfer.records import run_identity
-from delta_transfer.regularizers import (
+from delta_transfer.engine.checkpoints import read_checkpoint, write_checkpoint
+from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.experiment.costs import decides_cost
+from delta_transfer.experiment.failures import strengths
+from delta_transfer.experiment.stages import describe_fit
+from delta_transfer.inspect.attention import attention_of
+from delta_transfer.inspect.finished import config_of
+from delta_transfer.methods import (
     AFA,
     AT,
     DELTA,
@@ -30,10 +30,10 @@ from delta_transfer.regularizers import (
     Sum,
     build_regularizer,
 )
-from delta_transfer.reporting.attention import attention_of
+from delta_transfer.models import Network
+from delta_transfer.models.small_resnet import SmallResNet
+from delta_transfer.records.identity import run_identity
 from delta_transfer.reporting.comparison import compare, display
-from delta_transfer.stages import describe_fit
-from delta_transfer.training import Learner, make_optimizer
 
 from .conftest import TinyNet, randomise_batchnorm
 from .miniature import delta_run, tiny_overrides, write_cub

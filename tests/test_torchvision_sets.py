@@ -12,8 +12,8 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
+from delta_transfer.common.errors import UserError
 from delta_transfer.data import DATASETS, Reader, fetch
-from delta_transfer.errors import UserError
 
 from .test_readers import read
 from .torchvision_trees import ARRAYS, WRITERS, Tree, accept_checksums, save_annotations, write_food101

@@ -6,22 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from delta_transfer.common.errors import UserError
 from delta_transfer.config import ScheduleConfig
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
-from delta_transfer.errors import UserError
+from delta_transfer.engine.loop import Learner, evaluate, learning_rate, make_optimizer, train
+from delta_transfer.methods import DELTA, L2, L2FE, L2SP, AFAChannel, AFASpatial, DELTAWithoutAttention, Regularizer
 from delta_transfer.models import Network, frozen_maps
-from delta_transfer.regularizers import (
-    DELTA,
-    L2,
-    L2FE,
-    L2SP,
-    AFAChannel,
-    AFASpatial,
-    DELTAWithoutAttention,
-    Regularizer,
-)
-from delta_transfer.training import Learner, evaluate, learning_rate, make_optimizer, train
 
 
 @pytest.fixture

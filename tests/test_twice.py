@@ -8,12 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 
-from delta_transfer.regularizers.twice import (
-    TwiceDifferentiable,
-    batch_norm,
-    convolution,
-    mean_squares,
-)
+from delta_transfer.methods.fast.double_backward import TwiceDifferentiable, batch_norm, convolution, mean_squares
 
 from .conftest import TinyNet, randomise_batchnorm
 

@@ -11,7 +11,7 @@ SRC = Path(__file__).parent.parent / "src"
 USE = """
 import torch
 from delta_transfer import BSS, DELTA, L2SP, L2TWW, AFASpatial, AttentionConfig, Network, channel_attention, tapped
-from delta_transfer.training import Learner
+from delta_transfer.engine.loop import Learner
 
 source: Network = tapped(torch.nn.Sequential(), head="0", taps=["1"]).freeze()
 target: Network = source.with_new_head(num_classes=3, seed=0)

@@ -24,22 +24,23 @@ from PIL import Image, ImageFile, PngImagePlugin
 from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights
 
-from delta_transfer import report, untrusted
-from delta_transfer.catalogue import composed
+from delta_transfer import report
+from delta_transfer.cli.data import composed
+from delta_transfer.common import untrusted
+from delta_transfer.common.console import complain
+from delta_transfer.common.errors import UserError
+from delta_transfer.common.tables import Table, as_latex, as_markdown, entries, on_screen
+from delta_transfer.common.untrusted import no_formula
 from delta_transfer.config import BackboneConfig
-from delta_transfer.console import complain
 from delta_transfer.data.archives import unpack
 from delta_transfer.data.files import FORMATS, UNREADABLE, read_image
 from delta_transfer.data.store import fit
-from delta_transfer.errors import UserError
+from delta_transfer.inspect.case_study import main as case_study
+from delta_transfer.inspect.case_study import tidy
 from delta_transfer.models import Network
 from delta_transfer.models.zoo import _download, build_source, load_pickled
-from delta_transfer.reporting import runs
-from delta_transfer.reporting.case_study import main as case_study
-from delta_transfer.reporting.case_study import tidy
+from delta_transfer.records import reading as runs
 from delta_transfer.reporting.selection import is_override
-from delta_transfer.reporting.tables import Table, as_latex, as_markdown, entries, on_screen
-from delta_transfer.untrusted import no_formula
 
 from .miniature import delta_run, source_for
 from .test_report import record, save

@@ -6,17 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from delta_transfer.common.tables import as_markdown
+from delta_transfer.inspect.unused_channels import Change, Count, caption, count, figure_of, mean_activations, table_of
 from delta_transfer.models import Network
-from delta_transfer.reporting.tables import as_markdown
-from delta_transfer.reporting.unused_channels import (
-    Change,
-    Count,
-    caption,
-    count,
-    figure_of,
-    mean_activations,
-    table_of,
-)
 
 # Median 1.0, so at 10 % the limit is 0.1: channels 0, 1 and 2 are silent in the source.
 SOURCE = np.array([0.0, 0.05, 0.0999, 0.1, 1.0, 2.0, 3.0, 4.0, 5.0])

@@ -12,20 +12,22 @@ import torch
 import torch.nn.functional as F
 from torchvision.datasets import LFWPairs
 
-from delta_transfer import report, training
-from delta_transfer.catalogue import main as delta_data
+from delta_transfer import report
+from delta_transfer.cli.data import main as delta_data
+from delta_transfer.common.errors import UserError
+from delta_transfer.common.pair_metrics import best_threshold, fold_accuracies, pair_metrics, roc
 from delta_transfer.config import GlyphPairsConfig, LFWConfig
 from delta_transfer.data import load_dataset
 from delta_transfer.data.dataset import split_parts
-from delta_transfer.data.glyphs import letter_shapes
+from delta_transfer.data.embedded.glyphs import letter_shapes
 from delta_transfer.data.pairs import draw_pairs
-from delta_transfer.errors import UserError
+from delta_transfer.engine import loop as training
+from delta_transfer.inspect.replay import replay
+from delta_transfer.methods import REGULARIZERS
 from delta_transfer.models import ArcFaceLoss, CosineHead, Network, frozen_backbone
-from delta_transfer.regularizers import REGULARIZERS
-from delta_transfer.reporting import figures, runs
+from delta_transfer.records import reading as runs
+from delta_transfer.reporting import figures
 from delta_transfer.reporting.comparison import compare
-from delta_transfer.reporting.replay import replay
-from delta_transfer.verification import best_threshold, fold_accuracies, pair_metrics, roc
 
 from . import trees
 from .conftest import TinyNet

@@ -9,12 +9,11 @@ import pytest
 import torch
 from hydra.errors import HydraException
 
-from delta_transfer import config, plan, train
-from delta_transfer.errors import UserError
-from delta_transfer.predict import main as predict_main
-from delta_transfer.reporting.comparison import compare
-from delta_transfer.reporting.selection import choose
-from delta_transfer.which_is_best import (
+from delta_transfer import config, train
+from delta_transfer.cli.predict import main as predict_main
+from delta_transfer.common.errors import UserError
+from delta_transfer.experiment import planning as plan
+from delta_transfer.experiment.choosing import (
     asked_and_rest,
     asked_for,
     best_of,
@@ -26,6 +25,8 @@ from delta_transfer.which_is_best import (
     verdict,
     without_a_gpu,
 )
+from delta_transfer.reporting.comparison import compare
+from delta_transfer.reporting.selection import choose
 
 from .miniature import delta_run
 from .test_config import composed

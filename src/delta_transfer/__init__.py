@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import AttentionConfig
-    from .models import HookedNetwork, Network, call, tapped
-    from .regularizers import (
+    from .methods import (
         AFA,
         AT,
         BSS,
@@ -37,7 +36,8 @@ if TYPE_CHECKING:
         Regularizer,
         StochNorm,
     )
-    from .regularizers.attention import ChannelImportance, channel_attention
+    from .methods.attention import ChannelImportance, channel_attention
+    from .models import HookedNetwork, Network, call, tapped
 
 __version__ = version("delta-transfer")
 
@@ -53,11 +53,11 @@ __all__ = [
 _HOMES = {
     ".config": ("AttentionConfig",),
     ".models": ("HookedNetwork", "Network", "call", "tapped"),
-    ".regularizers": (
+    ".methods": (
         *("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2SP", "Regularizer"),
         *("AT", "BSS", "BiTuning", "CoTuning", "FM", "L2SPFisher", "L2TWW", "LPFT", "LwF", "RIFLE", "StochNorm"),
     ),
-    ".regularizers.attention": ("ChannelImportance", "channel_attention"),
+    ".methods.attention": ("ChannelImportance", "channel_attention"),
 }
 
 

@@ -23,23 +23,15 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from delta_transfer.console import stoppable
-from delta_transfer.errors import UserError
-from delta_transfer.reporting import export, sections, tables
-from delta_transfer.reporting.comparison import (
-    METRICS,
-    Comparison,
-    compare,
-    folds,
-    problem,
-    run_id,
-    together,
-    transfers,
-)
-from delta_transfer.reporting.published import PROTOCOLS
-from delta_transfer.reporting.runs import read, run_folders
-from delta_transfer.reporting.selection import Selection, choose, command
-from delta_transfer.untrusted import printable
+from .common import tables
+from .common.console import stoppable
+from .common.errors import UserError
+from .common.untrusted import printable
+from .records.reading import read, run_folders
+from .reporting import export, sections
+from .reporting.comparison import METRICS, Comparison, compare, folds, problem, run_id, together, transfers
+from .reporting.published import PROTOCOLS
+from .reporting.selection import Selection, choose, command
 
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
@@ -111,7 +103,7 @@ def report(args: argparse.Namespace) -> int:
     else:
         (sys.stderr if args.emit_overrides else sys.stdout).write(text)
     if args.figures:
-        from delta_transfer.reporting.figures import write_figures
+        from .reporting.figures import write_figures
 
         for one in comparisons:
             for path in write_figures(one, args.figures, say):
@@ -154,7 +146,7 @@ def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
     for comparison in comparisons:
         made += tables_of(comparison, baseline_of(comparison, args), args)
     if args.format == "html":
-        from delta_transfer.reporting.page import page
+        from .reporting.page import page
 
         pictures = sorted(args.pictures.glob("*.png")) if args.pictures else []
         if args.pictures and not pictures:

@@ -17,12 +17,14 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from . import interrupts, which_is_best
-from .config import RunConfig, check_values, register_schemas, require, to_run_config
-from .console import Display, complain, say
-from .errors import UserError
-from .locks import InUse
-from .outcomes import Outcome, show
+from .cli.outcomes import Outcome, show
+from .common import interrupts
+from .common.console import Display, complain, say
+from .common.errors import UserError
+from .common.options import require
+from .config import RunConfig, check_values, register_schemas, to_run_config
+from .experiment import choosing as which_is_best
+from .records.locks import InUse
 
 register_schemas()  # on import, so that they are also there in the worker processes of a launcher
 SHARED = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun: this is one of several processes that make one run
@@ -94,7 +96,7 @@ def main(config_name: str = "config") -> None:
     for line in verdict:
         say(line)
     if SHARED:
-        from .distributed import leave
+        from .engine.processes import leave
 
         leave()
     for plan_of_all in planned:
@@ -180,12 +182,12 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
 
 def execute(config: RunConfig):
     """The run.Ended of the run that `config` describes."""
-    from .sources import sources_of, with_weights
+    from .experiment.sources import sources_of, with_weights
 
     backbones = [config.backbone, *(source.backbone for source in sources_of(config.source))]
     if embedded := [backbone for backbone in backbones if backbone.weights == "glyphs"]:
-        from .embedded import glyphs_weights
-        from .locks import held
+        from .experiment.pretraining import glyphs_weights
+        from .records.locks import held
 
         # Of several workers one trains the network, the others wait for it; under torchrun all train it together.
         folder = Path(config.results_dir) / "pretrained"
@@ -197,14 +199,14 @@ def execute(config: RunConfig):
         if config.backbone.weights == "glyphs":
             config.backbone.weights = file
 
-    from .run import run  # imports torch
+    from .experiment.experiment import run  # imports torch
 
     return run(config, overrides=HydraConfig.get().overrides.task)
 
 
 def plan(config: RunConfig, planned: list) -> None:
     """Add a job to the one Plan in `planned`, which is made with the first."""
-    from .plan import Plan  # imports torch
+    from .experiment.planning import Plan  # imports torch
 
     if not planned:
         planned.append(Plan())
@@ -212,6 +214,6 @@ def plan(config: RunConfig, planned: list) -> None:
 
 
 if __name__ == "__main__":
-    from delta_transfer.train import main  # by the name under which workers import it
+    from .train import main  # by the name under which workers import it
 
     main()

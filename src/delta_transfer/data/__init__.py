@@ -4,11 +4,12 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from ..config import DatasetConfig, choose, require
-from ..errors import UserError
+from ..common.errors import UserError
+from ..common.options import choose, require
+from ..config import DatasetConfig
 from .dataset import Dataset
-from .readers import DATASETS, Reader
-from .torchvision_sets import reason
+from .readers.table import DATASETS, Reader
+from .readers.torchvision_sets import reason
 
 __all__ = ["DATASETS", "Dataset", "Reader", "fetch", "load_dataset", "locate"]
 

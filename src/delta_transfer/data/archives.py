@@ -15,10 +15,10 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ..console import few
-from ..errors import UserError
-from ..locks import held
-from ..untrusted import most_unpacked
+from ..common.console import few
+from ..common.errors import UserError
+from ..common.untrusted import most_unpacked
+from ..records.locks import held
 
 # What a damaged archive can raise. RuntimeError: encrypted, or compressed in an unknown way; ValueError: impossible
 # numbers and names, as ArithmeticError, LookupError and MemoryError; OSError: also a full disk.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..console import few, say
-from ..errors import UserError
-from ..records import whole_file
+from ..common.console import few, say
+from ..common.errors import UserError
+from ..records.files import whole_file
 
 DIGEST_BYTES = 16
 

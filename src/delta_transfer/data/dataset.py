@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..common.errors import UserError
 from ..config import DatasetConfig, DrawnConfig, OfficialCounts, SplitConfig
-from ..errors import UserError
 from .contents import Contents, contents_of, stamps_of
 
 

@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..console import few
-from ..errors import UserError
+from ..common.console import few
+from ..common.errors import UserError
 from .dataset import Dataset
 
 # Pixel modes that mean a picture: converting them to RGB loses nothing of what it shows.

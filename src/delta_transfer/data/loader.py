@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from ..environment import images_at_once
+from ..common.hardware import images_at_once
 from .store import Store
 
 # Streams of random numbers that must not influence one another. `fit` is what a regularizer sees before training.

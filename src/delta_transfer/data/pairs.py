@@ -6,8 +6,8 @@ import unicodedata
 import numpy as np
 from PIL import Image
 
-from ..console import few
-from ..errors import UserError
+from ..common.console import few
+from ..common.errors import UserError
 from .dataset import Dataset, Pairs
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..console import few, say
-from ..errors import UserError
-from ..locks import Check, held
-from ..records import naming, sync, sync_folder, write_atomically
+from ..common.console import few, say
+from ..common.errors import UserError
+from ..records.files import naming, sync, sync_folder, write_atomically
+from ..records.locks import Check, held
 from .dataset import Dataset
 from .files import UNREADABLE
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..common.errors import UserError
 from .layouts import as_feature_map, check_layout, in_layout
 from .taps import Network, call
 

@@ -19,7 +19,7 @@ means over the batch are means over nodes, and its attention over positions has 
 
 from torch import Tensor
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 LAYOUTS = ("BCHW", "BHWC", "BNC", "NBC", "BCN", "NC")
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..tensor_files import sealed
+from ..common.errors import UserError
+from ..records.checked import sealed
 from .zoo import StateDict, bare_network
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1: what another order of additions may change

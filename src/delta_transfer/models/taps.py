@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from ..errors import UserError
+from ..common.errors import UserError
 
 
 class Network(nn.Module):

@@ -11,10 +11,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from ..common.console import few
+from ..common.errors import UserError
 from ..config import BackboneConfig
-from ..console import few
-from ..errors import UserError
-from ..tensor_files import read_sealed
+from ..records.checked import read_sealed
 from .resnet32 import ResNet32
 from .small_resnet import SmallResNet
 from .taps import Network

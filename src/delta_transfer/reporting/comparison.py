@@ -17,7 +17,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from delta_transfer.records import CAME_LATER, NOT_IDENTITY, unreadable
+from ..records.identity import CAME_LATER, NOT_IDENTITY
+from ..records.run_directory import unreadable
 
 METHODS = {
     "l2": "L2",
@@ -483,13 +484,6 @@ def show_value(key: str, value: object) -> str:
     text = one_line(value)
     # Eight characters of a fingerprint are enough to tell two apart; a path of weights is shown in full.
     return text[:8] if key == "dataset_fingerprint" or (key == "weights" and is_hex(text)) else text
-
-
-def duration(seconds: float) -> str:
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} s"
 
 
 def distinct(values: Iterable) -> list[str]:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 
-from ..untrusted import no_formula
+from ..common.untrusted import no_formula
 from .comparison import Cell, Comparison, Row, run_id
 from .published import against
 from .statistics import contests, paired

@@ -25,10 +25,11 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 from scipy import stats
 
-from ..errors import UserError
-from ..records import write_atomically
-from ..verification import roc
-from . import runs
+from ..common.errors import UserError
+from ..common.pair_metrics import roc
+from ..common.style import style_of
+from ..records import reading as runs
+from ..records.files import write_atomically
 from .comparison import (
     METRICS,
     Cell,
@@ -45,7 +46,6 @@ from .comparison import (
 )
 from .matching_figures import matching_figures
 from .statistics import CONFIDENCE, place_of
-from .style import style_of
 
 Warn = Callable[[str], None]
 Named = tuple[str, Figure]  # with the stem of its file name; figures of one name are numbered when they are written

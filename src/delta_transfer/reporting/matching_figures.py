@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..records.reading import matched_pairs
 from .comparison import Cell, Comparison, Row, averaged_over, label_of, names_of_sources, show
-from .runs import matched_pairs
 
 Warn = Callable[[str], None]
 

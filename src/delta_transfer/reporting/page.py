@@ -14,10 +14,10 @@ from importlib.resources import files
 from itertools import count
 from pathlib import Path
 
-from ..errors import UserError
+from ..common.errors import UserError
+from ..common.tables import Entry, Table
 from .comparison import Comparison, Row, display, distinct_runs, one_line, run_id
 from .page_charts import Chart, Group, Key, attention_histograms, learning_curves, matched_amounts
-from .tables import Entry, Table
 
 Warn = Callable[[str], None]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-from . import runs
+from ..common.style import DASHES, style_of
+from ..records import reading as runs
+from ..records.reading import Damaged
 from .comparison import Cell, Comparison, grouped, label_of, names_of_sources, run_id, show
-from .runs import Damaged
 from .statistics import place_of
-from .style import DASHES, style_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -203,7 +203,7 @@ def distinct_weights(cell: Cell, warn: Warn) -> "list[dict[str, np.ndarray]]":
     found = {}
     for run in cell.runs:
         if (run["folder"] / "attention.safetensors").exists():
-            from .attention import weights_of  # imports torch when it reads a file
+            from ..inspect.attention import weights_of  # imports torch when it reads a file
 
             if weights := weights_of(run, warn):
                 found.setdefault(tuple((tap, values.tobytes()) for tap, values in weights.items()), weights)

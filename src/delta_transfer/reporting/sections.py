@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from statistics import fmean
 
-from . import runs
-from .comparison import Cell, Comparison, display, distinct_runs, duration, facts, grouped, is_number, show, stages
+from ..common.console import duration
+from ..common.tables import MISSING, Entry, Table, entries
+from ..records import reading as runs
+from ..records.reading import Damaged, Predictions
+from .comparison import Cell, Comparison, display, distinct_runs, facts, grouped, is_number, show, stages
 from .published import PROTOCOLS, against, what_is_known
-from .runs import Damaged, Predictions
 from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paired, ranks, winner
-from .tables import MISSING, Entry, Table, entries
 
 BOLD = "Bold: ahead of every other method of its row, each time by a 95 % t interval of the paired difference by seed"
 UNSETTLED = "No method is ahead of all others of its row by a 95 % t interval of the paired difference by seed"

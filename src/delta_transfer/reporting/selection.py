@@ -8,7 +8,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from delta_transfer.reporting.comparison import (
+from .comparison import (
     Cell,
     Comparison,
     Replicate,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .comparison import Cell, Comparison, Row, Settings, grouped
 
 if TYPE_CHECKING:
-    from .runs import Predictions
+    from ..records.reading import Predictions
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000  # of the bootstrap

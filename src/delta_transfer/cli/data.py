@@ -1,0 +1,257 @@
+"""delta-data: which data sets are here, whether they are whole, and their image stores.
+
+    delta-data list [data_dir=/data]
+    delta-data verify cub [dataset.root=/data/CUB_200_2011]
+    delta-data prepare cub [backbone=inception_v3] [schedule=paper_augmented] [dataset.download=true]
+    delta-data doctor [data_dir=/data] [dataset.root=photos] [backbone.weights=FILE]
+
+NAME is a choice of conf/dataset; key=value are overrides as delta-run takes them.
+"""
+
+import argparse
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+
+from hydra import compose, initialize_config_module
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..common.console import Display, complain, few, say, stoppable
+from ..common.errors import UserError
+from ..config import DatasetConfig, OfficialCounts, RunConfig, check_values, register_schemas, to_run_config
+from ..data import DATASETS, fetch, load_dataset, locate
+from ..data.archives import unpack_archives
+from ..data.dataset import Counts, Dataset, expected_counts
+from ..data.files import UNREADABLE
+from ..data.store import open_store, store_path, wrong_checksums
+
+MORE = """\
+examples:
+  delta-data list data_dir=/data                                what is here, and as many images as the publisher says
+  delta-data verify folder dataset.root=photos                  are all images of your own readable?
+  delta-data prepare cub data_dir=/data && delta-run dataset=cub data_dir=/data
+
+files:
+  DELTA_DATA, or data_dir=DIR    where the data sets are, each in a folder of its publisher's name (default: data)
+  results/cache/stores/          images decoded by prepare or a run; may be removed
+
+exit status:
+  0  fine
+  1  something is missing, unreadable, damaged or too much: a message says what
+  2  a misspelt command or option
+"""
+
+
+@stoppable
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        if args.command == "list":
+            show_list(args.overrides)
+            return 0
+        if args.command == "doctor":
+            from .doctor import doctor
+
+            return doctor(composed("folder", args.overrides), args.overrides)
+        config = composed(args.name, args.overrides)
+        return {"verify": verify, "prepare": prepare}[args.command](config)
+    except (UserError, OSError) as error:
+        complain(str(error))
+        return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="delta-data", description=__doc__, epilog=MORE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = p.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("list", "every data set: official and found counts, where, ready or not"),
+        ("verify", "counts against the official ones, every image decodes, duplicates between train and test"),
+        ("doctor", "what is installed and found here for delta-run, and what to do about what is missing"),
+        ("prepare", "unpack the publisher's archives, decode every image once into the store that runs read"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        if name in ("verify", "prepare"):
+            command.add_argument("name", metavar="NAME", help="a choice of conf/dataset: " + ", ".join(choices()))
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="as for delta-run")
+    return p
+
+
+def choices(group: str = "dataset") -> list[str]:
+    folder = files("delta_transfer.conf") / group
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def composed(name: str, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of `delta-run dataset=<name> <overrides>`."""
+    register_schemas()
+    try:
+        with initialize_config_module("delta_transfer.conf", version_base="1.3"):
+            config = to_run_config(compose("config", [f"dataset={name}", *overrides]))
+            check_values(overrides, config)
+            return config
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(str(error)) from error
+
+
+def show_list(overrides: Sequence[str]) -> None:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("name", no_wrap=True)
+    for title in ("classes", "train", "test"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("root", overflow="fold")
+    troubles = []
+    for name in choices():
+        config = composed(name, overrides).dataset
+        counts, official, state, trouble = look_for(config)
+        if trouble:
+            troubles.append(f"{name}: {trouble}")
+        cells = [_found_of(counts, official, key) for key in ("classes", "train", "test")]
+        table.add_row(*map(Text, [name, *cells, state, config.root or ""]))
+    table.caption = "found / official; one number where they agree"
+    table.caption_justify = "left"
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+    for trouble in troubles:
+        say(trouble)
+
+
+def look_for(config: DatasetConfig) -> tuple[Counts | None, OfficialCounts | None, str, str | None]:
+    """What of a data set is here and what it should be, in numbers and in a word, and why it cannot be used."""
+    reader = DATASETS[config.name]
+    root = locate(reader, Path(config.root).expanduser()) if config.root else None
+    official = expected_counts(config)
+    if not reader.needs or any((root / need).exists() for need in reader.needs if root) or config.name == "folder":
+        try:
+            counts = Counts.of(load_dataset(config))
+            return counts, official, counts.against(official), None
+        except UserError as error:
+            if root is not None:
+                return None, official, "not usable", str(error)
+    return None, official, "not here", None
+
+
+def _found_of(counts: Counts | None, official: OfficialCounts | None, key: str) -> str:
+    """Found / official; one number where they agree or where there is only one."""
+    numbers = [f"{getattr(c, key):,}" for c in (counts, official) if c is not None]
+    if counts is None and official is not None:
+        numbers = ["-", *numbers]
+    return " / ".join(dict.fromkeys(numbers))
+
+
+# --- verify ---
+
+
+def verify(config: RunConfig) -> int:
+    """Exit status 0: every image decodes and there are not more of anything than the publisher has."""
+    dataset = load_dataset(config.dataset)
+    counts, official = Counts.of(dataset), expected_counts(config.dataset)
+    state = counts.against(official)
+    say(f"{config.dataset.name}: {DATASETS[config.dataset.name].title}, {config.dataset.root or 'embedded'}")
+    for key in ("classes", "train", "test"):
+        expected = f" of {getattr(official, key):,}" if official else ""
+        say(f"  {key:8} {getattr(counts, key):,}{expected}")
+    if state == "subset":
+        say("  a subset of the official data set: results on it do not compare with published ones")
+    elif state != "ready":
+        say("  more than the official data set holds: is another one mixed in?")
+
+    digests, unreadable = [], []
+    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
+        for index, digest in enumerate(_pixel_digests(dataset)):
+            digests.append(digest)
+            if isinstance(digest, BaseException):
+                unreadable.append(f"{dataset.names[index]} ({digest})")
+            display.update(index + 1)
+    if unreadable:
+        say(f"  images   {len(unreadable)} of {len(digests):,} cannot be read: {'; '.join(unreadable)}")
+    else:
+        say(f"  images   {len(digests):,} decode")
+    for line in duplicates(dataset, digests):
+        say(f"  {line}")
+    damaged = _damaged_in_store(config)
+    return 1 if unreadable or damaged or state == "more than official" else 0
+
+
+def _damaged_in_store(config: RunConfig) -> bool:
+    """Compares the checksums of the store that runs would read, if it was built."""
+    cache = Path(config.cache_dir)
+    dataset = load_dataset(config.dataset, cache)
+    path = store_path(dataset, config.backbone.resize, config.schedule.aspect, cache)
+    if not path.exists():
+        return False
+    try:
+        wrong = [dataset.names[index] for index in wrong_checksums(path)]
+    except (OSError, ValueError) as error:
+        wrong = [str(error)]
+    say(f"  store    {path.name}: " + (f"damaged, remove it: {few(wrong)}" if wrong else "as it was built"))
+    return bool(wrong)
+
+
+def duplicates(dataset: Dataset, digests: Sequence[bytes]) -> list[str]:
+    """What to say about images with the same pixels, between train and test and within train."""
+    trained = {d: i for i, d in enumerate(digests) if not dataset.is_test[i] and isinstance(d, bytes)}
+    leaks = [
+        f"{dataset.names[i]} = {dataset.names[trained[d]]}"
+        for i, d in enumerate(digests)
+        if dataset.is_test[i] and d in trained
+    ]
+    times = Counter(d for i, d in enumerate(digests) if not dataset.is_test[i] and isinstance(d, bytes))
+    twice = sum(n - 1 for n in times.values())
+    lines = [f"test images that are also in train: {len(leaks) or 'none'}" + (f": {few(leaks, 20)}" if leaks else "")]
+    return lines + ([f"training images that are there more than once: {twice}"] if twice else [])
+
+
+def _pixel_digests(dataset: Dataset) -> Iterator[bytes | BaseException]:
+    """Of size and RGB pixels of each image, in order; the error for one that cannot be read."""
+
+    def digest(index: int) -> bytes | BaseException:
+        try:
+            image = dataset.load(index)
+            return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
+        except UNREADABLE as error:
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(digest, range(len(dataset.labels)))
+
+
+# --- prepare ---
+
+
+def prepare(config: RunConfig) -> int:
+    """Downloads if asked to, unpacks, and builds the store that `delta-run` with the same overrides will read."""
+    reader = DATASETS[config.dataset.name]
+    root = locate(reader, Path(config.dataset.root).expanduser()) if config.dataset.root else None
+    if config.dataset.download:
+        fetch(reader, root)
+        config.dataset.download = False
+    if root and reader.archives:
+        for archive in unpack_archives(reader.needs, reader.archives, root):
+            say(f"unpacked {archive}")
+    size, aspect, cache = config.backbone.resize, config.schedule.aspect, Path(config.cache_dir)
+    dataset = load_dataset(config.dataset, cache)
+    cache.mkdir(parents=True, exist_ok=True)
+    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
+        store = open_store(dataset, size, aspect, cache, display.update)
+    shape = f"{size} x {size} pixels" if aspect == "squash" else f"shorter side {size} pixels"
+    say(
+        f"{config.dataset.name}: {len(dataset.labels):,} images, {shape}, {store.pixels.nbytes / 2**20:,.0f} MiB in "
+        f"{store_path(dataset, size, aspect, cache)}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

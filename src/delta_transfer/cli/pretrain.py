@@ -1,0 +1,11 @@
+"""delta-pretrain: train a source network. It is an ordinary run (conf/pretrain.yaml) from random weights."""
+
+from ..train import main as run_main
+
+
+def main() -> None:
+    run_main("pretrain")
+
+
+if __name__ == "__main__":
+    main()

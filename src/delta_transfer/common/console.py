@@ -1,0 +1,135 @@
+"""What a person sees while a run goes on: a progress bar on a terminal, plain lines in a pipe or a file."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+
+from .untrusted import printable
+
+# Keys of a metrics line that the progress display does not repeat as loss terms.
+NOT_LOSS_TERMS = {
+    "step",
+    "stage",
+    "lr",
+    "loss",
+    "gradient_norm",
+    "images_per_second",
+    "train_top1",
+    "val_top1",
+    "val_loss",
+    "test_top1",
+    "test_loss",
+}
+
+
+def is_loss(name: str) -> bool:
+    return name not in NOT_LOSS_TERMS and not name.startswith(("attention_", "test_"))
+
+
+class Display:
+    """Progress of one task of `total` steps. Use as a context manager."""
+
+    bars = True  # False in parallel jobs, whose bars would overwrite each other
+
+    def __init__(self, title: str, total: int, unit: str = "iteration"):
+        self.title, self.total, self.unit = title, total, unit
+        self.console = Console(stderr=False)
+        self.last_tenth, self.started, self.first_step = -1, time.monotonic(), 0
+        self.progress = None
+
+    def __enter__(self) -> "Display":
+        if self.bars and self.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(compact=True),
+                # What does not fit a narrow terminal is cut, never wrapped.
+                TextColumn(
+                    "{task.fields[text]}",
+                    markup=False,
+                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+                ),
+                console=self.console,
+                transient=True,
+                expand=True,
+            )
+            self.progress.start()
+            self.task = self.progress.add_task(self.title, total=self.total, text="")
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.progress:
+            self.progress.stop()
+
+    def start_at(self, step: int) -> None:
+        """Where a resumed task goes on, so that the time left is estimated from what is done now."""
+        self.first_step = step
+        if self.progress:
+            self.progress.update(self.task, completed=step)
+
+    def update(self, step: int, text: str = "") -> None:
+        if self.progress:
+            self.progress.update(self.task, completed=step, text=text)
+            return
+        tenth = 10 * step // self.total
+        if tenth == self.last_tenth:
+            return
+        if self.last_tenth < 0 and not self.first_step:
+            self.first_step = step - 1  # where it begins, or where an earlier attempt stopped
+        self.last_tenth = tenth
+        parts = [f"{self.title}: {self.unit} {step}/{self.total}", text]
+        if 0 < tenth < 10:  # the first step says nothing about the others
+            elapsed = time.monotonic() - self.started
+            parts.append(f"{elapsed / max(1, step - self.first_step) * (self.total - step):.0f} s left")
+        say("  ".join(part for part in parts if part))
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Show one line of metrics.jsonl."""
+        losses = "  ".join(f"{name} {value:.3g}" for name, value in line.items() if is_loss(name))
+        shown = {f"{part}_top1": part for part in ("train", "val", "test")} | {"test_pair_accuracy": "test pairs"}
+        accuracy = "  ".join(f"{name} {line[key]:.1f} %" for key, name in shown.items() if key in line)
+        self.update(line["step"], f"{losses}  {accuracy}  {line['images_per_second']:.0f} images/s")
+
+
+def say(message: str) -> None:
+    # One write: of two, another run of a parallel sweep comes in between.
+    print(printable(message) + "\n", end="", flush=True)
+
+
+def complain(message: str) -> None:
+    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def stoppable(main: Callable[..., int]) -> Callable[..., int]:
+    """A command that Ctrl-C ends with one sentence, and the exit status that shells know it by."""
+
+    @wraps(main)
+    def stopped(*arguments) -> int:
+        try:
+            return main(*arguments)
+        except KeyboardInterrupt:
+            complain("stopped by SIGINT")
+            return 128 + signal.SIGINT
+
+    return stopped
+
+
+def few(names: Sequence[str], count: int = 5) -> str:
+    """The first names, and how many more."""
+    more = f", ... ({len(names) - count} more)" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
+def duration(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,139 @@
+"""Data sets that torchvision has classes for: it reads the publisher's lists, the images are read as everywhere else.
+
+`root` is torchvision's: the folder that contains food-101/, cifar-10-batches-py/ and so on. Official validation images
+count as training images. torchvision imports torch, which takes seconds, so it is imported where it is used.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ...common.console import few
+from ...common.errors import UserError
+from ...config import DatasetConfig, DTDConfig
+from ..dataset import Dataset
+from ..files import from_arrays, from_files
+
+
+def food101(root: Path, config: DatasetConfig) -> Dataset:
+    return _from_lists("Food101", "food101", root / "food-101", ["train"], "train.json and test.json")
+
+
+def dtd(root: Path, config: DTDConfig) -> Dataset:
+    k = config.partition
+    listed_in = f"train{k}.txt, val{k}.txt and test{k}.txt"
+    return _from_lists("DTD", "dtd", root / "dtd", ["train", "val"], listed_in, partition=k)
+
+
+def aircraft(root: Path, config: DatasetConfig) -> Dataset:
+    listed_in = "images_variant_trainval.txt and images_variant_test.txt"
+    return _from_lists("FGVCAircraft", "aircraft", root / "fgvc-aircraft-2013b", ["trainval"], listed_in)
+
+
+def pets(root: Path, config: DatasetConfig) -> Dataset:
+    return _from_lists("OxfordIIITPet", "pets", root / "oxford-iiit-pet", ["trainval"], "trainval.txt and test.txt")
+
+
+def cars(root: Path, config: DatasetConfig) -> Dataset:
+    listed_in = "cars_train_annos.mat and cars_test_annos_withlabels.mat"
+    return _from_lists("StanfordCars", "cars", root / "stanford_cars", ["train"], listed_in)
+
+
+def flowers102(root: Path, config: DatasetConfig) -> Dataset:
+    return _from_lists("Flowers102", "flowers102", root / "flowers-102", ["train", "val"], "setid.mat")
+
+
+def cifar10(root: Path, config: DatasetConfig) -> Dataset:
+    return _cifar("CIFAR10", "cifar10", root)
+
+
+def cifar100(root: Path, config: DatasetConfig) -> Dataset:
+    return _cifar("CIFAR100", "cifar100", root)
+
+
+def stl10(root: Path, config: DatasetConfig) -> Dataset:
+    from torchvision.datasets import STL10
+
+    class Labelled(STL10):
+        # The last entry is the unlabelled images: 2.8 GB that would be needed, and checksummed at every start.
+        train_list = STL10.train_list[:2]
+
+    with _reading("stl10", root):
+        train, test = Labelled(root, split="train"), Labelled(root, split="test")
+        images = np.concatenate([train.data, test.data]).transpose(0, 2, 3, 1)
+        labels = np.concatenate([train.labels, test.labels])
+    return from_arrays("stl10", train.classes, images, labels, n_train=len(train))
+
+
+def _cifar(class_name: str, name: str, root: Path) -> Dataset:
+    """These lists are pickles, which can run code when read: torchvision compares their checksums first."""
+    from torchvision import datasets
+
+    with _reading(name, root):
+        train, test = (getattr(datasets, class_name)(root, train=part) for part in (True, False))
+    images = np.concatenate([train.data, test.data])
+    return from_arrays(name, train.classes, images, train.targets + test.targets, n_train=len(train))
+
+
+def _from_lists(
+    class_name: str, name: str, folder: Path, train: list[str], listed_in: str, **options: object
+) -> Dataset:
+    """The Dataset of the images below `folder` that torchvision's class names in its splits `train` and "test".
+
+    Raises UserError for lists that cannot be read or whose classes differ.
+    """
+    from torchvision import datasets
+
+    data_set = getattr(datasets, class_name)
+    files, labels, is_test, classes = [], [], [], None
+    for split in (*train, "test"):
+        with _reading(name, folder.parent):
+            if class_name == "OxfordIIITPet":  # it decodes what is indexed; only these attributes have the paths
+                part = data_set(folder.parent, split=split)
+                pairs = list(zip(part._images, part._labels, strict=True))
+            else:
+                part = data_set(folder.parent, split=split, loader=lambda path: path, **options)
+                pairs = [part[i] for i in range(len(part))]
+            files += [Path(path).relative_to(folder).as_posix() for path, _ in pairs]
+            labels += [int(label) for _, label in pairs]
+            is_test += [split == "test"] * len(pairs)
+            found = [str(c) for c in part.classes]
+        classes = classes or found
+        if found != classes:
+            differing = sorted(set(found) ^ set(classes)) or found
+            raise UserError(f"The lists of {name} in {folder} do not agree on the classes: {few(differing)}.")
+    return from_files(name, folder, classes, files, labels, is_test, listed_in)
+
+
+def downloader(class_name: str) -> Callable[[Path], None]:
+    """The function (root) that lets torchvision fetch what is not there yet; it raises whatever torchvision raises."""
+
+    def download(root: Path) -> None:
+        from torchvision import datasets
+
+        getattr(datasets, class_name)(root, download=True)
+
+    return download
+
+
+@contextmanager
+def _reading(name: str, root: Path) -> Iterator[None]:
+    """Turns what torchvision raises into a UserError: on damaged lists, parsers can raise nearly anything."""
+    try:
+        yield
+    except Exception as error:
+        why = reason(error)
+        if "not found or corrupted" in why:
+            why = (
+                "torchvision compares checksums, and a file is not there or differs from the publisher's; "
+                "dataset.download=true fetches it again"
+            )
+        raise UserError(f"{name} in {root} cannot be read: {why}.") from error
+
+
+def reason(error: Exception) -> str:
+    """Kind and first line of an error, without a full stop."""
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}"

@@ -1,0 +1,265 @@
+"""What a run or a whole sweep needs and costs, without carrying it out: `dry_run=true`."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from ..common.console import duration, say
+from ..common.errors import UserError
+from ..common.hardware import device_name
+from ..config import DatasetConfig, RunConfig
+from ..data import load_dataset
+from ..data.dataset import Dataset, Parts, split_parts
+from ..data.store import store_bytes, store_path
+from ..engine.devices import pick_device, pick_precision
+from ..methods import build_regularizer
+from ..models.zoo import build_source, not_downloaded
+from ..records.checked import fingerprint
+from ..records.run_directory import RunDirectory
+from .costs import Cost, decides_cost, measure
+from .experiment import name_of, older_record
+from .fitting import fitted_path
+from .pretraining import trained_glyphs_weights
+from .sources import Loaded, check_sources, load_sources, sources_of, with_weights
+from .stages import describe_fit
+
+
+@dataclass
+class Job:
+    config: RunConfig
+    state: str  # finished | interrupted | failed | missing
+    n_train: int
+    n_test: int
+    cost: Cost
+    stages: int = 1  # of the method, each with the whole schedule
+    record: dict[str, Any] | None = None  # of a run that ended
+
+    @property
+    def to_do(self) -> bool:
+        return self.state != "finished" and (self.state != "failed" or self.config.retry_failed)
+
+    @property
+    def seconds(self) -> float:
+        """Training and evaluation; without what is computed once for several runs."""
+        schedule = self.config.schedule
+        iterations = schedule.length(self.n_train)
+        evaluations = 1 + ((iterations - 1) // schedule.eval_every if schedule.eval_every else 0)
+        crops = (
+            schedule.test_crops if self.config.dataset.mirror or schedule.test_crops == 1 else schedule.test_crops // 2
+        )
+        views = self.n_test * crops * evaluations
+        return self.stages * (iterations * self.cost.step_seconds + views * self.cost.view_seconds)
+
+
+@dataclass
+class Plan:
+    """The jobs of a sweep. What they share (data sets, networks, measurements) is looked at once."""
+
+    jobs: list[Job] = field(default_factory=list)
+    not_ready: dict[str, str] = field(default_factory=dict)  # what is missing -> why
+    stores: dict[Any, int] = field(default_factory=dict)  # image stores that will be built, bytes
+    lengths: dict[tuple[str, int], str] = field(default_factory=dict)  # what schedule.iterations=auto comes to
+    fits: dict[Any, float] = field(default_factory=dict)  # seconds of computations that several runs share
+    _known: dict[tuple, Any] = field(default_factory=dict)
+
+    def add(self, config: RunConfig) -> None:
+        device = pick_device(config.device)
+        config.precision = pick_precision(config.precision, device)
+        method = build_regularizer(config.reg)
+        stages = method.stages()
+        check_sources(config, stages)
+        regularizer = stages[0].regularizer
+        dataset = self._dataset(config.dataset, Path(config.cache_dir))
+        parts = split_parts(dataset, config.dataset, config.split) if dataset else None
+        if config.schedule.iterations == "auto":
+            images = parts.for_training if parts else drawn_of_official(config.dataset)
+            config.schedule = config.schedule.fitted_to(images)
+            length = f"{config.schedule.iterations:,} iterations of {config.schedule.batch_size} images"
+            self.lengths[config.dataset.name, images] = f"{images:,} training images: {length}"
+        if config.backbone.weights == "glyphs":
+            config.backbone.weights = trained_glyphs_weights(config, config.backbone.name) or "glyphs"
+        weights = self._weights(config)
+        sources = self._sources(config)
+        state, record = "missing", None
+        if config.source is None or sources:
+            state, record = self._state(config, dataset, weights, sources)
+        n_train, n_test = sizes(config, parts)
+        classes = len(dataset.classes) if dataset else config.dataset.official.classes
+        cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, method, classes, device))
+        self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages), record))
+        if not self.jobs[-1].to_do:
+            return
+        data = parts.fingerprint(dataset) if parts else None
+        to_fit = {method: describe_fit(config, method, weights, data) for method in regularizer.to_fit()}
+        if not all(fitted_path(method, to, Path(config.cache_dir)).exists() for method, to in to_fit.items()):
+            # Without the data set its configuration stands for it.
+            shared = (json.dumps([*to_fit.values()]), None if parts else repr((config.dataset, config.split)))
+            self.fits[shared] = cost.fit_seconds[0] * n_train + cost.fit_seconds[1]
+        size, aspect = config.backbone.resize, config.schedule.aspect
+        if dataset is None:
+            official = config.dataset.official
+            self.stores[config.dataset.name, size, aspect] = store_bytes(official.train + official.test, size, aspect)
+        elif not (path := store_path(dataset, size, aspect, Path(config.cache_dir))).exists():
+            self.stores[path] = store_bytes(len(dataset.labels), size, aspect)
+
+    def _dataset(self, config: DatasetConfig, cache_dir: Path) -> Dataset | None:
+        def load() -> Dataset | None:
+            try:
+                return load_dataset(replace(config, download=False), cache_dir)
+            except UserError as error:
+                if config.official is None:  # nothing says how large it is
+                    raise
+                fetch = "dataset.download=true will fetch it first" if config.download else str(error)
+                self.not_ready[f"data set {config.name}"] = fetch
+                return None
+
+        return self._once(("dataset", repr(config)), load)
+
+    def _weights(self, config: RunConfig) -> str | None:
+        """Fingerprint of the source weights; None if they are not here."""
+
+        def read() -> str | None:
+            try:
+                if config.backbone.weights == "glyphs":
+                    raise UserError("delta-run trains this network first (the recipe of delta-pretrain)")
+                missing = not_downloaded(config.backbone)
+                if missing:
+                    raise UserError(missing)
+                return fingerprint(build_source(config.backbone, config.seed, tapped=False).weights())
+            except UserError as error:
+                self.not_ready[f"weights of {config.backbone.name}"] = str(error)
+                return None
+
+        seed = config.seed if config.backbone.weights == "none" else None
+        return self._once(("weights", repr(config.backbone), seed), read)
+
+    def _sources(self, config: RunConfig) -> list[Loaded] | None:
+        """The networks of `config.source`; None if there are none or one of them is not here."""
+
+        def read() -> list[Loaded] | None:
+            names = ", ".join(source.name for source in found)
+            try:
+                if any(source.backbone.weights == "glyphs" for source in found):
+                    raise UserError("delta-run trains this network first (the recipe of delta-pretrain)")
+                for source in found:
+                    if missing := not_downloaded(source.backbone):
+                        raise UserError(missing)
+                return load_sources(config, tapped=False)
+            except UserError as error:
+                self.not_ready[f"source {names}"] = str(error)
+                return None
+
+        found = sources_of(config.source)
+        for source in found:
+            if source.backbone.weights == "glyphs":
+                trained = trained_glyphs_weights(config, source.backbone.name)
+                config.source = with_weights(config.source, "glyphs", trained) if trained else config.source
+        found = sources_of(config.source)
+        return self._once(("sources", repr(config.source)), read)
+
+    def _state(
+        self, config: RunConfig, dataset: Dataset | None, weights: str | None, sources: list[Loaded] | None
+    ) -> tuple[str, dict[str, Any] | None]:
+        if dataset is None or weights is None:
+            return "missing", None
+        runs = Path(config.results_dir) / "runs"
+        directory = RunDirectory(runs / name_of(config, dataset.fingerprint, weights, sources))
+        summary = directory.summary() or older_record(runs, config, dataset, weights)
+        if summary is not None:
+            return "failed" if summary.get("error") else "finished", summary
+        return "interrupted" if directory.checkpoint_path.exists() else "missing", None
+
+    def _once(self, key: tuple, compute: Callable[[], Any]) -> Any:
+        if key not in self._known:
+            self._known[key] = compute()
+        return self._known[key]
+
+    # --- what a person sees ---
+
+    def show(self) -> None:
+        console = Console(highlight=False, width=None if Console().is_terminal else 120)
+        console.print(self.table())
+        left = [job for job in self.jobs if job.to_do]
+        states = {
+            state: sum(job.state == state for job in self.jobs) for state in ("finished", "interrupted", "failed")
+        }
+        counted = ", ".join(f"{n} {state}" for state, n in states.items() if n or state == "finished")
+        retry = (
+            " (retry_failed=true makes those again)"
+            if states["failed"] and not self.jobs[0].config.retry_failed
+            else ""
+        )
+        say(f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}: {counted}{retry}, {len(left)} to do")
+        for (name, _), words in self.lengths.items():
+            say(f"{name}, {words} (schedule.iterations=auto)")
+        if left:
+            device = pick_device(left[0].config.device)
+            once, on_folds = sum(self.fits.values()), sum(job.seconds for job in left if job.config.split.folds)
+            parts = [f"{duration(once)} for what runs share (such as channel attention)"] if once else []
+            parts += [f"{duration(on_folds)} for runs on folds"] if on_folds and self.both_kinds else []
+            shared = f", of which {' and '.join(parts)}" if parts else ""
+            total = sum(job.seconds for job in left) + once
+            say(f"Time: about {duration(total)} one after the other on {device_name(device)}{shared}; without decoding")
+            kept = sum(job.stages * job.cost.weights_bytes for job in left)
+            stores = sum(self.stores.values())
+            say(f"Disk: about {in_bytes(kept)} of trained weights, {in_bytes(stores)} of image stores to build")
+            how = "measured" if device.type == "cuda" else f"estimated, {left[0].config.precision}"
+            say(f"GPU memory: {how}; the image store goes there too where it leaves half of it free")
+        for what, reason in self.not_ready.items():
+            say(f"Not ready: {what}: {reason}")
+
+    @property
+    def both_kinds(self) -> bool:
+        """Whether there are runs on folds, to choose with, beside final ones."""
+        return len({job.config.split.folds is None for job in self.jobs}) > 1
+
+    def table(self) -> Table:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+        table.add_column("dataset, backbone, reg")
+        for title in ("runs", "finished", "to do", "each", "GPU memory"):
+            table.add_column(title, justify="right")
+        groups: dict[tuple[str, ...], list[Job]] = {}
+        for job in self.jobs:
+            key = (job.config.dataset.name, job.config.backbone.name, job.config.reg.name)
+            if self.both_kinds:
+                key += (f"on {folds} folds" if (folds := job.config.split.folds) else "final",)
+            groups.setdefault(key, []).append(job)
+        for names, jobs in groups.items():
+            finished = sum(job.state == "finished" for job in jobs)
+            each = [job.seconds for job in jobs]
+            span = (
+                duration(min(each))
+                if max(each) < 1.05 * min(each)
+                else f"{duration(min(each))} - {duration(max(each))}"
+            )
+            memory = max(job.cost.memory_bytes for job in jobs)
+            cells = (len(jobs), finished, sum(job.to_do for job in jobs), span, in_bytes(memory))
+            table.add_row(", ".join(names), *map(str, cells))
+        return table
+
+
+def sizes(config: RunConfig, parts: Parts | None) -> tuple[int, int]:
+    """Images trained on and images evaluated; from the official counts where the data set is not here."""
+    if parts:
+        return len(parts.train), len(parts.val) + config.split.measures_test * len(parts.test)
+    official, drawn = config.dataset.official, drawn_of_official(config.dataset)
+    held_out = 1 / config.split.folds if config.split.folds else config.split.val_fraction
+    return round(drawn * (1 - held_out)), round(drawn * held_out) + config.split.measures_test * official.test
+
+
+def drawn_of_official(config: DatasetConfig) -> float:
+    """Training images, those that are held out included, of a data set that is not here."""
+    return (config.images_per_class or 0) * config.official.classes or config.sample_rate * config.official.train
+
+
+def in_bytes(count: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}" if count < 10 * size else f"{count / size:.0f} {unit}"
+    return f"{count / 2**10:.0f} KiB"

@@ -1,0 +1,148 @@
+"""A finished run from its folder alone: its record, configuration, network and class names.
+
+    run = finished(run_folder("results/runs/cub-resnet18-delta-s0-0123abcd"))
+    logits = run.network(images)["logits"]
+
+Neither its images nor its source weights need to be here; `reporting/replay.py` also rebuilds those.
+"""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from ..common.errors import UserError
+from ..config import SCHEMAS, RunConfig, to_run_config
+from ..models import Network
+from ..models.zoo import bare_network
+from ..records.checked import read_sealed
+from ..records.reading import harmless, read
+from ..records.run_directory import CLASSES, unreadable
+
+RUNS = Path("results/runs")  # where delta-run puts them, unless told otherwise
+
+
+@dataclass(frozen=True)
+class Finished:
+    record: dict[str, Any]  # summary.json, with its `folder`
+    config: RunConfig
+    network: Network  # the fine-tuned one, frozen, on the CPU, without taps
+    class_names: tuple[str, ...] | None  # in the order of the logits; None: not recorded
+
+    @property
+    def run_id(self) -> str:
+        return self.record["run_id"]
+
+
+def finished(folder: Path) -> Finished:
+    """The run in `folder`, one that classifies.
+
+    Raises UserError if it failed or verifies pairs, if it has no network, and for a record that cannot be read.
+    """
+    record = record_of(folder)
+    config = config_of(record)
+    if config.task == "verification":
+        raise UserError(
+            f"{record['run_id']} verifies whether two images show the same: it tells no classes apart. "
+            "Name a run that classifies (task=classification)."
+        )
+    weights = trained_weights(record)
+    backbone, classes = config.backbone, record.get("num_classes")
+    head = weights.get(f"{backbone.head}.weight")
+    if head is None or head.dim() != 2 or len(head) != classes:
+        raise not_of_this_run(record, f"its layer {backbone.head} is not a head of {classes} classes.")
+    try:
+        network = Network(bare_network(backbone.name, classes, weights), backbone.head).freeze()
+    except RuntimeError as error:
+        raise not_of_this_run(record, error) from None
+    return Finished(record, config, network, class_names(record))
+
+
+def run_folder(name: str | Path) -> Path:
+    """A run's folder: its path, that of a file in it, or the run's id below results/runs.
+
+    Raises UserError if no finished run is there.
+    """
+    named = Path(name).parent if Path(name).is_file() else Path(name)
+    places = list(dict.fromkeys([named, RUNS / named]))  # an absolute path stays what it is
+    for place in places:
+        if (place / "summary.json").is_file():
+            return place
+    raise UserError(
+        f"{name}: there is no finished run (summary.json) in {' or '.join(str(place) for place in places)}. "
+        "Name a run's folder, e.g. results/runs/<run id>."
+    )
+
+
+def record_of(folder: Path) -> dict[str, Any]:
+    """summary.json. Raises UserError if the run failed, or for a record that cannot be read."""
+    record = read(folder)
+    problem = record.get("unreadable") or unreadable(record)
+    if problem or record.get("error"):
+        raise UserError(f"{folder}: {problem or 'the run failed: ' + str(record['error'])}")
+    return record
+
+
+def config_of(record: dict[str, Any]) -> RunConfig:
+    """A record's configuration, checked as a new one is. A key that older records lack has its default.
+
+    Raises UserError for a configuration that this version does not understand.
+    """
+    try:
+        recorded = record["config"]
+        composed = OmegaConf.structured(RunConfig)
+        for group in ("dataset", "backbone", "reg", "schedule"):
+            composed[group] = OmegaConf.structured(schema_of(group, recorded[group]))
+        for name, term in recorded["reg"].get("terms", {}).items():  # of a sum
+            composed.reg.terms[name] = OmegaConf.structured(schema_of("reg", term))
+        return to_run_config(OmegaConf.merge(composed, recorded))
+    except (KeyError, TypeError, AttributeError, OmegaConfBaseException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{record['run_id']}: this version cannot read the record's config: {reason}") from None
+
+
+def schema_of(group: str, recorded: dict[str, Any]) -> type:
+    """The dataclass of conf/'s hidden group schema/<group> that has all keys of `recorded`, and the fewest others."""
+    known = {schema: {field.name for field in fields(schema)} for schema in SCHEMAS[f"schema/{group}"].values()}
+    fitting = [schema for schema, names in known.items() if names.issuperset(recorded)]
+    if not fitting:
+        raise KeyError(f"{group} has keys that no {group} of this version has: {', '.join(recorded)}")
+    return min(fitting, key=lambda schema: len(known[schema]))
+
+
+def trained_weights(record: dict[str, Any]) -> dict[str, Tensor]:
+    """What the run trained. Raises UserError if its folder has none, or a damaged file."""
+    path = record["folder"] / "model.safetensors"
+    if not path.is_file():
+        raise UserError(
+            f"{path} is not there (published records come without their networks): take a run made here, or make "
+            "this one again with delta-run."
+        )
+    try:
+        return read_sealed(path)[0]
+    except (ValueError, OSError) as error:
+        raise not_of_this_run(record, error) from None
+
+
+def not_of_this_run(record: dict[str, Any], error: object) -> UserError:
+    path = record["folder"] / "model.safetensors"
+    return UserError(f"{path} is not the network of this run: {str(error).strip().splitlines()[0]}")
+
+
+def class_names(record: dict[str, Any]) -> tuple[str, ...] | None:
+    """None if they were not recorded, as by older versions. Raises UserError for a file that is damaged."""
+    path = record["folder"] / CLASSES
+    try:
+        names = harmless(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    whole = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not whole or len(names) != record.get("num_classes"):
+        raise UserError(f"{path} does not hold the names of the run's {record.get('num_classes')} classes.")
+    return tuple(names)

@@ -1,0 +1,107 @@
+"""SGD steps that are tried and forgotten, and how the loss they lead to depends on what they were steps on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd import grad
+
+from .fast.double_backward import TwiceDifferentiable
+
+Tensors = list[Tensor]
+Loss = Callable[[Tensors], Tensor]  # of the parameters theta, a scalar
+
+
+@dataclass(frozen=True)
+class SGD:
+    """v <- mu v + d, theta <- theta - lr v, where d = g + wd theta; Nesterov: theta <- theta - lr (d + mu v)."""
+
+    lr: Sequence[float | Tensor]  # of each parameter; tensors are scalars
+    momentum: float = 0.0  # mu
+    weight_decay: float = 0.0  # wd
+    nesterov: bool = False
+
+    @classmethod
+    def of(cls, optimizer: torch.optim.SGD, lr: Tensors | None = None) -> "SGD":
+        """What the next step of `optimizer` would do to its parameters, in their order; `lr` replaces its own."""
+        lr = lr or [group["lr"] for group in optimizer.param_groups for _ in group["params"]]
+        first = optimizer.param_groups[0]  # groups differ in their learning rate only
+        return cls(lr, first["momentum"], first["weight_decay"], first["nesterov"])
+
+    @torch.no_grad()
+    def step(self, theta: Tensors, velocity: Tensors, gradient: Tensors) -> tuple[Tensors, Tensors]:
+        """theta and v after a step; what is passed stays as it is."""
+        decayed = torch._foreach_add(gradient, theta, alpha=self.weight_decay)
+        velocity = torch._foreach_add(decayed, velocity, alpha=self.momentum)
+        direction = torch._foreach_add(decayed, velocity, alpha=self.momentum) if self.nesterov else velocity
+        return list(torch._foreach_sub(theta, torch._foreach_mul(direction, self.lr))), list(velocity)
+
+    @torch.no_grad()
+    def adjoint(self, of_theta: Tensors, of_velocity: Tensors) -> tuple[Tensors, Tensors, Tensors]:
+        """From the adjoints a0 of theta and a1 of v after a step: s, that of its gradient g, and a0 and a1 before it.
+
+        s = a1 - lr a0, a0 <- a0 + wd s, a1 <- mu s; the part of a0 that comes through g(theta) is left out. Nesterov's
+        step reaches theta through v and through d.
+        """
+        through_theta = torch._foreach_mul(of_theta, self.lr)
+        of_velocity = torch._foreach_sub(of_velocity, through_theta, alpha=self.momentum if self.nesterov else 1.0)
+        of_gradient = torch._foreach_sub(of_velocity, through_theta) if self.nesterov else of_velocity
+        of_theta = torch._foreach_add(of_theta, of_gradient, alpha=self.weight_decay)
+        return list(of_gradient), list(of_theta), list(torch._foreach_mul(of_velocity, self.momentum))
+
+
+def meta_gradient(
+    inner: Sequence[Loss], outer: Loss, theta: Tensors, velocity: Tensors, phi: Tensors, sgd: SGD
+) -> tuple[Tensor, Tensors]:
+    """outer(theta_K) after one SGD step on each of the K losses `inner`, and its exact gradient d outer / d phi.
+
+    phi: what the losses `inner` are functions of beside theta. The steps begin at `theta` and `velocity`, which stay as
+    they are. In reverse, with a0 = d outer / d theta_K and a1 = 0, for each step, the last first:
+
+        s = a1 - lr a0;  d phi += d(g . s)/d phi;  a0 <- a0 + wd s + d(g . s)/d theta;  a1 <- mu s
+
+    where g is the step's gradient, kept with its graph, so that no forward pass is repeated: K + 1 passes forward and
+    backward, and K times backward through a backward pass. The first step's is to phi alone, since nothing before it
+    depends on phi; it is right where phi weighs outputs of layers, and no input or parameter of a convolution,
+    BatchNorm or `mean_squares` of the first loss depends on it.
+    """
+    steps = []
+    for loss in inner:
+        theta = leaves(theta)
+        with TwiceDifferentiable(to_operands=len(steps) > 0):
+            value = loss(theta)
+        gradient = grad(value, theta, create_graph=True, allow_unused=True, materialize_grads=True)
+        steps.append((theta, gradient))
+        theta, velocity = sgd.step(theta, velocity, [g.detach() for g in gradient])
+    theta = leaves(theta)
+    value = outer(theta)
+    of_theta = list(grad(value, theta, allow_unused=True, materialize_grads=True))
+    of_velocity = [torch.zeros_like(p) for p in theta]
+    of_phi = [torch.zeros_like(p) for p in phi]
+    while steps:
+        theta, gradient = steps.pop()
+        of_gradient, of_theta, of_velocity = sgd.adjoint(of_theta, of_velocity)
+        to_phi, to_theta = _through(gradient, of_gradient, phi, theta if steps else [])
+        torch._foreach_add_(of_phi, to_phi)
+        if steps:
+            torch._foreach_add_(of_theta, to_theta)
+        del gradient  # and with it the step's graph
+    return value.detach(), of_phi
+
+
+def _through(gradient: Tensors, vector: Tensors, phi: Tensors, theta: Tensors) -> tuple[Tensors, Tensors]:
+    """d(g . s)/d phi and d(g . s)/d theta."""
+    # A gradient that is constant, as that of a parameter that is not used, has no graph.
+    curved = [(g, s) for g, s in zip(gradient, vector, strict=True) if g.requires_grad]
+    inputs = [*phi, *theta]
+    if not curved:
+        found = [torch.zeros_like(p) for p in inputs]
+    else:
+        outputs, vectors = zip(*curved, strict=True)
+        found = list(grad(outputs, inputs, vectors, allow_unused=True, materialize_grads=True))
+    return found[: len(phi)], found[len(phi) :]
+
+
+def leaves(tensors: Tensors) -> Tensors:
+    return [t.detach().requires_grad_(True) for t in tensors]

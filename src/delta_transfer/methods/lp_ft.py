@@ -1,0 +1,146 @@
+"""LP-FT: linear probing, then fine-tuning (Kumar, Raghunathan, Jones, Ma, Liang, ICLR 2022)."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..common.errors import UserError
+from ..common.hardware import seconds_of
+from ..config import ProbeConfig
+from ..models import Network
+from ..models.batchnorm import replace_batchnorm
+from .base import NO_SHAPES, Batches, MapShapes, OutputShapes, Regularizer
+
+HELD_OUT = 5  # one in so many images of each class, for the choice of c
+
+
+class FixedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm by its moving statistics, which stay as they are, in training too; scale and shift are trained."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.batch_norm(images, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class LPFT(Regularizer):
+    """1. Head = argmin_{W,b} c * sum CE(W h + b) + 1/2 ||W||^2 on the frozen source's embeddings h of centre crops.
+    2. From there the whole network is trained on CE.
+
+    Source: the paper and its code (AnanyaKumar/transfer_learning). h is standardised by one mean and one standard
+    deviation over all entries, which are folded into W and b afterwards; c is the best of 50 between 1e-7 and 1e2 on
+    validation data, the smallest where several are. Here that is every fifth training image of a class, drawn with
+    probe.seed; the head is then fitted to all training images. Step 2 has no weight decay there and BatchNorm in
+    evaluation mode (fixed_statistics); it chooses among 10 learning rates on validation data, as you may.
+
+    Step 1 is computed once, before training: it takes no iterations of the schedule. Call `fit` or `load_fitted`
+    before `start`.
+    """
+
+    fitted_name = "probe"
+    fits_plain = True
+
+    def __init__(self, weight_decay: float = 0.0, fixed_statistics: bool = True, probe: ProbeConfig | None = None):
+        super().__init__(weight_decay=weight_decay)
+        self.fixed_statistics = self.replaces_batchnorm = fixed_statistics
+        self.probe = probe or ProbeConfig()
+        self.fit_seed = self.probe.seed
+        self.fitted: dict[str, Tensor] = {}
+
+    def fit_options(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self.probe).items() if key != "seed"}
+
+    @torch.no_grad()
+    def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
+        """The head, weight (K, d) and bias (K,); the chosen c and its accuracy on what was held out, in percent."""
+        embedded = [(source(images)["embedding"], labels) for images, labels in batches]
+        features, labels = (torch.cat(parts) for parts in zip(*embedded, strict=True))
+        mean, std = features.mean(), features.std(correction=0)
+        features = (features - mean) / std
+        c, report = self.probe.c, {}
+        if c is None:
+            c, accuracy = self._choose(features, labels, num_classes)
+            report = {"c": torch.tensor(c), "held_out_top1": torch.tensor(accuracy)}
+        weight, bias = logistic_regression(features, labels, num_classes, c, self.probe.iterations)
+        weight = weight / std
+        fitted = {"weight": weight, "bias": bias - mean * weight.sum(dim=1)} | report
+        self.load_fitted(fitted)
+        return fitted
+
+    def _choose(self, features: Tensor, labels: Tensor, num_classes: int) -> tuple[float, float]:
+        held = held_out(labels, self.probe.seed)
+        if not held.any():
+            raise UserError(
+                f"{self.fit_key}.probe.c=null is chosen on held-out images, but every class has one image: set it."
+            )
+        best, chosen, head = -1.0, 0.0, None
+        for c in torch.logspace(-7, 2, self.probe.choices, dtype=torch.float64).tolist():
+            head = logistic_regression(features[~held], labels[~held], num_classes, c, self.probe.iterations, head)
+            right = F.linear(features[held], *head).argmax(dim=1) == labels[held]
+            accuracy = 100 * right.double().mean().item()
+            if accuracy > best:
+                best, chosen = accuracy, c
+        return chosen, best
+
+    def rehearse(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
+        with torch.no_grad():
+            features = source(images)["embedding"]
+            seconds = seconds_of(lambda: source(images), images.device) / len(images)
+        # The regressions themselves are not counted.
+        return {"weight": features.new_zeros(num_classes, features.shape[1])}, seconds, 0.0
+
+    def load_fitted(self, fitted: dict[str, Tensor]) -> None:
+        self.fitted = {name: fitted[name] for name in ("weight", "bias") if name in fitted}
+        self.fit_report = {name: float(f"{v.item():.4g}") for name, v in fitted.items() if name not in self.fitted}
+
+    @torch.no_grad()
+    def start(
+        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
+    ) -> None:
+        if not self.fitted:
+            raise RuntimeError("LP-FT has no probe: call fit() or load_fitted() before start().")
+        for name, parameter in target.traced.get_submodule(target.head).named_parameters():
+            if name in self.fitted:  # a head of cosines has no bias
+                parameter.copy_(self.fitted[name])
+        if self.fixed_statistics:
+            replace_batchnorm(target.traced, FixedBatchNorm)
+
+
+@torch.enable_grad()
+def logistic_regression(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    c: float,
+    iterations: int,
+    begin: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """argmin_{W,b} c * sum CE(W h + b) + 1/2 ||W||^2 for features (N, d), by L-BFGS: W (K, d) and b (K,)."""
+    begin = begin or (features.new_zeros(num_classes, features.shape[1]), features.new_zeros(num_classes))
+    weight, bias = (values.detach().clone().requires_grad_(True) for values in begin)
+    options = {"max_iter": iterations, "tolerance_change": 1e-12, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS([weight, bias], **options)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        # Divided by c N where that is large, so that tolerances mean the same for every c.
+        task = F.cross_entropy(F.linear(features, weight, bias), labels)
+        scale = c * len(labels)
+        total = (scale * task + 0.5 * weight.square().sum()) / max(scale, 1.0)
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return weight.detach(), bias.detach()
+
+
+def held_out(labels: Tensor, seed: int) -> Tensor:
+    """Which of the images (N,) are held out: of each class one in HELD_OUT, rounded up, but never the only one."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    held = torch.zeros_like(labels, dtype=torch.bool)
+    for label in labels.unique():
+        images = order[labels[order] == label]
+        if len(images) > 1:
+            held[images[: -(-len(images) // HELD_OUT)]] = True
+    return held

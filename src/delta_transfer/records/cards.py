@@ -1,0 +1,151 @@
+"""Model cards: what delta-pretrain and delta-export say of a network, in the metadata of its file and in MODEL_CARD.md.
+
+The one is read again (`source=PATH`), the other is for people. Nothing here imports torch.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError, safe_open
+
+from ..common.console import few
+from ..common.errors import UserError
+from ..common.untrusted import spelled_out
+from ..config import BackboneConfig
+
+SUFFIX = ".safetensors"
+FORMAT = 1
+KEY, DIGEST = "model_card", "model_card_sha256"
+AS_SOURCE = f"A source network for delta-run: `source=path/to/model{SUFFIX}`, where this file lies."
+
+
+@dataclass(frozen=True)
+class Card:
+    backbone: BackboneConfig  # its `weights` are the file's: none is said here
+    weights_fingerprint: str
+    content: dict[str, Any]  # all of it
+
+
+def make_card(summary: dict[str, Any], classes: tuple[str, ...] | None, weights_fingerprint: str) -> dict[str, Any]:
+    """`summary`: of the run that trained the network; `weights_fingerprint`: of what it trained.
+
+    `classes`: None if their names were not recorded.
+    """
+    config = summary["config"]
+    backbone, schedule = config["backbone"], config["schedule"]
+    measured = {key: summary[key] for key in ("test_top1", "val_top1") if summary.get(key) is not None}
+    return {
+        "format": FORMAT,
+        "network": {key: value for key, value in backbone.items() if key != "weights"},
+        "weights_fingerprint": weights_fingerprint,
+        "started_from": Path(backbone["weights"]).name,  # "none": random weights
+        "method": config["reg"]["name"],
+        "preprocessing": {
+            "resize": backbone["resize"],
+            "aspect": schedule["aspect"],
+            "interpolation": "bilinear, antialiased",
+            "center_crop": backbone["image_size"],
+            **{key: backbone[key] for key in ("mean", "std")},
+        },
+        "num_classes": summary["num_classes"],
+        "classes": None if classes is None else list(classes),
+        "data": {
+            "name": config["dataset"]["name"],
+            "fingerprint": summary["dataset_fingerprint"],
+            **{key: summary[key] for key in ("n_train", "n_val", "n_test")},
+        },
+        "measured": measured | {"crops": schedule["test_crops"]},
+        **{key: summary[key] for key in ("run_id", "iterations", "seed", "command", "versions", "git_commit")},
+    }
+
+
+def metadata_of(card: dict[str, Any]) -> dict[str, str]:
+    """For the safetensors file."""
+    text = json.dumps(card)
+    return {KEY: text, DIGEST: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def in_words(card: dict[str, Any], use: str = AS_SOURCE) -> str:
+    """MODEL_CARD.md; `use`: its last paragraph."""
+    network, data, measured, pixels = card["network"], card["data"], card["measured"], card["preprocessing"]
+    counts = f"{data['n_train']:,} training, {data['n_val']:,} validation and {data['n_test']:,} test images"
+    parts = {"test_top1": ("test", data["n_test"]), "val_top1": ("validation", data["n_val"])}
+    crops = ", mean of ten crops" if measured["crops"] == 10 else ""
+    accuracy = [
+        f"{measured[key]:.2f} % of n = {n:,} {part} images (top-1, last iteration, one run{crops})"
+        for key, (part, n) in parts.items()
+        if key in measured
+    ]
+    start = "random weights" if card["started_from"] == "none" else f"the weights {card['started_from']}"
+    size, side = pixels["resize"], pixels["center_crop"]
+    resized = f"squashed to {size} x {size}" if pixels["aspect"] == "squash" else f"shorter side resized to {size}"
+    names = few(card["classes"]) if card["classes"] else "their names were not recorded"
+    rows = {
+        "Network": f"{network['name']} for {network['image_size']}-pixel images, from {start}",
+        "Preprocessing": f"RGB, {resized} pixels ({pixels['interpolation']}), centre crop of {side} x {side}",
+        "Input": f"RGB in 0..1, minus {network['mean']}, divided by {network['std']}",
+        "Taps": ", ".join(network["taps"]),
+        "Classes": f"{card['num_classes']:,}: {names}",
+        "Data set": f"{data['name']}: {counts}",
+        "Data fingerprint": data["fingerprint"],
+        "Accuracy": "; ".join(accuracy) or "not measured",
+        "Weights fingerprint": card["weights_fingerprint"],
+        "Trained by": f"run {card['run_id']}, reg={card['method']}, {card['iterations']:,} iterations, "
+        f"seed {card['seed']}",
+        "Command": card["command"],
+        "Versions": ", ".join(f"{name} {version}" for name, version in card["versions"].items()),
+        "Commit": card["git_commit"] or "not known",
+    }
+    lines = [f"# {network['name']}, trained on {data['name']}", ""]
+    lines += [f"- {name}: {spelled_out(str(value))}" for name, value in rows.items()]
+    lines += ["", use, ""]
+    return "\n".join(lines)
+
+
+def read_card(path: Path) -> Card:
+    """Of a file that delta-pretrain wrote. Raises UserError if there is none that can be used."""
+    if not path.is_file():
+        raise UserError(f"source: there is no file {path}.")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"source: {path} cannot be read: {str(error).splitlines()[0]}") from None
+    if KEY not in metadata:
+        raise UserError(
+            f"source: {path} has no model card, as delta-pretrain writes it. Of other files name the network: "
+            f"source=NAME:{path}, with a NAME of conf/backbone."
+        )
+    text = metadata[KEY]
+    try:
+        if hashlib.sha256(text.encode()).hexdigest() != metadata.get(DIGEST):
+            raise ValueError("its checksum is wrong")
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise ValueError(f"it is of format {content['format']!r}, this version reads {FORMAT}")
+        if "${" in text:  # which OmegaConf would look up, here
+            raise ValueError("it refers to something outside of it")
+        known = {field.name for field in fields(BackboneConfig)} - {"weights"}
+        if unknown := content["network"].keys() - known:
+            raise ValueError(f"{few(sorted(unknown))} is not known of a network")
+        values = content["network"] | {"weights": str(path)}
+        backbone = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BackboneConfig), OmegaConf.create(values)))
+        if OmegaConf.missing_keys(OmegaConf.structured(backbone)):
+            raise ValueError("it is not complete")
+        return Card(backbone, str(content["weights_fingerprint"]), content)
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OmegaConfBaseException,
+        UserError,
+    ) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"source: the model card of {path} cannot be used: {reason}") from None

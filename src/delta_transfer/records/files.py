@@ -1,0 +1,69 @@
+"""Writes that are whole or not there."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from .locks import Check
+
+
+@contextmanager
+def whole_file(path: Path, check: Check = lambda: None) -> Iterator[IO[bytes]]:
+    """A file to write that appears as `path` when it is complete and on disk; if anything fails, nothing changes.
+
+    `check` is called just before.
+    """
+    # Two processes, on one machine or two, may write the same cache file.
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with naming(path):
+            with open(unfinished, "wb") as file:
+                yield file
+                sync(file)
+            check()
+            os.replace(unfinished, path)
+            sync_folder(path.parent)
+    except BaseException:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+
+
+def remove_unfinished(folder: Path, name: str = "*") -> None:
+    """What a killed process left of the file `name`; for who holds the lock."""
+    for left in folder.glob(f".{name}.*.tmp"):
+        left.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an OSError of reading or writing, which knows no file, the name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    with whole_file(path) as file:
+        file.write(data)
+
+
+def sync(file: IO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on disk: a rename survives a power failure only with it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems cannot, and do not need to
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,100 @@
+"""One process at a time, on one machine or on several that share a disk.
+
+A lock is a file that is there while it is held: a lease of the package filelock, which names its owner (host, process)
+and is touched every ten seconds. If the owner's process is gone, another of the same machine takes it over at once.
+Another machine does so when the file has not been touched for LEASE_SECONDS on its own clock; clocks that differ or
+jump do not matter. The disk must create files exclusively, as local ones do and NFS since version 3.
+"""
+
+import errno
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from filelock import SoftFileLease, Timeout
+
+from ..common.console import say
+from ..common.errors import UserError
+
+LEASE_SECONDS = 30.0
+NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)  # what such disks answer
+Check = Callable[[], None]  # raises InUse if the lock is no longer this process' own; reads a small file
+
+
+class InUse(UserError):
+    """Another process holds the lock, or has taken it over from this one, which did not move for too long."""
+
+
+@contextmanager
+def claimed(path: Path, what: str) -> Iterator[Check]:
+    """Holds the lock file `path` of `what` ("the run ..."). Raises InUse if a living process holds it.
+
+    Whether a process of another machine lives shows within LEASE_SECONDS: that is how long this may take.
+    """
+    lease = _lease(path)
+    try:
+        try:
+            lease.acquire(timeout=0)
+        except Timeout:
+            owner = lease.owner
+            elsewhere = owner is not None and owner.hostname != _this_machine()
+            lease.acquire(timeout=1.5 * LEASE_SECONDS if elsewhere else 0)
+    except Timeout:
+        raise InUse(f"{what} is in work: {_owner(lease)}") from None
+    except OSError as error:
+        if error.errno not in NO_LOCKS:  # a full disk, a folder that cannot be written
+            raise
+        say(f"{path} cannot be locked ({error}): let no other process make this run")
+        yield lambda: None
+        return
+    try:
+        yield lambda: _check(lease, what)
+    finally:
+        lease.release()
+
+
+@contextmanager
+def held(path: Path, work: str) -> Iterator[Check]:
+    """Holds the lock file `path` while `work` is done ("builds X"); waits as long as another process holds it.
+
+    Where no lock can be had (a folder of another person) it says so and goes on.
+    """
+    lease = _lease(path)
+    try:
+        try:
+            lease.acquire(timeout=0)
+        except Timeout:
+            say(f"waiting for another process that {work}: {_owner(lease)} ...")
+            lease.acquire()
+    except OSError as error:
+        say(f"{path} cannot be locked ({error}): let no other process run that {work}")
+        yield lambda: None
+        return
+    try:
+        yield lambda: _check(lease, str(path))
+    finally:
+        lease.release()
+
+
+def _lease(path: Path) -> SoftFileLease:
+    return SoftFileLease(path, lease_duration=LEASE_SECONDS, on_compromise=lambda _: None)
+
+
+def _check(lease: SoftFileLease, what: str) -> None:
+    owner = lease.owner
+    if owner is None or owner.token != lease.token:
+        raise InUse(f"{what} was taken over by {_owner(lease)}: this process did not move for too long, and stops here")
+
+
+def _owner(lease: SoftFileLease) -> str:
+    owner = lease.owner
+    return f"process {owner.pid} on {owner.hostname}" if owner else "a process that is just ending"
+
+
+@cache
+def _this_machine() -> str:
+    """The name that leases give it, which tells containers apart."""
+    with tempfile.TemporaryDirectory() as folder, SoftFileLease(Path(folder) / "name") as lease:
+        return lease.owner.hostname

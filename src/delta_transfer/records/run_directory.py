@@ -1,0 +1,135 @@
+"""A run on disk: its identity, its directory, and writes that are whole or not there."""
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ..common.errors import UserError
+from .files import naming, remove_unfinished, sync, sync_folder, whole_file
+from .locks import claimed
+
+if TYPE_CHECKING:  # delta-report reads records without Hydra
+    pass
+
+# Of summary.json and of what lies beside it. 2: fingerprints cover the bytes of images, checksums of weights.
+SCHEMA = 2
+CLASSES = "classes.json"  # in a run's folder: the class names, in the order of the logits; older runs lack it
+
+
+class RunDirectory:
+    """`<results_dir>/runs/<run_id>`, held by one process at a time. Use as a context manager.
+
+    Raises locks.InUse if another process holds it, or has taken it over. Of several processes that share a run one
+    holds it and writes, the others read (`writes` False).
+    """
+
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
+        self.metrics_path = path / "metrics.jsonl"
+        self.checkpoint_path = path / "last.pt"
+
+    def __enter__(self) -> "RunDirectory":
+        if not self.writes:
+            return self
+        self.path.mkdir(parents=True, exist_ok=True)
+        sync_folder(self.path.parent)
+        self._stack = ExitStack()
+        self._check = self._stack.enter_context(claimed(self.path / ".lock", self.path.name))
+        remove_unfinished(self.path)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.writes:
+            self._stack.close()
+
+    def summary(self) -> dict[str, Any] | None:
+        """The record of a run that ended, finished or failed; None if it did not end. Needs no lock.
+
+        Raises UserError for a record of a newer version, which this one would misread.
+        """
+        path = self.path / "summary.json"
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        if not isinstance(summary, dict):
+            return None
+        if (problem := unreadable(summary)) is not None:
+            raise UserError(f"{path}: {problem}")
+        return summary
+
+    def start_anew(self, config_yaml: str) -> None:
+        """Record the configuration and forget a failed attempt; a checkpoint stays, to resume from."""
+        if self.writes:
+            (self.path / "summary.json").unlink(missing_ok=True)
+        self.write("config.yaml", config_yaml.encode())
+
+    def write(self, name: str, data: bytes) -> None:
+        if self.writes:
+            with self.open(name) as file:
+                file.write(data)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        """whole_file, for the process that writes, as long as it holds the lock."""
+        self._check()
+        try:
+            with whole_file(self.path / name, self._check) as file:
+                yield file
+        except FileNotFoundError:  # who takes over clears away what is unfinished
+            self._check()
+            raise
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        if self.writes and self.metrics_path.exists():
+            with open(self.metrics_path, "rb") as file:
+                sync(file)
+        self.write("summary.json", json.dumps(summary, indent=2, allow_nan=False).encode())
+
+    def remove_checkpoint(self) -> None:
+        if self.writes:
+            self._check()
+            self.checkpoint_path.unlink(missing_ok=True)
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        if self.writes:
+            self._check()
+            with naming(self.metrics_path), open(self.metrics_path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> str:
+        return self.metrics_path.read_text(encoding="utf-8") if self.metrics_path.exists() else ""
+
+    def restore_metrics(self, lines: str) -> None:
+        """Go back to what a checkpoint had: no line lost, none twice, whatever happened to the file since."""
+        self.write(self.metrics_path.name, lines.encode())
+
+
+def unreadable(summary: dict[str, Any]) -> str | None:
+    """Why this version cannot read a record; None if it can. Records of all older versions are read."""
+    schema = summary.get("schema", 1)
+    if isinstance(schema, int) and schema <= SCHEMA:
+        return None
+    return f"unknown schema {schema!r} (this version reads up to {SCHEMA})"
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of the checkout that tracks this file, "-dirty" appended if it has uncommitted changes."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not a virtual environment inside somebody's project
+        return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def timestamp() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
