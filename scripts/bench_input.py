@@ -25,7 +25,7 @@ from delta_transfer.data.files import from_files
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import open_store
 from delta_transfer.engine.devices import pick_precision
-from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.engine.loop import TrainState, make_optimizer
 from delta_transfer.methods import L2
 from delta_transfer.models import Network
 
@@ -74,7 +74,7 @@ def training(report: Report, dataset: Dataset, cache: Path, size: Sizes) -> None
     method = L2()
     schedule = ScheduleConfig(iterations=size.steps, lr=1e-4)
     precision = pick_precision("auto", device)
-    learner = Learner(target, None, make_optimizer(target, method, schedule), precision)
+    learner = TrainState(target, None, make_optimizer(target, method, schedule), precision)
     held = loader.train_batch(indices, 0)
     numbers = iter(range(10**9))
     works = {

@@ -21,7 +21,7 @@ from bench_profile import now
 from bench_step import batch_of, count_flops
 from benchmarking import Report, arguments, side_by_side
 from delta_transfer.config import ScheduleConfig
-from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.engine.loop import TrainState, make_optimizer
 from delta_transfer.experiment.sources import Loaded, frozen, named_backbone, shapes_of
 from delta_transfer.methods import L2, L2TWW, Regularizer, look_ahead
 from delta_transfer.models.zoo import build_source
@@ -60,7 +60,7 @@ def main() -> None:
 
 def learner_of(
     method: Regularizer, target_name: str, source_name: str, batch: int, device: torch.device
-) -> tuple[Learner, torch.Tensor, torch.Tensor]:
+) -> tuple[TrainState, torch.Tensor, torch.Tensor]:
     """A method at the start of training as run.py sets it up, both networks with random weights, and a random batch."""
     ours, theirs = (replace(named_backbone(name), weights="none") for name in (target_name, source_name))
     target = build_source(ours, 0).with_new_head(50, 0).to(device, memory_format=torch.channels_last).train()
@@ -71,10 +71,12 @@ def learner_of(
     if method.needs_source:
         maps = frozen(sources, ours, False, "fp32").to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(target, method, ScheduleConfig(iterations=1, lr=LR))
-    return Learner(target, maps, optimizer, "fp32"), *batch_of(batch, SIZE, device)
+    return TrainState(target, maps, optimizer, "fp32"), *batch_of(batch, SIZE, device)
 
 
-def step_of(method: Regularizer, learner: Learner, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], object]:
+def step_of(
+    method: Regularizer, learner: TrainState, images: torch.Tensor, labels: torch.Tensor
+) -> Callable[[], object]:
     return lambda: method.update(learner, images, labels)
 
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarking import Report, arguments, side_by_side
 from delta_transfer.common.hardware import seconds_of
 from delta_transfer.config import ScheduleConfig
-from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.engine.loop import TrainState, make_optimizer
 from delta_transfer.methods import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention, Regularizer
 from delta_transfer.models import Network, frozen_maps
 
@@ -77,7 +77,7 @@ def report_rate(report: Report, name: str, step, seconds: float, batch: int, dev
 
 def learner_of(
     method: str, name: str, batch: int, size: int, device: torch.device, precision: str, compiled: bool = False
-) -> tuple[Regularizer, Learner, torch.Tensor, torch.Tensor]:
+) -> tuple[Regularizer, TrainState, torch.Tensor, torch.Tensor]:
     """A method at the start of training as run.py sets it up, and one random batch."""
     regularizer = METHODS[method](**({"alpha": ALPHA} if method not in ("l2", "l2_fe") else {}))
     torch.manual_seed(0)
@@ -91,7 +91,7 @@ def learner_of(
     regularizer.start(target)
     frozen = frozen_maps(source, precision=precision) if regularizer.needs_source else None
     optimizer = make_optimizer(target, regularizer, ScheduleConfig(iterations=1))
-    learner = Learner(target, frozen, optimizer, precision, compiled=compiled)
+    learner = TrainState(target, frozen, optimizer, precision, compiled=compiled)
     return regularizer, learner, *batch_of(batch, size, device)
 
 

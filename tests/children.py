@@ -167,7 +167,7 @@ class AtStep:
     seconds: float = 0.0
 
     def __call__(self) -> None:
-        taken, whole = itertools.count(1), training.Learner.step
+        taken, whole = itertools.count(1), training.TrainState.step
 
         def step(learner) -> None:
             whole(learner)
@@ -176,4 +176,4 @@ class AtStep:
                 if self.signal is not None:
                     os.kill(os.getpid(), self.signal)
 
-        training.Learner.step = step
+        training.TrainState.step = step

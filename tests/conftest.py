@@ -2,7 +2,10 @@ import pytest
 import torch
 from torch import nn
 
+from delta_transfer.common.console import show_messages
 from delta_transfer.models import Network
+
+show_messages()
 
 
 class TinyNet(nn.Module):

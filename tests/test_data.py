@@ -18,7 +18,7 @@ from torchvision import transforms
 from delta_transfer.common.errors import UserError
 from delta_transfer.config import DatasetConfig, SplitConfig
 from delta_transfer.data import contents
-from delta_transfer.data.dataset import Dataset, split_parts
+from delta_transfer.data.dataset import Dataset, make_splits
 from delta_transfer.data.files import from_files
 from delta_transfer.data.loader import Loader, random_boxes
 from delta_transfer.data.store import Store, open_store, store_path
@@ -42,37 +42,37 @@ def balanced(per_class: int, classes: int = 3) -> Dataset:
 
 def test_images_per_class_is_stratified_and_seeded():
     data = balanced(10)
-    first = split_parts(data, DatasetConfig(images_per_class=4), SplitConfig())
+    first = make_splits(data, DatasetConfig(images_per_class=4), SplitConfig())
     assert np.bincount(data.labels[first.train]).tolist() == [4, 4, 4]
     assert not data.is_test[first.train].any() and data.is_test[first.test].all() and len(first.test) == 6
-    again = split_parts(data, DatasetConfig(images_per_class=4), SplitConfig())
-    other = split_parts(data, DatasetConfig(images_per_class=4, subset_seed=1), SplitConfig())
+    again = make_splits(data, DatasetConfig(images_per_class=4), SplitConfig())
+    other = make_splits(data, DatasetConfig(images_per_class=4, subset_seed=1), SplitConfig())
     assert first.train.tolist() == again.train.tolist() != other.train.tolist()
 
 
 def test_smaller_draws_are_part_of_larger_ones():
     data = balanced(10)
-    small, large = (split_parts(data, DatasetConfig(images_per_class=n), SplitConfig()).train.tolist() for n in (3, 7))
+    small, large = (make_splits(data, DatasetConfig(images_per_class=n), SplitConfig()).train.tolist() for n in (3, 7))
     assert set(small) < set(large)
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.15, 2), (0.3, 3), (0.5, 5), (1.0, 10)])
 def test_sample_rate_rounds_up(rate, expected):
     data = balanced(10)
-    parts = split_parts(data, DatasetConfig(sample_rate=rate), SplitConfig())
+    parts = make_splits(data, DatasetConfig(sample_rate=rate), SplitConfig())
     assert np.bincount(data.labels[parts.train]).tolist() == [expected] * 3
 
 
 def test_validation_part_is_stratified_and_disjoint_from_train_and_test():
     data = balanced(10)
-    parts = split_parts(data, DatasetConfig(), SplitConfig(val_fraction=0.3))
+    parts = make_splits(data, DatasetConfig(), SplitConfig(val_fraction=0.3))
     assert np.bincount(data.labels[parts.val]).tolist() == [3, 3, 3]
     assert sorted([*parts.train, *parts.val]) == np.flatnonzero(~data.is_test).tolist()
 
 
 def test_folds_cover_the_training_part_once():
     data = balanced(10)
-    folds = [split_parts(data, DatasetConfig(), SplitConfig(folds=3, fold=k)) for k in range(3)]
+    folds = [make_splits(data, DatasetConfig(), SplitConfig(folds=3, fold=k)) for k in range(3)]
     assert sorted(np.concatenate([f.val for f in folds])) == np.flatnonzero(~data.is_test).tolist()
     assert all(not set(f.val) & set(f.train) for f in folds)
 
@@ -80,20 +80,20 @@ def test_folds_cover_the_training_part_once():
 def test_the_draw_does_not_depend_on_the_split():
     data = balanced(10)
     draw = DatasetConfig(images_per_class=5)
-    whole = split_parts(data, draw, SplitConfig())
-    cut = split_parts(data, draw, SplitConfig(val_fraction=0.4))
+    whole = make_splits(data, draw, SplitConfig())
+    cut = make_splits(data, draw, SplitConfig(val_fraction=0.4))
     assert sorted([*cut.train, *cut.val]) == whole.train.tolist()
 
 
 def test_class_without_training_images_is_named():
     with pytest.raises(UserError, match="class1"):
-        split_parts(dataset_of([0, 0, 1], [False, True, True]), DatasetConfig(), SplitConfig())
+        make_splits(dataset_of([0, 0, 1], [False, True, True]), DatasetConfig(), SplitConfig())
 
 
 def test_fingerprint_of_the_parts():
     data = balanced(10)
     prints = {
-        split_parts(data, DatasetConfig(images_per_class=n), SplitConfig(val_fraction=v)).fingerprint(data)
+        make_splits(data, DatasetConfig(images_per_class=n), SplitConfig(val_fraction=v)).fingerprint(data)
         for n, v in ((4, 0.0), (5, 0.0), (4, 0.25))
     }
     assert len(prints) == 3

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from delta_transfer.data.loader import Loader
-from delta_transfer.engine.loop import Learner
+from delta_transfer.engine.loop import TrainState
 from delta_transfer.methods import REGULARIZERS, AFAChannel, DELTAWithoutAttention, Regularizer
 from delta_transfer.models import Network
 
@@ -92,14 +92,14 @@ def test_a_loss_that_is_not_finite_before_the_first_step_is_no_divergence(cub_ro
 
 def test_a_source_network_that_overflows_is_no_divergence(cub_root, tmp_path, monkeypatch):
     """Its maps are not finite for the images of one batch."""
-    whole, calls = Learner.forward_source, []
+    whole, calls = TrainState.forward_source, []
 
     def overflowing(self, images):
         maps = whole(self, images)
         calls.append(1)
         return {name: values / 0 for name, values in maps.items()} if len(calls) > 1 else maps
 
-    monkeypatch.setattr(Learner, "forward_source", overflowing)
+    monkeypatch.setattr(TrainState, "forward_source", overflowing)
     summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
     assert summary["failure"] == "input" and "look at its weights, not at the rate" in summary["error"]
 
@@ -124,14 +124,14 @@ def test_images_that_are_not_finite_are_no_divergence(cub_root, tmp_path, monkey
     ],
 )
 def test_out_of_memory_says_what_fits(cub_root, tmp_path, monkeypatch, fits, said):
-    whole = Learner.forward
+    whole = TrainState.forward
 
     def small_gpu(self, images):
         if torch.is_grad_enabled() and len(images) > fits:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return whole(self, images)
 
-    monkeypatch.setattr(Learner, "forward", small_gpu)
+    monkeypatch.setattr(TrainState, "forward", small_gpu)
     summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
     assert summary["failure"] == "out of memory" and said in summary["error"]
     if fits == 2:  # and the advice is right
@@ -141,7 +141,7 @@ def test_out_of_memory_says_what_fits(cub_root, tmp_path, monkeypatch, fits, sai
 
 def test_a_device_that_fails_for_once_leaves_the_run_as_interrupted(cub_root, tmp_path, monkeypatch, capsys):
     """Another program took the memory, or the GPU failed: the same command goes on from the checkpoint."""
-    whole, calls = Learner.step, []
+    whole, calls = TrainState.step, []
     errors = [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error: uncorrectable ECC")]
     monkeypatch.setattr("delta_transfer.engine.loop.CHECKPOINT_SHARE", 1e9)
 
@@ -151,7 +151,7 @@ def test_a_device_that_fails_for_once_leaves_the_run_as_interrupted(cub_root, tm
             raise errors.pop(0)
         whole(self)
 
-    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(TrainState, "step", step)
     tiny = tiny_overrides(cub_root, tmp_path)
     command = [*tiny, "reg=l2", "schedule.iterations=5", "schedule.checkpoint_seconds=0.000001"]
     for said in ("a training step fits (tried just now)", "The GPU failed (CUDA error: uncorrectable ECC)"):

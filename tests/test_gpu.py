@@ -20,7 +20,7 @@ from delta_transfer.config import ScheduleConfig
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
 from delta_transfer.engine import loop as training
-from delta_transfer.engine.loop import Learner, evaluate, make_optimizer
+from delta_transfer.engine.loop import TrainState, evaluate, make_optimizer
 from delta_transfer.experiment import experiment as run
 from delta_transfer.methods import DELTA, FM, L2SP, L2TWW, REGULARIZERS, AFAChannel, AFASpatial
 from delta_transfer.methods.attention import channel_importance
@@ -207,7 +207,7 @@ def test_batches_are_those_of_the_cpu(options, room, monkeypatch):
 # --- steps ---
 
 
-class Exact(Learner):
+class Exact(TrainState):
     """In float64 throughout."""
 
     def task_loss(self, outputs, labels):
@@ -235,7 +235,7 @@ def learning(method, device: torch.device, precision: str = "fp32", dtype: torch
     maps = frozen_maps(source, precision=precision) if method.needs_source else None
     images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(2), dtype=dtype)
     labels = torch.arange(8, device=device) % 5
-    learner = (Exact if dtype == torch.float64 else Learner)(target, maps, optimizer, precision)
+    learner = (Exact if dtype == torch.float64 else TrainState)(target, maps, optimizer, precision)
     return learner, images.to(device, memory_format=torch.channels_last), labels
 
 

@@ -12,7 +12,7 @@ from delta_transfer.common.errors import UserError
 from delta_transfer.config import ScheduleConfig
 from delta_transfer.engine import processes as distributed
 from delta_transfer.engine.checkpoints import read_checkpoint, write_checkpoint
-from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.engine.loop import TrainState, make_optimizer
 from delta_transfer.methods import L2TWW, look_ahead
 from delta_transfer.methods.l2t_ww import MetaNetwork
 from delta_transfer.methods.look_ahead import SGD, meta_gradient
@@ -245,14 +245,14 @@ class Source(nn.Module):
 IMAGES, LABELS = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(5)), torch.arange(8) % 4
 
 
-class Exact(Learner):
+class Exact(TrainState):
     """In float64 throughout."""
 
     def task_loss(self, outputs, labels):
         return {"cross_entropy": F.cross_entropy(outputs["logits"], labels)}
 
 
-def learning(dtype=torch.float32, accumulate=1, nesterov=False, **options) -> tuple[Learner, L2TWW]:
+def learning(dtype=torch.float32, accumulate=1, nesterov=False, **options) -> tuple[TrainState, L2TWW]:
     """A target after one kept step, so that there is momentum; phi is far from where it begins."""
     torch.manual_seed(0)
     model, other = TinyNet(), Source()
@@ -266,7 +266,7 @@ def learning(dtype=torch.float32, accumulate=1, nesterov=False, **options) -> tu
     for parameter in method.meta_networks.parameters():
         nn.init.normal_(parameter, mean=0.3, std=0.3)
     schedule = ScheduleConfig(iterations=9, lr=0.1, backbone_lr_factor=0.7, nesterov=nesterov)
-    learner = (Exact if dtype == torch.float64 else Learner)(
+    learner = (Exact if dtype == torch.float64 else TrainState)(
         target.train(), source, make_optimizer(target, method, schedule), "fp32", accumulate=accumulate
     )
     for group in learner.optimizer.param_groups:
@@ -275,7 +275,7 @@ def learning(dtype=torch.float32, accumulate=1, nesterov=False, **options) -> tu
     return learner, method
 
 
-def found_gradient(learner: Learner, method: L2TWW, monkeypatch) -> tuple[float, torch.Tensor]:
+def found_gradient(learner: TrainState, method: L2TWW, monkeypatch) -> tuple[float, torch.Tensor]:
     """The meta loss, and its gradient with respect to all of phi."""
     phi = list(method.meta_networks.parameters())
     taken = []
@@ -368,7 +368,7 @@ def test_a_reverse_pass_with_a_term_left_out_would_be_noticed(term, monkeypatch)
     assert difference.max() > 1e-3  # the test above asks for 1e-5
 
 
-def state_of(learner: Learner, method: L2TWW) -> dict:
+def state_of(learner: TrainState, method: L2TWW) -> dict:
     parts = learner.target.state_dict(), learner.optimizer.state_dict(), method.matchers.state_dict()
     return copy.deepcopy(dict(enumerate(parts)))
 
@@ -453,7 +453,7 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
     for _ in range(2):
         method.update(learner, IMAGES, LABELS)
 
-    def resumed(forget_adam: bool) -> tuple[Learner, L2TWW]:
+    def resumed(forget_adam: bool) -> tuple[TrainState, L2TWW]:
         again, its_method = learning()
         state = read_checkpoint(path, torch.device("cpu"))
         again.target.load_state_dict(state["target"])

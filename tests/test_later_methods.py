@@ -13,7 +13,7 @@ from torch import nn
 from delta_transfer.common.errors import UserError
 from delta_transfer.config import FisherConfig, ProbeConfig, ScheduleConfig
 from delta_transfer.data.loader import Loader
-from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.engine.loop import TrainState, make_optimizer
 from delta_transfer.methods import BSS, L2SP, LPFT, RIFLE, BiTuning, CoTuning, L2SPFisher, StochNorm, build_regularizer
 from delta_transfer.methods.lp_ft import held_out, logistic_regression
 from delta_transfer.methods.stochnorm import StochasticBatchNorm
@@ -477,7 +477,7 @@ def test_a_step_takes_keys_of_the_second_views_from_an_encoder_that_has_followed
     torch.testing.assert_close(method.projection.state_dict(), method.key_projection.state_dict())
     optimizer = make_optimizer(target, method, ScheduleConfig(iterations=1))
     images, second, labels = random(3, 3, 4, 4), random(3, 3, 4, 4, seed=1), torch.arange(3)
-    logits, _ = method.update(Learner(target, None, optimizer, "fp32"), images, labels, second)
+    logits, _ = method.update(TrainState(target, None, optimizer, "fp32"), images, labels, second)
     torch.testing.assert_close(logits, moved.train()(images)["logits"].detach())
     keys = nn.functional.pad(expected(second)["embedding"].detach(), (0, 1), value=1.0)
     for label, key in enumerate(keys):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from delta_transfer.common.console import say
+from delta_transfer.common.console import log
 
 from .miniature import delta_run, tiny_overrides, write_cub
 
@@ -68,5 +68,5 @@ def test_a_line_on_the_screen_is_one_write(monkeypatch):
     """Of parallel runs that share a terminal: what is written in two parts, another's line comes between."""
     written = []
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=written.append, flush=lambda: None))
-    say("done")
+    log.info("done")
     assert [text for text in written if text] == ["done\n"]

@@ -13,7 +13,7 @@ from delta_transfer.common.errors import UserError
 from delta_transfer.inspect.case_study import main
 from delta_transfer.inspect.learned_attention import MODULES, attended, figure_of
 from delta_transfer.inspect.replay import replay
-from delta_transfer.records.checked import sealed
+from delta_transfer.records.checked import save_with_checksum
 
 from .miniature import delta_run
 from .test_case_study import glyph_overrides, write_source
@@ -56,7 +56,7 @@ def test_a_planted_position_is_where_the_attention_is(run):
             value[-1] = 50  # the lower right corner
         if name.startswith("stage2") and name.endswith(".bias"):
             value[3] = 50
-    (run / MODULES).write_bytes(sealed(modules))
+    (run / MODULES).write_bytes(save_with_checksum(modules))
     spatial, channel = shown(run)
     assert (spatial.over, channel.over) == ("positions", "channels")
     assert spatial.reads == "the source network" and channel.reads == "the network that stage 1 left"
@@ -70,7 +70,9 @@ def test_a_planted_position_is_where_the_attention_is(run):
 
 
 def test_uniform_attention_is_one_everywhere(run):
-    (run / MODULES).write_bytes(sealed({name: 0 * value for name, value in load_file(run / MODULES).items()}))
+    (run / MODULES).write_bytes(
+        save_with_checksum({name: 0 * value for name, value in load_file(run / MODULES).items()})
+    )
     spatial, _ = shown(run)
     assert spatial.maps.min() == pytest.approx(1) and spatial.maps.max() == pytest.approx(1)
     assert spatial.texts[0][0] == "1 to 1"
@@ -81,7 +83,7 @@ def test_channels_of_a_later_stage_are_those_of_the_network_between(run):
     before = shown(run)[1].maps
     weights = load_file(run / "stage1.safetensors")
     weights["conv1.weight"] = -weights["conv1.weight"]
-    (run / "stage1.safetensors").write_bytes(sealed(weights))
+    (run / "stage1.safetensors").write_bytes(save_with_checksum(weights))
     assert not (before == shown(run)[1].maps).all()
 
 
@@ -89,8 +91,8 @@ def test_channels_of_a_later_stage_are_those_of_the_network_between(run):
     ("name", "data", "message"),
     [
         (MODULES, b"{}", "method.safetensors cannot be read"),
-        (MODULES, sealed({"stage1.x": torch.zeros(1)}), "method.safetensors is not of this run"),
-        ("stage1.safetensors", sealed({"x": torch.zeros(1)}), "stage1.safetensors is not of this run"),
+        (MODULES, save_with_checksum({"stage1.x": torch.zeros(1)}), "method.safetensors is not of this run"),
+        ("stage1.safetensors", save_with_checksum({"x": torch.zeros(1)}), "stage1.safetensors is not of this run"),
         ("stage1.safetensors", None, "stage1.safetensors cannot be read"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from filelock import SoftFileLease
 
 from delta_transfer.records import locks
-from delta_transfer.records.locks import InUse, claimed, held
+from delta_transfer.records.locks import InUse, try_lock, wait_for_lock
 from delta_transfer.records.run_directory import RunDirectory
 
 HOLD = "import sys, time; from delta_transfer.records.locks import claimed; from pathlib import Path\n"
@@ -40,7 +40,7 @@ def of_another_machine(lock: Path) -> None:
 
 
 def claim(path: Path) -> None:
-    with claimed(path, "the run"):
+    with try_lock(path, "the run"):
         pass
 
 
@@ -99,12 +99,15 @@ def test_a_clock_that_jumps_takes_no_lock_away(tmp_path, owner, monkeypatch, jum
 
 
 def test_who_was_suspended_too_long_notices_that_its_lock_is_gone(tmp_path):
-    with claimed(tmp_path / "lock", "the run") as check:
+    with try_lock(tmp_path / "lock", "the run") as check:
         check()
         (tmp_path / "lock").unlink()  # taken over, and released again
         with pytest.raises(InUse, match="taken over by a process that is just ending"):
             check()
-        with claimed(tmp_path / "lock", "the run"), pytest.raises(InUse, match=rf"taken over by process {os.getpid()}"):
+        with (
+            try_lock(tmp_path / "lock", "the run"),
+            pytest.raises(InUse, match=rf"taken over by process {os.getpid()}"),
+        ):
             check()
 
 
@@ -116,7 +119,7 @@ def test_a_work_that_another_process_does_is_waited_for(tmp_path, owner, capsys)
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(end)
-        with held(tmp_path / "lock", "builds the store") as check:
+        with wait_for_lock(tmp_path / "lock", "builds the store") as check:
             check()
             assert owner.poll() is not None
     assert f"waiting for another process that builds the store: process {owner.pid}" in capsys.readouterr().out
@@ -127,7 +130,7 @@ def test_without_locks_a_notice_is_given(tmp_path, monkeypatch, capsys):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(SoftFileLease, "acquire", refuse)
-    with held(tmp_path / "lock", "builds the store") as check:
+    with wait_for_lock(tmp_path / "lock", "builds the store") as check:
         check()
     assert "cannot be locked ([Errno 37] No locks available): let no other process" in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ from delta_transfer.common.errors import UserError
 from delta_transfer.config import BackboneConfig
 from delta_transfer.models import Network, frozen_maps
 from delta_transfer.models.zoo import build_source
-from delta_transfer.records.checked import fingerprint, sealed
+from delta_transfer.records.checked import fingerprint, save_with_checksum
 
 CONF = Path(__file__).parent.parent / "conf" / "backbone"
 PUBLISHED_CHANNELS = {
@@ -166,7 +166,7 @@ def test_weights_files_in_every_form(tmp_path):
 def test_weights_with_a_wrong_checksum_are_refused(tmp_path):
     """Files that runs leave carry one; those of other programs need none."""
     path = tmp_path / "model.safetensors"
-    data = bytearray(sealed(small_state()))
+    data = bytearray(save_with_checksum(small_state()))
     path.write_bytes(data)
     load(path)
     data[-5] ^= 1

@@ -24,7 +24,7 @@ from delta_transfer.models import FrozenSources, Network, frozen_maps
 from delta_transfer.models.resnet32 import ResNet32
 from delta_transfer.models.zoo import build_source
 from delta_transfer.records.cards import in_words, make_card, metadata_of, read_card
-from delta_transfer.records.checked import fingerprint, read_sealed, sealed
+from delta_transfer.records.checked import fingerprint, load_with_checksum, save_with_checksum
 from delta_transfer.reporting.comparison import compare
 
 from . import children
@@ -88,7 +88,7 @@ def test_a_target_learns_from_a_network_of_another_architecture(made, tmp_path, 
     assert source["weights"] == str(made["resnet32"]) and source["taps"] == ["layer1", "layer2", "layer3"]
     assert source["weights_fingerprint"] == fingerprint(load_file(made["resnet32"]))
     pairs = [f"resnet32/{m}>{n}" for m in source["taps"] for n in record["config"]["backbone"]["taps"]]
-    learned = read_sealed(run / "method.safetensors")[0]
+    learned = load_with_checksum(run / "method.safetensors")[0]
     matchers = {name.removeprefix("stage1.matchers.") for name in learned if ".matchers." in name}
     assert {f"{pair.replace('.', '/')}.weight" for pair in pairs} <= matchers
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
@@ -101,7 +101,7 @@ def test_heterogeneous_sources_have_meta_networks_of_their_own(made, tmp_path, m
     run = only_run(tmp_path)
     names = ["resnet32", "small_resnet", "resnet32_2"]
     assert [source["name"] for source in record_of(run)["sources"]] == names
-    learned = read_sealed(run / "method.safetensors")[0]
+    learned = load_with_checksum(run / "method.safetensors")[0]
     for kind in ("matchers", "meta_networks"):
         pairs = {name.split(".")[2] for name in learned if name.startswith(f"stage1.{kind}.")}
         assert {pair.split("/")[0] for pair in pairs} == set(names) and len(pairs) == 3 * 9
@@ -140,7 +140,9 @@ def test_the_published_pairs_of_networks_train(source, target, source_taps, taps
     command += [f"source=[{{use:'{source}:{file}',taps:[{','.join(source_taps)}]}}]", "reg.alpha=1e-3"]
     assert delta_run(monkeypatch, *command, "schedule.iterations=2") == 0
     run = only_run(tmp_path)
-    pairs = {name.split(".")[2] for name in read_sealed(run / "method.safetensors")[0] if ".meta_networks." in name}
+    pairs = {
+        name.split(".")[2] for name in load_with_checksum(run / "method.safetensors")[0] if ".meta_networks." in name
+    }
     assert pairs == {f"{source}/{m}>{n}" for m in source_taps for n in taps}
     assert record_of(run)["error"] is None
 
@@ -295,10 +297,10 @@ def test_a_loaded_source_is_the_network_that_was_trained(made):
 
 def damaged(made: dict[str, Path], to: Path, change) -> Path:
     """The source network with another card, whose own checksum is right unless `change` returns text."""
-    state, metadata = read_sealed(made["resnet32"])
+    state, metadata = load_with_checksum(made["resnet32"])
     changed = change(json.loads(metadata["model_card"]))
     metadata |= {"model_card": changed} if isinstance(changed, str) else metadata_of(changed)
-    to.write_bytes(sealed(state, metadata))
+    to.write_bytes(save_with_checksum(state, metadata))
     return to
 
 

@@ -9,7 +9,7 @@ import torch
 from delta_transfer.common.errors import UserError
 from delta_transfer.config import ScheduleConfig, SumConfig, check_values
 from delta_transfer.engine.checkpoints import read_checkpoint, write_checkpoint
-from delta_transfer.engine.loop import Learner, make_optimizer
+from delta_transfer.engine.loop import TrainState, make_optimizer
 from delta_transfer.experiment.costs import decides_cost
 from delta_transfer.experiment.failures import strengths
 from delta_transfer.experiment.stages import describe_fit
@@ -65,7 +65,7 @@ def all_terms() -> dict:
     return terms | {"plain": DELTAWithoutAttention(), "afa": AFASpatial(0.1), "ww": L2TWW(meta_lr=0.01)}
 
 
-def learning(method, accumulate: int = 1) -> Learner:
+def learning(method, accumulate: int = 1) -> TrainState:
     """SGD, from a target that is started with the method."""
     source, target = networks()
     started(method, target, source)
@@ -73,7 +73,7 @@ def learning(method, accumulate: int = 1) -> Learner:
     optimizer = make_optimizer(target, method, schedule)
     for group in optimizer.param_groups:
         group["lr"] = schedule.lr
-    return Learner(target.train(), source, optimizer, "fp32", accumulate=accumulate)
+    return TrainState(target.train(), source, optimizer, "fp32", accumulate=accumulate)
 
 
 def test_the_sum_is_the_sum_of_its_terms_and_one_of_the_head():
@@ -151,12 +151,12 @@ def test_others_penalties_are_in_the_kept_step_of_l2t_ww_and_not_in_what_judges_
 
 
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
-    def begun() -> tuple[Learner, Sum]:
+    def begun() -> tuple[TrainState, Sum]:
         torch.manual_seed(1)
         method = Sum(all_terms(), beta=0.01)
         return learning(method), method
 
-    def state_of(learner: Learner, method: Sum) -> list[torch.Tensor]:
+    def state_of(learner: TrainState, method: Sum) -> list[torch.Tensor]:
         tensors = [*learner.target.state_dict().values(), *method.parameters()]
         return tensors + [s["momentum_buffer"] for s in learner.optimizer.state_dict()["state"].values()]
 

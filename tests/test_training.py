@@ -10,7 +10,7 @@ from delta_transfer.common.errors import UserError
 from delta_transfer.config import ScheduleConfig
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
-from delta_transfer.engine.loop import Learner, evaluate, learning_rate, make_optimizer, train
+from delta_transfer.engine.loop import TrainState, evaluate, learning_rate, make_optimizer, train
 from delta_transfer.methods import DELTA, L2, L2FE, L2SP, AFAChannel, AFASpatial, DELTAWithoutAttention, Regularizer
 from delta_transfer.models import Network, frozen_maps
 
@@ -42,7 +42,7 @@ def learn(source, loader, regularizer: Regularizer, precision="fp32", compiled=F
     regularizer.start(target, source.map_shapes(8, 8, training=True))
     optimizer = make_optimizer(target, regularizer, schedule)
     maps = frozen_maps(source, precision=precision) if regularizer.needs_source else None
-    learner = Learner(target, maps, optimizer, precision, compiled=compiled, accumulate=accumulate)
+    learner = TrainState(target, maps, optimizer, precision, compiled=compiled, accumulate=accumulate)
     lines = []
     train(learner, regularizer, loader, np.arange(24), schedule, log=lines.append)
     return target, lines
@@ -263,7 +263,7 @@ def test_checkpoints_are_made_as_often_as_asked_unless_that_takes_long(
     clock, made = Stepping(monkeypatch), []
     source, schedule = tiny_source, ScheduleConfig(iterations=60, batch_size=8, checkpoint_seconds=10, log_every=7)
     target, method = source.with_new_head(3, seed=0).requires_grad_(True), L2()
-    learner = Learner(target, None, make_optimizer(target, method, schedule), "fp32")
+    learner = TrainState(target, None, make_optimizer(target, method, schedule), "fp32")
 
     def step(*_):
         clock.now += 1
@@ -294,7 +294,7 @@ def test_dropout_follows_from_seed_and_iteration(loader):
 def test_auxiliary_loss_is_weighted(tiny_source):
     outputs = {"logits": torch.randn(4, 3), "aux_logits": torch.randn(4, 3)}
     labels = torch.tensor([0, 1, 2, 0])
-    terms = Learner(tiny_source, None, None, "fp32", aux_weight=0.4).task_loss(outputs, labels)
+    terms = TrainState(tiny_source, None, None, "fp32", aux_weight=0.4).task_loss(outputs, labels)
     assert terms["cross_entropy"] == F.cross_entropy(outputs["logits"], labels)
     assert terms["aux"] == 0.4 * F.cross_entropy(outputs["aux_logits"], labels)
 

@@ -27,7 +27,7 @@ from torchvision.models import ResNet18_Weights
 from delta_transfer import report
 from delta_transfer.cli.data import composed
 from delta_transfer.common import untrusted
-from delta_transfer.common.console import complain
+from delta_transfer.common.console import log
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.tables import Table, as_latex, as_markdown, entries, on_screen
 from delta_transfer.common.untrusted import no_formula
@@ -221,7 +221,7 @@ def test_a_name_in_a_weights_file_cannot_steer_the_terminal(tmp_path, capsys):
     save_file({"\x1b[2Jevil\u202e": torch.tensor([torch.nan])}, tmp_path / "nan.safetensors")
     with pytest.raises(UserError) as told:
         load(tmp_path / "nan.safetensors")
-    complain(str(told.value))
+    log.error(str(told.value))
     shown = capsys.readouterr().err
     assert r"\x1b[2Jevil\u202e" in shown and "\x1b" not in shown and "\u202e" not in shown
 

@@ -18,7 +18,7 @@ from delta_transfer.common.errors import UserError
 from delta_transfer.common.pair_metrics import best_threshold, fold_accuracies, pair_metrics, roc
 from delta_transfer.config import GlyphPairsConfig, LFWConfig
 from delta_transfer.data import load_dataset
-from delta_transfer.data.dataset import split_parts
+from delta_transfer.data.dataset import make_splits
 from delta_transfer.data.embedded.glyphs import letter_shapes
 from delta_transfer.data.pairs import draw_pairs
 from delta_transfer.engine import loop as training
@@ -395,7 +395,7 @@ def test_pairs_and_persons_do_not_meet(results):
     """In the parts that a run makes of the data set, without and with a draw and a validation part."""
     made = replay(run_of(results, "lfw-small_resnet-l2-"))
     config = composed("dataset=lfw", "dataset.images_per_class=2", "split.val_fraction=0.5")
-    for parts in (made.parts, split_parts(made.dataset, config.dataset, config.split)):
+    for parts in (made.parts, make_splits(made.dataset, config.dataset, config.split)):
         used = {made.dataset.names[index].split("/")[1] for index in [*parts.train, *parts.val]}
         assert used == {"Eve_Orr", "Flo_Kay", "Gus_Hay"}
         assert made.dataset.is_test[parts.test].all() and len(parts.test) == 12

@@ -24,9 +24,8 @@ from importlib import import_module
 from pathlib import Path
 
 from .common import tables
-from .common.console import stoppable
+from .common.console import log, show_messages, stoppable
 from .common.errors import UserError
-from .common.untrusted import printable
 from .records.reading import read, run_folders
 from .reporting import export, sections
 from .reporting.comparison import METRICS, Comparison, compare, folds, problem, run_id, together, transfers
@@ -57,13 +56,14 @@ to choose settings by cross-validation:
 
 @stoppable
 def main(argv: list[str] | None = None) -> int:
+    show_messages(information_on_stderr=True)
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0] in COMMANDS:
             return import_module(f"delta_transfer.reporting.{COMMANDS[argv[0]]}").main(argv[1:])
         return report(arguments(argv))
     except UserError as error:
-        say(f"delta-report: {error}")
+        log.info(f"delta-report: {error}")
         return 1
 
 
@@ -73,13 +73,13 @@ def report(args: argparse.Namespace) -> int:
     if not groups and not args.against and not args.per_image and (of_pairs := by_question(verified, args)):
         args.metric, groups, verified = PAIRS, of_pairs, []
     if verified and (args.against or args.per_image or args.format in NUMBERS):
-        say(f"left out: {len(verified)} verification runs, which have no top-1 accuracy (--metric {PAIRS})")
+        log.info(f"left out: {len(verified)} verification runs, which have no top-1 accuracy (--metric {PAIRS})")
         verified = []
     if not groups:
         cut = {"cv": " and split.folds", "val": " and split.val_fraction"}.get(args.select, "")
         kind = " that transfer between networks" if args.transfer else ""
-        say(f"delta-report: no finished runs{kind} with {args.metric}{cut} in {', '.join(map(str, args.dirs))}")
-        say("Make some with delta-run (see delta-run --help), or name their folder: delta-report DIR")
+        log.info(f"delta-report: no finished runs{kind} with {args.metric}{cut} in {', '.join(map(str, args.dirs))}")
+        log.info("Make some with delta-run (see delta-run --help), or name their folder: delta-report DIR")
         return 1
 
     comparisons, selections = [compare(group, args.metric) for group in groups], []
@@ -89,10 +89,10 @@ def report(args: argparse.Namespace) -> int:
     comparisons += [compare(group, PAIRS) for group in by_question(verified, args)]
     for comparison in comparisons:
         for warning in comparison.warnings:
-            say(warning)
+            log.info(warning)
         if args.select and args.format == "csv":  # which has no place for words
             for line in comparison.chosen:
-                say(line)
+                log.info(line)
     text = text_of(comparisons, args)
     if args.output:
         try:
@@ -106,8 +106,8 @@ def report(args: argparse.Namespace) -> int:
         from .reporting.figures import write_figures
 
         for one in comparisons:
-            for path in write_figures(one, args.figures, say):
-                say(f"written: {path}")
+            for path in write_figures(one, args.figures, log.info):
+                log.info(f"written: {path}")
     return emit(selections, args.seeds) if args.emit_overrides else 0
 
 
@@ -117,13 +117,13 @@ def by_question(usable: list[dict], args: argparse.Namespace) -> list[list[dict]
     of_transfer = args.against in PROTOCOLS and PROTOCOLS[args.against].of_transfer
     if args.transfer or of_transfer:
         if of_transfer and tuned:
-            say(f"left out: {len(tuned)} runs of fine-tuning, which {args.against} says nothing of")
+            log.info(f"left out: {len(tuned)} runs of fine-tuning, which {args.against} says nothing of")
         return [moved] if moved else []
     if args.against and moved:
-        say(f"left out: {len(moved)} runs that transfer between networks (--against l2t_ww)")
+        log.info(f"left out: {len(moved)} runs that transfer between networks (--against l2t_ww)")
         moved = []
     if args.format in NUMBERS and tuned and moved:
-        say(f"left out: {len(moved)} runs that transfer between networks, in a table of their own (--transfer)")
+        log.info(f"left out: {len(moved)} runs that transfer between networks, in a table of their own (--transfer)")
         moved = []
     return [group for group in (tuned, moved) if group]
 
@@ -150,8 +150,8 @@ def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
 
         pictures = sorted(args.pictures.glob("*.png")) if args.pictures else []
         if args.pictures and not pictures:
-            say(f"no pictures (*.png) in {args.pictures}")
-        return page(made, together(comparisons, comparisons[0].metric), pictures, say)
+            log.info(f"no pictures (*.png) in {args.pictures}")
+        return page(made, together(comparisons, comparisons[0].metric), pictures, log.info)
     if args.format == "table":
         return tables.on_screen(made, terminal=not args.output and sys.stdout.isatty())
     return TEXTS[args.format](made)
@@ -164,7 +164,7 @@ def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Names
     if baseline:
         made.append(sections.differences(comparison, baseline))
         if args.per_image:
-            made.append(sections.by_image_table(comparison, baseline, say))
+            made.append(sections.by_image_table(comparison, baseline, log.info))
         made.append(sections.mean_ranks(comparison))
     if comparison.metric != "val_top1":
         made.append(sections.costs(comparison))
@@ -191,7 +191,7 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict
     Why any other is left out goes to stderr.
     """
     for absent in [top for top in args.dirs if not top.is_dir()]:
-        say(f"no such folder: {absent}")
+        log.info(f"no such folder: {absent}")
     folders = run_folders(args.dirs)
     records = [read(folder) for folder in folders if (folder / "summary.json").exists()]
     unfinished = [folder.name for folder in folders if not (folder / "summary.json").exists()]
@@ -209,7 +209,7 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict
         elif reason == f"no {PAIRS}" and problem(record) is None:
             classified += 1
         elif reason is not None:
-            say(f"skipped {run_id(record)}: {reason}")
+            log.info(f"skipped {run_id(record)}: {reason}")
             if record.get("error"):
                 failed.append(record)
         elif args.select and (folds(record) is not None) != (args.select == "cv"):
@@ -217,15 +217,15 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict
         else:
             usable.append(record)
     if without_validation:
-        say(f"left out: {without_validation} runs without a validation part")
+        log.info(f"left out: {without_validation} runs without a validation part")
     if classified:
-        say(f"left out: {classified} classification runs, which have no pairs")
+        log.info(f"left out: {classified} classification runs, which have no pairs")
     if on_folds:
-        say(f"left out: {on_folds} runs on folds, which are validated and not tested")
+        log.info(f"left out: {on_folds} runs on folds, which are validated and not tested")
     if otherwise_validated:
-        say(f"left out: {otherwise_validated} runs {'without' if args.select == 'cv' else 'with'} split.folds")
+        log.info(f"left out: {otherwise_validated} runs {'without' if args.select == 'cv' else 'with'} split.folds")
     if unfinished:
-        say(f"unfinished: {len(unfinished)} ({', '.join(unfinished)})")
+        log.info(f"unfinished: {len(unfinished)} ({', '.join(unfinished)})")
     return usable, verified, failed
 
 
@@ -235,7 +235,9 @@ def emit(selections: list[Selection], seeds: int) -> int:
     commands = [command(choice, seeds) for choice in choices]
     for choice, line in zip(choices, commands, strict=True):
         if line is None:
-            say(f"no command for {choice.what}: its records do not hold their overrides (made by an older delta-run?)")
+            log.info(
+                f"no command for {choice.what}: its records do not hold their overrides (made by an older delta-run?)"
+            )
     for line in dict.fromkeys(filter(None, commands)):
         print(line)
     return 1 if None in commands or any(selection.undecided for selection in selections) else 0
@@ -324,10 +326,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, default=5, metavar="N", help="how many seeds those commands run (default: 5)")
     p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
     return p
-
-
-def say(line: str) -> None:
-    print(printable(line), file=sys.stderr)
 
 
 if __name__ == "__main__":

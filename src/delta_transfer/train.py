@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .cli.outcomes import Outcome, show
 from .common import interrupts
-from .common.console import Display, complain, say
+from .common.console import Display, log, show_messages
 from .common.errors import UserError
 from .common.options import require
 from .config import RunConfig, check_values, register_schemas, to_run_config
@@ -31,6 +31,7 @@ SHARED = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun: this is one of 
 
 
 def main(config_name: str = "config") -> None:
+    show_messages()
     Outcome.of_this_command.clear()
     interrupts.forget()
     if SHARED and os.environ["RANK"] != "0":
@@ -87,14 +88,14 @@ def main(config_name: str = "config") -> None:
         reason = "\n".join(str(e) for e in (error, error.__cause__) if e) or type(error).__name__
         if "schema/reg@reg" in reason:  # reg=[lwf,at]
             reason = "reg is one method: the sum of two is reg=sum +reg@reg.terms.lwf=lwf +reg@reg.terms.at=at."
-        complain(reason + hint_to_quote(error))
+        log.error(reason + hint_to_quote(error))
     for outcome in outcomes:
         if outcome.unseen:
-            complain(outcome.reason)
+            log.error(outcome.reason)
     if any(outcome.of_sweep for outcome in outcomes):
         show(outcomes)
     for line in verdict:
-        say(line)
+        log.info(line)
     if SHARED:
         from .engine.processes import leave
 
@@ -102,7 +103,7 @@ def main(config_name: str = "config") -> None:
     for plan_of_all in planned:
         plan_of_all.show()
     if (number := interrupts.received() or stopped_by) is not None:
-        complain(f"stopped by {signal.Signals(number).name}: the same command goes on where it was")
+        log.error(f"stopped by {signal.Signals(number).name}: the same command goes on where it was")
         sys.exit(128 + number)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if verdict:
@@ -131,6 +132,7 @@ def shown_by_us() -> Iterator[None]:
 
 def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
     """One job, in this process or in a launcher's worker."""
+    show_messages()  # in a worker, too
     hydra_config = HydraConfig.get()
     launcher = hydra_config.runtime.choices["hydra/launcher"]
     sweep = hydra_config.mode == RunMode.MULTIRUN
@@ -154,7 +156,7 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
                 return ended("skipped" if done.skipped else "done", str(done), record=done.summary)
             require(not parallel, "dry_run=true looks at all jobs in one process: it needs hydra/launcher=basic.")
             if not sweep:
-                say(OmegaConf.to_yaml(composed, resolve=True))
+                log.info(OmegaConf.to_yaml(composed, resolve=True))
             plan(config, planned)
             return None
     except KeyboardInterrupt:
@@ -163,7 +165,7 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
             raise
         return outcome
     except InUse as error:  # a sweep in another shell has this one: no failure, if there are others to do
-        complain(str(error))
+        log.error(str(error))
         if SHARED:
             sys.exit(1)
         return ended("in work" if sweep else "failed", str(error))
@@ -172,7 +174,7 @@ def carry_out(composed: DictConfig, planned: list) -> Outcome | None:
         if not told:  # something is wrong with the program: where is what helps
             traceback.print_exc()
         message = str(error) if told else f"{type(error).__name__}: {error}"
-        complain(message)
+        log.error(message)
         if SHARED:
             sys.exit(1)  # the other processes wait for this one: torchrun ends them
         # The other jobs of a sweep go on.
@@ -187,12 +189,12 @@ def execute(config: RunConfig):
     backbones = [config.backbone, *(source.backbone for source in sources_of(config.source))]
     if embedded := [backbone for backbone in backbones if backbone.weights == "glyphs"]:
         from .experiment.pretraining import glyphs_weights
-        from .records.locks import held
+        from .records.locks import wait_for_lock
 
         # Of several workers one trains the network, the others wait for it; under torchrun all train it together.
         folder = Path(config.results_dir) / "pretrained"
         folder.mkdir(parents=True, exist_ok=True)
-        with nullcontext() if SHARED else held(folder / ".lock", "trains the source network"):
+        with nullcontext() if SHARED else wait_for_lock(folder / ".lock", "trains the source network"):
             for backbone in embedded:
                 file = glyphs_weights(config, backbone.name)
         config.source = with_weights(config.source, "glyphs", file)

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..common.console import Display, complain, few, say, stoppable
+from ..common.console import Display, log, shorten_list, stoppable
 from ..common.errors import UserError
 from ..config import DatasetConfig, OfficialCounts, RunConfig, check_values, register_schemas, to_run_config
 from ..data import DATASETS, fetch, load_dataset, locate
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         config = composed(args.name, args.overrides)
         return {"verify": verify, "prepare": prepare}[args.command](config)
     except (UserError, OSError) as error:
-        complain(str(error))
+        log.error(str(error))
         return 1
 
 
@@ -124,7 +124,7 @@ def show_list(overrides: Sequence[str]) -> None:
     table.caption_justify = "left"
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
     for trouble in troubles:
-        say(trouble)
+        log.info(trouble)
 
 
 def look_for(config: DatasetConfig) -> tuple[Counts | None, OfficialCounts | None, str, str | None]:
@@ -158,14 +158,14 @@ def verify(config: RunConfig) -> int:
     dataset = load_dataset(config.dataset)
     counts, official = Counts.of(dataset), expected_counts(config.dataset)
     state = counts.against(official)
-    say(f"{config.dataset.name}: {DATASETS[config.dataset.name].title}, {config.dataset.root or 'embedded'}")
+    log.info(f"{config.dataset.name}: {DATASETS[config.dataset.name].title}, {config.dataset.root or 'embedded'}")
     for key in ("classes", "train", "test"):
         expected = f" of {getattr(official, key):,}" if official else ""
-        say(f"  {key:8} {getattr(counts, key):,}{expected}")
+        log.info(f"  {key:8} {getattr(counts, key):,}{expected}")
     if state == "subset":
-        say("  a subset of the official data set: results on it do not compare with published ones")
+        log.info("  a subset of the official data set: results on it do not compare with published ones")
     elif state != "ready":
-        say("  more than the official data set holds: is another one mixed in?")
+        log.info("  more than the official data set holds: is another one mixed in?")
 
     digests, unreadable = [], []
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
@@ -175,11 +175,11 @@ def verify(config: RunConfig) -> int:
                 unreadable.append(f"{dataset.names[index]} ({digest})")
             display.update(index + 1)
     if unreadable:
-        say(f"  images   {len(unreadable)} of {len(digests):,} cannot be read: {'; '.join(unreadable)}")
+        log.info(f"  images   {len(unreadable)} of {len(digests):,} cannot be read: {'; '.join(unreadable)}")
     else:
-        say(f"  images   {len(digests):,} decode")
+        log.info(f"  images   {len(digests):,} decode")
     for line in duplicates(dataset, digests):
-        say(f"  {line}")
+        log.info(f"  {line}")
     damaged = _damaged_in_store(config)
     return 1 if unreadable or damaged or state == "more than official" else 0
 
@@ -195,7 +195,9 @@ def _damaged_in_store(config: RunConfig) -> bool:
         wrong = [dataset.names[index] for index in wrong_checksums(path)]
     except (OSError, ValueError) as error:
         wrong = [str(error)]
-    say(f"  store    {path.name}: " + (f"damaged, remove it: {few(wrong)}" if wrong else "as it was built"))
+    log.info(
+        f"  store    {path.name}: " + (f"damaged, remove it: {shorten_list(wrong)}" if wrong else "as it was built")
+    )
     return bool(wrong)
 
 
@@ -209,7 +211,10 @@ def duplicates(dataset: Dataset, digests: Sequence[bytes]) -> list[str]:
     ]
     times = Counter(d for i, d in enumerate(digests) if not dataset.is_test[i] and isinstance(d, bytes))
     twice = sum(n - 1 for n in times.values())
-    lines = [f"test images that are also in train: {len(leaks) or 'none'}" + (f": {few(leaks, 20)}" if leaks else "")]
+    lines = [
+        f"test images that are also in train: {len(leaks) or 'none'}"
+        + (f": {shorten_list(leaks, 20)}" if leaks else "")
+    ]
     return lines + ([f"training images that are there more than once: {twice}"] if twice else [])
 
 
@@ -239,14 +244,14 @@ def prepare(config: RunConfig) -> int:
         config.dataset.download = False
     if root and reader.archives:
         for archive in unpack_archives(reader.needs, reader.archives, root):
-            say(f"unpacked {archive}")
+            log.info(f"unpacked {archive}")
     size, aspect, cache = config.backbone.resize, config.schedule.aspect, Path(config.cache_dir)
     dataset = load_dataset(config.dataset, cache)
     cache.mkdir(parents=True, exist_ok=True)
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
         store = open_store(dataset, size, aspect, cache, display.update)
     shape = f"{size} x {size} pixels" if aspect == "squash" else f"shorter side {size} pixels"
-    say(
+    log.info(
         f"{config.dataset.name}: {len(dataset.labels):,} images, {shape}, {store.pixels.nbytes / 2**20:,.0f} MiB in "
         f"{store_path(dataset, size, aspect, cache)}"
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from ..common.console import say
+from ..common.console import log
 from ..common.errors import UserError
 from ..config import RunConfig
 
@@ -66,11 +66,11 @@ def doctor(config: RunConfig, overrides: Sequence[str]) -> int:
     with found.looking_at("weights"):
         weights(found, overrides)
     for line in found.lines:
-        say(line)
+        log.info(line)
     if found.troubles:
-        say(f"delta-run cannot work here yet: {found.troubles} to mend, marked TROUBLE")
+        log.info(f"delta-run cannot work here yet: {found.troubles} to mend, marked TROUBLE")
     else:
-        say("delta-run can work here; without arguments it makes a first run, on embedded data")
+        log.info("delta-run can work here; without arguments it makes a first run, on embedded data")
     return 1 if found.troubles else 0
 
 

@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.console import complain, say, stoppable
+from ..common.console import log, stoppable
 from ..common.errors import UserError
 from ..records.cards import in_words, make_card, metadata_of
 from ..records.files import write_atomically
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         export(args.run, args.format, args.output)
     except (UserError, OSError) as error:
-        complain(str(error))
+        log.error(str(error))
         return 1
     return 0
 
@@ -94,10 +94,10 @@ def export(name: str, form: str, output: Path | None) -> None:
     write_atomically(path, data)
     write_atomically(path.parent / CARD, words.encode())
     if found is None:
-        say(f"{path} was not verified: onnxruntime is not installed (pip install 'delta-transfer[export]')")
+        log.info(f"{path} was not verified: onnxruntime is not installed (pip install 'delta-transfer[export]')")
     else:
-        say(f"verified: logits differ from the network's by at most {TOLERANCE:.0e} of the largest")
-    say(f"written: {path} ({len(data) / 1e6:.1f} MB), {path.parent / CARD}")
+        log.info(f"verified: logits differ from the network's by at most {TOLERANCE:.0e} of the largest")
+    log.info(f"written: {path} ({len(data) / 1e6:.1f} MB), {path.parent / CARD}")
 
 
 def place(output: Path, suffix: str) -> Path:

@@ -26,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.console import Display, complain, say, stoppable
+from ..common.console import Display, log, stoppable
 from ..common.errors import UserError
 from ..common.untrusted import no_formula, spelled_out
 
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             sys.stdout.reconfigure(errors="backslashreplace")  # what a terminal or pipe of another encoding lacks
             sys.stdout.write(text)
     except (UserError, OSError) as error:
-        complain(str(error))
+        log.error(str(error))
         return 1
     return 1 if found.refused else 0
 
@@ -123,9 +123,9 @@ def predict(args: argparse.Namespace) -> Found:
             if display:
                 display.update(done)
     for image, why in refused.items():
-        complain(f"{image}: {why}")
+        log.error(f"{image}: {why}")
     if run.class_names is None:
-        say(f"{run.run_id} was made by a version that did not record class names: classes are numbers, from 0")
+        log.info(f"{run.run_id} was made by a version that did not record class names: classes are numbers, from 0")
     return Found(run.run_id, run.class_names, predictions, refused)
 
 

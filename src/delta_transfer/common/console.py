@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: a progress bar on a terminal, plain lines in a pipe or a file."""
 
+import logging
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from .untrusted import printable
+
+log = logging.getLogger("delta_transfer")  # `show_messages` shows what it is told
 
 # Keys of a metrics line that the progress display does not repeat as loss terms.
 NOT_LOSS_TERMS = {
@@ -89,7 +91,7 @@ class Display:
         if 0 < tenth < 10:  # the first step says nothing about the others
             elapsed = time.monotonic() - self.started
             parts.append(f"{elapsed / max(1, step - self.first_step) * (self.total - step):.0f} s left")
-        say("  ".join(part for part in parts if part))
+        log.info("  ".join(part for part in parts if part))
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Show one line of metrics.jsonl."""
@@ -99,13 +101,31 @@ class Display:
         self.update(line["step"], f"{losses}  {accuracy}  {line['images_per_second']:.0f} images/s")
 
 
-def say(message: str) -> None:
-    # One write: of two, another run of a parallel sweep comes in between.
-    print(printable(message) + "\n", end="", flush=True)
+class _Terminal(logging.Handler):
+    """Shows messages as plain lines: information on standard output, errors on standard error.
+
+    A message is written at once, so that lines of parallel runs stay apart. Lines are never wrapped.
+    """
+
+    def __init__(self, information_on_stderr: bool):
+        super().__init__()
+        self.information_on_stderr = information_on_stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.levelno >= logging.ERROR
+        message = printable(record.getMessage())
+        console = Console(stderr=error or self.information_on_stderr, soft_wrap=True, highlight=False, emoji=False)
+        console.print(f"error: {message}" if error else message, markup=False)
 
 
-def complain(message: str) -> None:
-    print(f"error: {printable(message)}", file=sys.stderr, flush=True)
+def show_messages(information_on_stderr: bool = False) -> None:
+    """Shows the package's messages to a person; every command calls it. Without it they go where a host program sends
+    them.
+    """
+    log.handlers = [_Terminal(information_on_stderr)]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.disabled = False  # another package's logging configuration may have switched it off
 
 
 def stoppable(main: Callable[..., int]) -> Callable[..., int]:
@@ -113,16 +133,17 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
 
     @wraps(main)
     def stopped(*arguments) -> int:
+        show_messages()
         try:
             return main(*arguments)
         except KeyboardInterrupt:
-            complain("stopped by SIGINT")
+            log.error("stopped by SIGINT")
             return 128 + signal.SIGINT
 
     return stopped
 
 
-def few(names: Sequence[str], count: int = 5) -> str:
+def shorten_list(names: Sequence[str], count: int = 5) -> str:
     """The first names, and how many more."""
     more = f", ... ({len(names) - count} more)" if len(names) > count else ""
     return ", ".join(names[:count]) + more

@@ -1,21 +1,216 @@
-"""Checks of options."""
+"""Options: typed, described and checked values, declared beside the code that they configure.
 
+    @dataclass
+    class DeltaConfig(PenaltyConfig):
+        alpha: float = option(0.01, "strength of the penalty on the feature maps", at_least=0)
+
+A group of options is a dataclass. Each field has one line that says what it is; the reference page, `--help` and error
+messages show that line. Nothing here imports torch, Hydra or OmegaConf.
+"""
+
+import dataclasses
 import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Generic, Self, TypeVar, dataclass_transform
 
 from .errors import UserError
 
+MISSING: Any = "???"  # the value of an option that has to be given; OmegaConf uses the same mark
 LARGEST_SIDE = 2**14  # pixels
-
-
-LARGEST_BATCH = 2**20  # images; also of a class that is drawn
-
-
+LARGEST_BATCH = 2**20  # images of a batch or of a drawn class
 LONGEST = 10**9  # iterations, epochs, images
+
+T = TypeVar("T")
+
+
+class OptionError(UserError):
+    """A value that an option cannot have. `key`: the option's name on the command line, such as reg.alpha."""
+
+    def __init__(self, key: str, message: str):
+        super().__init__(message)
+        self.key = key
+
+
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[Any] = (),
+    identity: bool = True,
+) -> Any:
+    """A field of a group of options.
+
+    Args:
+        default: the value, or a group of options or a function that makes one. Lists and dicts are copied.
+        help: one line that says what the option is, with its unit.
+        above, at_least, below, at_most: bounds of a number, and of each number in a list. None is always allowed where
+            the field's type allows it.
+        choices: the only values allowed.
+        identity: whether another value makes another run. False for what decides where and how a run is made, and not
+            what comes out of it.
+    """
+    metadata = {
+        "help": help,
+        "bounds": {"above": above, "at_least": at_least, "below": below, "at_most": at_most},
+        "choices": tuple(choices),
+        "identity": identity,
+    }
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass_transform(field_specifiers=(option, field))
+class Options:
+    """Base of every group of options. A subclass is a dataclass and extends `check` for rules about several fields.
+
+    `key`: the group's name on the command line. `version`: raise it when a default or the meaning of a value changes;
+    it is part of a run's identity.
+    """
+
+    key: ClassVar[str] = ""
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):  # type: ignore[arg-type]
+            _check_value(f"{self.key}.{entry.name}" if self.key else entry.name, getattr(self, entry.name), entry)
+        self.check()
+
+    def check(self) -> None:
+        """Raises OptionError if values do not go together."""
+
+    def require(self, condition: bool, name: str, message: str) -> None:
+        """Raises OptionError about the field `name` unless `condition` holds."""
+        if not condition:
+            raise OptionError(f"{self.key}.{name}" if self.key else name, message)
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with other values."""
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
 def require(condition: bool, message: str) -> None:
+    """Raises UserError with `message` unless `condition` holds."""
     if not condition:
         raise UserError(message)
+
+
+def _check_value(key: str, value: Any, entry: "dataclasses.Field[Any]") -> None:
+    if value is None or value == MISSING or not entry.metadata:
+        return
+    choices = entry.metadata["choices"]
+    if choices and value not in choices:
+        raise OptionError(key, f"{key} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+    for number in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            _check_number(key, number, entry.metadata["bounds"])
+
+
+def _check_number(key: str, value: float, bounds: Mapping[str, float | None]) -> None:
+    rules: list[tuple[str, str, Callable[[float], bool]]] = [
+        ("above", "more than", lambda bound: value > bound),
+        ("at_least", "at least", lambda bound: value >= bound),
+        ("below", "less than", lambda bound: value < bound),
+        ("at_most", "at most", lambda bound: value <= bound),
+    ]
+    for name, words, holds in rules:
+        bound = bounds[name]
+        if bound is not None and not holds(bound):
+            raise OptionError(key, f"{key} must be {words} {bound:,}, got {value}.")
+    # PyTorch cannot represent other numbers: integers beyond 64 bits, floating-point numbers beyond 32.
+    representable = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value) and abs(value) <= 3e38
+    if not representable:
+        raise OptionError(key, f"{key} is out of range, got {value}.")
+
+
+def describe(group: type[Options]) -> Iterator[tuple[str, str]]:
+    """Name and description of each option of `group`; the names of nested groups have dots."""
+    hints = typing.get_type_hints(group)
+    for entry in fields(group):  # type: ignore[arg-type]
+        nested = _group_in(hints[entry.name])
+        if nested:
+            yield from ((f"{entry.name}.{name}", words) for name, words in describe(nested))
+        else:
+            yield entry.name, entry.metadata.get("help", "")
+
+
+def from_mapping(group: type[T], values: Mapping[str, Any]) -> T:
+    """The checked options that `values`, plain data such as a record's configuration, stand for.
+
+    Raises OptionError for a name that the group does not have and for an option without a value.
+    """
+    key = getattr(group, "key", "")
+    hints, known = typing.get_type_hints(group), {entry.name: entry for entry in fields(group)}  # type: ignore[arg-type]
+    if unknown := values.keys() - known.keys():
+        raise OptionError(key, f"{key or 'configuration'} has no {', '.join(sorted(unknown))}.")
+    made = {}
+    for name, value in values.items():
+        nested = _group_in(hints[name])
+        made[name] = from_mapping(nested, value) if nested and isinstance(value, Mapping) else value
+    options = group(**made)
+    for name in known:
+        if getattr(options, name) == MISSING:
+            raise OptionError(f"{key}.{name}", f"{key}.{name} has no value.")
+    return options
+
+
+def _group_in(hint: Any) -> type[Options] | None:
+    """The group of options that a field holds, if it holds one."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
+
+
+@dataclass(frozen=True)
+class Entry(Generic[T]):
+    """A named thing of a registry: what it is, how people write its name, and its options."""
+
+    name: str
+    thing: T
+    title: str
+    options: type[Options]
+
+
+class Registry(Generic[T]):
+    """Things by the name that a configuration key gives them. Each registers itself by a decorator in its own file."""
+
+    def __init__(self, key: str):
+        self.key = key  # the configuration key that names one, such as reg.name
+        self.entries: dict[str, Entry[T]] = {}
+
+    def register(self, name: str, title: str, options: type[Options]) -> Callable[[T], T]:
+        """A decorator that makes a thing known as `name`. Raises ValueError for a name that is taken."""
+
+        def add(thing: T) -> T:
+            if name in self.entries:
+                raise ValueError(f"{self.key}={name} is registered twice.")
+            self.entries[name] = Entry(name, thing, title, options)
+            return thing
+
+        return add
+
+    def __getitem__(self, name: str) -> Entry[T]:
+        """Raises OptionError for a name that nothing has."""
+        if name not in self.entries:
+            raise OptionError(self.key, f"{self.key}={name}: there is only {', '.join(sorted(self.entries))}.")
+        return self.entries[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+
+# --- Checks of the options that are still in config.py -------------------------------------------------------------
 
 
 def require_representable(key: str, value: float | None) -> None:

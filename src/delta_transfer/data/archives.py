@@ -15,10 +15,10 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from ..common.console import few
+from ..common.console import shorten_list
 from ..common.errors import UserError
 from ..common.untrusted import most_unpacked
-from ..records.locks import held
+from ..records.locks import wait_for_lock
 
 # What a damaged archive can raise. RuntimeError: encrypted, or compressed in an unknown way; ValueError: impossible
 # numbers and names, as ArithmeticError, LookupError and MemoryError; OSError: also a full disk.
@@ -75,7 +75,7 @@ def unpack_archives(needs: Sequence[str], archives: Sequence[str], root: Path) -
         if not found:
             continue
         archive = found[0]
-        with held(archive.parent / f".{archive.name}.lock", f"unpacks {archive}"):
+        with wait_for_lock(archive.parent / f".{archive.name}.lock", f"unpacks {archive}"):
             if not _missing(needs, root):  # another process unpacked it
                 break
             try:
@@ -84,7 +84,7 @@ def unpack_archives(needs: Sequence[str], archives: Sequence[str], root: Path) -
             except AlreadyThere as error:
                 refused = refused or error
     if refused and (missing := _missing(needs, root)):
-        raise UserError(f"{root} lacks {few(missing)}. {refused}") from refused
+        raise UserError(f"{root} lacks {shorten_list(missing)}. {refused}") from refused
     return done
 
 
@@ -199,7 +199,7 @@ def _extract(
     there = [entry for entry in entries if os.path.lexists(folder / entry)]
     if there:
         raise AlreadyThere(
-            f"{archive} is not unpacked: {folder} already has {few(there)}. Remove it if it is incomplete."
+            f"{archive} is not unpacked: {folder} already has {shorten_list(there)}. Remove it if it is incomplete."
         )
     made = not folder.exists()
     size = sum(size for _, size in sizes)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.console import few, say
+from ..common.console import log, shorten_list
 from ..common.errors import UserError
 from ..records.files import whole_file
 
@@ -45,9 +45,9 @@ def contents_of(name: str, files: Sequence[Path], cache_dir: Path | None) -> Con
     found[stale] = np.frombuffer(b"".join(new), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
     changed = [files[i].name for i in stale if stamps[i].any() and (found[i] != known[i]).any()]
     if changed:
-        say(
-            f"{name}: {len(changed)} images are not what they were ({few(changed)}): it is another data set now. "
-            "Runs and stores made before keep the old one's names."
+        log.info(
+            f"{name}: {len(changed)} images are not what they were ({shorten_list(changed)}): it is another "
+            "data set now. Runs and stores made before keep the old one's names."
         )
     _remember(cache, now, found)
     return Contents(now, found)

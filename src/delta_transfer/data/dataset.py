@@ -67,7 +67,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Splits:
     """Indices into a Dataset, ascending."""
 
     train: np.ndarray
@@ -118,7 +118,7 @@ def expected_counts(config: DatasetConfig) -> OfficialCounts | None:
     return config.official
 
 
-def split_parts(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Parts:
+def make_splits(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Splits:
     """Draw the training images that are used, then hold out the validation part, both class by class.
 
     Raises UserError for a class without training images, or too few for the draw or the split.
@@ -147,7 +147,7 @@ def split_parts(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Pa
     test = np.flatnonzero(dataset.is_test)
     if len(test) == 0:
         raise UserError(f"{dataset.name} has no test image.")
-    return Parts(np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), test)
+    return Splits(np.sort(np.concatenate(train)), np.sort(np.concatenate(val)), test)
 
 
 def _held_out(n: int, split: SplitConfig) -> np.ndarray:

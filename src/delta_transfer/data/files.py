@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..common.console import few
+from ..common.console import shorten_list
 from ..common.errors import UserError
 from .dataset import Dataset
 
@@ -66,14 +66,14 @@ def from_files(
         raise UserError(f"{listed_in} of {name} names no image.")
     outside = [file for file in files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
     if outside:
-        raise UserError(f"{listed_in} of {name} names files outside {folder}: {few(outside)}.")
+        raise UserError(f"{listed_in} of {name} names files outside {folder}: {shorten_list(outside)}.")
     wrong = [f"{files[i]} has label {labels[i]}" for i in np.flatnonzero((labels < 0) | (labels >= len(classes)))]
     if wrong:
-        raise UserError(f"{listed_in} of {name}: labels must be in 0..{len(classes) - 1}, but {few(wrong)}.")
+        raise UserError(f"{listed_in} of {name}: labels must be in 0..{len(classes) - 1}, but {shorten_list(wrong)}.")
     tested = {file for file, test in zip(files, is_test, strict=True) if test}
     both = [file for file, test in zip(files, is_test, strict=True) if not test and file in tested]
     if both:
-        raise UserError(f"{listed_in} of {name}: {len(both)} images are in train and test: {few(both)}.")
+        raise UserError(f"{listed_in} of {name}: {len(both)} images are in train and test: {shorten_list(both)}.")
 
     digest, missing = hashlib.sha256(name.encode()), []
     for file, label, test in zip(files, labels, is_test, strict=True):
@@ -86,7 +86,7 @@ def from_files(
     if missing:
         raise UserError(
             f"{len(missing)} of {len(files)} images of {name} that {listed_in} names are not in {folder}: "
-            f"{few(missing)}."
+            f"{shorten_list(missing)}."
         )
 
     def load(index: int) -> Image.Image:

@@ -6,7 +6,7 @@ import unicodedata
 import numpy as np
 from PIL import Image
 
-from ..common.console import few
+from ..common.console import shorten_list
 from ..common.errors import UserError
 from .dataset import Dataset, Pairs
 
@@ -20,8 +20,8 @@ def with_pairs(name: str, train: Dataset, test: Dataset, pairs: Pairs) -> Datase
     trained = {_spelling(known) for known in train.classes}
     if shared := [known for known in test.classes if _spelling(known) in trained]:
         raise UserError(
-            f"{name}: {len(shared)} of the persons or classes of the pairs would be trained on: {few(shared)}. Take "
-            "them out of the training images."
+            f"{name}: {len(shared)} of the persons or classes of the pairs would be trained on: "
+            f"{shorten_list(shared)}. Take them out of the training images."
         )
     n_train = len(train.labels)
     digest = hashlib.sha256(f"{name} {train.listing} {test.listing}".encode())

@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..common.console import few, say
+from ..common.console import log, shorten_list
 from ..common.errors import UserError
 from ..records.files import naming, sync, sync_folder, write_atomically
-from ..records.locks import Check, held
+from ..records.locks import Check, wait_for_lock
 from .dataset import Dataset
 from .files import UNREADABLE
 
@@ -67,11 +67,11 @@ def open_store(
     path = store_path(dataset, size, aspect, cache_dir)
     if _usable(path, dataset) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with held(path.with_name(f".{path.name}.lock"), f"builds {path.name}") as check:
+        with wait_for_lock(path.with_name(f".{path.name}.lock"), f"builds {path.name}") as check:
             why = _usable(path, dataset)
             if why is not None:  # else another process has just built it
                 if path.exists():
-                    say(f"The store {path} is damaged ({why}): it is built again")
+                    log.info(f"The store {path} is damaged ({why}): it is built again")
                     shutil.rmtree(path)
                 unfinished = path.with_name(f".{path.name}.partial")
                 _build(dataset, size, aspect, unfinished, progress, check)
@@ -97,7 +97,7 @@ def _usable(path: Path, dataset: Dataset) -> str | None:
         if made["pixels"] != _stamp(path):  # moved here, or changed
             damaged = wrong_checksums(path)
             if damaged:
-                return f"checksums are wrong: {few([dataset.names[index] for index in damaged])}"
+                return f"checksums are wrong: {shorten_list([dataset.names[index] for index in damaged])}"
             with suppress(OSError):  # a disk that cannot be written: they are compared again next time
                 _describe(path, dataset)
     except FileNotFoundError as error:
@@ -196,7 +196,9 @@ def _build(
     if unreadable:
         raise UserError(f"{len(unreadable)} images of {dataset.name} cannot be read: {'; '.join(unreadable)}.")
     if changed:
-        raise UserError(f"{len(changed)} images of {dataset.name} changed while they were decoded: {few(changed)}.")
+        raise UserError(
+            f"{len(changed)} images of {dataset.name} changed while they were decoded: {shorten_list(changed)}."
+        )
     _describe(folder, dataset)
     (folder / "done").unlink()
 

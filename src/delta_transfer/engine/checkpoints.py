@@ -10,7 +10,7 @@ from typing import IO, Any
 
 import torch
 
-from ..common.console import say
+from ..common.console import log
 from ..common.hardware import device_name
 from . import processes as distributed
 
@@ -45,11 +45,13 @@ def read_checkpoint(path: Path, device: torch.device) -> dict[str, Any] | None:
         except Exception as error:  # nothing that follows a right checksum is to be trusted for that
             why = f"{type(error).__name__}: {error}".splitlines()[0]
     if why is not None:
-        say(f"{path} cannot be used ({why}): the run starts again")
+        log.info(f"{path} cannot be used ({why}): the run starts again")
         path.unlink(missing_ok=True)
         return None
     if state["made_with"] != made_with(device):
-        say(f"{path} was made with {state['made_with']}: the run goes on, but not bit for bit as it would have there")
+        log.info(
+            f"{path} was made with {state['made_with']}: the run goes on, but not bit for bit as it would have there"
+        )
     return state
 
 

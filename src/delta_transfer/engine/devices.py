@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ..common.console import say
+from ..common.console import log
 from ..common.hardware import reset_peak_memory
 from ..common.options import require
 from ..config import RunConfig
@@ -56,13 +56,13 @@ def claim_gpu() -> int:
         except BlockingIOError:
             os.close(lock)
     index = os.getpid() % count  # spreads them, somehow
-    say(f"All {count} GPUs have a run already: GPU {index} gets one more")
+    log.info(f"All {count} GPUs have a run already: GPU {index} gets one more")
     return index
 
 
 def pick_precision(wanted: str, device: torch.device) -> str:
     if wanted == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        say("This CPU has no arithmetic for bf16: it will be far slower than precision=fp32")
+        log.info("This CPU has no arithmetic for bf16: it will be far slower than precision=fp32")
     if wanted != "auto":
         return wanted
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

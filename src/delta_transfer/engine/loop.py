@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common import interrupts
-from ..common.console import say
+from ..common.console import log
 from ..common.errors import UserError
 from ..common.pair_metrics import pair_metrics
 from ..config import ScheduleConfig
 from ..data.dataset import Pairs
 from ..data.loader import Loader
 from ..methods import Regularizer
-from ..models import Network, frozen_backbone, in_parts
+from ..models import Network, forward_in_chunks, frozen_backbone
 from . import processes as distributed
 
 GRADIENT_NORM = "gradient_norm"  # beside the loss terms in a line of metrics
@@ -41,7 +41,7 @@ class NotFinite(UserError):
 
 
 @dataclass
-class Learner:
+class TrainState:
     """The target network with its optimizer, the frozen source beside it, and the precision they compute in."""
 
     target: Network
@@ -67,7 +67,7 @@ class Learner:
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, self.precision):
-            return in_parts(self._target, images) if self._frozen else self._target(images)
+            return forward_in_chunks(self._target, images) if self._frozen else self._target(images)
 
     def forward_with(self, parameters: dict[str, Tensor], images: Tensor) -> dict[str, Tensor]:
         """`forward` with other values of the target's parameters, by their names; BatchNorm's statistics stay.
@@ -81,7 +81,7 @@ class Learner:
     @torch.no_grad()
     def forward_source(self, images: Tensor) -> dict[str, Tensor]:
         with autocast(images.device, self.precision):
-            return in_parts(self._source, images)
+            return forward_in_chunks(self._source, images)
 
     def task_loss(self, outputs: dict[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Cross-entropy, in fp32, and that of an auxiliary head if there is one."""
@@ -151,7 +151,7 @@ def batch_for(regularizer: Regularizer, loader: Loader, indices: np.ndarray, ite
 
 
 def train(
-    learner: Learner,
+    learner: TrainState,
     regularizer: Regularizer,
     loader: Loader,
     train_indices: np.ndarray,
@@ -261,7 +261,7 @@ def outputs_of(
             if loader.images_at_once <= 2:
                 raise
             loader.images_at_once //= 2
-            say(f"Out of memory in the evaluation: it goes on with {loader.images_at_once} images at once")
+            log.info(f"Out of memory in the evaluation: it goes on with {loader.images_at_once} images at once")
 
 
 def _outputs_of(

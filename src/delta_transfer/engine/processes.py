@@ -41,7 +41,7 @@ def processes() -> int:
 
 
 @contextmanager
-def first_alone() -> Iterator[None]:
+def rank0_first() -> Iterator[None]:
     """The first process goes in alone, the others after it: they find what it wrote."""
     if rank() > 0:
         dist.barrier()
@@ -50,7 +50,7 @@ def first_alone() -> Iterator[None]:
         dist.barrier()
 
 
-def of_first(read: Callable[[], Any]) -> Any:
+def broadcast_from_rank0(read: Callable[[], Any]) -> Any:
     """What `read` returns in the first process, so that all go on alike."""
     values = [read() if rank() == 0 else None]
     if processes() > 1:

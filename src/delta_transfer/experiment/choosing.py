@@ -14,7 +14,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ..common import tables
-from ..common.console import say
+from ..common.console import log
 from ..common.errors import UserError
 from ..common.options import require
 from ..config import RunConfig
@@ -97,11 +97,11 @@ def carry_out(
 
     validation = compare(records, "val_top1")
     selection = choose(validation, failed)
-    say(tables.on_screen([sections.accuracies(validation)], terminal=False))
+    log.info(tables.on_screen([sections.accuracies(validation)], terminal=False))
     for line in (*selection.warnings, *selection.undecided, *map(str, selection.choices)):
-        say(line)
+        log.info(line)
     if without := [display(method) for method in methods if method not in validation.methods]:
-        say(f"not compared: {', '.join(without)}: every run failed")
+        log.info(f"not compared: {', '.join(without)}: every run failed")
     chosen = best_of(on_all_folds(selection.choices, folds))
     method = method_of(chosen.best.cell.runs[0])
     alpha = [f"reg.alpha={alpha_of(chosen)}"] if method in alphas else []
@@ -183,15 +183,15 @@ def values_of(override) -> list[str]:
 
 def folds_of(config: RunConfig, wanted: int) -> int:
     from ..data import load_dataset
-    from ..data.dataset import split_parts
+    from ..data.dataset import make_splits
 
     dataset = load_dataset(config.dataset, Path(config.cache_dir))
-    train = split_parts(dataset, config.dataset, config.split).train
+    train = make_splits(dataset, config.dataset, config.split).train
     images = {name: int((dataset.labels[train] == label).sum()) for label, name in enumerate(dataset.classes)}
     folds = number_of_folds(images, wanted)
     smallest = min(images, key=images.get)
     if folds < wanted:
-        say(f"Class {smallest} has {images[smallest]} training images: {folds} folds instead of {wanted}")
+        log.info(f"Class {smallest} has {images[smallest]} training images: {folds} folds instead of {wanted}")
     return folds
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..common.console import say
+from ..common.console import log
 from ..common.hardware import images_at_once, reset_peak_memory, seconds_of
 from ..config import BackboneConfig, RunConfig
-from ..engine.loop import Learner, autocast, make_optimizer
+from ..engine.loop import TrainState, autocast, make_optimizer
 from ..methods import Regularizer
 from ..models import Network, frozen_maps
 from ..models.zoo import build_source
@@ -58,7 +58,7 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
     """
     stages = method.stages()
     regularizer = stages[0].regularizer
-    say(f"measuring {config.backbone.name}, {config.reg.name} ...")
+    log.info(f"measuring {config.backbone.name}, {config.reg.name} ...")
     parts = config.schedule.accumulate
     backbone, batch = replace(config.backbone, weights="none"), config.schedule.batch_size // parts  # at a time
     source = build_source(backbone, 0, tapped=regularizer.needs_taps)
@@ -91,7 +91,7 @@ def measure(config: RunConfig, method: Regularizer, num_classes: int, device: to
         maps = frozen(others, backbone, with_logits, config.precision).to(device, memory_format=torch.channels_last)
     elif regularizer.needs_source:
         maps = frozen_maps(source, with_logits, config.precision)
-    learner = Learner(target, maps, optimizer, config.precision, backbone.aux_weight)
+    learner = TrainState(target, maps, optimizer, config.precision, backbone.aux_weight)
 
     def step(count: int) -> Callable[[], object]:
         images, *views = (random_images(count) for _ in range(regularizer.views))

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from ..common.console import Display, few, say
+from ..common.console import Display, log, shorten_list
 from ..common.errors import RunFailed, UserError
 from ..common.hardware import device_name, peak_memory, versions
 from ..common.options import require
 from ..config import RunConfig, ScheduleConfig
 from ..data import load_dataset
-from ..data.dataset import Counts, Dataset, Parts, expected_counts, split_parts
+from ..data.dataset import Counts, Dataset, Splits, expected_counts, make_splits
 from ..data.loader import Loader
 from ..data.store import Store, open_store
 from ..engine import processes as distributed
@@ -29,17 +29,17 @@ from ..engine.loop import NotFinite
 from ..methods import build_regularizer
 from ..models.zoo import build_source
 from ..records.cards import in_words, make_card, metadata_of
-from ..records.checked import fingerprint, sealed
+from ..records.checked import fingerprint, save_with_checksum
 from ..records.identity import run_id, run_identity
 from ..records.locks import InUse
 from ..records.run_directory import CLASSES, SCHEMA, RunDirectory, git_commit, timestamp
 from .failures import explain
 from .sources import Loaded, check_sources, load_sources
-from .stages import Training, cpu_weights
+from .stages import StageRunner, cpu_weights
 
 
 @dataclass(frozen=True)
-class Ended:
+class RunResult:
     """A finished run."""
 
     summary: dict[str, Any]
@@ -51,7 +51,7 @@ class Ended:
         return ", ".join(f"{name} {value:.1f} %" for name, value in found if value is not None)
 
 
-def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
+def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     """Carry out the run that `config` describes, or find it finished.
 
     `overrides`: what Hydra composed `config` from, for the record.
@@ -72,20 +72,22 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
     for stage in stages:
         stage.regularizer.parts = shares
     require_shares(config.schedule, shares)
-    with distributed.first_alone():  # either may download
+    with distributed.rank0_first():  # either may download
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         source = build_source(config.backbone, config.seed, tapped=needs_taps)
         sources = load_sources(config, tapped=needs_taps)
         Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
         dataset.fingerprint  # noqa: B018 - reads all images, and remembers for the other processes and runs
-    parts = split_parts(dataset, config.dataset, config.split)
+    parts = make_splits(dataset, config.dataset, config.split)
     config.schedule = config.schedule.fitted_to(parts.for_training)
     require_shares(config.schedule, shares)
     weights = fingerprint(source.weights())
     name = name_of(config, dataset.fingerprint, weights, sources)
     runs = Path(config.results_dir) / "runs"
     directory = RunDirectory(runs / name, writes=distributed.rank() == 0)
-    before = distributed.of_first(lambda: directory.summary() or older_record(runs, config, dataset, weights))
+    before = distributed.broadcast_from_rank0(
+        lambda: directory.summary() or older_record(runs, config, dataset, weights)
+    )
     if (ended := ended_before(name, before, config.retry_failed)) is not None:
         return ended
     trains_backbone = any(not stage.regularizer.freezes_backbone for stage in stages)
@@ -98,7 +100,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         other.network.map_shapes(1, config.backbone.image_size, training=False)
     loader = make_loader(config, dataset, device)
     with directory:
-        meanwhile = distributed.of_first(directory.summary)
+        meanwhile = distributed.broadcast_from_rank0(directory.summary)
         if meanwhile is not None and meanwhile != before:  # made by another process
             return ended_before(name, meanwhile, retry_failed=False)
         directory.start_anew(OmegaConf.to_yaml(OmegaConf.structured(config)))
@@ -107,10 +109,10 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
         }
         if sources is not None:
             summary["sources"] = [other.record for other in sources]
-        training = Training(config, stages, source, sources, shapes, dataset, parts, weights, loader, directory)
+        training = StageRunner(config, stages, source, sources, shapes, dataset, parts, weights, loader, directory)
         summary["iterations"] = training.iterations
         if len(stages) > 1:
-            say(f"{name}: {len(stages)} stages of {training.length:,} iterations")
+            log.info(f"{name}: {len(stages)} stages of {training.length:,} iterations")
         try:
             results = training.carry_out()
             test_outputs = results.pop("test_outputs")
@@ -125,7 +127,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
                 raise
             failure, message = explain(error, config, training.learner, training.regularizer, loader, parts.train)
             if failure is not None:
-                with distributed.first_alone():  # it has written before another ends, and with it all
+                with distributed.rank0_first():  # it has written before another ends, and with it all
                     summary |= training.so_far() | {"error": message, "failure": failure, "finished": timestamp()}
                     directory.write_summary(summary)
                     if failure in ("diverged", "input"):  # which going on would not mend
@@ -136,8 +138,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> Ended:
                 raise UserError(f"{name}: {message}") from error
             raise RunFailed(f"{name}: {message}", summary) from error
         directory.remove_checkpoint()
-        ended = Ended(summary, skipped=False)
-        say(f"{name}: {ended}, {summary['train_seconds']:.0f} s")
+        ended = RunResult(summary, skipped=False)
+        log.info(f"{name}: {ended}, {summary['train_seconds']:.0f} s")
         return ended
 
 
@@ -155,7 +157,7 @@ def older_record(runs: Path, config: RunConfig, dataset: Dataset, weights: str) 
     return summary if summary and summary.get("schema") == 1 else None
 
 
-def ended_before(name: str, summary: dict[str, Any] | None, retry_failed: bool) -> Ended | None:
+def ended_before(name: str, summary: dict[str, Any] | None, retry_failed: bool) -> RunResult | None:
     """The run if it is finished; None if it is to be made. Raises RunFailed if it failed and is not to be retried."""
     if summary is None:
         return None
@@ -164,8 +166,8 @@ def ended_before(name: str, summary: dict[str, Any] | None, retry_failed: bool) 
             return None
         reason = str(summary["error"]).splitlines()[0]
         raise RunFailed(f"{name} failed before: {reason} retry_failed=true tries it again.", summary)
-    ended = Ended(summary, skipped=True)
-    say(f"{name}: done, skipped ({ended})")
+    ended = RunResult(summary, skipped=True)
+    log.info(f"{name}: done, skipped ({ended})")
     return ended
 
 
@@ -173,27 +175,27 @@ def say_if_incomplete(config: RunConfig, dataset: Dataset) -> None:
     """A subset is a legitimate data set, but nobody should take it for the whole one."""
     counts, official = Counts.of(dataset), expected_counts(config.dataset)
     if counts.against(official) != "ready":
-        say(
+        log.info(
             f"{dataset.name}: {counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images; "
             f"officially {official.classes:,}, {official.train:,}, {official.test:,}"
         )
 
 
-def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, parts: Parts) -> None:
+def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, parts: Splits) -> None:
     counts = f"{len(parts.train):,} training" + (f", {len(parts.val):,} validation" if len(parts.val) else "")
     if config.split.folds is None:
         counts += f", {len(parts.test):,} test"
     iterations, side = config.schedule.length(len(parts.train)), config.backbone.image_size
-    say(
-        f"{name}: {counts} images of {len(dataset.classes):,} classes ({few(dataset.classes, 3)}); {iterations:,} "
-        f"iterations of {config.schedule.batch_size} images of {side} x {side} pixels"
+    log.info(
+        f"{name}: {counts} images of {len(dataset.classes):,} classes ({shorten_list(dataset.classes, 3)}); "
+        f"{iterations:,} iterations of {config.schedule.batch_size} images of {side} x {side} pixels"
     )
 
 
 def say_what_accumulation_changes(schedule: ScheduleConfig) -> None:
     if schedule.accumulate > 1:
         part = schedule.batch_size // schedule.accumulate
-        say(
+        log.info(
             f"schedule.accumulate={schedule.accumulate}: {part} images at a time, the gradient of all "
             f"{schedule.batch_size}. BatchNorm in training, whose statistics are those of {part} images now, and "
             "dropout make another run of it than the whole batch would; nothing else does."
@@ -213,7 +215,7 @@ def name_of(config: RunConfig, fingerprint: str, weights: str, sources: list[Loa
 
 def make_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Loader:
     title = f"{dataset.name}: decoding images"
-    with distributed.first_alone(), Display(title, len(dataset.labels), "image") as display:
+    with distributed.rank0_first(), Display(title, len(dataset.labels), "image") as display:
         store = open_store(
             dataset, config.backbone.resize, config.schedule.aspect, Path(config.cache_dir), display.update
         )
@@ -240,7 +242,7 @@ def loader_of(config: RunConfig, store: Store, labels: np.ndarray, device: torch
 
 
 def describe_run(
-    config: RunConfig, name: str, dataset: Dataset, parts: Parts, weights: str, device: torch.device
+    config: RunConfig, name: str, dataset: Dataset, parts: Splits, weights: str, device: torch.device
 ) -> dict[str, Any]:
     """What the summary says before anything is measured."""
     return {
@@ -268,7 +270,7 @@ def describe_run(
 
 
 def write_outputs(
-    directory: RunDirectory, training: Training, test: dict[str, Any] | None, parts: Parts, summary: dict[str, Any]
+    directory: RunDirectory, training: StageRunner, test: dict[str, Any] | None, parts: Splits, summary: dict[str, Any]
 ) -> None:
     """Test predictions, for paired tests, class names, the trained weights, and what the method learned beside them.
 
@@ -285,10 +287,10 @@ def write_outputs(
         directory.write("pairs.npz" if training.dataset.pairs else "predictions.npz", buffer.getvalue())
     directory.write(CLASSES, json.dumps(training.dataset.classes).encode())
     if training.modules:
-        directory.write("method.safetensors", sealed(training.modules))
+        directory.write("method.safetensors", save_with_checksum(training.modules))
     weights, metadata = cpu_weights(training.learner.target), {}
     if training.config.model_card:
         card = make_card(summary, training.dataset.classes, fingerprint(weights))
         metadata = metadata_of(card)
         directory.write("MODEL_CARD.md", in_words(card).encode())
-    directory.write("model.safetensors", sealed(weights, metadata))
+    directory.write("model.safetensors", save_with_checksum(weights, metadata))

@@ -8,14 +8,14 @@ import torch
 from ..common.errors import UserError
 from ..config import RunConfig
 from ..data.loader import Loader
-from ..engine.loop import Learner, NotFinite, batch_for
+from ..engine.loop import NotFinite, TrainState, batch_for
 from ..methods import Regularizer
 
 
 def explain(
     error: Exception,
     config: RunConfig,
-    learner: Learner | None,
+    learner: TrainState | None,
     regularizer: Regularizer,
     loader: Loader,
     train_indices: np.ndarray,
@@ -45,7 +45,7 @@ def explain(
 
 
 def _cause(
-    error: NotFinite, config: RunConfig, learner: Learner, loader: Loader, train_indices: np.ndarray
+    error: NotFinite, config: RunConfig, learner: TrainState, loader: Loader, train_indices: np.ndarray
 ) -> tuple[str, str]:
     """Whether what went into the step was in order: then it is the training that diverged."""
     images, _ = loader.train_batch(train_indices, error.iteration)  # the same batch again
@@ -67,7 +67,7 @@ def strengths(reg, key: str = "reg") -> list[str]:
 
 
 def _what_would_fit(
-    config: RunConfig, learner: Learner | None, regularizer: Regularizer, loader: Loader, train_indices: np.ndarray
+    config: RunConfig, learner: TrainState | None, regularizer: Regularizer, loader: Loader, train_indices: np.ndarray
 ) -> tuple[str | None, str]:
     """Tries a step in ever more parts, in what is left of a failed run. Kind and message as `explain`."""
     schedule, kind = config.schedule, "out of memory"

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..common.console import say
+from ..common.console import log
 from ..common.options import require
 from ..methods import Regularizer
 from ..methods.base import Batches
 from ..models import Network
-from ..records.checked import read_sealed, sealed
+from ..records.checked import load_with_checksum, save_with_checksum
 from ..records.files import remove_unfinished, write_atomically
-from ..records.locks import held
+from ..records.locks import wait_for_lock
 from ..records.run_directory import RunDirectory
 
 
@@ -34,11 +34,11 @@ def fit_or_reuse(
     fitted = _read_fitted(directory.path / name, metadata)
     if fitted is None:
         shared.parent.mkdir(parents=True, exist_ok=True)
-        with held(shared.with_name(f".{shared.name}.lock"), f"computes {shared.name}"):
+        with wait_for_lock(shared.with_name(f".{shared.name}.lock"), f"computes {shared.name}"):
             remove_unfinished(shared.parent, shared.name)
             fitted = _read_fitted(shared, metadata)
             if fitted is None:
-                say(f"{directory.path.name}: computing {regularizer.fitted_name} ...")
+                log.info(f"{directory.path.name}: computing {regularizer.fitted_name} ...")
                 fitted = {k: v.cpu() for k, v in regularizer.fit(source, batches, num_classes).items()}
                 for tensor_name, values in fitted.items():
                     require(
@@ -47,9 +47,9 @@ def fit_or_reuse(
                         f"the options of {regularizer.fit_key}"
                         + (f".{regularizer.fitted_name}." if regularizer.fit_options() else "."),
                     )
-                write_atomically(shared, sealed(fitted, metadata))
+                write_atomically(shared, save_with_checksum(fitted, metadata))
     regularizer.load_fitted(_to(fitted, source))
-    directory.write(name, sealed(fitted, metadata))
+    directory.write(name, save_with_checksum(fitted, metadata))
 
 
 def fitted_path(regularizer: Regularizer, fitted_to: dict[str, Any], cache_dir: Path) -> Path:
@@ -67,9 +67,9 @@ def _read_fitted(path: Path, metadata: dict[str, str]) -> dict[str, Tensor] | No
     if not path.exists():
         return None
     try:
-        fitted, made_for = read_sealed(path)
+        fitted, made_for = load_with_checksum(path)
     except ValueError as error:
-        say(f"{path} is damaged ({error}): it is computed again")
+        log.info(f"{path} is damaged ({error}): it is computed again")
         return None
     return fitted if made_for == metadata else None
 

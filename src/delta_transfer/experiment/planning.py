@@ -10,12 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ..common.console import duration, say
+from ..common.console import duration, log
 from ..common.errors import UserError
 from ..common.hardware import device_name
 from ..config import DatasetConfig, RunConfig
 from ..data import load_dataset
-from ..data.dataset import Dataset, Parts, split_parts
+from ..data.dataset import Dataset, Splits, make_splits
 from ..data.store import store_bytes, store_path
 from ..engine.devices import pick_device, pick_precision
 from ..methods import build_regularizer
@@ -76,7 +76,7 @@ class Plan:
         check_sources(config, stages)
         regularizer = stages[0].regularizer
         dataset = self._dataset(config.dataset, Path(config.cache_dir))
-        parts = split_parts(dataset, config.dataset, config.split) if dataset else None
+        parts = make_splits(dataset, config.dataset, config.split) if dataset else None
         if config.schedule.iterations == "auto":
             images = parts.for_training if parts else drawn_of_official(config.dataset)
             config.schedule = config.schedule.fitted_to(images)
@@ -195,9 +195,9 @@ class Plan:
             if states["failed"] and not self.jobs[0].config.retry_failed
             else ""
         )
-        say(f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}: {counted}{retry}, {len(left)} to do")
+        log.info(f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}: {counted}{retry}, {len(left)} to do")
         for (name, _), words in self.lengths.items():
-            say(f"{name}, {words} (schedule.iterations=auto)")
+            log.info(f"{name}, {words} (schedule.iterations=auto)")
         if left:
             device = pick_device(left[0].config.device)
             once, on_folds = sum(self.fits.values()), sum(job.seconds for job in left if job.config.split.folds)
@@ -205,14 +205,16 @@ class Plan:
             parts += [f"{duration(on_folds)} for runs on folds"] if on_folds and self.both_kinds else []
             shared = f", of which {' and '.join(parts)}" if parts else ""
             total = sum(job.seconds for job in left) + once
-            say(f"Time: about {duration(total)} one after the other on {device_name(device)}{shared}; without decoding")
+            log.info(
+                f"Time: about {duration(total)} one after the other on {device_name(device)}{shared}; without decoding"
+            )
             kept = sum(job.stages * job.cost.weights_bytes for job in left)
             stores = sum(self.stores.values())
-            say(f"Disk: about {in_bytes(kept)} of trained weights, {in_bytes(stores)} of image stores to build")
+            log.info(f"Disk: about {in_bytes(kept)} of trained weights, {in_bytes(stores)} of image stores to build")
             how = "measured" if device.type == "cuda" else f"estimated, {left[0].config.precision}"
-            say(f"GPU memory: {how}; the image store goes there too where it leaves half of it free")
+            log.info(f"GPU memory: {how}; the image store goes there too where it leaves half of it free")
         for what, reason in self.not_ready.items():
-            say(f"Not ready: {what}: {reason}")
+            log.info(f"Not ready: {what}: {reason}")
 
     @property
     def both_kinds(self) -> bool:
@@ -244,7 +246,7 @@ class Plan:
         return table
 
 
-def sizes(config: RunConfig, parts: Parts | None) -> tuple[int, int]:
+def sizes(config: RunConfig, parts: Splits | None) -> tuple[int, int]:
     """Images trained on and images evaluated; from the official counts where the data set is not here."""
     if parts:
         return len(parts.train), len(parts.val) + config.split.measures_test * len(parts.test)

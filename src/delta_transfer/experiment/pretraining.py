@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 from hydra import compose
 
-from ..common.console import say
+from ..common.console import log
 from ..common.errors import UserError
 from ..common.options import require
 from ..config import RunConfig, to_run_config
 from ..records.locks import InUse
 
 if TYPE_CHECKING:
-    from .experiment import Ended
+    from .experiment import RunResult
+
+    pass
 
 WEIGHTS = "model.safetensors"
 
@@ -50,17 +52,17 @@ def _asked_for(config: RunConfig, network: str) -> tuple:
 @cache  # once per sweep
 def _glyphs_weights(*asked_for) -> tuple[str, None] | tuple[None, str]:
     """The path, or why there is none."""
-    from ..records.checked import read_sealed
+    from ..records.checked import load_with_checksum
     from .experiment import run
 
     recipe = _recipe(*asked_for)
-    say("Source network of the embedded default (delta-pretrain):")
+    log.info("Source network of the embedded default (delta-pretrain):")
     try:
         folder = Path(recipe.results_dir) / "runs" / _when_free(lambda: run(recipe)).summary["run_id"]
         try:
-            read_sealed(folder / WEIGHTS)
+            load_with_checksum(folder / WEIGHTS)
         except (ValueError, OSError) as error:
-            say(f"{folder / WEIGHTS} is damaged ({error}): it is trained again")
+            log.info(f"{folder / WEIGHTS} is damaged ({error}): it is trained again")
             (folder / "summary.json").unlink()
             _when_free(lambda: run(recipe))
     except UserError as error:
@@ -68,7 +70,7 @@ def _glyphs_weights(*asked_for) -> tuple[str, None] | tuple[None, str]:
     return str(folder / WEIGHTS), None
 
 
-def _when_free(make: "Callable[[], Ended]") -> "Ended":
+def _when_free(make: "Callable[[], RunResult]") -> "RunResult":
     """Waits while another process, such as a delta-pretrain, makes it."""
     told = False
     while True:
@@ -76,7 +78,7 @@ def _when_free(make: "Callable[[], Ended]") -> "Ended":
             return make()
         except InUse as error:
             if not told:
-                say(f"{error}: waiting")
+                log.info(f"{error}: waiting")
             told = True
             time.sleep(5)
 

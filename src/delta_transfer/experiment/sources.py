@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..common.console import say
+from ..common.console import log
 from ..common.errors import UserError
 from ..common.options import require
 from ..config import BackboneConfig, RunConfig
@@ -132,7 +132,7 @@ def check_sources(config: RunConfig, stages: "Sequence[Stage]") -> None:
         "source=resnet34 or a file of delta-pretrain's.",
     )
     if config.source is not None and config.backbone.weights != "none":
-        say(
+        log.info(
             f"The target starts from weights of its own, {config.backbone.weights}. The published targets of methods "
             "with a source= start at random (backbone.weights=none), and their taps are behind a ReLU (backbone.taps)."
         )

@@ -11,26 +11,26 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..common import interrupts
-from ..common.console import Display, say
+from ..common.console import Display, log
 from ..common.errors import UserError
 from ..config import RunConfig
-from ..data.dataset import Dataset, Parts
+from ..data.dataset import Dataset, Splits
 from ..data.loader import Loader
 from ..engine import processes as distributed
 from ..engine.checkpoints import read_checkpoint, write_checkpoint
 from ..engine.live import live_view
-from ..engine.loop import Learner, evaluate, evaluate_pairs, make_optimizer, start_at, train
+from ..engine.loop import TrainState, evaluate, evaluate_pairs, make_optimizer, start_at, train
 from ..methods import Regularizer
 from ..methods.base import MapShapes, Stage
 from ..models import ArcFaceLoss, CosineHead, Network, frozen_maps
-from ..records.checked import sealed
+from ..records.checked import save_with_checksum
 from ..records.run_directory import RunDirectory
 from .fitting import fit_or_reuse
 from .sources import Loaded, frozen, shapes_of
 
 
 @dataclass
-class Training:
+class StageRunner:
     """One run's training; `learner` and `regularizer` are those of stage `number`, counted from 0."""
 
     config: RunConfig
@@ -39,12 +39,12 @@ class Training:
     sources: list[Loaded] | None  # networks to learn from; None: `source`
     map_shapes: MapShapes
     dataset: Dataset
-    parts: Parts
+    parts: Splits
     weights: str  # fingerprint of the source's
     loader: Loader
     directory: RunDirectory
     number: int = field(default=0, init=False)
-    learner: Learner | None = field(default=None, init=False)
+    learner: TrainState | None = field(default=None, init=False)
     fit_report: dict[str, float] = field(default_factory=dict, init=False)
     ended: list[dict[str, Any]] = field(default_factory=list, init=False)  # what the stages before came to
     modules: dict[str, torch.Tensor] = field(default_factory=dict, init=False)  # what their methods learned, by stage
@@ -71,7 +71,7 @@ class Training:
         """Trains to the end; what the summary says of it, and `test_outputs`."""
         for network in (self.source, *(source.network for source in self.sources or ())):
             network.to(self.loader.device, memory_format=torch.channels_last).freeze()
-        with distributed.first_alone():  # which removes a checkpoint that cannot be used
+        with distributed.rank0_first():  # which removes a checkpoint that cannot be used
             checkpoint = read_checkpoint(self.directory.checkpoint_path, self.loader.device)
         previous, seconds = None, 0.0
         if checkpoint is None:
@@ -103,7 +103,7 @@ class Training:
             self.number += 1
             previous = self.learner.target.copy().freeze()
             if self.stage.aligned_to == "previous" and self.modules:  # whose maps the next modules are a function of
-                self.directory.write(f"stage{self.number}.safetensors", sealed(cpu_weights(previous)))
+                self.directory.write(f"stage{self.number}.safetensors", save_with_checksum(cpu_weights(previous)))
         return self._measured() | {
             "train_seconds": seconds,
             "images_per_second": self.iterations * self.config.schedule.batch_size / seconds,
@@ -122,7 +122,7 @@ class Training:
         network.traced.load_state_dict(state)
         return network.freeze()
 
-    def _learner(self, previous: Network | None) -> Learner:
+    def _learner(self, previous: Network | None) -> TrainState:
         """The target as the stage finds it, beside what it is aligned to; the method is fitted and started."""
         config, regularizer = self.config, self.regularizer
         classes = len(self.dataset.classes)
@@ -135,7 +135,7 @@ class Training:
             if method.fits_plain:
                 batches = self.loader.centres(self.parts.train)
             cache = Path(config.cache_dir)
-            with distributed.first_alone():
+            with distributed.rank0_first():
                 fit_or_reuse(method, self.source, batches, classes, fitted_to, self.directory, cache)
             self.fit_report |= method.fit_report
         with torch.random.fork_rng(devices=[]):
@@ -145,7 +145,7 @@ class Training:
             regularizer.start(target, self.map_shapes, self._source_shapes())
         regularizer.to(self.loader.device)
 
-        return Learner(
+        return TrainState(
             target,
             self._frozen(previous) if regularizer.needs_source else None,
             make_optimizer(target, regularizer, config.schedule),
@@ -247,7 +247,7 @@ class Training:
             raise UserError(f"{path} is of a version with another method or network. It is removed.") from error
         self.directory.restore_metrics(checkpoint["metrics"])
         progress = checkpoint["progress"]
-        say(f"{self.directory.path.name}: resuming after iteration {progress['iterations_done']}")
+        log.info(f"{self.directory.path.name}: resuming after iteration {progress['iterations_done']}")
         return progress
 
 

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..common import tables
+from ..common.console import log
 from ..common.errors import UserError
 from ..common.tables import MISSING, Entry, Table, entries
-from ..common.untrusted import printable
 from ..records.reading import read
 from ..reporting.comparison import is_number, run_id, section
 
@@ -82,7 +82,7 @@ def attention_of(record: dict, warn: Warn) -> Attention | None:
     """What the run in `record["folder"]` computed before training; None and `warn` as in `weights_of`."""
     from ..config import AttentionConfig
     from ..methods import DELTA
-    from ..records.checked import read_sealed
+    from ..records.checked import load_with_checksum
 
     path = record["folder"] / "attention.safetensors"
     if not path.exists():
@@ -99,7 +99,7 @@ def attention_of(record: dict, warn: Warn) -> Attention | None:
         warn(f"{run_id(record)}: its record has no reg.attention.temperature or no backbone.taps")
         return None
     try:
-        fitted, metadata = read_sealed(path)
+        fitted, metadata = load_with_checksum(path)
     except (ValueError, OSError) as error:
         warn(f"{path} cannot be read: {error}")
         return None
@@ -410,7 +410,7 @@ def patch_figures(attention: Attention, name: str, run: "Replay", top: int) -> "
     indices, part = (run.parts.test, "test") if test else (run.parts.val, "validation")
     channels = {tap: heaviest(weights, top) for tap, weights in attention.weights.items()}
     maps = frozen_maps(run.source)
-    say(f"{name}: {len(indices)} {part} images through the source network ...")
+    log.info(f"{name}: {len(indices)} {part} images through the source network ...")
     with torch.no_grad():
         best = strongest(maps, run.images(indices), indices, channels)
     wanted = np.unique([place.image for rows in best.values() for row in rows for place in row])
@@ -484,12 +484,12 @@ def short(name: str, length: int = 20) -> str:
 
 def main(argv: list[str]) -> int:
     args = arguments(argv)
-    attentions = distinct(read_all(args.runs, say))
+    attentions = distinct(read_all(args.runs, log.info))
     if not attentions:
-        say("delta-report attention: none of these runs has channel weights. Make some with delta-run reg=delta")
+        log.info("delta-report attention: none of these runs has channel weights. Make some with delta-run reg=delta")
         return 1
     made = [weight_table(attentions)]
-    if len(attentions) > 1 and (table := overlap_table(attentions, say)):
+    if len(attentions) > 1 and (table := overlap_table(attentions, log.info)):
         made.append(table)
     show(made)
     write(args.output / "attention.md", lambda path: path.write_text(tables.as_markdown(made), encoding="utf-8"))
@@ -529,7 +529,7 @@ def patches(attention: Attention, name: str, args: argparse.Namespace) -> "Itera
         run = replay(attention.record["folder"], data_dir=args.data_dir, weights=args.weights)
         yield from patch_figures(attention, name, run, args.top)
     except UserError as error:
-        say(f"no patches of {name}: {error}")
+        log.info(f"no patches of {name}: {error}")
 
 
 def show(made: list[Table]) -> None:
@@ -548,7 +548,7 @@ def write(path: Path, how: Callable[[Path], object]) -> None:
         how(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error}") from None
-    say(f"written: {path}")
+    log.info(f"written: {path}")
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
@@ -576,7 +576,3 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     if args.top < 1:
         p.error("--top must be at least 1")
     return args
-
-
-def say(line: str) -> None:
-    print(printable(line), file=sys.stderr)

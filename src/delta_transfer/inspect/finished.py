@@ -19,7 +19,7 @@ from ..common.errors import UserError
 from ..config import SCHEMAS, RunConfig, to_run_config
 from ..models import Network
 from ..models.zoo import bare_network
-from ..records.checked import read_sealed
+from ..records.checked import load_with_checksum
 from ..records.reading import harmless, read
 from ..records.run_directory import CLASSES, unreadable
 
@@ -123,7 +123,7 @@ def trained_weights(record: dict[str, Any]) -> dict[str, Tensor]:
             "this one again with delta-run."
         )
     try:
-        return read_sealed(path)[0]
+        return load_with_checksum(path)[0]
     except (ValueError, OSError) as error:
         raise not_of_this_run(record, error) from None
 

@@ -13,7 +13,7 @@ from ..experiment.stages import new_target
 from ..methods import build_regularizer
 from ..methods.afa import LearnedAttention
 from ..models import Network
-from ..records.checked import read_sealed
+from ..records.checked import load_with_checksum
 from .image_maps import in_own_range
 from .replay import Replay
 
@@ -67,7 +67,7 @@ def attended(run: Replay, images: Tensor) -> list[Attended]:
 def _read(run: Replay, name: str) -> dict[str, Tensor]:
     path = run.record["folder"] / name
     try:
-        return read_sealed(path)[0]
+        return load_with_checksum(path)[0]
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..common.errors import UserError
 from ..config import RunConfig
 from ..data import load_dataset
-from ..data.dataset import Dataset, Parts, split_parts
+from ..data.dataset import Dataset, Splits, make_splits
 from ..data.loader import Loader
 from ..engine.devices import pick_device
 from ..experiment.experiment import make_loader, weights_name
@@ -43,7 +43,7 @@ class Replay:
     record: dict[str, Any]  # summary.json, with its `folder`
     config: RunConfig
     dataset: Dataset
-    parts: Parts
+    parts: Splits
     device: torch.device
     source: Network  # with the head that its weights came with, and backbone.taps whatever the method
 
@@ -119,7 +119,7 @@ def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None =
     source = told(lambda: build_source(config.backbone, config.seed), "--weights FILE")
     actual = weights_name(config, fingerprint(source.weights()))
     check(record, "weights_fingerprint", actual, f"source weights {config.backbone.weights}")
-    parts = split_parts(dataset, config.dataset, config.split)
+    parts = make_splits(dataset, config.dataset, config.split)
     source = source.to(device, memory_format=torch.channels_last).freeze()
     return Replay(record, config, dataset, parts, device, source)
 

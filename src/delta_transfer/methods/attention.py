@@ -23,7 +23,7 @@ from torch import Tensor
 from ..common.errors import UserError
 from ..common.hardware import images_at_once, seconds_of
 from ..config import AttentionConfig
-from ..models import HookedNetwork, Network, call, frozen_backbone, in_parts
+from ..models import HookedNetwork, Network, call, forward_in_chunks, frozen_backbone
 from .base import Batches
 from .fast.channel_ablation import Suffixes, WholePasses
 
@@ -100,7 +100,7 @@ def train_probe(source: Network, batches: Batches, num_classes: int, options: At
         optimizer.param_groups[0]["lr"] = options.head_lr * 0.1 ** (epoch / 6)
         for inputs, labels in batches:
             optimizer.zero_grad(set_to_none=True)
-            outputs = call(frozen, inputs) if hooked else in_parts(frozen, inputs)
+            outputs = call(frozen, inputs) if hooked else forward_in_chunks(frozen, inputs)
             F.cross_entropy(outputs["logits"], labels).backward()
             optimizer.step()
     return probe.freeze()

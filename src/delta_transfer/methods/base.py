@@ -21,7 +21,7 @@ Part = tuple[Tensor, Tensor, Outputs | None]  # of a batch: images, labels, and 
 Batches = Iterable[tuple[Any, Tensor]]
 
 
-class Learner(Protocol):
+class TrainState(Protocol):
     """What a method is given of the training loop: training.Learner."""
 
     target: Network
@@ -146,7 +146,7 @@ class Regularizer(nn.Module):
         """Take over what `fit` returned, now or in an earlier run; may set `fit_report`, figures for the record."""
         raise NotImplementedError
 
-    def before_step(self, learner: Learner, step: int, steps: int, seed: int) -> None:
+    def before_step(self, learner: TrainState, step: int, steps: int, seed: int) -> None:
         """Called before step number `step` of `steps` in this stage, counted from 0; may change target and optimizer.
 
         seed: for what is drawn here. It follows from seed and iteration, and is the same in all processes.
@@ -167,7 +167,7 @@ class Regularizer(nn.Module):
         total = sum(p.square().sum() for p in target.head_parameters().values())
         return {"head": 0.5 * self.beta * total}
 
-    def update(self, learner: Learner, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def update(self, learner: TrainState, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One optimisation step; returns the logits (B, K) and the loss terms.
 
         A method with further `views` takes them as further arguments, shaped like `images`, in an `update` of its own.
@@ -182,18 +182,18 @@ class Regularizer(nn.Module):
         self.observed = self.observed | self.after_step(learner, parts)
         return result
 
-    def after_step(self, learner: Learner, parts: list[Part]) -> dict[str, Tensor]:
+    def after_step(self, learner: TrainState, parts: list[Part]) -> dict[str, Tensor]:
         """What a method does with the same batch after the step, if it `returns_to_batch`; returns what it observed.
 
         Nothing of `learner` may change.
         """
         raise NotImplementedError
 
-    def parts_of(self, learner: Learner, images: Tensor, labels: Tensor) -> Iterator[Part]:
+    def parts_of(self, learner: TrainState, images: Tensor, labels: Tensor) -> Iterator[Part]:
         for part, part_labels in learner.split(images, labels):
             yield part, part_labels, learner.forward_source(part) if self.needs_source else None
 
-    def step_on(self, learner: Learner, parts: Iterable[Part]) -> tuple[Tensor, dict[str, Tensor]]:
+    def step_on(self, learner: TrainState, parts: Iterable[Part]) -> tuple[Tensor, dict[str, Tensor]]:
         """A step on cross-entropy and penalty, over all parts of a batch; returns what `update` does."""
         logits, terms, observed = [], [], []
         for part, part_labels, source_outputs in parts:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..common.errors import UserError
 from ..engine import processes as distributed
 from ..models import Network
-from .base import NO_SHAPES, Learner, MapShapes, Outputs, OutputShapes, Part, Regularizer, labels_of, not_negative
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, Regularizer, TrainState, labels_of, not_negative
 from .distances import full_precision
 
 
@@ -76,7 +76,7 @@ class BiTuning(Regularizer):
         return self.trained()
 
     def update(
-        self, learner: Learner, images: Tensor, labels: Tensor, second: Tensor
+        self, learner: TrainState, images: Tensor, labels: Tensor, second: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         self.follow(learner.target)
 

@@ -25,7 +25,7 @@ from torch.func import functional_call
 from ..common.errors import UserError
 from ..engine import processes as distributed
 from ..models import Network
-from .base import NO_SHAPES, Learner, MapShapes, Outputs, OutputShapes, Part, one_of, relative_entropy
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, TrainState, one_of, relative_entropy
 from .distances import full_precision
 from .fast.cuda_graph import Replayed
 from .look_ahead import SGD, meta_gradient
@@ -159,10 +159,10 @@ class L2TWW(FM):
         """lambda_mn w_mn (B, C_m) of every pair, joined by target taps."""
         return joined(self.pairs, {key: w * amount for key, (w, amount) in weights.items()})
 
-    def after_step(self, learner: Learner, parts: list[Part]) -> dict[str, Tensor]:
+    def after_step(self, learner: TrainState, parts: list[Part]) -> dict[str, Tensor]:
         return {"attention_meta_loss": self.meta_step(learner, parts)}
 
-    def meta_step(self, learner: Learner, parts: list[Part]) -> Tensor:
+    def meta_step(self, learner: TrainState, parts: list[Part]) -> Tensor:
         """Step 2: Adam's step on phi; returns the meta loss. Nothing of `learner` changes."""
         groups = learner.optimizer.param_groups
         parameters = [p for group in groups for p in group["params"]]
@@ -182,7 +182,7 @@ class L2TWW(FM):
         self.adam.zero_grad()
         return meta_loss
 
-    def tried(self, learner: Learner, tensors: list[Tensor]) -> list[Tensor]:
+    def tried(self, learner: TrainState, tensors: list[Tensor]) -> list[Tensor]:
         """Meta loss, and its gradients with respect to lambda w, as a function of the tensors of `meta_step`.
 
         They are parameters and momentum of each, the learning rates of the optimizer's groups, then images, labels,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from ..models import Network
-from .base import Learner, Regularizer, one_of
+from .base import Regularizer, TrainState, one_of
 
 
 class RIFLE(Regularizer):
@@ -31,7 +31,7 @@ class RIFLE(Regularizer):
         self.at, self.bound = tuple(at), one_of("bound", bound, "features", "classes")
         self.bias, self.reset_momentum = bias, reset_momentum
 
-    def before_step(self, learner: Learner, step: int, steps: int, seed: int) -> None:
+    def before_step(self, learner: TrainState, step: int, steps: int, seed: int) -> None:
         if step in {round(fraction * steps) for fraction in self.at}:
             self.redraw(learner.target, learner.optimizer, seed)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..common.errors import UserError
 from ..config import about_term
 from ..models import Network
-from .base import NO_SHAPES, Learner, MapShapes, Outputs, OutputShapes, Part, Regularizer
+from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, Regularizer, TrainState
 
 
 class Sum(Regularizer):
@@ -69,7 +69,7 @@ class Sum(Regularizer):
     def to_fit(self) -> list[Regularizer]:
         return [term for term in self.terms.values() if term.fitted_name]
 
-    def before_step(self, learner: Learner, step: int, steps: int, seed: int) -> None:
+    def before_step(self, learner: TrainState, step: int, steps: int, seed: int) -> None:
         for term in self.terms.values():
             term.before_step(learner, step, steps, seed)
 
@@ -82,7 +82,7 @@ class Sum(Regularizer):
             self.observed |= named_after(name, term.observed)
         return losses | self.head_penalty(target)
 
-    def after_step(self, learner: Learner, parts: list[Part]) -> dict[str, Tensor]:
+    def after_step(self, learner: TrainState, parts: list[Part]) -> dict[str, Tensor]:
         observed = {}
         for name, term in self.terms.items():
             if term.returns_to_batch:

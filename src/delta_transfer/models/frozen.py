@@ -95,7 +95,7 @@ def _columns(normalisation: tuple[Sequence[float], Sequence[float]]) -> list[Ten
     return [torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in normalisation]
 
 
-def in_parts(frozen: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def forward_in_chunks(frozen: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """What a network in evaluation mode returns for `images`, as many at a time as suit the device."""
     parts = [frozen(part) for part in images.split(images_at_once(images.device))]
     if len(parts) == 1:

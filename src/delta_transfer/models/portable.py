@@ -9,7 +9,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from ..common.errors import UserError
-from ..records.checked import sealed
+from ..records.checked import save_with_checksum
 from .zoo import StateDict, bare_network
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1: what another order of additions may change
@@ -39,7 +39,7 @@ def some_images(count: int, size: int) -> Tensor:
 def as_safetensors(network: Normalised, size: int, metadata: dict[str, str]) -> bytes:
     """The state dict under the network's own parameter names, without the normalisation."""
     weights = {name: value.contiguous() for name, value in network.network.state_dict().items()}
-    return sealed(weights, metadata | {"format": "pt"})
+    return save_with_checksum(weights, metadata | {"format": "pt"})
 
 
 def as_torch_export(network: Normalised, size: int, metadata: dict[str, str]) -> bytes:

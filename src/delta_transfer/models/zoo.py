@@ -11,10 +11,10 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from ..common.console import few
+from ..common.console import shorten_list
 from ..common.errors import UserError
 from ..config import BackboneConfig
-from ..records.checked import read_sealed
+from ..records.checked import load_with_checksum
 from .resnet32 import ResNet32
 from .small_resnet import SmallResNet
 from .taps import Network
@@ -151,7 +151,7 @@ def _read_file(path: Path) -> StateDict:
     if not path.is_file():
         raise UserError(f"backbone.weights: there is no file {path}.")
     try:
-        state = read_sealed(path)[0] if path.suffix == ".safetensors" else load_pickled(path)
+        state = load_with_checksum(path)[0] if path.suffix == ".safetensors" else load_pickled(path)
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"backbone.weights: {path} is not a state dict that can be read safely: {reason}") from error
@@ -183,7 +183,7 @@ def _checked(state: object, path: Path) -> StateDict:
     if odd := [name for name, value in state.items() if not _is_plain(value)]:
         raise UserError(
             f"backbone.weights: {path} has tensors that are not plain numbers (but sparse, quantised, complex or "
-            f"without values): {few(odd)}."
+            f"without values): {shorten_list(odd)}."
         )
     # A tensor may repeat one stored number as often as it claims to. Twice: tensors may share their values.
     if (size := sum(value.numel() * value.element_size() for value in state.values())) > 2 * path.stat().st_size:
@@ -198,7 +198,7 @@ def _checked(state: object, path: Path) -> StateDict:
     if infinite := [name for name, value in plain.items() if not value.isfinite().all()]:
         raise UserError(
             f"backbone.weights: {path} has values that are not finite (NaN, infinity or beyond fp32) in "
-            f"{few(infinite)}: nothing can be trained from it."
+            f"{shorten_list(infinite)}: nothing can be trained from it."
         )
     return plain
 

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError, safe_open
 
-from ..common.console import few
+from ..common.console import shorten_list
 from ..common.errors import UserError
 from ..common.untrusted import spelled_out
 from ..config import BackboneConfig
@@ -84,7 +84,7 @@ def in_words(card: dict[str, Any], use: str = AS_SOURCE) -> str:
     start = "random weights" if card["started_from"] == "none" else f"the weights {card['started_from']}"
     size, side = pixels["resize"], pixels["center_crop"]
     resized = f"squashed to {size} x {size}" if pixels["aspect"] == "squash" else f"shorter side resized to {size}"
-    names = few(card["classes"]) if card["classes"] else "their names were not recorded"
+    names = shorten_list(card["classes"]) if card["classes"] else "their names were not recorded"
     rows = {
         "Network": f"{network['name']} for {network['image_size']}-pixel images, from {start}",
         "Preprocessing": f"RGB, {resized} pixels ({pixels['interpolation']}), centre crop of {side} x {side}",
@@ -132,7 +132,7 @@ def read_card(path: Path) -> Card:
             raise ValueError("it refers to something outside of it")
         known = {field.name for field in fields(BackboneConfig)} - {"weights"}
         if unknown := content["network"].keys() - known:
-            raise ValueError(f"{few(sorted(unknown))} is not known of a network")
+            raise ValueError(f"{shorten_list(sorted(unknown))} is not known of a network")
         values = content["network"] | {"weights": str(path)}
         backbone = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BackboneConfig), OmegaConf.create(values)))
         if OmegaConf.missing_keys(OmegaConf.structured(backbone)):

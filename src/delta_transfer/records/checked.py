@@ -10,12 +10,12 @@ from torch import Tensor, uint8
 CHECKSUM = "sha256"
 
 
-def sealed(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+def save_with_checksum(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """A safetensors file of `tensors` (on the CPU, contiguous), whose metadata has their checksum beside `metadata`."""
     return save(tensors, (metadata or {}) | {CHECKSUM: _checksum(tensors)})
 
 
-def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_with_checksum(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata, the checksum left out. A file without a checksum, as other programs write it, is read too.
 
     Raises ValueError for a damaged file, OSError for one that cannot be opened.

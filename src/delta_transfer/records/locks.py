@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import SoftFileLease, Timeout
 
-from ..common.console import say
+from ..common.console import log
 from ..common.errors import UserError
 
 LEASE_SECONDS = 30.0
@@ -28,7 +28,7 @@ class InUse(UserError):
 
 
 @contextmanager
-def claimed(path: Path, what: str) -> Iterator[Check]:
+def try_lock(path: Path, what: str) -> Iterator[Check]:
     """Holds the lock file `path` of `what` ("the run ..."). Raises InUse if a living process holds it.
 
     Whether a process of another machine lives shows within LEASE_SECONDS: that is how long this may take.
@@ -46,7 +46,7 @@ def claimed(path: Path, what: str) -> Iterator[Check]:
     except OSError as error:
         if error.errno not in NO_LOCKS:  # a full disk, a folder that cannot be written
             raise
-        say(f"{path} cannot be locked ({error}): let no other process make this run")
+        log.info(f"{path} cannot be locked ({error}): let no other process make this run")
         yield lambda: None
         return
     try:
@@ -56,7 +56,7 @@ def claimed(path: Path, what: str) -> Iterator[Check]:
 
 
 @contextmanager
-def held(path: Path, work: str) -> Iterator[Check]:
+def wait_for_lock(path: Path, work: str) -> Iterator[Check]:
     """Holds the lock file `path` while `work` is done ("builds X"); waits as long as another process holds it.
 
     Where no lock can be had (a folder of another person) it says so and goes on.
@@ -66,10 +66,10 @@ def held(path: Path, work: str) -> Iterator[Check]:
         try:
             lease.acquire(timeout=0)
         except Timeout:
-            say(f"waiting for another process that {work}: {_owner(lease)} ...")
+            log.info(f"waiting for another process that {work}: {_owner(lease)} ...")
             lease.acquire()
     except OSError as error:
-        say(f"{path} cannot be locked ({error}): let no other process run that {work}")
+        log.info(f"{path} cannot be locked ({error}): let no other process run that {work}")
         yield lambda: None
         return
     try:

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from .files import naming, remove_unfinished, sync, sync_folder, whole_file
-from .locks import claimed
+from .locks import try_lock
 
 if TYPE_CHECKING:  # delta-report reads records without Hydra
     pass
@@ -38,7 +38,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         sync_folder(self.path.parent)
         self._stack = ExitStack()
-        self._check = self._stack.enter_context(claimed(self.path / ".lock", self.path.name))
+        self._check = self._stack.enter_context(try_lock(self.path / ".lock", self.path.name))
         remove_unfinished(self.path)
         return self
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...common.console import few
+from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...config import DrawnConfig
 from ..dataset import Dataset
@@ -113,7 +113,7 @@ def _draw_by_number(title: str, images: dict[int, str], label: int, config: Draw
     if absent:
         raise UserError(
             f"{title} has {len(images)} images, but dataset.numbering=fixed needs its images 1..{n_train} and "
-            f"{FIXED_TRAIN + 1}..{last}: it lacks {few(absent)}."
+            f"{FIXED_TRAIN + 1}..{last}: it lacks {shorten_list(absent)}."
         )
     return train, test
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...common.console import few
+from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...config import DatasetConfig
 from ..dataset import Dataset
@@ -23,20 +23,20 @@ def cub(root: Path, config: DatasetConfig) -> Dataset:
     for list_name, entries in (("image_class_labels.txt", label_of), ("train_test_split.txt", train_flag)):
         unlisted = [image_id for image_id in files if image_id not in entries]
         if unlisted:
-            raise UserError(f"{root / list_name} has no line for the image ids {few(unlisted)}.")
+            raise UserError(f"{root / list_name} has no line for the image ids {shorten_list(unlisted)}.")
     wrong = [
         f"image id {image_id} has {train_flag[image_id]}"
         for image_id in files
         if train_flag[image_id] not in ("0", "1")
     ]
     if wrong:
-        raise UserError(f"{root / 'train_test_split.txt'} must have 1 (train) or 0 (test), but {few(wrong)}.")
+        raise UserError(f"{root / 'train_test_split.txt'} must have 1 (train) or 0 (test), but {shorten_list(wrong)}.")
     used = {label_of[image_id] for image_id in files}
     if used - class_names.keys():
         raise UserError(f"{root / 'classes.txt'} has no class {sorted(used - class_names.keys())[0]}.")
     empty = [name for class_id, name in class_names.items() if class_id not in used]
     if empty:
-        raise UserError(f"{root / 'classes.txt'} lists {len(empty)} classes without an image: {few(empty)}.")
+        raise UserError(f"{root / 'classes.txt'} lists {len(empty)} classes without an image: {shorten_list(empty)}.")
 
     # Ids of another root's lists may all be there: only the class folders of the paths tell.
     mixed = [
@@ -47,8 +47,8 @@ def cub(root: Path, config: DatasetConfig) -> Dataset:
     if mixed:
         raise UserError(
             f"The lists in {root} do not belong together: by image_class_labels.txt and classes.txt, {len(mixed)} of "
-            f"{len(files)} images are not of the class whose folder they are in: {few(mixed)}. Take all lists from one "
-            "copy of the data set."
+            f"{len(files)} images are not of the class whose folder they are in: {shorten_list(mixed)}. Take all "
+            "lists from one copy of the data set."
         )
 
     class_ids = sorted(class_names, key=int)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...common.console import few
+from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...config import DatasetConfig
 from ..dataset import Dataset
@@ -31,7 +31,7 @@ def dogs(root: Path, config: DatasetConfig) -> Dataset:
     untrained = sorted(set(test_labels) - set(train_labels))
     if untrained:
         names = [folder_of[label] for label in untrained]
-        raise UserError(f"{root / 'test_list.mat'} names classes that train_list.mat lacks: {few(names)}.")
+        raise UserError(f"{root / 'test_list.mat'} names classes that train_list.mat lacks: {shorten_list(names)}.")
     return from_files(
         "dogs",
         root / "Images",

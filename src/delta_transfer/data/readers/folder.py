@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...common.console import few, say
+from ...common.console import log, shorten_list
 from ...common.errors import UserError
 from ...config import FolderConfig
 from ..dataset import Dataset
@@ -39,8 +39,8 @@ def folder(root: Path | None, config: FolderConfig) -> Dataset:
     classes = [name for name in folders if name not in parts and _holds_images(root / name)]
     if parts and classes:
         raise UserError(
-            f"{root} mixes two layouts: folders that hold images ({few(classes)}) are beside folders that hold class "
-            f"folders ({', '.join(parts)}). {LAYOUTS}."
+            f"{root} mixes two layouts: folders that hold images ({shorten_list(classes)}) are beside folders that "
+            f"hold class folders ({', '.join(parts)}). {LAYOUTS}."
         )
     same = train if len(train) > 1 else [name for name in tests if name.lower() == tests[0].lower()]
     if len(same) > 1:
@@ -53,7 +53,7 @@ def folder(root: Path | None, config: FolderConfig) -> Dataset:
         return _two_parts(root, train[0], tests[0] if tests else None, left_out, config)
     # As classes, folders that are called like parts and hold images would be nonsense.
     if parts or (folders and {name.lower() for name in folders} <= {*TRAIN_PARTS, *TEST_PARTS}):
-        raise UserError(f"{root} has no train/<class>/; it holds the folders {few(folders)}. {LAYOUTS}.")
+        raise UserError(f"{root} has no train/<class>/; it holds the folders {shorten_list(folders)}. {LAYOUTS}.")
     return _split(_class_images(root, root), root, config)
 
 
@@ -63,14 +63,14 @@ def _two_parts(
     if left_out or (test_part and not test_part.lower().startswith("test")):
         chosen = f"is {test_part}/" if test_part else f"is drawn from {train_part}/"
         others = f"; left out: {', '.join(f'{name}/' for name in left_out)}" if left_out else ""
-        say(f"{root}: the test part {chosen}{others}")
+        log.info(f"{root}: the test part {chosen}{others}")
     train = _class_images(root, root / train_part)
     if test_part is None:
         return _split(train, root, config)
     test = _class_images(root, root / test_part)
     unknown = sorted(test.keys() - train.keys())
     if unknown:
-        raise UserError(f"{root / test_part} has classes that {root / train_part} lacks: {few(unknown)}.")
+        raise UserError(f"{root / test_part} has classes that {root / train_part} lacks: {shorten_list(unknown)}.")
     return _dataset(root, train, test)
 
 
@@ -108,12 +108,14 @@ def _class_images(root: Path, tree: Path) -> dict[str, list[str]]:
     images = {name: [path.relative_to(root).as_posix() for path in images_below(tree / name)] for name in names}
     if others := [path for name in names for path in other_pictures_below(tree / name)]:
         kinds = ", ".join(sorted({path.suffix.lower() for path in others}))
-        say(f"{tree}: pictures of formats not read here are left out: {len(others)} ({kinds}); convert to .jpg")
+        log.info(f"{tree}: pictures of formats not read here are left out: {len(others)} ({kinds}); convert to .jpg")
     if loose := sum(_is_image(path) and _visible(path.name) for path in tree.iterdir()):
-        say(f"{tree}: images in no class folder are left out: {loose}")
+        log.info(f"{tree}: images in no class folder are left out: {loose}")
     empty = [name for name in names if not images[name]]
     if empty:
-        raise UserError(f"Class folders of {tree} without an image ({', '.join(sorted(SUFFIXES))}): {few(empty)}.")
+        raise UserError(
+            f"Class folders of {tree} without an image ({', '.join(sorted(SUFFIXES))}): {shorten_list(empty)}."
+        )
     return images
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...common.console import few
+from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...config import LFWConfig
 from ..dataset import Dataset, Pairs
@@ -100,6 +100,6 @@ def _read_pairs(path: Path) -> tuple[list[tuple[Face, Face]], list[int]]:
     if wrong:
         raise UserError(
             f"{path}: {len(wrong)} lines are no pair of the kind that is due there, two images of one person or of two "
-            f"({per_fold} of each in turn): {few(wrong)}."
+            f"({per_fold} of each in turn): {shorten_list(wrong)}."
         )
     return pairs, [number // (2 * per_fold) for number in range(len(pairs))]

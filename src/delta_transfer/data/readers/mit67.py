@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...common.console import few
+from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...config import DatasetConfig
 from ..dataset import Dataset
@@ -21,7 +21,7 @@ def mit67(root: Path, config: DatasetConfig) -> Dataset:
     classes = sorted(set(class_of[: len(train)]))
     unknown = sorted(set(class_of) - set(classes))
     if unknown:
-        raise UserError(f"{root / 'TestImages.txt'} names classes that TrainImages.txt lacks: {few(unknown)}.")
+        raise UserError(f"{root / 'TestImages.txt'} names classes that TrainImages.txt lacks: {shorten_list(unknown)}.")
     label_of = {name: label for label, name in enumerate(classes)}
     return from_files(
         "mit67",

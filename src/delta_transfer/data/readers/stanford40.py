@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...common.console import few
+from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...config import DatasetConfig
 from ..dataset import Dataset
@@ -24,7 +24,7 @@ def stanford40(root: Path, config: DatasetConfig) -> Dataset:
         raise UserError(f"{splits} holds no list <action>{ENDS[0]}.")
     absent = [action + ENDS[0] for action in test - train] + [action + ENDS[1] for action in train - test]
     if absent:
-        raise UserError(f"{splits} lacks {few(sorted(absent))}: each action needs a list of both parts.")
+        raise UserError(f"{splits} lacks {shorten_list(sorted(absent))}: each action needs a list of both parts.")
 
     classes, files, labels, is_test = sorted(train), [], [], []
     for label, action in enumerate(classes):

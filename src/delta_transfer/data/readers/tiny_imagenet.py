@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ...common.console import few
+from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...config import DatasetConfig
 from ..dataset import Dataset
@@ -29,7 +29,7 @@ def tiny_imagenet(root: Path, config: DatasetConfig) -> Dataset:
         if not found:
             empty.append(wnid)
     if empty:
-        raise UserError(f"{len(empty)} classes of wnids.txt have no image in {root / 'train'}: {few(empty)}.")
+        raise UserError(f"{len(empty)} classes of wnids.txt have no image in {root / 'train'}: {shorten_list(empty)}.")
     n_train = len(files)
 
     annotations = root / "val" / "val_annotations.txt"

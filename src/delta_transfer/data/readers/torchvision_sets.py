@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...common.console import few
+from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...config import DatasetConfig, DTDConfig
 from ..dataset import Dataset
@@ -103,7 +103,7 @@ def _from_lists(
         classes = classes or found
         if found != classes:
             differing = sorted(set(found) ^ set(classes)) or found
-            raise UserError(f"The lists of {name} in {folder} do not agree on the classes: {few(differing)}.")
+            raise UserError(f"The lists of {name} in {folder} do not agree on the classes: {shorten_list(differing)}.")
     return from_files(name, folder, classes, files, labels, is_test, listed_in)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...common.console import say
+from ...common.console import log
 
 Tensors = list[Tensor]
 WARM_UP = 2  # calls before it is recorded: libraries set themselves up in the first ones
@@ -51,7 +51,9 @@ class Replayed:
             self.graph = graph
         except RuntimeError as error:  # an operation that waits, or too little memory after all
             self.refused, self.inputs, self.outputs = True, [], []
-            say(f"No CUDA graph: every operation is launched by itself, which is slower ({str(error).splitlines()[0]})")
+            log.info(
+                f"No CUDA graph: every operation is launched by itself, which is slower ({str(error).splitlines()[0]})"
+            )
 
 
 def on_gpu(tensors: Tensors) -> bool:
