@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +11,11 @@ from safetensors.torch import save_file
 from scipy.stats import spearmanr
 from torch import nn
 
+from delta_transfer.cli.attention import main
+from delta_transfer.common.console import show_messages
 from delta_transfer.common.errors import UserError
-from delta_transfer.inspect import attention
 from delta_transfer.inspect.attention import (
-    Place,
-    ReceptiveFields,
+    Attention,
     attention_of,
     distinct,
     heaviest,
@@ -25,16 +23,14 @@ from delta_transfer.inspect.attention import (
     names_of,
     normalised_entropy,
     overlap,
-    overlap_table,
-    strongest,
-    weight_table,
-    weights_of,
 )
+from delta_transfer.inspect.attention_report import histograms, overlap_table, weight_table
+from delta_transfer.inspect.patches import Place, ReceptiveFields, patch_figure, patch_figures, strongest
 from delta_transfer.inspect.replay import replay
 from delta_transfer.models import Network
 from delta_transfer.models.frozen import frozen_maps
 from delta_transfer.models.small_resnet import SmallResNet
-from delta_transfer.records.reading import read
+from delta_transfer.records.reading import Damaged, read
 
 from .conftest import randomise_batchnorm
 from .miniature import delta_run
@@ -57,22 +53,22 @@ def write_run(folder: Path, dataset="cub", backbone="net", source="a", seed=0, f
     return run
 
 
-def read_one(folder: Path, **arguments) -> attention.Attention:
-    return attention_of(read(write_run(folder, **arguments)), pytest.fail)
+def read_one(folder: Path, **arguments) -> Attention:
+    return attention_of(read(write_run(folder, **arguments)))
 
 
 # ---- weights ---------------------------------------------------------------------------------------------
 
 
 def test_weights_of_small_values(tmp_path):
-    weights = weights_of(read(write_run(tmp_path, last=[0, 1, 2], first=[3, 3, 3, 3])), pytest.fail)
+    weights = read_one(tmp_path, last=[0, 1, 2], first=[3, 3, 3, 3]).weights
     assert list(weights) == ["last", "first"]  # the backbone's order, not the file's
     np.testing.assert_allclose(weights["last"], [0.7673, 0.9803, 1.2524], atol=5e-5)
     np.testing.assert_array_equal(weights["first"], 1)
 
 
 def test_the_temperature_is_the_record_s(tmp_path):
-    weights = weights_of(read(write_run(tmp_path, changes={"temperature": 1.0}, tap=[-1, 0, 1])), pytest.fail)["tap"]
+    weights = read_one(tmp_path, changes={"temperature": 1.0}, tap=[-1, 0, 1]).weights["tap"]
     exponential = np.exp(np.sqrt(1.5) * np.array([-1, 0, 1]))
     np.testing.assert_allclose(weights, 3 * exponential / exponential.sum(), rtol=1e-6)
 
@@ -80,7 +76,7 @@ def test_the_temperature_is_the_record_s(tmp_path):
 def test_no_file_is_no_damage(tmp_path):
     run = write_run(tmp_path, tap=[0, 1])
     (run / "attention.safetensors").unlink()
-    assert weights_of(read(run), pytest.fail) is None
+    assert attention_of(read(run)) is None
 
 
 def truncate(run: Path) -> None:
@@ -99,22 +95,21 @@ def forget_temperature(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    "damage",
     [
-        (truncate, "attention.safetensors cannot be read"),
-        (replace_importance([0.0, float("nan")]), "no finite importances of the channels of tap"),
-        (replace_importance([[0.0, 1.0]]), "no finite importances of the channels of tap"),
-        (replace_importance([]), "no finite importances of the channels of tap"),
-        (lambda run: save_file({"other": torch.ones(2)}, run / "attention.safetensors"), "importances of the channels"),
-        (forget_temperature, "no reg.attention.temperature"),
+        truncate,
+        replace_importance([0.0, float("nan")]),
+        replace_importance([[0.0, 1.0]]),
+        replace_importance([]),
+        lambda run: save_file({"other": torch.ones(2)}, run / "attention.safetensors"),
+        forget_temperature,
     ],
 )
-def test_damage_is_named(tmp_path, damage, said):
+def test_damage_is_named(tmp_path, damage):
     run = write_run(tmp_path, tap=[0.0, 1.0])
     damage(run)
-    lines = []
-    assert weights_of(read(run), lines.append) is None
-    assert len(lines) == 1 and said in lines[0] and run.name in lines[0]
+    with pytest.raises(Damaged, match=run.name):
+        attention_of(read(run))
 
 
 def test_heaviest_channels():
@@ -170,24 +165,27 @@ def test_the_same_weights_count_once(tmp_path):
     assert "identical weights, counted once, in cub-net-delta-s0-0123abc0, cub-net-delta-s1-0123abc1" in remark
 
 
-def test_only_the_same_channels_are_compared(tmp_path):
+def test_only_the_same_channels_are_compared(tmp_path, capsys):
     values = np.random.default_rng(0).normal(size=(2, 40))
     one = read_one(tmp_path / "a", tap=values[0])
     other = read_one(tmp_path / "b", dataset="dogs", tap=values[1])
-    lines = []
-    (row,) = overlap_table([one, other], lines.append).rows
+    (row,) = overlap_table([one, other]).rows
     assert [entry.text for entry in row[:2]] == ["cub/net and dogs/net", "tap"]
-    assert row[4].value == pytest.approx(spearmanr(*values).statistic) and row[5].text == "40" and not lines
+    assert row[4].value == pytest.approx(spearmanr(*values).statistic) and row[5].text == "40"
+    assert capsys.readouterr().out == ""
 
     strangers = [
         read_one(tmp_path / "c", dataset="dogs", other=values[1]),
         read_one(tmp_path / "d", dataset="dogs", backbone="net2", tap=values[1]),
         read_one(tmp_path / "e", dataset="dogs", source="b", tap=values[1]),
     ]
+    show_messages()
     for stranger in strangers:
-        assert overlap_table([one, stranger], lines.append) is None
-    assert len(lines) == 3 and "backbone or taps" in lines[0] and "backbone or taps" in lines[1]
-    assert "source weights" in lines[2] and "cub-net-delta-s0-0123abc0" in lines[2]
+        assert overlap_table([one, stranger]) is None
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(
+        stranger.record["run_id"] in line for stranger, line in zip(strangers, lines, strict=True)
+    )
 
 
 # ---- the command -----------------------------------------------------------------------------------------
@@ -211,12 +209,12 @@ TABLE = """\
 def test_report(tmp_path, capsys):
     run = write_run(tmp_path / "a", fit={"one/split_half": 0.312}, one=[-1, 0, 1], two=[2, 2, 2, 2])
     out = tmp_path / "out"
-    assert attention.main([str(run), "--output", str(out)]) == 0
+    assert main([str(run), "--output", str(out)]) == 0
     assert (out / "attention.md").read_text(encoding="utf-8").startswith(TABLE)
     assert "1.252" in capsys.readouterr().out
     first = {path.name: path.read_bytes() for path in out.iterdir()}
     assert set(first) == {"attention.md", "histograms.png", "histograms.pdf"}
-    assert attention.main([str(run), "--output", str(out)]) == 0
+    assert main([str(run), "--output", str(out)]) == 0
     assert first == {path.name: path.read_bytes() for path in out.iterdir()}  # no time of day in them
 
 
@@ -224,9 +222,9 @@ def test_weights_of_zero_are_in_the_histogram(tmp_path):
     """At a low temperature one channel has all the weight."""
     found = read_one(tmp_path, changes={"temperature": 0.01}, tap=[0, 0, 0, 5])
     assert found.weights["tap"].min() == 0
-    (axis,) = attention.histograms([found]).axes
+    (axis,) = histograms([found]).axes
     assert sorted(bar.get_height() for bar in axis.patches if bar.get_height()) == [1, 3]
-    assert "below 0.001" in axis.figure.get_supxlabel()
+    assert "0.001" in axis.figure.get_supxlabel()
 
 
 def test_what_is_missing_is_named_and_the_rest_reported(tmp_path, capsys):
@@ -239,29 +237,21 @@ def test_what_is_missing_is_named_and_the_rest_reported(tmp_path, capsys):
     (unreadable / "summary.json").write_text("{")
     nowhere = tmp_path / "nowhere"
     runs = [str(run) for run in (damaged, other, unreadable, nowhere, good)]
-    assert attention.main([*runs, "--output", str(tmp_path / "out")]) == 0
+    assert main([*runs, "--output", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     for run in (damaged, other, unreadable, nowhere):
         assert run.name in printed.err
     assert "cub/net" in printed.out and "dogs" not in printed.out
 
-    assert attention.main([*runs[:-1], "--output", str(tmp_path / "empty")]) == 1
-    assert "none of these runs has channel weights" in capsys.readouterr().err
+    assert main([*runs[:-1], "--output", str(tmp_path / "empty")]) == 1
     assert not (tmp_path / "empty").exists()
 
 
 def test_an_output_that_cannot_be_written_is_named(tmp_path):
     run = write_run(tmp_path, tap=[0, 1, 2])
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="attention.md cannot be written"):
-        attention.main([str(run), "--output", str(tmp_path / "file")])
-
-
-def test_the_module_is_light():
-    """Pages use weights_of and may have no run with attention."""
-    code = "import sys, delta_transfer.inspect.attention; print({'torch', 'matplotlib', 'hydra'} & set(sys.modules))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "set()"
+    with pytest.raises(UserError, match=str(tmp_path / "file")):
+        main([str(run), "--output", str(tmp_path / "file")])
 
 
 # ---- patches ---------------------------------------------------------------------------------------------
@@ -335,9 +325,9 @@ def tiny_run(tmp_path_factory) -> Path:
 
 def test_patches_are_the_largest_of_all_test_images(tiny_run):
     run = replay(tiny_run)
-    weights = weights_of(run.record, pytest.fail)
+    weights = attention_of(run.record).weights
     channels = {tap: heaviest(w, 4) for tap, w in weights.items()}
-    indices = run.parts.test
+    indices = run.splits.test
     found = strongest(frozen_maps(run.source), run.images(indices), indices, channels, keep=3)
 
     model = run.source.copy()._model[0].eval()
@@ -360,7 +350,7 @@ def test_patches_are_the_largest_of_all_test_images(tiny_run):
 
 
 def test_patch_figures_are_written(tiny_run, tmp_path):
-    assert attention.main([str(tiny_run), "--patches", "--top", "2", "--output", str(tmp_path)]) == 0
+    assert main([str(tiny_run), "--patches", "--top", "2", "--output", str(tmp_path)]) == 0
     names = {path.name for path in tmp_path.iterdir()}
     taps = ("layer1.1.conv2", "layer2.1.conv2", "layer3.1.conv2")
     pictures = {f"patches-glyphs-small_resnet-{tap}.{kind}" for tap in taps for kind in ("png", "pdf")}
@@ -369,20 +359,20 @@ def test_patch_figures_are_written(tiny_run, tmp_path):
 
 def test_patches_show_what_the_network_saw(tiny_run):
     run = replay(tiny_run)
-    (found,) = distinct([attention_of(run.record, pytest.fail)])
-    (tap, figure), *_ = attention.patch_figures(found, "name", run, 2)
+    (found,) = distinct([attention_of(run.record)])
+    (tap, figure), *_ = patch_figures(found, "name", run, 2)
     assert figure.get_suptitle().startswith(f"name, {tap}: where in 66 test images the 2 heaviest channels are largest")
     assert "19 x 19 of 32 x 32 pixels" in figure.get_suptitle()
 
     channels = {tap: heaviest(found.weights[tap], 2)}
-    places = strongest(frozen_maps(run.source), run.images(run.parts.test), run.parts.test, channels)[tap]
+    places = strongest(frozen_maps(run.source), run.images(run.splits.test), run.splits.test, channels)[tap]
     assert [label.count(f"channel {c}\n") for label, c in zip(row_labels(figure), channels[tap], strict=True)] == [1, 1]
     fields = ReceptiveFields(frozen_maps(run.source), 32)
     for axis, place in zip(figure.axes, places[0] + places[1], strict=True):
         top, bottom, left, right = fields.box(tap, place.row, place.column)
         (batch,) = run.images(np.array([place.image]))
         seen = batch[0, :, top:bottom, left:right].permute(1, 2, 0) * 0.25 + 0.5
-        np.testing.assert_allclose(axis.images[0].get_array() / 255, seen, atol=1e-5)
+        np.testing.assert_allclose(axis.images[0].get_array(), seen, atol=1e-5)
 
 
 def test_patches_at_the_edge_have_the_scale_of_the_others():
@@ -392,7 +382,7 @@ def test_patches_at_the_edge_have_the_scale_of_the_others():
     pictures = {0: np.zeros((32, 32, 3), np.uint8), 1: np.ones((32, 32, 3), np.uint8)}
 
     def drawn(tap: str, *places: Place) -> list:
-        figure = attention.patch_figure("title", ["row"], [list(places)], pictures, {0: "a", 1: "b"}, fields, tap)
+        figure = patch_figure("title", ["row"], [list(places)], pictures, {0: "a", 1: "b"}, fields, tap)
         return [
             (tuple(axis.images[0].get_extent()), axis.get_xlim(), axis.get_ylim())
             for axis in figure.axes[: len(places)]
@@ -420,12 +410,12 @@ def test_a_run_on_folds_shows_no_test_image(tiny_run, tmp_path):
     shutil.copytree(tiny_run, tmp_path / tiny_run.name)
     (tmp_path / tiny_run.name / "summary.json").write_text(json.dumps(record))
     run = replay(tmp_path / tiny_run.name)
-    (_, figure), *_ = attention.patch_figures(attention_of(run.record, pytest.fail), "name", run, 1)
+    (_, figure), *_ = patch_figures(attention_of(run.record), "name", run, 1)
     assert "in 33 validation images" in figure.get_suptitle()
 
 
 def test_without_the_source_weights_there_are_no_patches_but_tables(tiny_run, tmp_path, capsys):
     missing = tmp_path / "missing.pth"
-    assert attention.main([str(tiny_run), "--patches", "--weights", str(missing), "--output", str(tmp_path)]) == 0
+    assert main([str(tiny_run), "--patches", "--weights", str(missing), "--output", str(tmp_path)]) == 0
     assert "no patches of glyphs/small_resnet" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"attention.md", "histograms.png", "histograms.pdf"}

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from delta_transfer.common.errors import UserError
 from delta_transfer.config import RunConfig, ScheduleConfig, check_values, register_schemas, to_run_config
-from delta_transfer.data import DATASETS
+from delta_transfer.data import READERS
 from delta_transfer.methods import REGULARIZERS, build_regularizer
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -34,7 +34,7 @@ def test_every_choice_composes(group):
     for name in names(group):
         choice = f"{group}={name}"
         config = composed(choice, *NEEDS.get(choice, []))
-        assert config.dataset.name in DATASETS
+        assert config.dataset.reader in READERS
         regularizer = build_regularizer(config.reg)
         assert type(regularizer) is REGULARIZERS[name if group == "reg" else config.reg.name]
 
@@ -160,7 +160,7 @@ def test_protocols_that_are_none(overrides, expected):
 
 def test_data_sets_have_the_official_counts():
     counts = {name: vars(c) for name in names("dataset") if (c := composed(f"dataset={name}").dataset.official)}
-    assert counts.keys() == DATASETS.keys() - {"glyphs", "glyph_pairs", "folder", "lfw"}
+    assert counts.keys() == set(names("dataset")) - {"glyphs", "glyphs_source", "glyph_pairs", "folder", "lfw"}
     assert counts["cub"] == {"classes": 200, "train": 5994, "test": 5794}
     assert counts["caltech256_60"] == {"classes": 257, "train": 15420, "test": 5140}
     for name in names("dataset"):

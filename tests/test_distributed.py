@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer.engine import processes as distributed
-from delta_transfer.engine.processes import WholeBatchNorm, synchronise_batchnorm
+from delta_transfer.engine import devices as distributed
+from delta_transfer.engine.devices import WholeBatchNorm, synchronise_batchnorm
 
 from .miniature import delta_run, tiny_overrides, write_cub
 

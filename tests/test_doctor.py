@@ -8,12 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from delta_transfer.cli import doctor
-from delta_transfer.cli.data import main
+from delta_transfer.cli.data import composed, main
 from delta_transfer.cli.doctor import Findings
 from delta_transfer.models.zoo import build_source
 
 from .miniature import write_cub
-from .test_config import composed
 from .trees import write_folder
 
 
@@ -75,7 +74,9 @@ def test_a_broken_torch_is_a_finding_and_no_stack_trace(found, monkeypatch):
 
 def test_folders_that_cannot_be_written_are_a_trouble(found, tmp_path):
     (tmp_path / "file").touch()
-    doctor.disk(found, composed(f"results_dir={tmp_path / 'file' / 'results'}", f"cache_dir={tmp_path / 'cache'}"))
+    doctor.disk(
+        found, composed("folder", [f"results_dir={tmp_path / 'file' / 'results'}", f"cache_dir={tmp_path / 'cache'}"])
+    )
     assert found.troubles == 1 and "cannot be written: set results_dir=DIR" in found.lines[0]
 
 
@@ -83,7 +84,7 @@ def test_little_memory_and_a_full_disk_are_named(found, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "ENOUGH_MEMORY", 2**60)
     monkeypatch.setattr(doctor, "ENOUGH_DISK", 2**60)
     doctor.memory(found)
-    doctor.disk(found, composed(f"results_dir={tmp_path}"))
+    doctor.disk(found, composed("folder", [f"results_dir={tmp_path}"]))
     assert [line.split()[0] for line in found.lines] == ["missing"] * 3 and "backbone=resnet18" in found.lines[0]
 
 
@@ -96,7 +97,7 @@ def test_weights_are_in_the_cache_or_will_be_downloaded(found, tmp_path):
 
 def test_of_which_network_a_file_of_weights_is(found, tmp_path):
     path = tmp_path / "weights.safetensors"
-    small = composed("backbone=small_resnet", "backbone.weights=none").backbone
+    small = composed("folder", ["backbone=small_resnet", "backbone.weights=none"]).backbone
     save_file(build_source(small, 0).weights(), path)
     doctor.weights(found, [f"backbone.weights={path}"])
     assert found.lines == [f"ok       weights    {path}: fits backbone=small_resnet"]
@@ -129,7 +130,7 @@ def test_memory_that_a_container_has_left(limit, left, tmp_path):
 
 
 def test_what_to_do_about_absent_data_sets(found, tmp_path):
-    doctor.data_sets(found, composed("dataset=folder", f"data_dir={tmp_path}"), [f"data_dir={tmp_path}"])
+    doctor.data_sets(found, composed("folder", [f"data_dir={tmp_path}"]), [f"data_dir={tmp_path}"])
     absent = [line for line in found.lines if line.startswith("missing")]
     assert "cifar10" in absent[0] and "dataset.download=true" in absent[0]
     assert "cub, dogs" in absent[1] and "delta-data verify NAME" in absent[1]
@@ -137,14 +138,14 @@ def test_what_to_do_about_absent_data_sets(found, tmp_path):
 
 def test_a_root_belongs_to_the_data_set_that_is_named(found, tmp_path):
     words = ["dataset=cub", f"dataset.root={tmp_path / 'birds'}"]
-    doctor.data_sets(found, composed(*words), words)
+    doctor.data_sets(found, composed("cub", words[1:]), words)
     root = write_cub(tmp_path / "birds")
-    doctor.data_sets(found, composed(*words), words)
+    doctor.data_sets(found, composed("cub", words[1:]), words)
     assert any(f"subset: 3 classes, 18 training and 6 test images, {root}" in line for line in found.lines)
 
 
 def test_a_folder_of_images_that_is_not_there_is_a_trouble(tmp_path, monkeypatch, found):
-    monkeypatch.setattr("delta_transfer.cli.data.choices", lambda group="dataset": ["folder"])
+    monkeypatch.setattr("delta_transfer.cli.doctor.choices", lambda group="dataset": ["folder"])
     missing = [f"dataset.root={tmp_path / 'photos'}"]
-    doctor.data_sets(found, composed("dataset=folder", *missing), missing)
+    doctor.data_sets(found, composed("folder", missing), missing)
     assert found.troubles == 1 and "There is no folder" in found.lines[0]

@@ -28,7 +28,7 @@ from PIL import Image, PngImagePlugin
 from delta_transfer import report
 from delta_transfer.config import SCHEMAS, RunConfig, UserError
 from delta_transfer.data.files import UNREADABLE, read_image
-from delta_transfer.data.readers.table import DATASETS
+from delta_transfer.data import READERS
 from delta_transfer.experiment import pretraining as embedded
 from delta_transfer.methods import REGULARIZERS
 
@@ -68,7 +68,7 @@ for group, schemas in SCHEMAS.items():
 # Words that mean something somewhere, and nothing at most keys.
 WORDS = sorted({"none", "auto", "cpu", "cuda", "fp32", "bf16", "keep", "squash", "random", "random_resized", "fixed"}
     | {"all", "conv", "exact", "taylor", "tensorboard", "fc", "conv1", "layer1.0.conv1", "layer1", "resnet18"}
-    | {*DATASETS, *REGULARIZERS})  # fmt: skip
+    | {*READERS, *REGULARIZERS})  # fmt: skip
 # Small, or so large that it must be refused or do no harm: what lies between may be meant, and takes its time.
 SMALL = st.integers(-2, 24)
 ABSURD = st.sampled_from([2**31, 10**10, 2**62, 2**63, 2**64, 10**30, 10**400, -(2**63), -(10**30)])
@@ -132,7 +132,7 @@ def misspelt(key: str) -> st.SearchStrategy[str]:
 
 
 GROUPS = st.sampled_from(
-    [f"dataset={name}" for name in (*DATASETS, "folder", "glyphs_source", "nothing", "", "[cub,dogs]")]
+    [f"dataset={name}" for name in (*READERS, "folder", "glyphs_source", "nothing", "", "[cub,dogs]")]
     + [f"schedule={name}" for name in ("paper", "paper_augmented", "quick", "tll", "glyphs", "null", "Paper")]
     + ["backbone=resnet18", "backbone=resnet", "backbone=mobilenet_v2", "backbone={name: resnet18}"]
     + ["experiment/values=dogs_delta", "experiment/values=none", "experiment/values=a", "+experiment=nothing"]

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from delta_transfer import report
+from delta_transfer.cli import case_study
 from delta_transfer.config import BackboneConfig
-from delta_transfer.inspect import case_study
+from delta_transfer.inspect.case_study import renormalised
 from delta_transfer.inspect.image_maps import saliency
 from delta_transfer.models.zoo import build_source
 from delta_transfer.records import reading as runs
@@ -342,7 +343,7 @@ def test_a_source_sees_images_with_its_own_normalisation():
     pixels = torch.rand(2, 3, 4, 4)
     of, to = small(mean=[0.5, 0.4, 0.3], std=[0.2, 0.3, 0.4]), small(mean=[0.1, 0.2, 0.3], std=[1.0, 0.5, 0.25])
     seen = [(pixels - torch.tensor(b.mean).view(3, 1, 1)) / torch.tensor(b.std).view(3, 1, 1) for b in (of, to)]
-    torch.testing.assert_close(case_study.renormalised(seen[0], of, to), seen[1])
+    torch.testing.assert_close(renormalised(seen[0], of, to), seen[1])
 
 
 def test_the_matching_of_a_real_run_is_drawn(glyph_runs):

@@ -10,7 +10,7 @@ from torch import nn
 
 from delta_transfer.common.errors import UserError
 from delta_transfer.config import ScheduleConfig
-from delta_transfer.engine import processes as distributed
+from delta_transfer.engine import devices as distributed
 from delta_transfer.engine.checkpoints import read_checkpoint, write_checkpoint
 from delta_transfer.engine.loop import TrainState, make_optimizer
 from delta_transfer.methods import L2TWW, look_ahead

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from delta_transfer import report
+from delta_transfer.cli.case_study import main
 from delta_transfer.common.errors import UserError
-from delta_transfer.inspect.case_study import main
 from delta_transfer.inspect.learned_attention import MODULES, attended, figure_of
 from delta_transfer.inspect.replay import replay
 from delta_transfer.records.checked import save_with_checksum
@@ -38,7 +38,7 @@ def run(finished, tmp_path) -> Path:
 
 def shown(run: Path):
     made = replay(run)
-    return attended(made, next(made.images(made.parts.test[:2])))
+    return attended(made, next(made.images(made.splits.test[:2])))
 
 
 def test_the_modules_of_both_stages_and_the_network_between_them_are_kept(finished):
@@ -106,7 +106,7 @@ def test_a_damaged_file_is_named(run, name, data, message):
 
 def test_a_figure_has_a_panel_for_each_tap(run):
     made = replay(run)
-    images = next(made.images(made.parts.test[:2]))
+    images = next(made.images(made.splits.test[:2]))
     spatial, channel = attended(made, images)
     pixels = images.permute(0, 2, 3, 1).numpy().clip(0, 1)
     taps = len(made.config.backbone.taps)

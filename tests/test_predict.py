@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from delta_transfer.cli.data import composed
 from delta_transfer.cli.predict import main
 from delta_transfer.data import load_dataset
 from delta_transfer.inspect.finished import finished
 
 from .miniature import delta_run, tiny_overrides, write_cub
-from .test_config import composed
 from .test_replay import copied
 
 CLASSES = ["001.Bird_0", "002.Bird_1", "003.Bird_2"]
@@ -170,22 +170,18 @@ def test_a_class_name_cannot_become_a_formula_or_steer_a_terminal(run, tmp_path,
         assert "\x1b" not in output and "[bold]c" in output and ("'=cmd()" in output) == (name == "csv")
 
 
-def test_older_runs_without_class_names_give_numbers_and_say_so(run, tmp_path, capsys):
-    older = copied(run, tmp_path / "older")
-    (older / "classes.json").unlink()
+def test_class_names_that_are_missing_or_damaged_are_named(run, tmp_path, capsys):
+    damaged = copied(run, tmp_path / "damaged")
     (file, *_) = files_of_test(run)
-    assert main([str(older), file, "--format", "json"]) == 0
-    output, errors = capsys.readouterr()
-    assert all(entry["class"] == str(entry["index"]) for entry in json.loads(output)["images"][0]["classes"])
-    assert "did not record class names" in errors
-    (older / "classes.json").write_text('["only one"]')
-    assert main([str(older), file]) == 1
-    assert "does not hold the names of the run's 3 classes" in capsys.readouterr().err
+    for content in ('["only one"]', "[", None):
+        (damaged / "classes.json").unlink() if content is None else (damaged / "classes.json").write_text(content)
+        assert main([str(damaged), file]) == 1
+        assert "classes.json" in capsys.readouterr().err
 
 
 def test_runs_that_cannot_predict_are_refused_in_one_sentence(run, tmp_path, capsys):
     (file, *_) = files_of_test(run)
-    verification = asdict(composed("dataset=glyph_pairs", "reg=l2"))
+    verification = asdict(composed("glyph_pairs", ["reg=l2"]))
     cases = {
         "verifies whether two images show the same": {"config": verification},
         "the run failed: too hot": {"error": "too hot"},
@@ -203,9 +199,9 @@ def test_runs_that_cannot_predict_are_refused_in_one_sentence(run, tmp_path, cap
 @pytest.mark.parametrize(
     ("command", "called", "arguments"),
     [
-        ("predict", "predict", ["RUN", "a.jpg"]),
-        ("export", "export", ["RUN", "--format", "onnx"]),
-        ("catalogue", "verify", ["verify", "glyphs"]),
+        ("cli.predict", "predict", ["RUN", "a.jpg"]),
+        ("cli.export", "export", ["RUN", "--format", "onnx"]),
+        ("cli.data", "verify", ["verify", "glyphs"]),
         ("report", "report", ["results"]),
     ],
 )
@@ -222,7 +218,7 @@ def test_ctrl_c_leaves_one_sentence(command, called, arguments, monkeypatch, cap
 def test_an_output_that_is_a_folder_is_refused_before_anything_is_predicted(run, tmp_path, capsys):
     assert main([str(run), "absent.jpg", "--output", str(tmp_path)]) == 1
     errors = capsys.readouterr().err
-    assert f"--output {tmp_path} is a folder: name a file in it." in errors and errors.count("\n") == 1
+    assert str(tmp_path) in errors and errors.count("\n") == 1
 
 
 def test_a_terminal_that_lacks_a_letter_gets_its_number(run, tmp_path, monkeypatch):
@@ -235,7 +231,7 @@ def test_a_terminal_that_lacks_a_letter_gets_its_number(run, tmp_path, monkeypat
 
 
 def test_help_is_a_manual_page_and_imports_no_torch():
-    code = "import sys; from delta_transfer import {0}; sys.argv[1:] = ['--help']\n"
+    code = "import sys; from delta_transfer.cli import {0}; sys.argv[1:] = ['--help']\n"
     code += "try: {0}.main()\nfinally: assert 'torch' not in sys.modules"
     for command in ("predict", "export"):
         done = subprocess.run([sys.executable, "-c", code.format(command)], capture_output=True, text=True)

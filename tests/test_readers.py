@@ -70,11 +70,11 @@ def edit(path, old: str, new: str) -> None:
         (lambda root: edit(root / "images.txt", "3 001", "three 001"), "images.txt, entry 3"),
         (
             lambda root: edit(root / "train_test_split.txt", "\n7 0\n", "\n7 2\n"),
-            r"train_test_split.txt must have 1 \(train\) or 0 \(test\), but image id 7 has 2\.",
+            "train_test_split.txt, entry 7: .*7 2",
         ),
         (
             lambda root: edit(root / "image_class_labels.txt", "\n10 2\n", "\n10 3\n"),
-            r"do not belong together: .*, 1 of 24 .*: 002.Bird_1/002.Bird_1_0001.jpg has the class 003.Bird_2\.",
+            "1 of 24 .*: 002.Bird_1/002.Bird_1_0001.jpg has the class 003.Bird_2",
         ),
     ],
 )
@@ -88,7 +88,7 @@ def test_cub_names_what_is_wrong(tmp_path, spoil, expected):
 def test_cub_labels_of_another_root_are_refused(tmp_path):
     root, other = write_cub(tmp_path / "a", train=6), write_cub(tmp_path / "b", train=8)
     shutil.copyfile(other / "image_class_labels.txt", root / "image_class_labels.txt")
-    with pytest.raises(UserError, match=r"do not belong together: .*, 6 of 24 images .*, \.\.\. \(1 more\)"):
+    with pytest.raises(UserError, match=r"6 of 24 images .*\(1 more\)"):
         read("cub", root)
 
 
@@ -120,8 +120,8 @@ def test_mit67_reads_the_official_lists(tmp_path):
     ("spoil", "expected"),
     [
         (lambda root: (root / "Images" / "artstudio" / "artstudio_2_altavista.jpg").unlink(), "artstudio_2_altavista"),
-        (lambda root: edit(root / "TestImages.txt", "artstudio/", "library/"), "TrainImages.txt lacks: library"),
-        (lambda root: edit(root / "TestImages.txt", "artstudio/", ""), "expected lines <class>/<file>"),
+        (lambda root: edit(root / "TestImages.txt", "artstudio/", "library/"), "TestImages.txt, entry 3: .*TrainImages.txt .*library"),
+        (lambda root: edit(root / "TestImages.txt", "artstudio/", ""), "TestImages.txt, entry 3: .*{class}/{file}"),
         (
             lambda root: edit(root / "TrainImages.txt", "artstudio/artstudio_2_altavista.jpg", "../outside.jpg"),
             r"files outside .*: \.\./outside.jpg",
@@ -357,9 +357,9 @@ def test_stanford40_ignores_what_a_mac_adds(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
-        (lambda root: (root / "ImageSplits" / "phoning_test.txt").unlink(), "lacks phoning_test.txt"),
-        (lambda root: (root / "ImageSplits" / "phoning_train.txt").unlink(), "lacks phoning_train.txt"),
-        (lambda root: [path.unlink() for path in (root / "ImageSplits").glob("*_t*.txt")], "no list <action>_train"),
+        (lambda root: (root / "ImageSplits" / "phoning_test.txt").unlink(), "lacks ImageSplits/phoning_test.txt"),
+        (lambda root: (root / "ImageSplits" / "phoning_train.txt").unlink(), "lacks ImageSplits/phoning_train.txt"),
+        (lambda root: [path.unlink() for path in (root / "ImageSplits").glob("*_t*.txt")], "no list ImageSplits/{class}_train"),
         (lambda root: (root / "JPEGImages" / "phoning_004.jpg").unlink(), "1 of 18 images .*phoning_004.jpg"),
         (lambda root: edit(root / "ImageSplits" / "phoning_test.txt", "phoning_001", "../outside"), r"\.\./outside"),
         (lambda root: (root / "JPEGImages").rename(root / "images"), "lacks JPEGImages"),
@@ -400,13 +400,13 @@ def test_tiny_imagenet_class_without_a_word(tmp_path):
     ("spoil", "expected"),
     [
         (lambda root: edit(root / "val" / "val_annotations.txt", "val_4.JPEG\tn01443537", "val_4.JPEG\tn9"), "entry 5"),
-        (lambda root: edit(root / "val" / "val_annotations.txt", "val_4.JPEG\t", "val_4.JPEG "), "entry 5: expected"),
+        (lambda root: edit(root / "val" / "val_annotations.txt", "val_4.JPEG\t", "val_4.JPEG "), "entry 5"),
         (lambda root: (root / "val" / "images" / "val_3.JPEG").unlink(), "1 of 18 images .*val_3.JPEG"),
         (
             lambda root: edit(root / "val" / "val_annotations.txt", "val_3", "../../outside"),
             r"files outside .*\.\./outs",
         ),
-        (lambda root: edit(root / "wnids.txt", "n01443537", "n7"), "no image in .*train: n7"),
+        (lambda root: edit(root / "wnids.txt", "n01443537", "n7"), "wnids.txt .*n01443537"),
         (lambda root: edit(root / "wnids.txt", "n01443537", "n02124075"), "wnids.txt names a class twice"),
         (lambda root: (root / "words.txt").unlink(), "lacks words.txt.*tiny-imagenet-200.zip"),
     ],

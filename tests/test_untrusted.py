@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torchvision.models import ResNet18_Weights
 
 from delta_transfer import report
+from delta_transfer.cli.case_study import main as case_study
 from delta_transfer.cli.data import composed
 from delta_transfer.common import untrusted
 from delta_transfer.common.console import log
@@ -35,7 +36,6 @@ from delta_transfer.config import BackboneConfig
 from delta_transfer.data.archives import unpack
 from delta_transfer.data.files import FORMATS, UNREADABLE, read_image
 from delta_transfer.data.store import fit
-from delta_transfer.inspect.case_study import main as case_study
 from delta_transfer.inspect.case_study import tidy
 from delta_transfer.models import Network
 from delta_transfer.models.zoo import _download, build_source, load_pickled

@@ -14,59 +14,64 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from .config import AttentionConfig
-    from .methods import (
-        AFA,
-        AT,
-        BSS,
-        DELTA,
-        FM,
-        L2SP,
-        L2TWW,
-        LPFT,
-        RIFLE,
-        AFAChannel,
-        AFASpatial,
-        BiTuning,
-        CoTuning,
-        DELTAWithoutAttention,
-        L2SPFisher,
-        LwF,
-        Regularizer,
-        StochNorm,
-    )
-    from .methods.attention import ChannelImportance, channel_attention
-    from .models import HookedNetwork, Network, call, tapped
+if TYPE_CHECKING:  # For editors and type checkers. At run time the methods' names follow from their registry.
+    from .methods.afa import AFA as AFA
+    from .methods.afa import AFAChannel as AFAChannel
+    from .methods.afa import AFASpatial as AFASpatial
+    from .methods.attention import AttentionConfig as AttentionConfig
+    from .methods.attention import ChannelImportance as ChannelImportance
+    from .methods.attention import channel_attention as channel_attention
+    from .methods.attention_transfer import AT as AT
+    from .methods.base import Regularizer as Regularizer
+    from .methods.bi_tuning import BiTuning as BiTuning
+    from .methods.bss import BSS as BSS
+    from .methods.co_tuning import CoTuning as CoTuning
+    from .methods.delta import DELTA as DELTA
+    from .methods.delta import DELTAWithoutAttention as DELTAWithoutAttention
+    from .methods.l2_sp import L2SP as L2SP
+    from .methods.l2_sp_fisher import L2SPFisher as L2SPFisher
+    from .methods.l2t_ww import L2TWW as L2TWW
+    from .methods.lp_ft import LPFT as LPFT
+    from .methods.lwf import LwF as LwF
+    from .methods.matching import FM as FM
+    from .methods.rifle import RIFLE as RIFLE
+    from .methods.stochnorm import StochNorm as StochNorm
+    from .models import HookedNetwork as HookedNetwork
+    from .models import Network as Network
+    from .models import call as call
+    from .models import tapped as tapped
 
 __version__ = version("delta-transfer")
 
-# fmt: off
-__all__ = [
-    "AFA", "AFAChannel", "AFASpatial", "AT", "AttentionConfig", "BSS", "BiTuning", "ChannelImportance", "CoTuning",
-    "DELTA", "DELTAWithoutAttention", "FM", "HookedNetwork", "L2SP", "L2SPFisher", "L2TWW", "LPFT", "LwF", "Network",
-    "RIFLE", "Regularizer", "StochNorm", "call", "channel_attention", "tapped",
-]
-# fmt: on
-
-# Imported when they are asked for: the commands begin without torch, which takes seconds to import.
+# Beside the methods. All names are imported when they are asked for: a command begins without torch, which takes
+# seconds to import.
 _HOMES = {
-    ".config": ("AttentionConfig",),
-    ".models": ("HookedNetwork", "Network", "call", "tapped"),
-    ".methods": (
-        *("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2SP", "Regularizer"),
-        *("AT", "BSS", "BiTuning", "CoTuning", "FM", "L2SPFisher", "L2TWW", "LPFT", "LwF", "RIFLE", "StochNorm"),
-    ),
-    ".methods.attention": ("ChannelImportance", "channel_attention"),
+    "AttentionConfig": ".methods.attention",
+    "ChannelImportance": ".methods.attention",
+    "HookedNetwork": ".models",
+    "Network": ".models",
+    "Regularizer": ".methods",
+    "call": ".models",
+    "channel_attention": ".methods.attention",
+    "tapped": ".models",
 }
 
 
+def _method_classes() -> dict[str, type]:
+    methods = import_module(".methods", __name__).METHODS
+    return {entry.thing.__name__: entry.thing for entry in methods.entries.values()}
+
+
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(import_module(home, __name__), name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name], __name__), name)
+    if name == "__all__":
+        return sorted({*_HOMES, *_method_classes()})
+    # Only classes begin with a capital: to look for a submodule does not import the methods.
+    if name[0].isupper() and name in (classes := _method_classes()):
+        return classes[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__getattr__("__all__")})

@@ -11,10 +11,11 @@
     delta-report --select cv --emit-overrides      # the commands of the final runs with what was chosen, for | sh
     delta-report case-study RUN_A RUN_B            # what the networks look at, and which channels came to life
     delta-report attention RUN ...                 # the channel weights of DELTA
+    delta-report publish RUNS --to FOLDER          # the records of many runs in one folder, to commit
 
-Mean ± sample standard deviation over seeds of finished runs, and differences to a baseline, paired by seed. The tables
-go to stdout or --output; what was left out of them, and why, goes to stderr. case-study and attention have options of
-their own (--help).
+The tables have the mean ± sample standard deviation over seeds of finished runs, and differences to a baseline, paired
+by seed. They go to stdout or --output; stderr names the runs that were left out, and why. case-study, attention and
+publish have options of their own (--help).
 """
 
 import argparse
@@ -26,22 +27,24 @@ from pathlib import Path
 from .common import tables
 from .common.console import log, show_messages, stoppable
 from .common.errors import UserError
-from .records.reading import read, run_folders
+from .records.reading import Record, folds, read_all, run_id, transfers
 from .reporting import export, sections
-from .reporting.comparison import METRICS, Comparison, compare, folds, problem, run_id, together, transfers
+from .reporting.comparison import Comparison, compare, together
 from .reporting.published import PROTOCOLS
+from .reporting.record_views import METRICS, problem
 from .reporting.selection import Selection, choose, command
 
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
 PAIRS = "test_pair_accuracy"  # of verification runs
-# Reports on single runs, each with a main(argv) of its own, in a module that imports torch.
-COMMANDS = {"case-study": "case_study", "attention": "attention"}
+# Modules with a main(argv) of their own; the first two import torch.
+COMMANDS = {"case-study": "cli.case_study", "attention": "cli.attention", "publish": "reporting.publishing"}
 
 MORE = """\
 files:
-  DIR/**/summary.json   a finished run, as delta-run leaves it; beside it metrics.jsonl, for learning curves, and
+  RUN/summary.json      a finished run, as delta-run leaves it; beside it metrics.jsonl, for learning curves, and
                         predictions.npz, for --per-image
+  DIR/records.jsonl     many runs, as delta-report publish leaves them; beside it predictions.npz
 
 exit status:
   0  a table was made
@@ -60,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         if argv and argv[0] in COMMANDS:
-            return import_module(f"delta_transfer.reporting.{COMMANDS[argv[0]]}").main(argv[1:])
+            return int(import_module(f"delta_transfer.{COMMANDS[argv[0]]}").main(argv[1:]))
         return report(arguments(argv))
     except UserError as error:
         log.info(f"delta-report: {error}")
@@ -111,13 +114,13 @@ def report(args: argparse.Namespace) -> int:
     return emit(selections, args.seeds) if args.emit_overrides else 0
 
 
-def by_question(usable: list[dict], args: argparse.Namespace) -> list[list[dict]]:
-    """The records of fine-tuning, and those of transfer between networks, which never stand in one table."""
+def by_question(usable: list[Record], args: argparse.Namespace) -> list[list[Record]]:
+    """The records of fine-tuning and those of transfer between networks: they never stand in one table."""
     tuned, moved = ([r for r in usable if transfers(r) == wanted] for wanted in (False, True))
     of_transfer = args.against in PROTOCOLS and PROTOCOLS[args.against].of_transfer
     if args.transfer or of_transfer:
         if of_transfer and tuned:
-            log.info(f"left out: {len(tuned)} runs of fine-tuning, which {args.against} says nothing of")
+            log.info(f"left out: {len(tuned)} runs of fine-tuning, which are not in {args.against}")
         return [moved] if moved else []
     if args.against and moved:
         log.info(f"left out: {len(moved)} runs that transfer between networks (--against l2t_ww)")
@@ -136,7 +139,7 @@ def with_choices(comparison: Comparison, selection: Selection, args: argparse.Na
 
 
 def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
-    """`comparisons`: of fine-tuning, of transfer between networks, of verification runs; each has its own tables."""
+    """The whole report. `comparisons`: of fine-tuning, transfer and verification runs, each with its own tables."""
     methods = dict.fromkeys(method for comparison in comparisons for method in comparison.methods)
     if args.baseline and args.baseline not in methods:
         raise UserError(f"--baseline {args.baseline}: there are no runs of it, only of {', '.join(methods)}.")
@@ -158,7 +161,7 @@ def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
 
 
 def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Namespace) -> list[tables.Table]:
-    made = [sections.accuracies(comparison)]
+    made: list[tables.Table | None] = [sections.accuracies(comparison)]
     if comparison.metric == PAIRS:
         made.append(sections.verification(comparison))
     if baseline:
@@ -174,10 +177,7 @@ def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Names
 
 
 def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
-    """The method that others are compared with, if it is there.
-
-    None on validation data, which serve to choose and prove nothing.
-    """
+    """The method that others are compared with, if it is there; None on validation data, which serve to choose."""
     if comparison.metric == "val_top1":
         return None
     usual = "scratch" if comparison.transfers and "scratch" in comparison.methods else "l2"
@@ -185,24 +185,22 @@ def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
     return wanted if wanted in comparison.methods else None
 
 
-def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict], list[dict]]:
-    """The records that the table is made of, and, of those that are not, those of verification runs and of failed ones.
+def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], list[Record], list[Record]]:
+    """The records for the table, those of verification runs, and those of failed runs.
 
-    Why any other is left out goes to stderr.
+    stderr gets a line about every other run.
     """
     for absent in [top for top in args.dirs if not top.is_dir()]:
         log.info(f"no such folder: {absent}")
-    folders = run_folders(args.dirs)
-    records = [read(folder) for folder in folders if (folder / "summary.json").exists()]
-    unfinished = [folder.name for folder in folders if not (folder / "summary.json").exists()]
+    records, unfinished = read_all(args.dirs)
 
     usable, verified, failed, classified = [], [], [], 0
     without_validation, on_folds, otherwise_validated = 0, 0, 0
     for record in records:
         reason = problem(record, args.metric)
-        if reason == "no val_top1":  # nothing wrong with it: a final run trains on all training images
+        if reason == "no val_top1":  # a final run, which trains on all training images
             without_validation += 1
-        elif reason == f"no {args.metric}" and folds(record):  # nor with this one: it was there to choose settings
+        elif reason == f"no {args.metric}" and folds(record):  # a run that serves to choose settings
             on_folds += 1
         elif reason == "no test_top1" and problem(record, PAIRS) is None:
             verified.append(record)
@@ -217,7 +215,7 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict
         else:
             usable.append(record)
     if without_validation:
-        log.info(f"left out: {without_validation} runs without a validation part")
+        log.info(f"left out: {without_validation} runs without a validation split")
     if classified:
         log.info(f"left out: {classified} classification runs, which have no pairs")
     if on_folds:
@@ -230,14 +228,12 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[dict], list[dict
 
 
 def emit(selections: list[Selection], seeds: int) -> int:
-    """The commands to stdout, each once; 1 if a method has none."""
+    """Prints each command once. Returns the exit status, 1 if a method has no command."""
     choices = [choice for selection in selections for choice in selection.choices]
     commands = [command(choice, seeds) for choice in choices]
     for choice, line in zip(choices, commands, strict=True):
         if line is None:
-            log.info(
-                f"no command for {choice.what}: its records do not hold their overrides (made by an older delta-run?)"
-            )
+            log.info(f"no command for {choice.what}: its records do not hold their overrides")
     for line in dict.fromkeys(filter(None, commands)):
         print(line)
     return 1 if None in commands or any(selection.undecided for selection in selections) else 0
@@ -279,7 +275,7 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         default=[Path("results")],
-        help="a results_dir, its runs folder, or any folder of run folders (default: results)",
+        help="a results_dir, its runs folder, any folder of run folders, or a published one (default: results)",
     )
     p.add_argument(
         "--format",
@@ -316,7 +312,7 @@ def parser() -> argparse.ArgumentParser:
         "--select",
         choices=["cv", "val"],
         help="name the reg settings with the best validation accuracy for each method, data set and backbone: "
-        "mean over the folds of split.folds (cv), or on the hold-out part of split.val_fraction (val)",
+        "mean over the folds of split.folds (cv), or on the images held out by split.val_fraction (val)",
     )
     p.add_argument(
         "--emit-overrides",

@@ -1,4 +1,4 @@
-"""delta-data: which data sets are here, whether they are whole, and their image stores.
+"""delta-data: finds data sets, checks that they are whole, and makes their image stores.
 
     delta-data list [data_dir=/data]
     delta-data verify cub [dataset.root=/data/CUB_200_2011]
@@ -17,10 +17,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from hydra import compose, initialize_config_module
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -28,12 +26,15 @@ from rich.text import Text
 
 from ..common.console import Display, log, shorten_list, stoppable
 from ..common.errors import UserError
-from ..config import DatasetConfig, OfficialCounts, RunConfig, check_values, register_schemas, to_run_config
-from ..data import DATASETS, fetch, load_dataset, locate
+from ..data import fetch, load_dataset, locate, publication
 from ..data.archives import unpack_archives
 from ..data.dataset import Counts, Dataset, expected_counts
 from ..data.files import UNREADABLE
+from ..data.options import DatasetConfig, OfficialCounts
 from ..data.store import open_store, store_path, wrong_checksums
+
+if TYPE_CHECKING:
+    from ..engine.config import RunConfig
 
 MORE = """\
 examples:
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.command == "doctor":
             from .doctor import doctor
 
-            return doctor(composed("folder", args.overrides), args.overrides)
+            return doctor(args.overrides)
         config = composed(args.name, args.overrides)
         return {"verify": verify, "prepare": prepare}[args.command](config)
     except (UserError, OSError) as error:
@@ -93,16 +94,11 @@ def choices(group: str = "dataset") -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def composed(name: str, overrides: Sequence[str]) -> RunConfig:
-    """The configuration of `delta-run dataset=<name> <overrides>`."""
-    register_schemas()
-    try:
-        with initialize_config_module("delta_transfer.conf", version_base="1.3"):
-            config = to_run_config(compose("config", [f"dataset={name}", *overrides]))
-            check_values(overrides, config)
-            return config
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error)) from error
+def composed(name: str, overrides: Sequence[str]) -> "RunConfig":
+    """The configuration of `delta-run dataset=<name> <overrides>`. Raises UserError."""
+    from .compose import compose_config  # imports torch
+
+    return compose_config("config", [f"dataset={name}", *overrides])
 
 
 def show_list(overrides: Sequence[str]) -> None:
@@ -128,11 +124,11 @@ def show_list(overrides: Sequence[str]) -> None:
 
 
 def look_for(config: DatasetConfig) -> tuple[Counts | None, OfficialCounts | None, str, str | None]:
-    """What of a data set is here and what it should be, in numbers and in a word, and why it cannot be used."""
-    reader = DATASETS[config.name]
-    root = locate(reader, Path(config.root).expanduser()) if config.root else None
+    """What is here of a data set, what the publisher has, the state in a word, and why the data set cannot be used."""
+    published = publication(config)
+    root = locate(published, Path(config.root).expanduser()) if config.root else None
     official = expected_counts(config)
-    if not reader.needs or any((root / need).exists() for need in reader.needs if root) or config.name == "folder":
+    if not published.needs or any((root / need).exists() for need in published.needs if root):
         try:
             counts = Counts.of(load_dataset(config))
             return counts, official, counts.against(official), None
@@ -150,15 +146,16 @@ def _found_of(counts: Counts | None, official: OfficialCounts | None, key: str) 
     return " / ".join(dict.fromkeys(numbers))
 
 
-# --- verify ---
+# --- verify ---------------------------------------------------------------------------------------------------------
 
 
-def verify(config: RunConfig) -> int:
+def verify(config: "RunConfig") -> int:
     """Exit status 0: every image decodes and there are not more of anything than the publisher has."""
-    dataset = load_dataset(config.dataset)
+    cache = Path(config.cache_dir)
+    dataset = load_dataset(config.dataset, cache)
     counts, official = Counts.of(dataset), expected_counts(config.dataset)
     state = counts.against(official)
-    log.info(f"{config.dataset.name}: {DATASETS[config.dataset.name].title}, {config.dataset.root or 'embedded'}")
+    log.info(f"{config.dataset.name}: {publication(config.dataset).title}, {config.dataset.root or 'embedded'}")
     for key in ("classes", "train", "test"):
         expected = f" of {getattr(official, key):,}" if official else ""
         log.info(f"  {key:8} {getattr(counts, key):,}{expected}")
@@ -167,7 +164,8 @@ def verify(config: RunConfig) -> int:
     elif state != "ready":
         log.info("  more than the official data set holds: is another one mixed in?")
 
-    digests, unreadable = [], []
+    digests: list[bytes | BaseException] = []
+    unreadable = []
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
         for index, digest in enumerate(_pixel_digests(dataset)):
             digests.append(digest)
@@ -180,15 +178,12 @@ def verify(config: RunConfig) -> int:
         log.info(f"  images   {len(digests):,} decode")
     for line in duplicates(dataset, digests):
         log.info(f"  {line}")
-    damaged = _damaged_in_store(config)
+    damaged = _damaged_in_store(dataset, store_path(dataset, config.backbone.resize, config.schedule.aspect, cache))
     return 1 if unreadable or damaged or state == "more than official" else 0
 
 
-def _damaged_in_store(config: RunConfig) -> bool:
+def _damaged_in_store(dataset: Dataset, path: Path) -> bool:
     """Compares the checksums of the store that runs would read, if it was built."""
-    cache = Path(config.cache_dir)
-    dataset = load_dataset(config.dataset, cache)
-    path = store_path(dataset, config.backbone.resize, config.schedule.aspect, cache)
     if not path.exists():
         return False
     try:
@@ -201,13 +196,13 @@ def _damaged_in_store(config: RunConfig) -> bool:
     return bool(wrong)
 
 
-def duplicates(dataset: Dataset, digests: Sequence[bytes]) -> list[str]:
-    """What to say about images with the same pixels, between train and test and within train."""
+def duplicates(dataset: Dataset, digests: Sequence[bytes | BaseException]) -> list[str]:
+    """Lines about images with the same pixels, between the training and test images and among the training images."""
     trained = {d: i for i, d in enumerate(digests) if not dataset.is_test[i] and isinstance(d, bytes)}
     leaks = [
         f"{dataset.names[i]} = {dataset.names[trained[d]]}"
         for i, d in enumerate(digests)
-        if dataset.is_test[i] and d in trained
+        if dataset.is_test[i] and isinstance(d, bytes) and d in trained
     ]
     times = Counter(d for i, d in enumerate(digests) if not dataset.is_test[i] and isinstance(d, bytes))
     twice = sum(n - 1 for n in times.values())
@@ -219,7 +214,7 @@ def duplicates(dataset: Dataset, digests: Sequence[bytes]) -> list[str]:
 
 
 def _pixel_digests(dataset: Dataset) -> Iterator[bytes | BaseException]:
-    """Of size and RGB pixels of each image, in order; the error for one that cannot be read."""
+    """A digest of size and RGB pixels of each image, in order; the error for one that cannot be read."""
 
     def digest(index: int) -> bytes | BaseException:
         try:
@@ -232,18 +227,18 @@ def _pixel_digests(dataset: Dataset) -> Iterator[bytes | BaseException]:
         yield from pool.map(digest, range(len(dataset.labels)))
 
 
-# --- prepare ---
+# --- prepare --------------------------------------------------------------------------------------------------------
 
 
-def prepare(config: RunConfig) -> int:
+def prepare(config: "RunConfig") -> int:
     """Downloads if asked to, unpacks, and builds the store that `delta-run` with the same overrides will read."""
-    reader = DATASETS[config.dataset.name]
-    root = locate(reader, Path(config.dataset.root).expanduser()) if config.dataset.root else None
+    published = publication(config.dataset)
+    root = locate(published, Path(config.dataset.root).expanduser()) if config.dataset.root else None
     if config.dataset.download:
-        fetch(reader, root)
+        fetch(published, root)
         config.dataset.download = False
-    if root and reader.archives:
-        for archive in unpack_archives(reader.needs, reader.archives, root):
+    if root and published.archives:
+        for archive in unpack_archives(published.needs, published.archives, root):
             log.info(f"unpacked {archive}")
     size, aspect, cache = config.backbone.resize, config.schedule.aspect, Path(config.cache_dir)
     dataset = load_dataset(config.dataset, cache)

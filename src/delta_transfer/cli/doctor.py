@@ -1,34 +1,38 @@
-"""delta-data doctor: what is here for delta-run (packages, devices, memory, disk, data sets, weights), what is missing.
+"""delta-data doctor: checks what delta-run needs: packages, devices, memory, disk, data sets, weights.
 
-What may be broken, as an installation of torch, is imported where it is looked at.
+Packages whose installation may be broken, such as torch, are imported only inside the check of them.
 """
 
 import os
 import platform
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
 from ..common.console import log
 from ..common.errors import UserError
-from ..config import RunConfig
+from ..data import publication
+from .data import choices, composed, look_for
+
+if TYPE_CHECKING:
+    from ..engine.config import RunConfig
 
 GIB = 2**30
-ENOUGH_DISK, ENOUGH_MEMORY = 5 * GIB, 4 * GIB  # ResNet-50 leaves 90 MiB a run, and trains in 3 GiB on a CPU
+ENOUGH_DISK, ENOUGH_MEMORY = 5 * GIB, 4 * GIB  # a run of ResNet-50 takes 90 MiB, and trains in 3 GiB on a CPU
 PACKAGE = "delta-transfer"
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 
 
 @dataclass
 class Findings:
-    """One line each. A trouble is what delta-run cannot work with; what is merely missing comes with what to do."""
+    """One line each. delta-run cannot work with a trouble; a line about something missing says what to do."""
 
     lines: list[str] = field(default_factory=list)
     troubles: int = 0
@@ -45,26 +49,31 @@ class Findings:
 
     @contextmanager
     def looking_at(self, what: str) -> Iterator[None]:
-        """Whatever goes wrong in it is a finding."""
+        """Makes a finding of every error."""
         try:
             yield
         except Exception as error:
             self.trouble(what, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def doctor(config: RunConfig, overrides: Sequence[str]) -> int:
-    """Exit status 0: delta-run can work here."""
+def doctor(overrides: Sequence[str]) -> int:
+    """Returns exit status 0 if delta-run can work here. Raises UserError for overrides that are wrong."""
     found = Findings()
     packages(found)
     for what, look in (("torch", torch_and_devices), ("memory", memory)):
         with found.looking_at(what):
             look(found)
-    with found.looking_at("disk"):
-        disk(found, config)
-    with found.looking_at("data sets"):
-        data_sets(found, config, overrides)
-    with found.looking_at("weights"):
-        weights(found, overrides)
+    try:
+        config = composed("folder", overrides)
+    except ImportError as error:  # of torch, or of a package that it needs
+        found.trouble("options", f"cannot be read: {error}")
+    else:
+        with found.looking_at("disk"):
+            disk(found, config)
+        with found.looking_at("data sets"):
+            data_sets(found, config, overrides)
+        with found.looking_at("weights"):
+            weights(found, overrides)
     for line in found.lines:
         log.info(line)
     if found.troubles:
@@ -100,7 +109,7 @@ def packages(found: Findings) -> None:
 
 
 def lacks(one: Requirement) -> str | None:
-    """What is wrong with an installed package; None if nothing is."""
+    """Why a package does not meet the requirement; None if it does."""
     try:
         installed = version(one.name)
     except PackageNotFoundError:
@@ -137,7 +146,10 @@ def memory(found: Findings) -> None:
     lines = Path("/proc/meminfo")
     if not lines.exists():
         return
-    available = int(re.search(r"^MemAvailable: +(\d+)", lines.read_text(), re.M)[1]) * 1024
+    match = re.search(r"^MemAvailable: +(\d+)", lines.read_text(), re.M)
+    if match is None:
+        return
+    available = int(match[1]) * 1024
     if (left := left_to_container()) is not None:
         available = min(available, left)
     words = f"{available / GIB:.1f} GiB available"
@@ -148,16 +160,16 @@ def memory(found: Findings) -> None:
 
 
 def left_to_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes below its limit, what is only cached not counted as used; None where there is no limit."""
+    """Bytes that the container may still use; cached files do not count as used. None where there is no limit."""
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        cached = int(re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)[1])
-        return max(0, int(limit) - int(used) + cached)
-    except (OSError, ValueError, TypeError):  # no container, no limit ("max"), or not to be read
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, int(limit) - int(used) + int(statistics["inactive_file"]))
+    except (OSError, ValueError, KeyError):  # no container, no limit ("max"), or a file that cannot be read
         return None
 
 
-def disk(found: Findings, config: RunConfig) -> None:
+def disk(found: Findings, config: "RunConfig") -> None:
     for key in ("results_dir", "cache_dir"):
         folder = Path(getattr(config, key)).absolute()
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -171,10 +183,7 @@ def disk(found: Findings, config: RunConfig) -> None:
             found.fine("disk", words)
 
 
-def data_sets(found: Findings, config: RunConfig, overrides: Sequence[str]) -> None:
-    from ..data import DATASETS
-    from .data import choices, composed, look_for
-
+def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) -> None:
     absent = []
     # dataset.root names the folder of one data set; the others are looked for below data_dir.
     named = next((word.removeprefix("dataset=") for word in overrides if word.startswith("dataset=")), "folder")
@@ -193,7 +202,7 @@ def data_sets(found: Findings, config: RunConfig, overrides: Sequence[str]) -> N
         else:
             size = f"{counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images"
             found.fine(name, f"{state}: {size}, {dataset.root or 'embedded'}")
-    fetched = [name for name in absent if DATASETS[composed(name, []).dataset.name].download]
+    fetched = [name for name in absent if publication(composed(name, []).dataset).download]
     by_hand = [name for name in absent if name not in fetched]
     where = f"data_dir={config.data_dir}"
     if fetched:
@@ -206,12 +215,10 @@ def data_sets(found: Findings, config: RunConfig, overrides: Sequence[str]) -> N
 
 
 def weights(found: Findings, overrides: Sequence[str]) -> None:
-    """Of torchvision's networks, in its cache, and the file that was named."""
+    """Looks for weights of torchvision's networks in its cache, and at the file that was named."""
     import torch
 
     from ..models.zoo import build_source, not_downloaded
-    from .data import choices as of
-    from .data import composed
 
     file = next((word.partition("=")[2] for word in overrides if word.startswith("backbone.weights=")), None)
     given = any(word.startswith("backbone=") for word in overrides)
@@ -232,8 +239,9 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
         except UserError as error:
             found.trouble(backbone.name, str(error))
         return
-    here, absent = [], []
-    for name in of("backbone"):
+    here: list[str] = []
+    absent: list[str] = []
+    for name in choices("backbone"):
         backbone = composed("folder", [f"backbone={name}"]).backbone
         if backbone.weights.startswith("IMAGENET"):
             (absent if not_downloaded(backbone) else here).append(name)
@@ -246,14 +254,13 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
 
 
 def which_fits(found: Findings, file: str) -> None:
-    """Of which networks a file of weights is."""
+    """Finds the networks that a file of weights fits."""
     from ..models.zoo import bare_network, read_weights
-    from .data import choices, composed
 
     fitting = []
     for name in choices("backbone"):
         backbone = composed("folder", [f"backbone={name}", f"backbone.weights={file}"]).backbone
-        state = read_weights(backbone)  # the first time too: what is wrong with the file is a finding
+        state = read_weights(backbone) or {}  # a file that cannot be read is a finding
         head = state.get(f"{backbone.head}.weight")
         with suppress(RuntimeError):
             if head is not None:
@@ -263,9 +270,3 @@ def which_fits(found: Findings, file: str) -> None:
         found.fine("weights", f"{file}: fits {', '.join(fitting)}")
     else:
         found.trouble("weights", f"{file}: of no network of conf/backbone; name one, backbone=NAME, to see why")
-
-
-if __name__ == "__main__":
-    from .data import main
-
-    sys.exit(main(["doctor", *sys.argv[1:]]))

@@ -1,6 +1,6 @@
 """delta-pretrain: train a source network. It is an ordinary run (conf/pretrain.yaml) from random weights."""
 
-from ..train import main as run_main
+from .run import main as run_main
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Generic, Self, TypeVar, dataclass_transform
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from .errors import UserError
 
@@ -69,7 +69,6 @@ def option(
     return field(default=default, metadata=metadata)
 
 
-@dataclass_transform(field_specifiers=(option, field))
 class Options:
     """Base of every group of options. A subclass is a dataclass and extends `check` for rules about several fields.
 
@@ -155,7 +154,11 @@ def from_mapping(group: type[T], values: Mapping[str, Any]) -> T:
     made = {}
     for name, value in values.items():
         nested = _group_in(hints[name])
-        made[name] = from_mapping(nested, value) if nested and isinstance(value, Mapping) else value
+        if nested and isinstance(value, Mapping):
+            value = from_mapping(nested, value)
+        elif not _has_type(value, hints[name]):
+            raise OptionError(f"{key}.{name}", f"{key}.{name} has a value of another type: {value!r}.")
+        made[name] = value
     options = group(**made)
     for name in known:
         if getattr(options, name) == MISSING:
@@ -163,10 +166,25 @@ def from_mapping(group: type[T], values: Mapping[str, Any]) -> T:
     return options
 
 
+def _has_type(value: Any, hint: Any) -> bool:
+    """Whether plain data, such as JSON, fits a field's type."""
+    if hint is Any:
+        return True
+    if isinstance(hint, types.UnionType):
+        return any(_has_type(value, kind) for kind in typing.get_args(hint))
+    if typing.get_origin(hint) in (list, dict):
+        kinds = typing.get_args(hint)
+        values = list(value.values()) if isinstance(value, dict) else value
+        return isinstance(value, typing.get_origin(hint)) and all(_has_type(one, kinds[-1]) for one in values)
+    if hint in (int, float):
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
 def _group_in(hint: Any) -> type[Options] | None:
     """The group of options that a field holds, if it holds one."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Options)), None)
 
 
 @dataclass(frozen=True)
@@ -208,50 +226,3 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
-
-
-# --- Checks of the options that are still in config.py -------------------------------------------------------------
-
-
-def require_representable(key: str, value: float | None) -> None:
-    """PyTorch raises for integers beyond 64 bits and for floats beyond 32."""
-    limit = 2**63 - 1 if isinstance(value, int) else 3e38
-    require(value is None or value <= limit, f"{key} must be at most {limit}, got {value}.")
-
-
-def require_positive(config, group: str, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or (0 < value < math.inf), f"{group}.{name} must be positive, got {value}.")
-        require_representable(f"{group}.{name}", value)
-
-
-def require_not_negative(config, group: str, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(0 <= value < math.inf, f"{group}.{name} must be 0 or more, got {value}.")
-        require_representable(f"{group}.{name}", value)
-
-
-def require_at_most(limit: int, config, group: str, *names: str) -> None:
-    """Of what takes memory or time in proportion: so much that it can only be a slip is refused."""
-    require_positive(config, group, *names)
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value <= limit, f"{group}.{name} must be at most {limit:,}, got {value}.")
-
-
-def require_one_of(config, name: str, *values: str) -> None:
-    value = getattr(config, name)
-    require(value in values, f"reg.{name} must be one of {', '.join(values)}, got {value!r}.")
-
-
-def require_seed(key: str, value: int) -> None:
-    require(value >= 0, f"{key} must be 0 or more, got {value}.")
-    require_representable(key, value)
-
-
-def choose(registry: dict, key: str, name: str):
-    """The entry of an explicit registry that configuration key `key` names."""
-    require(name in registry, f"{key}={name}: there is only {', '.join(registry)}.")
-    return registry[name]

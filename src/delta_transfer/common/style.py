@@ -1,8 +1,6 @@
-"""How methods look in every figure and page: fixed colours, told apart in grey by line and marker too."""
+"""How methods look in every figure and page: fixed colours; line and marker tell them apart in grey too."""
 
 from dataclasses import dataclass
-
-from ..reporting.comparison import METHODS
 
 
 @dataclass(frozen=True)
@@ -12,45 +10,46 @@ class Style:
     marker: str
 
 
-# In the order of METHODS, safe for colour-blind readers: Okabe and Ito's palette for the papers' methods, Tol's
-# contrasts for later ones, his muted ones for those whose target begins with random weights. Few are in one figure.
-STYLES = dict(
-    zip(
-        METHODS,
-        [
-            Style("#000000", "-", "o"),
-            Style("#7f7f7f", ":", "s"),
-            Style("#0072b2", "-.", "^"),
-            Style("#e69f00", "--", "D"),
-            Style("#d55e00", "-", "v"),
-            Style("#009e73", "--", "P"),
-            Style("#56b4e9", ":", "*"),
-            Style("#cc79a7", "-.", "X"),
-            Style("#004488", ":", "<"),
-            Style("#997700", "-", "h"),
-            Style("#994455", "-.", "p"),
-            Style("#6699cc", "--", "d"),
-            Style("#eecc66", "-", ">"),
-            Style("#ee99aa", ":", "H"),
-            Style("#225522", "--", "8"),
-            Style("#7f7f7f", "-", "s"),
-            Style("#88ccee", "--", "<"),
-            Style("#ddcc77", "-.", "D"),
-            Style("#44aa99", "--", "X"),
-            Style("#117733", ":", "^"),
-            Style("#aa4499", "-.", "P"),
-            Style("#cc6677", "--", "o"),
-            Style("#332288", "-", "*"),
-        ],
-        strict=True,
-    )
-)
+# By the method's name, safe for colour-blind readers: Okabe and Ito's palette for the papers' methods, Tol's contrasts
+# for later ones, his muted ones for those whose target begins with random weights. Tables have their columns in this
+# order too. Another method needs no entry: it takes one of OTHERS, and its column comes after these.
+STYLES = {
+    "l2": Style("#000000", "-", "o"),
+    "l2_fe": Style("#7f7f7f", ":", "s"),
+    "l2_sp": Style("#0072b2", "-.", "^"),
+    "delta_noatt": Style("#e69f00", "--", "D"),
+    "delta": Style("#d55e00", "-", "v"),
+    "afa": Style("#009e73", "--", "P"),
+    "afa_spatial": Style("#56b4e9", ":", "*"),
+    "afa_channel": Style("#cc79a7", "-.", "X"),
+    "l2_sp_fisher": Style("#004488", ":", "<"),
+    "bss": Style("#997700", "-", "h"),
+    "stochnorm": Style("#994455", "-.", "p"),
+    "co_tuning": Style("#6699cc", "--", "d"),
+    "bi_tuning": Style("#eecc66", "-", ">"),
+    "rifle": Style("#ee99aa", ":", "H"),
+    "lp_ft": Style("#225522", "--", "8"),
+    "scratch": Style("#7f7f7f", "-", "s"),
+    "lwf": Style("#88ccee", "--", "<"),
+    "at": Style("#ddcc77", "-.", "D"),
+    "lwf_at": Style("#44aa99", "--", "X"),
+    "fm": Style("#117733", ":", "^"),
+    "lwf_fm": Style("#aa4499", "-.", "P"),
+    "l2t_w": Style("#cc6677", "--", "o"),
+    "l2t_ww": Style("#332288", "-", "*"),
+}
 OTHERS = [Style("#999933", "--", "p"), Style("#882255", "-.", "h"), Style("#661100", ":", "d")]  # Tol's
 
 DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 
 
 def style_of(method: str, methods: list[str]) -> Style:
-    """Of a method by its config name; `methods`: all in the figure, which decides for those without a fixed style."""
+    """The style of a method, by its name; `methods`: all in the figure, which share out OTHERS among them."""
     unknown = [name for name in methods if name not in STYLES]
     return STYLES.get(method) or OTHERS[unknown.index(method) % len(OTHERS)]
+
+
+def method_order(method: str) -> tuple[int, str]:
+    """Sorts methods: those of STYLES in that order, then others by name."""
+    known = list(STYLES)
+    return (known.index(method), "") if method in STYLES else (len(known), method)

@@ -1,11 +1,11 @@
-"""Tables as text: rich, Markdown, LaTeX (booktabs). What is in them is made elsewhere (comparison, statistics, ...)."""
+"""Tables as text for the terminal (rich), Markdown and LaTeX (booktabs)."""
 
 import re
 from dataclasses import dataclass, field
 from io import StringIO
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -28,7 +28,7 @@ class Table:
     remarks: list[str] = field(default_factory=list)  # under the table, one line each
     notes: list[str] = field(default_factory=list)  # the small print: settings, hardware, how it was computed
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if any(len(row) != len(self.header) for row in self.rows):
             raise ValueError(f"{self.title}: every row needs {len(self.header)} entries")
 
@@ -37,11 +37,11 @@ def entries(*cells: "str | Entry") -> list[Entry]:
     return [cell if isinstance(cell, Entry) else Entry(cell) for cell in cells]
 
 
-UNCUT = 100_000  # columns: a pipe or a file has no edge at which to wrap a table
+UNCUT = 100_000  # columns, so that tables are not wrapped in a pipe or a file
 
 
 def on_screen(tables: list[Table], terminal: bool) -> str:
-    """As rich shows them: on a terminal of its width and with styles, else as plain text."""
+    """The tables as rich shows them: as wide as the terminal and with styles, or as plain text without a width."""
     console = Console(file=None if terminal else StringIO(), highlight=False, width=None if terminal else UNCUT)
     with console.capture() as captured:
         console.print(as_rich(tables))
@@ -49,13 +49,13 @@ def on_screen(tables: list[Table], terminal: bool) -> str:
 
 
 def as_rich(tables: list[Table]) -> Group:
-    parts: list = []
+    parts: list[RenderableType] = []
     for table in tables:
         parts += [Text(), *rich_parts(table)] if parts else rich_parts(table)
     return Group(*parts)
 
 
-def rich_parts(table: Table) -> list:
+def rich_parts(table: Table) -> list[RenderableType]:
     grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     # Terminals are narrow: the names share one column, from the third on one per line. If that is not enough, counts
     # and settings wrap, while "57.4 ± 1.2" stays together.
@@ -156,6 +156,6 @@ def latex(table: Table) -> str:
 
 
 def is_long(table: Table, column: int) -> bool:
-    """Whether it holds words of more than 30 letters, and no numbers."""
+    """Whether a column has words of more than 30 letters and no numbers."""
     cells = [row[column] for row in table.rows]
     return all(cell.value is None for cell in cells) and any(len(cell.text) > 30 for cell in cells)

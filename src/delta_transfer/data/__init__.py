@@ -1,17 +1,23 @@
-"""Data sets by name: where they are, fetching them, reading them. The table of all of them is in readers.py."""
+"""Data sets by name: where they are, fetching them, reading them. Each reader registers itself in its own file."""
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import fields, replace
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
-from ..common.errors import UserError
-from ..common.options import choose, require
-from ..config import DatasetConfig
-from .dataset import Dataset
-from .readers.table import DATASETS, Reader
-from .readers.torchvision_sets import reason
+import yaml
 
-__all__ = ["DATASETS", "Dataset", "Reader", "fetch", "load_dataset", "locate"]
+from ..common.errors import UserError
+from ..common.options import require
+from . import readers  # noqa: F401  (registers all readers)
+from .dataset import Dataset
+from .options import DatasetConfig
+from .readers.lists import ListsConfig
+from .readers.torchvision_sets import reason
+from .registry import READERS, Publication
+
+__all__ = ["READERS", "Dataset", "Publication", "fetch", "load_dataset", "locate", "publication"]
 
 
 def load_dataset(config: DatasetConfig, cache_dir: Path | None = None) -> Dataset:
@@ -19,55 +25,61 @@ def load_dataset(config: DatasetConfig, cache_dir: Path | None = None) -> Datase
 
     `cache_dir`: where digests of the images' files are remembered, so that they are not all read each time.
     """
-    reader = choose(DATASETS, "dataset.name", config.name)
+    found = READERS[config.reader]
     require(
-        isinstance(config, reader.schema),
-        f"dataset.name={config.name} needs options that this file of conf/dataset lacks: choose a data set by "
-        f"dataset={config.name}, or set the schema of yours.",
+        isinstance(config, found.options),
+        f"dataset.reader={config.reader} needs options that this file of conf/dataset lacks: choose a data set by "
+        f"dataset={config.reader}, or set the schema of yours.",
     )
-    root = Path(config.root).expanduser() if config.root else None
-    root = locate(reader, root)
+    published = publication(config)
+    root = locate(published, Path(config.root).expanduser() if config.root else None)
     if config.download:
-        fetch(reader, root)
-    if reader.needs:
-        _check_layout(reader, root)
-    return replace(reader.read(root, config), cache_dir=cache_dir)
+        fetch(published, root)
+    if published.needs:
+        _check_layout(published, root)
+    return replace(found.thing.read(root, config), cache_dir=cache_dir)
 
 
-def locate(reader: Reader, root: Path | None) -> Path | None:
+def publication(config: DatasetConfig) -> Publication:
+    """What the publisher of a data set provides: the reader knows, or the data set's own options say."""
+    return config.publication(READERS[config.reader].thing.publication)
+
+
+def locate(published: Publication, root: Path | None) -> Path | None:
     """The folder that holds what the reader needs: `root`, or the one that a person is likely to have meant.
 
     That is the folder around it, if the data set's own folder was passed (/data/food-101), or the folder of the same
     name inside it, if the archive was unpacked there (/data/CUB_200_2011/CUB_200_2011).
     """
-    if root is None or not reader.needs or all((root / name).exists() for name in reader.needs):
+    needs = published.needs
+    if root is None or not needs or all((root / name).exists() for name in needs):
         return root
     own, parent = root.absolute().name, root.absolute().parent
-    if all(name.startswith(f"{own}/") and (parent / name).exists() for name in reader.needs):
+    if all(name.startswith(f"{own}/") and (parent / name).exists() for name in needs):
         return parent
-    return root / own if all((root / own / name).exists() for name in reader.needs) else root
+    return root / own if all((root / own / name).exists() for name in needs) else root
 
 
 @cache  # once per sweep: checking what is there already reads gigabytes
-def fetch(reader: Reader, root: Path | None) -> None:
+def fetch(published: Publication, root: Path | None) -> None:
     """torchvision's download. Raises UserError if there is none or if it fails."""
-    if reader.download is None:
-        raise UserError(f"{reader.title} has no download: {_how_to_get(reader)}.")
+    if published.download is None:
+        raise UserError(f"{published.title} has no download: {_how_to_get(published)}.")
     if root is None:
-        raise UserError(f"dataset.download=true needs dataset.root=DIR, the folder to put {reader.title} into.")
+        raise UserError(f"dataset.download=true needs dataset.root=DIR, the folder to put {published.title} into.")
     try:
-        reader.download(root)
+        published.download(root)
     except UserError:
         raise
     except Exception as error:  # of the network, the archive, the disk, or the lists once they are there
         raise UserError(
-            f"torchvision could not fetch {reader.title} into {root} ({reason(error)}). Check the network connection "
-            f"and the free disk space, or get {reader.source}."
+            f"torchvision could not fetch {published.title} into {root} ({reason(error)}). Check the network "
+            f"connection and the free disk space, or get {published.source}."
         ) from error
 
 
-def _check_layout(reader: Reader, root: Path | None) -> None:
-    absent = [name for name in reader.needs if root is None or not (root / name).exists()]
+def _check_layout(published: Publication, root: Path | None) -> None:
+    absent = [name for name in published.needs if root is None or not (root / name).exists()]
     if not absent:
         return
     if root is None:
@@ -77,17 +89,26 @@ def _check_layout(reader: Reader, root: Path | None) -> None:
     else:
         found = f"{root} lacks {', '.join(absent)}"
         # A data set with a folder of its own below root says nothing about root.
-        flat = [r for r in DATASETS.values() if r.needs and "/" not in r.needs[0]]
-        others = [r.title for r in flat if all((root / name).exists() for name in r.needs)]
-        if others:
+        flat = [other for other in _publications() if other.needs and "/" not in other.needs[0]]
+        if others := [other.title for other in flat if all((root / name).exists() for name in other.needs)]:
             found += f" (it looks like {' or '.join(others)})"
     raise UserError(
-        f"{reader.title} was not found: {found}. {_how_to_get(reader)}, and pass its folder as "
-        f"dataset.root=DIR; it must hold {', '.join(reader.needs)}."
+        f"{published.title} was not found: {found}. {_how_to_get(published)}, and pass its folder as "
+        f"dataset.root=DIR; it must hold {', '.join(published.needs)}."
     )
 
 
-def _how_to_get(reader: Reader) -> str:
-    fetch = "Let torchvision fetch it with dataset.download=true, or get" if reader.download else "Get"
-    unpack = " and unpack (delta-data prepare does so too)" if reader.archives else ""
-    return f"{fetch} {reader.source}{unpack}"
+def _publications() -> Iterator[Publication]:
+    """Those of all readers, and of all data sets of conf/dataset that have list files."""
+    yield from (READERS[name].thing.publication for name in READERS)
+    own = {entry.name for entry in fields(ListsConfig)}
+    for file in resources.files("delta_transfer.conf").joinpath("dataset").iterdir():
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if values.get("reader") == "lists":
+            yield publication(ListsConfig(**{name: value for name, value in values.items() if name in own}))
+
+
+def _how_to_get(published: Publication) -> str:
+    fetch = "Let torchvision fetch it with dataset.download=true, or get" if published.download else "Get"
+    unpack = " and unpack (delta-data prepare does so too)" if published.archives else ""
+    return f"{fetch} {published.source}{unpack}"

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from ..common.errors import UserError
-from ..config import DatasetConfig, DrawnConfig, OfficialCounts, SplitConfig
 from .contents import Contents, contents_of, stamps_of
+from .options import DatasetConfig, OfficialCounts, SplitConfig
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,7 @@ class Counts:
 
 def expected_counts(config: DatasetConfig) -> OfficialCounts | None:
     """The official counts; None where there are none, or where another draw than the usual one is asked for."""
-    if isinstance(config, DrawnConfig) and config.official:
-        usual = config.train_per_class * config.official.classes == config.official.train
-        return config.official if usual else None
-    return config.official
+    return config.official if config.as_published else None
 
 
 def make_splits(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Splits:

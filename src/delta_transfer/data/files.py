@@ -116,6 +116,6 @@ def read_lines(path: Path) -> list[str]:
     """Lines of a text file without surrounding space; empty ones left out; any line ends, with or without a BOM."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no name of a file
         raise UserError(f"{path} cannot be read: {error}.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]

@@ -1,37 +1,75 @@
-"""Why a run failed, as far as that can be found out when it has."""
+"""Why a run failed, as far as that can be found out afterwards, and how the record says it."""
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..common.errors import UserError
-from ..config import RunConfig
+from ..common.errors import RunFailed, UserError
 from ..data.loader import Loader
-from ..engine.loop import NotFinite, TrainState, batch_for
-from ..methods import Regularizer
+from ..engine import devices
+from ..engine.config import RunConfig
+from ..engine.loop import NotFinite, TrainState, make_batch, train_step
+from ..methods.base import MethodConfig, Regularizer
+from ..records.locks import InUse
+from ..records.run_directory import RunDirectory, timestamp
+from .stages import StageRunner
+
+
+@contextmanager
+def failures_recorded(
+    summary: dict[str, Any],
+    config: RunConfig,
+    directory: RunDirectory,
+    runner: StageRunner,
+    loader: Loader,
+    indices: np.ndarray,
+) -> Iterator[None]:
+    """Whatever ends the run within this is written into its record and raised as RunFailed.
+
+    OSError and InUse pass: nothing is wrong with the run, and the same command goes on with it. So does an error of
+    one process among several, which may have failed because another was killed: only what all see is recorded.
+    """
+    try:
+        yield
+    except (OSError, InUse):
+        raise
+    except Exception as error:
+        if devices.processes() > 1 and not isinstance(error, NotFinite):
+            raise
+        failure, message = explain(error, config, runner, loader, indices)
+        if failure is not None:
+            with devices.rank0_first():  # it has written before another process ends, and with it all
+                ended = {"error": message, "failure": failure, "finished": timestamp()}
+                directory.write_summary(summary | runner.record() | ended)
+                if failure in ("diverged", "input"):  # going on would not mend these
+                    directory.remove_checkpoint()
+        if failure == "program":  # the place in the program helps most
+            raise
+        name = directory.path.name
+        if failure is None:
+            raise UserError(f"{name}: {message}") from error
+        raise RunFailed(f"{name}: {message}", summary | ended) from error
 
 
 def explain(
-    error: Exception,
-    config: RunConfig,
-    learner: TrainState | None,
-    regularizer: Regularizer,
-    loader: Loader,
-    train_indices: np.ndarray,
+    error: Exception, config: RunConfig, runner: StageRunner, loader: Loader, indices: np.ndarray
 ) -> tuple[str | None, str]:
     """The kind of failure (diverged, input, out of memory, program) and what to tell a person.
 
-    None instead of a kind where nothing is wrong with the run: the same command may go on with it.
-    `learner`: None if the run got no further than what comes before training. It is of no use afterwards.
+    None instead of a kind where nothing is wrong with the run: the same command may go on with it. The runner's state
+    is of no use afterwards.
     """
     try:
-        if isinstance(error, NotFinite):
-            kind, why = _cause(error, config, learner, loader, train_indices)
+        if isinstance(error, NotFinite) and runner.state is not None:
+            kind, why = _cause(error, config, runner.state, loader, indices)
             return kind, f"{error} {why}"
         if isinstance(error, torch.OutOfMemoryError):
             traceback.clear_frames(error.__traceback__)  # they hold tensors
-            return _what_would_fit(config, learner, regularizer, loader, train_indices)
+            return _what_would_fit(config, runner.state, runner.method, loader, indices)
     except Exception as again:
         return "program", f"{error} (and looking for the cause: {type(again).__name__}: {again})"
     if isinstance(error, torch.AcceleratorError):
@@ -40,52 +78,55 @@ def explain(
     if isinstance(error, UserError):
         return "input", str(error)
     if config.deterministic and "deterministic implementation" in str(error):
-        return "input", f"deterministic=true cannot be had here: {str(error).splitlines()[0]}"
+        return "input", f"deterministic=true is not possible here: {str(error).splitlines()[0]}"
     return "program", f"{type(error).__name__}: {error}".strip()
 
 
 def _cause(
-    error: NotFinite, config: RunConfig, learner: TrainState, loader: Loader, train_indices: np.ndarray
+    error: NotFinite, config: RunConfig, state: TrainState, loader: Loader, indices: np.ndarray
 ) -> tuple[str, str]:
-    """Whether what went into the step was in order: then it is the training that diverged."""
-    images, _ = loader.train_batch(train_indices, error.iteration)  # the same batch again
+    """Whether the input of the step was in order. If it was, the training diverged."""
+    images, _ = loader.train_batch(indices, error.iteration)  # the same batch again
     if not images.isfinite().all():
         return "input", "The images of that batch are not finite either: look at backbone.mean and backbone.std."
-    if learner.source is not None and not all(m.isfinite().all() for m in learner.forward_source(images).values()):
-        return "input", "Nor are the frozen network's feature maps of that batch: look at its weights, not at the rate."
+    outputs = state.forward_source(images) or {}
+    if not all(feature_map.isfinite().all() for feature_map in outputs.values()):
+        return "input", "The frozen network's feature maps of that batch are not finite either: look at its weights."
     if error.steps == 0:
         return "input", "No step had been taken: look at the source weights and the images, not at the learning rate."
     keys = ["schedule.lr", *strengths(config.reg)]
-    return "diverged", f"Images and source network are in order. Usual causes: {' or '.join(keys)} is too large."
+    return "diverged", f"Images and source network are in order. Usually {' or '.join(keys)} is too large."
 
 
-def strengths(reg, key: str = "reg") -> list[str]:
-    """The keys of a method's weights, of a sum those of its terms."""
+def strengths(reg: MethodConfig, key: str = "reg") -> list[str]:
+    """The keys of a method's strengths; for a sum, those of its terms."""
     own = [f"{key}.{name}" for name in vars(reg) if name.endswith("alpha")]
-    terms = getattr(reg, "terms", {})
+    terms: dict[str, MethodConfig] = getattr(reg, "terms", {})
     return own + [found for name, term in terms.items() for found in strengths(term, f"{key}.terms.{name}")]
 
 
 def _what_would_fit(
-    config: RunConfig, learner: TrainState | None, regularizer: Regularizer, loader: Loader, train_indices: np.ndarray
+    config: RunConfig, state: TrainState | None, method: Regularizer, loader: Loader, indices: np.ndarray
 ) -> tuple[str | None, str]:
-    """Tries a step in ever more parts, in what is left of a failed run. Kind and message as `explain`."""
+    """Tries a step in ever more micro-batches, in what is left of a failed run. Returns what `explain` does."""
     schedule, kind = config.schedule, "out of memory"
-    if learner is None:
-        attention = [method.fit_key for method in regularizer.to_fit() if method.fitted_name == "attention"]
-        fewer = f"set {attention[0]}.attention.forward_images to a small number, or " if attention else ""
+    if state is None:
+        fitted = [part for part in method.parts_to_fit() if part.needs.fitted == "attention"]
+        keys = [f"reg.terms.{part.term}" if part.term else "reg" for part in fitted]
+        fewer = f"set {keys[0]}.attention.forward_images to a small number, or " if keys else ""
         return kind, f"Out of memory while networks and method are made: {fewer}reduce backbone.image_size."
     batch = schedule.batch_size
     for accumulate in range(schedule.accumulate, batch // 2 + 1):  # BatchNorm needs two images
         if batch % accumulate:
             continue
-        _empty_cache()
-        learner.accumulate = regularizer.parts = accumulate
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        state.accumulate = method.loss_scale = accumulate
         try:
-            regularizer.update(learner, *batch_for(regularizer, loader, train_indices, 0))
+            train_step(state, method, make_batch(method, loader, indices, 0))
         except Exception as again:  # out of memory, or what a library makes of that
             traceback.clear_frames(again.__traceback__)
-            learner.optimizer.zero_grad(set_to_none=True)
+            state.optimizer.zero_grad(set_to_none=True)
             continue
         if accumulate == schedule.accumulate:
             return None, (
@@ -93,15 +134,11 @@ def _what_would_fit(
                 "The same command goes on from the last checkpoint."
             )
         return kind, (
-            f"Out of memory with {batch // schedule.accumulate} images at a time. With {batch // accumulate} a step "
-            f"fits (tried just now): schedule.accumulate={accumulate} keeps the batch of {batch}, apart "
-            "from BatchNorm's statistics; or reduce schedule.batch_size or backbone.image_size."
+            f"Out of memory with {batch // schedule.accumulate} images at a time. A step with {batch // accumulate} "
+            f"fits (tried just now): schedule.accumulate={accumulate} keeps the batch of {batch}, apart from "
+            "BatchNorm's statistics; or reduce schedule.batch_size or backbone.image_size."
         )
-    return kind, (
-        "Out of memory, with two images at a time as well: reduce backbone.image_size, or take a smaller backbone."
+    return (
+        kind,
+        "Out of memory, with two images at a time as well: reduce backbone.image_size, or take a smaller backbone.",
     )
-
-
-def _empty_cache() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -1,6 +1,7 @@
-"""What a method computes once before training, kept for the next run that needs exactly the same."""
+"""What a method computes once before training. The result is kept for the next run that needs exactly the same."""
 
 import json
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from torch import Tensor, nn
 
 from ..common.console import log
 from ..common.options import require
-from ..methods import Regularizer
-from ..methods.base import Batches
+from ..data.dataset import Dataset, Splits
+from ..data.loader import Loader
+from ..engine import devices
+from ..engine.config import RunConfig
+from ..methods.base import Batches, Regularizer
 from ..models import Network
 from ..records.checked import load_with_checksum, save_with_checksum
 from ..records.files import remove_unfinished, write_atomically
@@ -18,19 +22,46 @@ from ..records.locks import wait_for_lock
 from ..records.run_directory import RunDirectory
 
 
+def fit_method(
+    method: Regularizer,
+    source: Network,
+    weights: str,
+    config: RunConfig,
+    dataset: Dataset,
+    splits: Splits,
+    loader: Loader,
+    directory: RunDirectory,
+) -> dict[str, float]:
+    """Fits the method, and each term of a sum that needs it, on the training images; returns figures for the record.
+
+    weights: fingerprint of the source's weights.
+    """
+    report: dict[str, float] = {}
+    for part in method.parts_to_fit():
+        fitted_to = describe_fit(config, part, weights, splits.fingerprint(dataset))
+        if part.needs.fit_on == "centre crops":
+            batches: Batches = loader.centres(splits.train)
+        else:
+            batches = loader.passes(splits.train, "fit", part.fit_seed)
+        with devices.rank0_first():
+            fit_or_reuse(part, source, batches, len(dataset.classes), fitted_to, directory, Path(config.cache_dir))
+        report |= part.fit_report
+    return report
+
+
 def fit_or_reuse(
-    regularizer: Regularizer,
+    method: Regularizer,
     source: Network,
     batches: Batches,
     num_classes: int,
-    fitted_to: dict[str, Any],
+    fitted_to: Mapping[str, Any],
     directory: RunDirectory,
     cache_dir: Path,
 ) -> None:
-    """Call `fit`, unless the same was computed before: every entry of `fitted_to` has to match."""
+    """Calls `fit`, unless the same was computed before: every entry of `fitted_to` has to match."""
     metadata = _metadata(fitted_to)
-    name = f"{regularizer.fitted_name}.safetensors"
-    shared = fitted_path(regularizer, fitted_to, cache_dir)
+    name = f"{method.needs.fitted}.safetensors"
+    shared = fitted_path(method, fitted_to, cache_dir)
     fitted = _read_fitted(directory.path / name, metadata)
     if fitted is None:
         shared.parent.mkdir(parents=True, exist_ok=True)
@@ -38,27 +69,47 @@ def fit_or_reuse(
             remove_unfinished(shared.parent, shared.name)
             fitted = _read_fitted(shared, metadata)
             if fitted is None:
-                log.info(f"{directory.path.name}: computing {regularizer.fitted_name} ...")
-                fitted = {k: v.cpu() for k, v in regularizer.fit(source, batches, num_classes).items()}
-                for tensor_name, values in fitted.items():
-                    require(
-                        bool(values.isfinite().all()),
-                        f"{regularizer.fitted_name} of {tensor_name} is not finite: look at the source weights and at "
-                        f"the options of {regularizer.fit_key}"
-                        + (f".{regularizer.fitted_name}." if regularizer.fit_options() else "."),
-                    )
+                log.info(f"{directory.path.name}: computing {method.needs.fitted} ...")
+                fitted = {k: v.cpu() for k, v in method.fit(source, batches, num_classes).items()}
+                _require_finite(method, fitted)
                 write_atomically(shared, save_with_checksum(fitted, metadata))
-    regularizer.load_fitted(_to(fitted, source))
+    method.load_fitted(_on_device_of(source, fitted))
     directory.write(name, save_with_checksum(fitted, metadata))
 
 
-def fitted_path(regularizer: Regularizer, fitted_to: dict[str, Any], cache_dir: Path) -> Path:
+def _require_finite(method: Regularizer, fitted: dict[str, Tensor]) -> None:
+    key = f"reg.terms.{method.term}" if method.term else "reg"
+    options = f"{key}.{method.needs.fitted}" if method.fit_options() else key
+    for name, values in fitted.items():
+        finite = bool(values.isfinite().all())
+        where = f"the source weights and the options of {options}"
+        require(finite, f"{method.needs.fitted} of {name} is not finite: look at {where}.")
+
+
+def fitted_path(method: Regularizer, fitted_to: Mapping[str, Any], cache_dir: Path) -> Path:
     """Where the result of `fit` is kept for other runs."""
     key = sha256(json.dumps(_metadata(fitted_to), sort_keys=True).encode()).hexdigest()[:16]
-    return cache_dir / "fitted" / f"{regularizer.fitted_name}-{key}.safetensors"
+    return cache_dir / "fitted" / f"{method.needs.fitted}-{key}.safetensors"
 
 
-def _metadata(fitted_to: dict[str, Any]) -> dict[str, str]:
+def describe_fit(config: RunConfig, method: Regularizer, weights: str, data: str) -> dict[str, Any]:
+    """Everything that decides what `fit` computes. data: fingerprint of data set and splits."""
+    backbone, schedule = config.backbone, config.schedule
+    return {
+        "method": (config.reg if method.term is None else config.reg.terms[method.term]).name,
+        "backbone": backbone.name,
+        "weights": weights,
+        "taps": backbone.taps,
+        "data": data,
+        "pixels": [backbone.resize, backbone.image_size, backbone.mean, backbone.std, config.dataset.mirror],
+        "crops": [schedule.aspect, schedule.train_crop, schedule.min_crop_area, schedule.pad],
+        "batch_size": schedule.batch_size,
+        "options": method.fit_options(),
+        "seed": method.fit_seed,
+    }
+
+
+def _metadata(fitted_to: Mapping[str, Any]) -> dict[str, str]:
     return {key: json.dumps(value, sort_keys=True) for key, value in fitted_to.items()}
 
 
@@ -74,6 +125,6 @@ def _read_fitted(path: Path, metadata: dict[str, str]) -> dict[str, Tensor] | No
     return fitted if made_for == metadata else None
 
 
-def _to(tensors: dict[str, Tensor], like: nn.Module) -> dict[str, Tensor]:
-    device = next(like.parameters()).device
+def _on_device_of(network: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    device = next(network.parameters()).device
     return {name: tensor.to(device) for name, tensor in tensors.items()}

@@ -13,21 +13,22 @@ from rich.table import Table
 from ..common.console import duration, log
 from ..common.errors import UserError
 from ..common.hardware import device_name
-from ..config import DatasetConfig, RunConfig
 from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
+from ..data.options import DatasetConfig
 from ..data.store import store_bytes, store_path
+from ..engine.config import RunConfig
 from ..engine.devices import pick_device, pick_precision
-from ..methods import build_regularizer
+from ..methods import build_method
+from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source, not_downloaded
 from ..records.checked import fingerprint
 from ..records.run_directory import RunDirectory
 from .costs import Cost, decides_cost, measure
-from .experiment import name_of, older_record
-from .fitting import fitted_path
-from .pretraining import trained_glyphs_weights
-from .sources import Loaded, check_sources, load_sources, sources_of, with_weights
-from .stages import describe_fit
+from .experiment import check_choices
+from .fitting import describe_fit, fitted_path
+from .pretraining import EMBEDDED, Recipe, backbones_to_pretrain, pretrained_before
+from .recording import name_of
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Job:
 class Plan:
     """The jobs of a sweep. What they share (data sets, networks, measurements) is looked at once."""
 
+    recipe: Recipe  # of the embedded source network
     jobs: list[Job] = field(default_factory=list)
     not_ready: dict[str, str] = field(default_factory=dict)  # what is missing -> why
     stores: dict[Any, int] = field(default_factory=dict)  # image stores that will be built, bytes
@@ -71,35 +73,33 @@ class Plan:
     def add(self, config: RunConfig) -> None:
         device = pick_device(config.device)
         config.precision = pick_precision(config.precision, device)
-        method = build_regularizer(config.reg)
-        stages = method.stages()
-        check_sources(config, stages)
-        regularizer = stages[0].regularizer
+        stages = build_method(config.reg).stages()
+        check_choices(config, stages)
+        method = stages[0].method
         dataset = self._dataset(config.dataset, Path(config.cache_dir))
-        parts = make_splits(dataset, config.dataset, config.split) if dataset else None
+        splits = make_splits(dataset, config.dataset, config.split) if dataset else None
         if config.schedule.iterations == "auto":
-            images = parts.for_training if parts else drawn_of_official(config.dataset)
-            config.schedule = config.schedule.fitted_to(images)
+            images = splits.for_training if splits else drawn_of_official(config.dataset)
+            config.schedule = config.schedule.fitted_to(round(images))
             length = f"{config.schedule.iterations:,} iterations of {config.schedule.batch_size} images"
-            self.lengths[config.dataset.name, images] = f"{images:,} training images: {length}"
-        if config.backbone.weights == "glyphs":
-            config.backbone.weights = trained_glyphs_weights(config, config.backbone.name) or "glyphs"
-        weights = self._weights(config)
-        sources = self._sources(config)
+            self.lengths[config.dataset.name, round(images)] = f"{images:,} training images: {length}"
+        for backbone in backbones_to_pretrain(config):
+            backbone.weights = pretrained_before(backbone, config, self.recipe) or EMBEDDED
+        weights, sources = self._weights(config), self._sources(config)
         state, record = "missing", None
-        if config.source is None or sources:
+        if dataset is not None and weights is not None and (config.source is None or sources):
             state, record = self._state(config, dataset, weights, sources)
-        n_train, n_test = sizes(config, parts)
+        n_train, n_test = sizes(config, splits)
         classes = len(dataset.classes) if dataset else config.dataset.official.classes
-        cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, method, classes, device))
+        cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, stages, classes, device))
         self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages), record))
         if not self.jobs[-1].to_do:
             return
-        data = parts.fingerprint(dataset) if parts else None
-        to_fit = {method: describe_fit(config, method, weights, data) for method in regularizer.to_fit()}
-        if not all(fitted_path(method, to, Path(config.cache_dir)).exists() for method, to in to_fit.items()):
+        data = splits.fingerprint(dataset) if splits else ""
+        to_fit = {part: describe_fit(config, part, weights or "", data) for part in method.parts_to_fit()}
+        if not all(fitted_path(part, to, Path(config.cache_dir)).exists() for part, to in to_fit.items()):
             # Without the data set its configuration stands for it.
-            shared = (json.dumps([*to_fit.values()]), None if parts else repr((config.dataset, config.split)))
+            shared = (json.dumps([*to_fit.values()]), None if splits else repr((config.dataset, config.split)))
             self.fits[shared] = cost.fit_seconds[0] * n_train + cost.fit_seconds[1]
         size, aspect = config.backbone.resize, config.schedule.aspect
         if dataset is None:
@@ -126,7 +126,7 @@ class Plan:
 
         def read() -> str | None:
             try:
-                if config.backbone.weights == "glyphs":
+                if config.backbone.weights == EMBEDDED:
                     raise UserError("delta-run trains this network first (the recipe of delta-pretrain)")
                 missing = not_downloaded(config.backbone)
                 if missing:
@@ -139,38 +139,29 @@ class Plan:
         seed = config.seed if config.backbone.weights == "none" else None
         return self._once(("weights", repr(config.backbone), seed), read)
 
-    def _sources(self, config: RunConfig) -> list[Loaded] | None:
+    def _sources(self, config: RunConfig) -> list[SourceNetwork] | None:
         """The networks of `config.source`; None if there are none or one of them is not here."""
 
-        def read() -> list[Loaded] | None:
-            names = ", ".join(source.name for source in found)
+        def read() -> list[SourceNetwork] | None:
             try:
-                if any(source.backbone.weights == "glyphs" for source in found):
-                    raise UserError("delta-run trains this network first (the recipe of delta-pretrain)")
-                for source in found:
+                for source in config.source:
+                    if source.backbone.weights == EMBEDDED:
+                        raise UserError("delta-run trains this network first (the recipe of delta-pretrain)")
                     if missing := not_downloaded(source.backbone):
                         raise UserError(missing)
-                return load_sources(config, tapped=False)
+                return load_sources(config.source, tapped=False)
             except UserError as error:
-                self.not_ready[f"source {names}"] = str(error)
+                self.not_ready[f"source {', '.join(source.name for source in config.source)}"] = str(error)
                 return None
 
-        found = sources_of(config.source)
-        for source in found:
-            if source.backbone.weights == "glyphs":
-                trained = trained_glyphs_weights(config, source.backbone.name)
-                config.source = with_weights(config.source, "glyphs", trained) if trained else config.source
-        found = sources_of(config.source)
-        return self._once(("sources", repr(config.source)), read)
+        return self._once(("sources", repr(config.source)), read) if config.source else None
 
     def _state(
-        self, config: RunConfig, dataset: Dataset | None, weights: str | None, sources: list[Loaded] | None
+        self, config: RunConfig, dataset: Dataset, weights: str, sources: list[SourceNetwork] | None
     ) -> tuple[str, dict[str, Any] | None]:
-        if dataset is None or weights is None:
-            return "missing", None
-        runs = Path(config.results_dir) / "runs"
-        directory = RunDirectory(runs / name_of(config, dataset.fingerprint, weights, sources))
-        summary = directory.summary() or older_record(runs, config, dataset, weights)
+        name, _ = name_of(config, dataset.fingerprint, weights, sources)
+        directory = RunDirectory(Path(config.results_dir) / "runs" / name)
+        summary = directory.summary()
         if summary is not None:
             return "failed" if summary.get("error") else "finished", summary
         return "interrupted" if directory.checkpoint_path.exists() else "missing", None
@@ -246,10 +237,10 @@ class Plan:
         return table
 
 
-def sizes(config: RunConfig, parts: Splits | None) -> tuple[int, int]:
+def sizes(config: RunConfig, splits: Splits | None) -> tuple[int, int]:
     """Images trained on and images evaluated; from the official counts where the data set is not here."""
-    if parts:
-        return len(parts.train), len(parts.val) + config.split.measures_test * len(parts.test)
+    if splits:
+        return len(splits.train), len(splits.val) + config.split.measures_test * len(splits.test)
     official, drawn = config.dataset.official, drawn_of_official(config.dataset)
     held_out = 1 / config.split.folds if config.split.folds else config.split.val_fraction
     return round(drawn * (1 - held_out)), round(drawn * held_out) + config.split.measures_test * official.test

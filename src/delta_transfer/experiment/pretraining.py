@@ -1,77 +1,94 @@
-"""The source network of the embedded default: trained by the recipe of conf/pretrain.yaml when it is first needed."""
+"""The source network of the embedded data sets. A run of its own trains it before the first run that needs it."""
 
 import time
 from collections.abc import Callable
-from functools import cache
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from hydra import compose
 
 from ..common.console import log
 from ..common.errors import UserError
 from ..common.options import require
-from ..config import RunConfig, to_run_config
-from ..records.locks import InUse
+from ..data import load_dataset
+from ..engine import devices
+from ..engine.config import RunConfig
+from ..models.zoo import BackboneConfig
+from ..records.checked import load_with_checksum
+from ..records.locks import InUse, wait_for_lock
+from .experiment import run
+from .recording import RunResult, name_of
 
-if TYPE_CHECKING:
-    from .experiment import RunResult
+EMBEDDED = "glyphs"  # backbone.weights that stand for this network
+Recipe = Callable[[RunConfig], RunConfig]  # a run that needs the network -> the run that trains it
 
-    pass
-
-WEIGHTS = "model.safetensors"
+_tried: dict[tuple[str, str], str | UserError] = {}  # by folder and device: once per command
 
 
-def glyphs_weights(config: RunConfig, network: str) -> str:
-    """Path of the weights of the embedded source network, trained now if that was not done before.
+def backbones_to_pretrain(config: RunConfig) -> list[BackboneConfig]:
+    """The backbones of a run, also those of its sources, whose weights are those of the embedded network."""
+    backbones = [config.backbone, *(source.backbone for source in config.source or ())]
+    return [backbone for backbone in backbones if backbone.weights == EMBEDDED]
 
-    Raises UserError if it cannot be; tried once per command.
+
+def pretrain_missing(config: RunConfig, recipe: Recipe) -> None:
+    """Trains the embedded source network if `config` needs it and it does not exist; sets the path of its weights.
+
+    Raises UserError if it cannot be trained. It is tried once per command.
     """
-    path, why_not = _glyphs_weights(*_asked_for(config, network))
-    require(why_not is None, f"Source network of the embedded default: {why_not}")
-    return path
+    for backbone in backbones_to_pretrain(config):
+        backbone.weights = _trained(_recipe_for(backbone, config, recipe))
 
 
-def trained_glyphs_weights(config: RunConfig, network: str) -> str | None:
-    """The same path if the network has been trained; nothing is trained."""
-    from ..data import load_dataset
-    from ..engine.devices import pick_device, pick_precision
-    from .experiment import name_of
-
-    recipe = _recipe(*_asked_for(config, network))
-    recipe.precision = pick_precision(recipe.precision, pick_device(recipe.device))
-    name = name_of(recipe, load_dataset(recipe.dataset).fingerprint, weights="none")
-    path = Path(recipe.results_dir) / "runs" / name
-    return str(path / WEIGHTS) if (path / "summary.json").exists() else None
+def pretrained_before(backbone: BackboneConfig, config: RunConfig, recipe: Recipe) -> str | None:
+    """Path of the network's weights if it has been trained. Nothing is trained."""
+    made = _recipe_for(backbone, config, recipe)
+    made.precision = devices.pick_precision(made.precision, devices.pick_device(made.device))
+    folder = Path(made.results_dir) / "runs" / name_of(made, load_dataset(made.dataset).fingerprint, "none")[0]
+    return str(folder / "model.safetensors") if (folder / "summary.json").exists() else None
 
 
-def _asked_for(config: RunConfig, network: str) -> tuple:
-    return network, config.results_dir, config.cache_dir, config.device, config.retry_failed
+def _recipe_for(backbone: BackboneConfig, config: RunConfig, recipe: Recipe) -> RunConfig:
+    made = recipe(config)
+    require(
+        backbone.name == made.backbone.name,
+        f"backbone.weights={EMBEDDED} exists for {made.backbone.name} only, not for {backbone.name}.",
+    )
+    return made
 
 
-@cache  # once per sweep
-def _glyphs_weights(*asked_for) -> tuple[str, None] | tuple[None, str]:
-    """The path, or why there is none."""
-    from ..records.checked import load_with_checksum
-    from .experiment import run
-
-    recipe = _recipe(*asked_for)
-    log.info("Source network of the embedded default (delta-pretrain):")
-    try:
-        folder = Path(recipe.results_dir) / "runs" / _when_free(lambda: run(recipe)).summary["run_id"]
+def _trained(recipe: RunConfig) -> str:
+    key = recipe.results_dir, recipe.device
+    if key not in _tried:
         try:
-            load_with_checksum(folder / WEIGHTS)
+            _tried[key] = _train(recipe)
+        except UserError as error:
+            _tried[key] = UserError(f"Source network of the embedded data: {error}")
+    found = _tried[key]
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _train(recipe: RunConfig) -> str:
+    """Path of the weights."""
+    folder = Path(recipe.results_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    # One of several workers trains the network, and the others wait for it. Under torchrun all train it together.
+    lock = nullcontext() if devices.shared() else wait_for_lock(folder / ".lock", "trains the source network")
+    with lock:
+        log.info("Source network of the embedded data (delta-pretrain):")
+        trained = folder / "runs" / _when_free(lambda: run(recipe)).summary["run_id"]
+        path = trained / "model.safetensors"
+        try:
+            load_with_checksum(path)
         except (ValueError, OSError) as error:
-            log.info(f"{folder / WEIGHTS} is damaged ({error}): it is trained again")
-            (folder / "summary.json").unlink()
+            log.info(f"{path} is damaged ({error}): it is trained again")
+            (trained / "summary.json").unlink()
             _when_free(lambda: run(recipe))
-    except UserError as error:
-        return None, str(error)
-    return str(folder / WEIGHTS), None
+    return str(path)
 
 
-def _when_free(make: "Callable[[], RunResult]") -> "RunResult":
-    """Waits while another process, such as a delta-pretrain, makes it."""
+def _when_free(make: Callable[[], RunResult]) -> RunResult:
+    """Waits while another process, such as a delta-pretrain, makes the run."""
     told = False
     while True:
         try:
@@ -81,14 +98,3 @@ def _when_free(make: "Callable[[], RunResult]") -> "RunResult":
                 log.info(f"{error}: waiting")
             told = True
             time.sleep(5)
-
-
-def _recipe(backbone: str, results_dir: str, cache_dir: str, device: str, retry_failed: bool) -> RunConfig:
-    recipe = to_run_config(compose("pretrain"))  # within the Hydra job that asks for it
-    require(
-        backbone == recipe.backbone.name,
-        f"backbone.weights=glyphs exists for {recipe.backbone.name} only, not for {backbone}.",
-    )
-    recipe.results_dir = str(Path(results_dir) / "pretrained")
-    recipe.cache_dir, recipe.device, recipe.retry_failed = cache_dir, device, retry_failed
-    return recipe

@@ -3,27 +3,25 @@
     run = finished(run_folder("results/runs/cub-resnet18-delta-s0-0123abcd"))
     logits = run.network(images)["logits"]
 
-Neither its images nor its source weights need to be here; `reporting/replay.py` also rebuilds those.
+Neither its images nor its source weights need to be here; `replay.py` rebuilds those too.
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..config import SCHEMAS, RunConfig, to_run_config
+from ..engine.config import RunConfig, run_config_from
 from ..models import Network
 from ..models.zoo import bare_network
 from ..records.checked import load_with_checksum
 from ..records.reading import harmless, read
 from ..records.run_directory import CLASSES, unreadable
 
-RUNS = Path("results/runs")  # where delta-run puts them, unless told otherwise
+RUNS = Path("results/runs")  # delta-run puts them there by default
 
 
 @dataclass(frozen=True)
@@ -31,17 +29,17 @@ class Finished:
     record: dict[str, Any]  # summary.json, with its `folder`
     config: RunConfig
     network: Network  # the fine-tuned one, frozen, on the CPU, without taps
-    class_names: tuple[str, ...] | None  # in the order of the logits; None: not recorded
+    class_names: tuple[str, ...]  # in the order of the logits
 
     @property
     def run_id(self) -> str:
-        return self.record["run_id"]
+        return str(self.record["run_id"])
 
 
 def finished(folder: Path) -> Finished:
-    """The run in `folder`, one that classifies.
+    """The run in `folder`, which must be one that classifies.
 
-    Raises UserError if it failed or verifies pairs, if it has no network, and for a record that cannot be read.
+    Raises UserError if the run failed or verifies pairs, if it has no network, and for a record that cannot be read.
     """
     record = record_of(folder)
     config = config_of(record)
@@ -53,7 +51,7 @@ def finished(folder: Path) -> Finished:
     weights = trained_weights(record)
     backbone, classes = config.backbone, record.get("num_classes")
     head = weights.get(f"{backbone.head}.weight")
-    if head is None or head.dim() != 2 or len(head) != classes:
+    if not isinstance(classes, int) or head is None or head.dim() != 2 or len(head) != classes:
         raise not_of_this_run(record, f"its layer {backbone.head} is not a head of {classes} classes.")
     try:
         network = Network(bare_network(backbone.name, classes, weights), backbone.head).freeze()
@@ -63,7 +61,7 @@ def finished(folder: Path) -> Finished:
 
 
 def run_folder(name: str | Path) -> Path:
-    """A run's folder: its path, that of a file in it, or the run's id below results/runs.
+    """A run's folder from its path, from the path of a file in it, or from the run's id below results/runs.
 
     Raises UserError if no finished run is there.
     """
@@ -88,34 +86,15 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def config_of(record: dict[str, Any]) -> RunConfig:
-    """A record's configuration, checked as a new one is. A key that older records lack has its default.
-
-    Raises UserError for a configuration that this version does not understand.
-    """
+    """A record's configuration, checked as that of a new run. Raises UserError if this version cannot read it."""
     try:
-        recorded = record["config"]
-        composed = OmegaConf.structured(RunConfig)
-        for group in ("dataset", "backbone", "reg", "schedule"):
-            composed[group] = OmegaConf.structured(schema_of(group, recorded[group]))
-        for name, term in recorded["reg"].get("terms", {}).items():  # of a sum
-            composed.reg.terms[name] = OmegaConf.structured(schema_of("reg", term))
-        return to_run_config(OmegaConf.merge(composed, recorded))
-    except (KeyError, TypeError, AttributeError, OmegaConfBaseException) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{record['run_id']}: this version cannot read the record's config: {reason}") from None
-
-
-def schema_of(group: str, recorded: dict[str, Any]) -> type:
-    """The dataclass of conf/'s hidden group schema/<group> that has all keys of `recorded`, and the fewest others."""
-    known = {schema: {field.name for field in fields(schema)} for schema in SCHEMAS[f"schema/{group}"].values()}
-    fitting = [schema for schema, names in known.items() if names.issuperset(recorded)]
-    if not fitting:
-        raise KeyError(f"{group} has keys that no {group} of this version has: {', '.join(recorded)}")
-    return min(fitting, key=lambda schema: len(known[schema]))
+        return run_config_from(record["config"])
+    except (UserError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{record['run_id']}: this version cannot read the record's config: {error}") from None
 
 
 def trained_weights(record: dict[str, Any]) -> dict[str, Tensor]:
-    """What the run trained. Raises UserError if its folder has none, or a damaged file."""
+    """The weights that the run trained. Raises UserError if its folder has none, or a damaged file."""
     path = record["folder"] / "model.safetensors"
     if not path.is_file():
         raise UserError(
@@ -133,16 +112,13 @@ def not_of_this_run(record: dict[str, Any], error: object) -> UserError:
     return UserError(f"{path} is not the network of this run: {str(error).strip().splitlines()[0]}")
 
 
-def class_names(record: dict[str, Any]) -> tuple[str, ...] | None:
-    """None if they were not recorded, as by older versions. Raises UserError for a file that is damaged."""
+def class_names(record: dict[str, Any]) -> tuple[str, ...]:
+    """Raises UserError for a file that is missing or damaged."""
     path = record["folder"] / CLASSES
     try:
         names = harmless(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    whole = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    if not whole or len(names) != record.get("num_classes"):
+    if not isinstance(names, list) or len(names) != record.get("num_classes"):
         raise UserError(f"{path} does not hold the names of the run's {record.get('num_classes')} classes.")
-    return tuple(names)
+    return tuple(map(str, names))

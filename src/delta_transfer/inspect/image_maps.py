@@ -1,7 +1,9 @@
 """What a network looks at in single images: activation map, saliency map, and Grad-CAM by the package grad-cam."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,24 +14,25 @@ from torch.fx.passes.shape_prop import ShapeProp
 from ..common.errors import UserError
 from ..models import Network
 
-AT_ONCE = 8  # images through a network of which gradients are wanted: bounds memory
+COLOURS = matplotlib.colormaps["inferno"]
+AT_ONCE = 8  # images that go through a network together where gradients are computed: bounds memory
 
 
 def maps_of(network: Network, images: Tensor, classes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of images (N, 3, H, W): activation map and Grad-CAM, each (N, H, W) in 0..1, and logits (N, K). All in fp32.
+    """Activation maps and Grad-CAM of images (N, 3, H, W), each (N, H, W) in 0..1, and logits (N, K). All in fp32.
 
     Activation: mean over channels of |F| at the last tap. Grad-CAM: for `classes` (N,), None for the predicted ones.
     """
     activations, cams, logits = [], [], []
     for start in range(0, len(images), AT_ONCE):
-        part = images[start : start + AT_ONCE]
+        batch = images[start : start + AT_ONCE]
         with torch.no_grad():
-            maps = network(part)
+            maps = network(batch)
         activation = maps[network.taps[-1]].abs().mean(dim=1, keepdim=True)
-        activations.append(F.interpolate(activation, part.shape[2:], mode="bilinear")[:, 0].cpu().numpy())
+        activations.append(F.interpolate(activation, batch.shape[2:], mode="bilinear")[:, 0].cpu().numpy())
         logits.append(maps["logits"].cpu().numpy())
-        of = logits[-1].argmax(axis=1) if classes is None else classes[start : start + AT_ONCE]
-        cams.append(grad_cam(network, part, of))
+        wanted = logits[-1].argmax(axis=1) if classes is None else classes[start : start + AT_ONCE]
+        cams.append(grad_cam(network, batch, wanted))
     return in_own_range(np.concatenate(activations)), in_own_range(np.concatenate(cams)), np.concatenate(logits)
 
 
@@ -41,22 +44,30 @@ def saliency(network: Network, images: Tensor, classes: np.ndarray, std: Sequenc
     scale = torch.tensor(std, device=images.device).view(3, 1, 1)
     slopes = []
     for start in range(0, len(images), AT_ONCE):
-        part = images[start : start + AT_ONCE].clone().requires_grad_(True)
-        logits = network(part)["logits"]
-        of = torch.as_tensor(classes[start : start + AT_ONCE], device=logits.device).long()
-        (gradient,) = torch.autograd.grad(logits.gather(1, of[:, None]).sum(), part)
+        batch = images[start : start + AT_ONCE].clone().requires_grad_(True)
+        logits = network(batch)["logits"]
+        wanted = torch.as_tensor(classes[start : start + AT_ONCE], device=logits.device).long()
+        (gradient,) = torch.autograd.grad(logits.gather(1, wanted[:, None]).sum(), batch)
         slopes.append((gradient / scale).abs().amax(dim=1).cpu().numpy())
     width = images.shape[-1] / 64
     return in_own_range(gaussian_filter(np.concatenate(slopes), (0, width, width)))
 
 
 def in_own_range(maps: np.ndarray) -> np.ndarray:
-    """(N, H, W), each with its minimum at 0 and its maximum at 1; one that is constant is 0."""
+    """Scales each of the maps (N, H, W) to a minimum of 0 and a maximum of 1; a constant one becomes 0."""
     low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
-    return (maps - low) / np.where(high > low, high - low, 1)
+    scaled: np.ndarray = (maps - low) / np.where(high > low, high - low, 1)
+    return scaled
 
 
-def grad_cam_package():
+def overlaid(pixels: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """Maps (..., H, W) in 0..1 in colour over the image `pixels` (H, W, 3) in grey: (..., H, W, 3) in 0..1."""
+    grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    picture: np.ndarray = 0.4 * grey[..., None] + 0.6 * COLOURS(maps)[..., :3]
+    return picture
+
+
+def grad_cam_package() -> tuple[Any, Any]:
     """GradCAM and ClassifierOutputTarget of the package grad-cam. Raises UserError if it is not installed."""
     try:
         from pytorch_grad_cam import GradCAM
@@ -79,15 +90,16 @@ def grad_cam(network: Network, images: Tensor, classes: np.ndarray) -> np.ndarra
     cam = GradCAM(model=model, target_layers=[layer])  # not in a `with`, where it would hide an IndexError
     targets = [ClassifierOutputTarget(int(k)) for k in classes]
     # The network is frozen: without a gradient of the images nothing would be differentiated.
-    return cam(images.clone().requires_grad_(True), targets)
+    maps: np.ndarray = cam(images.clone().requires_grad_(True), targets)
+    return maps
 
 
 def with_last_map(network: Network, image: Tensor) -> tuple[fx.GraphModule, nn.Module]:
-    """A copy that maps images to logits, and the module in it that returns the last feature map before the pooling:
-    the last value with more than one position on the way to the head. `image`: (1, 3, H, W), only its size counts.
+    """A copy that maps images to logits, and the module in it that returns the last feature map before the pooling.
 
-    The module is an identity put there for the purpose: what a block returns may be a sum or a concatenation, and its
-    last ReLU may be used in several places. Raises UserError if no value has more than one position.
+    That map is the last value on the way to the head with more than one position. The module is an identity that is
+    added here, since a block may return a sum or a concatenation, and its last ReLU may be used in several places.
+    Only the size of `image`, (1, 3, H, W), matters. Raises UserError if no value has more than one position.
     """
     traced = fx.symbolic_trace(network.copy().freeze().traced)
     graph = traced.graph
@@ -106,7 +118,7 @@ def with_last_map(network: Network, image: Tensor) -> tuple[fx.GraphModule, nn.M
         marked = graph.call_module("last_map", (node,))
     node.replace_all_uses_with(marked, delete_user_cb=lambda user: user is not marked)
     traced.recompile()
-    return traced, traced.last_map
+    return traced, traced.get_submodule("last_map")
 
 
 def has_positions(node: fx.Node) -> bool:

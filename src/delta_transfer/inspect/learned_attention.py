@@ -1,66 +1,66 @@
-"""What a method with attention modules of its own (AFA) attends to in single images: positions or channels, by tap."""
+"""The attention that a method learned with modules of its own (AFA), in single images: positions or channels by tap."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..experiment.stages import new_target
-from ..methods import build_regularizer
+from ..engine.assemble import new_target
+from ..methods import build_method
 from ..methods.afa import LearnedAttention
 from ..models import Network
 from ..records.checked import load_with_checksum
-from .image_maps import in_own_range
+from .image_maps import COLOURS, in_own_range, overlaid
 from .replay import Replay
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 MODULES = "method.safetensors"
-CHANNELS = 2  # the strongest, shown of each tap
+CHANNELS = 2  # number of channels shown of each tap, the strongest ones
 
 
 @dataclass(frozen=True)
 class Attended:
-    """A stage's attention to N images: its panels from left to right, some of each tap."""
+    """The attention of one stage to N images, as panels from left to right; every tap has one or more."""
 
     stage: int  # counted from 1
     over: str  # positions | channels
     reads: str  # the network whose feature maps the attention is a function of
     titles: list[str]  # of the panels
     maps: np.ndarray  # (N, panels, H, W): P a over positions; or |F| of a channel, 0..1 of each panel's own range
-    texts: list[list[str]]  # (N, panels): what stands below
+    texts: list[list[str]]  # (N, panels): the text below each panel
 
 
 def has_modules(run: Replay) -> bool:
-    return (run.record["folder"] / MODULES).is_file()
+    return Path(run.record["folder"], MODULES).is_file()
 
 
 def attended(run: Replay, images: Tensor) -> list[Attended]:
-    """Of every stage with such modules; images (N, 3, H, W).
+    """The attention of every stage with such modules to images (N, 3, H, W).
 
     Raises UserError if a file of the run is missing, damaged or of another run.
     """
     tensors = _read(run, MODULES)
-    size = run.config.backbone.image_size
-    shapes = run.source.map_shapes(2, size, training=False)
+    shapes = run.source.map_shapes(2, run.config.backbone.image_size, training=False)
     found = []
-    for number, stage in enumerate(build_regularizer(run.config.reg).stages(), 1):
-        if not isinstance(stage.regularizer, LearnedAttention):
+    for index, stage in enumerate(build_method(run.config.reg).stages(), 1):
+        method, prefix = stage.method, f"stage{index}."
+        if not isinstance(method, LearnedAttention):
             continue
-        own = {name: value for name, value in tensors.items() if name.startswith(f"stage{number}.")}
-        stage.regularizer.start(run.source, shapes)
-        _load(run, MODULES, stage.regularizer, {n.removeprefix(f"stage{number}."): v for n, v in own.items()})
+        method.setup(run.source, shapes)
+        own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        _load(run, MODULES, method, own)
         reads, words = run.source, "the source network"
-        if stage.aligned_to == "previous":
-            name, words = f"stage{number - 1}.safetensors", f"the network that stage {number - 1} left"
+        if stage.alignment_target == "previous":
+            name, words = f"stage{index - 1}.safetensors", f"the network that stage {index - 1} left"
             reads = new_target(run.source, run.config, len(run.dataset.classes))
             _load(run, name, reads.traced, _read(run, name))
-        found.append(_of_stage(number, words, stage.regularizer.to(run.device), reads.freeze(), images))
+        found.append(_of_stage(index, words, method.to(run.device), reads.freeze(), images))
     return found
 
 
@@ -81,13 +81,15 @@ def _load(run: Replay, name: str, module: torch.nn.Module, tensors: dict[str, Te
 
 
 @torch.no_grad()
-def _of_stage(number: int, words: str, regularizer: LearnedAttention, reads: Network, images: Tensor) -> Attended:
+def _of_stage(index: int, words: str, method: LearnedAttention, reads: Network, images: Tensor) -> Attended:
     maps = reads(images)
-    titles, panels, texts = [], [], []
+    titles: list[str] = []
+    panels: list[np.ndarray] = []
+    texts: list[list[str]] = []
     for tap in reads.taps:
-        feature_map, weights = maps[tap].float(), regularizer.weights(tap, maps[tap])
-        if regularizer.over == "positions":
-            relative = (weights * weights.shape[1]).unflatten(1, feature_map.shape[2:])
+        feature_map, weights = maps[tap].float(), method.weights(tap, maps[tap])
+        if method.over == "positions":
+            relative = (weights * weights.shape[1]).view(-1, *feature_map.shape[2:])
             titles.append(tap)
             panels.append(_enlarged(relative, images))
             texts.append([f"{low:.2g} to {high:.2g}" for low, high in zip(*_range(relative), strict=True)])
@@ -101,35 +103,31 @@ def _of_stage(number: int, words: str, regularizer: LearnedAttention, reads: Net
             relative = weights[row, channel] * weights.shape[1]
             texts.append([f"channel {c}: {w:.3g}" for c, w in zip(channel.tolist(), relative.tolist(), strict=True)])
     by_image = [list(column) for column in zip(*texts, strict=True)]
-    return Attended(number, regularizer.over, words, titles, np.stack(panels, axis=1), by_image)
+    return Attended(index, method.over, words, titles, np.stack(panels, axis=1), by_image)
 
 
 def _enlarged(maps: Tensor, images: Tensor) -> np.ndarray:
     """(N, h, w) -> (N, H, W) of the images, bilinear."""
-    return F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0].cpu().numpy()
+    enlarged: np.ndarray = F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0].cpu().numpy()
+    return enlarged
 
 
 def _range(maps: Tensor) -> tuple[list[float], list[float]]:
     return maps.flatten(1).amin(dim=1).tolist(), maps.flatten(1).amax(dim=1).tolist()
 
 
-def figure_of(pixels: np.ndarray, left: list[str], attended: Attended) -> "Figure":
+def figure_of(pixels: np.ndarray, left: list[str], attended: Attended) -> Figure:
     """A row for each image: the image, then a panel for each tap, or for each of its strongest channels.
 
-    `pixels` (N, H, W, 3) in 0..1, `left` what stands below each of them.
+    `pixels` (N, H, W, 3) in 0..1; `left` is the text below each image.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     rows, columns = len(pixels), 1 + len(attended.titles)
     figure = Figure(figsize=(1.35 * columns, 1.65 * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    colours = matplotlib.colormaps["inferno"]
     # Positions share one scale, from 0: brightness means the same in all panels.
     largest = attended.maps.max() if attended.over == "positions" else 1.0
     for row in range(rows):
-        grey = pixels[row] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-        heat = 0.4 * grey[..., None] + 0.6 * colours(attended.maps[row] / largest)[..., :3]
+        heat = overlaid(pixels[row], attended.maps[row] / largest)
         shown = [(pixels[row], left[row]), *zip(heat, attended.texts[row], strict=True)]
         for panel, (image, below) in zip(axes[row], shown, strict=True):
             panel.imshow(image, interpolation="nearest")
@@ -139,8 +137,7 @@ def figure_of(pixels: np.ndarray, left: list[str], attended: Attended) -> "Figur
     for panel, title in zip(axes[0], ["test image\nand its class", *attended.titles], strict=True):
         panel.set_title(title.replace(", ", ",\n"), fontsize=8.5, parse_math=False)
     if attended.over == "positions":
-        scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, largest), colours)
-        bar = figure.colorbar(scale, ax=axes, fraction=0.02, pad=0.01)
+        bar = figure.colorbar(ScalarMappable(Normalize(0, largest), COLOURS), ax=axes, fraction=0.02, pad=0.01)
         bar.set_label("P · a (1: uniform)", fontsize=7.5)
         bar.ax.tick_params(labelsize=7)
     return figure
@@ -159,6 +156,6 @@ def caption(attended: Attended, picked: str) -> str:
         )
     return (
         f"{picked} Stage {attended.stage}. {what} The attention is a function of the feature maps of {attended.reads}, "
-        "computed here in fp32 by the modules as training left them. Training rewards attention to where both "
-        "networks agree, so that what is bright need not be what matters for the class."
+        "computed here in fp32 by the modules as training left them. Training rewards attention to positions or "
+        "channels where both networks agree: bright parts need not matter for the class."
     )

@@ -1,39 +1,39 @@
 """A finished run, rebuilt from its folder: its networks and its images, by the code that made it.
 
     run = replay(run_folder("results/runs/cub-resnet18-delta-s0-0123abcd"))
-    for images in run.images(run.parts.test[:8]):
+    for images in run.images(run.splits.test[:8]):
         maps = run.target(images)          # {"logits": (B, K), each tap: (B, C, h, w)}; run.source likewise
 
-What the record says of data and source weights is checked by their fingerprints, not by their paths.
+Fingerprints, not paths, tell whether data and source weights are those of the record.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..config import RunConfig
 from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
 from ..data.loader import Loader
+from ..engine.assemble import new_target, open_loader
+from ..engine.config import RunConfig
 from ..engine.devices import pick_device
-from ..experiment.experiment import make_loader, weights_name
-from ..experiment.sources import Loaded, load_sources
-from ..experiment.stages import new_target
 from ..models import Network
+from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source
 from ..records.checked import fingerprint
-from ..reporting.comparison import recorded_sources
+from ..records.reading import recorded_sources
 from .finished import config_of, not_of_this_run, record_of, trained_weights
 
-CACHE = Path("results/cache")  # where delta-run puts image stores, unless told otherwise
+CACHE = Path("results/cache")  # delta-run puts image stores there by default
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Replay:
     record: dict[str, Any]  # summary.json, with its `folder`
     config: RunConfig
     dataset: Dataset
-    parts: Splits
+    splits: Splits
     device: torch.device
     source: Network  # with the head that its weights came with, and backbone.taps whatever the method
 
     @property
     def run_id(self) -> str:
-        return self.record["run_id"]
+        return str(self.record["run_id"])
 
     @cached_property
     def target(self) -> Network:
@@ -63,21 +63,21 @@ class Replay:
         return network.freeze()
 
     @cached_property
-    def sources(self) -> list[Loaded]:
+    def sources(self) -> list[SourceNetwork]:
         """The networks that `source=` named. Raises UserError if they are not here, or not those of the run."""
-        found, known = load_sources(self.config, tapped=True) or [], recorded_sources(self.record)
+        found, known = load_sources(self.config.source or [], tapped=True), recorded_sources(self.record)
         if len(found) != len(known):
             raise UserError(f"{self.run_id}: its record describes {len(known)} source networks, not {len(found)}.")
         for source, recorded in zip(found, known, strict=True):
             where = f"weights of source={source.name} ({source.backbone.weights})"
             check({**recorded, "run_id": self.run_id}, "weights_fingerprint", source.fingerprint, where)
-            source.network.to(self.device, memory_format=torch.channels_last).freeze()
+            source.network.to(self.device).to(memory_format=torch.channels_last).freeze()
         return found
 
     @cached_property
     def loader(self) -> Loader:
-        """As the run had it; decodes the images if no store of them is there."""
-        return make_loader(self.config, self.dataset, self.device)
+        """The run's loader. It decodes the images if no store of them is there."""
+        return open_loader(self.config, self.dataset, self.device)
 
     def images(self, indices: np.ndarray) -> Iterator[Tensor]:
         """Centre crops, normalised, of images of the data set in the order of `indices`: batches (B, 3, H, W)."""
@@ -85,6 +85,13 @@ class Replay:
         loader.ten_crops = False
         for images, _ in loader.test_batches(indices):
             yield images
+
+    def pixels(self, images: Tensor) -> np.ndarray:
+        """Normalised images (N, 3, H, W) as pictures (N, H, W, 3) in 0..1."""
+        backbone = self.config.backbone
+        mean, std = (np.array(values, dtype=np.float32) for values in (backbone.mean, backbone.std))
+        pictures: np.ndarray = (images.permute(0, 2, 3, 1).cpu().numpy() * std + mean).clip(0, 1)
+        return pictures
 
 
 def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None = None) -> Replay:
@@ -95,8 +102,8 @@ def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None =
             says. Embedded data need none.
         weights: file of the source weights here. None: where the record says.
 
-    Raises UserError if the record is of a failed run or cannot be read, and if data set or source weights are not there
-    or not the ones that the run was made with.
+    Raises UserError if the record is of a failed run or cannot be read, and if data set or source weights are missing
+    or are not those that the run was made with.
     """
     record = record_of(folder)
     config = config_of(record)
@@ -106,22 +113,21 @@ def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None =
     config.dataset.download = False
     if weights is not None:
         config.backbone.weights = str(weights)
-    # Where the run's image store is: a relative path may be seen from another folder now, or be of another machine.
+    # The run's image store: a relative path may be seen from another folder now, or come from another machine.
     caches = [Path(config.cache_dir), folder.parent.parent / "cache"]
     config.cache_dir = str(next((cache for cache in caches if cache.is_dir()), CACHE))
 
     device = pick_device("auto")
-    dataset = told(lambda: load_dataset(config.dataset, Path(config.cache_dir)), "--data-dir DIR")
-    found = (
-        dataset.listing if record.get("schema", 1) == 1 else dataset.fingerprint
-    )  # 1: did not cover the images' bytes
-    check(record, "dataset_fingerprint", found, f"images, labels or split of {config.dataset.root}")
-    source = told(lambda: build_source(config.backbone, config.seed), "--weights FILE")
-    actual = weights_name(config, fingerprint(source.weights()))
+    dataset = with_hint("--data-dir DIR", lambda: load_dataset(config.dataset, Path(config.cache_dir)))
+    where = f"images, labels or split of {config.dataset.root}"
+    check(record, "dataset_fingerprint", dataset.fingerprint, where)
+    source = with_hint("--weights FILE", lambda: build_source(config.backbone, config.seed))
+    # Random weights differ with the seed, but are one choice.
+    actual = "none" if config.backbone.weights == "none" else fingerprint(source.weights())
     check(record, "weights_fingerprint", actual, f"source weights {config.backbone.weights}")
-    parts = make_splits(dataset, config.dataset, config.split)
-    source = source.to(device, memory_format=torch.channels_last).freeze()
-    return Replay(record, config, dataset, parts, device, source)
+    splits = make_splits(dataset, config.dataset, config.split)
+    source = source.to(device).to(memory_format=torch.channels_last).freeze()
+    return Replay(record, config, dataset, splits, device, source)
 
 
 def check(record: dict[str, Any], key: str, actual: str, what: str) -> None:
@@ -132,8 +138,8 @@ def check(record: dict[str, Any], key: str, actual: str, what: str) -> None:
         )
 
 
-def told(read_it, option: str):
-    """The result of `read_it`; where it fails, the message also says which option of this command tells the place."""
+def with_hint(option: str, read_it: Callable[[], T]) -> T:
+    """The result of `read_it`. If it fails, the message names the option of this command that tells the place."""
     try:
         return read_it()
     except UserError as error:

@@ -1,45 +1,48 @@
 """Which of the source network's channels the target task leaves unused, and which of them fine-tuning brings to life.
 
-The reading of the DELTA paper: fine-tuning with attention keeps the channels that matter for the task and re-uses those
-that do not. Here a channel's activation is its mean over images and positions, of
+The DELTA paper's claim: fine-tuning with attention keeps the channels that matter for the task and re-uses the others.
+Here a channel's activation is the mean over images and positions of
 
 - relu(BatchNorm(F)) where BatchNorm alone reads the tap F, as in ResNets and MobileNet-v2: a convolution's raw output
   has a scale and an offset that mean nothing until BatchNorm, and it is hardly ever near 0, used or not. The residual
   sum that follows is left out, so that the number is the channel's own contribution and not the shortcut's.
 - |F| elsewhere (Inception's blocks, which end with a ReLU themselves).
 
-BatchNorm's statistics are part of the network: that fine-tuning re-estimates them on the target's images can wake a
-channel by itself.
+BatchNorm's statistics are part of the network: fine-tuning re-estimates them on the target's images, which alone can
+wake a channel.
 
-A source channel is silent if this is below a fraction of that tap's median channel, in the source. It came to life if,
-in the fine-tuned network, it reaches that same number; the reverse, fallen silent, is counted too.
+A source channel is silent if its activation in the source is below a fraction of that tap's median channel. It came to
+life if its activation in the fine-tuned network reaches that same number. Channels that fell silent are the reverse.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from matplotlib.figure import Figure
+from torch import Tensor, fx, nn
 
+from ..common.console import log
 from ..common.style import style_of
 from ..common.tables import Entry, Table, entries
 from ..models import Network
-from ..reporting.comparison import display
+from ..records.reading import method_title
+from .replay import Replay
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+SHUFFLE_SEED = 0  # of the test images over which activations are averaged
 
 Activations = dict[str, np.ndarray]  # tap -> (C,)
 
 
 @dataclass(frozen=True)
 class Change:
-    """From the source network to a fine-tuned one."""
+    """The activations of the source network and of a fine-tuned one."""
 
     label: str
-    method: str
+    method: str  # its name, which decides its colour
+    title: str  # its display name
     source: Activations
     target: Activations
 
@@ -52,40 +55,50 @@ class Count:
     fallen: int  # the reverse
 
     def __add__(self, other: "Count") -> "Count":
-        return Count(
-            self.channels + other.channels,
-            self.silent + other.silent,
-            self.woken + other.woken,
-            self.fallen + other.fallen,
-        )
+        return Count(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def changes_of(runs: list[Replay], labels: list[str], count_images: int) -> tuple[list[Change], int]:
+    """The change of each run over `count_images` test images, drawn once for all runs, and how many images these are.
+
+    All runs start from the same source network.
+    """
+    drawn = np.random.default_rng(SHUFFLE_SEED).permutation(runs[0].splits.test)[:count_images]
+    source = mean_activations(runs[0].source, runs[0].images(drawn))
+    changes = []
+    for run, label in zip(runs, labels, strict=True):
+        target = mean_activations(run.target, run.images(drawn))
+        changes.append(Change(label, run.config.reg.name, method_title(run.record), source, target))
+    return changes, len(drawn)
 
 
 @torch.inference_mode()
 def mean_activations(network: Network, batches: Iterable[Tensor]) -> Activations:
-    """Of each channel at each tap, as the module's docstring defines it. `batches` of images (B, 3, H, W)."""
+    """The activation of each channel, as the module's docstring defines it, over batches of images (B, 3, H, W)."""
     batchnorms = readers(network)
-    sums: dict[str, Tensor] = {}
+    sums = {tap: torch.zeros((), dtype=torch.float64) for tap in network.taps}
     images = 0
     for batch in batches:
         maps = network(batch)
         for tap in network.taps:
             batchnorm = batchnorms[tap]
             values = maps[tap].abs() if batchnorm is None else batchnorm(maps[tap]).relu()
-            sums[tap] = sums.get(tap, 0) + values.mean(dim=(2, 3)).double().sum(dim=0)
+            sums[tap] = sums[tap] + values.mean(dim=(2, 3)).double().sum(dim=0)
         images += len(batch)
     return {tap: (total / images).cpu().numpy() for tap, total in sums.items()}
 
 
 def readers(network: Network) -> dict[str, nn.BatchNorm2d | None]:
-    """The BatchNorm that reads each tap; None where something else reads it."""
-    graph = network.traced.eval_graph
+    """The BatchNorm that alone reads each tap; None where something else reads it too."""
+    graph = cast(fx.Graph, network.traced.eval_graph)
     (output,) = (node for node in graph.nodes if node.op == "output")
+    returned = cast(dict[str, fx.Node], output.args[0])
     found: dict[str, nn.BatchNorm2d | None] = {}
     for tap in network.taps:
-        users = [user for user in output.args[0][tap].users if user is not output]
-        modules = [network.traced.get_submodule(user.target) for user in users if user.op == "call_module"]
-        alone = len(users) == len(modules) == 1 and isinstance(modules[0], nn.BatchNorm2d)
-        found[tap] = modules[0] if alone else None
+        users = [user for user in returned[tap].users if user is not output]
+        modules = [network.traced.get_submodule(str(user.target)) for user in users if user.op == "call_module"]
+        batchnorms = [module for module in modules if isinstance(module, nn.BatchNorm2d)]
+        found[tap] = batchnorms[0] if len(users) == len(batchnorms) == 1 else None
     return found
 
 
@@ -100,15 +113,15 @@ def count(source: np.ndarray, target: np.ndarray, fraction: float) -> Count:
     return Count(len(source), int(before.sum()), int((before & ~after).sum()), int((~before & after).sum()))
 
 
-def table_of(changes: list[Change], fraction: float, images: int, warn: Callable[[str], None]) -> Table:
-    """A row for each network and tap, and one for all taps of each network."""
+def table_of(changes: list[Change], fraction: float, images: int) -> Table:
+    """A row for each network and tap, and one for all taps of each network. A message names taps that are mostly 0."""
     rows = []
     for change in changes:
         counts = {tap: count(change.source[tap], change.target[tap], fraction) for tap in change.source}
         for tap, found in counts.items():
             rows.append(row(change.label, tap, found))
             if threshold(change.source[tap], fraction) == 0:
-                warn(f"{tap}: half of the source's channels are 0 everywhere, so that none counts as silent")
+                log.info(f"{tap}: half of the source's channels are 0 everywhere, so that none counts as silent")
         if len(counts) > 1:
             rows.append(row(change.label, "all taps", sum(counts.values(), Count(0, 0, 0, 0))))
     return Table(
@@ -125,14 +138,11 @@ def table_of(changes: list[Change], fraction: float, images: int, warn: Callable
 
 
 def row(label: str, tap: str, found: Count) -> list[Entry]:
-    numbers = (found.channels, found.silent, found.woken, found.fallen)
-    return [*entries(label, tap), *(Entry(f"{number:,}", number) for number in numbers)]
+    return [*entries(label, tap), *(Entry(f"{number:,}", number) for number in astuple(found))]
 
 
-def figure_of(changes: list[Change], fraction: float) -> "Figure":
+def figure_of(changes: list[Change], fraction: float) -> Figure:
     """A panel for each tap: every channel's activation in the source (across) and after fine-tuning (up)."""
-    from matplotlib.figure import Figure
-
     taps, methods = list(changes[0].source), list(dict.fromkeys(change.method for change in changes))
     figure = Figure(figsize=(3.1 * len(taps) + 0.4, 3.9), layout="constrained")
     panels = figure.subplots(1, len(taps), squeeze=False)[0]
@@ -162,7 +172,7 @@ def figure_of(changes: list[Change], fraction: float) -> "Figure":
                 linewidths=0.6,
                 alpha=0.6,
                 clip_on=False,
-                label=display(change.method),
+                label=change.title,
             )
         panel.set_xlabel("in the source network")
         panel.tick_params(labelsize=8)

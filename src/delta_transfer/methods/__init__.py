@@ -1,79 +1,68 @@
-"""Methods by name. A new one: a file here, a YAML in conf/reg/, and a line below."""
+"""Methods by name. A new one is a file here, which registers itself, and a YAML in conf/reg/."""
 
+from collections.abc import Mapping
 from dataclasses import fields
-from inspect import signature
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
 
-from ..common.errors import UserError
-from ..common.options import choose
-from ..config import RegConfig, SumConfig, about_term
-from .afa import AFA, AFAChannel, AFASpatial
-from .attention_transfer import AT
-from .base import Regularizer
-from .bi_tuning import BiTuning
-from .bss import BSS
-from .co_tuning import CoTuning
-from .delta import DELTA, DELTAWithoutAttention
-from .l2 import L2, L2FE, Scratch
-from .l2_sp import L2SP
-from .l2_sp_fisher import L2SPFisher
-from .l2t_ww import L2TWW
-from .lp_ft import LPFT
-from .lwf import LwF
-from .matching import FM
-from .rifle import RIFLE
-from .stochnorm import StochNorm
-from .sum import Sum
+from ..common.options import OptionError, from_mapping
+from .base import METHODS, MethodConfig, Regularizer
+from .sum import Sum, SumConfig, about_term
 
-REGULARIZERS: dict[str, type[Regularizer]] = {
-    "l2": L2,
-    "l2_fe": L2FE,
-    "l2_sp": L2SP,
-    "delta_noatt": DELTAWithoutAttention,
-    "delta": DELTA,
-    "afa": AFA,
-    "afa_spatial": AFASpatial,
-    "afa_channel": AFAChannel,
-    "l2t_ww": L2TWW,
-    "l2t_w": L2TWW,
-    "scratch": Scratch,
-    "lwf": LwF,
-    "at": AT,
-    "fm": FM,
-    "bss": BSS,
-    "l2_sp_fisher": L2SPFisher,
-    "co_tuning": CoTuning,
-    "lp_ft": LPFT,
-    "rifle": RIFLE,
-    "stochnorm": StochNorm,
-    "bi_tuning": BiTuning,
-    "sum": Sum,
-    "lwf_at": Sum,
-    "lwf_fm": Sum,
-}
+for _module in iter_modules(__path__):
+    if not _module.ispkg:
+        import_module(f"{__name__}.{_module.name}")
 
-__all__ = [
-    *("AFA", "AFAChannel", "AFASpatial", "DELTA", "DELTAWithoutAttention", "L2", "L2FE", "L2SP", "L2TWW"),
-    *("AT", "FM", "LwF", "Scratch", "Sum"),
-    *("BSS", "BiTuning", "CoTuning", "L2SPFisher", "LPFT", "RIFLE", "StochNorm"),
-    *("REGULARIZERS", "Regularizer", "build_regularizer"),
-]
+__all__ = ["METHODS", "Regularizer", "build_method", "method_config", "title_of"]
+__all__ += sorted({entry.thing.__name__ for entry in METHODS.entries.values()})
 
 
-def build_regularizer(config: RegConfig) -> Regularizer:
-    """The method that a checked `reg` configuration (config.RegConfig or the like) describes."""
-    options = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
-    if isinstance(config, SumConfig):  # whose name says what it is a sum of
-        built = {}
+def __getattr__(name: str) -> Any:
+    """The registered classes are attributes of this package."""
+    for entry in METHODS.entries.values():
+        if entry.thing.__name__ == name:
+            return entry.thing
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def build_method(config: MethodConfig) -> Regularizer:
+    """The method that checked options describe.
+
+    Raises OptionError for a name that no method has, and for options of another method than the one that is named.
+    """
+    options = {entry.name: getattr(config, entry.name) for entry in fields(config) if entry.name != "name"}
+    if isinstance(config, SumConfig):  # whatever its name, which tells its terms
+        terms = {}
         for name, term in config.terms.items():
             with about_term(name):
-                built[name] = build_regularizer(term)
-        return Sum(**options | {"terms": built})
-    method = choose(REGULARIZERS, "reg.name", config.name)
-    try:
-        signature(method).bind(**options)
-    except TypeError as error:
-        raise UserError(
-            f"reg.name={config.name} does not take the options of this file of conf/reg ({error}): choose a method by "
-            f"reg={config.name}, or set the schema of yours."
-        ) from None
-    return method(**options)
+                terms[name] = build_method(term)
+        return Sum(**options | {"terms": terms})
+    method = METHODS[config.name]
+    if not isinstance(config, method.options):
+        raise OptionError(
+            METHODS.key,
+            f"reg.name={config.name} does not take the options of this file of conf/reg: choose a method by "
+            f"reg={config.name}, or write /schema/reg@_here_: {config.name} in yours.",
+        )
+    return method.thing(**options)
+
+
+def method_config(values: Mapping[str, Any]) -> MethodConfig:
+    """The checked options that `values`, such as the `reg` of a record's configuration, stand for."""
+    if "terms" in values:
+        terms = {}
+        for name, term in values["terms"].items():
+            with about_term(name):
+                terms[name] = method_config(term)
+        return from_mapping(SumConfig, {**values, "terms": terms})
+    options = METHODS[values["name"]].options
+    assert issubclass(options, MethodConfig)
+    return from_mapping(options, values)
+
+
+def title_of(config: MethodConfig) -> str:
+    """How reports write a method's name. A sum's is made of its terms' titles."""
+    if isinstance(config, SumConfig):
+        return "+".join(title_of(term) for term in config.terms.values())
+    return METHODS[config.name].title

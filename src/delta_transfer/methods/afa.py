@@ -1,27 +1,34 @@
 """AFA: attentive feature alignment (Xie, Wen, Wang, Wu, Tan, Neural Networks 138, 2021).
 
-S_l is the source's feature map at tap l, (B, C_l, H_l, W_l), with P_l = H_l W_l positions, D_l = T_l - S_l the target's
-minus the source's. The attention a_l is a function of S_l, of each image its own, and is learned with the target.
-Loss = CE + alpha * Omega + beta/2 * ||head||^2. Omega is a mean over the batch without a division by H W, so that alpha
-does not mean what it means for DELTA: with equal weights a layer's term of DELTA is B / (H W) times AFA's.
+S_l is the source's feature map at tap l, (B, C_l, H_l, W_l), with P_l = H_l W_l positions. D_l = T_l - S_l is the
+target's map minus the source's. The attention a_l is a function of S_l, one for each image, and is learned with the
+target. Loss = CE + alpha * Omega + beta/2 * ||head||^2. Omega is a mean over the batch without a division by H W, so
+that alpha does not mean what it means for DELTA: with equal weights, DELTA's term of a layer is B / (H W) times AFA's.
 
-The modules minimise the same Omega, so that attention drifts to where source and target agree anyway: the log shows its
-entropy and what the penalty would be with uniform weights.
+The attention modules minimise the same Omega, so that attention moves to where source and target agree anyway. The log
+therefore shows the attention's entropy, and what the penalty would be with uniform weights.
 """
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ..common.options import option
 from ..models import Network
 from .base import (
+    METHODS,
     NO_SHAPES,
     MapShapes,
+    Needs,
     Outputs,
     OutputShapes,
+    PenaltyConfig,
     Regularizer,
     Stage,
+    added,
+    full_precision,
     module_name,
     not_negative,
     of_source,
@@ -29,13 +36,40 @@ from .base import (
     relative_entropy,
     taps_of,
 )
-from .distances import full_precision
+
+ALIGNMENT_TARGETS = ("previous", "source")
+BETA = "strength of the L2 penalty on the new head"
+
+
+@dataclass
+class AFASpatialConfig(PenaltyConfig):
+    alpha: float = option(0.1, "strength of the penalty weighted over positions, a mean over the batch", at_least=0)
+    beta: float = option(0.01, BETA, at_least=0)
+
+
+@dataclass
+class AFAChannelConfig(PenaltyConfig):
+    alpha: float = option(0.15, "strength of the penalty weighted over channels, a mean over the batch", at_least=0)
+    beta: float = option(0.01, BETA, at_least=0)
+
+
+@dataclass
+class AFAConfig(PenaltyConfig):
+    alpha: float = option(0.1, "strength of the penalty in the spatial stage, a mean over the batch", at_least=0)
+    beta: float = option(0.01, BETA, at_least=0)
+    channel_alpha: float = option(0.15, "strength of the penalty in the channel stage", at_least=0)
+    channel_lr_factor: float = option(0.1, "learning rate of the channel stage as a multiple of schedule.lr", above=0)
+    alignment_target: str = option(
+        "previous",
+        "whose maps the channel stage aligns to: previous, the network of the spatial stage, or source",
+        choices=ALIGNMENT_TARGETS,
+    )
 
 
 class SpatialAttention(nn.Module):
-    """a = softmax_P(A2 relu(A1 u) + c2), u = mean of S over its channels, (B, P).
+    """a = softmax_P(A2 relu(A1 u) + c2), where u is the mean of S over its channels, (B, P).
 
-    A1: (N, P) without bias, A2: (P, N) with bias, N = sqrt(P), PyTorch's default initialisation.
+    A1 is (N, P) without bias, A2 is (P, N) with bias, N = sqrt(P), with PyTorch's default initialisation.
     """
 
     def __init__(self, channels: int, height: int, width: int):
@@ -46,13 +80,15 @@ class SpatialAttention(nn.Module):
 
     def forward(self, source_map: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, P), which sums to 1 over the positions."""
-        return self.layers(source_map.mean(dim=1).flatten(1)).softmax(dim=1)
+        scores: Tensor = self.layers(source_map.mean(dim=1).flatten(1))
+        return scores.softmax(dim=1)
 
 
 class ChannelAttention(nn.Module):
-    """a = softmax_C(q + d), q[b, c] = v relu(A1 S[b, c, :]), of every channel by the same A1 and v.
+    """a = softmax_C(q + d), q[b, c] = v relu(A1 S[b, c, :]), with the same A1 and v for every channel.
 
-    A1: (N, P), v: (1, N), both without bias, N = sqrt(P), PyTorch's default initialisation; d: (C,), from 0.
+    A1 is (N, P), v is (1, N), both without bias, N = sqrt(P), with PyTorch's default initialisation. d is (C,), and
+    begins with 0.
     """
 
     def __init__(self, channels: int, height: int, width: int):
@@ -66,13 +102,15 @@ class ChannelAttention(nn.Module):
 
     def forward(self, source_map: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C), which sums to 1 over the channels."""
-        return (self.layers(source_map.flatten(2)).squeeze(2) + self.bias).softmax(dim=1)
+        scores: Tensor = self.layers(source_map.flatten(2)).squeeze(2) + self.bias
+        return scores.softmax(dim=1)
 
 
 class LearnedAttention(Regularizer):
-    needs_source = True
-    needs_taps = True
-    attention: ClassVar[type[nn.Module]]
+    """What the two stages of AFA share."""
+
+    needs = Needs(source=True, taps=True)
+    attention: ClassVar[type[SpatialAttention] | type[ChannelAttention]]
     over: ClassVar[str]  # positions | channels: what the weights of an image sum to 1 over
 
     def __init__(self, alpha: float, beta: float = 0.01, weight_decay: float = 0.0):
@@ -80,66 +118,74 @@ class LearnedAttention(Regularizer):
         not_negative(alpha=alpha)
         self.alpha = alpha
         self.modules_by_tap = nn.ModuleDict()
+        self.positions: dict[str, int] = {}  # of each tap's map
 
-    def start(
+    def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
         if missing := [tap for tap in target.taps if tap not in map_shapes]:
             raise ValueError(
-                f"AFA needs the shape of the maps at {', '.join(missing)}: start(target, target.map_shapes_on(images))."
+                f"AFA needs the shape of the maps at {', '.join(missing)}: setup(target, target.map_shapes_on(images))."
             )
         self.modules_by_tap = nn.ModuleDict({module_name(tap): self.attention(*map_shapes[tap]) for tap in target.taps})
+        self.positions = {tap: map_shapes[tap][1] * map_shapes[tap][2] for tap in target.taps}
 
     def weights(self, tap: str, source_map: Tensor) -> Tensor:
         """a_l of each image: (B, P_l) or (B, C_l), in full precision. Raises ValueError for maps of another size."""
-        if module_name(tap) not in self.modules_by_tap:
-            raise RuntimeError(f"AFA has no attention for {tap!r}: call start() before penalty().")
-        module = self.modules_by_tap[module_name(tap)]
-        expected, found = module.layers[0].in_features, source_map.shape[2] * source_map.shape[3]
+        if tap not in self.positions:
+            raise RuntimeError(f"AFA has no attention for {tap!r}: call setup() before penalty().")
+        expected, found = self.positions[tap], source_map.shape[2] * source_map.shape[3]
         if found != expected:
             raise ValueError(f"The attention at {tap} is for maps of {expected} positions; this one has {found}.")
         with torch.autocast(source_map.device.type, enabled=False):
-            return module(full_precision(source_map.detach()))
+            weights: Tensor = self.modules_by_tap[module_name(tap)](full_precision(source_map.detach()))
+            return weights
 
-    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
-        omega = uniform = entropy = 0.0
+    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        omegas, uniform, entropies = [], [], []
         source_outputs = of_source(source_outputs)
         for tap in taps_of(target):
             difference = full_precision(outputs[tap]) - full_precision(source_outputs[tap])
             squares, weights = self.squares(difference), self.weights(tap, source_outputs[tap])
-            omega = omega + self.distance(squares, weights)
+            omegas.append(self.distance(squares, weights))
             with torch.no_grad():
-                uniform += 0.5 * squares.sum(dim=1).mean()
-                entropy += relative_entropy(weights)
-        self.observed = {
+                uniform.append(0.5 * squares.sum(dim=1).mean())
+                entropies.append(relative_entropy(weights))
+        self.extra_metrics = {
             # 1: all alike; 0: all on one position or channel.
-            "attention_entropy": entropy / len(target.taps),
-            # What the penalty is with a = 1/P or 1/C: attention removes the share 1 - feature_maps / attention_uniform.
-            "attention_uniform": self.alpha * uniform,
+            "attention_entropy": added(entropies) / len(entropies),
+            # The penalty with a = 1/P or 1/C. Attention removes the share 1 - feature_maps / attention_uniform of it.
+            "attention_uniform": self.alpha * added(uniform),
         }
-        return {"feature_maps": self.alpha * omega} | self.head_penalty(target)
+        return {"feature_maps": self.alpha * added(omegas)} | self.head_penalty(target)
 
     @staticmethod
     def squares(difference: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, P) or (B, C): summed over what is not weighted."""
+        """(B, C, H, W) -> (B, P) or (B, C): the squares, summed over the axis that has no weights."""
         raise NotImplementedError
 
     @staticmethod
     def distance(squares: Tensor, weights: Tensor) -> Tensor:
+        """Omega of one tap, a scalar."""
         raise NotImplementedError
 
 
+@METHODS.register("afa_spatial", "AFA spatial", AFASpatialConfig)
 class AFASpatial(LearnedAttention):
     """Omega = sum_l 1/(2B) sum_{b,c,p} (P_l a_l[b,p] D_l[b,c,p])^2, a_l = SpatialAttention(S_l).
 
-    The weight stands inside the square, as in the authors' code. Stage I of AFA; alpha 0.1 for Dogs and ResNet-101.
+    The weight stands inside the square, as in the authors' code. This is stage I of AFA; alpha is 0.1 for Stanford Dogs
+    and ResNet-101.
 
-    `start(target, shapes)`, shapes {tap: (C, H, W)}, makes the modules, whose parameters (`trained`) belong into the
-    optimizer; it raises ValueError for a tap without a shape. `penalty` returns the terms "feature_maps" and "head"; it
-    raises RuntimeError before `start`, and ValueError for maps of another size.
+    `setup(target, shapes)`, with shapes {tap: (C, H, W)}, makes the attention modules, whose parameters (`trained`)
+    belong into the optimizer. It raises ValueError for a tap without a shape. `penalty` returns the terms
+    "feature_maps" and "head"; it raises RuntimeError before `setup`, and ValueError for maps of another size.
     """
 
     attention, over = SpatialAttention, "positions"
+
+    def __init__(self, alpha: float = 0.1, beta: float = 0.01, weight_decay: float = 0.0):
+        super().__init__(alpha, beta, weight_decay)
 
     @staticmethod
     def squares(difference: Tensor) -> Tensor:
@@ -150,14 +196,18 @@ class AFASpatial(LearnedAttention):
         return 0.5 * ((weights.shape[1] * weights).square() * squares).sum(dim=1).mean()
 
 
+@METHODS.register("afa_channel", "AFA channel", AFAChannelConfig)
 class AFAChannel(LearnedAttention):
     """Omega = sum_l 1/(2B) sum_{b,c} C_l a_l[b,c] sum_p D_l[b,c,p]^2, a_l = ChannelAttention(S_l).
 
-    The weight stands outside the square. Stage II of AFA; alpha 0.15 for Dogs and ResNet-101. Use and errors are those
-    of AFASpatial.
+    The weight stands outside the square. This is stage II of AFA; alpha is 0.15 for Stanford Dogs and ResNet-101. Use
+    and errors are those of AFASpatial.
     """
 
     attention, over = ChannelAttention, "channels"
+
+    def __init__(self, alpha: float = 0.15, beta: float = 0.01, weight_decay: float = 0.0):
+        super().__init__(alpha, beta, weight_decay)
 
     @staticmethod
     def squares(difference: Tensor) -> Tensor:
@@ -168,36 +218,35 @@ class AFAChannel(LearnedAttention):
         return 0.5 * weights.shape[1] * (weights * squares).sum(dim=1).mean()
 
 
+@METHODS.register("afa", "AFA", AFAConfig)
 class AFA(Regularizer):
-    """The published sequence: a stage of AFASpatial, then one of AFAChannel that starts from its weights.
+    """The published sequence: a stage of AFASpatial, then a stage of AFAChannel that starts from its weights.
 
-    The channel stage has a tenth of the learning rate, and is aligned to the network of the spatial stage as in the
-    authors' code (`aligned_to="previous"`), or to the source as in the paper's text ("source"). Where the published
-    procedure goes on from the best epoch on the test part, this one goes on from the last iteration.
-    Each stage takes the whole schedule: 4,500 iterations each as published, with schedule.iterations=4500.
+    The channel stage has a tenth of the learning rate. It aligns to the network of the spatial stage as in the authors'
+    code (alignment_target="previous"), or to the source as in the paper's text ("source"). Deviation: the published
+    procedure goes on from the best epoch on the test images, this one from the last iteration.
+    Each stage takes the whole schedule: schedule.iterations=4500 gives each its published 4,500 iterations.
     """
 
     def __init__(
         self,
         alpha: float = 0.1,
-        channel_alpha: float = 0.15,
-        channel_lr_factor: float = 0.1,
-        aligned_to: str = "previous",
         beta: float = 0.01,
         weight_decay: float = 0.0,
+        channel_alpha: float = 0.15,
+        channel_lr_factor: float = 0.1,
+        alignment_target: str = "previous",
     ):
         super().__init__(beta=beta, weight_decay=weight_decay)
         not_negative(alpha=alpha, channel_alpha=channel_alpha)
         self.alpha, self.channel_alpha = alpha, channel_alpha  # of the two stages
         self.channel_lr_factor = channel_lr_factor
-        self.aligned_to = one_of("aligned_to", aligned_to, "previous", "source")
+        self.alignment_target = one_of("alignment_target", alignment_target, *ALIGNMENT_TARGETS)
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         raise RuntimeError("AFA is two stages: in a loop of your own use AFASpatial, then AFAChannel.")
 
     def stages(self) -> list[Stage]:
-        common = {"beta": self.beta, "weight_decay": self.weight_decay}
-        return [
-            Stage(AFASpatial(self.alpha, **common)),
-            Stage(AFAChannel(self.channel_alpha, **common), self.channel_lr_factor, self.aligned_to),
-        ]
+        spatial = AFASpatial(self.alpha, self.beta, self.weight_decay)
+        channel = AFAChannel(self.channel_alpha, self.beta, self.weight_decay)
+        return [Stage(spatial), Stage(channel, self.channel_lr_factor, self.alignment_target)]

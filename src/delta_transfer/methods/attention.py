@@ -14,7 +14,8 @@ not convolutions (Inception's blocks) have a meaning too.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +23,39 @@ from torch import Tensor
 
 from ..common.errors import UserError
 from ..common.hardware import images_at_once, seconds_of
-from ..config import AttentionConfig
+from ..common.options import LONGEST, Options, option
 from ..models import HookedNetwork, Network, call, forward_in_chunks, frozen_backbone
 from .base import Batches
-from .fast.channel_ablation import Suffixes, WholePasses
+from .fast.channel_ablation import Kept, Suffix, Suffixes, WholePasses
 
-UNLABELLED = -100  # as in torch.nn.functional.cross_entropy, e.g. nodes outside of the training part
+UNLABELLED = -100  # as in torch.nn.functional.cross_entropy, e.g. nodes outside of the training split
+
+
+@dataclass
+class AttentionConfig(Options):
+    """How the importance of a network's channels is measured, and how it becomes their weights."""
+
+    key: ClassVar[str] = "reg.attention"
+
+    method: str = option(
+        "exact",
+        "exact: every channel is removed once; taylor: first-order estimate from one backward pass, much cheaper",
+        choices=("exact", "taylor"),
+    )
+    images: int = option(256, "training images on which removing a channel is tried", above=0, at_most=LONGEST)
+    head_epochs: int = option(
+        10, "epochs, over the training images, in which the probe's head is trained", above=0, at_most=LONGEST
+    )
+    head_lr: float = option(0.01, "learning rate of the probe's head in its first epoch", above=0)
+    head_weight_decay: float = option(1e-4, "weight decay of the probe's head", at_least=0)
+    temperature: float = option(5.0, "temperature of the softmax over a layer's standardised importances", above=0)
+    forward_images: int | None = option(
+        None,
+        "images per forward pass while probing, which bounds the memory; null: as many as suit the device",
+        above=0,
+        identity=False,
+    )
+    seed: int = option(0, "seed of the probe's head, and of its images' order and crops; not the run's", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -175,10 +203,14 @@ def removal_cost(
     removal, channels = 0.0, {}
     for tap, suffix in suffixes.taps.items():
         channels[tap] = kept[suffix.tap].shape[1]
-        removed, _ = next(suffix.removals(kept, forward_images))
-        first = seconds_of(lambda suffix=suffix: next(suffix.removals(kept, forward_images)), images.device)
+        removed, _ = _first_removal(suffix, kept, forward_images)
+        first = seconds_of(partial(_first_removal, suffix, kept, forward_images), images.device)
         removal += first / len(removed) * channels[tap]
     return channels, forward / len(images), removal / len(images)
+
+
+def _first_removal(suffix: Suffix, kept: Kept, forward_images: int) -> tuple[Tensor, Tensor]:
+    return next(suffix.removals(kept, forward_images))
 
 
 def attention_weights(importance: Tensor, temperature: float) -> Tensor:

@@ -1,110 +1,185 @@
-"""The contract between the training loop and a method."""
+"""The contract between the training loop and a method.
+
+A method is a `Regularizer` in a file of its own, with its options beside it and a decorator that names it:
+
+    @dataclass
+    class MyConfig(PenaltyConfig):
+        width: int = option(3, "how many neighbours are compared", above=0)
+
+    @METHODS.register("mine", "Mine", MyConfig)
+    class Mine(Regularizer): ...
+"""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..common.errors import UserError
+from ..common.options import Options, Registry, option
 from ..models import Network
 
-Outputs = dict[str, Tensor]  # what Network.forward returns; in `penalty` also the "labels" of the images, (B,)
-MapShapes = Mapping[str, tuple[int, int, int]]  # by tap
-OutputShapes = Mapping[str, tuple[int, ...]]  # of what a network returns, by its keys: (C, H, W), logits (K,)
+Outputs = dict[str, Tensor]  # what Network.forward returns; the loop adds the "labels" of the images, (B,)
+MapShapes = Mapping[str, tuple[int, int, int]]  # (C, H, W) by tap
+OutputShapes = Mapping[str, tuple[int, ...]]  # by what a network returns: (C, H, W) of a map, (K,) of logits
 NO_SHAPES: MapShapes = MappingProxyType({})
-Part = tuple[Tensor, Tensor, Outputs | None]  # of a batch: images, labels, and what the source makes of the images
-# Images (B, 3, H, W), or whatever inputs models.call hands to the network, and labels (B,); each iteration is one pass.
+# Pairs of images (B, 3, H, W), or whatever inputs models.call hands to the network, and labels (B,). Each iteration is
+# one pass over the training images.
 Batches = Iterable[tuple[Any, Tensor]]
 
 
+@dataclass
+class MethodConfig(Options):
+    """Options of every method."""
+
+    key: ClassVar[str] = "reg"
+
+    name: str = option(help="name of the method")
+
+
+@dataclass
+class DecayConfig(MethodConfig):
+    """Options of a method without a penalty of its own."""
+
+    weight_decay: float = option(1e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
+
+
+@dataclass
+class PenaltyConfig(MethodConfig):
+    """Options of a method with a penalty."""
+
+    alpha: float = option(0.0, "strength of the penalty on the backbone", at_least=0)
+    beta: float = option(0.0, "strength of the L2 penalty on the new head", at_least=0)
+    weight_decay: float = option(0.0, "weight decay of the optimizer, on every trained parameter", at_least=0)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method needs of a run, beside the target network, its images and its labels."""
+
+    source: bool = False  # the frozen source network runs on every micro-batch
+    source_logits: bool = False  # its logits too, which otherwise are not computed
+    taps: bool = False  # tapped feature maps of the target, and of the source where it runs
+    other_sources: bool = False  # the source may be of another architecture than the target
+    fitted: str | None = None  # `fit` is called; its result is kept in a file of this name
+    fit_on: Literal["training crops", "centre crops"] = "training crops"  # what `fit` sees of the training images
+    views: int = 1  # crops of each image; the loop adds those beyond the first to the outputs as "view_2", ...
+    frozen_backbone: bool = False  # only the head is trained; the whole network stays in evaluation mode
+    own_batchnorm: bool = False  # `setup` replaces the target's BatchNorm layers
+    micro_batches_again: bool = False  # `after_step` gets the micro-batches of the step
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images (B, 3, H, W), their labels (B,), and further views of the images, shaped like them."""
+
+    images: Tensor
+    labels: Tensor
+    views: tuple[Tensor, ...] = ()
+
+    def split(self, count: int) -> "list[Batch]":
+        """`count` micro-batches of equal size."""
+        if count == 1:
+            return [self]
+        tensors = zip(*(values.chunk(count) for values in (self.images, self.labels, *self.views)), strict=True)
+        return [Batch(images, labels, tuple(views)) for images, labels, *views in tensors]
+
+
 class TrainState(Protocol):
-    """What a method is given of the training loop: training.Learner."""
+    """What a method may read of the training loop's state; engine.loop.TrainState implements it."""
 
     target: Network
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     precision: str  # fp32 | bf16
-    accumulate: int  # parts of a batch
-
-    def forward(self, images: Tensor) -> Outputs:
-        """Of the target, in that precision."""
-
-    def forward_with(self, parameters: dict[str, Tensor], images: Tensor) -> Outputs:
-        """The same with other values of the target's parameters, which can be differentiated twice."""
-
-    def forward_source(self, images: Tensor) -> Outputs:
-        """Of the frozen source."""
 
     def task_loss(self, outputs: Outputs, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy, in fp32, and that of an auxiliary head."""
-
-    def split(self, *batch: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """A batch's tensors in `accumulate` parts."""
-
-    def backward(self, loss: Tensor) -> None:
-        """Of one part."""
-
-    def step(self) -> None:
-        """Of the optimizer, once for all parts."""
+        """Cross-entropy in fp32, and that of an auxiliary head where there is one."""
+        ...
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run that is trained like a run: a schedule and an optimizer of its own, from where the last ended."""
+    """A part of a run with a whole schedule and an optimizer of its own. It starts where the stage before ended."""
 
-    regularizer: "Regularizer"
-    lr_factor: float = 1.0  # of schedule.lr
-    aligned_to: str = "source"  # the frozen network: source, or previous, the target that the stage before left
+    method: "Regularizer"
+    lr_factor: float = 1.0  # multiplies schedule.lr
+    alignment_target: str = "source"  # the frozen network: source, or previous, the target that the stage before left
 
 
 class Regularizer(nn.Module):
-    """What a method adds to fine-tuning. Subclass it, override what differs, add it to REGULARIZERS.
+    """What a method adds to fine-tuning.
 
-    A subclass takes the keys of its conf/reg/<name>.yaml (without `name`) as keyword arguments.
+    A run calls `requires`, then `fit` and `setup` once, and in every step `before_step`, `penalty` and `after_step`.
+    A subclass takes its options, without `name`, as keyword arguments.
     """
 
-    needs_source: ClassVar[bool] = False  # a frozen source network, run on every batch for its feature maps
-    needs_source_logits: ClassVar[bool] = False  # its logits too, which otherwise are not computed
-    needs_taps: ClassVar[bool] = False  # tapped feature maps of target (and source)
-    any_source: ClassVar[bool] = False  # the source may be of another architecture than the target
-    replaces_batchnorm: bool = False  # `start` puts layers of its own in the place of the target's
-    freezes_backbone: ClassVar[bool] = False  # train the head only; the whole network stays in evaluation mode
-    fitted_name: ClassVar[str | None] = None  # name of the file that keeps what `fit` computed
-    views: ClassVar[int] = (
-        1  # of each image of a batch, with crops of their own; `update` is given those beyond the first
-    )
-    fits_plain: ClassVar[bool] = False  # `fit` sees the centre crop of every image once, not training batches
-    fitted_term: str | None = None  # the name of this method in a sum
-    fit_seed: int = 0  # of the order and crops of the batches that `fit` sees
-    # Parts that a batch is dealt in, over processes and by accumulation. The loss is the mean over parts: a penalty
-    # that is a sum over the batch multiplies by them.
-    parts: int = 1
-    returns_to_batch: bool = False  # `after_step` needs the parts of the batch again
+    needs: Needs = Needs()
+    # Over how many micro-batches the loss is averaged, in all processes. A penalty that is a sum over the batch
+    # multiplies by it.
+    loss_scale: int = 1
+    fit_seed: int = 0  # seed of the order and the crops of the batches that `fit` sees
+    term: str | None = None  # the name of this method in a sum
 
     def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
         super().__init__()
         not_negative(beta=beta, weight_decay=weight_decay)
-        self.fit_report: dict[str, float] = {}
-        # Scalars that `penalty` saw, for the log beside its terms; names begin with "attention_".
-        self.observed: dict[str, Tensor] = {}
         self.beta = beta
         self.weight_decay = weight_decay  # of the optimizer
+        self.fit_report: dict[str, float] = {}  # figures for the run's record, which `load_fitted` sets
+        # Scalars that `penalty` saw, for the log beside its terms. Their names begin with "attention_".
+        self.extra_metrics: dict[str, Tensor] = {}
 
     def stages(self) -> list[Stage]:
-        """What is trained one after the other; each takes `schedule` once more."""
+        """What is trained one after the other. Each stage takes the whole schedule."""
         return [Stage(self)]
 
-    def start(
+    def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
+        """Raises UserError if the method cannot work, or would do nothing, on this model or with this optimizer.
+
+        A run calls it before it reads any data. model: the target's architecture, whose parameters have no values
+        (device meta). optimizer: its registered name. processes: how many share the run.
+        """
+
+    # --- Before training ---
+
+    def parts_to_fit(self) -> list["Regularizer"]:
+        """The methods whose `fit` is called: itself if it needs that; the terms of a sum that need it."""
+        return [self] if self.needs.fitted else []
+
+    def fit_options(self) -> dict[str, Any]:
+        """Options that decide the result of `fit`, beside `fit_seed`. A result is reused where they are the same."""
+        return {}
+
+    def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
+        """Computes, once before training, what the penalty needs. Called only where `needs.fitted` names a file.
+
+        `source` is frozen. Returns named tensors, which are stored and handed to `load_fitted`.
+        """
+        raise NotImplementedError
+
+    def estimate_fit(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
+        """A stand-in for the result of `fit` and its cost, from a few timed passes of `images`, for a dry run.
+
+        The cost is in seconds per training image, and in seconds beside that.
+        """
+        raise NotImplementedError
+
+    def load_fitted(self, fitted: dict[str, Tensor]) -> None:
+        """Takes over what `fit` returned, now or in an earlier run. It may set `fit_report`."""
+        raise NotImplementedError
+
+    def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
         """Called with the initial target network, before training and before a checkpoint is loaded.
 
         It may change the target: the values of its head, or layers for others with the same parameters.
-        map_shapes: (C, H, W) of each tapped feature map; for methods whose own modules depend on it.
-        source_shapes: of all that the source returns, also its logits; None: the source has the target's taps.
+        map_shapes: (C, H, W) of each tapped feature map, for methods whose own modules depend on it.
+        source_shapes: of all that the source returns, also its logits. None: the source has the target's taps.
         """
 
     def trained(self) -> list[nn.Parameter]:
@@ -112,106 +187,47 @@ class Regularizer(nn.Module):
         return list(self.parameters())
 
     def trained_slowly(self) -> list[nn.Parameter]:
-        """Those of `trained` that have the backbone's learning rate, as what comes from the source has."""
+        """Those of `trained` that have the backbone's learning rate, since they come from the source as it does."""
         return []
 
-    def to_fit(self) -> list["Regularizer"]:
-        """The methods whose `fit` is called: itself if it has a `fitted_name`; of a sum its terms."""
-        return [self] if self.fitted_name else []
+    # --- In every step ---
 
-    def fit_options(self) -> dict[str, Any]:
-        """Options that decide the result of `fit`, beside `fit_seed`: it is reused where they are the same."""
-        return {}
+    def before_step(self, state: TrainState, step: int, steps: int, seed: int) -> None:
+        """Called before step `step` of `steps` in this stage, counted from 0. It may change target and optimizer.
 
-    @property
-    def fit_key(self) -> str:
-        """Of the configuration, below which the options of `fit` stand."""
-        return f"reg.terms.{self.fitted_term}" if self.fitted_term else "reg"
-
-    def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
-        """Compute, once before training, what the penalty needs; called only if `fitted_name` is set.
-
-        `source` is frozen. Returns named tensors that are stored and handed to `load_fitted`.
-        """
-        raise NotImplementedError
-
-    def rehearse(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
-        """For a dry run, from a few timed passes of `images`: a stand-in for what `fit` returns, and its cost.
-
-        The cost is in seconds per training image, and in seconds beside that.
-        """
-        raise NotImplementedError
-
-    def load_fitted(self, fitted: dict[str, Tensor]) -> None:
-        """Take over what `fit` returned, now or in an earlier run; may set `fit_report`, figures for the record."""
-        raise NotImplementedError
-
-    def before_step(self, learner: TrainState, step: int, steps: int, seed: int) -> None:
-        """Called before step number `step` of `steps` in this stage, counted from 0; may change target and optimizer.
-
-        seed: for what is drawn here. It follows from seed and iteration, and is the same in all processes.
+        seed: for random draws here. It follows from seed and iteration, and is the same in all processes.
         """
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
-        """Named scalar terms, added to the cross-entropy and logged one by one.
+        """Named scalar terms, which are added to the cross-entropy and logged one by one.
 
-        outputs: what `target` returns for the batch, and "labels" (B,) beside it, for the methods that need them.
-        source_outputs: what the source returns for it, without gradients; None if `needs_source` is False.
+        outputs: what `target` returns for the micro-batch, with its "labels" (B,) and further views beside it.
+        source_outputs: what the frozen source returns for it; None unless the method needs a source.
         """
         return self.head_penalty(target)
+
+    def after_step(
+        self, state: TrainState, micro_batches: Sequence[Batch], source_outputs: Sequence[Outputs | None]
+    ) -> dict[str, Tensor]:
+        """Called after the optimizer's step; returns further extra metrics. It changes nothing of `state`.
+
+        The two sequences are empty unless the method needs the micro-batches again.
+        """
+        return {}
 
     def head_penalty(self, target: Network) -> dict[str, Tensor]:
         """beta * 1/2 * (||W||^2 + ||bias||^2) of the new head (official DELTA code)."""
         if self.beta == 0:
             return {}
-        total = sum(p.square().sum() for p in target.head_parameters().values())
-        return {"head": 0.5 * self.beta * total}
+        squares = [p.square().sum() for p in target.head_parameters().values()]
+        return {"head": 0.5 * self.beta * sum(squares[1:], squares[0])}
 
-    def update(self, learner: TrainState, images: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """One optimisation step; returns the logits (B, K) and the loss terms.
 
-        A method with further `views` takes them as further arguments, shaped like `images`, in an `update` of its own.
-        Whoever overrides it calls `step_on`, or `learner.backward` for each part of `learner.split` and then
-        `learner.step`, once.
-        """
-        parts = self.parts_of(learner, images, labels)
-        if not self.returns_to_batch:
-            return self.step_on(learner, parts)
-        parts = list(parts)
-        result = self.step_on(learner, parts)
-        self.observed = self.observed | self.after_step(learner, parts)
-        return result
-
-    def after_step(self, learner: TrainState, parts: list[Part]) -> dict[str, Tensor]:
-        """What a method does with the same batch after the step, if it `returns_to_batch`; returns what it observed.
-
-        Nothing of `learner` may change.
-        """
-        raise NotImplementedError
-
-    def parts_of(self, learner: TrainState, images: Tensor, labels: Tensor) -> Iterator[Part]:
-        for part, part_labels in learner.split(images, labels):
-            yield part, part_labels, learner.forward_source(part) if self.needs_source else None
-
-    def step_on(self, learner: TrainState, parts: Iterable[Part]) -> tuple[Tensor, dict[str, Tensor]]:
-        """A step on cross-entropy and penalty, over all parts of a batch; returns what `update` does."""
-        logits, terms, observed = [], [], []
-        for part, part_labels, source_outputs in parts:
-            outputs = learner.forward(part)
-            outputs["labels"] = part_labels
-            losses = learner.task_loss(outputs, part_labels) | self.penalty(learner.target, outputs, source_outputs)
-            logits.append(outputs["logits"].detach())
-            del outputs, source_outputs  # not needed while the backward pass fills the memory
-            learner.backward(sum(losses.values()))
-            terms.append({name: loss.detach() for name, loss in losses.items()})
-            observed.append(self.observed)
-        learner.step()
-        self.observed = mean_of(observed)
-        return torch.cat(logits), mean_of(terms)
+METHODS: Registry[type[Regularizer]] = Registry("reg.name")
 
 
 def not_negative(**values: float) -> None:
-    """Raises ValueError for a strength that would turn a penalty round, or is no finite number."""
+    """Raises ValueError for a strength that is no number, or negative: it would reward what it should penalise."""
     for name, value in values.items():
         if not 0 <= value < math.inf:
             raise ValueError(f"{name} must be a finite number from 0 on, got {value}.")
@@ -225,40 +241,47 @@ def one_of(name: str, value: str, *choices: str) -> str:
 
 
 def of_source(source_outputs: Outputs | None) -> Outputs:
-    """What the source makes of the batch. Raises UserError if `penalty` was not given it."""
+    """What the source returns for the batch. Raises UserError if `penalty` was not given it."""
     if source_outputs is None:
-        raise UserError("penalty() needs what the source returns for the same inputs, as source(images) does.")
+        raise UserError("penalty() needs what the source returns for the same inputs: pass source(images).")
     return source_outputs
 
 
 def labels_of(outputs: Outputs) -> Tensor:
-    """Of the batch, (B,). Raises UserError if `penalty` was not given them."""
+    """The labels of the batch, (B,). Raises UserError if `penalty` was not given them."""
     if "labels" not in outputs:
-        raise UserError('penalty() of this method needs the labels of the batch: outputs["labels"] = labels.')
+        raise UserError('penalty() of this method needs the labels of the batch: set outputs["labels"] = labels.')
     return outputs["labels"]
 
 
 def taps_of(target: Network) -> tuple[str, ...]:
-    """Raises UserError if there are none: a penalty on no maps would be 0 in silence."""
+    """The target's taps. Raises UserError if there are none, since a penalty on no maps would be 0 in silence."""
     if not target.taps:
-        raise UserError("This network has no tapped maps: name them, as in tapped(model, head=..., taps=[...]).")
+        raise UserError(
+            "This method compares feature maps, but the network has no taps: name some with backbone.taps, or with "
+            "tapped(model, head=..., taps=[...])."
+        )
     return target.taps
 
 
 def module_name(key: str) -> str:
-    """Of a module that belongs to a tap or another output: it may not have dots in it."""
+    """The name of a module that belongs to a tap or another output; module names have no dots."""
     return key.replace(".", "/")
 
 
+def full_precision(values: Tensor) -> Tensor:
+    """`values` in fp32, also under autocast; double stays double."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def added(values: Sequence[Tensor]) -> Tensor:
+    """The sum of scalars, of which there is at least one."""
+    return sum(values[1:], values[0])
+
+
 def relative_entropy(weights: Tensor) -> Tensor:
-    """Of (B, K) that sum to 1 over K, the mean over the batch: 1 if all K are alike, as a single one is."""
+    """Mean entropy of weights (B, K) that sum to 1 over K, as a fraction of log K: 1 if all K are alike."""
     if weights.shape[1] == 1:
         return weights.new_ones(())
-    return torch.special.entr(weights).sum(dim=1).mean() / math.log(weights.shape[1])
-
-
-def mean_of(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Of each name's scalars."""
-    if len(parts) == 1:
-        return parts[0]
-    return {name: torch.stack([part[name] for part in parts]).mean(dim=0) for name in parts[0]}
+    entropy: Tensor = torch.special.entr(weights).sum(dim=1).mean() / math.log(weights.shape[1])
+    return entropy

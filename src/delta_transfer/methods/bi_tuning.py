@@ -1,43 +1,78 @@
-"""Bi-Tuning: contrast between images and between images and classes (Zhong, Wang, Kou, Long, Wang, 2020)."""
+"""Bi-Tuning: contrast between images, and between images and classes (Zhong, Wang, Kou, Long, Wang, 2020)."""
 
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common.errors import UserError
-from ..engine import processes as distributed
+from ..common.options import LARGEST_BATCH, option
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, Regularizer, TrainState, labels_of, not_negative
-from .distances import full_precision
+from .base import (
+    METHODS,
+    NO_SHAPES,
+    MapShapes,
+    Needs,
+    Outputs,
+    OutputShapes,
+    PenaltyConfig,
+    Regularizer,
+    TrainState,
+    full_precision,
+    labels_of,
+    not_negative,
+)
 
 
+@dataclass
+class BiTuningConfig(PenaltyConfig):
+    alpha: float = option(1.0, "strength of both contrasts", at_least=0)
+    weight_decay: float = option(5e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
+    queue: int = option(40, "past keys that each class keeps", above=0, at_most=LARGEST_BATCH)
+    temperature: float = option(0.07, "temperature of the softmax over similarities", above=0)
+    momentum: float = option(0.999, "share of the key encoder's weights that a step keeps", at_least=0, below=1)
+    dimensions: int = option(128, "dimensions of the projected embeddings", above=0, at_most=LARGEST_BATCH)
+
+
+@METHODS.register("bi_tuning", "Bi-Tuning", BiTuningConfig)
 class BiTuning(Regularizer):
-    """Loss = CE + alpha * (L_z + L_y) + beta/2 * ||head||^2, of two augmented views of each image.
+    """Loss = CE + alpha * (L_z + L_y) + beta/2 * ||head||^2, from two augmented views of each image.
 
-    The first view goes through the target: h_q (B, d). The second goes through the key encoder: h_k. That is a copy of
-    the target whose parameters follow, theta_k <- m theta_k + (1 - m) theta at the start of each step; its BatchNorm
-    normalises by the batch and keeps statistics of its own. With a linear projection P, and of unit length all of
+    The first view goes through the target and gives the embedding h_q (B, d). The second view goes through the key
+    encoder and gives h_k. The key encoder is a copy of the target whose parameters follow the target's,
+    theta_k <- m theta_k + (1 - m) theta, at the start of each step. Its BatchNorm normalises by the batch and keeps
+    statistics of its own. P is a linear projection, which has a copy that follows it, too. All of
 
-        z = P h (B, dimensions), P too has a copy that follows;  g = [h; 1] (B, d+1);  u_c = [W_c; bias_c]
+        z = P h (B, dimensions);  g = [h; 1] (B, d+1);  u_c = [W_c; bias_c]
 
-    each class keeps a queue of the last Q keys z_k and g_k of its images, random ones at first. For an image of class c
+    are scaled to unit length. Each class keeps a queue of the last Q keys z_k and g_k of its images, which are random
+    at first. For an image of class c
 
         L_z = KL(e || softmax([z_q z_k, z_q queue_z(c), z_q queue_z(other classes)] / T))
         L_y = KL(e || softmax([g_q u_c, queue_g(c) u_c, queue_g(other classes) u_c] / T))
 
-    with e = 1/(Q+1) on the first Q+1 entries and 0 elsewhere; means over the batch. CE is of the first view.
+    with e = 1/(Q+1) on the first Q+1 entries and 0 elsewhere. Both are means over the batch. CE is that of the first
+    view.
 
     Source: paper and Transfer-Learning-Library, with its alpha 1, Q 40, T 0.07, m 0.999, 128 dimensions and weight
-    decay 5e-4; P has the backbone's learning rate. As there, u_c is constant, so that L_y trains the encoder alone,
-    through g_q u_c, and the keys of the batch enter the queues after L_z and before L_y. With schedule.accumulate each
-    part of a batch finds the keys of the parts before it in the queues. The second view is drawn from (seed,
-    iteration), as the first one is.
+    decay 5e-4. P has the backbone's learning rate. As in the library, u_c is constant, so that L_y trains the encoder
+    alone, through g_q u_c, and the keys of the batch enter the queues after L_z and before L_y. With
+    schedule.accumulate, each micro-batch finds the keys of the micro-batches before it in the queues. The second view
+    is drawn from (seed, iteration), as the first one is.
+
+    `penalty` takes the second views as outputs["view_2"], (B, 3, H, W), and raises UserError without them. In a loop
+    of your own call `follow(target)` before each step.
     """
 
-    views = 2
+    needs = Needs(views=2)
+    projection: nn.Linear
+    key_projection: nn.Linear
+    key_encoder: Network
+    queue_z: Tensor  # (K, Q, dimensions)
+    queue_g: Tensor  # (K, Q, d+1)
+    position: Tensor  # (K,): where the next key of each class goes
 
     def __init__(
         self,
@@ -54,12 +89,14 @@ class BiTuning(Regularizer):
         self.alpha, self.queue, self.temperature = alpha, queue, temperature
         self.momentum, self.dimensions = momentum, dimensions
 
-    def start(
+    def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
+        if processes > 1:
+            raise UserError("reg=bi_tuning runs in one process: processes do not share the queues.")
+
+    def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
-        if distributed.processes() > 1:
-            raise UserError("reg=bi_tuning runs in one process: the queues are not shared.")
-        like = target.traced.get_submodule(target.head).weight
+        like = target.head_parameters()[f"{target.head}.weight"]
         classes, features = like.shape
         self.projection = nn.Linear(features, self.dimensions).to(like)
         self.key_projection = nn.Linear(features, self.dimensions).to(like).requires_grad_(False)
@@ -67,7 +104,7 @@ class BiTuning(Regularizer):
         self.key_encoder = target.copy().freeze().train()
         for name, size in (("queue_z", self.dimensions), ("queue_g", features + 1)):
             self.register_buffer(name, F.normalize(torch.randn(classes, self.queue, size), dim=2).to(like))
-        self.register_buffer("position", torch.zeros(classes, dtype=torch.int64))  # of each class's next key
+        self.register_buffer("position", torch.zeros(classes, dtype=torch.int64))
 
     def trained(self) -> list[nn.Parameter]:
         return list(self.projection.parameters())
@@ -75,34 +112,20 @@ class BiTuning(Regularizer):
     def trained_slowly(self) -> list[nn.Parameter]:
         return self.trained()
 
-    def update(
-        self, learner: TrainState, images: Tensor, labels: Tensor, second: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        self.follow(learner.target)
-
-        def parts() -> Iterator[Part]:
-            for part, part_labels, part_second in learner.split(images, labels, second):
-                with torch.autocast(part.device.type, torch.bfloat16, enabled=learner.precision == "bf16"):
-                    keys = self.keys(part_second)
-                yield part, part_labels, keys
-
-        return self.step_on(learner, parts())
+    def before_step(self, state: TrainState, step: int, steps: int, seed: int) -> None:
+        self.follow(state.target)
 
     @torch.no_grad()
     def follow(self, target: Network) -> None:
-        of_keys = [*self.key_encoder.backbone_parameters().values(), *self.key_projection.parameters()]
-        followed = [*target.backbone_parameters().values(), *self.projection.parameters()]
+        """Moves the key encoder and its projection towards the target, by the share 1 - m."""
+        of_keys: list[Tensor] = [*self.key_encoder.backbone_parameters().values(), *self.key_projection.parameters()]
+        followed: list[Tensor] = [*target.backbone_parameters().values(), *self.projection.parameters()]
         torch._foreach_lerp_(of_keys, followed, 1 - self.momentum)
 
-    @torch.no_grad()
-    def keys(self, images: Tensor) -> Outputs:
-        """{"embedding": h_k (B, d)} of second views."""
-        return {"embedding": self.key_encoder(images)["embedding"]}
-
-    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
-        """`source_outputs`: what `keys` made of the second views. They enter the queues."""
+    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        """The keys of the second views enter the queues here."""
         labels, h_q = labels_of(outputs), full_precision(outputs["embedding"])
-        h_k = full_precision(source_outputs["embedding"])
+        h_k = self.keys(outputs)
         z_q, z_k = F.normalize(self.projection(h_q)), F.normalize(self.key_projection(h_k)).detach()
         queued_z = self.queue_z.flatten(0, 1).clone()  # the backward pass reads it when the batch has entered
         of_images = self.contrast((z_q * z_k).sum(dim=1), z_q @ queued_z.T, labels)
@@ -112,27 +135,38 @@ class BiTuning(Regularizer):
         terms = {"contrast_images": self.alpha * of_images, "contrast_classes": self.alpha * of_classes}
         return terms | self.head_penalty(target)
 
+    @torch.no_grad()
+    def keys(self, outputs: Outputs) -> Tensor:
+        """h_k (B, d) of the second views, from a pass in the precision in which the target made its outputs."""
+        if "view_2" not in outputs:
+            raise UserError('Bi-Tuning needs a second view of each image: set outputs["view_2"] = second_views.')
+        views = outputs["view_2"]
+        # A head of cosines computes in full precision in any case.
+        bf16 = torch.bfloat16 in (outputs["logits"].dtype, outputs["embedding"].dtype)
+        with torch.autocast(views.device.type, torch.bfloat16, enabled=bf16):
+            return full_precision(self.key_encoder(views)["embedding"])
+
     @staticmethod
     def classifiers(target: Network) -> Tensor:
-        """u (K, d+1), constant; a head without bias has 0 there."""
-        head = target.traced.get_submodule(target.head)
-        bias = getattr(head, "bias", None)
-        bias = head.weight.new_zeros(len(head.weight)) if bias is None else bias
-        return F.normalize(torch.cat([head.weight, bias[:, None]], dim=1)).detach()
+        """u (K, d+1), constant. A head without a bias has 0 in its place."""
+        parameters = target.head_parameters()
+        weight, bias = parameters[f"{target.head}.weight"], parameters.get(f"{target.head}.bias")
+        column = weight.new_zeros(len(weight)) if bias is None else bias
+        return F.normalize(torch.cat([weight, column[:, None]], dim=1)).detach()
 
     def contrast(self, positive: Tensor, queued: Tensor, labels: Tensor) -> Tensor:
         """KL(e || softmax(logits / T)), from the similarity with the key (B,) and with all queues (B, K * Q)."""
-        logarithms = (torch.cat([positive[:, None], queued], dim=1) / self.temperature).log_softmax(dim=1)
-        of_class = logarithms[:, 1:].unflatten(1, (-1, self.queue)).sum(dim=2).gather(1, labels[:, None])[:, 0]
+        logarithms: Tensor = (torch.cat([positive[:, None], queued], dim=1) / self.temperature).log_softmax(dim=1)
+        of_class: Tensor = logarithms[:, 1:].unflatten(1, (-1, self.queue)).sum(dim=2).gather(1, labels[:, None])[:, 0]
         count = self.queue + 1
         return (-(logarithms[:, 0] + of_class) / count).mean() - math.log(count)
 
     @torch.no_grad()
     def enqueue(self, labels: Tensor, z: Tensor, g: Tensor) -> None:
-        """Each key in the place of the oldest of its class, in the order of the batch; nothing waits for the device."""
+        """Each key replaces the oldest of its class, in the order of the batch. Nothing waits for the device."""
         same = labels[:, None] == labels
         rank = same.tril(-1).sum(dim=1)  # among the images of its class in this batch
-        # Of more than Q images of a class the last ones stay: whoever writes to a place writes the same.
+        # If a class has more than Q images, the last ones stay: all that write to a place write the same.
         shares = same & ((rank[:, None] - rank) % self.queue == 0)
         last = (shares * torch.arange(len(labels), device=labels.device)).argmax(dim=1)
         places = labels * self.queue + (self.position[labels] + rank) % self.queue

@@ -1,23 +1,33 @@
 """BSS: batch spectral shrinkage (Chen, Wang, Fu, Long, Wang, NeurIPS 2019)."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from ..common.options import LARGEST_BATCH, option
 from ..models import Network
-from .base import Outputs, Regularizer, not_negative
-from .distances import full_precision
+from .base import METHODS, Outputs, PenaltyConfig, Regularizer, full_precision, not_negative
 
 
+@dataclass
+class BSSConfig(PenaltyConfig):
+    alpha: float = option(1e-3, "strength of the penalty on the embeddings' smallest singular values", at_least=0)
+    weight_decay: float = option(5e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
+    k: int = option(1, "how many of the smallest singular values are penalised", above=0, at_most=LARGEST_BATCH)
+
+
+@METHODS.register("bss", "BSS", BSSConfig)
 class BSS(Regularizer):
     """Omega = sum_{i=1..k} sigma_{-i}^2, loss = CE + alpha * Omega + beta/2 * ||head||^2.
 
-    sigma_{-i} is the i-th smallest of the min(B, d) singular values of the embeddings h (B, d), which are what the head
-    is given. Source: paper and Transfer-Learning-Library: alpha 1e-3, k 1, weight decay 5e-4. The gradient of
-    sigma_i^2 is 2 sigma_i u_i v_i', with the singular vectors u_i and v_i.
+    sigma_{-i} is the i-th smallest of the min(B, d) singular values of the embeddings h (B, d), the head's inputs.
+    Source: paper and Transfer-Learning-Library, with alpha 1e-3, k 1 and weight decay 5e-4. The gradient of sigma_i^2
+    is 2 sigma_i u_i v_i', with the singular vectors u_i and v_i.
 
-    Neither a sum nor a mean over the batch: alpha belongs to a batch size, and of a batch in parts (several processes,
-    schedule.accumulate) each part has a spectrum of its own. The one method whose every step waits for a GPU: the
-    decomposition is checked for convergence.
+    Omega is neither a sum nor a mean over the batch: alpha belongs to a batch size, and where a batch is divided (over
+    several processes, or by schedule.accumulate) each micro-batch has a spectrum of its own. BSS is the one method
+    whose every step waits for the GPU, since the decomposition is checked for convergence.
     """
 
     def __init__(self, alpha: float = 1e-3, beta: float = 0.0, weight_decay: float = 5e-4, k: int = 1):

@@ -1,28 +1,49 @@
-"""Co-Tuning: the source's classes are predicted for the target's images, too (You, Kou, Long, Wang, NeurIPS 2020)."""
+"""Co-Tuning: the target also predicts the source's classes (You, Kou, Long, Wang, NeurIPS 2020)."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ..common.hardware import seconds_of
+from ..common.options import option
 from ..models import Network
-from .base import NO_SHAPES, Batches, MapShapes, Outputs, OutputShapes, Regularizer, labels_of, not_negative
-from .distances import full_precision
+from .base import (
+    METHODS,
+    NO_SHAPES,
+    Batches,
+    MapShapes,
+    Needs,
+    Outputs,
+    OutputShapes,
+    PenaltyConfig,
+    Regularizer,
+    full_precision,
+    labels_of,
+    not_negative,
+)
 
 
+@dataclass
+class CoTuningConfig(PenaltyConfig):
+    alpha: float = option(2.3, "strength of the cross-entropy on the source's classes", at_least=0)
+    weight_decay: float = option(5e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
+
+
+@METHODS.register("co_tuning", "Co-Tuning", CoTuningConfig)
 class CoTuning(Regularizer):
     """Loss = CE + alpha * mean_b[ -sum_j R[c_b, j] log softmax(s_b)_j ] + beta/2 * ||head||^2.
 
-    s_b (K_s,) are the logits of the source's own head on the target's embedding of image b; this head is trained with
-    the target, at the learning rate of the backbone. c_b is the image's class. R (K, K_s): row c is the mean of the
-    source's softmax over the centre crops of the training images of class c, before training.
+    s_b (K_s,) are the logits that the source's own head gives for the target's embedding of image b. This head is
+    trained with the target, at the learning rate of the backbone. c_b is the image's class. R is (K, K_s): before
+    training, its row c is the mean of the source's softmax over the centre crops of the training images of class c.
 
-    Source: Transfer-Learning-Library, with its alpha 2.3 and weight decay 5e-4. The authors' own code (thuml/CoTuning)
-    takes R from a calibrated classifier p(c | j) instead, which is not what is done here. The weights have to bring
-    their head: a file without one leaves it random. Call `fit` or `load_fitted` before `start`.
+    Source: Transfer-Learning-Library, with its alpha 2.3 and weight decay 5e-4. Deviation: the authors' own code
+    (thuml/CoTuning) takes R from a calibrated classifier p(c | j) instead. The source weights must include their head:
+    with a file that has none, the head stays random. Call `fit` or `load_fitted` before `setup`.
     """
 
-    fitted_name = "relationship"
-    fits_plain = True
+    needs = Needs(fitted="relationship", fit_on="centre crops")
 
     def __init__(self, alpha: float = 2.3, beta: float = 0.0, weight_decay: float = 5e-4):
         super().__init__(beta=beta, weight_decay=weight_decay)
@@ -33,20 +54,22 @@ class CoTuning(Regularizer):
 
     @torch.no_grad()
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
-        """R, and weight and bias of the source's head."""
-        sums, counts = 0.0, 0.0
+        """R, with weight and bias of the source's head."""
+        head = source.traced.get_submodule(source.head)
+        sums: Tensor | float = 0.0
+        counts: Tensor | float = 0.0
         for images, labels in batches:
             of_class = nn.functional.one_hot(labels, num_classes).double()
             sums = sums + of_class.T @ source(images)["logits"].double().softmax(dim=1)
             counts = counts + of_class.sum(dim=0)
-        head = source.traced.get_submodule(source.head)
-        relationship = sums / counts.clamp(min=1)[:, None]  # of a class without images 0: nothing is asked
-        fitted = {"relationship": relationship.to(head.weight)}
-        fitted |= {name: p.detach().clone() for name, p in head.named_parameters()}
+        # The row of a class without images is 0: it asks for nothing.
+        relationship = torch.as_tensor(sums) / torch.as_tensor(counts).clamp(min=1)[:, None]
+        fitted = {name: p.detach().clone() for name, p in head.named_parameters()}
+        fitted = {"relationship": relationship.to(fitted["weight"])} | fitted
         self.load_fitted(fitted)
         return fitted
 
-    def rehearse(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
+    def estimate_fit(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         fitted = self.fit(source, [(images, labels)], num_classes)
         with torch.no_grad():
@@ -55,23 +78,24 @@ class CoTuning(Regularizer):
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
         self.fitted = dict(fitted)
 
-    def start(
+    def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
         if not self.fitted:
             raise RuntimeError(
-                "Co-Tuning has no relationship of the classes: call fit() or load_fitted() before start()."
+                "Co-Tuning has no relationship of the classes: call fit() or load_fitted() before setup()."
             )
         weight, bias = self.fitted["weight"], self.fitted.get("bias")
-        self.head = nn.Linear(*reversed(weight.shape), bias=bias is not None).to(weight)
+        self.head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
         self.head.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
 
     def trained_slowly(self) -> list[nn.Parameter]:
         return self.trained()
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        if self.head is None:
+            raise RuntimeError("Co-Tuning has no head for the source's classes: call setup() before penalty().")
         logits = self.head(full_precision(outputs["embedding"]))
         expected = self.fitted["relationship"][labels_of(outputs)]
-        return {"source_classes": self.alpha * nn.functional.cross_entropy(logits, expected)} | self.head_penalty(
-            target
-        )
+        loss = nn.functional.cross_entropy(logits, expected)
+        return {"source_classes": self.alpha * loss} | self.head_penalty(target)

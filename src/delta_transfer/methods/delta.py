@@ -1,38 +1,65 @@
-"""DELTA: keep the feature maps of the source network (Li et al., ICLR 2019; TKDD 2021)."""
+"""DELTA: a penalty on the distance from the source's feature maps (Li et al., ICLR 2019; TKDD 2021)."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import AttentionConfig
+from ..common.options import option
 from ..models import Network
-from .attention import attention_weights, channel_attention, removal_cost
-from .base import Batches, Outputs, Regularizer, not_negative, of_source, taps_of
-from .distances import map_distance
+from .attention import AttentionConfig, attention_weights, channel_attention, removal_cost
+from .base import (
+    METHODS,
+    Batches,
+    Needs,
+    Outputs,
+    PenaltyConfig,
+    Regularizer,
+    added,
+    not_negative,
+    of_source,
+    taps_of,
+)
+from .fast.distances import map_distance
+
+ALPHA = "strength of the penalty on the feature maps, a sum over the batch: twice the batch, half the alpha"
 
 
+@dataclass
+class DeltaWithoutAttentionConfig(PenaltyConfig):
+    alpha: float = option(0.01, ALPHA, at_least=0)
+    beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
+    normalize: bool = option(True, "divide by H * W as DELTA does; false: the authors' sum, where alpha is smaller")
+
+
+@dataclass
+class DeltaConfig(PenaltyConfig):
+    alpha: float = option(0.01, ALPHA, at_least=0)
+    beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
+    attention: AttentionConfig = option(AttentionConfig, "how the importance of channels is measured")
+
+
+@METHODS.register("delta_noatt", "DELTA w/o ATT", DeltaWithoutAttentionConfig)
 class DELTAWithoutAttention(Regularizer):
     """Omega = 1/2 * sum_l sum_{b,c} ||D_l[b,c]||^2 / (H_l W_l), loss = CE + alpha * Omega + beta/2 * ||head||^2.
 
-    D_l = F_l(theta, x) - F_l(theta0, x), (B, C_l, H_l, W_l): target minus frozen source at tap l, both on the same
-    batch. This is DELTA with the uniform weights w = 1/C_l, on the same scale of alpha.
-    normalize=False leaves out the division by H_l W_l, as the official code does: 3136/784/196/49 times as much at
-    the stages of a ResNet at 224 pixels, so that alpha means something else there.
-    A sum over the batch, while CE is a mean: alpha for a batch mean is B times as large.
+    D_l = F_l(theta, x) - F_l(theta0, x), (B, C_l, H_l, W_l), is the target's feature map at tap l minus the frozen
+    source's, both for the same images. This is DELTA with the uniform weights w = 1/C_l, on the same scale of alpha.
+    normalize=False leaves out the division by H_l W_l, as the official code does. At the stages of a ResNet and 224
+    pixels Omega is then 3136/784/196/49 times as large, so that alpha means something else.
+    Omega is a sum over the batch, while CE is a mean: for a mean over the batch, alpha would be B times as large.
 
     Args:
-        alpha: of Omega. Official code: 0.01 for batches of 64, 0.1 for Dogs.
-        beta: of the head's L2 penalty, weight and bias.
-        weight_decay: of the optimizer, on everything; official code: 0.
+        alpha: strength of Omega. Official code: 0.01 for batches of 64, 0.1 for Stanford Dogs.
+        beta: strength of the head's L2 penalty, on weight and bias.
+        weight_decay: weight decay of the optimizer, on everything; official code: 0.
 
-    `penalty` returns the terms "feature_maps" and "head". Raises ValueError for a negative strength; UserError, in
-    `penalty`, for a target without taps or a tap that is no feature map.
+    `penalty` returns the terms "feature_maps" and "head". Raises ValueError for a negative strength; `penalty` raises
+    UserError for a target without taps, or with a tap that is no feature map.
     """
 
-    needs_source = True
-    needs_taps = True
+    needs = Needs(source=True, taps=True)
 
     def __init__(self, alpha: float = 0.01, beta: float = 0.01, weight_decay: float = 0.0, normalize: bool = True):
         super().__init__(beta=beta, weight_decay=weight_decay)
@@ -41,33 +68,35 @@ class DELTAWithoutAttention(Regularizer):
         self.normalize = normalize
 
     def relative_weights(self, tap: str) -> Tensor | None:
-        """C_l * w_l, (C_l,), mean 1; None stands for uniform weights."""
+        """C_l * w_l, (C_l,), whose mean is 1. None stands for uniform weights."""
         return None
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
-        omega, source_outputs = 0.0, of_source(source_outputs)
+        source_outputs = of_source(source_outputs)
+        layers = []
         for tap in taps_of(target):
             layer = map_distance(outputs[tap], source_outputs[tap], self.relative_weights(tap))
             height, width = outputs[tap].shape[2:]
-            # A sum over the batch, of which this may be one of several parts, over which the loss is averaged.
-            omega = omega + self.parts * (layer / (height * width) if self.normalize else layer)
-        return {"feature_maps": self.alpha * omega} | self.head_penalty(target)
+            # The loss is averaged over micro-batches; `loss_scale` makes their mean a sum over the batch again.
+            layers.append(self.loss_scale * (layer / (height * width) if self.normalize else layer))
+        return {"feature_maps": self.alpha * added(layers)} | self.head_penalty(target)
 
 
+@METHODS.register("delta", "DELTA", DeltaConfig)
 class DELTA(DELTAWithoutAttention):
     """Omega = 1/2 * sum_l sum_{b,c} C_l w_{l,c} ||D_l[b,c]||^2 / (H_l W_l).
 
     Loss = CE + alpha * Omega + beta/2 * ||head||^2; D_l as in DELTAWithoutAttention.
-    w_l = softmax((v_l - mean v_l) / (T * std v_l)), sum_c w_{l,c} = 1, where v_{l,c} is how much the
-    cross-entropy of a linear probe on the frozen source network rises when channel c of tap l is removed, and T is the
-    temperature (official code: 5).
+    w_l = softmax((v_l - mean v_l) / (T * std v_l)), sum_c w_{l,c} = 1. v_{l,c} is how much the cross-entropy of a
+    linear probe on the frozen source network rises when channel c of tap l is removed. T is the temperature (official
+    code: 5).
 
-    alpha, beta and weight_decay are as of DELTAWithoutAttention; attention: how the importances are measured, and T.
+    alpha, beta and weight_decay are those of DELTAWithoutAttention. attention: how the importances are measured, and T.
     Call `fit` (or `load_fitted`, with importances {tap: (C_l,)} in nats) before `penalty`, which otherwise raises
-    RuntimeError. The weights are on the device of what was fitted.
+    RuntimeError. The weights stay on the device of what was fitted.
     """
 
-    fitted_name = "attention"
+    needs = Needs(source=True, taps=True, fitted="attention")
 
     def __init__(
         self,
@@ -82,13 +111,13 @@ class DELTA(DELTAWithoutAttention):
         self._relative_weights: dict[str, Tensor] = {}
 
     def fit_options(self) -> dict[str, Any]:
-        # Neither changes the importances: how many images go through at once, and the softmax over the result.
+        # forward_images bounds the memory, and the softmax with its temperature comes after `fit`.
         return {k: v for k, v in asdict(self.attention).items() if k not in ("forward_images", "temperature", "seed")}
 
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
         """Importance v_l of every channel, {tap: (C_l,) fp32}: how much the probe's loss rises without it.
 
-        Beside it, as `<tap>/split_half`, how well two halves of the images agree on the ranking of the channels.
+        `<tap>/split_half` tells how well two halves of the images agree on the ranking of the channels.
         """
         result = channel_attention(source, batches, num_classes, self.attention)
         fitted = result.importance
@@ -96,7 +125,7 @@ class DELTA(DELTAWithoutAttention):
         self.load_fitted(fitted)
         return fitted
 
-    def rehearse(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
+    def estimate_fit(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
         channels, forward, removal = removal_cost(source, images, self.attention.forward_images)
         if self.attention.method == "taylor":
             removal = 2 * forward  # a backward pass

@@ -1,25 +1,29 @@
 """The baselines without a penalty of their own."""
 
-from .base import Regularizer
+from .base import METHODS, DecayConfig, Needs, Regularizer
 
 
+@METHODS.register("l2", "L2", DecayConfig)
 class L2(Regularizer):
-    """Plain fine-tuning: cross-entropy, SGD weight decay on all parameters, BatchNorm and head included.
+    """Plain fine-tuning: cross-entropy, and weight decay on all parameters, BatchNorm and head included.
 
-    Published value 1e-4 (official DELTA code). Weight decay w adds w/2 * ||theta||^2 to the loss.
+    The published value is 1e-4 (official DELTA code). Weight decay w adds w/2 * ||theta||^2 to the loss.
     """
 
     def __init__(self, weight_decay: float = 1e-4):
         super().__init__(weight_decay=weight_decay)
 
 
+@METHODS.register("l2_fe", "L2-FE", DecayConfig)
 class L2FE(L2):
-    """Feature extraction: the backbone is frozen, parameters and BatchNorm statistics; only the head is trained."""
+    """Feature extraction: the backbone's parameters and BatchNorm statistics are frozen; only the head is trained."""
 
-    freezes_backbone = True
+    needs = Needs(frozen_backbone=True)
 
 
+@METHODS.register("scratch", "Scratch", DecayConfig)
 class Scratch(L2):
-    """No transfer: the same as L2 from random weights (backbone.weights=none)."""
+    """No transfer: L2 from random weights (backbone.weights=none)."""
 
-    any_source = True  # and uses none: it stands beside methods that learn from one
+    # It uses no source, but a table may show it beside methods that learn from another architecture.
+    needs = Needs(other_sources=True)

@@ -1,54 +1,92 @@
-"""L2-SP: the source weights as the starting point that is not to be left (Li, Grandvalet, Davoine, ICML 2018)."""
+"""L2-SP: a penalty on the distance of the weights from the source's (Li, Grandvalet, Davoine, ICML 2018)."""
 
-from torch import Tensor
+from dataclasses import dataclass
+
+from torch import Tensor, nn
 
 from ..common.errors import UserError
+from ..common.options import option
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, not_negative, one_of
-from .distances import weight_distance
+from .base import (
+    METHODS,
+    NO_SHAPES,
+    MapShapes,
+    Outputs,
+    OutputShapes,
+    PenaltyConfig,
+    Regularizer,
+    not_negative,
+    one_of,
+)
+from .fast.distances import weight_distance
+
+SCOPES = ("all", "conv")
 
 
+@dataclass
+class L2SPConfig(PenaltyConfig):
+    alpha: float = option(0.01, "strength of the penalty on the backbone's distance from the source", at_least=0)
+    beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
+    scope: str = option(
+        "all",
+        "what is held: all, every parameter but the head's (DELTA's code), or conv, convolution kernels only (L2-SP's)",
+        choices=SCOPES,
+    )
+
+
+@METHODS.register("l2_sp", "L2-SP", L2SPConfig)
 class L2SP(Regularizer):
     """Omega = 1/2 * sum_p ||p - p0||^2, loss = CE + alpha * Omega + beta/2 * ||head||^2.
 
-    p runs over the parameters of the backbone, p0 are their values in the source network; no weight decay beside it.
-    scope="all": every non-head parameter, BatchNorm scale and shift included (official DELTA code, alpha 0.01).
-    scope="conv": convolution kernels only (the L2-SP authors' code, alpha 0.1); they also leave the head's bias out
-    of the beta term, which here always includes it.
+    p runs over the parameters of the backbone; p0 are their values in the source network. There is no weight decay
+    beside the penalty.
+    scope="all": every parameter but the head's, BatchNorm scale and shift included (official DELTA code, alpha 0.01).
+    scope="conv": convolution kernels only (the L2-SP authors' code, alpha 0.1). The authors also leave the head's bias
+    out of the beta term; here that term always includes it.
 
     Args:
-        alpha: of Omega; beta: of the head's L2 penalty; weight_decay: of the optimizer, on everything.
+        alpha: strength of Omega; beta: strength of the head's L2 penalty; weight_decay: of the optimizer.
         scope: all | conv.
 
-    Call `start(target)` before training, while the target's backbone is the source's; `penalty`, which returns the
-    terms "weights" and "head" and needs no source outputs, otherwise raises RuntimeError. `start` raises UserError if
-    the backbone has no such parameters, the constructor ValueError for another scope or a negative strength.
+    Call `setup(target)` before training, while the target's backbone is still the source's. `penalty` returns the terms
+    "weights" and "head" and needs no source outputs. Raises RuntimeError for `penalty` before `setup`, UserError if the
+    backbone has no such parameters, and ValueError for another scope or a negative strength.
     """
 
     def __init__(self, alpha: float = 0.01, beta: float = 0.01, weight_decay: float = 0.0, scope: str = "all"):
         super().__init__(beta=beta, weight_decay=weight_decay)
         not_negative(alpha=alpha)
         self.alpha = alpha
-        self.scope = one_of("scope", scope, "all", "conv")
+        self.scope = one_of("scope", scope, *SCOPES)
         self.starting_point: dict[str, Tensor] | None = None
 
-    def start(
+    def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
+        if not any(self._holds(parameter) for parameter in model.parameters()):
+            raise UserError(self._nothing_to_hold())
+
+    def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
-        # Before training the backbone of the target is the source's.
+        # Before training, the target's backbone is the source's.
         self.starting_point = {
-            name: p.detach().clone()
-            for name, p in target.backbone_parameters().items()
-            if self.scope == "all" or p.dim() == 4
+            name: p.detach().clone() for name, p in target.backbone_parameters().items() if self._holds(p)
         }
         if not self.starting_point:
-            raise UserError(
-                f"L2-SP with scope={self.scope} finds nothing to keep: the backbone has no such parameters."
-            )
+            raise UserError(self._nothing_to_hold())
+
+    def _holds(self, parameter: nn.Parameter) -> bool:
+        return self.scope == "all" or parameter.dim() == 4
+
+    def _nothing_to_hold(self) -> str:
+        return f"{type(self).__name__} would do nothing: with scope={self.scope} the backbone has nothing to hold."
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        return {"weights": self.alpha * self.distance(target)} | self.head_penalty(target)
+
+    def distance(self, target: Network, roots: list[Tensor] | None = None) -> Tensor:
+        """Omega. `roots`: by what each entry's difference is multiplied before it is squared; None: by 1."""
         if self.starting_point is None:
-            raise RuntimeError("L2-SP has no starting point: call start() before penalty().")
+            raise RuntimeError(f"{type(self).__name__} has no starting point: call setup() before penalty().")
         parameters = target.backbone_parameters()
-        omega = weight_distance([parameters[name] for name in self.starting_point], list(self.starting_point.values()))
-        return {"weights": self.alpha * omega} | self.head_penalty(target)
+        held: list[Tensor] = [parameters[name] for name in self.starting_point]
+        return weight_distance(held, list(self.starting_point.values()), roots)

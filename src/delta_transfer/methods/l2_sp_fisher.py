@@ -1,35 +1,78 @@
-"""L2-SP-Fisher: L2-SP, but what matters to the source is held faster (Li, Grandvalet, Davoine, ICML 2018)."""
+"""L2-SP-Fisher: L2-SP that holds a weight the faster, the more it matters to the source.
 
-from dataclasses import asdict
-from typing import Any
+Li, Grandvalet, Davoine, ICML 2018.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..common.hardware import seconds_of
-from ..config import FisherConfig
+from ..common.options import LONGEST, Options, option
 from ..models import Network
 from .attention import samples
-from .base import NO_SHAPES, Batches, MapShapes, Outputs, OutputShapes, not_negative, one_of
-from .distances import weight_distance
+from .base import (
+    METHODS,
+    NO_SHAPES,
+    Batches,
+    MapShapes,
+    Needs,
+    Outputs,
+    OutputShapes,
+    PenaltyConfig,
+    not_negative,
+    one_of,
+)
 from .l2_sp import L2SP
 
+FORMS = ("add", "min")
 
+
+@dataclass
+class FisherConfig(Options):
+    """How the source's Fisher information is estimated."""
+
+    key: ClassVar[str] = "reg.fisher"
+
+    images: int = option(256, "training images on which it is estimated", above=0, at_most=LONGEST)
+    seed: int = option(0, "seed of the images' order, crops and drawn labels; independent of the run's", at_least=0)
+
+
+@dataclass
+class L2SPFisherConfig(PenaltyConfig):
+    alpha: float = option(1.0, "strength of the penalty; another scale than L2-SP's", at_least=0)
+    beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
+    form: str = option(
+        "add", "weight of an entry with Fisher information F: add, F + eps, or min, min(F, eps)", choices=FORMS
+    )
+    eps: float = option(0.0, "eps of `form`; 0 in the authors' code", at_least=0)
+    fisher: FisherConfig = option(FisherConfig, "how the Fisher information is estimated")
+
+    def check(self) -> None:
+        super().check()
+        self.require(
+            self.form == "add" or self.eps > 0, "eps", "reg.form=min with reg.eps=0 is no penalty: set reg.eps."
+        )
+
+
+@METHODS.register("l2_sp_fisher", "L2-SP-Fisher", L2SPFisherConfig)
 class L2SPFisher(L2SP):
     """Omega = 1/2 * sum_j (F_j + eps) (p_j - p0_j)^2, loss = CE + alpha * Omega + beta/2 * ||head||^2.
 
-    j runs over the entries of all convolution kernels, p0 are their values in the source network, F is the diagonal of
-    the source's Fisher information. form="min": the weight is min(F_j, eps). Source: the L2-SP authors' code
-    (holyseven/TransferLearningClassification), whose eps is 0; they leave the head's bias out of the beta term.
+    j runs over the entries of all convolution kernels; p0 are their values in the source network; F is the diagonal of
+    the source's Fisher information. With form="min" the weight is min(F_j, eps). Source: the L2-SP authors' code
+    (holyseven/TransferLearningClassification), whose eps is 0. They leave the head's bias out of the beta term.
 
-    Their F has to be supplied, and no estimator is published. Here F_j = mean_x (d log p(y | x) / d p_j)^2 over
-    `fisher.images` training crops of the target's data, of each image its own gradient, with y drawn from the source's
-    own softmax p(. | x) and BatchNorm in evaluation mode: an estimate without bias of the Fisher information, but on
-    the target's images. F has another scale than 1: alpha means something else than for L2-SP. Choose it on validation
-    data. Call `fit` or `load_fitted` before `start`.
+    The authors' code reads F from a file, and they publish no estimator. Here F_j = mean_x (d log p(y | x) / d p_j)^2
+    over `fisher.images` training crops of the target's data. Each image has a gradient of its own, with BatchNorm in
+    evaluation mode, and y is drawn from the source's own softmax p(. | x). This estimates the Fisher information
+    without bias, but on the target's images. F has another scale than 1, so that alpha means something else than for
+    L2-SP: choose it on validation data. Call `fit` or `load_fitted` before `setup`.
     """
 
-    fitted_name = "fisher"
+    needs = Needs(fitted="fisher")
 
     def __init__(
         self,
@@ -42,7 +85,7 @@ class L2SPFisher(L2SP):
     ):
         super().__init__(alpha, beta, weight_decay, scope="conv")
         not_negative(eps=eps)
-        self.form, self.eps = one_of("form", form, "add", "min"), eps
+        self.form, self.eps = one_of("form", form, *FORMS), eps
         self.fisher = fisher or FisherConfig()
         self.fit_seed = self.fisher.seed
         self.information: dict[str, Tensor] = {}
@@ -57,13 +100,14 @@ class L2SPFisher(L2SP):
         squares = [torch.zeros_like(p) for p in kernels.values()]
         generator = torch.Generator().manual_seed(self.fisher.seed)
         for image, _ in samples(batches, self.fisher.images, at_once=1):
-            torch._foreach_addcmul_(squares, *2 * [_gradient(network, kernels, image, generator)])
+            gradient = _gradient(network, kernels, image, generator)
+            torch._foreach_addcmul_(squares, gradient, gradient)
         torch._foreach_div_(squares, self.fisher.images)
         fitted = {name: square.contiguous() for name, square in zip(kernels, squares, strict=True)}
         self.load_fitted(fitted)
         return fitted
 
-    def rehearse(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
+    def estimate_fit(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
         network, kernels = _differentiable(source)
         seconds = seconds_of(lambda: _gradient(network, kernels, images[:1], torch.Generator()), images.device)
         return {name: torch.ones_like(p) for name, p in kernels.items()}, 0.0, self.fisher.images * seconds
@@ -71,25 +115,21 @@ class L2SPFisher(L2SP):
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
         self.information = dict(fitted)
 
-    def start(
+    def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
-        super().start(target, map_shapes, source_shapes)
-        if self.starting_point.keys() - self.information.keys():
-            raise RuntimeError("L2-SP-Fisher has no Fisher information: call fit() or load_fitted() before start().")
+        super().setup(target, map_shapes, source_shapes)
+        starting_point = self.starting_point or {}
+        if starting_point.keys() - self.information.keys():
+            raise RuntimeError("L2-SP-Fisher has no Fisher information: call fit() or load_fitted() before setup().")
         self.roots = []
-        for name, p in self.starting_point.items():
+        for name, p in starting_point.items():
             information = self.information[name]
             weight = information + self.eps if self.form == "add" else information.clamp(max=self.eps)
             self.roots.append(torch.empty_like(p).copy_(weight.sqrt()))  # in the order of p's memory
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
-        if self.starting_point is None:
-            raise RuntimeError("L2-SP-Fisher has no starting point: call start() before penalty().")
-        parameters = target.backbone_parameters()
-        kernels = [parameters[name] for name in self.starting_point]
-        omega = weight_distance(kernels, list(self.starting_point.values()), self.roots)
-        return {"weights": self.alpha * omega} | self.head_penalty(target)
+        return {"weights": self.alpha * self.distance(target, self.roots)} | self.head_penalty(target)
 
 
 def _differentiable(source: Network) -> tuple[Network, dict[str, Tensor]]:
@@ -100,9 +140,9 @@ def _differentiable(source: Network) -> tuple[Network, dict[str, Tensor]]:
 
 
 def _gradient(network: Network, kernels: dict[str, Tensor], image: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """Of log p(y | image) with y drawn from p; image (1, 3, H, W)."""
+    """The gradient of log p(y | image), with y drawn from p, by each kernel; image (1, 3, H, W)."""
     logarithms = network(image)["logits"][0].log_softmax(dim=0)
-    label = torch.multinomial(logarithms.detach().exp().cpu(), 1, generator=generator).item()
+    label = int(torch.multinomial(logarithms.detach().exp().cpu(), 1, generator=generator))
     # A branch that is left out has no part in p(y | x).
     gradients = torch.autograd.grad(logarithms[label], list(kernels.values()), allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, kernels.values(), strict=True)]

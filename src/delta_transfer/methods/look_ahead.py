@@ -1,54 +1,67 @@
-"""SGD steps that are tried and forgotten, and how the loss they lead to depends on what they were steps on."""
+"""Steps of SGD that are tried and forgotten, and the derivative of the loss after them by what they were steps on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.autograd import grad
 
-from .fast.double_backward import TwiceDifferentiable
+from ..models import Network
+from .base import Outputs
+from .fast.double_backward import twice_differentiable
 
 Tensors = list[Tensor]
 Loss = Callable[[Tensors], Tensor]  # of the parameters theta, a scalar
+
+
+def forward_with(target: Network, parameters: Mapping[str, Tensor], images: Tensor, precision: str) -> Outputs:
+    """What `target` returns for `images` with other values of its parameters, by their names.
+
+    BatchNorm's statistics stay as they are. The network is never compiled, so that this can be differentiated twice.
+    """
+    buffers = {name: buffer.clone() for name, buffer in target.traced.named_buffers()}
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        outputs: Outputs = torch.func.functional_call(target.traced, {**parameters, **buffers}, (images,))
+        return outputs
 
 
 @dataclass(frozen=True)
 class SGD:
     """v <- mu v + d, theta <- theta - lr v, where d = g + wd theta; Nesterov: theta <- theta - lr (d + mu v)."""
 
-    lr: Sequence[float | Tensor]  # of each parameter; tensors are scalars
+    lr: list[float] | list[Tensor]  # of each parameter; tensors are scalars
     momentum: float = 0.0  # mu
     weight_decay: float = 0.0  # wd
     nesterov: bool = False
 
     @classmethod
-    def of(cls, optimizer: torch.optim.SGD, lr: Tensors | None = None) -> "SGD":
-        """What the next step of `optimizer` would do to its parameters, in their order; `lr` replaces its own."""
+    def of(cls, optimizer: torch.optim.Optimizer, lr: list[Tensor] | None = None) -> "SGD":
+        """The next step of `optimizer`, an SGD, for its parameters in their order; `lr` replaces its own."""
         lr = lr or [group["lr"] for group in optimizer.param_groups for _ in group["params"]]
         first = optimizer.param_groups[0]  # groups differ in their learning rate only
         return cls(lr, first["momentum"], first["weight_decay"], first["nesterov"])
 
     @torch.no_grad()
     def step(self, theta: Tensors, velocity: Tensors, gradient: Tensors) -> tuple[Tensors, Tensors]:
-        """theta and v after a step; what is passed stays as it is."""
+        """theta and v after a step; the arguments stay as they are."""
         decayed = torch._foreach_add(gradient, theta, alpha=self.weight_decay)
-        velocity = torch._foreach_add(decayed, velocity, alpha=self.momentum)
-        direction = torch._foreach_add(decayed, velocity, alpha=self.momentum) if self.nesterov else velocity
-        return list(torch._foreach_sub(theta, torch._foreach_mul(direction, self.lr))), list(velocity)
+        moved = torch._foreach_add(decayed, velocity, alpha=self.momentum)
+        direction = torch._foreach_add(decayed, moved, alpha=self.momentum) if self.nesterov else moved
+        return list(torch._foreach_sub(theta, torch._foreach_mul(direction, self.lr))), list(moved)
 
     @torch.no_grad()
     def adjoint(self, of_theta: Tensors, of_velocity: Tensors) -> tuple[Tensors, Tensors, Tensors]:
         """From the adjoints a0 of theta and a1 of v after a step: s, that of its gradient g, and a0 and a1 before it.
 
-        s = a1 - lr a0, a0 <- a0 + wd s, a1 <- mu s; the part of a0 that comes through g(theta) is left out. Nesterov's
+        s = a1 - lr a0, a0 <- a0 + wd s, a1 <- mu s. The part of a0 that comes through g(theta) is left out. Nesterov's
         step reaches theta through v and through d.
         """
         through_theta = torch._foreach_mul(of_theta, self.lr)
-        of_velocity = torch._foreach_sub(of_velocity, through_theta, alpha=self.momentum if self.nesterov else 1.0)
-        of_gradient = torch._foreach_sub(of_velocity, through_theta) if self.nesterov else of_velocity
-        of_theta = torch._foreach_add(of_theta, of_gradient, alpha=self.weight_decay)
-        return list(of_gradient), list(of_theta), list(torch._foreach_mul(of_velocity, self.momentum))
+        reached = torch._foreach_sub(of_velocity, through_theta, alpha=self.momentum if self.nesterov else 1.0)
+        of_gradient = torch._foreach_sub(reached, through_theta) if self.nesterov else reached
+        before = torch._foreach_add(of_theta, of_gradient, alpha=self.weight_decay)
+        return list(of_gradient), list(before), list(torch._foreach_mul(reached, self.momentum))
 
 
 def meta_gradient(
@@ -61,17 +74,17 @@ def meta_gradient(
 
         s = a1 - lr a0;  d phi += d(g . s)/d phi;  a0 <- a0 + wd s + d(g . s)/d theta;  a1 <- mu s
 
-    where g is the step's gradient, kept with its graph, so that no forward pass is repeated: K + 1 passes forward and
-    backward, and K times backward through a backward pass. The first step's is to phi alone, since nothing before it
-    depends on phi; it is right where phi weighs outputs of layers, and no input or parameter of a convolution,
-    BatchNorm or `mean_squares` of the first loss depends on it.
+    where g is the step's gradient, kept with its graph, so that no forward pass is repeated. This takes K + 1 passes
+    forward and backward, and K passes backward through a backward pass. The first step is differentiated by phi alone,
+    since nothing before it depends on phi. This is right where phi weighs outputs of layers: no input or parameter of a
+    convolution, BatchNorm or `mean_squares` of the first loss may depend on phi.
     """
-    steps = []
+    steps: list[tuple[Tensors, Tensors]] = []
     for loss in inner:
         theta = leaves(theta)
-        with TwiceDifferentiable(to_operands=len(steps) > 0):
+        with twice_differentiable(to_operands=len(steps) > 0):
             value = loss(theta)
-        gradient = grad(value, theta, create_graph=True, allow_unused=True, materialize_grads=True)
+        gradient = list(grad(value, theta, create_graph=True, allow_unused=True, materialize_grads=True))
         steps.append((theta, gradient))
         theta, velocity = sgd.step(theta, velocity, [g.detach() for g in gradient])
     theta = leaves(theta)
@@ -92,7 +105,7 @@ def meta_gradient(
 
 def _through(gradient: Tensors, vector: Tensors, phi: Tensors, theta: Tensors) -> tuple[Tensors, Tensors]:
     """d(g . s)/d phi and d(g . s)/d theta."""
-    # A gradient that is constant, as that of a parameter that is not used, has no graph.
+    # A constant gradient, such as that of an unused parameter, has no graph.
     curved = [(g, s) for g, s in zip(gradient, vector, strict=True) if g.requires_grad]
     inputs = [*phi, *theta]
     if not curved:
@@ -104,4 +117,5 @@ def _through(gradient: Tensors, vector: Tensors, phi: Tensors, theta: Tensors) -
 
 
 def leaves(tensors: Tensors) -> Tensors:
+    """The same values, as the beginning of a new graph."""
     return [t.detach().requires_grad_(True) for t in tensors]

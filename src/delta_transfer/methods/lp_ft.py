@@ -1,49 +1,73 @@
 """LP-FT: linear probing, then fine-tuning (Kumar, Raghunathan, Jones, Ma, Liang, ICLR 2022)."""
 
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common.errors import UserError
 from ..common.hardware import seconds_of
-from ..config import ProbeConfig
+from ..common.options import LONGEST, OptionError, Options, option
 from ..models import Network
 from ..models.batchnorm import replace_batchnorm
-from .base import NO_SHAPES, Batches, MapShapes, OutputShapes, Regularizer
+from .base import METHODS, NO_SHAPES, Batches, DecayConfig, MapShapes, Needs, OutputShapes, Regularizer
 
-HELD_OUT = 5  # one in so many images of each class, for the choice of c
+HELD_OUT = 5  # one in so many images of each class is held out for the choice of c
+
+
+@dataclass
+class ProbeConfig(Options):
+    """The logistic regression on the source's embeddings that becomes the first head."""
+
+    key: ClassVar[str] = "reg.probe"
+
+    c: float | None = option(
+        None,
+        "weight of the summed cross-entropy against 1/2 ||W||^2; null: chosen on held-out training images",
+        above=0,
+    )
+    choices: int = option(50, "how many values of c are tried, from 1e-7 to 1e2", above=0, at_most=LONGEST)
+    iterations: int = option(200, "most iterations of L-BFGS for each value of c", above=0, at_most=LONGEST)
+    seed: int = option(0, "seed of the draw of the held-out images", at_least=0)
+
+
+@dataclass
+class LPFTConfig(DecayConfig):
+    weight_decay: float = option(0.0, "weight decay of the optimizer, on every trained parameter", at_least=0)
+    fixed_statistics: bool = option(True, "whether BatchNorm normalises in training as in evaluation")
+    probe: ProbeConfig = option(ProbeConfig, "the regression that gives the first head")
 
 
 class FixedBatchNorm(nn.BatchNorm2d):
-    """BatchNorm by its moving statistics, which stay as they are, in training too; scale and shift are trained."""
+    """BatchNorm that uses its moving statistics in training too and never changes them; scale and shift are trained."""
 
     def forward(self, images: Tensor) -> Tensor:
         return F.batch_norm(images, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
+@METHODS.register("lp_ft", "LP-FT", LPFTConfig)
 class LPFT(Regularizer):
     """1. Head = argmin_{W,b} c * sum CE(W h + b) + 1/2 ||W||^2 on the frozen source's embeddings h of centre crops.
     2. From there the whole network is trained on CE.
 
     Source: the paper and its code (AnanyaKumar/transfer_learning). h is standardised by one mean and one standard
-    deviation over all entries, which are folded into W and b afterwards; c is the best of 50 between 1e-7 and 1e2 on
-    validation data, the smallest where several are. Here that is every fifth training image of a class, drawn with
-    probe.seed; the head is then fitted to all training images. Step 2 has no weight decay there and BatchNorm in
-    evaluation mode (fixed_statistics); it chooses among 10 learning rates on validation data, as you may.
+    deviation over all entries, which are folded into W and b afterwards. c is the best of 50 values between 1e-7 and
+    1e2 on validation data, and the smallest of several that are equally good. Here the validation data are every fifth
+    training image of a class, drawn with probe.seed; the head is then fitted to all training images. In step 2 the
+    authors use no weight decay, and BatchNorm in evaluation mode (fixed_statistics). They choose among 10 learning
+    rates on validation data; that is left to you.
 
-    Step 1 is computed once, before training: it takes no iterations of the schedule. Call `fit` or `load_fitted`
-    before `start`.
+    Step 1 is computed once, before training, and takes no iterations of the schedule. Call `fit` or `load_fitted`
+    before `setup`.
     """
 
-    fitted_name = "probe"
-    fits_plain = True
+    needs = Needs(fitted="probe", fit_on="centre crops")
 
     def __init__(self, weight_decay: float = 0.0, fixed_statistics: bool = True, probe: ProbeConfig | None = None):
         super().__init__(weight_decay=weight_decay)
-        self.fixed_statistics = self.replaces_batchnorm = fixed_statistics
+        self.fixed_statistics = fixed_statistics
+        self.needs = replace(type(self).needs, own_batchnorm=fixed_statistics)
         self.probe = probe or ProbeConfig()
         self.fit_seed = self.probe.seed
         self.fitted: dict[str, Tensor] = {}
@@ -53,9 +77,9 @@ class LPFT(Regularizer):
 
     @torch.no_grad()
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
-        """The head, weight (K, d) and bias (K,); the chosen c and its accuracy on what was held out, in percent."""
+        """The head, weight (K, d) and bias (K,), with the chosen c and its accuracy on held-out images, in percent."""
         embedded = [(source(images)["embedding"], labels) for images, labels in batches]
-        features, labels = (torch.cat(parts) for parts in zip(*embedded, strict=True))
+        features, labels = (torch.cat(of_batches) for of_batches in zip(*embedded, strict=True))
         mean, std = features.mean(), features.std(correction=0)
         features = (features - mean) / std
         c, report = self.probe.c, {}
@@ -69,10 +93,12 @@ class LPFT(Regularizer):
         return fitted
 
     def _choose(self, features: Tensor, labels: Tensor, num_classes: int) -> tuple[float, float]:
+        """The best c, and its accuracy on the held-out images in percent."""
         held = held_out(labels, self.probe.seed)
         if not held.any():
-            raise UserError(
-                f"{self.fit_key}.probe.c=null is chosen on held-out images, but every class has one image: set it."
+            key = f"reg.terms.{self.term}.probe.c" if self.term else "reg.probe.c"
+            raise OptionError(
+                key, f"{key}=null is chosen on held-out images, but every class has only one image: set a value."
             )
         best, chosen, head = -1.0, 0.0, None
         for c in torch.logspace(-7, 2, self.probe.choices, dtype=torch.float64).tolist():
@@ -83,7 +109,7 @@ class LPFT(Regularizer):
                 best, chosen = accuracy, c
         return chosen, best
 
-    def rehearse(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
+    def estimate_fit(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
         with torch.no_grad():
             features = source(images)["embedding"]
             seconds = seconds_of(lambda: source(images), images.device) / len(images)
@@ -95,11 +121,11 @@ class LPFT(Regularizer):
         self.fit_report = {name: float(f"{v.item():.4g}") for name, v in fitted.items() if name not in self.fitted}
 
     @torch.no_grad()
-    def start(
+    def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
         if not self.fitted:
-            raise RuntimeError("LP-FT has no probe: call fit() or load_fitted() before start().")
+            raise RuntimeError("LP-FT has no probe: call fit() or load_fitted() before setup().")
         for name, parameter in target.traced.get_submodule(target.head).named_parameters():
             if name in self.fitted:  # a head of cosines has no bias
                 parameter.copy_(self.fitted[name])
@@ -119,8 +145,9 @@ def logistic_regression(
     """argmin_{W,b} c * sum CE(W h + b) + 1/2 ||W||^2 for features (N, d), by L-BFGS: W (K, d) and b (K,)."""
     begin = begin or (features.new_zeros(num_classes, features.shape[1]), features.new_zeros(num_classes))
     weight, bias = (values.detach().clone().requires_grad_(True) for values in begin)
-    options = {"max_iter": iterations, "tolerance_change": 1e-12, "line_search_fn": "strong_wolfe"}
-    optimizer = torch.optim.LBFGS([weight, bias], **options)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=iterations, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+    )
 
     def loss() -> Tensor:
         optimizer.zero_grad()

@@ -1,21 +1,56 @@
 """Pairs of feature maps of two networks, which need not be of one architecture, and feature matching (FitNets)."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common.errors import UserError
+from ..common.options import option
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Regularizer, module_name, not_negative, of_source, one_of
-from .distances import full_precision
+from .base import (
+    METHODS,
+    NO_SHAPES,
+    MapShapes,
+    Needs,
+    Outputs,
+    OutputShapes,
+    PenaltyConfig,
+    Regularizer,
+    added,
+    full_precision,
+    module_name,
+    not_negative,
+    of_source,
+    one_of,
+)
 from .fast.double_backward import mean_squares
+
+PAIRS = ("all_to_all", "one_to_one", "single")
+
+
+@dataclass
+class PairedMapsConfig(PenaltyConfig):
+    """Options of a method that compares feature maps of source and target, pair by pair."""
+
+    weight_decay: float = option(1e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
+    pairs: str = option(
+        "one_to_one",
+        "which maps are compared: one_to_one, taps of one size; all_to_all; or single, the last of one_to_one",
+        choices=PAIRS,
+    )
+
+
+@dataclass
+class FMConfig(PairedMapsConfig):
+    alpha: float = option(0.5, "strength of the matching; not published for this comparison", at_least=0)
 
 
 class Pair(NamedTuple):
-    """What the source calls a feature map, and the target tap that is to learn from it."""
+    """The source's name of a feature map, and the target tap that learns from it."""
 
     source: str
     target: str
@@ -29,7 +64,7 @@ def choose_pairs(which: str, source_shapes: OutputShapes, target_shapes: MapShap
     """all_to_all: every source tap with every target tap; one_to_one: each source tap with a target tap whose map has
     its height and width, in order, each tap once; single: the last of those.
 
-    Of several sources, whose taps are named `<source>/<tap>`, each has pairs of its own.
+    Each of several sources, whose taps are named `<source>/<tap>`, has pairs of its own.
     """
     sources: dict[str, dict[str, tuple[int, ...]]] = {}
     for key, shape in source_shapes.items():
@@ -60,54 +95,61 @@ def _of_one_size(source_shapes: OutputShapes, target_shapes: MapShapes) -> list[
     return pairs
 
 
-class Matchers(nn.ModuleDict):
-    """r_mn of every pair, by its key. Of each target tap, r_mn(T_n) of its pairs, one after the other as channels."""
+class Adapters(nn.ModuleDict):
+    """r_mn of every pair, by the pair's key: a 1x1 convolution with bias, from C_n to C_m channels.
 
-    def __init__(self, pairs: list[Pair], source_shapes: OutputShapes, target_shapes: MapShapes):
+    For each target tap it returns r_mn(T_n) of the tap's pairs, concatenated along the channels.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], source_shapes: OutputShapes, target_shapes: MapShapes):
         super().__init__(
             {pair.key: nn.Conv2d(target_shapes[pair.target][0], source_shapes[pair.source][0], 1) for pair in pairs}
         )
         self.pairs = pairs
+        self.channels: dict[str, list[int]] = {}  # C_m of each pair, by target tap
+        for pair in pairs:
+            self.channels.setdefault(pair.target, []).append(source_shapes[pair.source][0])
 
     def forward(self, outputs: Outputs) -> dict[str, Tensor]:
-        weights = joined(self.pairs, {key: matcher.weight for key, matcher in self.items()}, dim=0)
-        biases = joined(self.pairs, {key: matcher.bias for key, matcher in self.items()}, dim=0)
+        layers = {key: layer for key, layer in self.items() if isinstance(layer, nn.Conv2d)}
+        weights = joined(self.pairs, {key: layer.weight for key, layer in layers.items()}, dim=0)
+        biases = joined(self.pairs, {key: cast(Tensor, layer.bias) for key, layer in layers.items()}, dim=0)
         return {tap: F.conv2d(full_precision(outputs[tap]), weights[tap], biases[tap]) for tap in weights}
 
 
-def joined(pairs: list[Pair], values: Mapping[str, Tensor], dim: int = 1) -> dict[str, Tensor]:
+def joined(pairs: Sequence[Pair], values: Mapping[str, Tensor], dim: int = 1) -> dict[str, Tensor]:
     """By target tap, the values of its pairs, by `pair.key`, concatenated: few operations where each pair made one."""
     taps: dict[str, list[Tensor]] = {}
     for pair in pairs:
         taps.setdefault(pair.target, []).append(values[pair.key])
-    return {tap: torch.cat(parts, dim) for tap, parts in taps.items()}
+    return {tap: torch.cat(of_pairs, dim) for tap, of_pairs in taps.items()}
 
 
 class PairedMaps(Regularizer):
     """Compares feature maps S_m of the source with T_n of the target, for the pairs (m, n) of `choose_pairs`."""
 
-    needs_source = True
-    needs_taps = True
-    any_source = True
+    needs = Needs(source=True, taps=True, other_sources=True)
 
     def __init__(self, alpha: float, beta: float = 0.0, weight_decay: float = 1e-4, pairs: str = "one_to_one"):
         super().__init__(beta=beta, weight_decay=weight_decay)
         not_negative(alpha=alpha)
         self.alpha = alpha
-        self.which_pairs = one_of("pairs", pairs, "all_to_all", "one_to_one", "single")
+        self.which_pairs = one_of("pairs", pairs, *PAIRS)
         self.pairs: list[Pair] = []
         self.sizes: dict[str, tuple[int, int]] = {}  # of the target's maps
 
-    def start(
+    def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
         self.pairs = choose_pairs(self.which_pairs, source_shapes or map_shapes, map_shapes)
         self.sizes = {pair.target: map_shapes[pair.target][1:] for pair in self.pairs}
 
     @torch.no_grad()
-    def references(self, source_outputs: Outputs) -> dict[str, Tensor]:
+    def source_maps(self, source_outputs: Outputs | None) -> dict[str, Tensor]:
         """S_m of every pair in full precision, resized bilinearly to T_n's size."""
-        resized: dict[tuple, Tensor] = {}  # pairs share them
+        if not self.pairs:
+            raise RuntimeError(f"{type(self).__name__} has no pairs of feature maps: call setup() before penalty().")
+        resized: dict[tuple[str, tuple[int, int]], Tensor] = {}  # pairs share them
         source_outputs = of_source(source_outputs)
         for pair in self.pairs:
             source_map, size = source_outputs[pair.source].detach(), self.sizes[pair.target]
@@ -119,6 +161,7 @@ class PairedMaps(Regularizer):
         return {pair.key: resized[pair.source, self.sizes[pair.target]] for pair in self.pairs}
 
 
+@METHODS.register("fm", "FM", FMConfig)
 class FM(PairedMaps):
     """M = sum_mn alpha * mean (S_m - r_mn(T_n))^2 over all elements, loss = CE + M + beta/2 * ||head||^2.
 
@@ -129,31 +172,30 @@ class FM(PairedMaps):
 
     def __init__(self, alpha: float = 0.5, beta: float = 0.0, weight_decay: float = 1e-4, pairs: str = "one_to_one"):
         super().__init__(alpha, beta, weight_decay, pairs)
-        self.matchers: nn.ModuleDict = nn.ModuleDict()
+        self.adapters = Adapters([], {}, {})
 
-    def start(
+    def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
-        super().start(target, map_shapes, source_shapes)
-        self.matchers = Matchers(self.pairs, source_shapes or map_shapes, map_shapes)
+        super().setup(target, map_shapes, source_shapes)
+        self.adapters = Adapters(self.pairs, source_shapes or map_shapes, map_shapes)
 
     def matching(
-        self, matched: dict[str, Tensor], references: dict[str, Tensor], weights: dict[str, Tensor] | None = None
+        self, adapted: dict[str, Tensor], source_maps: dict[str, Tensor], weights: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """M, a scalar, of what is `joined` by target taps.
+        """M, a scalar, from maps that are `joined` by target taps.
 
-        `weights` (B, sum of C_m): of each image's channels, whose sum then is taken.
+        `weights` (B, sum of C_m) are those of each image's channels. With them a pair's term is a sum over channels.
         """
-        total = 0.0
-        for tap, values in matched.items():
-            squares = mean_squares(values - references[tap])
+        terms = []
+        for tap, values in adapted.items():
+            squares = mean_squares(values - source_maps[tap])
             if weights is not None:
-                total = total + (weights[tap] * squares).sum(dim=1).mean()
+                terms.append((weights[tap] * squares).sum(dim=1).mean())
             else:
-                channels = [self.matchers[pair.key].out_channels for pair in self.pairs if pair.target == tap]
-                total = total + sum(part.mean() for part in squares.split(channels, dim=1))
-        return self.alpha * total
+                terms.append(added([of_pair.mean() for of_pair in squares.split(self.adapters.channels[tap], dim=1)]))
+        return self.alpha * added(terms)
 
-    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs) -> dict[str, Tensor]:
-        matched, references = self.matchers(outputs), joined(self.pairs, self.references(source_outputs))
-        return {"matching": self.matching(matched, references)} | self.head_penalty(target)
+    def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        source_maps = joined(self.pairs, self.source_maps(source_outputs))
+        return {"matching": self.matching(self.adapters(outputs), source_maps)} | self.head_penalty(target)

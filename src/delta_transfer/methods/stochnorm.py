@@ -1,21 +1,31 @@
 """StochNorm: stochastic normalisation (Kou, You, Long, Wang, NeurIPS 2020)."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..common.errors import UserError
-from ..engine import processes as distributed
+from ..common.options import option
 from ..models import Network
 from ..models.batchnorm import replace_batchnorm
-from .base import NO_SHAPES, MapShapes, OutputShapes, Regularizer
+from .base import METHODS, NO_SHAPES, DecayConfig, MapShapes, Needs, OutputShapes, Regularizer
+
+
+@dataclass
+class StochNormConfig(DecayConfig):
+    weight_decay: float = option(5e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
+    p: float = option(0.5, "probability that a channel is normalised by the batch", at_least=0, at_most=1)
 
 
 class StochasticBatchNorm(nn.BatchNorm2d):
     """z = (1 - r) BN(x; moving statistics before this step) + r BN(x; batch statistics), r (C,) ~ Bernoulli(p).
 
-    One r for each channel and step, of PyTorch's generator, which the training loop seeds in every step. Scale and
-    shift are shared, the moving statistics updated as ever; in evaluation it is BatchNorm.
+    There is one r for each channel and step, drawn from PyTorch's generator, which the training loop seeds in every
+    step. Scale and shift are shared, and the moving statistics are updated as in BatchNorm. In evaluation mode it is
+    BatchNorm.
     """
 
     def __init__(self, num_features: int, p: float):
@@ -25,29 +35,35 @@ class StochasticBatchNorm(nn.BatchNorm2d):
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
             return super().forward(images)
+        assert self.running_mean is not None and self.running_var is not None
         r = torch.rand(self.num_features, device=images.device) < self.p
-        moving = self.running_mean.clone(), self.running_var.clone()  # which the next line changes
+        mean, variance = self.running_mean.clone(), self.running_var.clone()  # which the next line changes
         by_batch = super().forward(images)
-        by_moving = F.batch_norm(images, *moving, self.weight, self.bias, eps=self.eps)
+        by_moving = F.batch_norm(images, mean, variance, self.weight, self.bias, eps=self.eps)
         return torch.where(r.view(-1, 1, 1), by_batch, by_moving)
 
 
+@METHODS.register("stochnorm", "StochNorm", StochNormConfig)
 class StochNorm(Regularizer):
-    """Loss = CE; in training each BatchNorm layer is a StochasticBatchNorm.
+    """Loss = CE; in training, each BatchNorm layer is a StochasticBatchNorm.
 
-    Source: paper and Transfer-Learning-Library, p 0.5 (which there is 0.5 whatever is asked for) and weight decay 5e-4.
-    p=1 is plain fine-tuning, p=0 normalises by the moving statistics alone.
+    Source: paper and Transfer-Learning-Library, with p 0.5 (there it is 0.5 whatever one asks for) and weight decay
+    5e-4. p=1 is plain fine-tuning; p=0 normalises by the moving statistics alone.
     """
 
-    replaces_batchnorm = True
+    needs = Needs(own_batchnorm=True)
 
     def __init__(self, weight_decay: float = 5e-4, p: float = 0.5):
         super().__init__(weight_decay=weight_decay)
         self.p = p
 
-    def start(
+    def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
+        if processes > 1:
+            raise UserError("reg=stochnorm runs in one process: each process would draw channels of its own.")
+        if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+            raise UserError("reg=stochnorm would do nothing: this network has no BatchNorm layers.")
+
+    def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
-        if distributed.processes() > 1:
-            raise UserError("reg=stochnorm runs in one process: each would draw channels of its own.")
         replace_batchnorm(target.traced, StochasticBatchNorm, p=self.p)

@@ -1,109 +1,191 @@
-"""A sum of methods: the penalties of all in one loss, and what each does to the target beside it."""
+"""A sum of methods: one loss with the penalties of all, and what each of them does to the target beside it."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from ..common.errors import UserError
-from ..config import about_term
+from ..common.options import MISSING, OptionError, option
 from ..models import Network
-from .base import NO_SHAPES, MapShapes, Outputs, OutputShapes, Part, Regularizer, TrainState
+from .base import (
+    METHODS,
+    NO_SHAPES,
+    Batch,
+    MapShapes,
+    MethodConfig,
+    Needs,
+    Outputs,
+    OutputShapes,
+    Regularizer,
+    TrainState,
+)
 
 
+@dataclass
+class SumConfig(MethodConfig):
+    """The penalties of several methods, added: +reg@reg.terms.<any name>=<method> adds one more."""
+
+    terms: dict[str, Any] = option({}, "the methods that are added, by names of one's own")
+    beta: float = option(0.0, "strength of the L2 penalty on the new head; the terms have none", at_least=0)
+    weight_decay: float = option(
+        1e-4, "weight decay of the optimizer, on every trained parameter; the terms have none", at_least=0
+    )
+
+    def check(self) -> None:
+        self.require(
+            bool(self.terms),
+            "terms",
+            "A sum needs terms: reg=sum +reg@reg.terms.at=at has one, reg=at by the name of at.",
+        )
+        for name, term in self.terms.items():
+            self.require(
+                isinstance(term, MethodConfig),
+                f"terms.{name}",
+                f"reg.terms.{name} is not a method: +reg@reg.terms.{name}=METHOD adds one of conf/reg.",
+            )
+            for key in ("beta", "weight_decay"):
+                if hasattr(term, key):
+                    setattr(term, key, 0.0)
+        if self.name == "sum":
+            self.name = "_".join(term.name for term in self.terms.values())
+        self.require(
+            self.name == MISSING or bool(re.fullmatch(r"[\w.+-]{1,80}", self.name)),
+            "name",
+            f"reg.name={self.name!r} becomes a part of a folder's name: up to 80 letters, digits and _ . + -.",
+        )
+
+
+@contextmanager
+def about_term(name: str) -> Iterator[None]:
+    """Within it, errors about a term's options name their place in the sum: reg.alpha is reg.terms.<name>.alpha."""
+
+    def placed(text: str) -> str:
+        return re.sub(r"\breg\.", f"reg.terms.{name}.", text)
+
+    try:
+        yield
+    except OptionError as error:
+        raise OptionError(placed(error.key), placed(str(error))) from None
+    except UserError as error:
+        raise UserError(placed(str(error))) from None
+
+
+@METHODS.register("sum", "Sum", SumConfig)
 class Sum(Regularizer):
-    """Loss = CE + the penalties of all terms + beta/2 * ||head||^2. A loss term is named `<term>.<its own name>`.
+    """Loss = CE + the penalties of all terms + beta/2 * ||head||^2. A loss is named `<term>.<its own name>`.
 
-    terms: methods by names of one's own. `beta` and `weight_decay` are the sum's: those of its terms do not count.
-    Every term keeps its source, its modules and what follows its step: L2T-ww's is on M + the others' penalties too,
-    while its meta-networks are judged as ever, by CE after steps on M. A term without a penalty changes the target as
-    it does alone: LP-FT its first head, RIFLE its head on the way, StochNorm (or LP-FT, one of both) its BatchNorm.
+    terms: methods by names of one's own. `beta` and `weight_decay` are the sum's; those of its terms are set to 0.
+    Every term keeps its source, its own modules and its hooks. L2T-ww trains on M + the other terms' penalties, while
+    its meta-networks are judged as before, by CE after steps on M. A term without a penalty changes the target as it
+    does alone: LP-FT its first head, RIFLE its head during training, StochNorm (or LP-FT, one of both) its BatchNorm.
 
-    No terms can be methods in stages (AFA: take one of them), with a training step of their own, or with nothing but a
-    choice of weight decay or of what is trained (L2, L2-FE).
+    These cannot be terms: sums, methods in stages (AFA: take one of its stages), Bi-Tuning, and methods that only
+    choose the weight decay or the trained parameters (L2, L2-FE). Raises UserError for them, for a name that is an
+    attribute of torch.nn.ModuleDict, and for two terms that fit the same or that both replace BatchNorm.
     """
 
     def __init__(self, terms: Mapping[str, Regularizer], beta: float = 0.0, weight_decay: float = 1e-4):
         super().__init__(beta=beta, weight_decay=weight_decay)
+        fitted: dict[str, str] = {}  # names of terms, by what they have fitted
         for name, term in terms.items():
             if (why := unfit(term)) is not None:
                 raise UserError(f"reg.terms.{name} cannot be a term of a sum: {type(term).__name__} {why}.")
+            if term.needs.fitted in fitted:
+                raise UserError(
+                    f"Only one term of a sum can have its {term.needs.fitted} computed before training, not both "
+                    f"reg.terms.{fitted[term.needs.fitted]} and reg.terms.{name}."
+                )
+            if term.needs.fitted:
+                fitted[term.needs.fitted] = name
             term.beta = term.weight_decay = 0.0
+            term.term = name
+        own = [name for name, term in terms.items() if term.needs.own_batchnorm]
+        if len(own) > 1:
+            raise UserError(
+                f"Only one term of a sum can have BatchNorm layers of its own, not both reg.terms.{own[0]} and "
+                f"reg.terms.{own[1]}: with fixed_statistics=false LP-FT has none."
+            )
         try:
             self.terms = nn.ModuleDict(terms)
         except KeyError as error:
             raise UserError(f"reg.terms: a term cannot have this name ({error.args[0]}): choose another.") from None
-        files: dict[str, str] = {}  # what the fitted terms are called, by the name of the file
-        for name, term in terms.items():
-            term.fitted_term = name
-            if term.fitted_name in files:
-                raise UserError(
-                    f"Only one term of a sum can have {term.fitted_name} computed before training, not both "
-                    f"reg.terms.{files[term.fitted_name]} and reg.terms.{name}."
-                )
-            if term.fitted_name:
-                files[term.fitted_name] = name
-        replacing = [name for name, term in terms.items() if term.replaces_batchnorm]
-        if len(replacing) > 1:
-            raise UserError(
-                f"Only one term of a sum can have BatchNorm layers of its own, not both reg.terms.{replacing[0]} and "
-                f"reg.terms.{replacing[1]}: LP-FT goes without with fixed_statistics=false."
-            )
-        for need in ("needs_source", "needs_source_logits", "needs_taps"):
-            setattr(self, need, any(getattr(term, need) for term in terms.values()))
-        self.any_source = all(term.any_source for term in terms.values())
+        needs = [term.needs for term in terms.values()]
+        self.needs = Needs(
+            source=any(each.source for each in needs),
+            source_logits=any(each.source_logits for each in needs),
+            taps=any(each.taps for each in needs),
+            other_sources=all(each.other_sources for each in needs),
+            own_batchnorm=bool(own),
+            micro_batches_again=any(each.micro_batches_again for each in needs),
+        )
 
-    def start(
+    def by_name(self) -> dict[str, Regularizer]:
+        """The terms by their names."""
+        return cast(dict[str, Regularizer], dict(self.terms.items()))
+
+    def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
+        for name, term in self.by_name().items():
+            with about_term(name):
+                term.requires(model, optimizer, processes)
+
+    def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
-        for name, term in self.terms.items():
+        for name, term in self.by_name().items():
             with about_term(name):
-                term.start(target, map_shapes, source_shapes)
-        self.returns_to_batch = any(term.returns_to_batch for term in self.terms.values())
+                term.setup(target, map_shapes, source_shapes)
 
     def trained(self) -> list[nn.Parameter]:
-        return [parameter for term in self.terms.values() for parameter in term.trained()]
+        return [parameter for term in self.by_name().values() for parameter in term.trained()]
 
     def trained_slowly(self) -> list[nn.Parameter]:
-        return [parameter for term in self.terms.values() for parameter in term.trained_slowly()]
+        return [parameter for term in self.by_name().values() for parameter in term.trained_slowly()]
 
-    def to_fit(self) -> list[Regularizer]:
-        return [term for term in self.terms.values() if term.fitted_name]
+    def parts_to_fit(self) -> list[Regularizer]:
+        return [term for term in self.by_name().values() if term.needs.fitted]
 
-    def before_step(self, learner: TrainState, step: int, steps: int, seed: int) -> None:
-        for term in self.terms.values():
-            term.before_step(learner, step, steps, seed)
+    def before_step(self, state: TrainState, step: int, steps: int, seed: int) -> None:
+        for term in self.by_name().values():
+            term.before_step(state, step, steps, seed)
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
-        losses, self.observed = {}, {}
-        for name, term in self.terms.items():
-            term.parts = self.parts
+        losses: dict[str, Tensor] = {}
+        self.extra_metrics = {}
+        for name, term in self.by_name().items():
+            term.loss_scale = self.loss_scale
             penalty = term.penalty(target, outputs, source_outputs)
             losses |= {f"{name}.{loss}": value for loss, value in penalty.items()}
-            self.observed |= named_after(name, term.observed)
+            self.extra_metrics |= named_after(name, term.extra_metrics)
         return losses | self.head_penalty(target)
 
-    def after_step(self, learner: TrainState, parts: list[Part]) -> dict[str, Tensor]:
-        observed = {}
-        for name, term in self.terms.items():
-            if term.returns_to_batch:
-                observed |= named_after(name, term.after_step(learner, parts))
-        return observed
+    def after_step(
+        self, state: TrainState, micro_batches: Sequence[Batch], source_outputs: Sequence[Outputs | None]
+    ) -> dict[str, Tensor]:
+        metrics: dict[str, Tensor] = {}
+        for name, term in self.by_name().items():
+            again = (micro_batches, source_outputs) if term.needs.micro_batches_again else ((), ())
+            metrics |= named_after(name, term.after_step(state, *again))
+        return metrics
 
 
 def unfit(term: Regularizer) -> str | None:
     """Why a method cannot be a term of a sum, or None."""
     method = type(term)
-    if issubclass(method, Sum):
-        return "is one itself: name its terms"
+    if isinstance(term, Sum):
+        return "is a sum itself: name its terms"
     if method.stages is not Regularizer.stages:
         return "trains in stages"
-    changes = ("penalty", "start", "before_step")
-    if method.freezes_backbone or all(getattr(method, name) is getattr(Regularizer, name) for name in changes):
+    changes = ("penalty", "setup", "before_step")
+    if term.needs.frozen_backbone or all(getattr(method, name) is getattr(Regularizer, name) for name in changes):
         return "has nothing to add (weight decay is reg.weight_decay)"
-    if method.update is not Regularizer.update or method.step_on is not Regularizer.step_on:
-        return "has a training step of its own"
+    if term.needs.views > 1:
+        return "needs several views of each image"
     return None
 
 
-def named_after(term: str, observed: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"attention_{term}.{name.removeprefix('attention_')}": value for name, value in observed.items()}
+def named_after(term: str, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"attention_{term}.{name.removeprefix('attention_')}": value for name, value in metrics.items()}

@@ -1,10 +1,12 @@
-"""Networks by name and their source weights."""
+"""Networks by name, their options and their source weights."""
 
 import pickle
 import warnings
 import zipfile
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 from urllib.error import URLError
 
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from ..common.console import shorten_list
 from ..common.errors import UserError
-from ..config import BackboneConfig
+from ..common.options import LARGEST_SIDE, Options, option
 from ..records.checked import load_with_checksum
 from .resnet32 import ResNet32
 from .small_resnet import SmallResNet
@@ -34,6 +36,38 @@ NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 NUMBERS |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 
 
+@dataclass
+class BackboneConfig(Options):
+    key: ClassVar[str] = "backbone"
+
+    name: str = option(help="torchvision's name of the network, or a network of models/zoo.py")
+    weights: str = option(help="torchvision's name of the weights, a file with a state dict, none, or glyphs")
+    image_size: int = option(help="side of the crop that the network sees, in pixels", above=0, at_most=LARGEST_SIDE)
+    resize: int = option(help="size of the stored image that is cropped, in pixels", above=0, at_most=LARGEST_SIDE)
+    mean: list[float] = option([0.485, 0.456, 0.406], "mean of each colour channel of the training images, in 0..1")
+    std: list[float] = option([0.229, 0.224, 0.225], "standard deviation of each colour channel, in 0..1", above=0)
+    head: str = option(help="name of the classification layer, a torch.nn.Linear")
+    taps: list[str] = option(help="names of the modules whose outputs are the tapped feature maps")
+    aux_head: str | None = option(None, "name of Inception's auxiliary classification layer")
+    aux_weight: float = option(
+        0.0, "weight of the auxiliary head's cross-entropy; 0 leaves the head out of the run", at_least=0
+    )
+
+    def check(self) -> None:
+        self.require(
+            self.resize >= self.image_size,
+            "resize",
+            f"backbone.resize ({self.resize}) must be at least backbone.image_size ({self.image_size}).",
+        )
+        self.require(len(self.mean) == len(self.std) == 3, "mean", "backbone.mean and backbone.std need three values.")
+        self.require(len(set(self.taps)) == len(self.taps), "taps", f"backbone.taps names a layer twice: {self.taps}.")
+        self.require(
+            self.aux_weight == 0 or self.aux_head is not None,
+            "aux_weight",
+            f"backbone.aux_weight is {self.aux_weight}, but this backbone has no auxiliary head.",
+        )
+
+
 def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Network:
     """The source network with the head its weights came with; random weights from `seed` where there are none.
 
@@ -49,6 +83,16 @@ def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Netw
         _load(model, state, config)
     aux_head = config.aux_head if config.aux_weight > 0 else None
     return Network(model, config.head, config.taps if tapped else (), aux_head)
+
+
+def untrained(name: str) -> nn.Module:
+    """The network without values for its parameters, which costs nothing: for questions about its layers.
+
+    Raises UserError for a name that no library has.
+    """
+    _require_known(name)
+    with torch.device("meta"):
+        return _construct(name, num_classes=1000)
 
 
 def bare_network(name: str, num_classes: int, state: StateDict) -> nn.Module:

@@ -1,84 +1,138 @@
-"""What runs left on disk, read: folders, records (summary.json), metrics.jsonl, predictions.npz, pairs.npz.
+"""Reads what runs left on disk: records (summary.json), metrics, predictions, similarities of pairs, channel weights.
 
-Nothing is ever filled in: what cannot be read is named, and the rest is used.
+A run lies in a folder of its own, as delta-run leaves it, or in a bundle: one folder for many runs, as `delta-report
+publish` makes it. A bundle has `records.jsonl`, a line for each run (its summary.json, the lines of its metrics.jsonl
+as "metrics", its class names as "classes"), and `predictions.npz` with arrays named `<run_id>/logits` and so on. The
+functions below take the record of either kind. Nothing is filled in: a damaged file is named and the rest is used.
+Nothing here imports torch.
 """
 
+import hashlib
 import json
 import math
-import re
+import sys
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import UserError
 from ..common.untrusted import most_unpacked, spelled_out
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # both are slow to import, and most tables need neither
     import numpy as np
     import pandas as pd
 
+Record = dict[str, Any]  # summary.json with its `folder`; any other key may be missing
 
-NOT_TERMS = re.compile(
-    "step|stage|lr|attention_.*|cross_entropy|loss|gradient_norm|train_top1|images_per_second|(test|val)_.*"
-)
-
-# The amount of a pair of taps that L2T-ww matched; term: of a sum.
-PAIR = re.compile(r"attention_(?:(?P<term>[^>]*)\.)?(?P<source>[^.>]+)>(?P<target>[^.>]+)")
-
-
-def penalty_terms(columns: Iterable[str]) -> list[str]:
-    """Those of a metrics line that are loss terms beside the cross-entropy; Inception's auxiliary one is among them."""
-    return [name for name in columns if not NOT_TERMS.fullmatch(name)]
-
-
-def matched_pairs(columns: Iterable[str], sources: Iterable[str]) -> dict[str, dict[tuple[str, str], str]]:
-    """Those of a metrics line that are the amounts of pairs: by (source tap, target tap), in turn by source network.
-
-    `sources`: names of the networks that the run learned from, without the one that its target started from.
-    """
-    longest_first = sorted(sources, key=len, reverse=True)
-    found: dict[str, dict[tuple[str, str], str]] = {}
-    for column in columns:
-        if pair := PAIR.fullmatch(column):
-            key = pair["source"]
-            name = next((name for name in longest_first if key.startswith(f"{name}/")), None)
-            tap = key.removeprefix(f"{name}/") if name else key
-            title = ", ".join(filter(None, [pair["term"], name or "source network"]))
-            found.setdefault(title, {})[tap.replace("/", "."), pair["target"].replace("/", ".")] = column
-    return found
+RECORDS, ARRAYS = "records.jsonl", "predictions.npz"  # the files of a bundle
+PREDICTIONS = ("labels", "logits", "index")
+SIMILARITIES = ("similarities", "same", "fold")
+ATTENTION = "attention.safetensors"
 
 
 class Damaged(UserError):
-    """A file of a run that cannot be read; the message names it."""
+    """A file of a run cannot be read; the message names it."""
 
 
-@dataclass(frozen=True)
-class Predictions:
-    """Of the test part at the last iteration."""
-
-    labels: "np.ndarray"  # (N,)
-    logits: "np.ndarray"  # (N, K)
-    index: "np.ndarray"  # (N,): which images of the data set, in the order of its file list
-
-    @property
-    def correct(self) -> "np.ndarray":
-        """(N,) bool."""
-        return self.logits.argmax(axis=1) == self.labels
+# ---- fields of a record; any of them may be missing ------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PairSimilarities:
-    """Of the test pairs of a verification at the last iteration, (P,) each."""
+def run_id(record: Record) -> str:
+    return str(record.get("run_id"))
 
-    similarities: "np.ndarray"
-    same: "np.ndarray"  # bool
-    fold: "np.ndarray"
+
+def config_of(record: Record) -> Record:
+    config = record.get("config")
+    return config if isinstance(config, dict) else {}
+
+
+def section(record: Record, group: str) -> Record:
+    """One group of the configuration, such as "reg"; {} if there is none."""
+    value = config_of(record).get(group)
+    return value if isinstance(value, dict) else {}
+
+
+def method_of(record: Record) -> str:
+    return str(section(record, "reg")["name"])
+
+
+def method_title(record: Record) -> str:
+    """The display name of the run's method ("DELTA w/o ATT"); its name if the record has no title."""
+    titles = record.get("titles")
+    title = titles.get("method") if isinstance(titles, dict) else None
+    return one_line(title) if isinstance(title, str) else method_of(record)
+
+
+def seed(record: Record) -> object:
+    return record.get("seed", config_of(record).get("seed"))
+
+
+def folds(record: Record) -> int | None:
+    """The number of folds of a run of cross-validation."""
+    count = section(record, "split").get("folds")
+    return count if isinstance(count, int) else None
+
+
+def stages(record: Record) -> int:
+    """The number of stages of training, each of which takes the whole schedule."""
+    found = record.get("stages")
+    return len(found) if isinstance(found, list) and found else 1
+
+
+def begins_at_random(record: Record) -> bool:
+    return section(record, "backbone").get("weights") == "none"
+
+
+def recorded_sources(record: Record) -> list[Record]:
+    """The networks that a run learned from, other than the one that its target started from."""
+    known = record.get("sources")
+    return [source for source in known if isinstance(source, dict)] if isinstance(known, list) else []
+
+
+def names_of_sources(record: Record) -> list[str]:
+    return [str(source.get("name")) for source in recorded_sources(record)]
+
+
+def transfers(record: Record) -> bool:
+    """True if the target begins at random weights or learns from other networks than the one that it starts from."""
+    return begins_at_random(record) or bool(recorded_sources(record))
+
+
+def attention_options(record: Record) -> Record | None:
+    """The section reg.attention, or that of the first term of a sum which has one."""
+    reg = section(record, "reg")
+    terms = reg.get("terms")
+    methods = [reg, *(terms.values() if isinstance(terms, dict) else ())]
+    found = (method.get("attention") for method in methods if isinstance(method, dict))
+    return next((options for options in found if isinstance(options, dict)), None)
+
+
+def is_number(value: object) -> bool:
+    """True for a finite number; unlike math.isfinite it takes integers beyond the range of floats."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def one_line(value: object) -> str:
+    return " ".join(str(value).split())
+
+
+# ---- records ---------------------------------------------------------------------------------------------
+
+
+def read_all(dirs: list[Path]) -> tuple[list[Record], list[str]]:
+    """The records of all finished runs in `dirs`, and the names of the unfinished ones; each run once."""
+    bundles = {top.resolve(): top for top in dirs if (top / RECORDS).is_file()}
+    folders = run_folders([top for top in dirs if top.resolve() not in bundles])
+    finished = [folder for folder in folders if (folder / "summary.json").exists()]
+    records = [record for bundle in bundles.values() for record in read_bundle(bundle)]
+    unfinished = [folder.name for folder in folders if folder not in finished]
+    return records + [read(folder) for folder in finished], unfinished
 
 
 def run_folders(dirs: list[Path]) -> list[Path]:
-    """The run folders below `dirs`, each once, finished or not."""
+    """The run folders in `dirs`, each once, finished or not."""
     found: dict[Path, Path] = {}
     for top in dirs:
         if (top / "summary.json").exists():  # a single run
@@ -93,23 +147,44 @@ def run_folders(dirs: list[Path]) -> list[Path]:
     return list(found.values())
 
 
-def read(folder: Path) -> dict:
-    """The record of one run, with its `folder`. One that cannot be read is still a record: named, not lost.
+def read(folder: Path) -> Record:
+    """The record of one run, with its `folder`. A damaged one is a record too, with the reason as `unreadable`.
 
-    Control characters in it are spelled out: what it says may end up on a terminal, in a table or in a figure.
+    Control characters in it are spelled out, because its texts may end up on a terminal, in a table or in a figure.
     """
-    known = {"run_id": spelled_out(folder.name), "folder": folder}
+    known: Record = {"run_id": spelled_out(folder.name), "folder": folder}
     try:
-        record = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        record = harmless(record)
-    except (OSError, ValueError, RecursionError) as error:
+        text = (folder / "summary.json").read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         return known | {"unreadable": error}
-    if not isinstance(record, dict):
-        return known | {"unreadable": "not a JSON object"}
-    return known | record | {"folder": folder}
+    return known | _record_of(text) | {"folder": folder, "bundled": False}
 
 
-def harmless(value: object) -> object:
+def read_bundle(folder: Path) -> list[Record]:
+    """The records of a bundle, as `read` gives them. Raises Damaged if its file cannot be read at all."""
+    path = folder / RECORDS
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{path} cannot be read: {error}") from None
+    return [
+        {"run_id": f"{path}, line {number}"} | _record_of(line) | {"folder": folder, "bundled": True}
+        for number, line in enumerate(lines, 1)
+    ]
+
+
+def _record_of(text: str) -> Record:
+    try:
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            return {"unreadable": "not a JSON object"}
+        # The function `metrics` treats the lines of a bundle as it treats those of a file.
+        return {spelled_out(key): value if key == "metrics" else harmless(value) for key, value in record.items()}
+    except (ValueError, RecursionError) as error:
+        return {"unreadable": error}
+
+
+def harmless(value: object) -> Any:
     """JSON with the control characters of its texts spelled out."""
     if isinstance(value, dict):
         return {spelled_out(key): harmless(entry) for key, entry in value.items()}
@@ -118,84 +193,206 @@ def harmless(value: object) -> object:
     return spelled_out(value) if isinstance(value, str) else value
 
 
-def metrics(record: dict) -> "pd.DataFrame | None":
-    """metrics.jsonl, a row per log line: step, lr, each loss term, accuracies where they were measured (else NaN).
+# ---- metrics ---------------------------------------------------------------------------------------------
 
-    None if the run has no such file. Raises Damaged if a line cannot be read; a last line without its end, which a
-    killed run leaves, is not looked at.
+
+def metrics(record: Record) -> "pd.DataFrame | None":
+    """A row for each log line: step, lr, loss terms, accuracies; NaN where one was not measured. None without any.
+
+    Raises Damaged.
     """
     import pandas as pd
 
-    path = record["folder"] / "metrics.jsonl"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise Damaged(f"{path} cannot be read: {error}") from None
-    whole = text[: text.rfind("\n") + 1].splitlines()
-    rows = []
-    for number, line in enumerate(whole, 1):
+    rows = [_row_of(line) for line in log_lines(record)]
+    return pd.DataFrame(rows).drop_duplicates("step", keep="last") if rows else None
+
+
+def log_lines(record: Record) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without a last one that a killed run did not end. Raises Damaged for another one."""
+    lines: list[Any]
+    if record.get("bundled"):
+        place = f"{record['folder'] / RECORDS}, metrics of {run_id(record)}"
+        lines = found if isinstance(found := record.get("metrics"), list) else []
+    else:
+        place = record["folder"] / "metrics.jsonl"
         try:
-            row = harmless(json.loads(line))
-            if (
-                type(row["step"]) is not int
-                or not 0 <= row["step"] < 2**53
-                or any(isinstance(v, str) for v in row.values())
-            ):
-                raise ValueError
-            # What no fp32 number can be was not measured.
-            numbers = {name: math.nan if value is None else float(value) for name, value in row.items()}
-            rows.append({k: v if abs(v) < 3.5e38 else math.nan for k, v in numbers.items()} | {"step": row["step"]})
+            text = place.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise Damaged(f"{place} cannot be read: {error}") from None
+        lines = text[: text.rfind("\n") + 1].splitlines()
+    checked = []
+    for number, line in enumerate(lines, 1):
+        try:
+            checked.append(harmless(json.loads(line) if isinstance(line, str) else line))
+            _row_of(checked[-1])
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
-            raise Damaged(f"{path}, line {number}, is not a line of metrics: {line[:60]!r}") from None
-    if not rows:
-        return None
-    return pd.DataFrame(rows).drop_duplicates("step", keep="last")
+            raise Damaged(f"{place}, line {number}, is not a line of metrics: {str(line)[:60]!r}") from None
+    return checked
 
 
-def predictions(record: dict) -> Predictions | None:
-    """predictions.npz; None if the run has none (one on folds, or a record without its outputs). Raises Damaged."""
+def _row_of(line: dict[str, Any]) -> dict[str, float]:
+    step = line["step"]
+    if type(step) is not int or not 0 <= step < 2**53 or any(isinstance(value, str) for value in line.values()):
+        raise ValueError("not a line of metrics")
+    # A value that no fp32 number can have was not measured.
+    numbers = {name: math.nan if value is None else float(value) for name, value in line.items()}
+    return {name: value if abs(value) < 3.5e38 else math.nan for name, value in numbers.items()} | {"step": step}
+
+
+# ---- arrays ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The outputs for the N test images at the last iteration."""
+
+    labels: "np.ndarray"  # (N,)
+    logits: "np.ndarray"  # (N, K)
+    index: "np.ndarray"  # (N,): which images of the data set, in the order of its file list
+
+    @property
+    def correct(self) -> "np.ndarray":
+        """(N,) bool."""
+        right: np.ndarray = self.logits.argmax(axis=1) == self.labels
+        return right
+
+
+@dataclass(frozen=True)
+class PairSimilarities:
+    """The similarities of the P test pairs of a verification run at the last iteration, (P,) each."""
+
+    similarities: "np.ndarray"
+    same: "np.ndarray"  # bool
+    fold: "np.ndarray"
+
+
+@dataclass(frozen=True)
+class ChannelAttention:
+    """What DELTA's attention found before training, by tap, in the order of backbone.taps."""
+
+    importance: "dict[str, np.ndarray]"  # v, (C,): by how much the probe's loss rises without a channel, in nats
+    weights: "dict[str, np.ndarray]"  # C * w, (C,), mean 1
+    source: str | None  # the fingerprint of the source network's weights, if it is known
+
+
+def predictions(record: Record) -> Predictions | None:
+    """The predictions of a run; None if it has none. Raises Damaged."""
     import numpy as np
 
-    path = record["folder"] / "predictions.npz"
-    made = _arrays(path, Predictions)
-    if made is None:
+    arrays, place = _arrays(record, "predictions.npz", PREDICTIONS)
+    if arrays is None:
         return None
+    made = Predictions(**arrays)
     numbers = made.logits.dtype.kind == "f" and made.labels.dtype.kind == made.index.dtype.kind == "i"
     n = made.logits.shape[0] if numbers and made.logits.ndim == 2 and made.logits.shape[1] else 0
     if not n or not made.labels.shape == made.index.shape == (n,) or not np.isfinite(made.logits).all():
-        raise Damaged(f"{path}: labels, logits and index do not belong together")
+        raise Damaged(f"{place}: labels, logits and index do not belong together")
     return made
 
 
-def pair_similarities(record: dict) -> PairSimilarities | None:
-    """pairs.npz; None if the run has none. Raises Damaged."""
+def pair_similarities(record: Record) -> PairSimilarities | None:
+    """The similarities of a verification run's test pairs; None if it has none. Raises Damaged."""
     import numpy as np
 
-    path = record["folder"] / "pairs.npz"
-    made = _arrays(path, PairSimilarities)
-    if made is None:
+    arrays, place = _arrays(record, "pairs.npz", SIMILARITIES)
+    if arrays is None:
         return None
-    kinds = "".join(values.dtype.kind for values in vars(made).values())
-    shapes = {values.shape for values in vars(made).values()}
-    whole = kinds == "fbi" and len(shapes) == 1 and made.same.ndim == 1 and np.isfinite(made.similarities).all()
+    made = PairSimilarities(**arrays)
+    kinds, shapes = [values.dtype.kind for values in arrays.values()], {values.shape for values in arrays.values()}
+    whole = (
+        kinds == ["f", "b", "i"] and len(shapes) == 1 and made.same.ndim == 1 and np.isfinite(made.similarities).all()
+    )
     if not whole or not made.same.any() or made.same.all():
-        raise Damaged(f"{path}: similarities, same and fold do not belong together")
+        raise Damaged(f"{place}: similarities, same and fold do not belong together")
     return made
 
 
-def _arrays(path: Path, kind: type):
-    """The arrays of a file that the fields of `kind` name, as one of it; None if there is no file. Raises Damaged."""
+def channel_weights(record: Record) -> "dict[str, np.ndarray] | None":
+    """The weights of `channel_attention`; None if the run has none. Raises Damaged."""
+    attention = channel_attention(record)
+    return None if attention is None else attention.weights
+
+
+def channel_attention(record: Record) -> ChannelAttention | None:
+    """The channel attention of a run; None if it has none. Raises Damaged.
+
+    w = softmax((v - mean v) / (T * std v)) with the population standard deviation, uniform where all v are equal
+    (methods/attention.py, methods/delta.py).
+    """
     import numpy as np
+
+    temperature: Any = (attention_options(record) or {}).get("temperature")
+    taps: Any = section(record, "backbone").get("taps")
+    named = isinstance(taps, list) and bool(taps) and all(isinstance(tap, str) for tap in taps)
+    usable = named and is_number(temperature) and temperature > 0
+    source: str | None = None
+    if record.get("bundled"):
+        found, place = _arrays(record, ATTENTION, [f"attention/{tap}" for tap in taps]) if usable else (None, "")
+        fitted = found and {name.removeprefix("attention/"): values for name, values in found.items()}
+    else:
+        place = str(record["folder"] / ATTENTION)
+        fitted, source = _fitted(record["folder"] / ATTENTION)
+    if fitted is None:
+        return None
+    if not usable:
+        raise Damaged(f"{run_id(record)}: its record has no reg.attention.temperature or no backbone.taps")
+    weights = {}
+    for tap in taps:
+        v = fitted.get(tap)
+        if v is None or v.ndim != 1 or not v.size or v.dtype.kind != "f" or not np.isfinite(v).all():
+            raise Damaged(f"{place} has no finite importances of the channels of {tap}")
+        v = fitted[tap] = v.astype(np.float64)
+        scaled = (v - v.mean()) / (temperature * v.std()) if v.std() else np.zeros_like(v)
+        powers = np.exp(scaled - scaled.max())
+        weights[tap] = len(v) * powers / powers.sum()
+    return ChannelAttention({tap: fitted[tap] for tap in taps}, weights, source)
+
+
+def _fitted(path: Path) -> "tuple[dict[str, np.ndarray] | None, str | None]":
+    """The importances and the source fingerprint in a file of records/checked.py. Raises Damaged."""
+    from safetensors import SafetensorError, safe_open
 
     if not path.exists():
-        return None
+        return None, None
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        if metadata.get("sha256", expected := _checksum(arrays)) != expected:
+            raise ValueError("its checksum is wrong")
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
+        raise Damaged(f"{path} cannot be read: {error}") from None
+    return arrays, metadata.get("weights")
+
+
+def _checksum(arrays: "dict[str, np.ndarray]") -> str:
+    """The checksum of records/checked.py: sha256 over names, torch's names of the kinds, shapes and values."""
+    kinds = "".join(f"{name} torch.{arrays[name].dtype} {arrays[name].shape}\n" for name in sorted(arrays))
+    values = hashlib.sha256()
+    for name in sorted(arrays):
+        values.update(name.encode())
+        values.update(arrays[name].tobytes())
+    return hashlib.sha256((kinds + values.hexdigest()).encode()).hexdigest()
+
+
+def _arrays(record: Record, name: str, keys: Iterable[str]) -> "tuple[dict[str, np.ndarray] | None, str]":
+    """The arrays `keys` of a run, from its file `name` or its bundle, and that file; None if absent. Raises Damaged."""
+    import numpy as np
+
+    bundled = bool(record.get("bundled"))
+    path = record["folder"] / (ARRAYS if bundled else name)
+    prefix = f"{run_id(record)}/" if bundled else ""
+    if not path.exists():
+        return None, str(path)
     try:
         with zipfile.ZipFile(path) as file:
             if sum(entry.file_size for entry in file.infolist()) > most_unpacked(path.stat().st_size):
                 raise ValueError("a decompression bomb")
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return kind(**{field.name: arrays[field.name] for field in fields(kind)})
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            if bundled and not any(prefix + key in arrays.files for key in keys):
+                return None, str(path)
+            return {key: arrays[prefix + key] for key in keys}, str(path)
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         raise Damaged(f"{path} cannot be read: {error}") from None

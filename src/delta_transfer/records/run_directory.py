@@ -6,18 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from ..common.errors import UserError
 from .files import naming, remove_unfinished, sync, sync_folder, whole_file
 from .locks import try_lock
 
-if TYPE_CHECKING:  # delta-report reads records without Hydra
-    pass
-
-# Of summary.json and of what lies beside it. 2: fingerprints cover the bytes of images, checksums of weights.
-SCHEMA = 2
-CLASSES = "classes.json"  # in a run's folder: the class names, in the order of the logits; older runs lack it
+SCHEMA = 3  # of summary.json and the files beside it
+CLASSES = "classes.json"  # in a run's folder: the class names, in the order of the logits
 
 
 class RunDirectory:
@@ -42,14 +38,14 @@ class RunDirectory:
         remove_unfinished(self.path)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.writes:
             self._stack.close()
 
     def summary(self) -> dict[str, Any] | None:
         """The record of a run that ended, finished or failed; None if it did not end. Needs no lock.
 
-        Raises UserError for a record of a newer version, which this one would misread.
+        Raises UserError for a record of another version, which this one would misread.
         """
         path = self.path / "summary.json"
         try:
@@ -110,11 +106,9 @@ class RunDirectory:
 
 
 def unreadable(summary: dict[str, Any]) -> str | None:
-    """Why this version cannot read a record; None if it can. Records of all older versions are read."""
-    schema = summary.get("schema", 1)
-    if isinstance(schema, int) and schema <= SCHEMA:
-        return None
-    return f"unknown schema {schema!r} (this version reads up to {SCHEMA})"
+    """Why this version cannot read a record; None if it can."""
+    schema = summary.get("schema")
+    return None if schema == SCHEMA else f"its schema is {schema!r}, and this version reads {SCHEMA}"
 
 
 def git_commit(folder: Path) -> str | None:

@@ -1,33 +1,35 @@
 """Figures of what L2T-ww matched: which source tap with which target tap, how much at the end and over training.
 
-From the records alone: metrics.jsonl has the mean of lambda over images of every pair, `attention_<pair>`.
+They come from the records alone: metrics.jsonl has the mean of lambda over images of every pair, `attention_<pair>`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from textwrap import wrap
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 
-from ..records.reading import matched_pairs
-from .comparison import Cell, Comparison, Row, averaged_over, label_of, names_of_sources, show
-
-Warn = Callable[[str], None]
+from ..records.reading import names_of_sources
+from .comparison import Comparison, averaged_over
+from .drawing import LINE, PAGE, Named, averages, our_look, place_name, sheet, stem_of
+from .logs import frames_of, matched_pairs, over_runs
 
 COLOURS = "viridis"
 
 
 @dataclass(frozen=True)
 class Matched:
-    """One source's taps with the target's; a pair that was not matched is in neither dictionary."""
+    """The taps of one source with the target's; a pair that was not matched is in neither dictionary."""
 
     source: str
     mean: dict[tuple[str, str], pd.Series]  # by (source tap, target tap): lambda by step
-    std: dict[tuple[str, str], pd.Series | None]  # over runs; None for a single one
+    std: dict[tuple[str, str], pd.Series]  # over runs; NaN for a single one
 
     @cached_property
     def source_taps(self) -> list[str]:
@@ -43,42 +45,34 @@ class Matched:
         return np.array([[np.nan if curve is None else curve.iloc[-1] for curve in row] for row in found])
 
 
-def matched(cell: Cell, frames: list[pd.DataFrame]) -> list[Matched]:
-    """What the runs of a cell say, by source in the order of their pairs; empty without any pair."""
-    from .figures import average
-
-    columns = dict.fromkeys(column for frame in frames for column in frame.columns)
+def matched(frames: list[pd.DataFrame], sources: list[str]) -> list[Matched]:
+    """The matched pairs of runs, by source in the order of their columns; empty without any pair."""
+    means, stds = over_runs(frames)
     found = []
-    for source, pairs in matched_pairs(columns, names_of_sources(cell.runs[0])).items():
-        curves = {pair: average(frames, column) for pair, column in pairs.items()}
-        curves = {pair: (mean, std) for pair, (mean, std) in curves.items() if len(mean)}
-        if curves:
-            mean, std = ({pair: curve[i] for pair, curve in curves.items()} for i in (0, 1))
-            found.append(Matched(source, mean, std))
+    for source, pairs in matched_pairs(means.columns, sources).items():
+        mean = {pair: curve for pair, column in pairs.items() if len(curve := means[column].dropna())}
+        if mean:
+            found.append(Matched(source, mean, {pair: stds[pairs[pair]].reindex(mean[pair].index) for pair in mean}))
     return found
 
 
-def matching_figures(comparison: Comparison, warn: Warn) -> list[tuple[str, Figure]]:
-    """One for each row of the comparison and method that logged amounts."""
-    from .figures import frames_of, stem_of
-
-    made = []
+def matching_figures(comparison: Comparison) -> list[Named]:
+    """A figure for each row of the comparison and method whose runs logged amounts."""
+    made: list[Named] = []
     for row in comparison.rows:
         for method, cell in row.cells.items():
-            # What is missing or damaged was named with the learning curves.
-            frames = frames_of(cell, [], lambda _: None)
-            if frames and (found := matched(cell, frames)):
-                figure = figure_of(found, method, row, len(frames), averaged_over([cell]))
+            # The learning curves name missing and damaged files.
+            frames = frames_of(cell, lambda _: None, [])
+            if frames and (found := matched(frames, names_of_sources(cell.runs[0]))):
+                where = f"{place_name(row.place)}; {comparison.label(method, row.reg)}"
+                figure = figure_of(found, where, len(frames), averaged_over([cell]))
                 made.append((stem_of("matching", row.dataset, row.backbone), figure))
     return made
 
 
-def figure_of(found: list[Matched], method: str, row: Row, n: int, over: str) -> Figure:
-    """A line for each source: a heat map of the amounts at the end, and each pair's amount over training."""
-    from .figures import LINE, PAGE, averages, our_look, sheet
-
-    settings = f", {show(row.shared)}" if row.shared else ""
-    title = f"What is matched, how much: {row.dataset}, {row.backbone}{settings}; {label_of(method, row.reg)}"
+def figure_of(found: list[Matched], where: str, n: int, over: str) -> Figure:
+    """A line for each source: a heat map of the amounts at the end, and the amount of each pair over training."""
+    title = f"What is matched, how much: {where}"
     caption = (
         "Mean amount lambda of each pair of taps over the training images since the log line before. Left: at the last "
         f"one (–: no such pair). Right: over training, each panel in its pair's place, all with the same axes. "
@@ -99,7 +93,7 @@ def figure_of(found: list[Matched], method: str, row: Row, n: int, over: str) ->
     return figure
 
 
-def draw_map(axes, one: Matched, highest: float, slanted: bool) -> None:
+def draw_map(axes: Axes, one: Matched, highest: float, slanted: bool) -> None:
     amounts = one.at_the_end()
     colours = matplotlib.colormaps[COLOURS]
     axes.imshow(amounts, cmap=colours, vmin=0, vmax=highest, aspect="auto")
@@ -108,7 +102,7 @@ def draw_map(axes, one: Matched, highest: float, slanted: bool) -> None:
         dark = known and amount < 0.6 * highest
         text = f"{amount:.2f}" if known else "–"
         axes.text(c, r, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    slant = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    slant: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
     axes.set_xticks(range(len(one.target_taps)), one.target_taps, fontsize=7, **slant)
     axes.set_yticks(range(len(one.source_taps)), one.source_taps, fontsize=7)
     axes.set(xlabel="Target tap", ylabel="\n".join(wrap(f"Tap of {one.source}", 22)))
@@ -116,8 +110,8 @@ def draw_map(axes, one: Matched, highest: float, slanted: bool) -> None:
     axes.grid(visible=False)
 
 
-def draw_panels(figure: Figure, place, one: Matched, last: int, highest: float) -> None:
-    """Numbers stand at the first panel of each row and below the last one of each column."""
+def draw_panels(figure: Figure, place: SubplotSpec, one: Matched, last: int, highest: float) -> None:
+    """A panel for each pair; numbers stand beside the first one of each row and below the last one of each column."""
     grid = place.subgridspec(len(one.source_taps), len(one.target_taps))
     first = {m: next(n for n in one.target_taps if (m, n) in one.mean) for m in one.source_taps}
     lowest = {n: [m for m in one.source_taps if (m, n) in one.mean][-1] for n in one.target_taps}
@@ -131,14 +125,15 @@ def draw_panels(figure: Figure, place, one: Matched, last: int, highest: float) 
         axes.set(xlim=(0, last), ylim=(0, highest))
         axes.tick_params(labelsize=6, labelbottom=lowest[n] == m, labelleft=first[m] == n)
         if lowest[n] == m:
-            for text, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
-                text.set_horizontalalignment(side)
+            left, right = axes.get_xticklabels()
+            left.set_horizontalalignment("left")
+            right.set_horizontalalignment("right")
             if is_last:
                 axes.set_xlabel("Iteration")
 
 
-def draw_over_training(axes, mean: pd.Series, std: pd.Series | None) -> None:
-    single = len(mean) == 1  # which no line shows
+def draw_over_training(axes: Axes, mean: pd.Series, std: pd.Series) -> None:
+    single = len(mean) == 1  # a line would not show it
     axes.plot(mean.index, mean, color="#332288", marker="o" if single else "", markersize=2, linewidth=1)
-    if std is not None:
+    if std.notna().any():
         axes.fill_between(mean.index, mean - std, mean + std, color="#332288", alpha=0.2, linewidth=0)

@@ -1,13 +1,13 @@
-"""delta-report --format html: a comparison -> one page that needs no network, also from a file.
+"""delta-report --format html: a comparison -> one page that needs no network and works from a file.
 
-Tables that can be sorted, learning curves, histograms and maps that can be hovered (Plotly), pictures, and how each run
-was made. page.css and page.js are its looks and its behaviour. The text is a pure function of records and pictures.
+The page has tables that sort, learning curves, histograms and maps with values under the mouse (Plotly), pictures, and
+how each run was made. page.css has its looks, page.js its behaviour. Its text depends on records and pictures alone.
 """
 
 import json
 import math
 from base64 import b64encode
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.tables import Entry, Table
-from .comparison import Comparison, Row, display, distinct_runs, one_line, run_id
+from ..records.reading import Record, one_line, run_id
+from .comparison import Comparison, Row, distinct_runs
+from .logs import Warn
 from .page_charts import Chart, Group, Key, attention_histograms, learning_curves, matched_amounts
 
-Warn = Callable[[str], None]
-
-# The browser itself refuses whatever is not in the file.
+# With this policy the browser refuses everything that is not in the file.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
     "form-action 'none'; base-uri 'none'"
@@ -53,7 +53,7 @@ MATCHING = (
 def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn: Warn) -> str:
     """The whole page. `pictures`: PNG files; a text file beside one, of the same stem, is its caption.
 
-    What is missing or cannot be read is named through `warn` and left out. Raises UserError without the package plotly.
+    `warn` names what is missing or cannot be read, which is left out. Raises UserError without the package plotly.
     """
     plotly = plotly_script()
     curves, histograms = learning_curves(comparison, warn), attention_histograms(comparison, warn)
@@ -87,7 +87,7 @@ def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn
 <body>
 <header>
 <h1>delta-transfer: a comparison of fine-tuning methods</h1>
-<p>{escape(what_it_is(comparison))}</p>
+<p>{escape(summary_line(comparison))}</p>
 <nav aria-label="Sections">
 {links}
 </nav>
@@ -112,7 +112,7 @@ def plotly_script() -> str:
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise UserError("--format html draws with plotly: pip install 'delta-transfer[report]'") from None
-    return get_plotlyjs()
+    return str(get_plotlyjs())
 
 
 def own_file(name: str) -> str:
@@ -124,10 +124,10 @@ def script_json(data: object) -> str:
     return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-# ---- what it is ------------------------------------------------------------------------------------------
+# ---- summary ---------------------------------------------------------------------------------------------
 
 
-def what_it_is(comparison: Comparison) -> str:
+def summary_line(comparison: Comparison) -> str:
     runs = records_of(comparison.rows)
     methods, datasets, backbones = len(comparison.methods), names(comparison, "dataset"), names(comparison, "backbone")
     newest = max(filter(None, map(finished, runs)), default=None)
@@ -139,12 +139,12 @@ def what_it_is(comparison: Comparison) -> str:
     )
 
 
-def records_of(rows: Iterable[Row]) -> list[dict]:
+def records_of(rows: Iterable[Row]) -> list[Record]:
     return distinct_runs(run for row in rows for cell in row.cells.values() for run in cell.runs)
 
 
-def finished(record: dict) -> datetime | None:
-    """None if the record does not say, or not in which time zone."""
+def finished(record: Record) -> datetime | None:
+    """When the run finished; None if the record has no time, or one without a time zone."""
     try:
         time = datetime.fromisoformat(record["finished"])
     except (KeyError, TypeError, ValueError):
@@ -209,20 +209,20 @@ def list_html(name: str, lines: list[str]) -> list[str]:
 # ---- charts ----------------------------------------------------------------------------------------------
 
 
-def groups_html(groups: list[Group], what: str, ids: Iterable[str], drawn: dict[str, Chart]) -> str:
+def groups_html(groups: list[Group], remark: str, ids: Iterator[str], drawn: dict[str, Chart]) -> str:
     """Empty places for the charts, which page.js fills; adds them to `drawn` by the id of their place."""
     if not groups:
         return ""
     is_open = " open" if len(groups) <= MAX_OPEN else ""
-    lines = [f"<p>{escape(what)}</p>"]
+    lines = [f"<p>{escape(remark)}</p>"]
     for group in groups:
         lines += [f'<details class="group"{is_open}>', f"<summary>{escape(group.title)}</summary>"]
-        lines += [f"<p>{escape(remark)}</p>" for remark in group.remarks]
+        lines += [f"<p>{escape(line)}</p>" for line in group.remarks]
         if group.keys:
             lines += ['<div class="legend">', *map(key_html, group.keys), "</div>"]
         lines.append('<div class="charts">')
-        for chart, name in zip(group.charts, ids, strict=False):
-            drawn[name] = chart
+        for chart in group.charts:
+            drawn[name := next(ids)] = chart
             title = escape(chart.title)
             lines.append(
                 f'<figure><figcaption>{title}</figcaption><div class="chart" id="{name}" role="img" '
@@ -274,13 +274,13 @@ def runs_html(row: Row, comparison: Comparison) -> str:
     return "\n".join(
         [
             f"<details>\n<summary>{escape(title)}: {counted(len(runs), 'run')}</summary>",
-            *(run_html(method, run, comparison.metric) for method, run in runs),
+            *(run_html(comparison.display(method), run, comparison.metric) for method, run in runs),
             "</details>",
         ]
     )
 
 
-def run_html(method: str, record: dict, metric: str) -> str:
+def run_html(title: str, record: Record, metric: str) -> str:
     versions, overrides = record.get("versions"), record.get("overrides")
     entries = {
         "command": record.get("command"),
@@ -291,7 +291,7 @@ def run_html(method: str, record: dict, metric: str) -> str:
         "finished": record.get("finished"),
     }
     lines = [f"<dt>{name}</dt><dd>{value_html(name, value)}</dd>" for name, value in entries.items()]
-    summary = f"<code>{escape(run_id(record))}</code> {escape(display(method))}, {record[metric]:.2f} %"
+    summary = f"<code>{escape(run_id(record))}</code> {escape(title)}, {record[metric]:.2f} %"
     return f'<details class="run"><summary>{summary}</summary><dl>\n' + "\n".join(lines) + "\n</dl></details>"
 
 

@@ -1,29 +1,26 @@
 """Records -> what the HTML page draws: learning curves of each cell, channel attention, the pairs that L2T-ww matched.
 
-A chart holds Plotly's traces; how charts look (fonts, axes, bands) is in page.js. pandas and numpy are imported where
-they are used, torch only if a run has channel attention.
+A chart holds Plotly's traces; how charts look (fonts, axes, bands) is in page.js.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from ..common.style import DASHES, style_of
-from ..records import reading as runs
-from ..records.reading import Damaged
-from .comparison import Cell, Comparison, grouped, label_of, names_of_sources, run_id, show
-from .statistics import place_of
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
-Warn = Callable[[str], None]
+from ..records.reading import Damaged, channel_weights, names_of_sources
+from .comparison import Cell, Comparison, Row, grouped
+from .logs import Warn, frames_of, matched_pairs, name_missing, over_runs, penalty_terms
+from .record_views import show
 
 POINTS = 400  # of a line; a screen has not many more
 BINS = 40
-TAPS = ["#332288", "#cc6677", "#117733", "#ddcc77", "#88ccee", "#aa4499", "#999933", "#882255"]  # Tol's, of target taps
+# Tol's colours, for target taps.
+TAPS = ["#332288", "#cc6677", "#117733", "#ddcc77", "#88ccee", "#aa4499", "#999933", "#882255"]
 TITLES = {
     "loss": "Training loss, all terms",
     "cross_entropy": "Training cross-entropy",
@@ -40,7 +37,7 @@ ACCURACIES = [name for name in TITLES if name.endswith(("_top1", "_accuracy"))]
 class Chart:
     title: str
     x: str  # what the horizontal axis shows
-    traces: list[dict]  # plotly's; `customdata` of a line is the sample std at each point
+    traces: list[dict[str, Any]]  # plotly's; `customdata` of a line is the sample std at each point
     reference: float | None = None  # a vertical line there
 
 
@@ -71,66 +68,49 @@ class Line:
     """The curves of one cell."""
 
     key: Key
-    mean: "pd.DataFrame"  # by step, a column for each quantity; NaN where not all runs have a value
-    std: "pd.DataFrame"  # sample std, likewise; NaN for a single run
+    mean: pd.DataFrame  # by step, a column for each quantity; NaN where not all runs have a value
+    std: pd.DataFrame  # sample std, likewise; NaN for a single run
 
 
 def learning_curves(comparison: Comparison, warn: Warn) -> list[Group]:
     """A group of charts for each data set, backbone and setting outside reg, a line for each method and setting of it.
 
-    A line is the mean over the seeds of a cell. Runs whose metrics.jsonl is missing or damaged are named through `warn`
-    and left out.
+    A line is the mean over the runs of a cell. `warn` names runs whose metrics are missing or damaged.
     """
     groups = []
-    for (dataset, backbone, shared), rows in grouped(comparison.rows, place_of):
+    without: list[str] = []
+    for (dataset, backbone, shared), rows in grouped(comparison.rows, lambda row: row.place):
         lines = []
         for method in comparison.methods:
             cells = [(row.reg, row.cells[method]) for row in rows if method in row.cells]
             style = style_of(method, comparison.methods)
             for number, (reg, cell) in enumerate(cells):
-                if frames := logs_of(cell, warn):
+                if frames := frames_of(cell, warn, without):
                     # Several settings of a method: from strong to faint.
                     opacity = round(1 - 0.65 * number / max(1, len(cells) - 1), 2)
-                    key = Key(label_of(method, reg), len(frames), style.colour, DASHES[style.line], opacity)
-                    lines.append(Line(key, *over_seeds(frames)))
+                    label = comparison.label(method, reg)
+                    key = Key(label, len(frames), style.colour, DASHES[style.line], opacity)
+                    lines.append(Line(key, *over_runs(frames)))
         if charts := [chart for name in quantities(lines) if (chart := chart_of(name, lines))]:
             title = ", ".join(filter(None, [dataset, backbone, show(shared)]))
             groups.append(Group(title, charts, [line.key for line in lines], []))
+    name_missing(without, warn)
     return groups
 
 
-def logs_of(cell: Cell, warn: Warn) -> "list[pd.DataFrame]":
-    found = []
-    for run in cell.runs:
-        try:
-            frame = runs.metrics(run)
-        except Damaged as error:
-            warn(f"not in the learning curves: {error}")
-            continue
-        if frame is None:
-            warn(f"not in the learning curves: {run_id(run)} has no metrics.jsonl, or an empty one")
-        else:
-            found.append(frame)
-    return found
-
-
-def over_seeds(frames: "list[pd.DataFrame]") -> "tuple[pd.DataFrame, pd.DataFrame]":
-    """Mean and sample std by step; missing where a run has no finite value, so that n is the same all along."""
-    import pandas as pd
-
-    steps = pd.concat(frames).select_dtypes("number").groupby("step")
-    complete = steps.count() == len(frames)
-    return steps.mean().where(complete), steps.std().where(complete)
+def title_of(comparison: Comparison, method: str, row: Row) -> str:
+    parts = [comparison.label(method, row.reg), row.dataset, row.backbone, show(row.shared)]
+    return ", ".join(filter(None, parts))
 
 
 def quantities(lines: list[Line]) -> list[str]:
-    """What was logged, in the order in which it is drawn: loss, its terms, accuracies."""
-    names = dict.fromkeys(name for line in lines for name in line.mean.columns)
-    return [name for name in ("loss", "cross_entropy", *runs.penalty_terms(names), *ACCURACIES) if name in names]
+    """The logged quantities in the order in which they are drawn: loss, its terms, accuracies."""
+    names = dict.fromkeys(str(name) for line in lines for name in line.mean.columns)
+    return [name for name in ("loss", "cross_entropy", *penalty_terms(names), *ACCURACIES) if name in names]
 
 
 def chart_of(name: str, lines: list[Line]) -> Chart | None:
-    """None where no line has two points: a single one is in the tables."""
+    """The chart of one quantity; None if no line has two points, because the tables have single ones."""
     curves = [(line, line.mean[name].dropna()) for line in lines if name in line.mean.columns]
     if not any(len(curve) > 1 for _, curve in curves):
         return None
@@ -141,10 +121,10 @@ def chart_of(name: str, lines: list[Line]) -> Chart | None:
     return Chart(TITLES.get(name, f"Penalty: {name}"), "iteration", traces)
 
 
-def trace_of(key: Key, curve: "pd.Series", std: "pd.Series") -> dict:
+def trace_of(key: Key, curve: pd.Series, std: pd.Series) -> dict[str, Any]:
     """A line, with its band where `std` is known at all of its points."""
     points = thinned(curve)
-    trace = {
+    trace: dict[str, Any] = {
         "type": "scatter",
         "name": escape(key.label, quote=False),  # plotly reads a few tags
         "legendgroup": key.label,
@@ -162,16 +142,14 @@ def trace_of(key: Key, curve: "pd.Series", std: "pd.Series") -> dict:
     return trace
 
 
-def thinned(curve: "pd.Series") -> "pd.Series":
+def thinned(curve: pd.Series) -> pd.Series:
     """At most POINTS of its points, evenly chosen, first and last among them."""
-    import numpy as np
-
     if len(curve) <= POINTS:
         return curve
     return curve.iloc[np.linspace(0, len(curve) - 1, POINTS).round().astype(int)]
 
 
-def rounded(values: list[float]) -> list[float]:
+def rounded(values: Sequence[float]) -> list[float]:
     """To 5 significant digits: the page holds them as text."""
     return [float(f"{value:.5g}") for value in values]
 
@@ -193,26 +171,26 @@ def attention_histograms(comparison: Comparison, warn: Warn) -> list[Group]:
             colour = style_of(method, comparison.methods).colour
             taps = dict.fromkeys(tap for one in weights for tap in one)
             charts = [histogram(tap, [one[tap] for one in weights if tap in one], colour) for tap in taps]
-            title = ", ".join(filter(None, [label_of(method, row.reg), row.dataset, row.backbone, show(row.shared)]))
             remarks = [f"{len(weights)} different sets of weights, pooled."] if len(weights) > 1 else []
-            groups.append(Group(title, charts, [], remarks))
+            groups.append(Group(title_of(comparison, method, row), charts, [], remarks))
     return groups
 
 
-def distinct_weights(cell: Cell, warn: Warn) -> "list[dict[str, np.ndarray]]":
-    found = {}
+def distinct_weights(cell: Cell, warn: Warn) -> list[dict[str, np.ndarray]]:
+    """The different channel weights of the runs of a cell; `warn` names a damaged file."""
+    found: dict[tuple[tuple[str, bytes], ...], dict[str, np.ndarray]] = {}
     for run in cell.runs:
-        if (run["folder"] / "attention.safetensors").exists():
-            from ..inspect.attention import weights_of  # imports torch when it reads a file
-
-            if weights := weights_of(run, warn):
-                found.setdefault(tuple((tap, values.tobytes()) for tap, values in weights.items()), weights)
+        try:
+            weights = channel_weights(run)
+        except Damaged as error:
+            warn(str(error))
+            continue
+        if weights:
+            found.setdefault(tuple((tap, values.tobytes()) for tap, values in weights.items()), weights)
     return list(found.values())
 
 
-def histogram(tap: str, weights: "list[np.ndarray]", colour: str) -> Chart:
-    import numpy as np
-
+def histogram(tap: str, weights: list[np.ndarray], colour: str) -> Chart:
     values = np.concatenate(weights)
     counts, edges = np.histogram(values, bins=BINS)
     trace = {
@@ -232,25 +210,23 @@ def histogram(tap: str, weights: "list[np.ndarray]", colour: str) -> Chart:
 
 
 def matched_amounts(comparison: Comparison) -> list[Group]:
-    """A group for each cell that logged the amounts of pairs of taps (L2T-ww): what `matching_figures` draws.
+    """A group for each cell that logged the amounts of pairs of taps (L2T-ww), as `matching_figures` draws them.
 
     For each source a map of the amounts at the end; for each of its taps a chart with a line for each target tap.
     """
     groups = []
     for row in comparison.rows:
         for method, cell in row.cells.items():
-            frames = logs_of(cell, lambda _: None)  # what is missing was named with the learning curves
+            frames = frames_of(cell, lambda _: None, [])  # the learning curves name missing and damaged files
             if frames and (drawn := amounts_of(frames, names_of_sources(cell.runs[0]))):
-                label = label_of(method, row.reg)
-                title = ", ".join(filter(None, [label, row.dataset, row.backbone, show(row.shared)]))
-                groups.append(Group(title, *drawn, []))
+                groups.append(Group(title_of(comparison, method, row), *drawn, []))
     return groups
 
 
-def amounts_of(frames: "list[pd.DataFrame]", sources: list[str]) -> tuple[list[Chart], list[Key]] | None:
+def amounts_of(frames: list[pd.DataFrame], sources: list[str]) -> tuple[list[Chart], list[Key]] | None:
     """Charts and the key of each target tap; None without any pair."""
-    mean, std = over_seeds(frames)
-    found = runs.matched_pairs(mean.columns[mean.notna().any()], sources)
+    mean, std = over_runs(frames)
+    found = matched_pairs(mean.columns[mean.notna().any()], sources)
     curves = {column: mean[column].dropna() for pairs in found.values() for column in pairs.values()}
     if not curves:
         return None
@@ -268,7 +244,7 @@ def amounts_of(frames: "list[pd.DataFrame]", sources: list[str]) -> tuple[list[C
 
 
 def amounts_map(source: str, amounts: dict[tuple[str, str], float], highest: float) -> Chart:
-    """By (source tap, target tap); a place without a pair stays empty. `highest`: where the colours end."""
+    """A heat map by (source tap, target tap), empty where there is no pair. `highest`: where the colours end."""
     rows, columns = (list(dict.fromkeys(pair[side] for pair in amounts)) for side in (0, 1))
     trace = {
         "type": "heatmap",

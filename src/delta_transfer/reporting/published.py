@@ -1,4 +1,4 @@
-"""Published numbers beside ours: published.csv, and in what our runs differ from how they were made.
+"""Published numbers beside ours: reads published.csv and names the settings in which our runs differ.
 
 published.csv holds only what could be verified: in a paper, a table made from it, or its authors' README (`source`).
 A mean without a std was published without one.
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 
-from .comparison import Cell, Comparison, Row, is_number, section
+from ..records.reading import Record, section
+from .comparison import Cell, Comparison, Row
 
 IMAGE_SIZES = {"inception_v3": 299, "vgg9_bn": 32}  # else 224
 
@@ -67,7 +68,7 @@ PROTOCOLS = {
 class Published:
     dataset: str
     backbone: str
-    method: str  # by its config name; plain fine-tuning is l2
+    method: str  # its name in the configuration; plain fine-tuning is l2
     protocol: str
     classes: int | None
     n_train: int | None
@@ -83,13 +84,17 @@ class Published:
 
 @cache
 def published() -> tuple[Published, ...]:
-    """All of published.csv."""
+    """All numbers of published.csv."""
     text = (files(__package__) / "published.csv").read_text(encoding="utf-8")
 
+    def count(text: str) -> int | None:
+        return int(text) if text else None
+
     def typed(row: dict[str, str]) -> Published:
-        counts = {key: int(row[key]) if row[key] else None for key in ("classes", "n_train", "n_test")}
-        std = float(row["std"]) if row["std"] else None
-        return Published(**row | counts | {"mean": float(row["mean"]), "std": std})
+        classes, n_train, n_test = (count(row[key]) for key in ("classes", "n_train", "n_test"))
+        mean, std = float(row["mean"]), float(row["std"]) if row["std"] else None
+        names = row["dataset"], row["backbone"], row["method"], row["protocol"]
+        return Published(*names, classes, n_train, n_test, mean, std, row["source"])
 
     return tuple(map(typed, csv.DictReader(text.splitlines())))
 
@@ -110,10 +115,7 @@ class Match:
 
 
 def against(comparison: Comparison, protocol: str) -> list[Match]:
-    """Every cell of `comparison` beside its published number.
-
-    Of several numbers for parts of one training set the one with the nearest number of training images is taken.
-    """
+    """Every cell of `comparison` beside its published number, chosen as in `find`."""
     made = []
     for row in comparison.rows:
         for method in comparison.methods:
@@ -126,19 +128,20 @@ def against(comparison: Comparison, protocol: str) -> list[Match]:
 
 def target_of(row: Row) -> str:
     """The network that was trained; a row may name its sources too."""
-    return section(next(iter(row.cells.values())).runs[0], "backbone")["name"]
+    return str(section(next(iter(row.cells.values())).runs[0], "backbone")["name"])
 
 
 def find(protocol: str, dataset: str, backbone: str, method: str, n_train: object) -> Published | None:
+    """The published number, of several the one with the nearest number of training images (None: with the most)."""
     key = (protocol, dataset, backbone, method)
     found = [one for one in published() if (one.protocol, one.dataset, one.backbone, one.method) == key]
-    if not is_number(n_train):
+    if not isinstance(n_train, int):
         return max(found, key=lambda one: one.n_train or 0, default=None)
     return min(found, key=lambda one: abs((one.n_train or n_train) - n_train), default=None)
 
 
-def facts_of(record: dict) -> dict[str, object]:
-    """What of a run can be compared with a published protocol."""
+def facts_of(record: Record) -> dict[str, object]:
+    """The settings of a run that can be compared with a published protocol."""
     schedule, backbone = section(record, "schedule"), section(record, "backbone")
     return {
         "weights": backbone.get("weights"),
@@ -154,7 +157,7 @@ def facts_of(record: dict) -> dict[str, object]:
 
 
 def differing(facts: dict[str, object], number: Published) -> list[str]:
-    """In what a run is not what was published, as far as both are known."""
+    """The settings in which a run differs from the published one, as far as both are known."""
     protocol = PROTOCOLS[number.protocol]
     theirs = (
         protocol.settings
@@ -174,13 +177,13 @@ def differing(facts: dict[str, object], number: Published) -> list[str]:
 
 
 def same(key: str, ours: object, theirs: object) -> bool:
-    if key == "weights" and theirs == "ImageNet":  # torchvision's first ones; its later recipes make other networks
+    if key == "weights" and theirs == "ImageNet":  # torchvision's first weights; later recipes make other networks
         return ours == "IMAGENET1K_V1"
     return ours == theirs
 
 
 def what_is_known(comparison: Comparison, protocol: str) -> list[str]:
-    """A line for each data set and backbone of ours without any number in `protocol`: what it does have."""
+    """A line for each data set and backbone of ours without any number in `protocol`, naming the backbones it has."""
     lines = []
     for dataset, backbone in dict.fromkeys((row.dataset, target_of(row)) for row in comparison.rows):
         mine = [one for one in published() if one.protocol == protocol and one.dataset == dataset]

@@ -6,10 +6,13 @@ from statistics import fmean
 from ..common.console import duration
 from ..common.tables import MISSING, Entry, Table, entries
 from ..records import reading as runs
-from ..records.reading import Damaged, Predictions
-from .comparison import Cell, Comparison, display, distinct_runs, facts, grouped, is_number, show, stages
+from ..records.reading import Damaged, Predictions, Record, is_number, stages
+from .comparison import Cell, Comparison, distinct_runs, grouped
 from .published import PROTOCOLS, against, what_is_known
+from .record_views import Replicate, facts, show
 from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paired, ranks, winner
+
+PredictionsOf = dict[Replicate, Predictions]
 
 BOLD = "Bold: ahead of every other method of its row, each time by a 95 % t interval of the paired difference by seed"
 UNSETTLED = "No method is ahead of all others of its row by a 95 % t interval of the paired difference by seed"
@@ -29,10 +32,10 @@ def accuracies(comparison: Comparison) -> Table:
         entries(row.dataset, row.backbone, row.settings, *(entry(row.cells.get(m)) for m in comparison.methods))
         for row in comparison.rows
     ]
-    header = ["dataset", "backbone", "settings", *map(display, comparison.methods)]
+    header = ["dataset", "backbone", "settings", *map(comparison.display, comparison.methods)]
     said = [BOLD if best else UNSETTLED] if any(map(comparable, decided)) else []
     several = [
-        f"{display(method)} on {contest.dataset}, {contest.backbone}"
+        f"{comparison.display(method)} on {contest.dataset}, {contest.backbone}"
         for contest in decided
         for method in contest.several
     ]
@@ -41,7 +44,7 @@ def accuracies(comparison: Comparison) -> Table:
 
 
 def verification(comparison: Comparison) -> Table:
-    """What else there is to say of verification runs than their pair accuracy; each the mean over seeds."""
+    """The numbers of verification runs beside their pair accuracy; each is the mean over seeds."""
     numbers = {
         "std over folds": ("pair_accuracy_std", ".1f"),
         "AUC": ("auc", ".4f"),
@@ -50,14 +53,18 @@ def verification(comparison: Comparison) -> Table:
     }
 
     def entry(cell: Cell, key: str, form: str) -> Entry:
-        found = [run.get(f"test_{key}") for run in cell.runs]
-        if not all(map(is_number, found)):
+        if not all(is_number(run.get(f"test_{key}")) for run in cell.runs):
             return Entry(MISSING)
-        return Entry(f"{fmean(found):{form}}", fmean(found))
+        mean = fmean(run[f"test_{key}"] for run in cell.runs)
+        return Entry(f"{mean:{form}}", mean)
 
     rows = [
         entries(
-            row.dataset, row.backbone, row.settings, display(m), *(entry(row.cells[m], *n) for n in numbers.values())
+            row.dataset,
+            row.backbone,
+            row.settings,
+            comparison.display(m),
+            *(entry(row.cells[m], *n) for n in numbers.values()),
         )
         for row in comparison.rows
         for m in comparison.methods
@@ -72,11 +79,11 @@ def verification(comparison: Comparison) -> Table:
 
 
 def costs(comparison: Comparison) -> Table | None:
-    """Iterations, of all stages together, and time of a run of each method; None where no record has a time."""
+    """Iterations of all stages together and time of a run of each method; None if no record has a time."""
 
-    def length(run: dict) -> tuple[int | None, int]:
+    def length(run: Record) -> tuple[int | None, int]:
         iterations = facts(run)["iterations"]
-        return iterations if is_number(iterations) and iterations > 0 else None, stages(run)
+        return iterations if isinstance(iterations, int) and iterations > 0 else None, stages(run)
 
     rows = []
     for method in comparison.methods:
@@ -89,13 +96,13 @@ def costs(comparison: Comparison) -> Table | None:
             if iterations is not None:
                 count = Entry(f"{iterations:,}" + f" in {in_stages} stages" * (in_stages > 1), iterations)
                 each = Entry(f"{1000 * seconds / iterations:.0f} ms", seconds / iterations)
-            rows.append(entries(display(method), count, Entry(duration(seconds), seconds), each, runs_alike))
+            rows.append(entries(comparison.display(method), count, Entry(duration(seconds), seconds), each, runs_alike))
     header = ["method", "iterations", "training time", "per iteration", "runs"]
     return Table("Cost of a run, mean over runs", header, rows, 1) if rows else None
 
 
 def comparable(contest: Contest) -> bool:
-    """Whether two methods have an interval between them."""
+    """Whether two of its methods have two seeds in common, so that there is an interval between them."""
     cells = list(contest.cells.values())
     return not contest.several and any(
         len(one.values.keys() & other.values.keys()) > 1 for i, one in enumerate(cells) for other in cells[:i]
@@ -104,12 +111,18 @@ def comparable(contest: Contest) -> bool:
 
 def differences(comparison: Comparison, baseline: str) -> Table | None:
     """Each method minus the baseline, paired by seed; None where there is no pair."""
-    title = f"Difference to {display(baseline)} in points, paired by seed: mean [95 % t interval] (n)"
+    title = f"Difference to {comparison.display(baseline)} in points, paired by seed: mean [95 % t interval] (n)"
     return by_contest(comparison, baseline, title, difference_entry, [])
 
 
-def by_contest(comparison: Comparison, baseline: str, title: str, entry: Callable, notes: list[str]) -> Table | None:
-    """A row for each contest, an `entry(contest, method, baseline)` for each other method; None if all are missing."""
+def by_contest(
+    comparison: Comparison,
+    baseline: str,
+    title: str,
+    entry: Callable[[Contest, str, str], Entry],
+    notes: list[str],
+) -> Table | None:
+    """A row for each contest with an `entry` of (contest, method, baseline) for each other method; None without any."""
     others = [method for method in comparison.methods if method != baseline]
     rows = []
     for contest in contests(comparison):
@@ -118,7 +131,7 @@ def by_contest(comparison: Comparison, baseline: str, title: str, entry: Callabl
             rows.append(entries(contest.dataset, contest.backbone, show(contest.shared), *cells))
     if not rows:
         return None
-    header = ["dataset", "backbone", "settings", *map(display, others)]
+    header = ["dataset", "backbone", "settings", *map(comparison.display, others)]
     return without_empty_settings(Table(title, header, rows, 3, notes=notes))
 
 
@@ -131,14 +144,7 @@ def difference_entry(contest: Contest, method: str, baseline: str) -> Entry:
 
 def by_image_table(comparison: Comparison, baseline: str, warn: Callable[[str], None]) -> Table | None:
     """Each method minus the baseline, over the same test images; None without stored predictions."""
-    title = (
-        f"Difference to {display(baseline)} in points, paired by test image: mean [95 % bootstrap interval] (n images)"
-    )
-    notes = [
-        "An image counts with its mean over seeds. The interval says what other test images might have given, not what "
-        "other seeds might; with a single seed, p is McNemar's exact test"
-    ]
-    theirs: dict[int, dict[tuple, Predictions]] = {}  # of the contest at hand: read once, a damaged file is named once
+    theirs: dict[int, PredictionsOf] = {}  # of the baseline in one contest, so that a damaged file is named once
 
     def entry(contest: Contest, method: str, baseline: str) -> Entry:
         if not {method, baseline} <= contest.cells.keys():
@@ -146,34 +152,34 @@ def by_image_table(comparison: Comparison, baseline: str, warn: Callable[[str], 
         if id(contest) not in theirs:
             theirs.clear()
             theirs[id(contest)] = predictions_of(contest.cells[baseline], warn)
-        return by_image_entry(contest, method, theirs[id(contest)], warn)
+        ours, other = predictions_of(contest.cells[method], warn), theirs[id(contest)]
+        pairs = [(ours[key], other[key]) for key in sorted(ours.keys() & other.keys())]
+        if not pairs:
+            return Entry(MISSING)
+        try:
+            difference = by_image(pairs)
+        except ValueError as error:
+            place = f"{contest.dataset}, {contest.backbone}"
+            warn(f"no per-image test of {comparison.display(method)} on {place}: {error}")
+            return Entry(MISSING)
+        p = f", p={mcnemar(*pairs[0])[2]:.2g}" if len(pairs) == 1 else ""
+        return Entry(f"{difference}{p}", difference.mean)
 
+    name = comparison.display(baseline)
+    title = f"Difference to {name} in points, paired by test image: mean [95 % bootstrap interval] (n images)"
+    notes = [
+        "An image counts with its mean over seeds. The interval says what other test images might have given, not what "
+        "other seeds might; with a single seed, p is McNemar's exact test"
+    ]
     made = by_contest(comparison, baseline, title, entry, notes)
     if made is None:
-        warn(f"no per-image test: no predictions.npz of {display(baseline)} and another method with the same seed")
+        warn(f"no per-image test: no stored predictions of {name} and another method with the same seed")
     return made
 
 
-def by_image_entry(
-    contest: Contest, method: str, theirs: dict[tuple, Predictions], warn: Callable[[str], None]
-) -> Entry:
-    ours = predictions_of(contest.cells[method], warn)
-    pairs = [(ours[key], theirs[key]) for key in sorted(ours.keys() & theirs.keys())]
-    if not pairs:
-        return Entry(MISSING)
-    try:
-        difference = by_image(pairs)
-    except ValueError as error:
-        warn(f"no per-image test of {display(method)} on {contest.dataset}, {contest.backbone}: {error}")
-        return Entry(MISSING)
-    text = str(difference)
-    if len(pairs) == 1:
-        text += f", p={mcnemar(*pairs[0])[2]:.2g}"
-    return Entry(text, difference.mean)
-
-
-def predictions_of(cell: Cell, warn: Callable[[str], None]) -> dict[tuple, Predictions]:
-    found = {}
+def predictions_of(cell: Cell, warn: Callable[[str], None]) -> PredictionsOf:
+    """The predictions of the runs of a cell that have them; a damaged file is named through `warn`."""
+    found: PredictionsOf = {}
     for key, run in zip(cell.values, cell.runs, strict=True):
         try:
             if (made := runs.predictions(run)) is not None:
@@ -186,7 +192,7 @@ def predictions_of(cell: Cell, warn: Callable[[str], None]) -> dict[tuple, Predi
 def mean_ranks(comparison: Comparison) -> Table | None:
     """Mean rank over the data sets and backbones that have every method; None with fewer than two of them.
 
-    Several settings of one data set and backbone are not several data sets: such a pair is left out, which is said.
+    Several settings of one data set and backbone are not several data sets: a note names such a pair as left out.
     """
     methods, complete, left_out = comparison.methods, [], []
     for place, found in grouped(contests(comparison), lambda contest: f"{contest.dataset} with {contest.backbone}"):
@@ -207,7 +213,7 @@ def mean_ranks(comparison: Comparison) -> Table | None:
     row = entries(f"{made.rows} rows", *(Entry(f"{made.mean[m]:.2f}", made.mean[m]) for m in methods))
     title = "Mean rank over data sets and backbones that have every method (1 is best)"
     notes = [f"Left out, with several settings outside reg: {', '.join(left_out)}"] if left_out else []
-    return Table(title, ["", *map(display, methods)], [row], 1, [said], notes)
+    return Table(title, ["", *map(comparison.display, methods)], [row], 1, [said], notes)
 
 
 def beside_published(comparison: Comparison, protocol: str) -> Table:
@@ -220,7 +226,7 @@ def beside_published(comparison: Comparison, protocol: str) -> Table:
                 match.row.dataset,
                 match.row.backbone,
                 match.row.settings,
-                display(match.method),
+                comparison.display(match.method),
                 Entry(str(match.cell), match.cell.mean),
                 Entry(str(number), number.mean) if number else Entry(MISSING),
                 Entry(f"{difference:+.1f}", difference) if number else Entry(MISSING),
@@ -246,7 +252,7 @@ def beside_published(comparison: Comparison, protocol: str) -> Table:
 
 
 def without_empty_settings(table: Table) -> Table:
-    """The same without the column of settings where no row has any."""
+    """The table without its column of settings if that is empty."""
     i = table.header.index("settings")
     if any(row[i].text for row in table.rows):
         return table

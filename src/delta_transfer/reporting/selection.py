@@ -1,6 +1,6 @@
-"""Which reg settings of a method did best on validation data, and the command that trains with them.
+"""Chooses the reg settings of each method that did best on validation data, and makes the command of the final runs.
 
-Pure functions, no I/O. One rule for hold-out and cross-validation; test accuracies have no part in it.
+Pure functions, no I/O. Hold-out and cross-validation have the same rule; test accuracies have no part in it.
 """
 
 import math
@@ -8,24 +8,9 @@ import re
 import shlex
 from dataclasses import dataclass
 
-from .comparison import (
-    Cell,
-    Comparison,
-    Replicate,
-    Settings,
-    common,
-    config_of,
-    display,
-    folds,
-    grouped,
-    is_number,
-    reg_settings,
-    section,
-    settings,
-    settings_order,
-    show,
-    strengths,
-)
+from ..records.reading import Record, config_of, folds, is_number, section
+from .comparison import Cell, Comparison, grouped, settings_order
+from .record_views import Replicate, Settings, common, reg_settings, settings, show, strengths
 
 # The final runs train on all training images, with seeds of their own, wherever they are started.
 NOT_FINAL = {"split", "seed", "device", "dry_run"}
@@ -45,7 +30,7 @@ class Choice:
     remark: str  # how it was decided
 
     def __str__(self) -> str:
-        # What did not vary in the table has no name there, but here it is what was chosen.
+        # A value that all candidates share has no name in the table, but here it was chosen.
         runs = [reg_settings(run) for run in self.best.cell.runs]
         values = self.best.reg or common(runs, strengths(runs[0]))
         words = filter(None, [show(values), str(self.best.cell), self.remark])
@@ -59,22 +44,23 @@ class Selection:
     warnings: list[str]
 
 
-def choose(comparison: Comparison, failed: list[dict]) -> Selection:
+def choose(comparison: Comparison, failed: list[Record]) -> Selection:
     """The best candidate of each method, dataset, backbone and setting outside reg; `failed`: records of its runs."""
     if comparison.metric != "val_top1":
         raise ValueError(f"settings are chosen on validation data, not by {comparison.metric}")
     made = Selection([], [], [])
-    for (dataset, backbone, shared), rows in grouped(comparison.rows, lambda r: (r.dataset, r.backbone, r.shared)):
+    for (dataset, backbone, shared), rows in grouped(comparison.rows, lambda row: row.place):
         place = ", ".join(filter(None, [dataset, backbone, show(shared)]))
         for method in comparison.methods:
             candidates = [Candidate(row.reg, row.cells[method]) for row in rows if method in row.cells]
             if candidates:
                 hopeless = without_result(candidates, failed)
-                choose_one(f"{display(method)} on {place}", candidates, hopeless, made)
+                choose_one(f"{comparison.display(method)} on {place}", candidates, hopeless, made)
     return made
 
 
 def choose_one(what: str, candidates: list[Candidate], hopeless: list[Settings], made: Selection) -> None:
+    """Adds to `made` the best of `candidates`, or why there is none; `hopeless`: settings whose every run failed."""
     ran = {key for candidate in candidates for key in candidate.cell.values}
     if nobody := planned(candidates) - ran:
         made.warnings.append(f"incomplete: {what}: no run with {names_of(nobody, ran | nobody)}")
@@ -98,14 +84,13 @@ def choose_one(what: str, candidates: list[Candidate], hopeless: list[Settings],
 
 
 def best_of(candidates: list[Candidate]) -> tuple[Candidate, str]:
-    """Highest mean accuracy; of those, lowest mean loss; of those, smallest settings. And words about a tie."""
+    """The highest mean accuracy, then the lowest mean loss, then the smallest settings; and words about a tie."""
     top = max(candidate.cell.mean for candidate in candidates)
-    # Few validation images tie often, up to the rounding of a mean.
+    # Accuracies on few validation images are often equal up to the rounding of a mean.
     equal = [candidate for candidate in candidates if math.isclose(candidate.cell.mean, top)]
-    losses = [candidate.cell.val_loss for candidate in equal]
-    if None in losses:
-        left = equal
-    else:
+    losses = [loss for candidate in equal if (loss := candidate.cell.val_loss) is not None]
+    left = equal
+    if len(losses) == len(equal):
         left = [one for one, loss in zip(equal, losses, strict=True) if math.isclose(loss, min(losses))]
     best = min(left, key=lambda candidate: settings_order(candidate.reg))
     if len(left) > 1:
@@ -116,17 +101,18 @@ def best_of(candidates: list[Candidate]) -> tuple[Candidate, str]:
 
 
 def at_the_edge(best: Candidate, compared: list[Candidate]) -> str:
-    """Words for a number that is the smallest or largest of three or more: one beyond it may do better."""
+    """Words about a value that is the smallest or largest of three or more, because one beyond it may do better."""
     words = ""
     for key, value in best.reg:
-        tried = {dict(candidate.reg)[key] for candidate in compared}
-        if len(tried) > 2 and all(map(is_number, tried)) and value in (min(tried), max(tried)):
+        values = {dict(candidate.reg)[key] for candidate in compared}
+        tried = [one for one in values if isinstance(one, (int, float)) and is_number(one)]
+        if len(tried) == len(values) > 2 and value in (min(tried), max(tried)):
             words += f"; {key} is the {'smallest' if value == min(tried) else 'largest'} that was tried"
     return words
 
 
-def without_result(candidates: list[Candidate], failed: list[dict]) -> list[Settings]:
-    """The reg settings, of the same method and place as `candidates`, of which there are only failed runs."""
+def without_result(candidates: list[Candidate], failed: list[Record]) -> list[Settings]:
+    """The reg settings, of the method and place of `candidates`, whose runs all failed."""
     runs = [run for candidate in candidates for run in candidate.cell.runs]
     finished = [reg_settings(run) for run in runs]
     lost = [reg_settings(run) for run in failed if group_of(run) == group_of(runs[0])]
@@ -139,8 +125,9 @@ def without_result(candidates: list[Candidate], failed: list[dict]) -> list[Sett
     return sorted(set(varying), key=settings_order)
 
 
-def group_of(record: dict) -> tuple:
-    if not config_of(record).get("source"):  # whatever it was placed beside
+def group_of(record: Record) -> tuple[object, ...]:
+    """What a candidate and a failed run of the same method and place share."""
+    if not config_of(record).get("source"):  # a copy that `beside_sources` made names the sources of other runs
         record = record | {"sources": None}
     names = [section(record, group).get("name") for group in ("dataset", "backbone", "reg")]
     return names, settings(record, "val_top1")
@@ -157,10 +144,10 @@ def planned(candidates: list[Candidate]) -> set[Replicate]:
 
 
 def command(choice: Choice, seeds: int) -> str | None:
-    """The shell command of the final runs; None if no record says how its run was asked for."""
+    """The shell command of the final runs; None if no record has the overrides of its run."""
     for run in choice.best.cell.runs:
         overrides = run.get("overrides")
-        # Nothing validates without having been told to: an empty list is no answer either.
+        # A run validates only if an override says so: an empty list is no answer either.
         if overrides and isinstance(overrides, list) and all(map(is_override, overrides)):
             kept = final(overrides)
             # A chosen value that was the default is spelled out too.
@@ -173,17 +160,17 @@ def command(choice: Choice, seeds: int) -> str | None:
 
 
 def is_override(text: object) -> bool:
-    """Of a key of a run, not an option or a setting of Hydra's: one of those can name any code to be called."""
+    """Whether `text` sets a key of a run. Options and settings of Hydra are refused: they can name any code to call."""
     return isinstance(text, str) and bool(re.match(r"[+~]*(?!hydra\b)[A-Za-z_][\w./@-]*(=|$)", text))
 
 
 def final(overrides: list[str]) -> list[str]:
-    """Those that the final runs share with the run that had `overrides`; of one key, the last."""
+    """The overrides that the final runs share with the run that had these; of one key, the last."""
     kept: dict[str, str] = {}
     for override in overrides:
         key = override.partition("=")[0]
         if key.lstrip("+~").partition(".")[0] not in NOT_FINAL:
-            kept.pop(key, None)  # the last one, where it stands
+            kept.pop(key, None)  # the last one keeps its own place
             kept[key] = override
     return list(kept.values())
 

@@ -7,20 +7,21 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .comparison import Cell, Comparison, Row, Settings, grouped
+from .comparison import Cell, Comparison, grouped
+from .record_views import Settings
 
 if TYPE_CHECKING:
     from ..records.reading import Predictions
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000  # of the bootstrap
-ENOUGH_IMAGES = 6  # that differ: of fewer, all on one side, the sign test's p is 0.06, whatever a resample says
+ENOUGH_IMAGES = 6  # that differ: with 5, all on one side, the sign test's p is still 0.06
 ENOUGH_ROWS = 5  # for a critical difference: with fewer, ranks can hardly differ by more than chance
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two methods, in points of accuracy, with its 95 % interval; none where there is too little for one."""
+    """The difference of two methods in points of accuracy, with its 95 % interval if there is enough for one."""
 
     mean: float
     low: float | None
@@ -29,7 +30,7 @@ class Difference:
 
     @property
     def excludes_zero(self) -> bool:
-        return self.low is not None and (self.low > 0 or self.high < 0)
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
         interval = "" if self.low is None else f" [{self.low:+.1f}, {self.high:+.1f}]"
@@ -39,13 +40,13 @@ class Difference:
 def paired(ours: Cell, theirs: Cell) -> Difference | None:
     """Mean of ours - theirs over the seeds that both have, t interval with n - 1 degrees of freedom; None without any.
 
-    All methods of one seed see the same batches, which is what makes them pairs.
+    Runs of one seed are pairs because all methods see the same batches.
     """
     differences = [ours.values[key] - theirs.values[key] for key in sorted(ours.values.keys() & theirs.values.keys())]
     if not differences:
         return None
     n, mean = len(differences), math.fsum(differences) / len(differences)
-    # Accuracies on few images are often equal to the last digit, which is no certainty.
+    # Few images often give equal differences, which is no certainty: an interval of width 0 would claim one.
     if n == 1 or math.isclose(min(differences), max(differences), abs_tol=1e-9):
         return Difference(mean, None, None, n)
     from scipy import stats
@@ -58,9 +59,9 @@ def paired(ours: Cell, theirs: Cell) -> Difference | None:
 def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
     """Difference in accuracy, (ours, theirs) of each seed, with a bootstrap interval over the test images.
 
-    The unit is the image: its difference is the mean over the seeds, so that being seen by several networks
-    counts once. Percentile interval, 2,000 resamples, generator seeded; none where all differences are equal or fewer
-    than ENOUGH_IMAGES are not 0. Raises ValueError if the images differ.
+    The unit is the image: its difference is the mean over the seeds, so that an image counts once however many networks
+    saw it. Percentile interval, 2,000 resamples, seeded generator; no interval if all differences are equal or fewer
+    than ENOUGH_IMAGES of them are not 0. Raises ValueError if the images differ.
     """
     import numpy as np
     from scipy import stats
@@ -86,7 +87,7 @@ def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
 
 
 def mcnemar(ours: "Predictions", theirs: "Predictions") -> tuple[int, int, float]:
-    """Images that only ours gets right, that only theirs does, and McNemar's exact two-sided p of the two counts."""
+    """How many images only ours gets right, how many only theirs, and McNemar's exact two-sided p of the two counts."""
     from scipy import stats
 
     only_ours = int((ours.correct & ~theirs.correct).sum())
@@ -101,18 +102,18 @@ def mcnemar(ours: "Predictions", theirs: "Predictions") -> tuple[int, int, float
 
 @dataclass(frozen=True)
 class Contest:
-    """The methods of one data set, backbone and setting outside reg, each with one setting of its own."""
+    """The methods that can be compared: of one data set, backbone and setting outside reg, each with one setting."""
 
     dataset: str
     backbone: str
     shared: Settings
     cells: dict[str, Cell]
-    several: list[str]  # methods left out: run with several settings, of which none may be picked by test accuracy
+    several: list[str]  # methods with several settings, left out because none may be picked by its test accuracy
 
 
 def contests(comparison: Comparison) -> list[Contest]:
     made = []
-    for (dataset, backbone, shared), rows in grouped(comparison.rows, place_of):
+    for (dataset, backbone, shared), rows in grouped(comparison.rows, lambda row: row.place):
         cells = {method: [row.cells[method] for row in rows if method in row.cells] for method in comparison.methods}
         single = {method: found[0] for method, found in cells.items() if len(found) == 1}
         several = [method for method, found in cells.items() if len(found) > 1]
@@ -120,15 +121,11 @@ def contests(comparison: Comparison) -> list[Contest]:
     return made
 
 
-def place_of(row: Row) -> tuple:
-    return row.dataset, row.backbone, row.shared
-
-
 def winner(contest: Contest) -> str | None:
     """The method whose paired difference to every other one is positive with an interval that excludes zero.
 
-    No correction for the number of comparisons. None where a method has several settings: the best of them by test
-    accuracy would have been selected on test data.
+    There is no correction for the number of comparisons. None if a method has several settings: the best of them by
+    test accuracy would have been selected on test data.
     """
     if contest.several or len(contest.cells) < 2:
         return None
@@ -150,12 +147,12 @@ class Ranks:
 
     mean: dict[str, float]
     rows: int
-    friedman_p: float | None  # of "all methods are alike"
+    friedman_p: float | None  # for the hypothesis that all methods are alike
     critical_difference: float | None  # mean ranks further apart than this differ (Nemenyi); None with too few rows
 
 
 def ranks(scores: list[dict[str, float]]) -> Ranks | None:
-    """`scores`: accuracies by method, one entry a row; None unless two rows or more share two methods or more.
+    """Mean ranks over `scores`, the accuracies by method of each row; None unless two rows share two methods.
 
     Friedman's test and Nemenyi's critical difference q * sqrt(k (k + 1) / (6 N)) at 95 %, q the studentized range with
     infinite degrees of freedom over sqrt(2) (Demsar, JMLR 2006), rows taken as independent.

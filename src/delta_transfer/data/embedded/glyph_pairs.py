@@ -1,16 +1,40 @@
 """An embedded verification task: do two images show the same letter, of a script that was not trained on?"""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...common.errors import UserError
-from ...config import GlyphPairsConfig
+from ...common.options import LARGEST_BATCH, LARGEST_SIDE, LONGEST, MISSING, option
 from ..dataset import Dataset
+from ..options import EmbeddedConfig, PairsConfig
 from ..pairs import draw_pairs, with_pairs
+from ..registry import reader
 from .glyphs import SCRIPTS, glyphs, letter_shapes
 
 
+@dataclass
+class GlyphPairsConfig(EmbeddedConfig, PairsConfig):
+    scripts: list[str] = option(MISSING, "alphabets to train on")
+    test_scripts: list[str] = option(MISSING, "alphabets of the pairs, without letters that look like one of scripts")
+    train_per_class: int = option(MISSING, "training images of each letter", at_least=1, at_most=LARGEST_BATCH)
+    test_per_class: int = option(
+        MISSING, "images of each letter that pairs are made of", at_least=1, at_most=LARGEST_BATCH
+    )
+    pair_folds: int = option(10, "number of folds that the letters are dealt out to", at_least=2, at_most=LONGEST)
+    pairs_per_fold: int = option(
+        MISSING,
+        "pairs of one letter in each fold; there are as many pairs of two letters",
+        at_least=1,
+        at_most=LARGEST_BATCH,
+    )
+    render_size: int = option(
+        MISSING, "pixels of the rendered image, before backbone.resize", at_least=1, at_most=LARGEST_SIDE
+    )
+    render_seed: int = option(0, "seed of the rendering", at_least=0)
+
+
+@reader("glyph_pairs", title="the same letters in pairs: one letter or two?", options=GlyphPairsConfig)
 def glyph_pairs(root: None, config: GlyphPairsConfig) -> Dataset:
     """Trains on the letters of `scripts`; pairs are of letters of `test_scripts` that look like none of those."""
     size, seed = config.render_size, config.render_seed

@@ -22,7 +22,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, features
 
 from ...common.errors import UserError
+from ...common.options import LARGEST_BATCH, LARGEST_SIDE, MISSING, option
 from ..dataset import Dataset
+from ..options import EmbeddedConfig
+from ..registry import reader
 
 RENDERER = 1  # part of the fingerprint: raise it with every change below that moves a pixel or a label
 
@@ -44,6 +47,22 @@ FACES = (
 )
 
 MIN_SIZE = 8  # pixels; below this no letter is left to recognise
+
+
+@dataclass
+class GlyphsConfig(EmbeddedConfig):
+    scripts: list[str] = option(MISSING, "alphabets whose letters are the classes")
+    train_per_class: int = option(MISSING, "training images of each letter", at_least=1, at_most=LARGEST_BATCH)
+    test_per_class: int = option(MISSING, "test images of each letter", at_least=1, at_most=LARGEST_BATCH)
+    render_size: int = option(
+        MISSING, "pixels of the rendered image, before backbone.resize", at_least=1, at_most=LARGEST_SIDE
+    )
+    render_seed: int = option(0, "seed of the rendering", at_least=0)
+
+
+@reader("glyphs", title="letters drawn with the fonts that come with matplotlib", options=GlyphsConfig)
+def read_glyphs(root: None, config: GlyphsConfig) -> Dataset:
+    return glyphs(config.scripts, config.train_per_class, config.test_per_class, config.render_size, config.render_seed)
 
 
 def glyphs(scripts: Sequence[str], train_per_class: int, test_per_class: int, size: int, seed: int) -> Dataset:

@@ -8,12 +8,36 @@ import numpy as np
 
 from ...common.console import shorten_list
 from ...common.errors import UserError
-from ...config import DrawnConfig
+from ...common.options import MISSING, option
 from ..dataset import Dataset
 from ..files import from_files
+from ..options import DatasetConfig
+from ..registry import reader
+from .torchvision_sets import downloader
 
 # With numbering=fixed training images have numbers up to this one, test images the numbers after it.
 FIXED_TRAIN = 60
+
+
+@dataclass
+class DrawnConfig(DatasetConfig):
+    """A data set without an official split: a number of images of each class, drawn with `subset_seed`."""
+
+    train_per_class: int = option(MISSING, "training images drawn from each class", at_least=1)
+    test_per_class: int | None = option(
+        None, "test images drawn from each class; null means all that are left", at_least=1
+    )
+    clutter: bool = option(False, "read the background class, too")
+    numbering: str = option(
+        "random",
+        "which images are drawn: random ones, or fixed numbers (1..N train, 61..80 test), as in the code of L2-SP",
+        choices=("random", "fixed"),
+    )
+
+    @property
+    def as_published(self) -> bool:
+        return self.official is not None and self.train_per_class * self.official.classes == self.official.train
+
 
 Draw = tuple[list[int], list[int]]  # numbers of the training and of the test images of one class
 
@@ -33,11 +57,41 @@ CALTECH101 = Layout(
 )
 
 
+def download_caltech256(root: Path) -> None:
+    """torchvision's download. Raises UserError where it would not put the files into `root`."""
+    if root.name != "caltech256":
+        raise UserError(
+            f"torchvision puts Caltech-256 into a folder called caltech256, but dataset.root is {root}: pass "
+            "dataset.root=DIR/caltech256."
+        )
+    from torchvision.datasets import Caltech256  # slow to import
+
+    Caltech256(root.parent, download=True)
+
+
+@reader(
+    "caltech256",
+    title="Caltech-256",
+    options=DrawnConfig,
+    needs=("256_ObjectCategories",),
+    source="256_ObjectCategories.tar (1.2 GB) from https://data.caltech.edu/records/nyy15-4j048",
+    archives=("256_ObjectCategories.tar",),
+    download=download_caltech256,
+)
 def caltech256(root: Path, config: DrawnConfig) -> Dataset:
     """Draws from 256_ObjectCategories/<NNN.class>/<NNN_NNNN.jpg>; see `_drawn`."""
     return _drawn(CALTECH256, root, config)
 
 
+@reader(
+    "caltech101",
+    title="Caltech-101",
+    options=DrawnConfig,
+    needs=("caltech101/101_ObjectCategories",),
+    source="caltech-101.zip from https://data.caltech.edu/records/mzrjq-6wc02 (101_ObjectCategories in a folder "
+    "caltech101)",
+    download=downloader("Caltech101"),
+)
 def caltech101(root: Path, config: DrawnConfig) -> Dataset:
     """Draws from caltech101/101_ObjectCategories/<class>/<image_NNNN.jpg>; see `_drawn`."""
     if config.numbering == "fixed":
@@ -116,15 +170,3 @@ def _draw_by_number(title: str, images: dict[int, str], label: int, config: Draw
             f"{FIXED_TRAIN + 1}..{last}: it lacks {shorten_list(absent)}."
         )
     return train, test
-
-
-def download_caltech256(root: Path) -> None:
-    """torchvision's download. Raises UserError where it would not put the files into `root`."""
-    if root.name != "caltech256":
-        raise UserError(
-            f"torchvision puts Caltech-256 into a folder called caltech256, but dataset.root is {root}: pass "
-            "dataset.root=DIR/caltech256."
-        )
-    from torchvision.datasets import Caltech256  # slow to import
-
-    Caltech256(root.parent, download=True)

@@ -6,11 +6,19 @@ import numpy as np
 
 from ...common.console import shorten_list
 from ...common.errors import UserError
-from ...config import DatasetConfig
 from ..dataset import Dataset
 from ..files import from_files
+from ..options import DatasetConfig
+from ..registry import reader
 
 
+@reader(
+    "dogs",
+    title="Stanford Dogs",
+    needs=("train_list.mat", "test_list.mat", "Images"),
+    source="images.tar and lists.tar from http://vision.stanford.edu/aditya86/ImageNetDogs/",
+    archives=("images.tar", "lists.tar"),
+)
 def dogs(root: Path, config: DatasetConfig) -> Dataset:
     """Reads train_list.mat and test_list.mat: `file_list`, paths below Images/, and `labels`, 1-based.
 

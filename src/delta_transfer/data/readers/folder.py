@@ -1,15 +1,18 @@
 """Any folder of images: with a test part of its own, or one tree of classes that a seeded draw splits."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ...common.console import log, shorten_list
 from ...common.errors import UserError
-from ...config import FolderConfig
+from ...common.options import option
 from ..dataset import Dataset
 from ..files import from_files
+from ..options import DatasetConfig
+from ..registry import reader
 
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 # Of pictures that are not read here: telephones and cameras make them, and nobody should miss them unawares.
@@ -20,6 +23,19 @@ TEST_PARTS = ("test", "testing", "val", "valid", "validation")  # the first of t
 LAYOUTS = "dataset=folder reads DIR/train/<class>/* with DIR/test/<class>/*, or DIR/<class>/* (dataset.root=DIR)"
 
 
+@dataclass
+class FolderConfig(DatasetConfig):
+    test_fraction: float = option(
+        0.2,
+        "fraction of each class that is tested on, drawn with subset_seed where there is no test folder",
+        above=0,
+        below=1,
+    )
+
+
+@reader(
+    "folder", title="A folder of images", options=FolderConfig, source="images of your own, a folder for each class"
+)
 def folder(root: Path | None, config: FolderConfig) -> Dataset:
     """Reads train/<class>/** with test/<class>/** (or another name of TEST_PARTS), else splits one tree <class>/**.
 

@@ -5,21 +5,42 @@ it is trained on.
 """
 
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ...common.console import shorten_list
 from ...common.errors import UserError
-from ...config import LFWConfig
+from ...common.options import LONGEST, option
 from ..dataset import Dataset, Pairs
 from ..files import from_files, read_lines
+from ..options import PairsConfig
 from ..pairs import with_pairs
+from ..registry import reader
 from .folder import SUFFIXES
 
 Face = tuple[str, int]  # person and number
 
 
+@dataclass
+class LFWConfig(PairsConfig):
+    train_root: str | None = option(
+        None,
+        "folder <person>/<image> to train on; null means the persons of LFW that are in no pair",
+        identity=False,
+    )
+    min_images: int = option(2, "a person with fewer images is not trained on", at_least=1, at_most=LONGEST)
+
+
+@reader(
+    "lfw",
+    title="Labeled Faces in the Wild",
+    options=LFWConfig,
+    needs=("pairs.txt", "lfw"),
+    source="lfw.tgz and pairs.txt of http://vis-www.cs.umass.edu/lfw/ (or from a mirror, when it is not reachable)",
+    archives=("lfw.tgz",),
+)
 def lfw(root: Path, config: LFWConfig) -> Dataset:
     """Tests on the pairs; trains on `train_root`/<person>/<image>, or on the persons of LFW that are in no pair.
 

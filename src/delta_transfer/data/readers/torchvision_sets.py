@@ -6,53 +6,100 @@ count as training images. torchvision imports torch, which takes seconds, so it 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from ...common.console import shorten_list
 from ...common.errors import UserError
-from ...config import DatasetConfig, DTDConfig
 from ..dataset import Dataset
 from ..files import from_arrays, from_files
+from ..options import DatasetConfig
+from ..registry import reader
 
 
-def food101(root: Path, config: DatasetConfig) -> Dataset:
-    return _from_lists("Food101", "food101", root / "food-101", ["train"], "train.json and test.json")
+@cache  # equal for equal names: a sweep fetches once
+def downloader(class_name: str) -> Callable[[Path], None]:
+    """The function (root) that lets torchvision fetch what is not there yet; it raises whatever torchvision raises."""
+
+    def download(root: Path) -> None:
+        from torchvision import datasets
+
+        getattr(datasets, class_name)(root, download=True)
+
+    return download
 
 
-def dtd(root: Path, config: DTDConfig) -> Dataset:
-    k = config.partition
-    listed_in = f"train{k}.txt, val{k}.txt and test{k}.txt"
-    return _from_lists("DTD", "dtd", root / "dtd", ["train", "val"], listed_in, partition=k)
-
-
-def aircraft(root: Path, config: DatasetConfig) -> Dataset:
-    listed_in = "images_variant_trainval.txt and images_variant_test.txt"
-    return _from_lists("FGVCAircraft", "aircraft", root / "fgvc-aircraft-2013b", ["trainval"], listed_in)
-
-
+@reader(
+    "pets",
+    title="Oxford-IIIT Pets",
+    needs=("oxford-iiit-pet/annotations", "oxford-iiit-pet/images"),
+    source="images.tar.gz and annotations.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/pets/",
+    download=downloader("OxfordIIITPet"),
+)
 def pets(root: Path, config: DatasetConfig) -> Dataset:
     return _from_lists("OxfordIIITPet", "pets", root / "oxford-iiit-pet", ["trainval"], "trainval.txt and test.txt")
 
 
+@reader(
+    "cars",
+    title="Stanford Cars",
+    needs=(
+        "stanford_cars/devkit/cars_train_annos.mat",
+        "stanford_cars/cars_test_annos_withlabels.mat",
+        "stanford_cars/cars_train",
+        "stanford_cars/cars_test",
+    ),
+    source="cars_train.tgz, cars_test.tgz, car_devkit.tgz and cars_test_annos_withlabels.mat from a mirror "
+    "(ai.stanford.edu no longer serves them) into a folder stanford_cars",
+    archives=("stanford_cars/cars_train.tgz", "stanford_cars/cars_test.tgz", "stanford_cars/car_devkit.tgz"),
+)
 def cars(root: Path, config: DatasetConfig) -> Dataset:
     listed_in = "cars_train_annos.mat and cars_test_annos_withlabels.mat"
     return _from_lists("StanfordCars", "cars", root / "stanford_cars", ["train"], listed_in)
 
 
+@reader(
+    "flowers102",
+    title="Flowers-102",
+    needs=("flowers-102/imagelabels.mat", "flowers-102/setid.mat", "flowers-102/jpg"),
+    source="102flowers.tgz, imagelabels.mat and setid.mat from https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+    download=downloader("Flowers102"),
+)
 def flowers102(root: Path, config: DatasetConfig) -> Dataset:
     return _from_lists("Flowers102", "flowers102", root / "flowers-102", ["train", "val"], "setid.mat")
 
 
+@reader(
+    "cifar10",
+    title="CIFAR-10",
+    needs=("cifar-10-batches-py/batches.meta", "cifar-10-batches-py/test_batch"),
+    source="cifar-10-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
+    download=downloader("CIFAR10"),
+)
 def cifar10(root: Path, config: DatasetConfig) -> Dataset:
     return _cifar("CIFAR10", "cifar10", root)
 
 
+@reader(
+    "cifar100",
+    title="CIFAR-100",
+    needs=("cifar-100-python/meta", "cifar-100-python/test"),
+    source="cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html",
+    download=downloader("CIFAR100"),
+)
 def cifar100(root: Path, config: DatasetConfig) -> Dataset:
     return _cifar("CIFAR100", "cifar100", root)
 
 
+@reader(
+    "stl10",
+    title="STL-10",
+    needs=("stl10_binary/class_names.txt", "stl10_binary/train_X.bin", "stl10_binary/test_X.bin"),
+    source="stl10_binary.tar.gz (2.6 GB) from https://cs.stanford.edu/~acoates/stl10/",
+    download=downloader("STL10"),
+)
 def stl10(root: Path, config: DatasetConfig) -> Dataset:
     from torchvision.datasets import STL10
 
@@ -78,7 +125,7 @@ def _cifar(class_name: str, name: str, root: Path) -> Dataset:
 
 
 def _from_lists(
-    class_name: str, name: str, folder: Path, train: list[str], listed_in: str, **options: object
+    class_name: str, name: str, folder: Path, train: list[str], listed_in: str
 ) -> Dataset:
     """The Dataset of the images below `folder` that torchvision's class names in its splits `train` and "test".
 
@@ -94,7 +141,7 @@ def _from_lists(
                 part = data_set(folder.parent, split=split)
                 pairs = list(zip(part._images, part._labels, strict=True))
             else:
-                part = data_set(folder.parent, split=split, loader=lambda path: path, **options)
+                part = data_set(folder.parent, split=split, loader=lambda path: path)
                 pairs = [part[i] for i in range(len(part))]
             files += [Path(path).relative_to(folder).as_posix() for path, _ in pairs]
             labels += [int(label) for _, label in pairs]
@@ -105,17 +152,6 @@ def _from_lists(
             differing = sorted(set(found) ^ set(classes)) or found
             raise UserError(f"The lists of {name} in {folder} do not agree on the classes: {shorten_list(differing)}.")
     return from_files(name, folder, classes, files, labels, is_test, listed_in)
-
-
-def downloader(class_name: str) -> Callable[[Path], None]:
-    """The function (root) that lets torchvision fetch what is not there yet; it raises whatever torchvision raises."""
-
-    def download(root: Path) -> None:
-        from torchvision import datasets
-
-        getattr(datasets, class_name)(root, download=True)
-
-    return download
 
 
 @contextmanager

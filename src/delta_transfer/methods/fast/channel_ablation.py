@@ -1,19 +1,19 @@
-"""What a network's logits become when one channel of a tapped map is removed, at the least cost.
+"""The logits of a network without one channel of a tapped map, at the least cost.
 
-Behind a tap come, in this order:
+Three kinds of operations follow a tap, in this order:
 
 1. `channelwise` operations (BatchNorm, ReLU, an addition): a removed channel changes only itself. One pass without
-   *any* channel therefore tells what each of them becomes when it is removed alone.
-2. `mixing` ones, the first convolutions (or the head) that read the result. They are linear: their intact output plus
-   the contribution of the one channel that changed.
-3. The `rest`, computed for each removed channel, many of them in one batch. It is empty where the head is what mixes.
+   *any* channel therefore gives the value that each channel has when it is removed alone.
+2. `mixing` operations, the first convolutions (or the head) that read the result. They are linear: the output is the
+   intact one plus the contribution of the one channel that changed.
+3. The `rest` is computed for each removed channel, for many of them in one batch. It is empty where the head mixes.
 
-What the rest reads besides, without depending on the tap (a residual branch), is kept from the intact pass.
+Values that the rest reads and that do not depend on the tap (a residual branch) are kept from the intact pass.
 """
 
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,8 @@ from ...models.taps import Network, call, forbid_inplace
 
 CHANNELWISE_MODULES = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity, nn.MaxPool2d, nn.AvgPool2d}
 CHANNELWISE_FUNCTIONS = {operator.add, torch.add, F.relu, torch.relu}
-# What would overwrite a value that is kept, and what does not.
-OUT_OF_PLACE = {
+# Operations that would overwrite a kept value, and those that do not.
+OUT_OF_PLACE: dict[Any, Any] = {
     **{operator.iadd: operator.add, operator.imul: operator.mul, torch.relu_: torch.relu, F.relu_: F.relu},
     **{"add_": "add", "mul_": "mul", "relu_": "relu"},
 }
@@ -35,7 +35,7 @@ Kept = dict[fx.Node, Tensor]  # values of an intact pass
 
 
 class Suffixes:
-    """`taps`: for each tap the part of the frozen `network` behind it."""
+    """The parts of the frozen `network` behind its taps, in `taps` by the tap's name."""
 
     def __init__(self, network: Network):
         self.traced = frozen_maps(network, with_logits=True)
@@ -58,13 +58,13 @@ class Suffixes:
 
 
 class WholePasses:
-    """The same face for a network that is not traced: whole passes, without one channel each."""
+    """The same interface for a network that is not traced: one whole pass for each removed channel."""
 
     def __init__(self, network: HookedNetwork):
         self.network = network
         self.taps = {tap: WholePass(network, tap) for tap in network.taps}
 
-    def run_intact(self, inputs: Any) -> tuple[Tensor, tuple[Any, dict[str, Tensor]]]:
+    def run_intact(self, inputs: Any) -> tuple[Tensor, Any]:
         outputs = call(self.network, inputs)
         return outputs["logits"], (inputs, outputs)
 
@@ -73,7 +73,7 @@ class WholePass:
     def __init__(self, network: HookedNetwork, tap: str):
         self.network, self.tap = network, tap
 
-    def removals(self, kept: tuple[Any, dict[str, Tensor]], forward_images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def removals(self, kept: Any, forward_images: int) -> Iterator[tuple[Tensor, Tensor]]:
         """(removed channel (1,), logits (1, B, K) without it), for all channels in order."""
         inputs, outputs = kept
         for channel in range(outputs[self.tap].shape[1]):
@@ -93,15 +93,15 @@ class Suffix:
                 self.channelwise.append(node)
                 unmixed.add(node)
         self.mixing = [
-            node for node in behind if node not in unmixed and self._is_linear(node) and node.args[0] in unmixed
+            node for node in behind if node not in unmixed and self._is_linear(node) and _input(node) in unmixed
         ]
         rest = [node for node in behind if node not in unmixed and node not in self.mixing]
-        # What the rest reads from outside, in a fixed order.
+        # The values that the rest reads from outside, in a fixed order.
         self.inputs = list(dict.fromkeys(v for node in rest for v in node.all_input_nodes if v not in rest))
         self.rest = _part(traced, rest, self.inputs, logits) if rest else None
         self.unmixed = unmixed
         (images,) = (node for node in traced.graph.nodes if node.op == "placeholder")
-        self.of_images = {images, *_nodes_behind(traced.graph, images, logits)}  # all but constants: one for each image
+        self.of_images = {images, *_nodes_behind(traced.graph, images, logits)}  # all that have a row for each image
         outside = {value for node in behind for value in node.all_input_nodes}.difference(behind)
         self.keep = (
             outside
@@ -143,13 +143,13 @@ class Suffix:
         return values
 
     def _mixed(self, node: fx.Node, removed: Tensor, kept: Kept, without: Kept) -> Tensor:
-        """Output (k * B, ...) of a convolution or linear layer: the intact one, and what one channel contributes."""
-        module, intact = self.traced.get_submodule(node.target), kept[node]
-        value = node.args[0]
+        """Output (k * B, ...) of a convolution or linear layer: the intact one plus one channel's contribution."""
+        module, intact, value = _module(self.traced, node), kept[node], _input(node)
         change = (without[value][:, removed] - kept[value][:, removed]).transpose(0, 1)  # (k, B, h, w) or (k, B)
         copies, images = change.shape[:2]
         if isinstance(module, nn.Linear):
             return (intact + change[:, :, None] * module.weight.T[removed, None, :]).flatten(0, 1)
+        assert isinstance(module, nn.Conv2d) and not isinstance(module.padding, str)
         weight = module.weight[:, removed].flatten(2).movedim(0, -1)  # (k, kernel, out)
         columns = F.unfold(
             change.reshape(copies * images, 1, *change.shape[2:]),
@@ -166,33 +166,47 @@ class Suffix:
     def _is_channelwise(self, node: fx.Node) -> bool:
         """Whether a channel of its output depends on the same channel of its inputs alone, in evaluation mode."""
         if self._flattens(node):
-            return self._pools(node.args[0])
+            return self._pools(_input(node))
         if node.op == "call_method":
             return node.target == "relu"
         return node.target in CHANNELWISE_FUNCTIONS or self._type(node) in CHANNELWISE_MODULES or self._pools(node)
 
     def _pools(self, node: fx.Node) -> bool:
         """Whether it leaves one feature of each channel."""
-        if self._type(node) is nn.AdaptiveAvgPool2d:
-            return self.traced.get_submodule(node.target).output_size in (1, (1, 1))
+        module = _module(self.traced, node)
+        if isinstance(module, nn.AdaptiveAvgPool2d):
+            return module.output_size in (1, (1, 1))
         size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
         return node.target is F.adaptive_avg_pool2d and size in (1, (1, 1))
 
     def _is_linear(self, node: fx.Node) -> bool:
-        if self._type(node) is nn.Conv2d:
-            module = self.traced.get_submodule(node.target)
+        module = _module(self.traced, node)
+        if type(module) is nn.Conv2d:
             return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        value = node.args[0] if self._type(node) is nn.Linear else None
-        while value is not None and self._type(value) in (nn.Dropout, nn.ReLU, nn.Identity):
-            value = value.args[0]
-        return value is not None and self._flattens(value)  # on a feature map it would work along the width
+        if type(module) is not nn.Linear:
+            return False
+        value = _input(node)
+        while self._type(value) in (nn.Dropout, nn.ReLU, nn.Identity):
+            value = _input(value)
+        return self._flattens(value)  # on a feature map it would work along the width
 
     def _flattens(self, node: fx.Node) -> bool:
         method = node.op == "call_method" and node.target == "flatten"
         return method or node.target is torch.flatten or self._type(node) is nn.Flatten
 
-    def _type(self, node: fx.Node) -> type | None:
-        return type(self.traced.get_submodule(node.target)) if node.op == "call_module" else None
+    def _type(self, node: fx.Node) -> type[nn.Module] | None:
+        module = _module(self.traced, node)
+        return None if module is None else type(module)
+
+
+def _module(traced: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The module that a node calls, or None."""
+    return traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _input(node: fx.Node) -> fx.Node:
+    """The value that a node works on."""
+    return cast(fx.Node, node.args[0])
 
 
 def _nodes_behind(graph: fx.Graph, start: fx.Node, end: fx.Node) -> dict[fx.Node, None]:
@@ -219,7 +233,7 @@ def _part(traced: fx.GraphModule, nodes: list[fx.Node], inputs: list[fx.Node], r
 
 
 def _replaced(intact: Tensor, without: Tensor, removed: Tensor) -> Tensor:
-    """A copy of (B, C, ...) for each of `removed`, that channel taken from `without`: (k * B, C, ...)."""
+    """A copy of (B, C, ...) for each of `removed`, with that channel from `without`: (k * B, C, ...)."""
     copies = len(removed)
     replaced = torch.cat([intact] * copies)
     places = torch.arange(copies, device=removed.device)
@@ -228,13 +242,13 @@ def _replaced(intact: Tensor, without: Tensor, removed: Tensor) -> Tensor:
 
 
 class _Keeping(fx.Interpreter):
-    """Runs a traced network, keeps the values of some nodes and lets go of all others as soon as they are used."""
+    """Runs a traced network and keeps the values of some nodes. It frees all others as soon as they are used."""
 
     def __init__(self, traced: fx.GraphModule, keep: set[fx.Node], kept: Kept):
         super().__init__(traced)
         self.keep, self.kept = keep, kept
 
-    def run_node(self, node: fx.Node):
+    def run_node(self, node: fx.Node) -> Any:
         value = super().run_node(node)
         if node in self.keep:
             self.kept[node] = value

@@ -1,4 +1,4 @@
-"""A GPU is told once what to do, and then only to do it again: CUDA graphs."""
+"""CUDA graphs: a GPU records the operations of a function once, and replays them."""
 
 from collections.abc import Callable
 
@@ -8,20 +8,20 @@ from torch import Tensor
 from ...common.console import log
 
 Tensors = list[Tensor]
-WARM_UP = 2  # calls before it is recorded: libraries set themselves up in the first ones
+WARM_UP = 2  # calls before the recording: libraries set themselves up in the first ones
 
 
 class Replayed:
-    """Calls a function of tensors; on a GPU it is recorded as a CUDA graph in the third call and replayed from then on.
+    """Calls a function of tensors. On a GPU it records the third call as a CUDA graph and replays that from then on.
 
     A step of many small operations then takes as long as the GPU needs for them, not as long as Python needs to launch
-    them. The same function is to be given in every call. What it reads beside its inputs, of which copies are made, is
-    read where it was when it was recorded: it may change in place. It must not wait for the device. The memory that it
-    works in stays reserved: where there is too little for that, and for inputs of other shapes than those recorded, it
-    is launched as it is.
+    them. Give the same function in every call. The inputs are copied. Whatever else the function reads is read from
+    where it was during the recording, so that it may only change in place. The function must not wait for the device.
+    The memory that it works in stays reserved. Where there is too little memory for that, and for inputs of other shapes
+    than the recorded ones, the function is called as it is.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.graph: torch.cuda.CUDAGraph | None = None
         self.calls = 0
         self.refused = False
@@ -43,7 +43,7 @@ class Replayed:
     def _record(self, function: Callable[[Tensors], Tensors], inputs: Tensors) -> None:
         try:
             if free_memory() < 2 * torch.cuda.max_memory_allocated():
-                raise RuntimeError("its memory beside that of the other steps would be more than there is")
+                raise RuntimeError("it would need more memory than the GPU has, beside that of the other steps")
             self.inputs = [t.detach().clone() for t in inputs]
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
@@ -60,11 +60,11 @@ def on_gpu(tensors: Tensors) -> bool:
     return tensors[0].is_cuda
 
 
-def kind(tensor: Tensor) -> tuple:
+def kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
     return tensor.shape, tensor.dtype
 
 
 def free_memory() -> int:
-    """Bytes that this process can still allocate, with those that it only holds back."""
+    """Bytes that this process can still allocate, with those that it holds in reserve."""
     free, _ = torch.cuda.mem_get_info()
     return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()

@@ -1,13 +1,15 @@
-"""Convolution, BatchNorm and mean squares whose backward pass is differentiated at the cost of its arithmetic.
+"""Convolution, BatchNorm and mean squares whose backward passes are cheap to differentiate.
 
 PyTorch differentiates a convolution's backward pass by convolutions with the images as channels, and BatchNorm's by a
-chain of operations on whole maps. Written out, each term is one call of the kernels that a forward or backward pass
-uses. Below, g is the gradient of a layer's output, and u the adjoint of what its backward pass returns, u_x of the
-gradient of x and so on: all terms are derivatives of <u, backward(g)>.
+chain of operations on whole maps. Here each term is written out as one call of the kernels that a forward or backward
+pass uses. Below, g is the gradient of a layer's output. u is the adjoint of what the backward pass returns, u_x that of
+the gradient of x, and so on. All terms are derivatives of <u, backward(g)>.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,67 +18,86 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+Sizes = int | tuple[int, ...]
+Options = tuple[Any, ...]  # stride, padding, dilation (two numbers each) and groups of a convolution
+Gradients = tuple[Tensor | None, ...]
+
 aten = torch.ops.aten
 _to_operands: ContextVar[bool] = ContextVar("_to_operands", default=True)
 
 
-class TwiceDifferentiable(TorchFunctionMode):
-    """Within it, networks of modules are made of these operations.
+@contextmanager
+def twice_differentiable(to_operands: bool = True) -> Iterator[None]:
+    """Within it, networks of modules use these operations.
 
-    to_operands=False: their backward passes can be differentiated with respect to g alone, and not to the layers'
-    inputs and parameters, whose derivatives are then missing. For a loss that depends on what is asked for only by
-    what its layers' outputs are weighted with: all else is work that autograd cannot leave out by itself.
+    to_operands=False: their backward passes can be differentiated with respect to g alone; the derivatives with respect
+    to the layers' inputs and parameters are missing. This suits a loss that depends on the wanted variables only
+    through the weights of its layers' outputs. Autograd cannot leave out the other work by itself.
     """
+    token = _to_operands.set(to_operands)
+    try:
+        with _Replacing():
+            yield
+    finally:
+        _to_operands.reset(token)
 
-    def __init__(self, to_operands: bool = True):
-        super().__init__()
-        self.to_operands = to_operands
 
-    def __enter__(self):
-        self.token = _to_operands.set(self.to_operands)
-        return super().__enter__()
-
-    def __exit__(self, *error):
-        _to_operands.reset(self.token)
-        return super().__exit__(*error)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+class _Replacing(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         return REPLACED.get(function, function)(*args, **(kwargs or {}))
 
 
-def convolution(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sizes = 1,
+    padding: Sizes | str = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+) -> Tensor:
     """As F.conv2d."""
     if isinstance(padding, str):
-        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
-    stride, padding, dilation = ([n, n] if isinstance(n, int) else list(n) for n in (stride, padding, dilation))
-    return _Convolution.apply(*_cast(input, weight, bias), (stride, padding, dilation, groups), _to_operands.get())
+        return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    sizes = [[n, n] if isinstance(n, int) else list(n) for n in (stride, padding, dilation)]
+    found: Tensor = _Convolution.apply(*_cast(input, weight, bias), (*sizes, groups), _to_operands.get())
+    return found
 
 
 class _Convolution(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple, to_operands: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, options: Options, to_operands: bool
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.options, ctx.to_operands = options, to_operands
         return torch.conv2d(x, weight, bias, *options)
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         wanted = list(ctx.needs_input_grad[:3])
         return *_ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.options, wanted, ctx.to_operands), None, None
 
 
-def _backward(g: Tensor, x: Tensor, weight: Tensor, options: tuple, wanted: list[bool]) -> tuple:
-    """Gradients of x, which needs no values of it, of the weight, which needs none of that, and of the bias."""
+def _backward(g: Tensor, x: Tensor, weight: Tensor, options: Options, wanted: list[bool]) -> Gradients:
+    """Gradients of x, of the weight and of the bias. Neither of the first two needs its own operand's values."""
     stride, padding, dilation, groups = options
     sizes = [weight.shape[0]] if wanted[2] else None
-    return aten.convolution_backward(g, x, weight, sizes, stride, padding, dilation, False, [0, 0], groups, wanted)
+    found: Gradients = aten.convolution_backward(
+        g, x, weight, sizes, stride, padding, dilation, False, [0, 0], groups, wanted
+    )
+    return found
 
 
 class _ConvolutionBackward(Function):
     """<u, backward(g)> = <g, x * u_w + u_x * w + u_b>, * the convolution."""
 
     @staticmethod
-    def forward(ctx, g, x, weight, options: tuple, wanted: list[bool], to_operands: bool) -> tuple:
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, options: Options, wanted: list[bool], to_operands: bool
+    ) -> Gradients:
         ctx.save_for_backward(g, x, weight)
         ctx.options, ctx.to_operands = options, to_operands
         ctx.set_materialize_grads(False)
@@ -84,7 +105,7 @@ class _ConvolutionBackward(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, u_x: Tensor | None, u_w: Tensor | None, u_b: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, u_x: Tensor | None, u_w: Tensor | None, u_b: Tensor | None) -> tuple[Tensor | None, ...]:
         g, x, weight = ctx.saved_tensors
         of_g = of_x = of_weight = None
         if u_w is not None:
@@ -102,27 +123,46 @@ class _ConvolutionBackward(Function):
 
 
 def batch_norm(
-    input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
 ) -> Tensor:
     """As F.batch_norm; written out for maps (B, C, H, W) with scale and shift."""
-    alone = input.dim() != 4 or input.numel() == input.shape[1]  # of which F.batch_norm makes an error
+    alone = input.dim() != 4 or input.numel() == input.shape[1]  # F.batch_norm raises an error for it
     if not training or weight is None or bias is None or alone:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps, _to_operands.get())
+    found: Tensor = _BatchNorm.apply(input, weight, bias, running_mean, running_var, momentum, eps, _to_operands.get())
+    return found
 
 
 class _BatchNorm(Function):
     """y = weight x' + bias, x' = i (x - m), with mean m and i = (variance + eps)^(-1/2) of the batch, per channel."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps, to_operands: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
+        eps: float,
+        to_operands: bool,
+    ) -> Tensor:
+        y: Tensor
         y, mean, inverse = aten.native_batch_norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
         ctx.save_for_backward(x, weight, mean, inverse)
         ctx.eps, ctx.to_operands = eps, to_operands
         return y
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         return *_BatchNormBackward.apply(g, *ctx.saved_tensors, ctx.eps, ctx.to_operands), None, None, None, None, None
 
 
@@ -141,18 +181,22 @@ class _BatchNormBackward(Function):
     """
 
     @staticmethod
-    def forward(ctx, g, x, weight, mean, inverse, eps: float, to_operands: bool) -> tuple:
-        found = aten.native_batch_norm_backward(g, x, weight, None, None, mean, inverse, True, eps, [True] * 3)
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, eps: float, to_operands: bool
+    ) -> Gradients:
+        found: Gradients = aten.native_batch_norm_backward(
+            g, x, weight, None, None, mean, inverse, True, eps, [True] * 3
+        )
         ctx.save_for_backward(g, x, weight, mean, inverse, *found[1:])
         ctx.eps, ctx.to_operands = eps, to_operands
         return found
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, u_x: Tensor, u_weight: Tensor, u_bias: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, u_x: Tensor, u_weight: Tensor, u_bias: Tensor) -> tuple[Tensor | None, ...]:
         g, x, weight, mean, inverse, g_weight, g_bias = ctx.saved_tensors
         count = x.numel() / x.shape[1]
-        # What BatchNorm's backward pass makes of u_x is the first term, with N c and N a.
+        # BatchNorm's backward pass of u_x gives the first term, N c and N a.
         of_g, c, a = aten.native_batch_norm_backward(
             u_x, x, weight, None, None, mean, inverse, True, ctx.eps, [True] * 3
         )
@@ -170,9 +214,9 @@ class _BatchNormBackward(Function):
 
 
 def _affine(*terms: tuple[Tensor, Tensor], constant: Tensor) -> Tensor:
-    """Of maps (B, C, H, W), the sum of each times a factor (C,) of its channels, and a constant (C,).
+    """The sum of maps (B, C, H, W), each times a factor (C,) of its channels, and a constant (C,).
 
-    Summed in the factors' precision, fp32 where the maps are bf16, and returned in the maps'.
+    The sum is taken in the factors' precision, fp32 where the maps are bf16, and returned in the maps'.
     """
     total = constant[:, None, None]
     for values, factor in terms:
@@ -181,34 +225,35 @@ def _affine(*terms: tuple[Tensor, Tensor], constant: Tensor) -> Tensor:
 
 
 def mean_squares(input: Tensor) -> Tensor:
-    """(B, C) of maps (B, C, H, W): over the pixels of each channel."""
-    return _MeanSquares.apply(input, _to_operands.get())
+    """The mean of the squares over the pixels of each channel: (B, C) from maps (B, C, H, W)."""
+    found: Tensor = _MeanSquares.apply(input, _to_operands.get())
+    return found
 
 
 class _MeanSquares(Function):
     @staticmethod
-    def forward(ctx, x: Tensor, to_operands: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, to_operands: bool) -> Tensor:
         ctx.save_for_backward(x)
         ctx.to_operands = to_operands
         return x.square().mean(dim=(2, 3))
 
     @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         return _MeanSquaresBackward.apply(g, *ctx.saved_tensors, ctx.to_operands), None
 
 
 class _MeanSquaresBackward(Function):
-    """(2 / P) g x, P pixels."""
+    """(2 / P) g x, with P pixels."""
 
     @staticmethod
-    def forward(ctx, g: Tensor, x: Tensor, to_operands: bool) -> Tensor:
+    def forward(ctx: Any, g: Tensor, x: Tensor, to_operands: bool) -> Tensor:
         ctx.save_for_backward(g, x)
         ctx.to_operands = to_operands
         return x * _per_pixel(g, x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, u: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
         g, x = ctx.saved_tensors
         of_g = 2 * (x * u).mean(dim=(2, 3))
         return of_g, u * _per_pixel(g, x) if ctx.to_operands else None, None
@@ -219,10 +264,10 @@ def _per_pixel(g: Tensor, x: Tensor) -> Tensor:
 
 
 def _cast(*tensors: Tensor | None) -> Iterator[Tensor | None]:
-    """As autocast does before a convolution; its backward passes are in the same precision."""
+    """Casts as autocast does before a convolution, whose backward passes have the same precision."""
     device = next(t.device.type for t in tensors if t is not None)
     kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
     return (t if t is None or kind is None or t.dtype == torch.float64 else t.to(kind) for t in tensors)
 
 
-REPLACED = {F.conv2d: convolution, F.batch_norm: batch_norm}
+REPLACED: dict[Any, Callable[..., Tensor]] = {F.conv2d: convolution, F.batch_norm: batch_norm}

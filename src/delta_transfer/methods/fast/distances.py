@@ -1,19 +1,22 @@
-"""Squared distances with their gradients written out: one pass over the memory where autograd would make several.
+"""Squared distances with their gradients written out: one pass over the memory where autograd makes several.
 
-Both are 1/2 * a sum of squares, whose gradient is the (weighted) difference that the sum is made of. Autograd's own
-chain for the same sums takes twice as long on a CPU (docs/performance.md). They cannot be differentiated twice.
+Both are 1/2 * a sum of squares, whose gradient is the (weighted) difference that is squared. Autograd's own chain for
+the same sums takes twice as long on a CPU (docs/performance.md). They cannot be differentiated twice.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..common.errors import UserError
+from ...common.errors import UserError
+from ..base import full_precision
 
 
 class _MapDistance(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, target: Tensor, source: Tensor, weights: Tensor | None) -> Tensor:
+    def forward(ctx: Any, target: Tensor, source: Tensor, weights: Tensor | None) -> Tensor:
         difference = full_precision(target) - full_precision(source)
         weights = None if weights is None else weights.to(difference).view(-1, 1, 1)
         # The maps rather than their difference: the target's is kept anyway, and in bf16 they are half as large.
@@ -21,11 +24,12 @@ class _MapDistance(torch.autograd.Function):
         if weights is not None:
             difference *= weights.sqrt()
         # Norms of the C channels of each pixel, then their sum: a norm of the whole map is off by 1e-3 in fp32.
-        return 0.5 * torch.linalg.vector_norm(difference.permute(0, 2, 3, 1), dim=-1).square().sum()
+        norms: Tensor = torch.linalg.vector_norm(difference.permute(0, 2, 3, 1), dim=-1)
+        return 0.5 * norms.square().sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         target, source, weights = ctx.saved_tensors
         difference = full_precision(target) - full_precision(source)
         difference *= gradient if weights is None else gradient * weights
@@ -35,7 +39,7 @@ class _MapDistance(torch.autograd.Function):
 def map_distance(target: Tensor, source: Tensor, weights: Tensor | None = None) -> Tensor:
     """1/2 * sum_{b,c,h,w} w_c * (target - source)^2 of feature maps (B, C, H, W), a scalar in fp32 or double.
 
-    weights (C,), not negative; None stands for 1. Only `target` gets a gradient, w_c * (target - source).
+    weights (C,) are not negative; None stands for 1. Only `target` gets a gradient, w_c * (target - source).
     Raises UserError for maps of another rank.
     """
     if target.dim() != 4:
@@ -43,13 +47,14 @@ def map_distance(target: Tensor, source: Tensor, weights: Tensor | None = None) 
             f"A tapped map has the shape {tuple(target.shape)} instead of (B, C, H, W): name its layout, as in "
             'tapped(model, ..., layout="BNC").'
         )
-    # What was made in inference_mode cannot be kept for a backward pass.
-    return _MapDistance.apply(target, source.clone() if source.is_inference() else source, weights)
+    # A tensor made in inference_mode cannot be kept for a backward pass.
+    distance: Tensor = _MapDistance.apply(target, source.clone() if source.is_inference() else source, weights)
+    return distance
 
 
 class _WeightDistance(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, starting_point: list[Tensor], roots: list[Tensor] | None, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, starting_point: list[Tensor], roots: list[Tensor] | None, *parameters: Tensor) -> Tensor:
         ctx.differences, ctx.roots = torch._foreach_sub(parameters, starting_point), roots
         if roots is not None:
             torch._foreach_mul_(ctx.differences, roots)
@@ -57,7 +62,7 @@ class _WeightDistance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         gradients = torch._foreach_mul(ctx.differences, gradient)
         if ctx.roots is not None:
             torch._foreach_mul_(gradients, ctx.roots)
@@ -67,13 +72,9 @@ class _WeightDistance(torch.autograd.Function):
 def weight_distance(
     parameters: list[Tensor], starting_point: list[Tensor], roots: list[Tensor] | None = None
 ) -> Tensor:
-    """1/2 * sum_p ||r (p - p0)||^2 over lists of tensors of the same shapes, a scalar; without roots r is 1.
+    """1/2 * sum_p ||r (p - p0)||^2 over lists of tensors of the same shapes, a scalar. Without roots r is 1.
 
-    Gradient of each p: r^2 (p - p0).
+    The gradient of each p is r^2 (p - p0).
     """
-    return _WeightDistance.apply(starting_point, roots, *parameters)
-
-
-def full_precision(feature_map: Tensor) -> Tensor:
-    """fp32 under autocast; double stays double."""
-    return feature_map if feature_map.dtype == torch.float64 else feature_map.float()
+    distance: Tensor = _WeightDistance.apply(starting_point, roots, *parameters)
+    return distance

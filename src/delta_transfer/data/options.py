@@ -1,0 +1,118 @@
+"""The options of every data set, and of the validation split. A reader with options of its own extends them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ..common.options import LONGEST, MISSING, Options, option
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a publisher provides, and where a person gets it."""
+
+    title: str
+    needs: tuple[str, ...] = ()  # what lies below dataset.root in the publisher's layout
+    source: str = ""  # where a person gets it
+    archives: tuple[str, ...] = ()  # the publisher's archives, which delta-data prepare unpacks
+    download: Callable[[Path], None] | None = None  # torchvision's download into dataset.root
+
+
+@dataclass
+class OfficialCounts(Options):
+    """What the publisher says the whole data set holds. delta-data compares the files with it."""
+
+    key: ClassVar[str] = "dataset.official"
+
+    classes: int = option(MISSING, "number of classes", at_least=0)
+    train: int = option(MISSING, "number of training images", at_least=0)
+    test: int = option(MISSING, "number of test images", at_least=0)
+
+
+@dataclass
+class DatasetConfig(Options):
+    key: ClassVar[str] = "dataset"
+
+    reader: str = option(
+        MISSING, "how the files are read: lists, folder, glyphs, or a reader for one publisher's format"
+    )
+    name: str = option(MISSING, "name of the data set in the names of runs and in reports")
+    root: str | None = option(None, "folder that holds the publisher's files")
+    download: bool = option(False, "let torchvision fetch the files first, where it can", identity=False)
+    official: OfficialCounts | None = option(None, "what the publisher says the data set holds", identity=False)
+    images_per_class: int | None = option(
+        None, "training images drawn from each class; null means all of them", at_least=1
+    )
+    sample_rate: float = option(
+        1.0, "fraction of each class's training images that is drawn, rounded up", above=0, at_most=1
+    )
+    subset_seed: int = option(
+        0, "seed of every draw of images; it does not depend on `seed`: runs of all seeds share the images", at_least=0
+    )
+    mirror: bool = option(True, "mirror training images at random")
+
+    @property
+    def as_published(self) -> bool:
+        """Whether `official` counts what is read: it does not for another draw than the published one."""
+        return True
+
+    def publication(self, of_reader: Publication) -> Publication:
+        """What the publisher provides. `of_reader`: what the reader says about it."""
+        return of_reader
+
+    def check(self) -> None:
+        self.require(
+            self.images_per_class is None or self.sample_rate == 1,
+            "images_per_class",
+            "dataset.images_per_class and dataset.sample_rate both limit the training images: set one of them.",
+        )
+
+
+@dataclass
+class EmbeddedConfig(DatasetConfig):
+    """A data set that comes with the package."""
+
+    def check(self) -> None:
+        super().check()
+        self.require(
+            self.root is None,
+            "root",
+            f"dataset.root={self.root}: {self.name} is embedded and has no folder. For images of your own: "
+            f"dataset=folder dataset.root={self.root}",
+        )
+
+
+@dataclass
+class PairsConfig(DatasetConfig):
+    """A data set for task=verification: classes to train on, and pairs of images of other classes to test on."""
+
+
+@dataclass
+class SplitConfig(Options):
+    """The validation split, which is cut from the (drawn) training images class by class, never from the test images.
+
+    Runs on folds exist to choose settings: they do not look at the test images at all.
+    """
+
+    key: ClassVar[str] = "split"
+
+    val_fraction: float = option(0.0, "fraction of the training images that is held out", at_least=0, below=1)
+    folds: int | None = option(
+        None, "number of folds of a cross-validation, instead of a fraction", at_least=2, at_most=LONGEST
+    )
+    fold: int = option(0, "the fold that is held out: 0 .. folds-1", at_least=0)
+    seed: int = option(0, "seed of the split", at_least=0)
+
+    def check(self) -> None:
+        if self.folds is None:
+            self.require(self.fold == 0, "fold", f"split.fold={self.fold} needs split.folds, the number of folds.")
+            return
+        self.require(
+            self.val_fraction == 0, "folds", "split.folds and split.val_fraction both make a validation split: set one."
+        )
+        self.require(self.fold < self.folds, "fold", f"split.fold must be in 0..{self.folds - 1}, got {self.fold}.")
+
+    @property
+    def measures_test(self) -> bool:
+        return self.folds is None

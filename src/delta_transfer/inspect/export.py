@@ -1,0 +1,99 @@
+"""A finished run's network as the bytes of a file for other programs, with its model card."""
+
+from typing import Any
+
+from ..common.errors import UserError
+from ..engine.assemble import cpu_weights
+from ..models.portable import FORMATS, TOLERANCE, Normalised, difference, some_images
+from ..models.zoo import NETWORKS, bare_network, options_for
+from ..records.cards import in_words, make_card
+from ..records.checked import fingerprint
+from .finished import Finished
+
+
+def exported(run: Finished, form: str, metadata: dict[str, str]) -> tuple[bytes, bool]:
+    """The file, and whether its outputs could be compared with those of the run's network.
+
+    Args:
+        form: a key of models.portable.FORMATS.
+        metadata: goes into the file.
+
+    Raises UserError if the network cannot be exported, or if the file computes something else than the network does.
+    """
+    backbone, weights = run.config.backbone, run.network.weights()
+    network = Normalised(bare_network(backbone.name, run.network.classes, weights), backbone.mean, backbone.std).eval()
+    make, outputs_of = FORMATS[form]
+    images = some_images(3, backbone.image_size)
+    batches = images, images[:1]
+    try:
+        data = make(network, backbone.image_size, metadata)
+        outputs = [outputs_of(data, batch, network, backbone.name) for batch in batches]
+    except UserError:
+        raise
+    except Exception as error:  # an exporter can raise nearly anything about a network that it does not understand
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{backbone.name} cannot be exported as {form}: {reason}. Nothing is written.") from None
+    for batch, found in zip(batches, outputs, strict=True):
+        expected = run.network((batch - network.get_buffer("mean")) / network.get_buffer("std"))["logits"]
+        if found is not None and not difference(found, expected) <= TOLERANCE:  # NaN is not
+            raise UserError(
+                f"The {form} file does not compute what the network of {run.run_id} does (logits differ by "
+                f"{difference(found, expected):.1e} of the largest; {TOLERANCE:.0e} is tolerated): nothing is written."
+            )
+    return data, None not in outputs
+
+
+def card_of(run: Finished, stem: str) -> tuple[dict[str, Any], str]:
+    """The model card as data and as Markdown, the same for all formats. The Markdown calls the file `stem`.
+
+    Raises UserError if the run's record lacks what a card needs.
+    """
+    weights, name, classes = cpu_weights(run.network), run.config.backbone.name, run.network.classes
+    if name in NETWORKS:
+        build = f'from delta_transfer.models.zoo import NETWORKS\n\nnetwork = NETWORKS["{name}"]({classes})'
+    else:
+        options = "".join(f", {key}={value}" for key, value in options_for(name, weights).items())
+        call = f'torchvision.models.get_model("{name}", num_classes={classes}{options})'
+        build = f"import torchvision\n\nnetwork = {call}"
+    try:
+        card = make_card(run.record, run.class_names, fingerprint(weights))
+        return card, in_words(card, USE.format(build=build, side=run.config.backbone.image_size, file=stem))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{run.run_id}: its record does not say what a model card needs: {error!r}") from None
+
+
+USE = """## Use
+
+- `.safetensors`: the network's state dict. The input is normalised as above.
+
+```python
+from safetensors import safe_open
+from safetensors.torch import load_file
+{build}
+network.load_state_dict(load_file("{file}.safetensors"))
+network.eval()
+card = safe_open("{file}.safetensors", "pt").metadata()["model_card"]
+```
+
+- `.onnx`: input `images`, float RGB in 0..1, (B, 3, {side}, {side}), not normalised; output `logits`, (B, classes).
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{file}.onnx")
+(logits,) = session.run(["logits"], {{"images": images}})
+card = session.get_modelmeta().custom_metadata_map["model_card"]
+```
+
+- `.pt2`: the same input and output.
+
+```python
+import torch
+
+more = {{"model_card": ""}}
+logits = torch.export.load("{file}.pt2", extra_files=more).module()(images)
+card = more["model_card"]
+```
+
+Probabilities are the softmax of the logits, in the order of `json.loads(card)["classes"]`.
+The `.safetensors` file is also a source network for delta-run: `source=path/to/{file}.safetensors`."""

@@ -1,0 +1,44 @@
+"""Class probabilities of a finished run's network for any image files."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..common.hardware import images_at_once
+from ..data.dataset import Dataset
+from ..data.files import read_image
+from ..data.store import Store, decoded
+from ..engine.assemble import loader_of
+from ..engine.evaluation import outputs_of
+from .finished import Finished
+
+
+def probabilities(
+    run: Finished, files: Sequence[Path], device: torch.device, batch_size: int | None
+) -> Iterator[tuple[Path, np.ndarray | BaseException]]:
+    """The probabilities (K,) of each file in order, or the error that prevents them.
+
+    The code that tested the run prepares and evaluates the images. On a CPU it evaluates in fp32, also where the run
+    was tested on a GPU in another precision.
+    """
+    network = run.network.to(device).to(memory_format=torch.channels_last)
+    precision = run.config.precision if device.type == "cuda" else "fp32"
+    no_labels = np.full(len(files), -1)
+    names = tuple(map(str, files))
+    images = Dataset("images", (), no_labels, no_labels < 0, names, lambda index: read_image(files[index]), listing="")
+    outcomes = decoded(images, run.config.backbone.resize, run.config.schedule.aspect)
+    at_once = batch_size or images_at_once(device)
+    while batch := list(islice(outcomes, batch_size or at_once)):
+        readable = {index: image for index, image in batch if not isinstance(image, BaseException)}
+        found = dict(batch)
+        if readable:
+            loader = loader_of(run.config, Store.of(list(readable.values())), no_labels, device)
+            loader.images_at_once = at_once
+            logits, _ = outputs_of(network, loader, np.arange(len(readable)), precision, "logits")
+            at_once = loader.images_at_once  # fewer, if memory did not suffice
+            found |= dict(zip(readable, logits.double().softmax(dim=1).numpy(), strict=True))
+        for index, outcome in found.items():
+            yield files[index], outcome

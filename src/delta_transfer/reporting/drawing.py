@@ -1,0 +1,120 @@
+"""What the figures of delta-report have in common: looks, the sheet with title, legend and caption, words.
+
+Figures are drawn at the size at which they are meant to be printed, a column (3.4 in) or, with several panels or long
+names, a page (6.8 in) wide, in letters of 8 pt. They do without pyplot: no state, no window. The same records give the
+same files, byte for byte, with one version of matplotlib.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from textwrap import wrap
+from typing import Any
+
+import matplotlib
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from ..common.style import style_of
+from .record_views import Settings, show
+
+Named = tuple[str, Figure]  # with the stem of its file name; figures of one name are numbered when they are written
+
+COLUMN, PAGE = 3.4, 6.8  # inches
+LETTER, LINE = 0.062, 0.15  # inches: mean width of a letter of 8 pt, height of a line
+LONG = 44  # letters: a legend that needs the width of a page
+MOST = 6  # lines of one method in one figure
+DECADES = 100  # a panel whose largest value is so many times its smallest one gets a logarithmic axis
+FILLS = ["full", "none", "left", "top", "right", "bottom"]  # of markers, which tell apart the lines of one method
+
+LOOK: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.5,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "text.parse_math": False,  # a name with $ is not a formula
+    "pdf.fonttype": 42,  # letters stay letters
+}
+
+
+@contextmanager
+def our_look() -> Iterator[None]:
+    """matplotlib's defaults and LOOK instead of the person's own settings, which stay as they are."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(LOOK)
+        yield
+
+
+def sheet(width: float, height: float, title: str, caption: str, handles: list[Line2D]) -> Figure:
+    """A figure with room for panels of `height` inches: the title above them, legend and caption below."""
+    title_lines = wrap(title, int(width / LETTER / 1.12))
+    caption_lines = wrap(caption, int(width / LETTER) - 2)
+    for handle in handles:
+        handle.set_label("\n".join(wrap(str(handle.get_label()), int((width - 0.9) / LETTER))))
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    columns = max(1, min(len(handles), int(width / (0.5 + longest * LETTER))))
+    rows = -(-len(handles) // columns) + sum(str(handle.get_label()).count("\n") for handle in handles)
+
+    above = 0.1 + 1.1 * LINE * len(title_lines)
+    legend = 0.04 + LINE * rows if rows else 0
+    below = legend + 0.08 + LINE * len(caption_lines)
+    total = above + height + below
+    layout = ConstrainedLayoutEngine(rect=(0, below / total, 1, height / total))
+    figure = Figure(figsize=(width, total), layout=layout)
+    figure.text(0.5, 1 - 0.06 / total, "\n".join(title_lines), ha="center", va="top", fontsize=9)
+    figure.text(0.08 / width, 0.06 / total, "\n".join(caption_lines), va="bottom")
+    if handles:
+        figure.legend(
+            handles=handles,
+            loc="upper center",
+            bbox_to_anchor=(0.5, below / total),
+            ncols=columns,
+            borderaxespad=0,
+            borderpad=0.2,
+            labelspacing=0.25,
+            columnspacing=1.2,
+            handlelength=3,
+        )
+    return figure
+
+
+def look(method: str, methods: list[str], i: int, count: int) -> dict[str, Any]:
+    """Keywords of line i of `count` of one method: its colour, paler with i, its line style, a marker filled by i."""
+    style = style_of(method, methods)
+    paler = 0.55 * i / max(1, count - 1)
+    colour = tuple(part + paler * (1 - part) for part in to_rgb(style.colour))
+    return {"color": colour, "linestyle": style.line, "marker": style.marker, "fillstyle": FILLS[i]}
+
+
+def averages(counts: list[int], over: str, mark: str) -> str:
+    """Words of a caption about means over so many runs and about the `mark` that shows their spread."""
+    low, high = min(counts), max(counts)
+    if high == 1:
+        return f"Single runs (n = 1): no {mark}."
+    single = "; none for n = 1" if low == 1 else ""
+    return f"Mean over {over}; {mark}: ± sample std, n = {low if low == high else f'{low} to {high}'}{single}."
+
+
+def place_name(place: tuple[str, str, Settings]) -> str:
+    """The words of a title for a group of comparable rows."""
+    dataset, backbone, shared = place
+    return f"{dataset}, {backbone}" + (f", {show(shared)}" if shared else "")
+
+
+def stem_of(*parts: str) -> str:
+    return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts)

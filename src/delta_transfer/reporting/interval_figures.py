@@ -1,0 +1,126 @@
+"""Figures of the accuracy of each method and setting with the t interval of its mean, and ROC curves of test pairs."""
+
+import math
+from textwrap import wrap
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from scipy import stats
+
+from ..common.pair_metrics import roc
+from ..common.style import style_of
+from ..records.reading import Damaged, Record, pair_similarities, run_id
+from .comparison import Cell, Comparison, averaged_over, grouped
+from .drawing import COLUMN, LINE, MOST, PAGE, Named, look, our_look, place_name, sheet, stem_of
+from .logs import Warn
+from .record_views import METRICS
+from .statistics import CONFIDENCE
+
+
+@our_look()
+def intervals(comparison: Comparison) -> list[Named]:
+    """Accuracy of each method and setting with the 95 % t interval of its mean, a figure for each group of rows."""
+    made: list[Named] = []
+    for place, rows in grouped(comparison.rows, lambda row: row.place):
+        lines = [
+            (method, comparison.label(method, row.reg), row.cells[method])
+            for method in comparison.methods
+            for row in rows
+            if method in row.cells
+        ]
+        title = f"{METRICS[comparison.metric].replace(' top-1', '')}: {place_name(place)}"
+        made.append((stem_of("intervals", *place[:2]), intervals_figure(title, lines, comparison)))
+    return made
+
+
+def half_width(cell: Cell) -> float:
+    """Half the width of the t interval of the mean, n - 1 degrees of freedom; NaN for a single run."""
+    if cell.std is None:
+        return math.nan
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, cell.n - 1)) * cell.std / math.sqrt(cell.n)
+
+
+def intervals_figure(title: str, lines: list[tuple[str, str, Cell]], comparison: Comparison) -> Figure:
+    cells = [cell for _, _, cell in lines]
+    counts = [cell.n for cell in cells]
+    over = averaged_over(cells)
+    caption = f"Large: mean; bar: its {CONFIDENCE:.0%} t interval over {over}".replace("%", " %")
+    caption += " (none for n = 1)" if min(counts) == 1 else ""
+    if max(counts) == 1:
+        caption = "Single runs: no intervals"
+    caption += "; small: each run. Right: mean (n)." if max(counts) > 1 else ". Right: accuracy (n)."
+    if "folds" in over and max(counts) > 1:
+        caption += " Folds share training images, so that intervals tend to be too short."
+
+    labels = ["\n".join(wrap(label, 50)) for _, label, _ in lines]
+    width = PAGE if max(map(len, labels)) > 24 else COLUMN
+    apart = max(0.23, LINE * (1 + max(label.count("\n") for label in labels)))
+    lowest, highest = limits(cells)
+    caption += " The axis does not start at 0." if lowest > 0 else ""
+    figure = sheet(width, 0.55 + apart * len(lines), title, caption, [])
+    axes = figure.add_subplot(xlabel=f"{METRICS[comparison.metric]} (%)", xlim=(lowest, highest))
+    for y, (method, label, cell) in enumerate(lines):
+        style = style_of(method, comparison.methods)
+        if cell.n > 1:
+            runs_at = [y + 0.27] * cell.n
+            axes.plot(list(cell.values.values()), runs_at, "o", markersize=2, color=style.colour, alpha=0.5, mew=0)
+        half = half_width(cell)
+        bar = None if math.isnan(half) else [half]
+        axes.errorbar([cell.mean], [y], xerr=bar, fmt=style.marker, color=style.colour, capsize=2, label=label)
+        text = f"{cell.mean:.1f} ({cell.n})"
+        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), ha="left", va="center")
+    axes.set_yticks(range(len(lines)), labels)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def limits(cells: list[Cell]) -> tuple[float, float]:
+    """The limits of the accuracy axis: all runs and intervals with a margin, within 0 to 100 %."""
+    halves = [0 if math.isnan(half) else half for half in map(half_width, cells)]
+    lows = [min(cell.mean - half, *cell.values.values()) for cell, half in zip(cells, halves, strict=True)]
+    highs = [max(cell.mean + half, *cell.values.values()) for cell, half in zip(cells, halves, strict=True)]
+    margin = max(0.05 * (max(highs) - min(lows)), 0.5)
+    return max(0, min(lows) - margin), min(101, max(highs) + margin)
+
+
+@our_look()
+def roc_curves(comparison: Comparison, warn: Warn) -> list[Named]:
+    """True against false accept rate of the test pairs, a curve for each run, a figure for each group of rows."""
+    made: list[Named] = []
+    for place, rows in grouped(comparison.rows, lambda row: row.place):
+        lines = []
+        for method in comparison.methods:
+            cells = [(row, row.cells[method]) for row in rows if method in row.cells][:MOST]
+            for i, (row, cell) in enumerate(cells):
+                style = look(method, comparison.methods, i, len(cells)) | {"marker": ""}
+                curves = [curve for run in cell.runs if (curve := roc_of(run, warn)) is not None]
+                if curves:
+                    lines.append((Line2D([], [], label=comparison.label(method, row.reg), **style), style, curves))
+        if not lines:
+            continue
+        title = f"ROC of test pairs: {place_name(place)}"
+        caption = "A curve for each run. The axis of false accepts is logarithmic, from one pair on."
+        figure = sheet(COLUMN, 2.4, title, caption, [handle for handle, _, _ in lines])
+        axes = figure.add_subplot(xlabel="False accept rate", ylabel="True accept rate", xscale="log", ylim=(0, 1.02))
+        for _, style, curves in lines:
+            for false_accepts, true_accepts in curves:
+                axes.step(false_accepts, true_accepts, where="post", alpha=0.8, **style)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(min(curve[0][curve[0] > 0].min() for _, _, curves in lines for curve in curves), 1)
+        made.append((stem_of("roc", *place[:2]), figure))
+    return made
+
+
+def roc_of(run: Record, warn: Warn) -> tuple[np.ndarray, np.ndarray] | None:
+    try:
+        pairs = pair_similarities(run)
+    except Damaged as error:
+        warn(str(error))
+        return None
+    if pairs is None:
+        warn(f"no ROC of {run_id(run)}, which has no similarities of pairs")
+        return None
+    return roc(pairs.similarities, pairs.same)

@@ -1,0 +1,128 @@
+"""delta-report publish: the records of finished runs in one folder to commit, without the paths of this machine.
+
+    delta-report publish results/cub50 --to results/published/cub50
+    delta-report results/published/cub50          # the same tables as from the runs
+
+The folder gets records.jsonl, with a line for each run, and predictions.npz, if a run has predictions, similarities of
+pairs or channel weights. `delta-report FOLDER --format markdown` makes the tables for a README.md beside them.
+"""
+
+import argparse
+import io
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common.console import log
+from ..common.errors import UserError
+from ..records.files import write_atomically
+from ..records.reading import (
+    ARRAYS,
+    RECORDS,
+    Record,
+    channel_attention,
+    harmless,
+    log_lines,
+    one_line,
+    pair_similarities,
+    predictions,
+    read_all,
+    run_id,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PATH = re.compile(r"""(?:^|(?<=[=:,'"[{]))[/~][^,'"\]}]*""")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="delta-report publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "dirs", nargs="+", type=Path, metavar="RUNS", help="a results_dir, run folders or a published folder"
+    )
+    parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where records.jsonl is written")
+    parser.add_argument("--records-only", action="store_true", help="leave out predictions and channel weights")
+    args = parser.parse_args(argv)
+    for path in publish(args.dirs, args.to, arrays=not args.records_only):
+        log.info(f"written: {path}")
+    return 0
+
+
+def publish(dirs: list[Path], target: Path, arrays: bool = True) -> list[Path]:
+    """Writes the bundle of all runs in `dirs`, failed ones too, and returns the paths of its files.
+
+    A log line names each run that is left out: unfinished, unreadable or there twice. Raises UserError if there is no
+    run, a run's metrics or arrays are damaged, or `target` cannot be written to.
+    """
+    records, unfinished = read_all(dirs)
+    kept: dict[str, Record] = {}
+    for record in records:
+        if record.get("unreadable"):
+            log.info(f"left out: {run_id(record)}: {one_line(record['unreadable'])}")
+        elif run_id(record) in kept:
+            log.info(f"left out: {run_id(record)} in {record['folder']}, a run of the same name is published")
+        else:
+            kept[run_id(record)] = record
+    if unfinished:
+        log.info(f"left out, unfinished: {', '.join(unfinished)}")
+    if not kept:
+        raise UserError(f"There are no finished runs in {', '.join(map(str, dirs))}.")
+
+    lines = [json.dumps(line_of(record), ensure_ascii=False, separators=(",", ":")) for record in kept.values()]
+    stored = (
+        {f"{name}/{key}": a for name, record in kept.items() for key, a in arrays_of(record).items()} if arrays else {}
+    )
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        write_atomically(target / RECORDS, "".join(f"{line}\n" for line in lines).encode())
+        (target / ARRAYS).unlink(missing_ok=True)
+        if stored:
+            write_atomically(target / ARRAYS, packed(stored))
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error}") from None
+    return [path for path in (target / RECORDS, target / ARRAYS) if path.exists()]
+
+
+def line_of(record: Record) -> Record:
+    """A run's line of records.jsonl."""
+    kept = {key: value for key, value in record.items() if key not in ("folder", "bundled", "metrics")}
+    classes = record["folder"] / "classes.json"
+    if not record.get("bundled") and classes.exists():
+        try:
+            kept["classes"] = harmless(json.loads(classes.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{classes} cannot be read: {error}") from None
+    return {key: without_paths(value) for key, value in kept.items()} | {"metrics": log_lines(record)}
+
+
+def arrays_of(record: Record) -> "dict[str, np.ndarray]":
+    """A run's arrays in predictions.npz, by the names that records/reading.py looks for."""
+    found: dict[str, np.ndarray] = {}
+    for part in (predictions(record), pair_similarities(record)):
+        found |= vars(part) if part else {}
+    attention = channel_attention(record)
+    return found | {f"attention/{tap}": v for tap, v in (attention.importance if attention else {}).items()}
+
+
+def packed(arrays: "dict[str, np.ndarray]") -> bytes:
+    import numpy as np
+
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # names are not parameters
+    return content.getvalue()
+
+
+def without_paths(value: Any) -> Any:
+    """The same value with every absolute path cut to its last component, also inside command lines."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    if isinstance(value, str) and "/" in value:
+        # key=/a/b -> key=b, [{use:/a/b,taps:[c]}] -> [{use:b,taps:[c]}]
+        return " ".join(PATH.sub(lambda found: Path(found[0]).name, word) for word in value.split(" "))
+    return value

@@ -1,0 +1,196 @@
+"""What a table says about a record: whether it is usable, what names its row, and which settings set it apart."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+
+from ..records.reading import (
+    Record,
+    begins_at_random,
+    config_of,
+    folds,
+    is_number,
+    names_of_sources,
+    one_line,
+    recorded_sources,
+    section,
+    seed,
+    stages,
+)
+from ..records.run_directory import SCHEMA
+
+METRICS = {
+    "test_top1": "Test top-1 accuracy",
+    "val_top1": "Validation top-1 accuracy",
+    "test_pair_accuracy": "Test pair accuracy",  # of verification runs, in tables of their own
+}
+
+# Keys that change no result, or that a table shows in another way: the seed is what a cell averages over, names are the
+# table's rows and columns, data and weights are compared by their fingerprints. A key includes all that is below it.
+NOT_SETTINGS = {
+    *("device", "data_dir", "results_dir", "cache_dir", "logging", "dry_run", "retry_failed", "model_card", "seed"),
+    *("dataset.root", "dataset.name", "dataset.download", "dataset.official", "dataset.train_root"),
+    *("dataset.title", "dataset.source", "dataset.archives", "dataset.torchvision"),
+    *("backbone.weights", "backbone.name", "reg.attention.forward_images"),
+    *("schedule.log_every", "schedule.eval_every", "schedule.checkpoint_seconds"),
+}
+
+Settings = tuple[tuple[str, object], ...]  # ((key, value), ...)
+Replicate = tuple[int, int | None]  # seed and fold; None where folds are not averaged over
+
+
+def problem(record: object, metric: str = "test_top1") -> str | None:
+    """Why this record cannot be a part of any comparison, or None."""
+    if not isinstance(record, dict):
+        return "not a JSON object"
+    if record.get("unreadable"):
+        return f"summary.json is unreadable: {one_line(record['unreadable'])}"
+    if record.get("schema") != SCHEMA:
+        return f"unknown schema {record.get('schema')!r} (this version reads {SCHEMA})"
+    if record.get("error"):
+        return f"failed: {one_line(record['error'])}"
+    for group in ("dataset", "backbone", "reg"):
+        if not isinstance(section(record, group).get("name"), str):
+            return f"no config.{group}.name"
+    if not isinstance(seed(record), int):
+        return "no seed"
+    value = record.get(metric)
+    if value is None:
+        return f"no {metric}"
+    if not is_number(value):
+        return f"{metric} is not a finite number: {value!r}"
+    return None
+
+
+# ---- what sets a record apart ----------------------------------------------------------------------------
+
+
+def replicate(record: Record, metric: str) -> Replicate:
+    """What a cell averages over: the seed and, on validation data, the fold that was held out."""
+    number = seed(record)
+    assert isinstance(number, int)  # `problem` has looked
+    fold = section(record, "split").get("fold") or 0
+    return number, fold if metric == "val_top1" and folds(record) else None
+
+
+def dataset_and_backbone(record: Record) -> tuple[str, str]:
+    """The names of a row: cub, resnet18 | resnet34 -> resnet18 | resnet18 (random weights)."""
+    backbone, names = section(record, "backbone")["name"], names_of_sources(record)
+    if names:
+        backbone = f"{' + '.join(names)} -> {backbone}"
+    elif begins_at_random(record):
+        backbone = f"{backbone} (random weights)"
+    return section(record, "dataset")["name"], backbone
+
+
+def settings(record: Record, metric: str) -> dict[str, object]:
+    """All that must agree between runs of one row, outside `reg`."""
+    # Each fold is validated on its own images, and together they are the training split: a cell is their mean.
+    ignored = NOT_SETTINGS | {"reg"} | ({"split.fold"} if metric == "val_top1" else set())
+    flat = flatten(config_of(record))
+    kept = {key: value for key, value in flat.items() if not within(key, ignored)}
+    kept |= {key: value for key, value in versions(record).items() if not within(key, ["reg"])}
+    # Each stage takes the whole schedule: runs are compared if all their stages together are equally long.
+    for length in ("schedule.iterations", "schedule.epochs"):
+        count = kept.get(length)
+        if isinstance(count, (int, float)) and is_number(count):
+            kept[length] = count * stages(record)
+    # The same weights may lie in different places, so the path counts only where there is no fingerprint.
+    weights = record.get("weights_fingerprint") or flat.get("backbone.weights")
+    fingerprint, selection = record.get("dataset_fingerprint"), record.get("selection")
+    named = {"dataset_fingerprint": fingerprint, "weights": weights, "selection": selection}
+    return kept | sources(record) | flatten(named)
+
+
+def sources(record: Record) -> dict[str, object]:
+    known = recorded_sources(record)
+    names = " + ".join(f"{s.get('name')} {str(s.get('weights_fingerprint'))[:8]}" for s in known)
+    return {"source": names or None, "source.taps": json.dumps([s.get("taps") for s in known]) if known else None}
+
+
+def reg_settings(record: Record) -> dict[str, object]:
+    """All that must agree between runs of one row, inside `reg`."""
+    ignored = NOT_SETTINGS | {"reg.name"}
+    flat = flatten(section(record, "reg"), "reg.")
+    flat |= {key: value for key, value in versions(record).items() if within(key, ["reg"])}
+    # The terms of a sum have the same keys one level deeper.
+    return {k: v for k, v in flat.items() if not within(k, ignored) and not k.endswith(".attention.forward_images")}
+
+
+def versions(record: Record) -> dict[str, object]:
+    """The versions of groups of options above 1: with another version the same values have another meaning."""
+    return {k: v for k, v in identity_of(record).items() if k.rpartition(".")[2] == "version" and v != 1}
+
+
+def identity_of(record: Record) -> dict[str, object]:
+    """The settings of a run that were not the defaults."""
+    identity = record.get("identity")
+    return flatten(identity) if isinstance(identity, dict) else {}
+
+
+def strengths(reg: Mapping[str, object]) -> list[str]:
+    """The keys of `reg_settings` that weigh a method's penalties, or those of the terms of a sum."""
+    named = ("alpha", "channel_alpha", "temperature")
+    own = [f"reg.{name}" for name in named]
+    return own + [key for key in reg if re.fullmatch(rf"reg\.terms\.[^.]+\.({'|'.join(named)})", key)] + ["reg.beta"]
+
+
+def facts(record: Record) -> dict[str, object]:
+    """What the small print of a table says about its runs."""
+    schedule = section(record, "schedule")
+    return {
+        "iterations": record.get("iterations", schedule.get("iterations")),
+        "batch_size": schedule.get("batch_size"),
+        "lr": schedule.get("lr"),
+        "image_size": section(record, "backbone").get("image_size"),
+        "n_train": record.get("n_train"),
+        "n_val": record.get("n_val") or None,
+        "n_test": None if folds(record) else record.get("n_test"),  # runs on folds do not look at it
+        "precision": config_of(record).get("precision"),
+    }
+
+
+def common(views: list[dict[str, object]], keys: list[str]) -> Settings:
+    """The scalars among `keys` that are present and the same in all of `views`."""
+    first = views[0]
+    return tuple(
+        (key, first[key])
+        for key in keys
+        if isinstance(first.get(key), (int, float, str)) and all(view.get(key) == first[key] for view in views)
+    )
+
+
+def within(key: str, names: Iterable[str]) -> bool:
+    """Whether `key` is one of `names` or nested below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested keys joined by dots; lists as JSON, which can be compared and shown."""
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list) else value
+    return flat
+
+
+# ---- words -----------------------------------------------------------------------------------------------
+
+
+def show(pairs: Settings) -> str:
+    return ", ".join(f"{key}={_show_value(key, value)}" for key, value in pairs)
+
+
+def _show_value(key: str, value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    text = one_line(value)
+    is_hex = all(c in "0123456789abcdef" for c in text)
+    # Eight characters of a fingerprint tell two apart; a path of weights is shown in full.
+    return text[:8] if key == "dataset_fingerprint" or (key == "weights" and is_hex) else text
+
+
+def distinct(values: Iterable[object]) -> list[str]:
+    return sorted({one_line(value) for value in values if value not in (None, "")})
