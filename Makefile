@@ -31,9 +31,11 @@ bench: $(STAMP) ## measure speed and memory against the targets (half an hour on
 docs: $(STAMP) ## build the documentation into site/, which opens from disk
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
-lint: $(STAMP) ## check the style
+lint: $(STAMP) ## check style, types, and the arrows between rooms
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 # A Python without ensurepip (Debian without python3-venv) still works: its own pip then installs into the new venv.
 # setuptools comes first, in the tested version, and builds the package without fetching another one.

@@ -23,7 +23,7 @@ class FineTuning(Trainer):
         # The loss is the mean over a batch, which the Trainer is to divide by the number of accumulated ones; the
         # penalty is a sum over all of them and over the processes.
         self.model_accepts_loss_kwargs = False
-        self.delta.parts = self.args.gradient_accumulation_steps * self.args.world_size
+        self.delta.loss_scale = self.args.gradient_accumulation_steps * self.args.world_size
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(pixel_values=inputs["pixel_values"])

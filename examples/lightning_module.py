@@ -22,7 +22,7 @@ class FineTuning(lightning.LightningModule):
 
     def on_fit_start(self) -> None:
         # The penalty is a sum over the batch, and the gradient a mean over the processes and accumulated batches.
-        self.delta.parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        self.delta.loss_scale = self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def training_step(self, batch, index: int) -> torch.Tensor:
         images, labels = batch

@@ -41,7 +41,7 @@ def cnn(batches: list, steps: int) -> dict[str, float]:
 
     l2_sp = L2SP(alpha=0.01)
     target = source.with_new_head(5, seed=0).requires_grad_(True).train()
-    l2_sp.start(target)  # where it begins is what it keeps to
+    l2_sp.setup(target)  # where it begins is what it keeps to
     return terms | fine_tune(source, target, l2_sp, batches, steps, lr=0.01)
 
 
@@ -51,9 +51,9 @@ def vit(batches: list, steps: int) -> dict[str, float]:
     target = source.with_new_head(5, seed=0).requires_grad_(True).train()
     previous = source
     for stage in AFA(alpha=0.001, channel_alpha=0.001).stages():  # positions (here tokens), then channels
-        aligned_to = source if stage.aligned_to == "source" else previous
-        stage.regularizer.start(target, source.map_shapes_on(batches[0][0]))
-        terms = fine_tune(aligned_to, target, stage.regularizer, batches, steps, lr=0.01 * stage.lr_factor)
+        alignment_target = source if stage.alignment_target == "source" else previous
+        stage.method.setup(target, source.map_shapes_on(batches[0][0]))
+        terms = fine_tune(alignment_target, target, stage.method, batches, steps, lr=0.01 * stage.lr_factor)
         previous = target.copy().freeze()
     return terms
 

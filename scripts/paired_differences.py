@@ -1,26 +1,28 @@
-"""Difference of two sets of runs that no table sets side by side, paired by seed, with a 95 % t interval.
+"""Difference of two sets of runs that stand in no common table, paired by seed, with a 95 % t interval.
 
 python scripts/paired_differences.py results/published/cub50/final delta results/published/cub50/beta_only l2_sp
 python scripts/paired_differences.py results/published/cub50/final delta l2
 
-Of the methods of one table delta-report gives the differences itself.
+For the methods of one table delta-report prints the differences itself.
 """
 
 import sys
 from pathlib import Path
 
-from delta_transfer.records.reading import read, run_folders
-from delta_transfer.reporting.comparison import Cell, method_of, problem, seed
+from delta_transfer.records.reading import method_of, read_all
+from delta_transfer.reporting.comparison import Cell
+from delta_transfer.reporting.record_views import problem, replicate
 from delta_transfer.reporting.statistics import paired
 
 
 def cell(folder: str, method: str) -> Cell:
     """Test top-1 accuracies in percent of the finished runs of `method`; refuses two runs of one seed."""
-    records = [record for path in run_folders([Path(folder)]) if problem(record := read(path)) is None]
-    chosen = {(seed(r), None): r["test_top1"] for r in records if method_of(r) == method}
-    if len(chosen) < sum(method_of(r) == method for r in records):
+    records, _ = read_all([Path(folder)])
+    usable = [record for record in records if problem(record) is None and method_of(record) == method]
+    values = {replicate(record, "test_top1"): record["test_top1"] for record in usable}
+    if len(values) < len(usable):
         raise SystemExit(f"{folder} holds several runs of {method} with one seed: the pairing is not defined.")
-    return Cell(chosen)
+    return Cell(values)
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ from threading import Thread
 import torch
 
 import delta_transfer
-import delta_transfer.experiment.experiment  # so that the process that children are forked from has it
 from delta_transfer import train
-from delta_transfer.engine import loop as training
-from delta_transfer.methods import REGULARIZERS
+from delta_transfer.engine import callbacks, loop
+from delta_transfer.methods import METHODS
+from delta_transfer.methods.delta import DeltaWithoutAttentionConfig
 
 from .learned import Learned
 
@@ -85,8 +85,8 @@ def _command(output: Connection, arguments: list[str], faults: tuple[Fault, ...]
     output.close()
     sys.argv = ["delta-run", *arguments]
     torch.set_num_threads(1)
-    REGULARIZERS["learned"] = Learned
-    training.CHECKPOINT_SHARE = 1e9  # as often as schedule.checkpoint_seconds says
+    METHODS.register("learned", "Learned", DeltaWithoutAttentionConfig)(Learned)
+    callbacks.CHECKPOINT_SHARE = 1e9  # as often as schedule.checkpoint_seconds says
     for fault in faults:
         fault()
     try:
@@ -160,20 +160,20 @@ def jumping_clock() -> None:
 
 @dataclass
 class AtStep:
-    """Something that happens in the process itself after optimisation step `step`, counted from 1 by this process."""
+    """Something that happens in the process itself after optimizer step `step`, counted from 1 in this process."""
 
     step: int
     signal: int | None = None
     seconds: float = 0.0
 
     def __call__(self) -> None:
-        taken, whole = itertools.count(1), training.TrainState.step
+        taken, whole = itertools.count(1), loop.TrainState.optimizer_step
 
-        def step(learner) -> None:
-            whole(learner)
+        def step(state: loop.TrainState) -> None:
+            whole(state)
             if next(taken) >= self.step:
                 time.sleep(self.seconds)
                 if self.signal is not None:
                     os.kill(os.getpid(), self.signal)
 
-        training.TrainState.step = step
+        loop.TrainState.optimizer_step = step

@@ -8,6 +8,10 @@ from delta_transfer.models import Network
 show_messages()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="write tests/golden/ anew from what the code gives now")
+
+
 class TinyNet(nn.Module):
     """Two convolutions with BatchNorm, a residual sum in place and an in-place ReLU, as in the real networks."""
 

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.methods import Regularizer
+from delta_transfer.methods.base import Needs, Regularizer
 
 
 class Learned(Regularizer):
-    needs_taps = True
+    needs = Needs(taps=True)
 
     def __init__(self, alpha: float = 0.01, beta: float = 0.01, weight_decay: float = 0.0, normalize: bool = True):
         super().__init__(beta=beta, weight_decay=weight_decay)

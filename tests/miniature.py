@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from delta_transfer.config import BackboneConfig
-from delta_transfer.methods import REGULARIZERS
-from delta_transfer.models.zoo import build_source
+from delta_transfer.cli.compose import compose_config
+from delta_transfer.engine.config import RunConfig
+from delta_transfer.methods import METHODS
+from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.train import main
 
 
@@ -42,6 +43,11 @@ def write_cub(root: Path, classes: int = 3, train: int = 6, test: int = 2, seed:
     return root
 
 
+def composed(*overrides: str, name: str = "config") -> RunConfig:
+    """The configuration that `delta-run <overrides>` has."""
+    return compose_config(name, overrides)
+
+
 def delta_run(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
     """The exit status of `delta-run <overrides>`."""
     monkeypatch.setattr(sys, "argv", ["delta-run", *overrides])
@@ -69,9 +75,9 @@ def tiny_overrides(root: Path, results: Path) -> list[str]:
 
 def source_for(reg: str, folder: Path) -> list[str]:
     """A network to learn from, for methods that do not start at theirs: a target of random weights is none."""
-    if not REGULARIZERS[reg].any_source and reg not in ("lwf_at", "lwf_fm"):
+    if reg in METHODS and not METHODS[reg].thing.needs.other_sources:  # sums with a name of their own have LwF
         return []
     path = folder / "source.safetensors"
-    config = BackboneConfig("small_resnet", "none", 16, 20, head="fc", taps=[])
+    config = BackboneConfig(name="small_resnet", weights="none", image_size=16, resize=20, head="fc", taps=[])
     save_file(build_source(config, seed=3).weights(), path)
     return [f"source=small_resnet:{path}"]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from delta_transfer.data.loader import Loader
-from delta_transfer.experiment import stages
+from delta_transfer.experiment import experiment
 from delta_transfer.methods import AFA, AFAChannel, AFASpatial
 from delta_transfer.methods.afa import ChannelAttention, LearnedAttention, SpatialAttention
 from delta_transfer.models import Network
@@ -36,7 +36,7 @@ def maps() -> tuple[torch.Tensor, torch.Tensor]:
 def started(method, shape=(C, H, W), **options):
     torch.manual_seed(1)
     made = method(alpha=0.3, beta=0.0, **options)
-    made.start(OneTap, {"layer1.0": shape})
+    made.setup(OneTap, {"layer1.0": shape})
     return made.double()
 
 
@@ -146,13 +146,13 @@ def test_what_attention_does_is_observed(method, maps, monkeypatch):
     where = (slice(None), slice(None), 0) if method is AFASpatial else (slice(None), 0)
     flat[0][where] = flat[1][where]
     terms = made.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})
-    assert made.observed["attention_entropy"].item() == 0 and terms["feature_maps"].item() == 0
+    assert made.extra_metrics["attention_entropy"].item() == 0 and terms["feature_maps"].item() == 0
     uniform = 0.3 / (2 * B) * (target - source).square().sum().item()
-    assert made.observed["attention_uniform"].item() == pytest.approx(uniform)
+    assert made.extra_metrics["attention_uniform"].item() == pytest.approx(uniform)
     monkeypatch.setattr(made, "weights", lambda tap, source_map: torch.full_like(one, 1 / places))
     terms = made.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})
-    assert made.observed["attention_entropy"].item() == pytest.approx(1)
-    assert made.observed["attention_uniform"].item() == pytest.approx(terms["feature_maps"].item()) != 0
+    assert made.extra_metrics["attention_entropy"].item() == pytest.approx(1)
+    assert made.extra_metrics["attention_uniform"].item() == pytest.approx(terms["feature_maps"].item()) != 0
 
 
 @pytest.mark.parametrize("method", [AFASpatial, AFAChannel])
@@ -162,7 +162,7 @@ def test_a_map_of_one_position_or_channel_has_a_penalty_and_an_entropy(method):
     made = started(method, (1, 1, 1))
     terms = made.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})
     assert terms["feature_maps"].item() == pytest.approx(0.3 / (2 * B) * (target - source).square().sum().item())
-    assert made.observed["attention_entropy"].item() == 1
+    assert made.extra_metrics["attention_entropy"].item() == 1
 
 
 @pytest.mark.parametrize(
@@ -208,23 +208,28 @@ def weights_of(network) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in network.weights().items()}
 
 
-@pytest.mark.parametrize("aligned_to", ["previous", "source"])
-def test_the_channel_stage_goes_on_from_the_spatial_one(aligned_to, cub_root, tmp_path, monkeypatch):
-    found, whole = [], stages.train
+@pytest.mark.parametrize("alignment_target", ["previous", "source"])
+def test_the_channel_stage_goes_on_from_the_spatial_one(alignment_target, cub_root, tmp_path, monkeypatch):
+    found, whole = [], experiment.train
 
-    def spy(learner, regularizer, loader, *arguments, **options):
+    def spy(state, method, loader, *arguments, **options):
         images, _ = loader.train_batch(np.arange(18), 0)
-        maps = {name: values.clone() for name, values in learner.forward_source(images).items()}
-        seen = {"method": type(regularizer), "images": images, "maps": maps, "before": weights_of(learner.target)}
-        frozen = {name: value.clone() for name, value in learner.source.state_dict().items()}
-        source = learner.source
+        maps = {name: values.clone() for name, values in state.forward_source(images).items()}
+        seen = {"method": type(method), "images": images, "maps": maps, "before": weights_of(state.target)}
+        frozen = {name: value.clone() for name, value in state.source.state_dict().items()}
+        source = state.source
         seen["source"] = lambda: all(torch.equal(v, frozen[name]) for name, v in source.state_dict().items())
-        seconds = whole(learner, regularizer, loader, *arguments, **options)
-        found.append(seen | {"after": weights_of(learner.target), "target": learner.target})
+        seconds = whole(state, method, loader, *arguments, **options)
+        found.append(seen | {"after": weights_of(state.target), "target": state.target})
         return seconds
 
-    monkeypatch.setattr(stages, "train", spy)
-    overrides = [*tiny_overrides(cub_root, tmp_path), "reg=afa", f"reg.aligned_to={aligned_to}", "schedule.lr=0.02"]
+    monkeypatch.setattr(experiment, "train", spy)
+    overrides = [
+        *tiny_overrides(cub_root, tmp_path),
+        "reg=afa",
+        f"reg.alignment_target={alignment_target}",
+        "schedule.lr=0.02",
+    ]
     assert delta_run(monkeypatch, *overrides) == 0
     spatial, channel = found
     assert (spatial["method"], channel["method"]) == (AFASpatial, AFAChannel)
@@ -237,7 +242,7 @@ def test_the_channel_stage_goes_on_from_the_spatial_one(aligned_to, cub_root, tm
     spatial["target"].traced.load_state_dict(spatial["after"])
     with torch.no_grad():
         left_by_spatial = spatial["target"].eval()(channel["images"])
-    expected = left_by_spatial if aligned_to == "previous" else spatial["maps"]
+    expected = left_by_spatial if alignment_target == "previous" else spatial["maps"]
     for tap, values in channel["maps"].items():
         torch.testing.assert_close(values, expected[tap], rtol=1e-4, atol=1e-5)
 
@@ -296,16 +301,16 @@ def test_both_stages_see_the_batches_that_a_run_of_both_lengths_sees(cub_root, t
 
 
 def test_modules_of_the_two_stages_do_not_begin_alike(cub_root, tmp_path, monkeypatch):
-    begun, whole = [], stages.make_optimizer
+    begun, whole = [], experiment.make_optimizer
 
-    def spy(target, regularizer, schedule):
-        attention = next(iter(regularizer.modules_by_tap.values()))
+    def spy(target, method, *options):
+        attention = next(iter(method.modules_by_tap.values()))
         begun.append(attention.layers[0].weight.detach().clone())  # A1, of the same shape in both
-        optimizer = whole(target, regularizer, schedule)
-        assert set(optimizer.param_groups[-1]["params"]) == set(regularizer.parameters())  # a group of their own
+        optimizer = whole(target, method, *options)
+        assert set(optimizer.param_groups[-1]["params"]) == set(method.parameters())  # a group of their own
         return optimizer
 
-    monkeypatch.setattr(stages, "make_optimizer", spy)
+    monkeypatch.setattr(experiment, "make_optimizer", spy)
     assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), "reg=afa") == 0
     spatial, channel = begun
     assert spatial.shape == channel.shape and not torch.equal(spatial, channel)

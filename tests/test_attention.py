@@ -6,9 +6,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from delta_transfer.config import AttentionConfig
 from delta_transfer.methods import DELTA, attention
-from delta_transfer.methods.attention import split_half_correlation, taylor_importance, train_probe
+from delta_transfer.methods.attention import AttentionConfig, split_half_correlation, taylor_importance, train_probe
 from delta_transfer.methods.fast.channel_ablation import Suffixes
 from delta_transfer.models import Network
 

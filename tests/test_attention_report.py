@@ -221,7 +221,7 @@ def test_report(tmp_path, capsys):
 def test_weights_of_zero_are_in_the_histogram(tmp_path):
     """At a low temperature one channel has all the weight."""
     found = read_one(tmp_path, changes={"temperature": 0.01}, tap=[0, 0, 0, 5])
-    assert found.weights["tap"].min() == 0
+    assert found.weights["tap"].min() < 1e-9
     (axis,) = histograms([found]).axes
     assert sorted(bar.get_height() for bar in axis.patches if bar.get_height()) == [1, 3]
     assert "0.001" in axis.figure.get_supxlabel()
@@ -350,7 +350,7 @@ def test_patches_are_the_largest_of_all_test_images(tiny_run):
 
 
 def test_patch_figures_are_written(tiny_run, tmp_path):
-    assert main([str(tiny_run), "--patches", "--top", "2", "--output", str(tmp_path)]) == 0
+    assert main([str(tiny_run), "--patches", "--top", "1", "--output", str(tmp_path)]) == 0
     names = {path.name for path in tmp_path.iterdir()}
     taps = ("layer1.1.conv2", "layer2.1.conv2", "layer3.1.conv2")
     pictures = {f"patches-glyphs-small_resnet-{tap}.{kind}" for tap in taps for kind in ("png", "pdf")}

@@ -39,7 +39,7 @@ def random_outputs(shapes, seed: int) -> dict[str, torch.Tensor]:
 
 def started(method, source_shapes):
     torch.manual_seed(1)
-    method.start(Target, TAPS, source_shapes)
+    method.setup(Target, TAPS, source_shapes)
     return method.double()
 
 
@@ -87,7 +87,7 @@ def test_feature_matching_equals_the_naive_loop_and_l2t_ww_without_meta_networks
     method = started(FM(alpha=0.3, pairs=which), SOURCE_TAPS)
     total = 0.0
     for m, n in [("a", "conv1"), ("c", "conv2")] if which == "one_to_one" else [(m, n) for m in "abc" for n in TAPS]:
-        source_map, matcher = resized(sources[m], outputs[n]), method.matchers[f"{m}>{n}"]
+        source_map, matcher = resized(sources[m], outputs[n]), method.adapters[f"{m}>{n}"]
         squares = 0.0
         for b in range(B):
             for c in range(len(source_map[b])):
@@ -97,7 +97,7 @@ def test_feature_matching_equals_the_naive_loop_and_l2t_ww_without_meta_networks
     (loss,) = method.penalty(None, outputs, sources).values()
     assert loss.item() == pytest.approx(0.3 * total, rel=1e-12)
     without = started(L2TWW(alpha=0.3, pairs=which, what=False, where="off"), SOURCE_TAPS)
-    without.matchers.load_state_dict(method.matchers.state_dict())
+    without.adapters.load_state_dict(method.adapters.state_dict())
     torch.testing.assert_close(without.penalty(None, outputs, sources)["matching"], loss)
 
 
@@ -173,14 +173,14 @@ def test_pairs_of_several_sources_are_chosen_for_each():
 
 def test_l2t_ww_has_meta_networks_for_each_source():
     method = started(L2TWW(pairs="one_to_one"), TWO)
-    assert set(method.meta_networks) == {"one/a>conv1", "one/b>conv2", "two/5/a>conv2"} == set(method.matchers)
+    assert set(method.meta_networks) == {"one/a>conv1", "one/b>conv2", "two/5/a>conv2"} == set(method.adapters)
     (loss,) = method.penalty(None, random_outputs(TAPS, 0), random_outputs(TWO, 1)).values()
     assert loss.isfinite()
 
 
 def test_lwf_has_to_know_how_many_classes_the_source_has():
     with pytest.raises(ValueError, match="source_shapes"):
-        LwF().start(Target, TAPS)
+        LwF().setup(Target, TAPS)
 
 
 @pytest.mark.parametrize("head", [nn.Linear, CosineHead])

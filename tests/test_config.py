@@ -1,19 +1,25 @@
-"""Every configuration composes, checks out and can be built."""
+"""Every configuration composes, checks out and can be built; every option says what it is."""
 
-import re
 import shlex
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
+from delta_transfer.cli.compose import check_values, to_run_config
 from delta_transfer.common.errors import UserError
-from delta_transfer.config import RunConfig, ScheduleConfig, check_values, register_schemas, to_run_config
+from delta_transfer.common.options import MISSING, OptionError, describe
 from delta_transfer.data import READERS
-from delta_transfer.methods import REGULARIZERS, build_regularizer
+from delta_transfer.engine.config import RunConfig
+from delta_transfer.engine.optimizers import OPTIMIZERS, ScheduleConfig
+from delta_transfer.methods import METHODS, build_method
+from delta_transfer.methods.sum import SumConfig
+
+from .miniature import composed
 
 CONF = Path(__file__).parent.parent / "conf"
+GROUPS = ("dataset", "backbone", "reg", "schedule", "optimizer")
 # What a choice does not go without.
 NEEDS = {"reg=scratch": ["backbone.weights=none"], "reg=sum": ["+reg@reg.terms.at=at"]}
 
@@ -22,75 +28,106 @@ def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def composed(*overrides: str, name: str = "config") -> RunConfig:
-    register_schemas()
-    with initialize_config_module("delta_transfer.conf", version_base="1.3"):
-        return to_run_config(compose(name, list(overrides)))
+# ---- what is in conf/ --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("group", ["dataset", "backbone", "reg", "schedule"])
-def test_every_choice_composes(group):
-    assert names(group)
-    for name in names(group):
-        choice = f"{group}={name}"
-        config = composed(choice, *NEEDS.get(choice, []))
-        assert config.dataset.reader in READERS
-        regularizer = build_regularizer(config.reg)
-        assert type(regularizer) is REGULARIZERS[name if group == "reg" else config.reg.name]
+@pytest.fixture(scope="module")
+def made() -> dict[str, dict[str, object]]:
+    """The options of every choice of every group, by group and name. One composition tries a choice of each group."""
+    found = {group: {} for group in GROUPS}
+    for combined in zip_longest(*([f"{group}={name}" for name in names(group)] for group in GROUPS)):
+        choices = [choice for choice in combined if choice]
+        needed = [word for choice in choices for word in NEEDS.get(choice, [])]
+        config = composed(*choices, *needed)
+        for group, name in (choice.split("=") for choice in choices):
+            found[group][name] = getattr(config, group)
+    return found
 
 
-def test_every_experiment_composes():
-    for name in names("experiment"):
-        composed(f"+experiment={name}")
+def test_every_file_of_every_group_composes(made):
+    assert {group: sorted(of_group) for group, of_group in made.items()} == {group: names(group) for group in GROUPS}
+    assert {options.reader for options in made["dataset"].values()} <= set(READERS)
+    assert {options.name for options in made["optimizer"].values()} <= set(OPTIMIZERS)
+    for name, options in made["reg"].items():
+        assert type(build_method(options)) is METHODS["sum" if isinstance(options, SumConfig) else name].thing
+    for experiment in names("experiment"):
+        composed(f"+experiment={experiment}")
+    assert {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")} == {
+        *(".", "experiment", "experiment/values"),
+        *GROUPS,
+    }  # test_plan.py tries each file of experiment/values
 
 
-def commands() -> list[list[str]]:
-    """The delta-run command that each YAML opens with, as overrides."""
-    lines = [line for path in CONF.rglob("*.yaml") for line in path.read_text().splitlines()[:2]]
-    found = [shlex.split(line)[2:] for line in lines if line.startswith("# delta-run ")]
-    return [[o for o in command if o != "-m" and "range(" not in o and "reg=l2,l2_fe" not in o] for command in found]
+def test_every_pair_of_method_and_backbone_goes_together(made):
+    config = composed("dataset=cub")
+    for backbone in made["backbone"].values():
+        for reg in made["reg"].values():
+            weights = "none" if reg.name == "scratch" else backbone.weights
+            config.replace(backbone=backbone.replace(weights=weights), reg=reg)
 
 
-def test_the_command_that_every_yaml_opens_with_composes():
-    assert len(commands()) > 40
-    for command in commands():
-        composed(*command)
-        # The group is optional: a misspelt name would compose too.
-        assert {o.partition("=")[2] for o in command if "experiment/values=" in o} <= set(names("experiment/values"))
+def test_the_command_that_a_data_set_or_backbone_opens_with_composes(made):
+    """The other files' commands are planned by test_docs_commands.py."""
+    for group in ("dataset", "backbone"):
+        for name in names(group):
+            program, *words = shlex.split((CONF / group / f"{name}.yaml").read_text().splitlines()[0][2:])
+            if program == "delta-run":
+                assert getattr(composed(*words), group) == made[group][name].replace(
+                    **({"weights": "none"} if "backbone.weights=none" in words else {}),
+                    **({"root": root} if (root := root_in(words)) else {}),
+                )
 
 
-def test_every_pair_of_method_and_backbone_composes():
-    for backbone in names("backbone"):
-        for reg in names("reg"):
-            config = composed("dataset=cub", f"backbone={backbone}", f"reg={reg}", *NEEDS.get(f"reg={reg}", []))
-            assert (config.backbone.name, config.reg.name) == (backbone, "at" if reg == "sum" else reg)
+def root_in(words: list[str]) -> str | None:
+    return next((word.partition("=")[2] for word in words if word.startswith("dataset.root=")), None)
 
 
 def test_every_method_has_a_yaml_and_every_yaml_a_command():
-    assert names("reg") == sorted(REGULARIZERS)
+    assert set(METHODS) <= set(names("reg"))
     for path in CONF.rglob("*.yaml"):
         lines = path.read_text().splitlines()
         assert any(line.startswith("# delta-") for line in lines[:2]), f"{path} does not open with its command"
 
 
-def test_the_papers_protocol_is_the_default():
-    schedule = composed("dataset=cub").schedule
-    assert (schedule.iterations, schedule.batch_size, schedule.lr, schedule.momentum) == (9000, 64, 0.01, 0.9)
+def test_every_option_is_described():
+    """The reference, --help and error messages show the words."""
+    groups = {RunConfig, *(entry.options for registry in (READERS, METHODS, OPTIMIZERS) for entry in entries(registry))}
+    missing = [f"{group.__name__}.{key}" for group in groups for key, words in describe(group) if not words.strip()]
+    assert not missing
+    lines = [words for group in groups for _, words in describe(group) if "\n" in words]
+    assert not lines
+
+
+def entries(registry):
+    return registry.entries.values()
+
+
+# ---- the protocols -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_cub() -> RunConfig:
+    return composed("dataset=cub")
+
+
+def test_the_papers_protocol_is_the_default(on_cub):
+    schedule, optimizer = on_cub.schedule, on_cub.optimizer
+    assert (schedule.iterations, schedule.batch_size, schedule.lr) == (9000, 64, 0.01)
+    assert (optimizer.name, optimizer.momentum, optimizer.nesterov) == ("sgd", 0.9, False)
     assert round(schedule.decay_at * schedule.iterations) == 6000
 
 
 def test_glyphs_bring_their_own_backbone_and_schedule_but_the_command_line_wins():
     config = composed()
     assert (config.dataset.name, config.backbone.name, config.schedule.batch_size) == ("glyphs", "small_resnet", 32)
-    assert composed("dataset=glyphs", "backbone=resnet18").backbone.name == "resnet18"
-    assert composed("dataset=glyphs", "schedule=paper").schedule.iterations == 9000
+    config = composed("dataset=glyphs", "backbone=resnet18", "schedule=paper")
+    assert (config.backbone.name, config.schedule.iterations) == ("resnet18", 9000)
 
 
 def test_options_reach_the_method():
-    config = composed("reg=l2_sp", "reg.alpha=0.5", "reg.scope=conv")
-    l2_sp = build_regularizer(config.reg)
+    l2_sp = build_method(composed("reg=l2_sp", "reg.alpha=0.5", "reg.scope=conv").reg)
     assert (l2_sp.alpha, l2_sp.scope) == (0.5, "conv")
-    delta = build_regularizer(composed("reg=delta", "reg.attention.images=128").reg)
+    delta = build_method(composed("reg=delta", "reg.attention.images=128").reg)
     assert delta.attention.images == 128
 
 
@@ -107,70 +144,88 @@ def test_length(schedule, n_train, iterations):
 
 
 @pytest.mark.parametrize("word", ["schedule.iterations=5", "++schedule.iterations=5", "+schedule.iterations=auto"])
-def test_iterations_beside_epochs_are_refused(word):
-    with pytest.raises(UserError, match=re.escape(f"{word}: this schedule is as long as schedule.epochs=200 says")):
-        check_values([word], composed("schedule=l2t"))
+def test_iterations_beside_epochs_are_refused(word, made, on_cub):
+    config = on_cub.replace(schedule=made["schedule"]["l2t"])
+    with pytest.raises(OptionError) as refused:
+        check_values([word], config)
+    assert refused.value.key == "schedule.iterations"
 
 
-def test_epochs_replace_the_iterations_of_a_protocol():
-    schedule = composed("dataset=cub", "schedule.epochs=2.5").schedule
+def test_epochs_replace_the_iterations_of_a_protocol(on_cub):
+    schedule = on_cub.schedule.replace(epochs=2.5)
     assert (schedule.iterations, schedule.length(5994)) == (None, 234)
 
 
-def test_protocols():
-    def protocol(name: str) -> ScheduleConfig:
-        return composed("dataset=cub", f"schedule={name}").schedule
-
-    paper = protocol("paper")
-    assert (paper.aspect, paper.train_crop, paper.test_crops, paper.nesterov) == ("squash", "random", 1, False)
-    assert (paper.backbone_lr_factor, protocol("paper_inception").lr) == (1.0, 0.001)
-    augmented = protocol("paper_augmented")
+def test_protocols(made):
+    paper, augmented, tll = (made["schedule"][name] for name in ("paper", "paper_augmented", "tll"))
+    assert (paper.aspect, paper.train_crop, paper.test_crops) == ("squash", "random", 1)
+    assert (paper.backbone_lr_factor, made["schedule"]["paper_inception"].lr) == (1.0, 0.001)
     assert (augmented.aspect, augmented.train_crop, augmented.test_crops) == ("keep", "random", 10)
-    tll = protocol("tll")
     assert (tll.iterations, tll.batch_size, round(tll.decay_at * tll.iterations)) == (10000, 48, 6000)
-    assert (tll.train_crop, tll.nesterov, tll.backbone_lr_factor, tll.test_crops) == ("random_resized", True, 0.1, 1)
+    assert (tll.train_crop, tll.backbone_lr_factor, tll.test_crops) == ("random_resized", 0.1, 1)
 
 
-def test_protocol_of_l2t_ww():
-    target = composed("dataset=cifar10", "backbone=vgg9_bn", "schedule=l2t").schedule
+def test_a_protocol_brings_its_optimizer_but_the_command_line_wins():
+    brought = composed("schedule=tll").optimizer
+    assert (brought.name, brought.momentum, brought.nesterov) == ("sgd", 0.9, True)
+    assert composed("schedule=tll", "optimizer=adamw").optimizer.name == "adamw"
+
+
+def test_protocol_of_l2t_ww(made):
+    target, large, source = (made["schedule"][name] for name in ("l2t", "l2t_224", "l2t_source"))
     assert (target.epochs, target.batch_size, target.lr, target.decay, target.pad) == (200, 128, 0.1, "cosine", 4)
-    large = composed("dataset=cub", "backbone=resnet18", "schedule=l2t_224").schedule
     assert (large.batch_size, large.train_crop, large.decay, large.pad) == (64, "random_resized", "cosine", 0)
-    source = composed("dataset=tiny_imagenet", "backbone=resnet32", "schedule=l2t_source", name="pretrain")
-    schedule = source.schedule
-    assert (schedule.decay, schedule.decay_at, schedule.decay_also_at) == ("step", 0.5, [0.75])
-    assert (schedule.lr, schedule.momentum, schedule.nesterov, source.reg.weight_decay) == (0.1, 0.9, False, 1e-4)
-    assert source.model_card and source.backbone.weights == "none" and not composed().model_card
+    assert (source.decay, source.decay_at, source.decay_also_at, source.lr) == ("step", 0.5, [0.75], 0.1)
+    config = composed("dataset=tiny_imagenet", "backbone=resnet32", "schedule=l2t_source", name="pretrain")
+    assert (config.optimizer.momentum, config.optimizer.nesterov, config.reg.weight_decay) == (0.9, False, 1e-4)
+    assert config.model_card and config.backbone.weights == "none"
 
 
 @pytest.mark.parametrize(
-    ("overrides", "expected"),
+    ("key", "value", "more"),
     [
-        (["schedule.decay=linear"], "schedule.decay must be step or cosine"),
-        (["schedule.decay_also_at=[0.1]"], "schedule.decay_also_at must be in"),
-        (["schedule.pad=-1"], "schedule.pad must be 0 or more"),
-        (["schedule.pad=32"], r"schedule.pad \(32\) must be less than backbone.image_size \(32\)"),
-        (["schedule.pad=2", "schedule.train_crop=random_resized"], "schedule.pad=2 is of schedule.train_crop=random"),
+        ("decay", "linear", {}),
+        ("decay_also_at", [0.1], {}),
+        ("pad", -1, {}),
+        ("pad", 2, {"train_crop": "random_resized"}),
+        ("iterations", None, {}),
     ],
 )
-def test_protocols_that_are_none(overrides, expected):
-    with pytest.raises(UserError, match=expected):
-        composed(*overrides)
+def test_protocols_that_are_none(key, value, more, made):
+    with pytest.raises(OptionError) as refused:
+        made["schedule"]["paper"].replace(**{key: value}, **more)
+    assert refused.value.key == f"schedule.{key}"
 
 
-def test_data_sets_have_the_official_counts():
-    counts = {name: vars(c) for name in names("dataset") if (c := composed(f"dataset={name}").dataset.official)}
+def test_padding_beyond_the_network_is_refused(on_cub):
+    side = on_cub.backbone.image_size
+    with pytest.raises(OptionError) as refused:
+        on_cub.replace(schedule=on_cub.schedule.replace(pad=side))
+    assert refused.value.key == "schedule.pad"
+
+
+def test_nesterovs_form_needs_momentum():
+    with pytest.raises(OptionError) as refused:
+        composed("optimizer=nesterov", "optimizer.momentum=0")
+    assert refused.value.key == "optimizer.nesterov"
+
+
+# ---- data sets ---------------------------------------------------------------------------------------------
+
+
+def test_data_sets_have_the_official_counts(made):
+    counts = {name: vars(config.official) for name, config in made["dataset"].items() if config.official}
     assert counts.keys() == set(names("dataset")) - {"glyphs", "glyphs_source", "glyph_pairs", "folder", "lfw"}
     assert counts["cub"] == {"classes": 200, "train": 5994, "test": 5794}
     assert counts["caltech256_60"] == {"classes": 257, "train": 15420, "test": 5140}
-    for name in names("dataset"):
-        config = composed(f"dataset={name}").dataset
+    for config in made["dataset"].values():
         drawn = getattr(config, "train_per_class", None)
         if drawn and config.official:
             assert config.official.train == drawn * config.official.classes
 
 
-def test_data_dir_is_where_all_data_sets_are_looked_for(monkeypatch):
+def test_data_dir_is_where_all_data_sets_are_looked_for(on_cub, monkeypatch):
+    monkeypatch.delenv("DELTA_DATA", raising=False)
     assert composed("dataset=cub").dataset.root == "data/CUB_200_2011"
     assert composed("dataset=cub", "data_dir=/d").dataset.root == "/d/CUB_200_2011"
     monkeypatch.setenv("DELTA_DATA", "/e")
@@ -178,6 +233,6 @@ def test_data_dir_is_where_all_data_sets_are_looked_for(monkeypatch):
 
 
 def test_missing_value_is_named():
-    register_schemas()
+    assert RunConfig.__dataclass_fields__["dataset"].default == MISSING
     with pytest.raises(UserError, match="dataset"):
         to_run_config(OmegaConf.structured(RunConfig))

@@ -103,7 +103,7 @@ def place(tmp_path_factory) -> Path:
     write_photos(folder / "photos")
     write_cub(folder / "data" / "CUB_200_2011", train=10)
     source_for("scratch", folder)
-    shutil.copytree(ROOT / "results/published/table_quick/final", folder / "results/runs")
+    shutil.copytree(ROOT / "results/published/table_quick/final", folder / "results")
     for page in PAGES:
         for _, title, text in blocks(page, "yaml"):
             path = folder / re.fullmatch(r'title="(.+)"', title)[1]

@@ -16,6 +16,18 @@ from .miniature import write_cub
 from .trees import write_folder
 
 
+CHOICES = {
+    "dataset": ["cifar10", "cub", "dogs", "folder", "glyphs"],
+    "backbone": ["resnet18", "resnet50", "small_resnet"],
+}
+
+
+@pytest.fixture(autouse=True)
+def few_choices(monkeypatch) -> None:
+    """Composing every file of conf/ takes a while; tests/test_config.py does that."""
+    monkeypatch.setattr(doctor, "choices", lambda group="dataset": CHOICES[group])
+
+
 @pytest.fixture
 def found(tmp_path, monkeypatch) -> Findings:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
@@ -144,8 +156,7 @@ def test_a_root_belongs_to_the_data_set_that_is_named(found, tmp_path):
     assert any(f"subset: 3 classes, 18 training and 6 test images, {root}" in line for line in found.lines)
 
 
-def test_a_folder_of_images_that_is_not_there_is_a_trouble(tmp_path, monkeypatch, found):
-    monkeypatch.setattr("delta_transfer.cli.doctor.choices", lambda group="dataset": ["folder"])
+def test_a_folder_of_images_that_is_not_there_is_a_trouble(tmp_path, found):
     missing = [f"dataset.root={tmp_path / 'photos'}"]
     doctor.data_sets(found, composed("folder", missing), missing)
     assert found.troubles == 1 and "There is no folder" in found.lines[0]

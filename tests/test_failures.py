@@ -8,7 +8,8 @@ import torch
 
 from delta_transfer.data.loader import Loader
 from delta_transfer.engine.loop import TrainState
-from delta_transfer.methods import REGULARIZERS, AFAChannel, DELTAWithoutAttention, Regularizer
+from delta_transfer.methods import METHODS, AFAChannel, DELTAWithoutAttention, Regularizer
+from delta_transfer.methods.base import DecayConfig
 from delta_transfer.models import Network
 
 from .miniature import delta_run, tiny_overrides, write_cub
@@ -78,7 +79,8 @@ def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(cub_root, tmp
             Method.steps += 1
             return {"kink": Kink.apply(outputs["logits"].sum()) if Method.steps == 2 else outputs["logits"].sum() * 0}
 
-    monkeypatch.setitem(REGULARIZERS, "l2", Method)
+    monkeypatch.delitem(METHODS.entries, "l2")
+    METHODS.register("l2", "L2", DecayConfig)(Method)
     summary = failed(monkeypatch, cub_root, tmp_path, "reg=l2")
     assert summary["failure"] == "diverged"
     assert summary["error"].startswith("The gradient's norm became ") and "at iteration 1 (" in summary["error"]
@@ -101,7 +103,7 @@ def test_a_source_network_that_overflows_is_no_divergence(cub_root, tmp_path, mo
 
     monkeypatch.setattr(TrainState, "forward_source", overflowing)
     summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
-    assert summary["failure"] == "input" and "look at its weights, not at the rate" in summary["error"]
+    assert summary["failure"] == "input" and "frozen network's feature maps" in summary["error"]
 
 
 def test_images_that_are_not_finite_are_no_divergence(cub_root, tmp_path, monkeypatch):
@@ -119,8 +121,8 @@ def test_images_that_are_not_finite_are_no_divergence(cub_root, tmp_path, monkey
 @pytest.mark.parametrize(
     ("fits", "said"),
     [
-        (2, "Out of memory with 4 images at a time. With 2 a step fits (tried just now): schedule.accumulate=2"),
-        (1, "with two images at a time as well"),
+        (2, "schedule.accumulate=2 "),
+        (1, "reduce backbone.image_size"),
     ],
 )
 def test_out_of_memory_says_what_fits(cub_root, tmp_path, monkeypatch, fits, said):
@@ -134,6 +136,7 @@ def test_out_of_memory_says_what_fits(cub_root, tmp_path, monkeypatch, fits, sai
     monkeypatch.setattr(TrainState, "forward", small_gpu)
     summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
     assert summary["failure"] == "out of memory" and said in summary["error"]
+    assert ("schedule.accumulate" in summary["error"]) == (fits == 2)
     if fits == 2:  # and the advice is right
         advised = [*tiny_overrides(cub_root, tmp_path), "reg=delta_noatt", "schedule.accumulate=2"]
         assert delta_run(monkeypatch, *advised) == 0
@@ -141,9 +144,9 @@ def test_out_of_memory_says_what_fits(cub_root, tmp_path, monkeypatch, fits, sai
 
 def test_a_device_that_fails_for_once_leaves_the_run_as_interrupted(cub_root, tmp_path, monkeypatch, capsys):
     """Another program took the memory, or the GPU failed: the same command goes on from the checkpoint."""
-    whole, calls = TrainState.step, []
+    whole, calls = TrainState.optimizer_step, []
     errors = [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("CUDA error: uncorrectable ECC")]
-    monkeypatch.setattr("delta_transfer.engine.loop.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("delta_transfer.engine.callbacks.CHECKPOINT_SHARE", 1e9)
 
     def step(self):
         calls.append(1)
@@ -151,7 +154,7 @@ def test_a_device_that_fails_for_once_leaves_the_run_as_interrupted(cub_root, tm
             raise errors.pop(0)
         whole(self)
 
-    monkeypatch.setattr(TrainState, "step", step)
+    monkeypatch.setattr(TrainState, "optimizer_step", step)
     tiny = tiny_overrides(cub_root, tmp_path)
     command = [*tiny, "reg=l2", "schedule.iterations=5", "schedule.checkpoint_seconds=0.000001"]
     for said in ("a training step fits (tried just now)", "The GPU failed (CUDA error: uncorrectable ECC)"):
@@ -233,7 +236,7 @@ def test_a_sweep_says_what_was_done_skipped_and_failed(cub_root, tmp_path, monke
     rows = [line.split() for line in output.out.splitlines()]
     assert ["1", "done"] in rows and ["1", "skipped"] in rows
     (first,) = (row for row in rows if row[:2] == ["4", "failed"])
-    assert first[2:] == ["reg.alpha=0.01", "seed=-1", "seed", "must", "be", "0", "or", "more,", "got", "-1."]
+    assert first[2:] == ["reg.alpha=0.01", "seed=-1", "seed", "must", "be", "at", "least", "0,", "got", "-1."]
     assert ["reg.alpha=0.5", "seed=1", "ValueError:", "[red]", "map"] in rows  # the first line, and no markup
     assert output.err.count("Traceback") == 2
     assert delta_run(monkeypatch, *sweep) == 1

@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from delta_transfer.common.errors import UserError
-from delta_transfer.config import ScheduleConfig
-from delta_transfer.engine import devices as distributed
-from delta_transfer.engine.checkpoints import read_checkpoint, write_checkpoint
-from delta_transfer.engine.loop import TrainState, make_optimizer
-from delta_transfer.methods import L2TWW, look_ahead
+from delta_transfer.engine.loop import TrainState, train_step
+from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer, set_learning_rate
+from delta_transfer.methods import L2TWW, l2t_ww, look_ahead
+from delta_transfer.methods.base import Batch
 from delta_transfer.methods.l2t_ww import MetaNetwork
 from delta_transfer.methods.look_ahead import SGD, meta_gradient
-from delta_transfer.methods.matching import Matchers, Pair, choose_pairs
+from delta_transfer.methods.matching import Adapters, Pair, choose_pairs
 from delta_transfer.models import Network
+from delta_transfer.records.checkpoints import read_checkpoint, write_checkpoint
 
 from .conftest import TinyNet, randomise_batchnorm
-from .test_config import composed
+from .miniature import composed
 
 # --- the gradient through steps of SGD ---
 
@@ -103,7 +103,7 @@ SOURCE_TAPS = {"a": (4, 6, 6), "b": (3, 5, 5)}
 def started(source_shapes=SOURCE_TAPS, target_shapes=TAPS, **options) -> L2TWW:
     torch.manual_seed(1)
     method = L2TWW(**options)
-    method.start(None, target_shapes, source_shapes)
+    method.setup(None, target_shapes, source_shapes)
     return method.double()
 
 
@@ -120,7 +120,7 @@ def test_matching_equals_the_naive_loop(what, where):
         nn.init.normal_(parameter, std=0.3)
     total = 0.0
     for m, n in (("a", "conv1"), ("a", "conv2"), ("b", "conv1"), ("b", "conv2")):
-        network, matcher = method.meta_networks[f"{m}>{n}"], method.matchers[f"{m}>{n}"]
+        network, matcher = method.meta_networks[f"{m}>{n}"], method.adapters[f"{m}>{n}"]
         size = TAPS[n][1:]
         resized = F.interpolate(sources[m], size, mode="bilinear") if size != SOURCE_TAPS[m][1:] else sources[m]
         channels = SOURCE_TAPS[m][0]
@@ -146,7 +146,7 @@ def test_matching_equals_the_naive_loop(what, where):
 def test_both_networks_off_is_feature_matching():
     """A mean over all elements; there is nothing to learn, and no look-ahead."""
     method, outputs, sources = started(pairs="single", what=False, where="off"), maps(TAPS, 0), maps(SOURCE_TAPS, 1)
-    matched = method.matchers["a>conv1"](outputs["conv1"])
+    matched = method.adapters["a>conv1"](outputs["conv1"])
     expected = 0.5 * F.mse_loss(matched, sources["a"])
     torch.testing.assert_close(method.penalty(None, outputs, sources)["matching"], expected)
     assert method.adam is None and not list(method.meta_networks.parameters())
@@ -155,22 +155,22 @@ def test_both_networks_off_is_feature_matching():
 def test_it_begins_with_equal_channels_and_an_amount_around_1():
     w, amount = MetaNetwork(8, what=True, where="relu6")(torch.zeros(2, 8))
     assert torch.equal(w, torch.full((2, 8), 1 / 8)) and torch.equal(amount, torch.ones(2, 1))
-    assert "attention_entropy" not in started(what=False).observed
+    assert "attention_entropy" not in started(what=False).extra_metrics
 
 
 def test_a_source_map_of_one_channel_has_an_entropy():
     method = started({"a": (1, 6, 6)}, pairs="single")
     method.penalty(None, maps(TAPS, 0), maps({"a": (1, 6, 6)}, 1))
-    assert method.observed["attention_entropy"].item() == 1
+    assert method.extra_metrics["attention_entropy"].item() == 1
 
 
 def test_the_kept_step_trains_matchers_but_not_the_meta_networks():
     method, outputs, sources = started(), maps(TAPS, 0), maps(SOURCE_TAPS, 1)
     outputs["conv1"].requires_grad_(True)
     method.penalty(None, outputs, sources)["matching"].backward()
-    assert all(p.grad is not None for p in method.matchers.parameters()) and outputs["conv1"].grad.abs().max() > 0
+    assert all(p.grad is not None for p in method.adapters.parameters()) and outputs["conv1"].grad.abs().max() > 0
     assert all(p.grad is None for p in method.meta_networks.parameters())
-    assert set(method.trained()) == set(method.matchers.parameters())
+    assert set(method.trained()) == set(method.adapters.parameters())
 
 
 # The facts sheet's networks: channels and sizes at their taps.
@@ -191,8 +191,8 @@ def test_sizes_of_the_published_networks(source, target, expected):
     def count(modules) -> int:
         return sum(p.numel() for module in modules for p in module.parameters())
 
-    matchers = Matchers(pairs, source, target)
-    assert (count(n.what for n in networks), count(n.where for n in networks), count([matchers])) == expected
+    adapters = Adapters(pairs, source, target)
+    assert (count(n.what for n in networks), count(n.where for n in networks), count([adapters])) == expected
 
 
 def test_published_options():
@@ -220,10 +220,13 @@ def test_pairs():
         choose_pairs("one_to_one", {"x": (3, 7, 7)}, VGG9)
 
 
-def test_several_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(distributed, "processes", lambda: 2)
-    with pytest.raises(UserError, match="runs in one process"):
-        started()
+def test_several_processes_and_other_optimizers_are_refused():
+    with pytest.raises(UserError, match="one process"):
+        L2TWW().requires(TinyNet(), "sgd", processes=2)
+    with pytest.raises(UserError, match="adamw"):
+        L2TWW().requires(TinyNet(), "adamw", processes=1)
+    L2TWW(meta_lr=0.0).requires(TinyNet(), "adamw", processes=1)  # it does not look ahead
+    L2TWW().requires(TinyNet(), "sgd", processes=1)
 
 
 # --- a step of the method on networks with BatchNorm ---
@@ -260,60 +263,73 @@ def learning(dtype=torch.float32, accumulate=1, nesterov=False, **options) -> tu
     target, source = (Network(network, "fc", ("conv1", "conv2")) for network in (model, other))
     options = {"meta_lr": 0.01, "weight_decay": 0.01} | options
     method = L2TWW(**options)
-    method.start(target, target.map_shapes(8, 6, training=True), source.map_shapes(8, 6, training=False))
+    method.setup(target, target.map_shapes(8, 6, training=True), source.map_shapes(8, 6, training=False))
     for network in (target, source.freeze(), method):
         network.to(dtype)
     for parameter in method.meta_networks.parameters():
         nn.init.normal_(parameter, mean=0.3, std=0.3)
-    schedule = ScheduleConfig(iterations=9, lr=0.1, backbone_lr_factor=0.7, nesterov=nesterov)
-    learner = (Exact if dtype == torch.float64 else TrainState)(
-        target.train(), source, make_optimizer(target, method, schedule), "fp32", accumulate=accumulate
-    )
-    for group in learner.optimizer.param_groups:
-        group["lr"] = schedule.lr * group["lr_factor"]
-    method.step_on(learner, method.parts_of(learner, IMAGES.to(dtype), LABELS))
-    return learner, method
+    schedule = ScheduleConfig(iterations=9, lr=0.1, backbone_lr_factor=0.7)
+    optimizer = make_optimizer(target, method, SGDConfig(nesterov=nesterov), schedule)
+    set_learning_rate(optimizer, schedule.lr)
+    kind = Exact if dtype == torch.float64 else TrainState
+    state = kind(target.train(), source, optimizer, "fp32", accumulate=accumulate)
+    adam, method.adam = method.adam, None  # the kept step alone
+    train_step(state, method, Batch(IMAGES.to(dtype), LABELS))
+    method.adam = adam
+    return state, method
 
 
-def found_gradient(learner: TrainState, method: L2TWW, monkeypatch) -> tuple[float, torch.Tensor]:
+def step_of(state: TrainState, method: L2TWW) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Loss terms and extra metrics of a step."""
+    return train_step(state, method, Batch(IMAGES, LABELS))[1:]
+
+
+def seen(state: TrainState, images: torch.Tensor = IMAGES) -> tuple[list[Batch], list[dict[str, torch.Tensor]]]:
+    """The micro-batches of a step, and what the source returns for them."""
+    micro_batches = Batch(images, LABELS).split(state.accumulate)
+    return micro_batches, [state.forward_source(batch.images) for batch in micro_batches]
+
+
+def found_gradient(state: TrainState, method: L2TWW, monkeypatch) -> tuple[float, torch.Tensor]:
     """The meta loss, and its gradient with respect to all of phi."""
     phi = list(method.meta_networks.parameters())
     taken = []
     monkeypatch.setattr(method.adam, "step", lambda: taken.extend(p.grad.flatten() for p in phi))
-    parts = list(method.parts_of(learner, IMAGES.double(), LABELS))
-    meta_loss = method.meta_step(learner, parts)
+    meta_loss = method.meta_step(state, *seen(state, IMAGES.double()))
     return meta_loss.item(), torch.cat(taken)
 
 
 def tried_for_real(change: torch.Tensor, **options) -> float:
     """The meta loss by the modules and the optimizer themselves, after `change` is added to phi."""
-    learner, method = learning(torch.float64, **options)
+    state, method = learning(torch.float64, **options)
     with torch.no_grad():
         begin = 0
         for p in method.meta_networks.parameters():
             p += change[begin : begin + p.numel()].view_as(p)
             begin += p.numel()
-    trained = [p for group in learner.optimizer.param_groups for p in group["params"]]
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
 
-    def step(loss_of_part) -> None:
+    micro_batches = Batch(IMAGES.double(), LABELS).split(state.accumulate)
+
+    def step(loss_of) -> None:
         for p in trained:  # an unused parameter's gradient is 0: it decays
             p.grad = torch.zeros_like(p)
-        for images, labels in learner.split(IMAGES.double(), LABELS):
-            learner.backward(loss_of_part(images, labels))
-        learner.optimizer.step()
+        for batch in micro_batches:
+            (loss_of(batch) / state.accumulate).backward()
+        state.optimizer.step()
 
-    def matching(images, labels):
-        return method.penalty(learner.target, learner.forward(images), learner.forward_source(images))["matching"]
+    def matching(batch):
+        outputs, source_outputs = state.forward(batch.images), state.forward_source(batch.images)
+        return method.penalty(state.target, outputs, source_outputs)["matching"]
 
-    def task(images, labels):
-        return learner.task_loss(learner.forward(images), labels)["cross_entropy"]
+    def task(batch):
+        return state.task_loss(state.forward(batch.images), batch.labels)["cross_entropy"]
 
     for _ in range(method.inner_steps):
         step(matching)
     step(task)
     with torch.no_grad():
-        parts = [task(*part) for part in learner.split(IMAGES.double(), LABELS)]
-    return torch.stack(parts).mean().item()
+        return torch.stack([task(batch) for batch in micro_batches]).mean().item()
 
 
 def finite_differences(size: int, **options) -> torch.Tensor:
@@ -358,9 +374,9 @@ def leave_out(term: str, monkeypatch) -> None:
 
 @pytest.mark.parametrize("term", ["momentum", "weight_decay", "second order"])
 def test_a_reverse_pass_with_a_term_left_out_would_be_noticed(term, monkeypatch):
-    learner, method = learning(torch.float64)
+    state, method = learning(torch.float64)
     leave_out(term, monkeypatch)
-    meta_loss, gradient = found_gradient(learner, method, monkeypatch)
+    meta_loss, gradient = found_gradient(state, method, monkeypatch)
     monkeypatch.undo()
     assert meta_loss == pytest.approx(tried_for_real(torch.zeros_like(gradient)), rel=1e-12)  # the way there is right
     expected = finite_differences(len(gradient))
@@ -368,8 +384,8 @@ def test_a_reverse_pass_with_a_term_left_out_would_be_noticed(term, monkeypatch)
     assert difference.max() > 1e-3  # the test above asks for 1e-5
 
 
-def state_of(learner: TrainState, method: L2TWW) -> dict:
-    parts = learner.target.state_dict(), learner.optimizer.state_dict(), method.matchers.state_dict()
+def state_of(state: TrainState, method: L2TWW) -> dict:
+    parts = state.target.state_dict(), state.optimizer.state_dict(), method.adapters.state_dict()
     return copy.deepcopy(dict(enumerate(parts)))
 
 
@@ -385,13 +401,13 @@ def same(one, other) -> bool:
 
 def test_nothing_stays_of_the_tried_steps():
     """Weights, statistics and momentum are bit-identical; phi has moved."""
-    learner, method = learning()
-    before, phi = state_of(learner, method), copy.deepcopy(method.meta_networks.state_dict())
+    state, method = learning()
+    before, phi = state_of(state, method), copy.deepcopy(method.meta_networks.state_dict())
     assert "momentum_buffer" in next(iter(before[1]["state"].values()))
     assert any(name.endswith("running_mean") for name in before[0])
-    method.meta_step(learner, list(method.parts_of(learner, IMAGES, LABELS)))
-    assert same(state_of(learner, method), before)
-    assert all(p.grad is None for p in learner.target.parameters())
+    method.meta_step(state, *seen(state))
+    assert same(state_of(state, method), before)
+    assert all(p.grad is None for p in state.target.parameters())
     moved = method.meta_networks.state_dict()
     assert all(not torch.equal(value, moved[name]) for name, value in phi.items())
 
@@ -400,28 +416,32 @@ def test_without_a_meta_learning_rate_it_is_plain_training_with_fixed_weights():
     """1e-30 moves nothing in fp32, but tries the steps; 0 leaves them out."""
     states = []
     for rate in (1e-30, 0.0):
-        learner, method = learning(meta_lr=rate)
+        state, method = learning(meta_lr=rate)
         assert (method.adam is None) == (rate == 0)
         for _ in range(3):
-            method.update(learner, IMAGES, LABELS)
-        states.append((state_of(learner, method), copy.deepcopy(method.meta_networks.state_dict())))
+            step_of(state, method)
+        states.append((state_of(state, method), copy.deepcopy(method.meta_networks.state_dict())))
     assert same(*states)
 
 
 def test_the_amounts_and_the_meta_loss_are_observed():
-    learner, method = learning()
-    _, terms = method.update(learner, IMAGES, LABELS)
+    state, method = learning()
+    terms, metrics = step_of(state, method)
     assert set(terms) == {"cross_entropy", "matching"}
     pairs = {f"attention_{m}>{n}" for m in ("conv1", "conv2") for n in ("conv1", "conv2")}
-    assert set(method.observed) == pairs | {"attention_entropy", "attention_meta_loss"}
-    assert all(name.startswith("attention_") and value.dim() == 0 for name, value in method.observed.items())
+    assert {name for name in metrics if name.startswith("attention_")} == {
+        *pairs,
+        "attention_entropy",
+        "attention_meta_loss",
+    }
+    assert all(value.dim() == 0 for value in metrics.values())
 
 
 def test_it_makes_as_many_passes_as_the_published_scheme(monkeypatch):
     """Five of the target forward and backward, three backward through a backward pass, the first to phi alone."""
-    learner, method = learning()
+    state, method = learning()
     passes = {"forward": 0, "tried": 0, "through": []}
-    forward, tried, through = learner.forward, learner.forward_with, look_ahead._through
+    forward, tried, through = state.forward, l2t_ww.forward_with, look_ahead._through
 
     def count(name, function, *arguments):
         passes[name] += 1
@@ -431,42 +451,42 @@ def test_it_makes_as_many_passes_as_the_published_scheme(monkeypatch):
         passes["through"].append(len(theta) > 0)
         return through(gradient, vector, phi, theta)
 
-    monkeypatch.setattr(learner, "forward", lambda *a: count("forward", forward, *a))
-    monkeypatch.setattr(learner, "forward_with", lambda *a: count("tried", tried, *a))
+    monkeypatch.setattr(state, "forward", lambda *a: count("forward", forward, *a))
+    monkeypatch.setattr(l2t_ww, "forward_with", lambda *a: count("tried", tried, *a))
     monkeypatch.setattr(look_ahead, "_through", counted_through)
-    method.update(learner, IMAGES, LABELS)
+    step_of(state, method)
     assert passes == {"forward": 1, "tried": 4, "through": [True, True, False]}
 
 
 def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
-    learner, method = learning()
+    state, method = learning()
     for _ in range(2):
-        method.update(learner, IMAGES, LABELS)
+        step_of(state, method)
     path = tmp_path / "last.pt"
-    state = {
-        "target": learner.target.state_dict(),
-        "optimizer": learner.optimizer.state_dict(),
-        "regularizer": method.state_dict(),
+    saved = {
+        "target": state.target.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "method": method.state_dict(),
     }
     with path.open("wb") as file:
-        write_checkpoint(file, state, torch.device("cpu"))
+        write_checkpoint(file, saved, "cpu")
     for _ in range(2):
-        method.update(learner, IMAGES, LABELS)
+        step_of(state, method)
 
     def resumed(forget_adam: bool) -> tuple[TrainState, L2TWW]:
         again, its_method = learning()
-        state = read_checkpoint(path, torch.device("cpu"))
-        again.target.load_state_dict(state["target"])
-        again.optimizer.load_state_dict(state["optimizer"])
+        saved = read_checkpoint(path, "cpu")
+        again.target.load_state_dict(saved["target"])
+        again.optimizer.load_state_dict(saved["optimizer"])
         if forget_adam:
-            state["regularizer"]["_extra_state"]["adam"]["state"] = {}
-        its_method.load_state_dict(state["regularizer"])
+            saved["method"]["_extra_state"]["adam"]["state"] = {}
+        its_method.load_state_dict(saved["method"])
         for _ in range(2):
-            its_method.update(again, IMAGES, LABELS)
+            step_of(again, its_method)
         return again, its_method
 
     again, its_method = resumed(forget_adam=False)
-    assert same(state_of(again, its_method), state_of(learner, method))
+    assert same(state_of(again, its_method), state_of(state, method))
     assert same(its_method.state_dict(), method.state_dict())
     _, forgetful = resumed(forget_adam=True)
     assert not same(dict(forgetful.meta_networks.state_dict()), dict(method.meta_networks.state_dict()))

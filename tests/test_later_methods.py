@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import signal
 from pathlib import Path
 
@@ -11,18 +12,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 from delta_transfer.common.errors import UserError
-from delta_transfer.config import FisherConfig, ProbeConfig, ScheduleConfig
+from delta_transfer.common.options import OptionError
 from delta_transfer.data.loader import Loader
-from delta_transfer.engine.loop import TrainState, make_optimizer
-from delta_transfer.methods import BSS, L2SP, LPFT, RIFLE, BiTuning, CoTuning, L2SPFisher, StochNorm, build_regularizer
-from delta_transfer.methods.lp_ft import held_out, logistic_regression
+from delta_transfer.engine.loop import TrainState, train_step
+from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer
+from delta_transfer.methods import BSS, L2SP, LPFT, RIFLE, BiTuning, CoTuning, L2SPFisher, StochNorm, Sum, build_method
+from delta_transfer.methods.base import Batch
+from delta_transfer.methods.l2_sp_fisher import FisherConfig
+from delta_transfer.methods.lp_ft import ProbeConfig, held_out, logistic_regression
 from delta_transfer.methods.stochnorm import StochasticBatchNorm
 from delta_transfer.models import Network
 from delta_transfer.models.batchnorm import replace_batchnorm
 
 from .conftest import randomise_batchnorm
-from .miniature import delta_run, tiny_overrides, write_cub
-from .test_config import composed
+from .miniature import composed, delta_run, tiny_overrides, write_cub
 
 DOUBLE = torch.float64
 
@@ -81,7 +84,7 @@ def test_with_information_of_1_it_is_l2_sp_on_convolution_kernels(tiny_source):
     fisher.load_fitted({name: torch.ones_like(p) for name, p in kernels.items()})
     found = []
     for method in (fisher, plain):
-        method.start(source)
+        method.setup(source)
         target = moved_from(source)
         terms = method.penalty(target, {}, None)
         sum(terms.values()).backward()
@@ -96,7 +99,7 @@ def test_each_entry_has_its_own_weight(form, tiny_source):
     information = {name: random(*p.shape, seed=9).square() for name, p in kernels.items()}
     method = L2SPFisher(alpha=0.3, beta=0.0, form=form, eps=0.5)
     method.load_fitted(information)
-    method.start(source)
+    method.setup(source)
     target = moved_from(source)
     (term,) = method.penalty(target, {}, None).values()
     term.backward()
@@ -168,7 +171,7 @@ def test_co_tuning_is_the_cross_entropy_of_the_sources_head_against_the_relation
     source = tiny_source.double()
     method = CoTuning(alpha=0.3)
     method.fit(source, [(random(6, 3, 4, 4), torch.arange(6) % 3)], num_classes=3)
-    method.start(source.with_new_head(3, seed=1))
+    method.setup(source.with_new_head(3, seed=1))
     embedding, labels = random(4, 5, seed=2).requires_grad_(True), torch.tensor([1, 0, 2, 1])
     (term,) = method.penalty(None, {"embedding": embedding, "labels": labels}, None).values()
     head, omega = source.head_parameters(), 0.0
@@ -186,8 +189,8 @@ def test_the_sources_head_is_trained_at_the_backbones_rate(tiny_source):
     method = CoTuning()
     method.fit(tiny_source, [(torch.zeros(2, 3, 4, 4), torch.tensor([0, 1]))], num_classes=2)
     target = tiny_source.with_new_head(2, seed=1).requires_grad_(True)
-    method.start(target)
-    optimizer = make_optimizer(target, method, ScheduleConfig(iterations=1, backbone_lr_factor=0.1))
+    method.setup(target)
+    optimizer = make_optimizer(target, method, SGDConfig(), ScheduleConfig(iterations=1, backbone_lr_factor=0.1))
     factors = {p: group["lr_factor"] for group in optimizer.param_groups for p in group["params"]}
     assert {factors[p] for p in method.parameters()} == {0.1} == {factors[target.traced.conv1.weight]}
     assert factors[target.traced.fc.weight] == 1 and len(factors) == len([*target.parameters()]) + 2
@@ -211,7 +214,7 @@ def test_lp_ft_starts_from_the_probe_of_the_frozen_features(tiny_source):
     method = LPFT(probe=ProbeConfig(c=0.5))
     method.fit(source, [(images[:15], labels[:15]), (images[15:], labels[15:])], num_classes=2)
     target = source.with_new_head(2, seed=1).requires_grad_(True)
-    method.start(target)
+    method.setup(target)
     features = source(images)["embedding"]
     standard = (features - features.mean()) / features.std(correction=0)
     weight, bias = logistic_regression(standard, labels, 2, c=0.5, iterations=200)
@@ -260,7 +263,7 @@ def test_batchnorms_statistics_stay_if_they_are_fixed(fixed, tiny_source):
     method = LPFT(fixed_statistics=fixed)
     method.load_fitted({"weight": torch.zeros(2, 5), "bias": torch.zeros(2)})
     target = tiny_source.with_new_head(2, seed=1).requires_grad_(True).train()
-    method.start(target)
+    method.setup(target)
     before = target.traced.bn1.running_mean.clone()
     images = torch.randn(6, 3, 4, 4)
     in_training = target(images)["embedding"]
@@ -274,7 +277,7 @@ def test_batchnorms_statistics_stay_if_they_are_fixed(fixed, tiny_source):
 
 
 class Optimised:
-    """What a method sees of the learner."""
+    """What a method sees of the training loop's state."""
 
     def __init__(self, target: Network, optimizer: torch.optim.Optimizer):
         self.target, self.optimizer = target, optimizer
@@ -282,7 +285,7 @@ class Optimised:
 
 def after_a_step(source: Network, method) -> Optimised:
     target = source.with_new_head(3, seed=1).requires_grad_(True)
-    optimizer = make_optimizer(target, method, ScheduleConfig(iterations=1))
+    optimizer = make_optimizer(target, method, SGDConfig(), ScheduleConfig(iterations=1))
     target(torch.ones(2, 3, 4, 4))["logits"].square().sum().backward()
     optimizer.step()
     return Optimised(target, optimizer)
@@ -292,23 +295,23 @@ def after_a_step(source: Network, method) -> Optimised:
 @pytest.mark.parametrize("more", [False, True])
 def test_rifle_draws_the_head_anew_at_its_fractions_of_the_schedule(bound, limit, more, tiny_source):
     method = RIFLE(at=(0.3, 0.5), bound=bound, bias=more, reset_momentum=more)
-    learner = after_a_step(tiny_source, method)
-    head, changed = learner.target.traced.fc, []
+    state = after_a_step(tiny_source, method)
+    head, changed = state.target.traced.fc, []
     for step in range(10):
-        before = {name: p.clone() for name, p in learner.target.traced.named_parameters()}
-        momentum = learner.optimizer.state[head.weight]["momentum_buffer"].clone()
-        method.before_step(learner, step, 10, seed=step)
-        after = dict(learner.target.traced.named_parameters())
+        before = {name: p.clone() for name, p in state.target.traced.named_parameters()}
+        momentum = state.optimizer.state[head.weight]["momentum_buffer"].clone()
+        method.before_step(state, step, 10, seed=step)
+        after = dict(state.target.traced.named_parameters())
         names = {name for name in before if not torch.equal(before[name], after[name])}
         if names:
             changed.append(step)
             assert names == ({"fc.weight", "fc.bias"} if more else {"fc.weight"})
             assert limit / 2 < head.weight.abs().max() <= limit
-            now = learner.optimizer.state[head.weight]["momentum_buffer"]
+            now = state.optimizer.state[head.weight]["momentum_buffer"]
             assert torch.equal(now, torch.zeros_like(now) if more else momentum)
     assert changed == [3, 5]
     drawn = head.weight.clone()
-    method.before_step(learner, 3, 10, seed=5)
+    method.before_step(state, 3, 10, seed=5)
     assert torch.equal(drawn, head.weight)  # of the seed alone
 
 
@@ -357,7 +360,7 @@ def test_each_channel_is_drawn_by_itself_and_again_in_every_step():
 def test_stochnorm_replaces_every_batchnorm_of_the_target_and_shares_its_values(tiny_source):
     target = tiny_source.with_new_head(3, seed=1).requires_grad_(True).train()
     names = list(target.weights())
-    StochNorm(p=0.25).start(target)
+    StochNorm(p=0.25).setup(target)
     layers = [m for m in target.traced.modules() if isinstance(m, nn.BatchNorm2d)]
     assert [(type(layer), layer.p) for layer in layers] == [(StochasticBatchNorm, 0.25)] * 2
     assert list(target.weights()) == names
@@ -381,7 +384,7 @@ def bi_tuning(tiny_source) -> tuple[BiTuning, Network]:
     target = tiny_source.double().with_new_head(CLASSES, seed=1).requires_grad_(True).train()
     torch.manual_seed(2)
     method = BiTuning(alpha=0.3, queue=Q, temperature=T, momentum=0.9, dimensions=4)
-    method.start(target)
+    method.setup(target)
     return method, target
 
 
@@ -396,14 +399,15 @@ def naive_contrast(similarities: list[float]) -> float:
     return sum(e * (math.log(e) - (s / T - total)) for s in similarities[: Q + 1])
 
 
-def test_bi_tuning_equals_the_naive_loops(bi_tuning):
+def test_bi_tuning_equals_the_naive_loops(bi_tuning, monkeypatch):
     """Image by image; L_z of the queues before the batch, L_y of those with its keys."""
     method, target = bi_tuning
     labels = torch.tensor([1, 0, 1])
     h_q, h_k = random(3, 5, seed=3).requires_grad_(True), random(3, 5, seed=4)
     queue_z, queue_g = method.queue_z.clone(), method.queue_g.clone()
     assert torch.allclose(queue_z.norm(dim=2), torch.ones(CLASSES, Q, dtype=DOUBLE))
-    terms = method.penalty(target, {"embedding": h_q, "labels": labels}, {"embedding": h_k})
+    monkeypatch.setattr(method, "keys", lambda outputs: h_k)
+    terms = method.penalty(target, {"embedding": h_q, "labels": labels}, None)
 
     one = torch.ones(1, dtype=DOUBLE)
     z_q, z_k = ([unit(layer(h)) for h in hs] for layer, hs in ((method.projection, h_q), (method.key_projection, h_k)))
@@ -457,7 +461,8 @@ def test_the_key_encoder_follows_the_target_and_keeps_its_own_statistics(bi_tuni
     method.follow(target)
     torch.testing.assert_close(method.key_encoder.traced.conv1.weight, start + 0.1)
     mean, own = target.traced.bn1.running_mean.clone(), method.key_encoder.traced.bn1.running_mean.clone()
-    keys = method.keys(random(4, 3, 4, 4))["embedding"]
+    views = random(4, 3, 4, 4)
+    keys = method.keys({"view_2": views, "logits": views, "embedding": views})
     assert torch.equal(mean, target.traced.bn1.running_mean) and not keys.requires_grad
     assert not torch.equal(own, method.key_encoder.traced.bn1.running_mean)
     assert set(method.trained()) == set(method.projection.parameters())
@@ -475,9 +480,11 @@ def test_a_step_takes_keys_of_the_second_views_from_an_encoder_that_has_followed
         for p, p0, p1 in zip(*(n.backbone_parameters().values() for n in (expected, start, moved)), strict=True):
             p.copy_(0.9 * p0 + 0.1 * p1)
     torch.testing.assert_close(method.projection.state_dict(), method.key_projection.state_dict())
-    optimizer = make_optimizer(target, method, ScheduleConfig(iterations=1))
+    optimizer = make_optimizer(target, method, SGDConfig(), ScheduleConfig(iterations=1))
     images, second, labels = random(3, 3, 4, 4), random(3, 3, 4, 4, seed=1), torch.arange(3)
-    logits, _ = method.update(TrainState(target, None, optimizer, "fp32"), images, labels, second)
+    state = TrainState(target, None, optimizer, "fp32")
+    method.before_step(state, 0, 1, seed=0)
+    logits, _, _ = train_step(state, method, Batch(images, labels, (second,)))
     torch.testing.assert_close(logits, moved.train()(images)["logits"].detach())
     keys = nn.functional.pad(expected(second)["embedding"].detach(), (0, 1), value=1.0)
     for label, key in enumerate(keys):
@@ -495,11 +502,19 @@ def cub_root(tmp_path_factory) -> Path:
 
 
 def test_the_second_view_is_of_the_same_images_with_a_crop_of_its_own(cub_root, tmp_path, monkeypatch):
-    seen, whole = [], BiTuning.update
-    monkeypatch.setattr(BiTuning, "update", lambda *a: seen.append(a[2:]) or whole(*a))
+    seen, images_seen, whole, forward = [], [], BiTuning.penalty, TrainState.forward
+
+    def penalty(method, target, outputs, source_outputs):
+        seen.append((images_seen.pop(), outputs["view_2"]))
+        return whole(method, target, outputs, source_outputs)
+
+    monkeypatch.setattr(BiTuning, "penalty", penalty)
+    monkeypatch.setattr(
+        TrainState, "forward", lambda state, images: images_seen.append(images) or forward(state, images)
+    )
     assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), "reg=bi_tuning", "backbone.resize=16") == 0
     mirrored = 0
-    for images, _, second in seen:  # of whole images: a view is mirrored, or it is not
+    for images, second in seen:  # of whole images: a view is mirrored, or it is not
         for one, other in zip(images, second, strict=True):
             assert torch.equal(one, other) or torch.equal(one, other.flip(2))
             mirrored += not torch.equal(one, other)
@@ -586,33 +601,60 @@ def test_delta_with_all_that_can_be_added_runs(cub_root, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "key"),
     [
-        (["reg=l2_sp_fisher", "reg.form=min"], r"reg\.form=min with reg\.eps=0 is no penalty"),
-        (["reg=l2_sp_fisher", "reg.fisher.images=0"], r"reg\.fisher\.images must be positive"),
-        (["reg=lp_ft", "reg.probe.c=0"], r"reg\.probe\.c must be positive"),
-        (["reg=bi_tuning", "reg.queue=0"], r"reg\.queue must be positive"),
-        (["reg=bi_tuning", "reg.momentum=1"], r"reg\.momentum must be in \[0, 1\)"),
-        (["reg=sum", "+reg@reg.terms.x=bi_tuning"], r"BiTuning has a training step of its own"),
-        (["reg=rifle", "reg.at=[0.5,1]"], r"reg\.at must be fractions of the schedule"),
-        (["reg=rifle", "reg.at=[]"], r"reg\.at must be fractions of the schedule"),
-        (["reg=rifle", "reg.bound=both"], r"reg\.bound must be one of classes, features"),
-        (["reg=stochnorm", "reg.p=1.5"], r"reg\.p must be in \[0, 1\]"),
-        (["reg=sum", "+reg@reg.terms.x=stochnorm", "+reg@reg.terms.y=lp_ft"], r"not both reg\.terms\.x and .*\.y"),
-        (["reg=bss", "reg.k=0"], r"reg\.k must be positive"),
+        (["reg=l2_sp_fisher", "reg.form=min"], "reg.eps"),
+        (["reg=l2_sp_fisher", "reg.fisher.images=0"], "reg.fisher.images"),
+        (["reg=lp_ft", "reg.probe.c=0"], "reg.probe.c"),
+        (["reg=bi_tuning", "reg.queue=0"], "reg.queue"),
+        (["reg=bi_tuning", "reg.momentum=1"], "reg.momentum"),
+        (["reg=rifle", "reg.at=[0.5,1]"], "reg.at"),
+        (["reg=rifle", "reg.at=[]"], "reg.at"),
+        (["reg=rifle", "reg.bound=both"], "reg.bound"),
+        (["reg=stochnorm", "reg.p=1.5"], "reg.p"),
+        (["reg=bss", "reg.k=0"], "reg.k"),
     ],
 )
-def test_mistakes_are_named_by_their_key(overrides, message):
+def test_mistakes_are_named_by_their_key(overrides, key):
+    with pytest.raises(OptionError, match=re.escape(key)) as raised:
+        composed(*overrides)
+    assert raised.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"x": BiTuning}, "BiTuning needs several views"),
+        ({"x": StochNorm, "y": LPFT}, r"not both reg\.terms\.x and .*\.y"),
+    ],
+)
+def test_terms_that_do_not_go_together_are_refused(terms, message):
     with pytest.raises(UserError, match=message):
-        build_regularizer(composed(*overrides).reg)
+        Sum({name: method() for name, method in terms.items()})
+
+
+@pytest.mark.parametrize("method", [StochNorm, BiTuning])
+def test_several_processes_are_refused_where_they_would_draw_or_queue_apart(method, tiny_source):
+    method().requires(tiny_source, "sgd", processes=1)
+    with pytest.raises(UserError, match="one process"):
+        method().requires(tiny_source, "sgd", processes=2)
+
+
+def test_what_would_do_nothing_on_a_network_is_refused():
+    plain, convolutions = nn.Sequential(nn.Linear(3, 2)), nn.Sequential(nn.Conv2d(3, 2, 3))
+    for method in (StochNorm(), Sum({"x": StochNorm()}), L2SP(scope="conv"), L2SPFisher()):
+        with pytest.raises(UserError, match="do nothing"):
+            method.requires(plain, "sgd", processes=1)
+    for method in (L2SP(), L2SP(scope="conv"), LPFT()):
+        method.requires(convolutions, "sgd", processes=1)
 
 
 def test_lp_ft_goes_with_stochnorm_if_it_leaves_batchnorm_alone():
     terms = ["reg=sum", "+reg@reg.terms.x=stochnorm", "+reg@reg.terms.y=lp_ft"]
-    assert list(build_regularizer(composed(*terms, "reg.terms.y.fixed_statistics=false").reg).terms) == ["x", "y"]
+    assert list(build_method(composed(*terms, "reg.terms.y.fixed_statistics=false").reg).terms) == ["x", "y"]
 
 
 @pytest.mark.parametrize("term", ["bss", "l2_sp_fisher", "co_tuning", "stochnorm", "rifle", "lp_ft"])
 def test_it_can_be_added_to_delta(term):
     config = composed("reg=sum", "+reg@reg.terms.delta=delta", f"+reg@reg.terms.{term}={term}").reg
-    assert list(build_regularizer(config).terms) == ["delta", term]
+    assert list(build_method(config).terms) == ["delta", term]

@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
+from inspect import signature
 
 import pytest
 import torch
@@ -34,8 +36,11 @@ from delta_transfer import (
     tapped,
 )
 from delta_transfer.common.errors import UserError
-from delta_transfer.config import FisherConfig, ProbeConfig
+from delta_transfer.common.options import OptionError
+from delta_transfer.methods import METHODS, build_method, method_config, title_of
 from delta_transfer.methods.attention import attention_weights
+from delta_transfer.methods.l2_sp_fisher import FisherConfig
+from delta_transfer.methods.lp_ft import ProbeConfig
 from delta_transfer.models.layouts import LAYOUTS, as_feature_map, in_layout
 
 from .conftest import TinyNet, randomise_batchnorm
@@ -142,7 +147,7 @@ def test_afa_of_tokens_weighs_them():
     source = tokens_network()
     target, x = moved(source), torch.randn(2, 6, 4, dtype=torch.float64)
     afa = AFASpatial(alpha=0.3, beta=0.0)
-    afa.start(target, source.map_shapes_on(x))
+    afa.setup(target, source.map_shapes_on(x))
     afa.double()
     found = afa.penalty(target, target(x), source(x))["feature_maps"]
     source_map = raw(source, "block", x)
@@ -164,12 +169,12 @@ def test_the_gradient_of_a_penalty_on_tokens_reaches_the_layer():
 def test_l2_sp_starts_from_any_module_and_says_where_it_has_nothing_to_keep():
     source = nodes_network()
     l2_sp, target = L2SP(alpha=1.0, beta=0.0), source.with_new_head(3, seed=1).requires_grad_(True)
-    l2_sp.start(target)
+    l2_sp.setup(target)
     with torch.no_grad():
         target._model[0].first.bias.add_(2.0)
     assert l2_sp.penalty(target, {}, None)["weights"].item() == pytest.approx(0.5 * 5 * 4)
     with pytest.raises(UserError, match="scope=conv"):
-        L2SP(scope="conv").start(target)
+        L2SP(scope="conv").setup(target)
 
 
 def test_every_method_can_be_used_as_the_documentation_says():
@@ -212,38 +217,38 @@ def test_every_method_can_be_used_as_the_documentation_says():
 
     def contrast(method, target, outputs):
         method.follow(target)
-        return method.penalty(target, outputs | {"labels": labels}, method.keys(images.flip(3)))
+        return method.penalty(target, outputs | {"labels": labels, "view_2": images.flip(3)}, None)
 
     def fit(method, target):
         method.fit(source, batches, 3)
 
-    def fit_and_start(method, target):
+    def fit_and_setup(method, target):
         method.fit(source, batches, 3)
-        method.start(target)
+        method.setup(target)
 
-    def start(method, target):
-        method.start(target)
+    def setup(method, target):
+        method.setup(target)
 
-    def start_with_shapes(method, target):
-        method.start(target, target.map_shapes_on(images), shapes)
+    def setup_with_shapes(method, target):
+        method.setup(target, target.map_shapes_on(images), shapes)
 
     trained(DELTA(1e-4, attention=AttentionConfig(images=6, head_epochs=1)), fit, with_source)
     trained(DELTAWithoutAttention(1e-4), penalty=with_source)
-    trained(L2SP(), start, alone)
-    trained(L2SPFisher(fisher=FisherConfig(images=2)), fit_and_start, alone)
-    trained(AFASpatial(1e-4), lambda m, t: m.start(t, shapes), with_source)
-    trained(AFAChannel(1e-4), lambda m, t: m.start(t, shapes), with_source)
+    trained(L2SP(), setup, alone)
+    trained(L2SPFisher(fisher=FisherConfig(images=2)), fit_and_setup, alone)
+    trained(AFASpatial(1e-4), lambda m, t: m.setup(t, shapes), with_source)
+    trained(AFAChannel(1e-4), lambda m, t: m.setup(t, shapes), with_source)
     trained(BSS(), penalty=alone)
-    trained(CoTuning(0.1), fit_and_start, with_labels)
-    trained(LPFT(probe=ProbeConfig(c=1.0)), fit_and_start)
-    trained(StochNorm(), start)
+    trained(CoTuning(0.1), fit_and_setup, with_labels)
+    trained(LPFT(probe=ProbeConfig(c=1.0)), fit_and_setup)
+    trained(StochNorm(), setup)
     before = source.with_new_head(3, seed=0).head_parameters()["fc.weight"]
     target = trained(RIFLE(), after=lambda m, t, sgd: m.redraw(t, sgd, seed=9))
     assert not torch.allclose(target.head_parameters()["fc.weight"], before, atol=0.1)
-    trained(BiTuning(alpha=1e-3), start, contrast)
-    trained(LwF(0.1), lambda m, t: m.start(t, {}, {"logits": (5,)}), with_source)
-    trained(AT(1.0), start_with_shapes, with_source)
-    trained(FM(1e-3), start_with_shapes, with_source)
+    trained(BiTuning(alpha=1e-3), setup, contrast)
+    trained(LwF(0.1), lambda m, t: m.setup(t, {}, {"logits": (5,)}), with_source)
+    trained(AT(1.0), setup_with_shapes, with_source)
+    trained(FM(1e-3), setup_with_shapes, with_source)
 
 
 @pytest.mark.parametrize(
@@ -269,14 +274,51 @@ def test_what_a_loop_forgot_is_named():
     outputs = target(x)
     with pytest.raises(UserError, match="penalty\\(\\) needs what the source returns"):
         DELTAWithoutAttention().penalty(target, outputs, None)
-    with pytest.raises(ValueError, match="shape of the maps at block: start\\(target, target.map_shapes_on"):
-        AFASpatial(alpha=0.1).start(target)
+    with pytest.raises(ValueError, match="shape of the maps at block: setup\\(target, target.map_shapes_on"):
+        AFASpatial(alpha=0.1).setup(target)
     co_tuning = CoTuning()
     co_tuning.fit(source, [(x, torch.tensor([0, 1]))], 3)
-    co_tuning.start(target)
+    co_tuning.setup(target)
     with pytest.raises(UserError, match="needs the labels of the batch"):
         co_tuning.penalty(target, outputs, None)
     assert co_tuning.penalty(target, outputs | {"labels": torch.tensor([0, 1])}, None)["source_classes"] > 0
+
+
+# --------------------------------------------------------------------------------------------------------- registry
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_the_constructor_has_the_defaults_of_the_options(name):
+    """In a loop of one's own a method begins with the published values, as it does in a run."""
+    entry = METHODS[name]
+    options = entry.options(name=name, **({"terms": {"at": METHODS["at"].options(name="at")}} if name == "sum" else {}))
+    parameters = signature(entry.thing).parameters
+    assert list(parameters) == [field.name for field in fields(options) if field.name != "name"] or name == "sum"
+    for key, parameter in parameters.items():
+        value = getattr(options, key)
+        if is_dataclass(value):  # of another group: made by default
+            assert parameter.default is None and value == type(value)()
+        elif key != "terms":
+            assert list(value) == list(parameter.default) if isinstance(value, list) else value == parameter.default
+
+
+def test_options_are_read_from_plain_data_and_build_what_they_name():
+    values = {"name": "any", "beta": 0.2, "terms": {"a": {"name": "at", "alpha": 3.0}, "d": {"name": "delta"}}}
+    config = method_config(values)
+    made = build_method(config)
+    assert (type(made).__name__, made.beta, made.terms["a"].alpha) == ("Sum", 0.2, 3.0)
+    assert title_of(config) == "AT+DELTA" and title_of(method_config({"name": "l2t_w"})) == "L2T-w"
+    for values, key in (
+        ({"name": "delta", "alpha": -1.0}, "reg.alpha"),
+        ({"name": "s", "terms": {"a": {"name": "delta", "attention": {"images": 0}}}}, "reg.terms.a.attention.images"),
+        ({"name": "nothing"}, "reg.name"),
+    ):
+        with pytest.raises(OptionError) as raised:
+            method_config(values)
+        assert raised.value.key == key
+    with pytest.raises(OptionError) as raised:
+        build_method(METHODS["l2"].options(name="delta"))
+    assert raised.value.key == "reg.name"
 
 
 # -------------------------------------------------------------------------------------------------------- attention
@@ -448,15 +490,15 @@ def test_a_layer_that_returns_no_tensor_is_refused_and_leaves_no_hooks():
 def test_maps_are_penalised_only_where_some_are_tapped(method):
     network = tapped(Tokens(), "head", layout="BNC")
     outputs = network(torch.randn(2, 6, 4))
-    with pytest.raises(UserError, match="no tapped maps"):
+    with pytest.raises(UserError, match="no taps"):
         method.penalty(network, outputs, outputs)
 
 
 @pytest.mark.parametrize("method", [L2SP(), AFASpatial(alpha=0.1)])
-def test_what_has_to_be_started_says_so(method):
+def test_a_penalty_before_setup_says_so(method):
     network = tapped(Tokens(), "head", ["block"], "BNC")
     outputs = network(torch.randn(2, 6, 4))
-    with pytest.raises(RuntimeError, match=r"call start\(\) before penalty"):
+    with pytest.raises(RuntimeError, match=r"call setup\(\) before penalty"):
         method.penalty(network, outputs, outputs)
 
 
@@ -470,12 +512,28 @@ def test_a_map_without_a_layout_is_refused_by_the_penalty():
 # ----------------------------------------------------------------------------------------------------------- import
 
 
+def modules_after(code: str) -> set[str]:
+    """The top-level packages that a new interpreter has imported after `code`."""
+    code += "; import sys; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
 def test_importing_the_package_does_not_import_torch():
-    code = "import sys, delta_transfer; assert 'DELTA' in dir(delta_transfer); print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+    # Nor does looking for a submodule, or for a name that is not there.
+    code = "import delta_transfer; from delta_transfer import common; hasattr(delta_transfer, 'other')"
+    assert not {"torch", "hydra", "omegaconf"} & modules_after(code)
+
+
+def test_the_methods_import_neither_hydra_nor_omegaconf():
+    found = modules_after("from delta_transfer import *; DELTA, tapped, Sum")
+    assert "torch" in found and not {"hydra", "omegaconf"} & found
 
 
 def test_every_public_name_is_there_and_no_other():
+    assert set(delta_transfer.__all__) <= set(dir(delta_transfer))
+    assert {entry.thing.__name__ for entry in METHODS.entries.values()} <= set(delta_transfer.__all__)
+    assert {"AttentionConfig", "ChannelImportance", "HookedNetwork", "Regularizer"} <= set(delta_transfer.__all__)
     for name in delta_transfer.__all__:
         assert getattr(delta_transfer, name).__name__ == name
     with pytest.raises(AttributeError, match="Delta"):

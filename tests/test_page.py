@@ -9,10 +9,10 @@ import sys
 from base64 import b64decode
 from html import unescape
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.tables import Entry, Table, entries
@@ -22,7 +22,7 @@ from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.page import page, table_html
 from delta_transfer.reporting.page_charts import POINTS, attention_histograms, learning_curves
 
-from .test_report import record, save
+from .test_report import assert_golden, record, save
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 PNG = b64decode(PIXEL)
@@ -101,104 +101,7 @@ def test_table():
     )
 
 
-GOLDEN = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; \
-script-src 'unsafe-inline'; img-src data: blob:; form-action 'none'; base-uri 'none'">
-<link rel="icon" href="data:,">
-<title>delta-transfer: cub</title>
-<style>
-page.css
-</style>
-</head>
-<body>
-<header>
-<h1>delta-transfer: a comparison of fine-tuning methods</h1>
-<p>2 runs of 1 method on 1 data set (cub) with resnet18; the newest finished 2026-11-21 22:26 UTC.</p>
-<nav aria-label="Sections">
-<a href="#tables">Tables</a>
-<a href="#curves">Learning curves</a>
-<a href="#pictures">Case study</a>
-<a href="#runs">Runs</a>
-</nav>
-</header>
-<main>
-<section id="tables">
-<h2>Tables</h2>
-<h3>Accuracy</h3>
-<div class="scroll" tabindex="0">
-<table class="sortable" aria-label="Accuracy">
-<thead><tr><th scope="col"><button type="button">dataset</button></th></tr></thead>
-<tbody>
-<tr><td>cub</td></tr>
-</tbody>
-</table>
-</div>
-</section>
-<section id="curves">
-<h2>Learning curves</h2>
-<p>CURVES</p>
-<details class="group" open>
-<summary>cub, resnet18</summary>
-<div class="legend">
-<button type="button" aria-pressed="true" value="DELTA"><svg width="30" height="10" aria-hidden="true">\
-<line x1="0" y1="5" x2="30" y2="5" stroke="#d55e00" stroke-width="2.5" stroke-dasharray="" opacity="1.0"/></svg>\
-DELTA (2)</button>
-</div>
-<div class="charts">
-<figure><figcaption>Training loss, all terms</figcaption><div class="chart" id="chart-1" role="img" \
-aria-label="Training loss, all terms"></div></figure>
-</div>
-</details>
-</section>
-<section id="pictures">
-<h2>Case study</h2>
-<figure class="picture"><img src="data:image/png;base64,PIXEL" alt="case">\
-<figcaption>Grad-CAM</figcaption></figure>
-</section>
-<section id="runs">
-<h2>Runs</h2>
-<details>
-<summary>cub, resnet18: 2 runs</summary>
-<details class="run"><summary><code>cub-resnet18-delta-s0-0.01</code> DELTA, 57.40 %</summary><dl>
-<dt>command</dt><dd><code>delta-run reg=delta</code></dd>
-<dt>overrides</dt><dd><code>reg=delta seed=0</code></dd>
-<dt>versions</dt><dd>torch 2.15.0, python 3.11.7</dd>
-<dt>device</dt><dd>cpu: Intel Xeon, 2 threads</dd>
-<dt>commit</dt><dd>abc1234def</dd>
-<dt>finished</dt><dd>2026-11-21T23:26:00+0100</dd>
-</dl></details>
-<details class="run"><summary><code>cub-resnet18-delta-s1-0.01</code> DELTA, 57.40 %</summary><dl>
-<dt>command</dt><dd>not recorded</dd>
-<dt>overrides</dt><dd>not recorded</dd>
-<dt>versions</dt><dd>not recorded</dd>
-<dt>device</dt><dd>cpu: Intel Xeon, 2 threads</dd>
-<dt>commit</dt><dd>abc1234def</dd>
-<dt>finished</dt><dd>2026-11-21T22:25:00+0000</dd>
-</dl></details>
-</details>
-</section>
-</main>
-<script type="application/json" id="charts">{"chart-1":{"data":[{"type":"scatter","name":"DELTA",\
-"legendgroup":"DELTA","x":[10,20],"y":[4.0,2.0],"mode":"lines+markers",\
-"line":{"color":"#d55e00","dash":"solid","width":1.8},"marker":{"size":4},"opacity":1.0,\
-"hovertemplate":"%{y:.4g} ± %{customdata:.2g}","customdata":[1.4142,0.0]}],"x":"iteration","reference":null}}</script>
-<script>
-PLOTLY
-</script>
-<script>
-page.js
-</script>
-</body>
-</html>
-"""
-
-
-def test_page(tmp_path, markers, monkeypatch):
+def test_page(tmp_path, markers, monkeypatch, request):
     monkeypatch.setattr(module, "CURVES", "CURVES")
     made = {"command": "delta-run reg=delta", "overrides": ["reg=delta", "seed=0"]}
     records = [
@@ -210,7 +113,7 @@ def test_page(tmp_path, markers, monkeypatch):
     (tmp_path / "case.txt").write_text("Grad-CAM\n")
     table = Table("Accuracy", ["dataset"], [entries("cub")], 1)
     comparison = compare(read_back(tmp_path, records, logs))
-    assert page([table], comparison, [tmp_path / "case.png"], never) == GOLDEN.replace("PIXEL", PIXEL)
+    assert_golden(request, "page.html", page([table], comparison, [tmp_path / "case.png"], never))
 
 
 def test_the_order_of_records_makes_no_difference(tmp_path, markers):
@@ -245,7 +148,7 @@ def evil_page(folder):
     made = {"command": EVIL, "overrides": [EVIL], "versions": {EVIL: EVIL}, "device": EVIL, "git_commit": EVIL}
     records = [record("delta", s, backbone__name=EVIL, run_id=f"run{s}", finished=EVIL, **made) for s in range(2)]
     for one in records:
-        one["config"]["reg"]["name"] = EVIL
+        one["config"]["reg"]["name"] = one["titles"]["method"] = EVIL
     found = read_back(folder, records, {r["run_id"]: log([3.0, 2.0], EVIL) for r in records})
     found = [one | {"run_id": f"{one['run_id']}{EVIL}"} for one in found]
     (folder / "case.png").write_bytes(PNG)
@@ -307,7 +210,7 @@ def test_missing_and_damaged_logs_are_named(tmp_path):
     said = []
     [group] = learning_curves(compare(found), said.append)
     assert group.keys[0].n == 1 and group.charts[0].traces[0]["y"] == [2.0, 1.0]
-    assert len(said) == 2 and records[0]["run_id"] in said[0] and records[1]["run_id"] in said[1]
+    assert len(said) == 2 and records[1]["run_id"] in said[0] and records[0]["run_id"] in said[1]
 
 
 def test_long_curves_are_thinned(tmp_path):
@@ -331,40 +234,44 @@ def test_a_line_for_each_setting_of_a_method(tmp_path):
 # ---- channel attention -----------------------------------------------------------------------------------
 
 
-def attention_of(monkeypatch, found, weights):
-    """The histograms where the module attention finds these weights, a dictionary of taps for each run."""
-    by_run = dict(zip([one["run_id"] for one in found], weights, strict=True))
-    for one in found:
-        (one["folder"] / "attention.safetensors").touch()
-    stub = SimpleNamespace(weights_of=lambda one, warn: by_run[one["run_id"]])
-    monkeypatch.setitem(sys.modules, "delta_transfer.inspect.attention", stub)
+def attention_of(folder, *importances):
+    """The histograms of a run for each seed with these importances, a dictionary of taps."""
+    taps = [*importances[0]]
+    options = {"backbone__taps": taps, "reg__attention": {"temperature": 5.0}}
+    found = read_back(folder, [record("delta", seed, **options) for seed in range(len(importances))])
+    for one, importance in zip(found, importances, strict=True):
+        if importance is not None:
+            save_file({tap: np.float32(v) for tap, v in importance.items()}, one["folder"] / "attention.safetensors")
     return attention_histograms(compare(found), never)
 
 
-def test_weights_that_seeds_share_are_counted_once(tmp_path, monkeypatch):
-    found = read_back(tmp_path, [record("delta", seed) for seed in range(3)])
-    same = {"layer1": np.array([0.5, 0.5, 2.0]), "layer2": np.ones(4)}
-    [group] = attention_of(monkeypatch, found, [same, dict(same), None])
+def test_weights_that_seeds_share_are_counted_once(tmp_path):
+    same = {"layer1": [0.0, 0.0, 9.0], "layer2": [1.0] * 4}
+    [group] = attention_of(tmp_path, same, same, None)
     assert (group.title, group.remarks) == ("DELTA, cub, resnet18", [])
+    # Standardised 2^-1/2 and -2^1/2, over a temperature of 5.
+    heavy = 3 * math.exp(2**0.5 / 5) / (math.exp(2**0.5 / 5) + 2 * math.exp(-(2**-0.5) / 5))
     assert [chart.title for chart in group.charts] == [
-        "layer1: 3 channels, largest weight 2.00",
+        f"layer1: 3 channels, largest weight {heavy:.2f}",
         "layer2: 4 channels, largest weight 1.00",
     ]
     [trace] = group.charts[0].traces
     assert (trace["y"][0], trace["y"][-1], sum(trace["y"])) == (2, 1, 3)
-    assert (trace["hovertext"][0], trace["width"][0], trace["x"][0]) == ("0.5 to 0.537", 0.0375, 0.51875)
+    assert trace["width"][0] == pytest.approx((heavy - (3 - heavy) / 2) / 40, rel=1e-4)
 
 
-def test_different_weights_are_pooled_and_that_is_said(tmp_path, monkeypatch):
-    found = read_back(tmp_path, [record("delta", seed) for seed in range(2)])
-    [group] = attention_of(monkeypatch, found, [{"a": np.array([0.5, 1.5])}, {"a": np.array([0.8, 1.2])}])
-    assert group.remarks == ["2 different sets of weights, pooled."]
-    assert sum(group.charts[0].traces[0]["y"]) == 4
+def test_different_weights_are_pooled_and_that_is_said(tmp_path):
+    [group] = attention_of(tmp_path, {"a": [0.0, 1.0]}, {"a": [1.0, 0.0]}, {"a": [0.0, 0.0]})
+    assert len(group.remarks) == 1 and group.remarks[0].startswith("3 ")
+    assert sum(group.charts[0].traces[0]["y"]) == 6
 
 
-def test_no_attention_without_files(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "delta_transfer.inspect.attention", None)  # importing it would raise
-    assert attention_histograms(compare(read_back(tmp_path, [record("delta")])), never) == []
+def test_damaged_weights_are_named_and_no_file_is_no_attention(tmp_path):
+    found = read_back(tmp_path, [record("delta", backbone__taps=["a"], reg__attention={"temperature": 5.0})])
+    assert attention_histograms(compare(found), never) == []
+    (found[0]["folder"] / "attention.safetensors").write_bytes(b"rubbish")
+    said = []
+    assert attention_histograms(compare(found), said.append) == [] and "attention.safetensors" in said[0]
 
 
 # ---- pictures --------------------------------------------------------------------------------------------

@@ -120,7 +120,10 @@ def test_mit67_reads_the_official_lists(tmp_path):
     ("spoil", "expected"),
     [
         (lambda root: (root / "Images" / "artstudio" / "artstudio_2_altavista.jpg").unlink(), "artstudio_2_altavista"),
-        (lambda root: edit(root / "TestImages.txt", "artstudio/", "library/"), "TestImages.txt, entry 3: .*TrainImages.txt .*library"),
+        (
+            lambda root: edit(root / "TestImages.txt", "artstudio/", "library/"),
+            "TestImages.txt, entry 3: .*TrainImages.txt .*library",
+        ),
         (lambda root: edit(root / "TestImages.txt", "artstudio/", ""), "TestImages.txt, entry 3: .*{class}/{file}"),
         (
             lambda root: edit(root / "TrainImages.txt", "artstudio/artstudio_2_altavista.jpg", "../outside.jpg"),
@@ -359,7 +362,10 @@ def test_stanford40_ignores_what_a_mac_adds(tmp_path):
     [
         (lambda root: (root / "ImageSplits" / "phoning_test.txt").unlink(), "lacks ImageSplits/phoning_test.txt"),
         (lambda root: (root / "ImageSplits" / "phoning_train.txt").unlink(), "lacks ImageSplits/phoning_train.txt"),
-        (lambda root: [path.unlink() for path in (root / "ImageSplits").glob("*_t*.txt")], "no list ImageSplits/{class}_train"),
+        (
+            lambda root: [path.unlink() for path in (root / "ImageSplits").glob("*_t*.txt")],
+            "no list ImageSplits/{class}_train",
+        ),
         (lambda root: (root / "JPEGImages" / "phoning_004.jpg").unlink(), "1 of 18 images .*phoning_004.jpg"),
         (lambda root: edit(root / "ImageSplits" / "phoning_test.txt", "phoning_001", "../outside"), r"\.\./outside"),
         (lambda root: (root / "JPEGImages").rename(root / "images"), "lacks JPEGImages"),
@@ -431,17 +437,17 @@ def test_folder_with_a_test_part(tmp_path, capsys, train, test):
     assert data.is_test.tolist() == [False] * 7 + [True] * 3
     assert (data.names[0], data.names[-1]) == (f"{train}/ants/000.jpg", f"{test}/bees/000.jpg")
     assert data.load(9).size == (12, 10)
-    expected = "" if test.lower().startswith("test") else f"{tmp_path}: the test part is {test}/\n"
+    expected = "" if test.lower().startswith("test") else f"{tmp_path}: the test split is {test}/\n"
     assert capsys.readouterr().out == expected
 
 
 @pytest.mark.parametrize(
     ("others", "notice"),
     [
-        (["test", "val"], "the test part is test/; left out: val/"),
-        (["Validation", "Val", "Testing"], "the test part is Testing/; left out: Val/, Validation/"),
-        (["test", "extra", "notes"], "the test part is test/; left out: extra/, notes/"),
-        (["extra"], "the test part is drawn from train/; left out: extra/"),
+        (["test", "val"], "the test split is test/; left out: val/"),
+        (["Validation", "Val", "Testing"], "the test split is Testing/; left out: Val/, Validation/"),
+        (["test", "extra", "notes"], "the test split is test/; left out: extra/, notes/"),
+        (["extra"], "the test split is drawn from train/; left out: extra/"),
     ],
 )
 def test_folder_says_what_it_leaves_out(tmp_path, capsys, others, notice):
@@ -525,8 +531,8 @@ def test_folder_class_may_be_called_like_a_part(tmp_path):
         ({"Train": 3, "Test": 3}, "has no train/<class>/; it holds the folders Test, Train"),
         ({"Testing/ants": 3, "Validation/ants": 3}, "has no train/<class>/; it holds the folders Testing, Validation"),
         ({"training/ants": 3, "validation/ants": 3}, "training holds a single class folder, ants"),
-        ({"train/ants": 3, "Training/ants": 3}, "has 2 folders for the train part: train, Training. Keep one"),
-        ({"train/ants": 3, "Test/ants": 3, "test/ants": 3}, "has 2 folders for the test part: Test, test. Keep one"),
+        ({"train/ants": 3, "Training/ants": 3}, "has 2 folders for the train split: train, Training. Keep one"),
+        ({"train/ants": 3, "Test/ants": 3, "test/ants": 3}, "has 2 folders for the test split: Test, test. Keep one"),
         ({"test/ants": 3, "test/bees": 3, "notes": 0}, "has no train/<class>/; it holds the folders notes, test"),
     ],
 )

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from delta_transfer.config import AttentionConfig
 from delta_transfer.methods import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention
-from delta_transfer.methods.attention import attention_weights
-from delta_transfer.methods.distances import map_distance, weight_distance
+from delta_transfer.methods.attention import AttentionConfig, attention_weights
+from delta_transfer.methods.fast.distances import map_distance, weight_distance
 from delta_transfer.models import Network
 
 
@@ -100,7 +99,7 @@ def test_attention_weights_published_values():
 def test_l2_sp_equals_the_naive_loop(double, scope):
     source, target, images = double
     l2_sp = L2SP(alpha=0.3, beta=0.7, scope=scope)
-    l2_sp.start(source)
+    l2_sp.setup(source)
     outputs = target(images)
     terms = l2_sp.penalty(target, outputs, None)
     start = dict(source.traced.named_parameters())
@@ -115,7 +114,7 @@ def test_l2_sp_equals_the_naive_loop(double, scope):
 def test_l2_sp_gradient_is_weight_decay_on_the_difference(double):
     source, target, images = double
     l2_sp = L2SP(alpha=0.3, beta=0.0)
-    l2_sp.start(source)
+    l2_sp.setup(source)
     l2_sp.penalty(target, target(images), None)["weights"].backward()
     start = source.backbone_parameters()
     for name, p in target.backbone_parameters().items():
@@ -127,7 +126,7 @@ def test_l2_sp_at_the_starting_point_is_zero_with_zero_gradient(double):
     source, _, images = double
     target = source.with_new_head(3, seed=1).requires_grad_(True)
     l2_sp = L2SP(alpha=0.3, beta=0.0)
-    l2_sp.start(target)
+    l2_sp.setup(target)
     penalty = l2_sp.penalty(target, target(images), None)["weights"]
     penalty.backward()
     assert penalty.item() == 0
@@ -155,7 +154,7 @@ def test_gradients_by_finite_differences(double, make):
     source, target, images = double
     target.eval()  # BatchNorm's running statistics must not change between evaluations
     regularizer = make(target.taps)
-    regularizer.start(source)
+    regularizer.setup(source)
     source_outputs = source(images)
     parameters = dict(target.traced.named_parameters())
 

@@ -127,7 +127,7 @@ def test_a_key_that_this_version_does_not_have_is_named(made):
         config_of(record)
     del record["config"]["reg"]["gamma"]
     record["config"]["schedule"]["batch_size"] = -1
-    with pytest.raises(UserError, match="batch_size must be positive"):
+    with pytest.raises(UserError, match="schedule.batch_size"):
         config_of(record)
 
 

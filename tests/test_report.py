@@ -1,18 +1,37 @@
-"""delta-report: synthetic records -> exact text."""
+"""delta-report: synthetic records -> exact text. `pytest tests/test_report.py --regenerate` writes the text anew."""
 
 import io
 import json
 import subprocess
 import sys
+from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from delta_transfer import report
 from delta_transfer.common import tables
+from delta_transfer.common.options import Options
 from delta_transfer.records.reading import run_folders
-from delta_transfer.reporting import export, sections
-from delta_transfer.reporting.comparison import Cell, compare, problem
+from delta_transfer.records.run_directory import SCHEMA
+from delta_transfer.reporting import sections
+from delta_transfer.reporting.comparison import Cell, compare
+from delta_transfer.reporting.record_views import NOT_SETTINGS, problem, within
+
+GOLDEN = Path(__file__).parent / "golden"
+TITLES = {
+    **{"l2": "L2", "l2_fe": "L2-FE", "l2_sp": "L2-SP", "delta_noatt": "DELTA w/o ATT", "delta": "DELTA", "afa": "AFA"},
+    **{"scratch": "Scratch", "lwf": "LwF", "lwf_at": "LwF+AT", "fm": "FM", "l2t_w": "L2T-w", "l2t_ww": "L2T-ww"},
+}
+
+
+def assert_golden(request, name, text):
+    """That `text` is what tests/golden/ has under `name`; with --regenerate it is written there instead."""
+    if request.config.getoption("--regenerate"):
+        GOLDEN.mkdir(exist_ok=True)
+        (GOLDEN / name).write_text(text, encoding="utf-8")
+    assert text == (GOLDEN / name).read_text(encoding="utf-8")
 
 
 def record(method="delta", seed=0, top1=57.4, alpha=0.01, **changes):
@@ -32,7 +51,8 @@ def record(method="delta", seed=0, top1=57.4, alpha=0.01, **changes):
         "split": {"val_fraction": 0.0, "folds": None, "fold": 0},
     }
     made = {
-        "schema": 1,
+        "schema": SCHEMA,
+        "titles": {"method": TITLES.get(method, method), "dataset": "CUB-200-2011"},
         "seed": seed,
         "config": config,
         "n_train": 500,
@@ -109,62 +129,23 @@ def main_table(records):
 
 # ---- golden text -----------------------------------------------------------------------------------------
 
-NOTES = """\
-No method is ahead of all others of its row by a 95 % t interval of the paired difference by seed
-L2-SP: alpha=0.1, beta=0.01
-DELTA: alpha=0.01, beta=0.01
-my_reg: alpha=0.01, beta=0.01
-All runs: iterations=300, batch_size=32, lr=0.01, image_size=160, n_train=500, n_test=1389, precision=fp32
-Hardware: cpu: Intel Xeon, 2 threads
-Versions: python 3.11.7, torch 2.15.0
-Commits: abc1234
-"""
+SEEDS = {"l2": [50.0, 52.0, 54.0], "l2_sp": [50.5, 52.0, 54.5], "delta": [53.0, 55.1, 57.0]}
 
 
-def notes_after(mark):
-    return "".join(f"{mark}{line}\n" for line in NOTES.splitlines())
+def three_methods(**changes):
+    return [record(name, seed, value, **changes) for name, all_ in SEEDS.items() for seed, value in enumerate(all_)]
 
 
-def test_markdown():
-    table = """\
-**Test top-1 accuracy (%), last iteration; mean ± sample std over seeds (n)**
-
-| dataset  | backbone |             L2 |          L2-SP |    DELTA |   my_reg |
-| -------- | -------- | -------------: | -------------: | -------: | -------: |
-| cub      | resnet18 | 52.0 ± 2.0 (3) | 55.5 ± 0.7 (2) | 57.4 (1) | 40.0 (1) |
-| dogs_120 | resnet18 |       61.2 (1) |              – |        – |        – |
-
-"""
-    assert tables.as_markdown([main_table(four_methods())]) == table + notes_after("- ")
-
-
-def test_latex():
-    table = r"""\begin{table}[t]
-\centering
-\caption{Test top-1 accuracy (\%), last iteration; mean $\pm$ sample std over seeds (n)}
-\begin{tabular}{llrrrr}
-\toprule
-dataset & backbone & L2 & L2-SP & DELTA & my\_reg \\
-\midrule
-cub & resnet18 & 52.0 $\pm$ 2.0 (3) & 55.5 $\pm$ 0.7 (2) & 57.4 (1) & 40.0 (1) \\
-dogs\_120 & resnet18 & 61.2 (1) & -- & -- & -- \\
-\bottomrule
-\end{tabular}
-\end{table}
-"""
-    assert tables.as_latex([main_table(four_methods())]) == notes_after("% ") + table
-
-
-def test_csv_without_a_baseline():
-    expected = """\
-dataset,backbone,settings,method,mean,std,n
-cub,resnet18,,l2,52.0,2.0,3
-cub,resnet18,,l2_sp,55.5,0.7071,2
-cub,resnet18,,delta,57.4,,1
-cub,resnet18,,my_reg,40.0,,1
-dogs_120,resnet18,,l2,61.25,,1
-"""
-    assert export.as_csv(compare(four_methods())) == expected
+@pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv", "json"])
+def test_every_format(form, tmp_path, capsys, request):
+    """Two data sets, one of them with a winner, beside published numbers; to a pipe and to a file."""
+    other = three_methods(dataset__name="dogs_120", backbone__name="resnet101")
+    folder = save(tmp_path, [*three_methods(), record("my_reg", 0, 40.0), *other])
+    assert report.main([folder, "--format", form, "--against", "paper"]) == 0
+    piped = capsys.readouterr().out
+    assert_golden(request, f"report.{form}", piped)
+    assert report.main([folder, "--format", form, "--against", "paper", "--output", str(tmp_path / "new" / "t")]) == 0
+    assert (tmp_path / "new" / "t").read_text(encoding="utf-8") == piped and capsys.readouterr().out == ""
 
 
 def test_rich_at_100_columns():
@@ -278,7 +259,7 @@ def test_same_settings_and_seed_twice_is_said_and_counted_once():
 
 def test_problems_are_named():
     assert problem(record()) is None
-    assert problem(record(schema=3)) == "unknown schema 3 (this version reads up to 2)"
+    assert problem(record(schema=SCHEMA - 1)) == f"unknown schema {SCHEMA - 1} (this version reads {SCHEMA})"
     assert problem(record(error="out of\nmemory", test_top1=None)) == "failed: out of memory"
     assert problem(record(config=None)) == "no config.dataset.name"
     assert problem(record(test_top1=None)) == "no test_top1"
@@ -289,7 +270,7 @@ def test_problems_are_named():
 
 def test_a_record_with_only_the_necessary_keys_is_enough():
     config = {"seed": 3, "dataset": {"name": "d"}, "backbone": {"name": "b"}, "reg": {"name": "l2"}}
-    bare = {"run_id": "x", "config": config, "test_top1": 1}
+    bare = {"schema": SCHEMA, "run_id": "x", "config": config, "test_top1": 1}
     assert problem(bare) is None
     made = compare([bare])
     assert made.title == "Test top-1 accuracy (%); mean ± sample std over seeds (n)"
@@ -297,19 +278,36 @@ def test_a_record_with_only_the_necessary_keys_is_enough():
     assert "| d       | b        | 1.0 (1) |" in tables.as_markdown([sections.accuracies(made)])
 
 
-def test_older_records_stand_in_one_row_with_newer_ones():
-    older = record("l2", 0, 50.0)
-    newer = record("l2", 1, 52.0, schema=2, schedule__accumulate=1)
-    parts = record("l2", 2, 54.0, schema=2, schedule__accumulate=4)
-    (row,) = compare([older, newer]).rows
+def test_a_key_that_came_later_splits_rows_only_where_it_is_not_the_default():
+    records = [record("l2", 0), record("l2", 1, schedule__warmup=0.0), record("l2", 2, schedule__warmup=0.1)]
+    for one, changed in zip(records, ({}, {}, {"warmup": 0.1}), strict=True):
+        one["identity"] = {"version": 1, "schedule": {"version": 1, **changed}}
+    (row,) = compare(records[:2]).rows
     assert row.cells["l2"].n == 2
-    assert len(compare([older, newer, parts]).rows) == 2
+    assert [(row.settings, row.cells["l2"].n) for row in compare(records).rows] == [
+        ("schedule.warmup=0.0", 2),
+        ("schedule.warmup=0.1", 1),
+    ]
+
+
+def test_another_version_of_a_group_is_another_row():
+    records = [record("l2", seed) for seed in (0, 1)]
+    records[0]["identity"] = {"version": 1, "reg": {"version": 2}}
+    records[1]["identity"] = {"version": 1, "reg": {"version": 1}}
+    assert [row.settings for row in compare(records).rows] == ["reg.version=2", "reg.version=?"]
+
+
+def test_a_method_without_a_title_is_shown_by_its_name():
+    untitled = record("delta")
+    del untitled["titles"]
+    assert compare([untitled]).display("delta") == "delta"
+    assert compare([untitled, record("delta", 1, run_id="z")]).display("delta") == "DELTA"
 
 
 def test_skipped_and_unfinished_runs_are_listed(tmp_path, capsys):
     others = [record(error="boom", run_id="failed"), record(schema=9, run_id="new")]
     folder = save(tmp_path, [record("l2"), *others])
-    for name, text in [("cut", '{"schema": 1, "conf'), ("list", "[]")]:
+    for name, text in [("cut", '{"schema": 3, "conf'), ("list", "[]")]:
         (tmp_path / "runs" / name).mkdir()
         (tmp_path / "runs" / name / "summary.json").write_text(text)
     (tmp_path / "runs" / "going").mkdir()
@@ -322,7 +320,7 @@ def test_skipped_and_unfinished_runs_are_listed(tmp_path, capsys):
     assert skipped[1:] == [
         "skipped failed: failed: boom",
         "skipped list: summary.json is unreadable: not a JSON object",
-        "skipped new: unknown schema 9 (this version reads up to 2)",
+        f"skipped new: unknown schema 9 (this version reads {SCHEMA})",
         "unfinished: 1 (going)",
     ]
 
@@ -333,7 +331,7 @@ def test_final_runs_are_left_out_of_a_validation_table_in_one_line(tmp_path, cap
     assert report.main([folder, "--metric", "val_top1", "--format", "csv"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[1:] == ["cub,resnet18,,l2,50.0,,1"]
-    assert err == "left out: 2 runs without a validation part\n"
+    assert err == "left out: 2 runs without a validation split\n"
 
 
 def test_nothing_to_report(tmp_path, capsys):
@@ -362,21 +360,24 @@ def test_where_runs_are_found(tmp_path, monkeypatch, capsys):
     assert "57.4 (1)" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv", "json"])
-def test_output_file_holds_what_a_pipe_gets(form, tmp_path, capsys):
-    folder = save(tmp_path, four_methods())
-    assert report.main([folder, "--format", form]) == 0
-    piped = capsys.readouterr().out
-    assert report.main([folder, "--format", form, "--output", str(tmp_path / "new" / "table")]) == 0
-    assert (tmp_path / "new" / "table").read_text(encoding="utf-8") == piped
-    assert capsys.readouterr().out == ""
-    # All in one line each: a pipe has no width.
-    if form == "table":
-        assert NOTES in piped and "cub, resnet18" in piped
+def test_start_up_is_light(tmp_path):
+    """A table needs no torch and no Hydra; without seeds in common it needs none of the others either."""
+    folder = save(tmp_path, [record("l2"), record("delta")])
+    heavy = "{'torch', 'hydra', 'omegaconf', 'pandas', 'scipy', 'matplotlib'}"
+    code = "import sys; from delta_transfer import report; assert report.main(sys.argv[1:]) == 0; "
+    code += f"print('loaded:', sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded: []"
 
 
-def test_start_up_is_light():
-    heavy = "{'torch', 'hydra', 'pandas', 'numpy', 'scipy', 'matplotlib'}"
-    code = f"import sys, delta_transfer.report; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+def test_keys_that_change_no_result_are_no_settings():
+    """The options say which keys are no part of a run's identity; a report has to agree with them."""
+    import delta_transfer.engine.config  # noqa: F401 - declares the options
+
+    def keys(options):
+        for kind in options.__subclasses__():
+            yield from ((kind.key, field.name, field.metadata.get("identity", True)) for field in fields(kind))
+            yield from keys(kind)
+
+    unimportant = {f"{group}.{name}".lstrip(".") for group, name, counts in keys(Options) if not counts}
+    assert unimportant and not [key for key in unimportant if not within(key, NOT_SETTINGS)]

@@ -329,12 +329,12 @@ def test_hold_out_and_folds_are_selected_from_apart(tmp_path, capsys):
     assert report.main([folder, "--select", "cv"]) == 0
     out, err = capsys.readouterr()
     assert "reg.alpha=0.01, reg.beta=0.01, 50.0 ± 0.0 (3), the only candidate" in out and "reg.alpha=1" not in out
-    assert err == "left out: 1 runs without a validation part\nleft out: 2 runs without split.folds\n"
+    assert err == "left out: 1 runs without a validation split\nleft out: 2 runs without split.folds\n"
 
     assert report.main([folder, "--select", "val"]) == 0
     out, err = capsys.readouterr()
     assert "DELTA on cub, resnet18: reg.alpha=1, 70.0 (1), best of 2" in out and "0.01, 50.0" not in out
-    assert err == "left out: 1 runs without a validation part\nleft out: 3 runs with split.folds\n"
+    assert err == "left out: 1 runs without a validation split\nleft out: 3 runs with split.folds\n"
 
 
 def test_nothing_to_select_from(tmp_path, capsys):

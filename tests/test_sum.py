@@ -6,13 +6,14 @@ import json
 import pytest
 import torch
 
+from delta_transfer.cli.compose import check_values
 from delta_transfer.common.errors import UserError
-from delta_transfer.config import ScheduleConfig, SumConfig, check_values
-from delta_transfer.engine.checkpoints import read_checkpoint, write_checkpoint
-from delta_transfer.engine.loop import TrainState, make_optimizer
+from delta_transfer.common.options import OptionError
+from delta_transfer.engine.loop import TrainState, train_step
+from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer
 from delta_transfer.experiment.costs import decides_cost
 from delta_transfer.experiment.failures import strengths
-from delta_transfer.experiment.stages import describe_fit
+from delta_transfer.experiment.fitting import describe_fit
 from delta_transfer.inspect.attention import attention_of
 from delta_transfer.inspect.finished import config_of
 from delta_transfer.methods import (
@@ -25,21 +26,26 @@ from delta_transfer.methods import (
     L2SP,
     L2TWW,
     AFASpatial,
+    BiTuning,
     DELTAWithoutAttention,
     LwF,
     Sum,
-    build_regularizer,
+    build_method,
+    title_of,
 )
+from delta_transfer.methods.base import Batch
+from delta_transfer.methods.sum import SumConfig, about_term
 from delta_transfer.models import Network
 from delta_transfer.models.small_resnet import SmallResNet
+from delta_transfer.records.checkpoints import read_checkpoint, write_checkpoint
 from delta_transfer.records.identity import run_identity
-from delta_transfer.reporting.comparison import compare, display
+from delta_transfer.reporting.comparison import compare
 
 from .conftest import TinyNet, randomise_batchnorm
-from .miniature import delta_run, tiny_overrides, write_cub
-from .test_config import composed
+from .miniature import composed, delta_run, tiny_overrides, write_cub
 
 IMAGES, LABELS = torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(5)), torch.arange(8) % 3
+BATCH = Batch(IMAGES, LABELS)
 
 
 def networks() -> tuple[Network, Network]:
@@ -54,7 +60,7 @@ def networks() -> tuple[Network, Network]:
 
 def started(method, target: Network, source: Network):
     shapes = source.map_shapes(8, 6, training=False)
-    method.start(target, shapes, {**shapes, "logits": (source.classes,)})
+    method.setup(target, shapes, {**shapes, "logits": (source.classes,)})
     return method
 
 
@@ -69,10 +75,7 @@ def learning(method, accumulate: int = 1) -> TrainState:
     """SGD, from a target that is started with the method."""
     source, target = networks()
     started(method, target, source)
-    schedule = ScheduleConfig(iterations=9, lr=0.05)
-    optimizer = make_optimizer(target, method, schedule)
-    for group in optimizer.param_groups:
-        group["lr"] = schedule.lr
+    optimizer = make_optimizer(target, method, SGDConfig(), ScheduleConfig(iterations=9, lr=0.05))
     return TrainState(target.train(), source, optimizer, "fp32", accumulate=accumulate)
 
 
@@ -80,7 +83,7 @@ def test_the_sum_is_the_sum_of_its_terms_and_one_of_the_head():
     source, target = networks()
     terms = all_terms()
     whole = started(Sum(terms, beta=0.5, weight_decay=0.3), target, source)
-    whole.parts = 2  # which a penalty that sums over the batch multiplies by
+    whole.loss_scale = 2  # which a penalty that sums over the batch multiplies by
     assert whole.terms["delta"].beta == 0 and whole.weight_decay == 0.3
     with torch.no_grad():
         for p in target.parameters():
@@ -91,7 +94,7 @@ def test_the_sum_is_the_sum_of_its_terms_and_one_of_the_head():
     for name, term in terms.items():
         for loss, value in term.penalty(target, outputs, sources).items():
             expected[f"{name}.{loss}"] = value
-    assert "delta.head" not in expected and terms["delta"].parts == 2
+    assert "delta.head" not in expected and terms["delta"].loss_scale == 2
     expected["head"] = 0.25 * sum(p.square().sum() for p in target.head_parameters().values())
     assert len(found) == len(terms) + 1
     torch.testing.assert_close(found, expected)
@@ -104,8 +107,8 @@ def test_the_sum_is_the_sum_of_its_terms_and_one_of_the_head():
 
 def test_a_sum_needs_and_trains_what_its_terms_do():
     def needs(*terms) -> tuple[bool, ...]:
-        made = Sum(dict(zip("abc", terms, strict=False)))
-        return made.needs_source, made.needs_source_logits, made.needs_taps, made.any_source
+        needs = Sum(dict(zip("abc", terms, strict=False))).needs
+        return needs.source, needs.source_logits, needs.taps, needs.other_sources
 
     assert needs(L2SP()) == (False, False, False, False)
     assert needs(LwF(), L2SP()) == (True, True, False, False)  # L2-SP starts at its source
@@ -114,7 +117,7 @@ def test_a_sum_needs_and_trains_what_its_terms_do():
     source, target = networks()
     whole = started(Sum({"ww": L2TWW(), "lwf": LwF(), "at": AT()}), target, source)
     ww, lwf, _ = whole.terms.values()
-    assert set(whole.trained()) == {*ww.matchers.parameters(), *lwf.heads.parameters()}  # and no meta-network
+    assert set(whole.trained()) == {*ww.adapters.parameters(), *lwf.heads.parameters()}  # and no meta-network
 
 
 def test_a_sum_of_one_is_that_method():
@@ -123,30 +126,31 @@ def test_a_sum_of_one_is_that_method():
     for make in (lambda: L2TWW(meta_lr=0.01), lambda: Sum({"ww": L2TWW(meta_lr=0.01)})):
         torch.manual_seed(1)
         method = make()
-        learner = learning(method)
+        state = learning(method)
         for _ in range(3):
-            method.update(learner, IMAGES, LABELS)
+            _, _, metrics = train_step(state, method, BATCH)
         ww = method.terms["ww"] if isinstance(method, Sum) else method
-        states.append([*learner.target.state_dict().values(), *ww.meta_networks.state_dict().values()])
+        states.append([*state.target.state_dict().values(), *ww.meta_networks.state_dict().values()])
     assert all(torch.equal(one, other) for one, other in zip(*states, strict=True))
-    assert set(method.observed) >= {"attention_ww.meta_loss", "attention_ww.entropy", "attention_ww.conv1>conv2"}
+    assert set(metrics) >= {"attention_ww.meta_loss", "attention_ww.entropy", "attention_ww.conv1>conv2"}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_others_penalties_are_in_the_kept_step_of_l2t_ww_and_not_in_what_judges_its_meta_networks(accumulate):
     torch.manual_seed(1)
     method = Sum({"ww": L2TWW(meta_lr=0.01), "lwf": LwF(), "at": AT()})
-    learner = learning(method, accumulate)
+    state = learning(method, accumulate)
     alone, losses = method.terms["ww"], []
-    _, terms = method.update(learner, IMAGES, LABELS)
+    _, terms, _ = train_step(state, method, BATCH)
     assert set(terms) == {"cross_entropy", "ww.matching", "lwf.distillation", "at.activity"}
-    parts = list(method.parts_of(learner, IMAGES, LABELS))
-    state = {name: value.clone() for name, value in alone.state_dict().items() if isinstance(value, torch.Tensor)}
+    micro_batches = BATCH.split(accumulate)
+    sources = [state.forward_source(batch.images) for batch in micro_batches]
+    modules = {name: value.clone() for name, value in alone.state_dict().items() if isinstance(value, torch.Tensor)}
     adam = alone.get_extra_state()
     for alpha in (1000.0, 0.0):
         method.terms["at"].alpha = method.terms["lwf"].alpha = alpha
-        alone.load_state_dict(state | {"_extra_state": adam})
-        losses.append(alone.meta_step(learner, parts).item())
+        alone.load_state_dict(modules | {"_extra_state": adam})
+        losses.append(alone.meta_step(state, micro_batches, sources).item())
     assert losses[0] == losses[1]
 
 
@@ -156,24 +160,24 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
         method = Sum(all_terms(), beta=0.01)
         return learning(method), method
 
-    def state_of(learner: TrainState, method: Sum) -> list[torch.Tensor]:
-        tensors = [*learner.target.state_dict().values(), *method.parameters()]
-        return tensors + [s["momentum_buffer"] for s in learner.optimizer.state_dict()["state"].values()]
+    def state_of(state: TrainState, method: Sum) -> list[torch.Tensor]:
+        tensors = [*state.target.state_dict().values(), *method.parameters()]
+        return tensors + [s["momentum_buffer"] for s in state.optimizer.state_dict()["state"].values()]
 
-    learner, method = begun()
-    method.update(learner, IMAGES, LABELS)
-    state = {"target": learner.target, "optimizer": learner.optimizer, "regularizer": method}
+    state, method = begun()
+    train_step(state, method, BATCH)
+    saved = {"target": state.target, "optimizer": state.optimizer, "method": method}
     with (tmp_path / "last.pt").open("wb") as file:
-        write_checkpoint(file, {key: value.state_dict() for key, value in state.items()}, torch.device("cpu"))
-    method.update(learner, IMAGES, LABELS)
+        write_checkpoint(file, {key: value.state_dict() for key, value in saved.items()}, "cpu")
+    train_step(state, method, BATCH)
 
     again, its_method = begun()
-    saved = read_checkpoint(tmp_path / "last.pt", torch.device("cpu"))
-    for name, part in (("target", again.target), ("optimizer", again.optimizer), ("regularizer", its_method)):
+    saved = read_checkpoint(tmp_path / "last.pt", "cpu")
+    for name, part in (("target", again.target), ("optimizer", again.optimizer), ("method", its_method)):
         part.load_state_dict(saved[name])
     before = [value.clone() for value in state_of(again, its_method)]
-    its_method.update(again, IMAGES, LABELS)
-    assert all(map(torch.equal, state_of(again, its_method), state_of(learner, method)))
+    train_step(again, its_method, BATCH)
+    assert all(map(torch.equal, state_of(again, its_method), state_of(state, method)))
     assert not all(map(torch.equal, state_of(again, its_method), before))
 
 
@@ -183,8 +187,8 @@ def test_it_goes_on_from_a_checkpoint_bit_for_bit(tmp_path):
         (AFA, "AFA trains in stages"),
         (L2, "L2 has nothing to add"),
         (L2FE, "L2FE has nothing to add"),
-        (lambda: Sum({"at": AT()}), "Sum is one itself"),
-        (lambda: type("Own", (AT,), {"update": None})(), "training step of its own"),
+        (lambda: Sum({"at": AT()}), "Sum is a sum itself"),
+        (BiTuning, "several views"),
     ],
 )
 def test_what_cannot_be_added_is_refused(term, why):
@@ -209,11 +213,11 @@ def test_terms_are_added_on_the_command_line():
     assert isinstance(config, SumConfig) and config.name == "at_delta"
     # Of the terms' own nothing is left that could count twice, and the record says so.
     assert (config.beta, config.terms["delta"].beta, config.terms["at"].weight_decay) == (0.2, 0.0, 0.0)
-    made = build_regularizer(config)
+    made = build_method(config)
     assert [type(term) for term in made.terms.values()] == [AT, DELTA]
     assert (made.terms["at"].alpha, made.terms["delta"].attention.images, made.beta) == (3.0, 8, 0.2)
-    (fitting,) = made.to_fit()
-    assert (fitting.fitted_name, fitting.fitted_term, fitting.fit_options()["images"]) == ("attention", "delta", 8)
+    (fitting,) = made.parts_to_fit()
+    assert (fitting.needs.fitted, fitting.term, fitting.fit_options()["images"]) == ("attention", "delta", 8)
 
 
 def test_the_files_of_sums_are_sums_of_their_terms():
@@ -222,35 +226,37 @@ def test_the_files_of_sums_are_sums_of_their_terms():
         assert "_".join(config.terms) == config.name == name
         added = composed("reg=sum", *(f"+reg@reg.terms.{term}={term}" for term in config.terms)).reg
         assert added == config  # the same run under the same name
-    three = build_regularizer(composed("reg=lwf_at", "+reg@reg.terms.sp=l2_sp").reg)
+        assert title_of(config) == {"lwf_at": "LwF+AT", "lwf_fm": "LwF+FM"}[name]
+    three = build_method(composed("reg=lwf_at", "+reg@reg.terms.sp=l2_sp").reg)
     assert list(three.terms) == ["lwf", "at", "sp"]
 
 
 def test_what_is_fitted_is_shared_with_the_term_alone():
     alone, added = composed("reg=delta"), composed(*SUM)
-    (one,), (other,) = (build_regularizer(config.reg).to_fit() for config in (alone, added))
+    (one,), (other,) = (build_method(config.reg).parts_to_fit() for config in (alone, added))
     fitted_to = [describe_fit(*of, "weights", "data") for of in ((alone, one), (added, other))]
     assert fitted_to[0] == fitted_to[1] and fitted_to[0]["method"] == "delta"
-    assert (one.fit_key, other.fit_key) == ("reg", "reg.terms.delta")
+    assert (one.term, other.term) == (None, "delta")
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "key"),
     [
-        (["reg=sum"], "A sum needs terms"),
-        (["reg=lwf_at", "+reg.terms.x.alpha=1"], r"reg\.terms\.x is not a method: \+reg@reg\.terms\.x=METHOD"),
-        (["reg=lwf_at", "reg.terms.at.alpha=-1"], r"reg\.terms\.at\.alpha must be 0 or more"),
-        (["reg=lwf_at", "reg.terms.at.pairs=some"], r"reg\.terms\.at\.pairs must be one of"),
-        (["reg=lwf", "reg.temperature=0"], r"reg\.temperature must be positive"),
-        (["reg=lwf_at", "reg.terms.lwf.temperature=0"], r"reg\.terms\.lwf\.temperature must be positive"),
-        (["reg=lwf_at", "reg.weight_decay=-1"], r"reg\.weight_decay must be 0 or more"),
-        (["reg=lwf_at", "reg.name='../x'"], "part of a folder's name"),
-        (["reg=scratch"], r"set backbone\.weights=none"),
+        (["reg=sum"], "reg.terms"),
+        (["reg=lwf_at", "+reg.terms.x.alpha=1"], "reg.terms.x"),
+        (["reg=lwf_at", "reg.terms.at.alpha=-1"], "reg.terms.at.alpha"),
+        (["reg=lwf_at", "reg.terms.at.pairs=some"], "reg.terms.at.pairs"),
+        (["reg=lwf", "reg.temperature=0"], "reg.temperature"),
+        (["reg=lwf_at", "reg.terms.lwf.temperature=0"], "reg.terms.lwf.temperature"),
+        (["reg=lwf_at", "reg.weight_decay=-1"], "reg.weight_decay"),
+        (["reg=lwf_at", "reg.name='../x'"], "reg.name"),
+        (["reg=scratch"], "reg.name"),
     ],
 )
-def test_mistakes_are_named_by_their_key(overrides, message):
-    with pytest.raises(UserError, match=message):
+def test_mistakes_are_named_by_their_key(overrides, key):
+    with pytest.raises(OptionError, match=key.replace("reg.name", "reg.name|weights=none")) as raised:
         composed(*overrides)
+    assert raised.value.key == key
 
 
 @pytest.mark.parametrize("mistake", ["reg.terms.at.alfa=1", "reg.terms.at.alpha=x", "reg.terms=3"])
@@ -260,15 +266,23 @@ def test_a_term_has_its_own_schema(mistake):
 
 
 def test_beta_of_a_term_is_refused_as_it_has_no_effect():
-    with pytest.raises(UserError, match="there is only reg.beta"):
-        check_values(["reg=lwf_at", "reg.terms.at.beta=0.1"])
+    overrides = ["reg=lwf_at", "reg.terms.at.beta=0.1"]
+    with pytest.raises(OptionError) as raised:
+        check_values(overrides, composed(*overrides))
+    assert raised.value.key == "reg.terms.at.beta"
 
 
 def test_messages_of_a_term_speak_of_its_keys():
     source, target = networks()
     whole = Sum({"mine": FM(pairs="single")})
     with pytest.raises(UserError, match=r"^reg\.terms\.mine\.pairs=single needs.*reg\.terms\.mine\.pairs=all_to_all"):
-        whole.start(target, source.map_shapes(8, 6, training=False), {"a": (3, 5, 5)})
+        whole.setup(target, source.map_shapes(8, 6, training=False), {"a": (3, 5, 5)})
+    with (
+        pytest.raises(OptionError, match=r"^reg\.terms\.mine\.alpha, not reg\.terms\.mine\.beta") as raised,
+        about_term("mine"),
+    ):
+        raise OptionError("reg.alpha", "reg.alpha, not reg.beta")
+    assert raised.value.key == "reg.terms.mine.alpha"
     keys = strengths(composed("reg=lwf_at", "+reg@reg.terms.x=delta").reg)
     assert keys == ["reg.terms.lwf.alpha", "reg.terms.at.alpha", "reg.terms.x.alpha"]
     assert strengths(composed("reg=afa").reg) == ["reg.alpha", "reg.channel_alpha"]
@@ -317,8 +331,8 @@ def test_a_records_sum_is_read_again(records):
     for record in records.values():
         config = config_of(record)
         assert config.reg.name == record["config"]["reg"]["name"]
-        assert isinstance(build_regularizer(config.reg), Sum) == ("terms" in record["config"]["reg"])
-    again = build_regularizer(config_of(records["at_delta"]).reg)
+        assert isinstance(build_method(config.reg), Sum) == ("terms" in record["config"]["reg"])
+    again = build_method(config_of(records["at_delta"]).reg)
     assert again.terms["delta"].attention.images == 4
 
 
@@ -331,12 +345,6 @@ def test_the_report_names_them_and_their_settings(records):
     notes = compare(records.values()).notes
     assert "LwF+AT: terms.lwf.alpha=0.5, terms.lwf.temperature=2.0, terms.at.alpha=100.0, beta=0.0" in notes
     assert "LwF: alpha=1.0, temperature=2.0, beta=0.0" in notes
-    assert [display(name) for name in ("scratch", "l2t_w", "l2t_ww", "lwf_fm")] == [
-        "Scratch",
-        "L2T-w",
-        "L2T-ww",
-        "LwF+FM",
-    ]
     changed = copy.deepcopy(records["lwf_at"])
     changed["config"]["reg"]["terms"]["at"]["alpha"] = 7.0
     rows = compare([records["lwf_at"], changed]).rows

@@ -152,7 +152,7 @@ def test_damaged_lists_are_told(tree_of, name, file, content, expected):
         ("food101", "meta/test.json", "{", "line 1"),
         ("food101", "meta/test.json", "[1]", "JSON"),
         ("food101", "meta/test.json", '{"apple_pie": [1]}', "JSON"),
-        ("food101", "meta/test.json", '{"apple_pie": ["zabaione/1"]}', "entry 1: .*(apple_pie.*zabaione|zabaione.*app)"),
+        ("food101", "meta/test.json", '{"apple_pie": ["zabaione/1"]}', "entry 1: .*(apple_pie|zabaione)"),
         ("food101", "meta/test.json", '{"zabaione": ["zabaione/1"]}', "entry 1: .*train.json .*zabaione"),
         ("dtd", "dtd/labels/val1.txt", "banded_0003.jpg\n", "entry 1: .*{class}/{file}.*banded_0003.jpg"),
         ("aircraft", "data/images_variant_test.txt", "0000001 Zeppelin\n", "entry 1: .*variants.txt .*Zeppelin"),

@@ -1,4 +1,9 @@
-"""The loop: learning rate, logging, the frozen source, precision."""
+"""The loop: learning rate, hooks, lines of metrics, checkpoints, the frozen source, precision."""
+
+from contextlib import suppress
+from copy import deepcopy
+from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -6,12 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from delta_transfer.common.errors import UserError
-from delta_transfer.config import ScheduleConfig
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
-from delta_transfer.engine.loop import TrainState, evaluate, learning_rate, make_optimizer, train
+from delta_transfer.engine import loop
+from delta_transfer.engine.callbacks import Callback, Checkpoints, OnLine, Progress
+from delta_transfer.engine.evaluation import evaluate
+from delta_transfer.engine.loop import NotFinite, TrainState, train
+from delta_transfer.engine.optimizers import (
+    AdamWConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SGDConfig,
+    learning_rate,
+    make_optimizer,
+)
 from delta_transfer.methods import DELTA, L2, L2FE, L2SP, AFAChannel, AFASpatial, DELTAWithoutAttention, Regularizer
+from delta_transfer.methods.base import Needs
 from delta_transfer.models import Network, frozen_maps
 
 
@@ -33,18 +48,27 @@ def loader() -> Loader:
     )
 
 
-def learn(source, loader, regularizer: Regularizer, precision="fp32", compiled=False, accumulate=1, **schedule):
-    """Train a target on all images; returns it and the log lines."""
-    regularizer.parts = accumulate
+def learn(
+    source: Network,
+    loader: Loader,
+    method: Regularizer,
+    precision: str = "fp32",
+    compiled: bool = False,
+    accumulate: int = 1,
+    optimizer: OptimizerConfig | None = None,
+    **schedule,
+) -> tuple[Network, list[dict]]:
+    """Trains a target on all images; returns it and the lines of metrics."""
+    method.loss_scale = accumulate
     schedule = ScheduleConfig(**({"iterations": 6, "batch_size": 8, "lr": 0.05, "log_every": 2} | schedule))
     target = source.with_new_head(3, seed=0).requires_grad_(True)
     torch.manual_seed(0)
-    regularizer.start(target, source.map_shapes(8, 8, training=True))
-    optimizer = make_optimizer(target, regularizer, schedule)
-    maps = frozen_maps(source, precision=precision) if regularizer.needs_source else None
-    learner = TrainState(target, maps, optimizer, precision, compiled=compiled, accumulate=accumulate)
+    method.setup(target, source.map_shapes(8, 8, training=True))
+    optimizer = make_optimizer(target, method, optimizer or SGDConfig(), schedule)
+    maps = frozen_maps(source, precision=precision) if method.needs.source else None
+    state = TrainState(target, maps, optimizer, precision, compiled=compiled, accumulate=accumulate)
     lines = []
-    train(learner, regularizer, loader, np.arange(24), schedule, log=lines.append)
+    train(state, method, loader, np.arange(24), schedule, Progress.beginning(), [OnLine(lines.append)])
     return target, lines
 
 
@@ -71,12 +95,25 @@ def test_learning_rate_along_a_cosine():
         scheduler.step()
 
 
+def test_learning_rate_along_an_exponential():
+    """It reaches the factor at decay_at."""
+    schedule = ScheduleConfig(iterations=8, lr=0.1, decay="exponential", decay_at=0.5, decay_factor=0.01)
+    rates = [learning_rate(schedule, i, 8) for i in (0, 2, 4, 6)]
+    assert rates == pytest.approx([0.1, 0.01, 0.001, 0.0001])
+
+
+def test_the_learning_rate_rises_in_the_warm_up():
+    schedule = ScheduleConfig(iterations=8, lr=0.1, warmup=0.5, decay_at=1.0)
+    rates = [learning_rate(schedule, i, 8) for i in range(8)]
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1] + [0.1] * 4)
+
+
 def test_the_backbone_learns_at_a_fraction_of_the_heads_rate(tiny_source, loader):
     start = tiny_source.with_new_head(3, seed=0).weights()
 
     def steps(factor: float) -> dict[str, torch.Tensor]:
         """How far one step without momentum moves each parameter."""
-        options = {"iterations": 1, "momentum": 0.0, "backbone_lr_factor": factor}
+        options = {"iterations": 1, "optimizer": SGDConfig(momentum=0.0), "backbone_lr_factor": factor}
         target, _ = learn(tiny_source, loader, L2(), **options)
         return {name: p.detach() - start[name] for name, p in target.traced.named_parameters()}
 
@@ -87,8 +124,21 @@ def test_the_backbone_learns_at_a_fraction_of_the_heads_rate(tiny_source, loader
 
 
 def test_nesterov_reaches_the_optimizer(tiny_source, loader):
-    plain, nesterov = (learn(tiny_source, loader, L2(), nesterov=n)[1][-1]["loss"] for n in (False, True))
+    plain, nesterov = (
+        learn(tiny_source, loader, L2(), optimizer=SGDConfig(nesterov=n))[1][-1]["loss"] for n in (False, True)
+    )
     assert plain != nesterov
+
+
+def test_adamw_is_torchs(tiny_source, loader):
+    config = AdamWConfig(beta1=0.5, beta2=0.6, eps=1e-3)
+    target = tiny_source.with_new_head(3, seed=0).requires_grad_(True)
+    optimizer = make_optimizer(target, L2(weight_decay=0.25), config, ScheduleConfig(iterations=1, lr=0.5))
+    assert type(optimizer) is torch.optim.AdamW
+    found = {key: optimizer.defaults[key] for key in ("lr", "betas", "eps", "weight_decay")}
+    assert found == {"lr": 0.5, "betas": (0.5, 0.6), "eps": 1e-3, "weight_decay": 0.25}
+    _, lines = learn(tiny_source, loader, L2(), optimizer=AdamWConfig(), lr=0.001, iterations=30)
+    assert lines[-1]["cross_entropy"] < lines[0]["cross_entropy"]
 
 
 def test_of_several_crops_the_mean_of_the_logits_counts(tiny_source, loader):
@@ -130,10 +180,10 @@ def fitted_delta() -> DELTA:
     return delta
 
 
-@pytest.mark.parametrize("regularizer", [DELTAWithoutAttention(), fitted_delta()])
-def test_source_is_bit_identical_after_training(tiny_source, loader, regularizer):
+@pytest.mark.parametrize("method", [DELTAWithoutAttention, fitted_delta])
+def test_source_is_bit_identical_after_training(tiny_source, loader, method):
     before = {name: value.clone() for name, value in tiny_source.weights().items()}
-    target, _ = learn(tiny_source, loader, regularizer)
+    target, _ = learn(tiny_source, loader, method())
     assert all(torch.equal(value, before[name]) for name, value in tiny_source.weights().items())
     assert not torch.equal(target.weights()["bn1.running_mean"], before["bn1.running_mean"])
 
@@ -159,7 +209,7 @@ def test_stronger_penalties_keep_closer(tiny_source, loader):
     assert map_distance(strong) < 0.5 * map_distance(weak)
 
 
-def test_parameters_of_a_regularizer_are_trained_too(tiny_source, loader):
+def test_parameters_of_a_method_are_trained_too(tiny_source, loader):
     class Learnt(Regularizer):
         def __init__(self):
             super().__init__()
@@ -168,9 +218,9 @@ def test_parameters_of_a_regularizer_are_trained_too(tiny_source, loader):
         def penalty(self, target, outputs, source_outputs):
             return {"value": self.value.square()}
 
-    regularizer = Learnt()
-    learn(tiny_source, loader, regularizer)
-    assert abs(regularizer.value.item()) < 1
+    method = Learnt()
+    learn(tiny_source, loader, method)
+    assert abs(method.value.item()) < 1
 
 
 def test_bf16_keeps_penalties_in_full_precision(tiny_source, loader):
@@ -188,10 +238,17 @@ def test_bf16_keeps_penalties_in_full_precision(tiny_source, loader):
     assert half[-1]["loss"] == pytest.approx(full[-1]["loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("regularizer", [DELTAWithoutAttention, L2FE, L2SP, spatial, channel])
-def test_compiled_networks_train_the_same(tiny_source, loader, regularizer):
-    _, eager = learn(tiny_source, loader, regularizer())
-    _, compiled = learn(tiny_source, loader, regularizer(), compiled=True)
+@pytest.mark.parametrize(
+    ("method", "backend"),
+    [
+        (DELTAWithoutAttention, "inductor"),  # what compile=true takes; the others need no C++ compiler
+        *((method, "aot_eager") for method in (L2FE, L2SP, spatial, channel)),
+    ],
+)
+def test_compiled_networks_train_the_same(tiny_source, loader, method, backend, monkeypatch):
+    _, eager = learn(tiny_source, loader, method())
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    _, compiled = learn(tiny_source, loader, method(), compiled=True)
     assert [line["loss"] for line in compiled] == pytest.approx([line["loss"] for line in eager], rel=1e-5)
 
 
@@ -208,11 +265,11 @@ class WithoutBatchNorm(nn.Module):
 @pytest.mark.parametrize("method", [L2, L2FE, L2SP, DELTAWithoutAttention, fitted_delta, spatial, channel])
 def test_an_accumulated_batch_is_the_whole_batch_but_for_batchnorm(method, tiny_source, loader):
     def trained(source: Network, accumulate: int) -> tuple[dict, list[dict]]:
-        regularizer = method()
-        regularizer.beta = 0.1
-        if hasattr(regularizer, "alpha"):
-            regularizer.alpha = 0.1
-        target, lines = learn(source, loader, regularizer, accumulate=accumulate)
+        made = method()
+        made.beta = 0.1
+        if hasattr(made, "alpha"):
+            made.alpha = 0.1
+        target, lines = learn(source, loader, made, accumulate=accumulate)
         return target.weights(), [{k: v for k, v in line.items() if k != "images_per_second"} for line in lines]
 
     torch.manual_seed(0)
@@ -241,14 +298,6 @@ def test_the_gradient_norm_is_logged(tiny_source, loader, monkeypatch):
     assert [line["gradient_norm"] for line in lines] == pytest.approx(np.reshape(norms, (3, 2)).mean(axis=1), rel=1e-5)
 
 
-class Stepping:
-    """A clock that moves by a second per step of training, and by `cost` per checkpoint."""
-
-    def __init__(self, monkeypatch):
-        self.now = 0.0
-        monkeypatch.setattr("time.monotonic", lambda: self.now)
-
-
 @pytest.mark.parametrize(
     ("cost", "expected"),
     [
@@ -260,23 +309,91 @@ class Stepping:
 def test_checkpoints_are_made_as_often_as_asked_unless_that_takes_long(
     tiny_source, loader, monkeypatch, cost, expected
 ):
-    clock, made = Stepping(monkeypatch), []
-    source, schedule = tiny_source, ScheduleConfig(iterations=60, batch_size=8, checkpoint_seconds=10, log_every=7)
-    target, method = source.with_new_head(3, seed=0).requires_grad_(True), L2()
-    learner = TrainState(target, None, make_optimizer(target, method, schedule), "fp32")
+    """On a clock that moves by a second per step of training, and by `cost` per checkpoint."""
+    now, made = [0.0], []
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    schedule = ScheduleConfig(iterations=60, batch_size=8, log_every=7)
+    target, method = tiny_source.with_new_head(3, seed=0).requires_grad_(True), L2()
+    state = TrainState(target, None, make_optimizer(target, method, SGDConfig(), schedule), "fp32")
+    state.gradient_norm = torch.zeros(())
 
     def step(*_):
-        clock.now += 1
-        return torch.zeros(8, 3), {"cross_entropy": torch.zeros(())}
+        now[0] += 1
+        return torch.zeros(8, 3), {"cross_entropy": torch.zeros(())}, {}
 
-    def checkpoint(progress):
-        made.append(progress["iterations_done"])
-        clock.now += cost
+    def save(progress: Progress) -> None:
+        made.append(progress.iterations_done)
+        now[0] += cost
 
-    learner.gradient_norm = torch.zeros(())
-    monkeypatch.setattr(method, "update", step)
-    train(learner, method, loader, np.arange(24), schedule, checkpoint=checkpoint)
+    monkeypatch.setattr(loop, "train_step", step)
+    train(state, method, loader, np.arange(24), schedule, Progress.beginning(), [Checkpoints(10, save)])
     assert made == expected
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_hooks_of_a_method_are_called_in_their_order(tiny_source, loader, accumulate):
+    class Told(Regularizer):
+        needs = Needs(source=True, views=2, micro_batches_again=True)
+        told: ClassVar[list] = []
+
+        def before_step(self, state, step, steps, seed):
+            self.told.append((step, steps))
+
+        def penalty(self, target, outputs, source_outputs):
+            self.told.append((len(outputs["labels"]), len(outputs["view_2"]), len(source_outputs["conv1"])))
+            self.extra_metrics = {"attention_mean": outputs["logits"].detach().mean()}
+            return super().penalty(target, outputs, source_outputs)
+
+        def after_step(self, state, micro_batches, source_outputs):
+            self.told.append([len(batch.labels) for batch in micro_batches])
+            assert len(source_outputs) == len(micro_batches)
+            assert all(p.grad is None for p in state.target.parameters())  # the step is done
+            return {"attention_after": torch.ones(())}
+
+    _, lines = learn(tiny_source, loader, Told(), accumulate=accumulate, iterations=2, log_every=1)
+    images = 8 // accumulate
+    one_step = [*[(images, images, images)] * accumulate, [images] * accumulate]
+    assert Told.told == [(0, 2), *one_step, (1, 2), *one_step]
+    assert all({"attention_mean", "attention_after"} <= line.keys() for line in lines)
+    assert lines[0]["loss"] == lines[0]["cross_entropy"]  # extra metrics are no part of it
+
+
+@pytest.mark.parametrize("stopped", [3, 5])
+def test_a_training_goes_on_from_its_progress(tiny_source, loader, stopped):
+    """Lines of metrics, iterations and losses are those of a training that was not stopped."""
+    schedule = ScheduleConfig(iterations=8, batch_size=8, log_every=3)
+
+    def training() -> tuple[TrainState, L2]:
+        target, method = tiny_source.with_new_head(3, seed=0).requires_grad_(True), L2()
+        return TrainState(target, None, make_optimizer(target, method, SGDConfig(), schedule), "fp32"), method
+
+    class Stop(Callback):
+        def on_step(self, at):
+            if at.done == stopped:
+                saved.append((at.progress(), deepcopy(state.target.state_dict()), deepcopy(optimizer.state_dict())))
+                raise InterruptedError
+
+    def lines_of(state, method, progress, *callbacks) -> list[dict]:
+        lines: list[dict] = []
+        with suppress(InterruptedError):
+            train(
+                *(state, method, loader, np.arange(24), schedule, progress),
+                [OnLine(lines.append), *callbacks],
+                labels={"stage": 2},
+            )
+        return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+    whole = lines_of(*training(), Progress.beginning(8))
+    assert [(line["step"], line["stage"]) for line in whole] == [(9, 2), (12, 2), (15, 2), (16, 2)]
+    saved: list = []
+    state, method = training()
+    optimizer, stopped = state.optimizer, stopped + 8
+    before = lines_of(state, method, Progress.beginning(8), Stop())
+    ((progress, weights, momentum),) = saved
+    state, method = training()
+    state.target.load_state_dict(weights)
+    state.optimizer.load_state_dict(momentum)
+    assert before + lines_of(state, method, progress) == whole
 
 
 def test_dropout_follows_from_seed_and_iteration(loader):
@@ -308,5 +425,6 @@ def test_loss_that_is_not_finite_names_term_and_iteration(tiny_source, loader, v
             self.calls += 1
             return {"broken": outputs["logits"].sum() * 0 + (value if self.calls == 4 else 1.0)}
 
-    with pytest.raises(UserError, match=f"'broken' became {word} at iteration 3 "):
+    with pytest.raises(NotFinite, match=f"'broken' became {word} at iteration 3 ") as error:
         learn(tiny_source, loader, Breaks(), iterations=20, log_every=5)
+    assert (error.value.iteration, error.value.steps) == (3, 3)

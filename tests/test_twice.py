@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 
-from delta_transfer.methods.fast.double_backward import TwiceDifferentiable, batch_norm, convolution, mean_squares
+from delta_transfer.methods.fast.double_backward import batch_norm, convolution, mean_squares, twice_differentiable
 
 from .conftest import TinyNet, randomise_batchnorm
 
@@ -90,14 +90,14 @@ def test_gradients_alone_are_enough_for_what_weighs_the_loss():
         gradients = grad(loss, theta, create_graph=True)
         return grad([g.square().sum() for g in gradients], inputs, allow_unused=True)
 
-    expected, whole = through(TwiceDifferentiable(), phi, network.conv1.weight)
+    expected, whole = through(twice_differentiable(), phi, network.conv1.weight)
     for found, other in zip(through(nullcontext(), phi, network.conv1.weight), (expected, whole), strict=True):
         torch.testing.assert_close(found, other)
-    found, of_kernel = through(TwiceDifferentiable(to_operands=False), phi, network.conv1.weight)
+    found, of_kernel = through(twice_differentiable(to_operands=False), phi, network.conv1.weight)
     torch.testing.assert_close(found, expected)
     assert of_kernel is None or not torch.allclose(of_kernel, whole)
-    with TwiceDifferentiable(to_operands=False):  # it ends with its block, and the one around it goes on
-        with TwiceDifferentiable():
+    with twice_differentiable(to_operands=False):  # it ends with its block, and the one around it goes on
+        with twice_differentiable():
             inner = mean_squares(images.requires_grad_())
         outer = mean_squares(images)
     assert inner.grad_fn.to_operands and not outer.grad_fn.to_operands
@@ -105,9 +105,9 @@ def test_gradients_alone_are_enough_for_what_weighs_the_loss():
 
 def test_arguments_by_name_are_pytorchs():
     x, kernel = random(2, 4, 5, 4), random(3, 4, 3, 3)
-    with TwiceDifferentiable():
+    with twice_differentiable():
         torch.testing.assert_close(F.conv2d(input=x, weight=kernel, padding=1), torch.conv2d(x, kernel, None, 1, 1))
-    with TwiceDifferentiable(), pytest.raises(ValueError, match="more than 1 value per channel"):
+    with twice_differentiable(), pytest.raises(ValueError, match="more than 1 value per channel"):
         nn.BatchNorm2d(4).double()(random(1, 4, 1, 1))
 
 
@@ -119,7 +119,7 @@ def test_modules_are_made_of_them():
     expected = network.train()(images)
     statistics = network.bn1.running_mean.clone()
     network.bn1.running_mean.copy_(before)
-    with TwiceDifferentiable():
+    with twice_differentiable():
         outputs = network(images)
         maps = network.bn1(network.conv1(images))
     torch.testing.assert_close(outputs, expected)
@@ -127,7 +127,7 @@ def test_modules_are_made_of_them():
     assert type(maps.grad_fn.next_functions[0][0]).__name__ == "_ConvolutionBackward"
     assert not torch.equal(statistics, before)
     network.bn1.running_mean.copy_(before)
-    with TwiceDifferentiable():
+    with twice_differentiable():
         network.eval()(images)  # which uses the statistics
         network.train()(images)
     torch.testing.assert_close(network.bn1.running_mean, statistics)
@@ -135,7 +135,7 @@ def test_modules_are_made_of_them():
 
 def test_batchnorm_of_vectors_and_without_scale_is_pytorchs():
     x, images = random(6, 4), random(3, 4, 2, 2)
-    with TwiceDifferentiable():
+    with twice_differentiable():
         outputs = [nn.BatchNorm1d(4).double()(x), nn.BatchNorm2d(4, affine=False).double()(images)]
     for output, values in zip(outputs, (x, images), strict=True):
         assert type(output.grad_fn).__name__ == "NativeBatchNormBackward0"
@@ -147,7 +147,7 @@ def test_autocast_reaches_the_convolutions():
     network, images = TinyNet(), torch.randn(4, 3, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):
         expected = network.conv2(network.conv1(images))
-        with TwiceDifferentiable():
+        with twice_differentiable():
             found = network.conv2(network.conv1(images))
     assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
     (gradient,) = grad(found.float().square().sum(), network.conv1.weight, create_graph=True)

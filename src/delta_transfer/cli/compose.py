@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..common.errors import UserError
-from ..common.options import OptionError, from_mapping, require
+from ..common.options import OptionError, Options, as_word, describe, from_mapping, require
 from ..data.registry import READERS
 from ..engine.config import RunConfig
 from ..engine.optimizers import OPTIMIZERS, ScheduleConfig
@@ -37,6 +37,7 @@ def register_schemas() -> None:
     """
     # A dry run writes nothing into results_dir, not even Hydra's record of a sweep.
     OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
+    OmegaConf.register_new_resolver("described_keys", _described_keys, replace=True)
     store = ConfigStore.instance().store
     store(group="schema", name="run", node=RunConfig)
     store(group="schema/task", name="verification", node={"task": "verification"})  # data sets of pairs bring it
@@ -52,6 +53,28 @@ def register_schemas() -> None:
 
 def _sweep_dir(results_dir: str, dry_run: bool) -> str:
     return str(Path(tempfile.gettempdir()) / "delta-run-dry") if dry_run else f"{results_dir}/sweep"
+
+
+def _described_keys(_root_: DictConfig) -> str:
+    """For --help: every key of a composed configuration with its value, and what it is."""
+
+    def is_group(value: Any) -> bool:  # of options, or of methods: the terms of a sum
+        if not OmegaConf.is_dict(value):
+            return False
+        return issubclass(OmegaConf.get_type(value), Options) or any(map(is_group, value.values()))
+
+    def lines(node: DictConfig, prefix: str) -> Iterator[str]:
+        group = OmegaConf.get_type(node)
+        words = {each.name: each.help for each in describe(group)} if issubclass(group, Options) else {}
+        for name in node if prefix else [name for name in node if name != "hydra"]:
+            key, value = f"{prefix}{name}", "???" if OmegaConf.is_missing(node, name) else node[name]
+            if is_group(value):
+                yield from lines(value, f"{key}.")
+            else:
+                setting = f"{key}={as_word(OmegaConf.to_object(value) if OmegaConf.is_config(value) else value)}"
+                yield f"{setting}\n{'':40} {words[name]}" if len(setting) > 40 else f"{setting:40} {words[name]}"
+
+    return "\n".join(lines(_root_, "")).replace("$", "$$")  # Hydra's template is a string.Template
 
 
 def compose_config(config_name: str, overrides: Sequence[str]) -> RunConfig:
@@ -89,33 +112,35 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Raises UserError for a file of experiment/values that does not exist, in a running Hydra.
+    """Raises OptionError for a file of experiment/values that does not exist, in a running Hydra.
 
     The group is optional, so that an experiment may ask for `<dataset>_<reg>` where only some pairs have values.
     """
-    known = GlobalHydra.instance().config_loader().get_group_options("experiment/values")
     for override in overrides:
         if override.lstrip("+").startswith("experiment/values="):
+            known = GlobalHydra.instance().config_loader().get_group_options("experiment/values")
             name = override.partition("=")[2]
-            require(name in known, f"experiment/values={name}: there is only {', '.join(known)}.")
+            if name not in known:
+                raise OptionError("experiment/values", f"experiment/values={name}: there is only {', '.join(known)}.")
 
 
 def check_values(overrides: Sequence[str], config: RunConfig) -> None:
-    """Raises UserError if a command sets what would be ignored in silence.
+    """Raises OptionError if a command sets what would be ignored in silence.
 
     That is the number of iterations of a schedule that counts in epochs, and beta and weight decay of a sum's term,
     which belong to the sum.
     """
     epochs = config.schedule.epochs
     for override in overrides:
-        iterations = epochs is not None and re.match(r"\+*schedule\.iterations=(?!null$)", override)
-        require(
-            not iterations,
-            f"{override}: this schedule is as long as schedule.epochs={epochs} says. To count iterations, add "
-            "schedule.epochs=null.",
-        )
-        term = re.match(r"\+*reg\.terms\.[^.=]+\.(beta|weight_decay)=", override)
-        require(term is None, f"{override}: a sum has one reg.{term and term[1]} for all its terms.")
+        key, _, value = override.lstrip("+").partition("=")
+        if key == "schedule.iterations" and value != "null" and epochs is not None:
+            raise OptionError(
+                key,
+                f"{override}: this schedule is as long as schedule.epochs={epochs} says. To count iterations, add "
+                "schedule.epochs=null.",
+            )
+        if term := re.fullmatch(r"reg\.terms\.[^.]+\.(beta|weight_decay)", key):
+            raise OptionError(key, f"{override}: a sum has one reg.{term[1]} for all its terms.")
 
 
 def choices(group: str) -> list[str]:

@@ -184,7 +184,8 @@ def disk(found: Findings, config: "RunConfig") -> None:
 
 
 def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) -> None:
-    absent = []
+    fetched: list[str] = []
+    by_hand: list[str] = []
     # dataset.root names the folder of one data set; the others are looked for below data_dir.
     named = next((word.removeprefix("dataset=") for word in overrides if word.startswith("dataset=")), "folder")
     for name in choices():
@@ -198,12 +199,10 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
         elif problem:
             found.missing(name, problem)
         elif counts is None:
-            absent.append(name)
+            (fetched if publication(dataset).download else by_hand).append(name)
         else:
             size = f"{counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images"
             found.fine(name, f"{state}: {size}, {dataset.root or 'embedded'}")
-    fetched = [name for name in absent if publication(composed(name, []).dataset).download]
-    by_hand = [name for name in absent if name not in fetched]
     where = f"data_dir={config.data_dir}"
     if fetched:
         found.missing(

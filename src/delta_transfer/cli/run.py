@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from ..common import interrupts
 from ..common.console import log, show_messages
@@ -41,7 +41,7 @@ def main(config_name: str = "config") -> None:
 
     def compose_first_job(words: list[str]) -> tuple[RunConfig, dict[str, str]]:
         """The configuration of the first of the jobs that a command has, and the parameters of its sweep."""
-        found = []
+        found: list[tuple[RunConfig, dict[str, str]]] = []
 
         @hydra.main(version_base="1.3", config_path="pkg://delta_transfer.conf", config_name=config_name)
         def first(composed: DictConfig) -> None:
@@ -49,7 +49,7 @@ def main(config_name: str = "config") -> None:
             check_overrides(hydra_config.overrides.task)
             config = to_run_config(composed)
             check_values(hydra_config.overrides.task, config)
-            found.append((config, OmegaConf.to_container(hydra_config.sweeper.params)))
+            found.append((config, dict(hydra_config.sweeper.params)))
 
         sys.argv = [command[0], *words, "hydra.mode=RUN"]
         first()
@@ -63,7 +63,7 @@ def main(config_name: str = "config") -> None:
         if interrupts.received() is not None:
             raise interrupts.Stopped
         jobs = planned[0].jobs[seen:] if planned else []
-        return [(one.state, one.record) for one in (*outcomes[ended:], *jobs)]
+        return [(outcome.state, outcome.record) for outcome in outcomes[ended:]] + [(j.state, j.record) for j in jobs]
 
     outcomes = Outcome.of_this_command
     stopped_by, composed, verdict = None, True, []

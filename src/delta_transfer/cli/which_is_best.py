@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
 from ..common import tables
 from ..common.console import log
@@ -77,8 +78,7 @@ def compare_methods(
     for key, word in of_methods:
         require(any(has(reg, key) for reg in options.values()), f"{word}: none of {', '.join(methods)} has it.")
     for method in methods:
-        for alpha in alphas.get(method, [None]):
-            strength = [] if alpha is None else [f"reg.alpha={alpha}"]
+        for strength in [[f"reg.alpha={alpha}"] for alpha in alphas.get(method, [])] or [[]]:
             compose_first_job([*rest, f"reg={method}", *own[method], *strength])
     folds, seeds = folds_of(config, int(asked["split.folds"][0])), asked["seed"]
 
@@ -115,10 +115,10 @@ def compare_methods(
         log.info(f"not compared: {', '.join(without)}: every run failed")
     chosen = best_of(on_all_folds(selection.choices, folds))
     method = method_of(chosen.best.cell.runs[0])
-    alpha = [f"reg.alpha={alpha_of(chosen)}"] if method in alphas else []
+    strength = [f"reg.alpha={alpha_of(chosen)}"] if method in alphas else []
     final = sweep([*on_all, "reg=l2", *own["l2"]])
     if method != "l2":
-        final += sweep([*on_all, f"reg={method}", *own[method], *alpha])
+        final += sweep([*on_all, f"reg={method}", *own[method], *strength])
     if config.dry_run:
         return [f"On folds {named(chosen)} did best: it is what the final runs train beside L2."]
     runs_dir = Path(config.results_dir) / "runs"
@@ -167,7 +167,7 @@ def has(options: object, key: str) -> bool:
     return True
 
 
-def values_of(override) -> list[str]:
+def values_of(override: Override) -> list[str]:
     if override.is_sweep_override():
         return list(override.sweep_string_iterator())
     return [override.get_value_element_as_str()]

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a progress bar on a terminal, plain lines in a pipe or a file."""
+"""Messages and progress: a progress bar on a terminal, plain lines in a pipe or a file."""
 
 import logging
 import signal
@@ -36,7 +36,7 @@ def is_loss(name: str) -> bool:
 
 
 class Display:
-    """Progress of one task of `total` steps. Use as a context manager."""
+    """The progress of one task of `total` steps. Use it as a context manager."""
 
     bars = True  # False in parallel jobs, whose bars would overwrite each other
 
@@ -44,7 +44,7 @@ class Display:
         self.title, self.total, self.unit = title, total, unit
         self.console = Console(stderr=False)
         self.last_tenth, self.started, self.first_step = -1, time.monotonic(), 0
-        self.progress = None
+        self.progress: Progress | None = None
 
     def __enter__(self) -> "Display":
         if self.bars and self.console.is_terminal:
@@ -53,7 +53,7 @@ class Display:
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(compact=True),
-                # What does not fit a narrow terminal is cut, never wrapped.
+                # A narrow terminal cuts the text and never wraps it.
                 TextColumn(
                     "{task.fields[text]}",
                     markup=False,
@@ -72,7 +72,7 @@ class Display:
             self.progress.stop()
 
     def start_at(self, step: int) -> None:
-        """Where a resumed task goes on, so that the time left is estimated from what is done now."""
+        """A resumed task goes on at `step`; the time left is estimated from the steps after it."""
         self.first_step = step
         if self.progress:
             self.progress.update(self.task, completed=step)
@@ -85,7 +85,7 @@ class Display:
         if tenth == self.last_tenth:
             return
         if self.last_tenth < 0 and not self.first_step:
-            self.first_step = step - 1  # where it begins, or where an earlier attempt stopped
+            self.first_step = step - 1  # it begins here, or an earlier attempt stopped here
         self.last_tenth = tenth
         parts = [f"{self.title}: {self.unit} {step}/{self.total}", text]
         if 0 < tenth < 10:  # the first step says nothing about the others
@@ -94,7 +94,7 @@ class Display:
         log.info("  ".join(part for part in parts if part))
 
     def metrics(self, line: dict[str, Any]) -> None:
-        """Show one line of metrics.jsonl."""
+        """Shows one line of metrics."""
         losses = "  ".join(f"{name} {value:.3g}" for name, value in line.items() if is_loss(name))
         shown = {f"{part}_top1": part for part in ("train", "val", "test")} | {"test_pair_accuracy": "test pairs"}
         accuracy = "  ".join(f"{name} {line[key]:.1f} %" for key, name in shown.items() if key in line)
@@ -129,7 +129,7 @@ def show_messages(information_on_stderr: bool = False) -> None:
 
 
 def stoppable(main: Callable[..., int]) -> Callable[..., int]:
-    """A command that Ctrl-C ends with one sentence, and the exit status that shells know it by."""
+    """A decorator for commands: Ctrl-C ends them with one sentence and the exit status that shells expect."""
 
     @wraps(main)
     def stopped(*arguments) -> int:
@@ -144,7 +144,7 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def shorten_list(names: Sequence[str], count: int = 5) -> str:
-    """The first names, and how many more."""
+    """The first names, and the number of the others."""
     more = f", ... ({len(names) - count} more)" if len(names) > count else ""
     return ", ".join(names[:count]) + more
 

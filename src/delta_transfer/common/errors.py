@@ -1,4 +1,4 @@
-"""The exceptions that a person is meant to read: their text is the whole message, no stack trace."""
+"""Exceptions for people: commands show their text, and no stack trace."""
 
 
 class UserError(Exception):

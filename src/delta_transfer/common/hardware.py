@@ -1,4 +1,4 @@
-"""The machine a run is made on: names, memory, times, versions."""
+"""The machine: its name, memory, versions, and how long work takes on it."""
 
 import contextlib
 import platform
@@ -11,9 +11,9 @@ import torch
 
 
 def images_at_once(device: torch.device) -> int:
-    """How many images go through a frozen network together, where it is ours to choose.
+    """How many images go through a frozen network together, where the program may choose.
 
-    Many on a GPU. On a CPU so few that their feature maps stay in its caches: a sixth faster than a batch of 32.
+    A GPU takes many. A CPU takes so few that their feature maps stay in its caches, which is a sixth faster than 32.
     """
     return 256 if device.type == "cuda" else 4 * torch.get_num_threads()
 
@@ -30,7 +30,7 @@ def device_name(device: torch.device) -> str:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """So that a later job of a sweep does not report the peak of an earlier one."""
+    """Forgets the peak so far, so that a later job of a sweep does not report it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -39,7 +39,7 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes: of the GPU's allocator, or of the whole process on a CPU (Linux; elsewhere unknown)."""
+    """The peak in bytes: that of the GPU's allocator, or of the process on a CPU (None where it is unknown)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -50,7 +50,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.5) -> float:
-    """The shortest of the repetitions of `work` in `at_least` seconds, or of one: others may disturb it."""
+    """Seconds of `work`: the shortest repetition within `at_least` seconds, since other programs may disturb it."""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     times: list[float] = []
     while sum(times) < at_least:

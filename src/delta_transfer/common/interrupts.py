@@ -16,15 +16,15 @@ class Stopped(KeyboardInterrupt):
 
 
 def received() -> int | None:
-    """Number of the signal that asked this process to end."""
+    """The number of the signal that asked this process to end; None if there was none."""
     return _received
 
 
 @contextmanager
 def stoppable(worker: bool = False) -> Iterator[None]:
-    """Within this a signal raises Stopped: at once, or, while it is `deferred`, where somebody looks at `received`.
+    """Within this context a signal raises Stopped at once, unless it is `deferred`.
 
-    `worker`: a process that waits for another job afterwards. From then on it only takes note.
+    worker: the process waits for another job afterwards, and from then on only notes a signal.
     """
     global _deferred, _speaks
     before = {number: signal.signal(number, _handle) for number in SIGNALS}
@@ -41,7 +41,7 @@ def stoppable(worker: bool = False) -> Iterator[None]:
 
 @contextmanager
 def deferred(numbers: Collection[int] = SIGNALS) -> Iterator[None]:
-    """Within this the first of these signals is only taken note of; a second Ctrl-C raises Stopped."""
+    """Within this context the first of these signals is only noted (`received`); a second Ctrl-C raises Stopped."""
     global _deferred
     before, _deferred = _deferred, numbers
     try:
@@ -51,7 +51,7 @@ def deferred(numbers: Collection[int] = SIGNALS) -> Iterator[None]:
 
 
 def forget() -> None:
-    """For a new command in the same process."""
+    """Forgets the signal, for a new command in the same process."""
     global _received
     _received = None
 

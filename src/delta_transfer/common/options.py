@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, NoReturn, Self, TypeVar
 
 from .errors import UserError
 
@@ -104,17 +104,25 @@ def require(condition: bool, message: str) -> None:
 
 
 def _check_value(key: str, value: Any, entry: "dataclasses.Field[Any]") -> None:
+    """Raises OptionError, with the option's description, for a value that is no choice or out of its bounds."""
     if value is None or value == MISSING or not entry.metadata:
         return
+
+    def refuse(rule: str, wrong: object) -> NoReturn:
+        raise OptionError(key, f"{key} {rule}, got {wrong!r} ({entry.metadata['help']}).")
+
     choices = entry.metadata["choices"]
     if choices and value not in choices:
-        raise OptionError(key, f"{key} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+        refuse(f"must be one of {', '.join(map(str, choices))}", value)
     for number in value if isinstance(value, list | tuple) else [value]:
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            _check_number(key, number, entry.metadata["bounds"])
+        if rule := _broken_rule(number, entry.metadata["bounds"]):
+            refuse(rule, number)
 
 
-def _check_number(key: str, value: float, bounds: Mapping[str, float | None]) -> None:
+def _broken_rule(value: object, bounds: Mapping[str, float | None]) -> str | None:
+    """What a number should be and is not; None if it is in order, or no number."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
     rules: list[tuple[str, str, Callable[[float], bool]]] = [
         ("above", "more than", lambda bound: value > bound),
         ("at_least", "at least", lambda bound: value >= bound),
@@ -124,22 +132,59 @@ def _check_number(key: str, value: float, bounds: Mapping[str, float | None]) ->
     for name, words, holds in rules:
         bound = bounds[name]
         if bound is not None and not holds(bound):
-            raise OptionError(key, f"{key} must be {words} {bound:,}, got {value}.")
+            return f"must be {words} {bound:,}"
     # PyTorch cannot represent other numbers: integers beyond 64 bits, floating-point numbers beyond 32.
     representable = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value) and abs(value) <= 3e38
-    if not representable:
-        raise OptionError(key, f"{key} is out of range, got {value}.")
+    return None if representable else "is out of range"
 
 
-def describe(group: type[Options]) -> Iterator[tuple[str, str]]:
-    """Name and description of each option of `group`; the names of nested groups have dots."""
+class Description(NamedTuple):
+    """An option in words, for the reference and for help."""
+
+    name: str  # with dots in nested groups: attention.method
+    help: str
+    kind: str  # the type as it is written in Python; "" for any
+    default: str  # as on a command line; "" for an option that has to be given
+    allowed: str  # bounds or choices; "" for any value of the type
+
+
+def describe(group: type[Options]) -> Iterator[Description]:
+    """Each option of `group`, in order; the options of nested groups stand in the place of the group."""
     hints = typing.get_type_hints(group)
     for entry in fields(group):  # type: ignore[arg-type]
-        nested = _group_in(hints[entry.name])
-        if nested:
-            yield from ((f"{entry.name}.{name}", words) for name, words in describe(nested))
-        else:
-            yield entry.name, entry.metadata.get("help", "")
+        hint = hints[entry.name]
+        if nested := _group_in(hint):
+            yield from (each._replace(name=f"{entry.name}.{each.name}") for each in describe(nested))
+            continue
+        default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+        yield Description(
+            entry.name,
+            entry.metadata.get("help", ""),
+            "" if hint is Any else hint.__name__ if isinstance(hint, type) else str(hint),
+            "" if default is dataclasses.MISSING or default == MISSING else as_word(default),
+            _allowed(entry.metadata),
+        )
+
+
+def as_word(value: Any) -> str:
+    """A value as it is written on a command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list):
+        return f"[{','.join(map(as_word, value))}]"
+    return str(value) or "''"
+
+
+def _allowed(metadata: Mapping[str, Any]) -> str:
+    if metadata.get("choices"):
+        return ", ".join(map(as_word, metadata["choices"]))
+    signs = {"above": ">", "at_least": ">=", "below": "<", "at_most": "<="}
+    bounds = metadata.get("bounds", {})
+    return ", ".join(f"{sign} {as_word(bounds[name])}" for name, sign in signs.items() if bounds.get(name) is not None)
 
 
 def from_mapping(group: type[T], values: Mapping[str, Any]) -> T:

@@ -22,7 +22,7 @@ def pair_metrics(similarities: np.ndarray, same: np.ndarray, fold: np.ndarray) -
 
 
 def fold_accuracies(similarities: np.ndarray, same: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each fold, with the threshold that is best on all others; and these thresholds."""
+    """The accuracy of each fold with the threshold that is best on all others, and these thresholds."""
     folds = np.unique(fold)
     thresholds = np.array([best_threshold(similarities[fold != k], same[fold != k]) for k in folds])
     right = [((similarities >= t) == same)[fold == k].mean() for k, t in zip(folds, thresholds, strict=True)]
@@ -30,7 +30,10 @@ def fold_accuracies(similarities: np.ndarray, same: np.ndarray, fold: np.ndarray
 
 
 def best_threshold(similarities: np.ndarray, same: np.ndarray) -> float:
-    """Pairs from it on are taken for the same. Halfway between two similarities; of equally good ones the lowest."""
+    """The similarity from which on pairs are taken for the same.
+
+    It lies halfway between two similarities that occur; among equally good thresholds it is the lowest.
+    """
     order = np.argsort(similarities, kind="stable")
     values, same = similarities[order], same[order]
     # right[i]: pairs that are right if the first i are taken for different.
@@ -47,4 +50,5 @@ def roc(similarities: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndar
     values, same = similarities[order], same[order]
     last_of_equal = np.append(values[:-1] != values[1:], True)
     rates = [np.cumsum(which)[last_of_equal] / which.sum() for which in (~same, same)]
-    return tuple(np.concatenate([[0.0], rate]) for rate in rates)
+    false_accepts, true_accepts = (np.concatenate([[0.0], rate]) for rate in rates)
+    return false_accepts, true_accepts

@@ -1,4 +1,4 @@
-"""Publishers' archives, unpacked. They are not trusted: nothing ends up outside the folder, no bomb is unpacked."""
+"""Unpacks publishers' archives. These are not trusted: no member may leave the folder, no bomb is unpacked."""
 
 import gzip
 import os
@@ -13,26 +13,27 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from ..common.console import shorten_list
 from ..common.errors import UserError
 from ..common.untrusted import most_unpacked
 from ..records.locks import wait_for_lock
 
-# What a damaged archive can raise. RuntimeError: encrypted, or compressed in an unknown way; ValueError: impossible
-# numbers and names, as ArithmeticError, LookupError and MemoryError; OSError: also a full disk.
+# Errors that a damaged archive can raise. RuntimeError: it is encrypted, or compressed in an unknown way. ValueError,
+# ArithmeticError, LookupError, MemoryError: it has impossible numbers or names. OSError: also when the disk is full.
 DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, struct.error, EOFError, OSError),
     *(RuntimeError, ValueError, ArithmeticError, LookupError, MemoryError),
 )
 GZIP = b"\x1f\x8b"
-# What macOS adds to archives: no part of any data set.
+ZIP_HEADER_BYTES = 30  # of each member of a zip archive, before its name
+# Files that macOS adds to archives. They belong to no data set.
 CLUTTER = re.compile(r"(^|/)(__MACOSX(/|$)|\.DS_Store$|\._)")
 
 
 class AlreadyThere(UserError):
-    """An archive holds an entry that lies in its folder already."""
+    """The folder already has an entry of the archive."""
 
 
 def unpack(archive: Path, root: Path | None = None) -> list[Path]:
@@ -41,10 +42,10 @@ def unpack(archive: Path, root: Path | None = None) -> list[Path]:
     With `root`, a folder that is or will be beside the archive, it is unpacked into that, unless it holds the folder
     itself: a top-level entry of that name.
 
-    The entries get their place when all of them are complete: until then they are in a hidden folder, which no other
-    process may use at the same time. Raises UserError for an archive that is damaged, larger than the free disk space,
-    holds what lies there already (AlreadyThere), is a decompression bomb, or has members that leave the folder or are
-    neither files, folders nor links.
+    The entries are written into a hidden folder and moved to their places when all of them are complete. No other
+    process may unpack the archive at the same time. Raises UserError for an archive that is damaged or too large for
+    the disk, that has an entry of the folder (AlreadyThere), that is a decompression bomb, or whose members leave the
+    folder or are neither files, folders nor links.
     """
     name = archive.name.lower()
     try:
@@ -61,11 +62,11 @@ def unpack(archive: Path, root: Path | None = None) -> list[Path]:
 
 
 def unpack_archives(needs: Sequence[str], archives: Sequence[str], root: Path) -> list[Path]:
-    """Unpacks those of `archives` that lie in `root` or in its parent, until `needs` is there. Returns those unpacked.
+    """Unpacks the `archives` that lie in `root` or in its parent, until `needs` is there. Returns those it unpacked.
 
-    They are unpacked into `root`; those that hold the folder `root` itself beside it; those that are named with a
-    folder ("cars/train.tgz") into that. An archive whose entries are there already was unpacked before: that is an
-    error only if something is still missing when the others are done.
+    An archive is unpacked into `root`; beside it, if it holds the folder `root` itself; or into the folder that its
+    name has ("cars/train.tgz"). An archive whose entries are there was unpacked before: this is an error only if
+    something is still missing when the others are done.
     """
     done, refused, parent = [], None, root.absolute().parent
     for name in archives:
@@ -109,9 +110,9 @@ def _unpack_zip(archive: Path, root: Path | None) -> list[Path]:
 def _unpack_tar(archive: Path, root: Path | None) -> list[Path]:
     if not hasattr(tarfile, "data_filter"):
         raise UserError(f"{archive} is not unpacked: tar archives need Python 3.11.4 or later to be unpacked safely.")
-    with _opened(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as file:
+    with _opened(archive) as stream, tarfile.open(fileobj=cast(IO[bytes], stream), mode="r:") as file:
         members = file.getmembers()
-        _check_read_to_the_end(file)
+        _check_read_to_the_end(stream, file.offset)
         for member in members:
             _check_stays_inside(archive, member.name, member.name)
             if member.issym() or member.islnk():
@@ -126,7 +127,7 @@ def _unpack_tar(archive: Path, root: Path | None) -> list[Path]:
 
 
 def _check_stays_inside(archive: Path, member: str, path: str) -> None:
-    """`path`: the name of `member` or the target of its link. Backslash and C: mean something only on Windows."""
+    """`path`: the name of `member` or the target of its link. Windows also takes a backslash and C: for a place."""
     parts = re.split(r"[/\\]", path)
     if "\\" in path or ".." in parts or parts[0] == "" or re.match("[A-Za-z]:", path):
         target = "" if path == member else f", a link to {path!r},"
@@ -136,22 +137,22 @@ def _check_stays_inside(archive: Path, member: str, path: str) -> None:
 
 
 def _check_apart(archive: Path, file: zipfile.ZipFile) -> None:
-    """Many members may be one piece of compressed data: Python before 3.11.8 and 3.12.2 unpacks it for each of them."""
+    """Refuses members that share compressed data. Python before 3.11.8 and 3.12.2 would unpack it for each of them."""
     starts = sorted((member.header_offset, member.compress_size) for member in file.infolist())
     ends = [*(start for start, _ in starts[1:]), file.start_dir]
-    if any(start + zipfile.sizeFileHeader + size > end for (start, size), end in zip(starts, ends, strict=False)):
+    if any(start + ZIP_HEADER_BYTES + size > end for (start, size), end in zip(starts, ends, strict=False)):
         raise UserError(f"{archive} is refused: its members overlap, as those of decompression bombs do.")
 
 
 class _Bounded:
-    """A stream of an archive that ends with an error where too much comes out of it, also while members are listed."""
+    """A stream of an archive. It raises UserError once too much comes out, also while tarfile lists the members."""
 
-    def __init__(self, stream: IO[bytes], archive: Path):
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, archive: Path):
         self.stream, self.archive = stream, archive
         self.most = most_unpacked(archive.stat().st_size)
 
     def read(self, size: int) -> bytes:
-        # A header may announce any size: no more than that is asked for, which would be allocated first.
+        # A header may announce any size, and `read` allocates it first: ask for no more than is allowed.
         return self.stream.read(min(size, self.most + 1 - self.seek(self.tell())))
 
     def seek(self, place: int) -> int:
@@ -165,7 +166,7 @@ class _Bounded:
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[_Bounded]:
-    """Whatever the name says: a .tar may be compressed."""
+    """The archive, uncompressed. Its first bytes tell whether it is compressed: a .tar may be."""
     with open(archive, "rb") as file:
         packed = file.read(len(GZIP)) == GZIP
     with gzip.open(archive) if packed else open(archive, "rb") as stream:
@@ -175,23 +176,23 @@ def _opened(archive: Path) -> Iterator[_Bounded]:
 def _bomb(archive: Path, size: int) -> str:
     return (
         f"{archive} is refused as a decompression bomb: {archive.stat().st_size / 1e6:,.1f} MB would become "
-        f"{size / 1e9:,.1f} GB or more, as no images do."
+        f"{size / 1e9:,.1f} GB or more."
     )
 
 
-def _check_read_to_the_end(file: tarfile.TarFile) -> None:
-    """tarfile takes a header that is damaged or cut off for the end of the list, and says nothing."""
-    file.fileobj.seek(file.offset)
-    if file.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+def _check_read_to_the_end(stream: _Bounded, end: int) -> None:
+    """Raises ReadError for a damaged list of members: tarfile takes a damaged header for the end of the list."""
+    stream.seek(end)
+    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("its list of members is damaged or ends without an end mark")
-    while file.fileobj.read(1 << 20):  # up to gzip's checksum
+    while stream.read(1 << 20):  # up to gzip's checksum
         pass
 
 
 def _extract(
     archive: Path, root: Path | None, sizes: Sequence[tuple[str, int]], extract: Callable[[Path], None]
 ) -> list[Path]:
-    """Checks place and room for members of those names and sizes, extracts them to a hidden folder, and moves them."""
+    """Checks that members of these names and sizes fit, extracts them to a hidden folder, and moves them from there."""
     entries = sorted({parts[0] for name, _ in sizes if (parts := PurePosixPath(name).parts)})
     if not entries:
         raise UserError(f"{archive} holds no file.")
@@ -220,12 +221,12 @@ def _extract(
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
         if made:
-            with suppress(OSError):  # only where nothing came of it: else it is not empty
+            with suppress(OSError):  # it is not empty, unless the extraction failed
                 folder.rmdir()
     return [folder / entry for entry in entries]
 
 
 def _make_empty(folder: Path) -> None:
-    if folder.exists():  # left by a process that was killed
+    if folder.exists():  # a process that was killed left it
         shutil.rmtree(folder)
     folder.mkdir(parents=True)

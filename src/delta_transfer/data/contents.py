@@ -1,4 +1,4 @@
-"""What lies in image files: a digest of each file's bytes, computed once and remembered with its size and time."""
+"""A digest of each image file's bytes, computed once and remembered with the file's size and time."""
 
 import hashlib
 import os
@@ -20,21 +20,21 @@ DIGEST_BYTES = 16
 @dataclass(frozen=True)
 class Contents:
     stamps: np.ndarray  # (N, 2) int64: size and time of the last change of each file, when it was looked at
-    digests: np.ndarray  # (N, 16) uint8: of its bytes
+    digests: np.ndarray  # (N, 16) uint8: of each file's bytes
 
 
 def contents_of(name: str, files: Sequence[Path], cache_dir: Path | None) -> Contents:
-    """Of all files of the data set `name`. Those are read that changed since they were last read, by size and time.
+    """The contents of all files of the data set `name`. Reads the files whose size or time changed since the last read.
 
-    What is known of them is in `cache_dir`/digests. Says which files hold something else than they did. Raises
-    UserError that names all files that cannot be read.
+    `cache_dir`/digests remembers the digests. A message names the files whose bytes changed. Raises UserError that
+    names all files that cannot be read.
     """
     now = stamps_of(files)
     key = hashlib.sha256("\n".join(map(os.path.abspath, files)).encode(errors="surrogateescape")).hexdigest()[:16]
     cache = cache_dir / "digests" / f"{name}-{key}.npz" if cache_dir else None
     stamps, known = _remembered(cache, len(files))
-    stale = np.flatnonzero((stamps != now).any(axis=1) | ~now.any(axis=1))
-    if len(stale) == 0:
+    stale = np.flatnonzero((stamps != now).any(axis=1) | ~now.any(axis=1)).tolist()
+    if not stale:
         return Contents(now, known)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         new = list(pool.map(_digest, [files[index] for index in stale]))
@@ -42,21 +42,22 @@ def contents_of(name: str, files: Sequence[Path], cache_dir: Path | None) -> Con
     if unreadable:
         raise UserError(f"{len(unreadable)} images of {name} cannot be read: {'; '.join(unreadable)}.")
     found = known.copy()
-    found[stale] = np.frombuffer(b"".join(new), dtype=np.uint8).reshape(-1, DIGEST_BYTES)
+    read = b"".join(digest for digest in new if isinstance(digest, bytes))
+    found[stale] = np.frombuffer(read, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
     changed = [files[i].name for i in stale if stamps[i].any() and (found[i] != known[i]).any()]
     if changed:
         log.info(
-            f"{name}: {len(changed)} images are not what they were ({shorten_list(changed)}): it is another "
-            "data set now. Runs and stores made before keep the old one's names."
+            f"{name}: {len(changed)} images changed ({shorten_list(changed)}). It is another data set now: "
+            "its runs and stores get new names."
         )
     _remember(cache, now, found)
     return Contents(now, found)
 
 
 def stamps_of(files: Sequence[Path]) -> np.ndarray:
-    """(N, 2) int64: size in bytes and time of the last change in ns. While both stay the bytes do, it is assumed.
+    """(N, 2) int64: size in bytes and time of the last change in ns; zeros for a file that is not there.
 
-    Zeros for a file that is not there.
+    The bytes of a file are assumed to stay the same while both do.
     """
     return np.array([_stamp(path) for path in files], dtype=np.int64).reshape(-1, 2)
 
@@ -80,7 +81,7 @@ def _digest(path: Path) -> bytes | OSError:
 def _remembered(cache: Path | None, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Stamps (N, 2) and digests (N, 16); zeros where nothing is known."""
     if cache is not None:
-        with suppress(Exception):  # damaged: everything is read again
+        with suppress(Exception):  # a damaged cache: all files are read again
             with np.load(cache, allow_pickle=False) as arrays:
                 stamps, known = arrays["stamps"], arrays["digests"]
             if stamps.shape == (count, 2) and known.shape == (count, DIGEST_BYTES) and known.dtype == np.uint8:
@@ -91,7 +92,7 @@ def _remembered(cache: Path | None, count: int) -> tuple[np.ndarray, np.ndarray]
 def _remember(cache: Path | None, stamps: np.ndarray, known: np.ndarray) -> None:
     if cache is None or not cache.parent.parent.is_dir():  # a dry run makes no folder
         return
-    with suppress(OSError):  # a cache_dir that cannot be written: they are read again next time
+    with suppress(OSError):  # cache_dir cannot be written: the files are read again next time
         cache.parent.mkdir(exist_ok=True)
         with whole_file(cache) as file:
             np.savez(file, stamps=stamps, digests=known)

@@ -1,4 +1,4 @@
-"""What a data set is, and which of its images a run trains, validates and tests on."""
+"""A data set, and its splits: the images that a run trains, validates and tests on."""
 
 import hashlib
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from .options import DatasetConfig, OfficialCounts, SplitConfig
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of test images, of one class or of two, in folds."""
+    """Pairs of test images, in folds. The images of a pair show one class or two."""
 
     first: np.ndarray  # (P,) int64, indices into the Dataset
     second: np.ndarray
@@ -34,21 +34,21 @@ class Dataset:
     is_test: np.ndarray  # (N,) bool
     names: tuple[str, ...]  # (N,) stable identifiers, e.g. relative file names
     load: Callable[[int], Image.Image]
-    listing: str  # sha256 hex: the same for the same names, file sizes (or pixels), labels and split
+    listing: str  # sha256 hex over names, labels, split and file sizes, or over what decides the pixels without files
     files: tuple[Path, ...] = ()  # (N,), or none if the images are not files
-    cache_dir: Path | None = None  # where digests of files are remembered
-    pairs: Pairs | None = None  # what a verification is tested on
+    cache_dir: Path | None = None  # folder that remembers the digests of files
+    pairs: Pairs | None = None  # the pairs that a verification is tested on
 
     def class_of(self, index: int) -> str:
-        """What image `index` shows, in words: its class, or its name where that is not trained on."""
+        """The class of image `index`, or the image's name if its class is not trained on."""
         label = self.labels[index]
         return self.classes[label] if label >= 0 else self.names[index]
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 hex: the same for the same bytes of all images, labels and split, wherever they lie.
+        """sha256 hex over the bytes of all images, labels and split. It does not depend on where the files lie.
 
-        Reads files that changed. Raises UserError that names those that cannot be read.
+        Reads the files that changed. Raises UserError that names those that cannot be read.
         """
         if not self.files:
             return self.listing
@@ -63,7 +63,7 @@ class Dataset:
         if not self.files:
             return []
         changed = (stamps_of(self.files) != self._contents.stamps).any(axis=1)
-        return [self.names[index] for index in np.flatnonzero(changed)]
+        return [self.names[index] for index in np.flatnonzero(changed).tolist()]
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,20 @@ class Splits:
 
     @property
     def for_training(self) -> int:
-        """Number of images that are trained on or held out of those."""
+        """Number of training and validation images."""
         return len(self.train) + len(self.val)
 
     def fingerprint(self, dataset: Dataset) -> str:
-        """sha256 hex over the data set and over which of its images are trained on and which are tested on."""
+        """sha256 hex over the data set and over the indices of each split."""
         digest = hashlib.sha256(dataset.fingerprint.encode())
-        for part in (self.train, self.val, self.test):
-            digest.update(np.ascontiguousarray(part, dtype=np.int64).tobytes() + b"|")
+        for indices in (self.train, self.val, self.test):
+            digest.update(np.ascontiguousarray(indices, dtype=np.int64).tobytes() + b"|")
         return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How many classes, training and test images there are, before any draw of training images."""
+    """Numbers of classes, training and test images, before any draw of training images."""
 
     classes: int
     train: int
@@ -111,14 +111,15 @@ class Counts:
 
 
 def expected_counts(config: DatasetConfig) -> OfficialCounts | None:
-    """The official counts; None where there are none, or where another draw than the usual one is asked for."""
+    """The official counts; None if there are none, or if the options ask for another draw than the published one."""
     return config.official if config.as_published else None
 
 
 def make_splits(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Splits:
-    """Draw the training images that are used, then hold out the validation part, both class by class.
+    """Draws training images as `draw` says, then holds out the validation split, both class by class.
 
-    Raises UserError for a class without training images, or too few for the draw or the split.
+    The test split is the data set's own. Raises UserError for a class without training images, or with too few for the
+    draw or the split.
     """
     train, val = [], []
     for label, name in enumerate(dataset.classes):
@@ -148,7 +149,7 @@ def make_splits(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Sp
 
 
 def _held_out(n: int, split: SplitConfig) -> np.ndarray:
-    """Which of n shuffled images of one class are held out, (n,) bool."""
+    """(n,) bool: which of the n shuffled images of one class are held out."""
     position = np.arange(n)
     if split.folds is not None:
         return position % split.folds == split.fold

@@ -1,4 +1,4 @@
-"""Helpers of the readers: publishers' lists in, a checked Dataset out; one decoder for all image files."""
+"""What all readers use: they make a checked Dataset of a publisher's lists, and decode image files."""
 
 import hashlib
 import warnings
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageOps
 
 from ..common.console import shorten_list
@@ -14,13 +15,13 @@ from .dataset import Dataset
 
 # Pixel modes that mean a picture: converting them to RGB loses nothing of what it shows.
 CONVERTIBLE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-# What data sets consist of, whatever a file is called. Pillow knows more formats, and some are programs: EPS is run by
-# Ghostscript.
+# The formats of data sets, whatever a file is called. Pillow knows more formats, and some are programs: Ghostscript
+# runs EPS files.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # MPO, several JPEGs in one file, opens as JPEG
 # A damaged or hostile image file can make Pillow raise nearly anything: struct.error, MemoryError, ...
 UNREADABLE = Exception
-# Pillow's remarks on odd but readable files name no file: EXIF cut short; many pixels, from half of the 179 million on
-# where it raises, as cameras make them. (For good, since a filter for the moment is not safe where threads decode.)
+# Pillow warns about odd but readable files without naming them: EXIF data cut short, or as many pixels as cameras make
+# (it raises from 179 million on). The filter is permanent, since a temporary one is not safe where threads decode.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -30,9 +31,9 @@ def read_image(path: Path) -> Image.Image:
 
     Raises UNREADABLE; ValueError for a pixel mode without an agreed meaning as a picture.
     """
-    with Image.open(path, formats=FORMATS) as image:
-        image.load()
-        image = ImageOps.exif_transpose(image)
+    with Image.open(path, formats=FORMATS) as file:
+        file.load()
+        image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode not in CONVERTIBLE:
@@ -48,41 +49,43 @@ def from_files(
     folder: Path,
     classes: Sequence[str],
     files: Sequence[str],
-    labels: Sequence[int],
-    is_test: Sequence[bool],
+    labels: ArrayLike,
+    is_test: ArrayLike,
     listed_in: str,
 ) -> Dataset:
     """The Dataset of image files below `folder`.
 
     Args:
         files: paths relative to `folder`, with forward slashes.
-        labels: of each file, 0 .. len(classes)-1.
-        listed_in: what named them, for messages, e.g. "TrainImages.txt and TestImages.txt".
+        labels: (N,) integers, the class of each file, 0 .. len(classes)-1.
+        is_test: (N,) bool.
+        listed_in: the list that names them, for messages, e.g. "TrainImages.txt and TestImages.txt".
 
-    Raises UserError naming files that are missing, lie outside `folder` or are in both parts, and labels out of range.
+    Raises UserError naming files that are missing, lie outside `folder` or are in both splits, and labels out of range.
     """
-    labels, is_test = np.asarray(labels, dtype=np.int64), np.asarray(is_test, dtype=bool)
+    label, test = np.asarray(labels, dtype=np.int64), np.asarray(is_test, dtype=bool)
     if len(files) == 0:
         raise UserError(f"{listed_in} of {name} names no image.")
     outside = [file for file in files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
     if outside:
         raise UserError(f"{listed_in} of {name} names files outside {folder}: {shorten_list(outside)}.")
-    wrong = [f"{files[i]} has label {labels[i]}" for i in np.flatnonzero((labels < 0) | (labels >= len(classes)))]
+    out_of_range = np.flatnonzero((label < 0) | (label >= len(classes))).tolist()
+    wrong = [f"{files[index]} has label {label[index]}" for index in out_of_range]
     if wrong:
         raise UserError(f"{listed_in} of {name}: labels must be in 0..{len(classes) - 1}, but {shorten_list(wrong)}.")
-    tested = {file for file, test in zip(files, is_test, strict=True) if test}
-    both = [file for file, test in zip(files, is_test, strict=True) if not test and file in tested]
+    tested = {files[index] for index in np.flatnonzero(test).tolist()}
+    both = [files[index] for index in np.flatnonzero(~test).tolist() if files[index] in tested]
     if both:
         raise UserError(f"{listed_in} of {name}: {len(both)} images are in train and test: {shorten_list(both)}.")
 
     digest, missing = hashlib.sha256(name.encode()), []
-    for file, label, test in zip(files, labels, is_test, strict=True):
+    for file, number, tests in zip(files, label, test, strict=True):
         try:
             size = (folder / file).stat().st_size
         except (OSError, ValueError):  # ValueError: no name at all, as a NUL in a damaged list
             missing.append(file)
         else:
-            digest.update(f"{file}\0{size}\0{label}\0{int(test)}\n".encode(errors="surrogateescape"))
+            digest.update(f"{file}\0{size}\0{number}\0{int(tests)}\n".encode(errors="surrogateescape"))
     if missing:
         raise UserError(
             f"{len(missing)} of {len(files)} images of {name} that {listed_in} names are not in {folder}: "
@@ -93,27 +96,24 @@ def from_files(
         return read_image(folder / files[index])
 
     paths = tuple(folder / file for file in files)
-    return Dataset(name, tuple(classes), labels, is_test, tuple(files), load, digest.hexdigest(), paths)
+    return Dataset(name, tuple(classes), label, test, tuple(files), load, digest.hexdigest(), paths)
 
 
-def from_arrays(name: str, classes: Sequence[str], images: np.ndarray, labels: Sequence[int], n_train: int) -> Dataset:
-    """The Dataset of images held in memory, (N, H, W, 3) uint8, training images first."""
-    labels = np.asarray(labels, dtype=np.int64)
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
-        raise UserError(f"{name}: labels must be in 0..{len(classes) - 1}, found {labels.min()}..{labels.max()}.")
-    is_test = np.arange(len(labels)) >= n_train
+def from_arrays(name: str, classes: Sequence[str], images: np.ndarray, labels: ArrayLike, n_train: int) -> Dataset:
+    """The Dataset of images in memory, (N, H, W, 3) uint8, training images first; `labels`: (N,) integers."""
+    label = np.asarray(labels, dtype=np.int64)
+    if len(label) and not 0 <= label.min() <= label.max() < len(classes):
+        raise UserError(f"{name}: labels must be in 0..{len(classes) - 1}, found {label.min()}..{label.max()}.")
+    test = np.arange(len(label)) >= n_train
     digest = hashlib.sha256(name.encode())
-    for array in (np.ascontiguousarray(images), labels, is_test):
+    for array in (np.ascontiguousarray(images), label, test):
         digest.update(array.tobytes())
-    numbers = [*range(n_train), *range(len(labels) - n_train)]
-    names = tuple(f"{'test' if test else 'train'}/{n:05d}" for n, test in zip(numbers, is_test, strict=True))
-    return Dataset(
-        name, tuple(classes), labels, is_test, names, lambda i: Image.fromarray(images[i]), digest.hexdigest()
-    )
+    names = (*(f"train/{n:05d}" for n in range(n_train)), *(f"test/{n:05d}" for n in range(len(label) - n_train)))
+    return Dataset(name, tuple(classes), label, test, names, lambda i: Image.fromarray(images[i]), digest.hexdigest())
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file without surrounding space; empty ones left out; any line ends, with or without a BOM."""
+    """Lines of a text file without surrounding space and without empty lines; any line ends, with or without a BOM."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no name of a file

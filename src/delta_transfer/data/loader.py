@@ -1,7 +1,7 @@
 """Batches on the device: crops and mirror images cut from the store, normalised there.
 
-Which images a batch holds and how they are cropped follows from (seed, stream, iteration) alone: all methods of one
-seed see the same batches, and a resumed run goes on with the batch it would have seen.
+The images of a batch and their crops follow from (seed, stream, iteration) alone: all methods of one seed see the same
+batches, and a resumed run goes on with the batch that it would have seen.
 """
 
 import warnings
@@ -15,8 +15,9 @@ from torchvision.transforms.v2 import functional
 from ..common.hardware import images_at_once
 from .store import Store
 
-# Streams of random numbers that must not influence one another. `fit` is what a regularizer sees before training.
+# Streams of random numbers that must not influence one another. `fit`: batches that a method sees before training.
 STREAMS = {"train": 0, "fit": 1, "dropout": 2, "method": 3}
+Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]  # images (B,), boxes (4, B) and mirroring (B,)
 
 
 class Loader:
@@ -29,13 +30,13 @@ class Loader:
         mirror: whether training images are mirrored at random (and test crops too, if there are ten).
         mean, std: per channel, of images scaled to 0..1.
         batch_size: images per batch; every training batch is full.
-        seed: of order and augmentation.
-        device: where batches are made. The store is copied there when it is a GPU with room for it.
-        min_crop_area: None for crops of crop x crop pixels; else random resized crops, a box with this part of the
-            image's area or more and sides of 3:4 to 4:3, resized to crop x crop (torchvision's RandomResizedCrop).
+        seed: seed of order and augmentation.
+        device: makes the batches. The store is copied there if it is a GPU with room for it.
+        min_crop_area: None for crops of crop x crop pixels; else random resized crops, a box with this fraction of
+            the image's area or more and sides of 3:4 to 4:3, resized to crop x crop (torchvision's RandomResizedCrop).
         pad: pixels of black around training images that crops of crop x crop pixels may reach into.
         ten_crops: evaluate on the four corners and the centre, each also mirrored, instead of on the centre.
-        share: which images of every training batch are made, where several processes share it.
+        share: the images of every training batch that this process makes, where several processes share a batch.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Loader:
         self.starts = store.starts
         self.labels = torch.from_numpy(labels)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the store is read-only: nothing here writes to it
+            warnings.simplefilter("ignore")  # PyTorch warns that the store is read-only; nothing here writes to it
             self.pixels = torch.from_numpy(store.pixels)
         if device.type == "cuda" and store.pixels.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
             self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
@@ -71,19 +72,22 @@ class Loader:
         self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(device)
 
     def train_batch(self, indices: np.ndarray, iteration: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, crop, crop) fp32 channels_last and labels (B,): this process' share of batch `iteration`.
+        """Images (B, 3, crop, crop) fp32 channels_last and labels (B,): this process's share of batch `iteration`.
 
-        The order is one shuffled pass over `indices` after the other, cut into full batches.
+        The order is one shuffled pass over `indices` after the other, cut into full batches. A step splits a batch into
+        micro-batches after it was made, so these do not change its images.
         """
-        return self._batch(*(part[..., self.share] for part in self._drawn(indices, iteration, "train", self.seed)))
+        return self._batch(*self._shared(self._drawn(indices, iteration, "train", self.seed)))
 
     def train_view(self, indices: np.ndarray, iteration: int, view: int) -> Tensor:
         """The images of `train_batch` once more, with crops and mirroring of their own for each `view` from 1 on."""
-        return self._batch(*(p[..., self.share] for p in self._drawn(indices, iteration, "train", self.seed, view)))[0]
+        return self._batch(*self._shared(self._drawn(indices, iteration, "train", self.seed, view)))[0]
 
-    def _drawn(
-        self, indices: np.ndarray, iteration: int, stream: str, seed: int, view: int = 0
-    ) -> tuple[np.ndarray, ...]:
+    def _shared(self, drawn: Drawn) -> Drawn:
+        images, boxes, mirrored = drawn
+        return images[self.share], boxes[:, self.share], mirrored[self.share]
+
+    def _drawn(self, indices: np.ndarray, iteration: int, stream: str, seed: int, view: int = 0) -> Drawn:
         """Images (B,), boxes (4, B) and mirroring (B,) of a training batch."""
         position = iteration * self.batch_size + np.arange(self.batch_size)
         epoch, offset = position // len(indices), position % len(indices)
@@ -101,37 +105,37 @@ class Loader:
         return chosen, boxes, (random.random(self.batch_size) < 0.5) & self.mirror
 
     def passes(self, indices: np.ndarray, stream: str, seed: int) -> "Passes":
-        """Training batches as an iterable of which every iteration is one further pass over `indices`."""
+        """Training batches as an iterable. Each iteration over it is one further pass over `indices`."""
         return Passes(self, indices, stream, seed)
 
     def centres(self, indices: np.ndarray) -> "Centres":
-        """The centre crop of each of `indices`, in their order, as an iterable of batches."""
+        """The centre crops of `indices`, in their order, as an iterable of batches."""
         return Centres(self, indices)
 
     def step_seed(self, iteration: int) -> int:
-        """Seed of the network's own randomness (dropout) in training step `iteration`, of each process its own."""
+        """Seed of the network's own randomness (dropout) in training step `iteration`. Each process has its own."""
         return int(_generator(self.seed, "dropout", self.share.start or 0, iteration).integers(2**63))
 
     def method_seed(self, iteration: int) -> int:
-        """Seed of what a method draws before training step `iteration`, the same in all processes."""
+        """Seed of a method's draws before training step `iteration`. It is the same in all processes."""
         return int(_generator(self.seed, "method", 0, iteration).integers(2**63))
 
     def test_batches(self, indices: np.ndarray, ten_crops: bool | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, crop, crop), the V views of an image one after the other, and the label (B,) of each.
 
-        In the order of `indices`. V is 1, the centre crop; or with ten crops 10, in torchvision's order (5 without
-        mirroring). A batch may end between the views of an image.
+        The images are in the order of `indices`. V is 1 (the centre crop), or with ten crops 10, in torchvision's order
+        (5 without mirroring). A batch may end between the views of an image.
         """
         corners, mirrored = self._views(indices, self.ten_crops if ten_crops is None else ten_crops)
         chosen, boxes = indices.repeat(mirrored.size), self._square(*corners.reshape(2, -1))
         mirrored = mirrored.repeat(len(indices), 0).ravel()
         step = self.images_at_once
         for start in range(0, len(chosen), step):
-            part = slice(start, start + step)
-            yield self._batch(chosen[part], boxes[:, part], mirrored[part])
+            views = slice(start, start + step)
+            yield self._batch(chosen[views], boxes[:, views], mirrored[views])
 
     def _views(self, chosen: np.ndarray, ten_crops: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Upper left corners (2, B, V) of the crops that an image is tested on, and which are mirrored, (1, V)."""
+        """Upper left corners (2, B, V) of the test crops of each image, and whether a crop is mirrored, (1, V)."""
         bottom, right = self.heights[chosen] - self.crop, self.widths[chosen] - self.crop
         top = left = np.zeros_like(bottom)
         middle, centre = np.rint(bottom / 2).astype(np.int64), np.rint(right / 2).astype(np.int64)
@@ -151,7 +155,7 @@ class Loader:
         return np.array([rows, columns, side, side])
 
     def _batch(self, chosen: np.ndarray, boxes: np.ndarray, mirrored: np.ndarray) -> tuple[Tensor, Tensor]:
-        # Blocking copies would wait for the device in every step.
+        # A blocking copy would wait for the device in every step.
         labels = self.labels[torch.from_numpy(chosen).to(self.labels.device, non_blocking=True)]
         if self.device.type == "cpu":
             return self._normalised(self._crops(chosen, boxes, mirrored), len(chosen)).permute(0, 3, 1, 2), labels
@@ -163,9 +167,10 @@ class Loader:
         return (batch.float() * self.scale + self.shift).permute(0, 3, 1, 2), labels
 
     def _normalised(self, crops: Iterable[Tensor], count: int) -> Tensor:
-        """(B, crop, crop, 3) fp32 on a CPU, where memory is what takes time.
+        """(B, crop, crop, 3) fp32 on a CPU, where access to memory takes most of the time.
 
-        Image by image, which its cache holds over all three operations, and line by line, not three numbers at a time.
+        Works image by image, since the cache holds one image over all three operations, and on whole lines of an image
+        instead of three numbers at a time.
         """
         batch = _memory(count * self.crop * self.crop * 3).view(count, self.crop, self.crop, 3)
         scale, shift = self.scale.repeat(self.crop), self.shift.repeat(self.crop)
@@ -177,7 +182,7 @@ class Loader:
         """(crop, crop, 3) uint8, one after the other, resized where a box has another size."""
         for index, (row, column, height, width), flip in zip(chosen, boxes.T, mirrored, strict=True):
             start, stride = self.starts[index], self.widths[index]
-            # Of the box, rows top..bottom and columns left..right lie in the image; all of them without `pad`.
+            # Rows top..bottom and columns left..right of the box lie in the image: all of them without `pad`.
             top, bottom = max(-row, 0), min(self.heights[index] - row, height)
             left, right = max(-column, 0), min(stride - column, width)
             lines = self.pixels[start + (row + top) * stride : start + (row + bottom) * stride].view(-1, stride, 3)
@@ -194,15 +199,14 @@ class Loader:
         return torch.stack(list(self._crops(chosen, boxes, mirrored)))
 
     def _gathered(self, chosen: np.ndarray, boxes: np.ndarray, mirrored: np.ndarray) -> Tensor:
-        """The same for boxes of crop x crop pixels, in one operation."""
-        rows, columns, *_ = boxes
-        # A few numbers per image: a copy of more than 64 KiB from pageable memory may wait for the device.
+        """(B, crop, crop, 3) uint8 for boxes of crop x crop pixels, in one operation."""
+        # Only a few numbers per image: a copy of more than 64 KiB from pageable memory may wait for the device.
         sizes = self.heights[chosen], self.widths[chosen]
-        numbers = torch.from_numpy(np.array([self.starts[chosen], *sizes, rows, columns, mirrored]))
-        starts, heights, widths, rows, columns, mirrored = numbers.to(self.pixels.device, non_blocking=True)[:, :, None]
+        numbers = torch.from_numpy(np.array([self.starts[chosen], *sizes, boxes[0], boxes[1], mirrored]))
+        starts, heights, widths, rows, columns, flips = numbers.to(self.pixels.device, non_blocking=True)[:, :, None]
         span = torch.arange(self.crop, device=self.pixels.device)
         rows = rows + span
-        columns = columns + torch.where(mirrored > 0, self.crop - 1 - span, span)
+        columns = columns + torch.where(flips > 0, self.crop - 1 - span, span)
         if not self.pad:
             return self.pixels[(starts + rows * widths)[:, :, None] + columns[:, None, :]]
         inside = ((rows >= 0) & (rows < heights))[:, :, None] & ((columns >= 0) & (columns < widths))[:, None, :]
@@ -216,8 +220,8 @@ def random_boxes(
 ) -> np.ndarray:
     """Boxes (4, B) of random resized crops: row, column, height, width.
 
-    As torchvision's RandomResizedCrop: area uniform in [min_area, 1] of the image, log of width/height uniform between
-    3/4 and 4/3, the first of ten tries that fits; else the largest centred box of an allowed shape.
+    The rule is that of torchvision's RandomResizedCrop: area uniform in [min_area, 1] of the image, log of width/height
+    uniform between 3/4 and 4/3, the first of ten tries that fits; else the largest centred box of an allowed shape.
     """
     shape = (tries, len(heights))
     area = heights * widths * random.uniform(min_area, 1, shape)
@@ -266,9 +270,9 @@ class Centres:
 
 
 def _memory(count: int) -> Tensor:
-    """(count,) fp32 of anything. numpy's: it comes in huge pages; mapping small ones takes longer than filling them.
+    """(count,) fp32, not initialised. numpy allocates huge pages; mapping small pages takes longer than filling them.
 
-    Aligned as torch's own is, since the order in which a library adds may depend on that.
+    The memory is aligned as PyTorch aligns its own, since the order in which a library adds may depend on that.
     """
     memory = np.empty(count + 16, dtype=np.float32)
     start = -memory.ctypes.data % 64 // 4

@@ -1,5 +1,6 @@
 """The options of every data set, and of the validation split. A reader with options of its own extends them."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,11 @@ class DatasetConfig(Options):
             self.images_per_class is None or self.sample_rate == 1,
             "images_per_class",
             "dataset.images_per_class and dataset.sample_rate both limit the training images: set one of them.",
+        )
+        self.require(
+            self.name == MISSING or re.fullmatch(r"\w[\w.-]*", self.name) is not None,
+            "name",
+            f"dataset.name={self.name!r} becomes part of file names: use letters, digits, _, - and . only.",
         )
 
 

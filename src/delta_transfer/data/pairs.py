@@ -1,4 +1,4 @@
-"""Data sets to verify on: classes that are trained on, and pairs of images of classes that are not."""
+"""Data sets for verification: classes to train on, and pairs of images of other classes to test on."""
 
 import hashlib
 import unicodedata
@@ -14,13 +14,13 @@ from .dataset import Dataset, Pairs
 def with_pairs(name: str, train: Dataset, test: Dataset, pairs: Pairs) -> Dataset:
     """The images of `train`, to train on, then those of `test`; `pairs` are indices into the latter.
 
-    Raises UserError for a class that both have: nothing would be verified with it. Names are compared by their letters
-    and digits, whatever the case: George_W_Bush is "george w bush".
+    Raises UserError for a class that both have, since a trained class verifies nothing. Names are compared by their
+    letters and digits, whatever the case: George_W_Bush is "george w bush".
     """
     trained = {_spelling(known) for known in train.classes}
     if shared := [known for known in test.classes if _spelling(known) in trained]:
         raise UserError(
-            f"{name}: {len(shared)} of the persons or classes of the pairs would be trained on: "
+            f"{name}: the training images show {len(shared)} persons or classes of the pairs: "
             f"{shorten_list(shared)}. Take them out of the training images."
         )
     n_train = len(train.labels)
@@ -49,13 +49,16 @@ def _spelling(name: str) -> str:
 
 
 def draw_pairs(labels: np.ndarray, folds: int, per_fold: int, seed: int) -> Pairs:
-    """`per_fold` pairs of one class and as many of two in each fold, none twice; each class is in one fold only.
+    """Draws `per_fold` pairs of one class and as many of two for each fold, none twice. A class is in one fold only.
 
-    Raises UserError if a fold has too few.
+    Args:
+        labels: (N,) int64, the class of each image that a pair may have.
+
+    Raises UserError if a fold has too few pairs.
     """
     random = np.random.default_rng((seed, 5))
     classes = random.permutation(np.unique(labels))
-    drawn = []
+    drawn: list[tuple[np.ndarray, ...]] = []
     for fold in range(folds):
         members = np.flatnonzero(np.isin(labels, classes[fold::folds]))
         first, second = (members[side] for side in np.triu_indices(len(members), k=1))

@@ -1,8 +1,8 @@
 """Every image decoded once, into one memory-mapped uint8 array on disk.
 
 A store is a folder: `pixels` and `sizes` of all images, `checksums` (crc32 of each image's pixels), and `store.json`,
-which says what it was made of. Checksums are compared when the file of pixels is not as the build left it (size, time),
-and by `delta-data verify`; a damaged store is built again.
+which describes the data set that it was made of. Checksums are compared by `delta-data verify`, and when the file of
+pixels has another size or time than the build gave it; a damaged store is built again.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import shutil
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from .files import UNREADABLE
 
 # Raise when the decoded pixels or the layout of the files change, so that older stores are not used.
 VERSION = 3
-SYNC_BYTES = 64 * 2**20  # how much is written between two flushes to disk: what a crash can cost
+SYNC_BYTES = 64 * 2**20  # written between two flushes to disk: a crash costs no more than that
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Store:
 
     @classmethod
     def of(cls, images: Sequence[np.ndarray]) -> "Store":
-        """Of images (H, W, 3) uint8, in memory."""
+        """The store of images (H, W, 3) uint8 in memory."""
         sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
         return cls(np.concatenate([image.reshape(-1, 3) for image in images]), sizes)
 
@@ -60,16 +60,16 @@ def open_store(
         size: pixels. aspect "squash": every image becomes size x size. "keep": its shorter side becomes `size`.
         progress: called with the number of images done.
 
-    A build that was interrupted goes on where it stopped, a damaged store is built again; two processes do not build at
-    once. Raises UserError that names all unreadable images, those whose files changed meanwhile, or if the disk has no
-    room for the store.
+    An interrupted build goes on where it stopped, and a damaged store is built again; a lock keeps two processes from
+    building at once. Raises UserError that names all unreadable images, or those whose files changed meanwhile, or says
+    that the disk has no room for the store.
     """
     path = store_path(dataset, size, aspect, cache_dir)
     if _usable(path, dataset) is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with wait_for_lock(path.with_name(f".{path.name}.lock"), f"builds {path.name}") as check:
             why = _usable(path, dataset)
-            if why is not None:  # else another process has just built it
+            if why is not None:  # otherwise another process has just built it
                 if path.exists():
                     log.info(f"The store {path} is damaged ({why}): it is built again")
                     shutil.rmtree(path)
@@ -86,19 +86,19 @@ def _read(path: Path) -> Store:
 
 
 def _usable(path: Path, dataset: Dataset) -> str | None:
-    """Why the store cannot be used; None if it can."""
+    """Says why the store cannot be used; None if it can."""
     try:
         made = json.loads((path / "store.json").read_text())
         sizes = np.fromfile(path / "sizes", dtype=np.int64).reshape(-1, 2)
         if made["fingerprint"] != dataset.fingerprint or len(sizes) != len(dataset.labels):
-            return "it is of other images"
+            return "it holds other images"
         if (path / "pixels").stat().st_size != 3 * sizes.prod(axis=1).sum():
             return "its file of pixels is cut off"
         if made["pixels"] != _stamp(path):  # moved here, or changed
             damaged = wrong_checksums(path)
             if damaged:
                 return f"checksums are wrong: {shorten_list([dataset.names[index] for index in damaged])}"
-            with suppress(OSError):  # a disk that cannot be written: they are compared again next time
+            with suppress(OSError):  # the disk cannot be written: the checksums are compared again next time
                 _describe(path, dataset)
     except FileNotFoundError as error:
         return f"there is no {Path(error.filename).name}"
@@ -108,14 +108,14 @@ def _usable(path: Path, dataset: Dataset) -> str | None:
 
 
 def wrong_checksums(path: Path) -> list[int]:
-    """Indices of the images whose pixels in the store are not what was decoded."""
+    """Indices of the images whose pixels in the store differ from those that were decoded."""
     store = _read(path)
     expected = np.fromfile(path / "checksums", dtype=np.uint32)
     if len(expected) != len(store.sizes):
-        raise ValueError("checksums do not belong to it")
+        raise ValueError("the number of checksums is wrong")
     ends = store.starts + store.sizes.prod(axis=1)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda start, end: zlib.crc32(store.pixels[start:end]), store.starts, ends)
+        found = pool.map(lambda start, end: zlib.crc32(store.pixels[start:end].data), store.starts, ends)
         return [index for index, checksum in enumerate(found) if checksum != expected[index]]
 
 
@@ -131,7 +131,7 @@ def _stamp(folder: Path) -> list[int]:
 
 
 def store_path(dataset: Dataset, size: int, aspect: str, cache_dir: Path) -> Path:
-    """Where the store is once it is finished: whatever decides its bytes is in the name."""
+    """The folder of the finished store. Everything that decides its bytes is in the name."""
     key = hashlib.sha256(f"{VERSION} {aspect} {size} {dataset.fingerprint}".encode()).hexdigest()[:16]
     return cache_dir / "stores" / f"{dataset.name}-{aspect}-{size}px-{key}"
 
@@ -158,7 +158,7 @@ def fit(image: Image.Image, size: int, aspect: str) -> Image.Image:
 def _build(
     dataset: Dataset, size: int, aspect: str, folder: Path, progress: Callable[[int], None], check: Check
 ) -> None:
-    """Write a store into `folder`, going on from `done`, the number of images that are safely on disk."""
+    """Writes a store into `folder`. The file `done` has the number of images that an earlier build left on disk."""
     done = _resume(folder)
     count = len(dataset.labels)
     needed = store_bytes(count - done, size, aspect)
@@ -178,7 +178,8 @@ def _build(
             progress(index + 1)
             if isinstance(image, BaseException):
                 unreadable.append(f"{dataset.names[index]} ({image or type(image).__name__})")
-            if unreadable:  # the rest is read only to name every one that cannot be
+                continue
+            if unreadable:  # the other images are only decoded to name all that cannot be read
                 continue
             pixels.write(image.tobytes())
             sizes.write(np.array(image.shape[:2], dtype=np.int64).tobytes())
@@ -204,7 +205,7 @@ def _build(
 
 
 def _resume(folder: Path) -> int:
-    """How many images an interrupted build left whole; what it wrote beyond them is cut off."""
+    """Number of images that an interrupted build left whole. What it wrote after them is cut off."""
     folder.mkdir(exist_ok=True)
     try:
         done = int(json.loads((folder / "done").read_text()))
@@ -227,7 +228,7 @@ def _resume(folder: Path) -> int:
 def decoded(
     dataset: Dataset, size: int, aspect: str, first: int = 0
 ) -> Iterator[tuple[int, np.ndarray | BaseException]]:
-    """(index, image or why there is none) from `first` on, in order, decoded by all cores a little ahead."""
+    """(index, image or the error that reading it raised) from `first` on, in order. All cores decode a little ahead."""
 
     def decode(index: int) -> np.ndarray | BaseException:
         try:
@@ -236,9 +237,9 @@ def decoded(
             return error
 
     cores = os.cpu_count() or 1
-    # Threads: Pillow decodes and resizes outside Python's global lock. The window bounds memory.
+    # Threads suffice: Pillow decodes and resizes outside Python's global lock. The window bounds memory.
     with ThreadPoolExecutor(cores) as pool:
-        ahead: deque = deque()
+        ahead: deque[tuple[int, Future[np.ndarray | BaseException]]] = deque()
         for index in range(first, len(dataset.labels)):
             ahead.append((index, pool.submit(decode, index)))
             if len(ahead) > 8 * cores:

@@ -11,7 +11,7 @@ from ..data.registry import READERS
 from ..methods import method_config
 from ..models.sources import SourceConfig
 from ..models.zoo import BackboneConfig
-from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig, SGDConfig
+from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 
 TASKS = ("classification", "verification")
 
@@ -30,9 +30,10 @@ class ArcFaceConfig(Options):
 class RunConfig(Options):
     dataset: DatasetConfig = MISSING
     backbone: BackboneConfig = MISSING
-    reg: Any = MISSING  # a MethodConfig; OmegaConf keeps a sum's terms only in a field of any type
+    # A MethodConfig. OmegaConf keeps a sum's terms only in a field of any type.
+    reg: Any = option(help="the method and its options")
     schedule: ScheduleConfig = MISSING
-    optimizer: OptimizerConfig = field(default_factory=SGDConfig)
+    optimizer: OptimizerConfig = MISSING
     split: SplitConfig = field(default_factory=SplitConfig)
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
     task: str = option("classification", "what the test images measure; the data set brings it", choices=TASKS)

@@ -156,7 +156,7 @@ def gather(values: Tensor) -> Tensor:
     """The tensors (on the CPU) of all processes, one after the other along the first axis."""
     if processes() == 1:
         return values
-    parts: list = [None] * processes()
+    parts: list[Any] = [None] * processes()
     dist.all_gather_object(parts, values)
     return torch.cat(parts)
 
@@ -165,23 +165,21 @@ def parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """`network`, whose gradients are averaged over processes in the backward pass."""
     if processes() == 1:
         return network
-    # Of 1 x 1 convolutions in channels_last: it copies their gradients, which are small.
+    # It copies the gradients of 1 x 1 convolutions in channels_last, which are small.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 
 def synchronise_batchnorm(network: nn.Module, device: torch.device) -> None:
-    """Statistics of the whole batch instead of a process' share, so that more GPUs do not make it another run."""
+    """BatchNorm takes the statistics of the whole batch, not of a process' images: more GPUs make the same run."""
     if processes() == 1:
         return
     for name, module in list(network.named_modules()):
         if type(module) is nn.BatchNorm2d:
-            # PyTorch's works on GPUs only.
-            whole = (
-                nn.SyncBatchNorm.convert_sync_batchnorm(module)
-                if device.type == "cuda"
-                else sharing(module, WholeBatchNorm(module.num_features))
-            )
+            if device.type == "cuda":
+                whole: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+            else:  # PyTorch's works on GPUs only
+                whole = sharing(module, WholeBatchNorm(module.num_features))
             network.set_submodule(name, whole)
 
 
@@ -189,11 +187,11 @@ class _Average(torch.autograd.Function):
     """The mean over processes; so is the gradient, as DistributedDataParallel averages the loss over processes."""
 
     @staticmethod
-    def forward(ctx, values: Tensor) -> Tensor:
+    def forward(ctx: Any, values: Tensor) -> Tensor:
         return average(values)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return average(gradient)
 
 
@@ -203,11 +201,13 @@ class WholeBatchNorm(nn.BatchNorm2d):
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
             return super().forward(images)
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
         values = images.float() if images.dtype == torch.bfloat16 else images
         # The mean first: E[x^2] - E[x]^2 loses digits.
-        mean = _Average.apply(values.mean(dim=(0, 2, 3)))
+        mean: Tensor = _Average.apply(values.mean(dim=(0, 2, 3)))
         centred = values - mean.view(-1, 1, 1)
-        variance = _Average.apply(centred.square().mean(dim=(0, 2, 3)))
+        variance: Tensor = _Average.apply(centred.square().mean(dim=(0, 2, 3)))
         with torch.no_grad():
             count = processes() * values.numel() / values.shape[1]
             self.num_batches_tracked += 1

@@ -40,7 +40,7 @@ class Evaluator:
 
 
 def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: str) -> dict[str, Any]:
-    """On test crops of `indices`: logits (N, K) fp32, labels (N,), top-1 accuracy in percent, mean cross-entropy."""
+    """Logits (N, K) fp32, labels (N,), top-1 accuracy in percent and mean cross-entropy on test crops of `indices`."""
     logits, labels = outputs_of(network, loader, indices, precision, "logits")
     return {
         "logits": logits.numpy(),
@@ -53,7 +53,7 @@ def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: s
 def evaluate_pairs(
     network: Network, loader: Loader, indices: np.ndarray, pairs: Pairs, precision: str
 ) -> dict[str, Any]:
-    """Similarity (P,) of each pair, the cosine of its embeddings, beside `pairs`; what `pair_metrics` makes of them.
+    """The similarity (P,) of each pair, which is the cosine of its embeddings, with `pairs` and their rates.
 
     `indices`: all images of the pairs, ascending; each goes through the network once.
     """
@@ -70,8 +70,8 @@ def outputs_of(
 ) -> tuple[Tensor, Tensor]:
     """What `network` returns as `name` for test crops of `indices`, (N, D) fp32, and the labels (N,), on the CPU.
 
-    Of several crops of an image it is the mean. Where memory does not suffice, fewer images go through at once, from
-    then on.
+    Several crops of an image give their mean. Where memory does not suffice, fewer images go through at once from then
+    on.
     """
     while True:
         try:
@@ -88,12 +88,13 @@ def _outputs_of(
 ) -> tuple[Tensor, Tensor]:
     network.eval()
     outputs, labels = [], []
-    # Shares of equal size, so that no process is left without images; what is too much is cut off again.
+    # Every process gets as many images, some of them twice; what is too much is cut off again.
     own = np.resize(indices, -(-len(indices) // devices.processes()) * devices.processes())
     own = np.array_split(own, devices.processes())[devices.rank()]
     for images, batch_labels in loader.test_batches(own):
         with devices.autocast(images.device, precision):
             outputs.append(network(images)[name].float())
         labels.append(batch_labels)
-    outputs, labels = (torch.cat(parts).unflatten(0, (len(own), -1)) for parts in (outputs, labels))
-    return tuple(devices.gather(t.cpu())[: len(indices)] for t in (outputs.mean(dim=1), labels[:, 0]))
+    mean = torch.cat(outputs).view(len(own), -1, outputs[0].shape[1]).mean(dim=1)
+    first = torch.cat(labels).view(len(own), -1)[:, 0]
+    return devices.gather(mean.cpu())[: len(indices)], devices.gather(first.cpu())[: len(indices)]

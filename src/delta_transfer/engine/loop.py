@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -40,7 +40,6 @@ class TrainState:
     compiled: bool = False
     accumulate: int = 1  # micro-batches of a step
     loss: Loss = F.cross_entropy
-    gradient_norm: Tensor | None = field(default=None, init=False)  # of the last step, over all trained parameters
 
     def __post_init__(self) -> None:
         self._frozen = not any(p.requires_grad for p in self.target.backbone_parameters().values())
@@ -75,20 +74,23 @@ class TrainState:
             losses["aux"] = self.aux_weight * F.cross_entropy(outputs["aux_logits"].float(), labels)
         return losses
 
-    def optimizer_step(self) -> None:
-        """A step on the gradients that all micro-batches have left, and on those of the other processes."""
+    def optimizer_step(self) -> Tensor:
+        """A step on the mean gradient of all micro-batches and processes; returns the norm of that gradient.
+
+        The norm is read with the next line of metrics, so that nothing waits for the device here.
+        """
         for parameter in self._of_method:  # the backward pass has averaged those of the target
             parameter.grad = devices.average(parameter.grad)
-        # The norm is read with the next line of metrics, so that the loop does not wait for the device here.
-        self.gradient_norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return norm
 
 
 def train_step(
     state: TrainState, method: Regularizer, batch: Batch
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """One optimizer step: the logits (B, K), the loss terms, and the method's extra metrics.
+    """One optimizer step: the logits (B, K), the loss terms, and the method's extra metrics with the gradient's norm.
 
     Terms and extra metrics are means over the micro-batches.
     """
@@ -111,8 +113,9 @@ def train_step(
         (loss / state.accumulate if state.accumulate > 1 else loss).backward()
         terms.append({name: value.detach() for name, value in losses.items()})
         extras.append(method.extra_metrics)
-    state.optimizer_step()
+    gradient_norm = state.optimizer_step()
     extra_metrics = mean_of(extras) | method.after_step(state, seen, seen_by_source)
+    extra_metrics[GRADIENT_NORM] = gradient_norm
     return torch.cat(logits), mean_of(terms), extra_metrics
 
 
@@ -167,7 +170,7 @@ def train(
         method.before_step(state, iteration - first, length, loader.method_seed(iteration))
         torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
         logits, losses, extra_metrics = train_step(state, method, batch)
-        at.window.add(logits, batch.labels, losses, extra_metrics | {GRADIENT_NORM: state.gradient_norm})
+        at.window.add(logits, batch.labels, losses, extra_metrics)
 
         at.done = done = iteration + 1
         evaluating = done == end or bool(schedule.eval_every and done % schedule.eval_every == 0)

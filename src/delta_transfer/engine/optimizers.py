@@ -45,7 +45,7 @@ def cosine(schedule: "ScheduleConfig", step: int, steps: int) -> float:
 @decay
 def exponential(schedule: "ScheduleConfig", step: int, steps: int) -> float:
     """Falls in every step, to decay_factor at decay_at, and goes on at that rate."""
-    return schedule.decay_factor ** (step / (schedule.decay_at * steps))
+    return float(schedule.decay_factor ** (step / (schedule.decay_at * steps)))
 
 
 def learning_rate(schedule: "ScheduleConfig", step: int, steps: int) -> float:
@@ -202,20 +202,21 @@ class AdamWConfig(OptimizerConfig):
     eps: float = option(1e-8, "added to the root of the mean squared gradient", above=0)
 
 
-# Parameter groups and common options -> the optimizer.
-Make = Callable[..., torch.optim.Optimizer]
+Groups = list[dict[str, Any]]  # of parameters
+Make = Callable[[Groups, Any, float, float], torch.optim.Optimizer]  # of groups, options, lr and weight decay
 OPTIMIZERS: Registry[Make] = Registry("optimizer.name")
 
 
 @OPTIMIZERS.register("sgd", "SGD", SGDConfig)
-def sgd(groups: list[dict[str, Any]], config: SGDConfig, **common: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov, fused=True, **common)
+def sgd(groups: Groups, config: SGDConfig, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """v <- mu v + (g + wd theta), theta <- theta - lr v; mu is the momentum."""
+    return torch.optim.SGD(groups, lr, config.momentum, 0, weight_decay, config.nesterov, fused=True)
 
 
 @OPTIMIZERS.register("adamw", "AdamW", AdamWConfig)
-def adamw(groups: list[dict[str, Any]], config: AdamWConfig, **common: float) -> torch.optim.Optimizer:
-    """Weight decay is decoupled from the gradient (Loshchilov, Hutter, ICLR 2019)."""
-    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True, **common)
+def adamw(groups: Groups, config: AdamWConfig, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam whose weight decay is decoupled from the gradient (Loshchilov, Hutter, ICLR 2019)."""
+    return torch.optim.AdamW(groups, lr, (config.beta1, config.beta2), config.eps, weight_decay, fused=True)
 
 
 def make_optimizer(
@@ -231,7 +232,7 @@ def make_optimizer(
         for parameter in target.head_parameters().values():
             parameter.requires_grad_(True)
     slowly: dict[nn.Parameter, None] = dict.fromkeys(method.trained_slowly())
-    groups: list[dict[str, Any]] = [
+    groups: Groups = [
         {"params": list(target.head_parameters().values()), "lr_factor": 1.0},
         {"params": list(target.backbone_parameters().values()), "lr_factor": schedule.backbone_lr_factor},
         {"params": [p for p in method.trained() if p not in slowly], "lr_factor": 1.0},
@@ -240,7 +241,7 @@ def make_optimizer(
     for group in groups:
         group["params"] = [p for p in group["params"] if p.requires_grad]
     make = OPTIMIZERS[config.name].thing
-    return make([g for g in groups if g["params"]], config, lr=schedule.lr, weight_decay=method.weight_decay)
+    return make([group for group in groups if group["params"]], config, schedule.lr, method.weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

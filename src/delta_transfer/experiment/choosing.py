@@ -5,7 +5,6 @@ cli/which_is_best.py makes the runs.
 
 import math
 from pathlib import Path
-from typing import Any
 
 from ..common.console import log
 from ..common.errors import UserError
@@ -16,21 +15,23 @@ from ..data.dataset import make_splits
 from ..engine.config import RunConfig
 from ..engine.devices import pick_device
 from ..records import reading as runs
-from ..records.reading import is_number, method_of, method_title, section
+from ..records.reading import Record, method_of, method_title, section
 from ..reporting.comparison import Cell, cell_of
 from ..reporting.selection import Choice
 from ..reporting.statistics import Difference, by_image, paired
 
-Made = tuple[str, dict[str, Any] | None]  # how a job ended, and its record where there is one
+Made = tuple[str, Record | None]  # how a job ended, and its record where there is one
 
 
-def ruled_out(failed: dict | None) -> bool:
-    """Whether a failed run is a result: what diverges on a fold is not what is best. `failed`: its record."""
-    return bool(failed) and failed.get("failure") == "diverged" and section(failed, "split").get("folds") is not None
+def ruled_out(failed: Record | None) -> bool:
+    """Whether a failed run is a result: a setting that diverges on a fold is not the best. failed: its record."""
+    return (
+        failed is not None and failed.get("failure") == "diverged" and section(failed, "split").get("folds") is not None
+    )
 
 
 def without_a_gpu(config: RunConfig, attention: bool) -> list[str]:
-    """What makes it an evening's work on a CPU; `attention`: whether a method measures it."""
+    """What makes the comparison shorter on a CPU. attention: whether a method measures channel attention."""
     faster = "backbone=resnet18 backbone.image_size=128 backbone.resize=146"
     faster += " reg.attention.method=taylor" if attention else ""
     if pick_device(config.device).type != "cpu" or config.backbone.image_size <= 128:
@@ -46,7 +47,7 @@ def folds_of(config: RunConfig, wanted: int) -> int:
     train = make_splits(dataset, config.dataset, config.split).train
     images = {name: int((dataset.labels[train] == label).sum()) for label, name in enumerate(dataset.classes)}
     folds = number_of_folds(images, wanted)
-    smallest = min(images, key=images.get)
+    smallest = min(images, key=lambda name: images[name])
     if folds < wanted:
         log.info(f"Class {smallest} has {images[smallest]} training images: {folds} folds instead of {wanted}")
     return folds
@@ -54,7 +55,7 @@ def folds_of(config: RunConfig, wanted: int) -> int:
 
 def number_of_folds(images: dict[str, int], wanted: int) -> int:
     """As many as the class with the fewest training `images` allows: each holds out one of it at least."""
-    smallest = min(images, key=images.get)
+    smallest = min(images, key=lambda name: images[name])
     require(
         images[smallest] > 1,
         f"Class {smallest} has a single training image: none can be held out to choose a method on. Add some, or train "
@@ -75,9 +76,9 @@ def on_all_folds(choices: list[Choice], folds: int) -> list[Choice]:
 
 
 def best_of(choices: list[Choice]) -> Choice:
-    """Highest mean accuracy on validation; of those, lowest loss; of those, the method that comes first (METHODS)."""
+    """The highest mean accuracy on validation; ties go to the lower loss, then to the column that comes first."""
 
-    def order(choice: Choice) -> tuple:
+    def order(choice: Choice) -> tuple[float, float, tuple[int, str]]:
         cell = choice.best.cell
         loss = math.inf if cell.val_loss is None else cell.val_loss
         return -round(cell.mean, 9), loss, method_order(method_of(cell.runs[0]))
@@ -97,7 +98,7 @@ def named(choice: Choice) -> str:
 # ---- the verdict -----------------------------------------------------------------------------------------
 
 
-def verdict(chosen: Choice, validated: list[dict], final: list[dict]) -> list[str]:
+def verdict(chosen: Choice, validated: list[Record], final: list[Record]) -> list[str]:
     """In plain words: what was chosen, how much better than L2 it is, whether that is more than noise, where it is.
 
     `validated`: the records that `chosen` was chosen among, failed ones too; `final`: those of it and of L2 on all
@@ -114,7 +115,7 @@ def verdict(chosen: Choice, validated: list[dict], final: list[dict]) -> list[st
         lines.append(result(name, cells[method], cells["l2"], over_images(cells[method], cells["l2"])))
     lines += at_the_edge(chosen, validated)
     n_test = final[0].get("n_test")
-    if is_number(n_test) and 0 < n_test < 1000:
+    if isinstance(n_test, int) and 0 < n_test < 1000:
         lines.append(f"There are {n_test} test images: one of them is {100 / n_test:.1f} points.")
     folders = {key: min(cell.runs, key=lambda run: run["seed"])["folder"] for key, cell in cells.items()}
     lines.append(f"The model: {folders[method]} (its first seed; no test image took part in any choice)")
@@ -126,14 +127,14 @@ def verdict(chosen: Choice, validated: list[dict], final: list[dict]) -> list[st
 
 def over_images(ours: Cell, l2: Cell) -> Difference | None:
     """What other test images might have given; None where not all predictions are there."""
-    pairs = [
-        (runs.predictions(run), runs.predictions(l2.runs[list(l2.values).index(key)]))
-        for key, run in zip(ours.values, ours.runs, strict=True)
-        if key in l2.values
-    ]
-    if not pairs or any(one is None for pair in pairs for one in pair):
-        return None
-    return by_image(pairs)
+    pairs = []
+    for key, run in zip(ours.values, ours.runs, strict=True):
+        if key in l2.values:
+            both = runs.predictions(run), runs.predictions(l2.runs[list(l2.values).index(key)])
+            if both[0] is None or both[1] is None:
+                return None
+            pairs.append((both[0], both[1]))
+    return by_image(pairs) if pairs else None
 
 
 def result(name: str, ours: Cell, l2: Cell, images: Difference | None) -> str:
@@ -170,11 +171,11 @@ def of(cell: Cell) -> str:
     return f"{cell.mean:.1f} %" + ("" if cell.std is None else f" ± {cell.std:.1f}")
 
 
-def at_the_edge(chosen: Choice, validated: list[dict]) -> list[str]:
-    """Words for an alpha that is the smallest or largest of several that were tried: one beyond it may do better."""
+def at_the_edge(chosen: Choice, validated: list[Record]) -> list[str]:
+    """A hint where alpha is the smallest or largest of several that were tried: one beyond it may do better."""
     method, alpha = method_of(chosen.best.cell.runs[0]), alpha_of(chosen)
-    tried = {section(run, "reg").get("alpha") for run in validated if method_of(run) == method}
-    if len(tried) < 2 or alpha not in (min(tried), max(tried)):
+    tried = {float(section(run, "reg")["alpha"]) for run in validated if method_of(run) == method and alpha is not None}
+    if alpha is None or len(tried) < 2 or alpha not in (min(tried), max(tried)):
         return []
     end, beyond = ("smallest", alpha / 10) if alpha == min(tried) else ("largest", alpha * 10)
     return [

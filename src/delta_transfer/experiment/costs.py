@@ -61,7 +61,7 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
     accumulate = config.schedule.accumulate
     backbone, batch = config.backbone.replace(weights="none"), config.schedule.batch_size // accumulate
     source = build_source(backbone, 0, tapped=method.needs.taps)
-    source = source.to(device, memory_format=torch.channels_last).freeze()
+    source = source.to(device).to(memory_format=torch.channels_last).freeze()
     target = source.with_new_head(num_classes, 0).requires_grad_(True).train(not method.needs.frozen_backbone)
     previous = target.copy() if len(stages) > 1 else None  # the network that a stage left is kept through the next
 
@@ -129,8 +129,9 @@ def random_sources(config: RunConfig, tapped: bool) -> list[SourceNetwork]:
 class _Saved(torch.autograd.graph.saved_tensors_hooks):
     """Counts the bytes that a forward pass keeps for the backward pass, parameters left out."""
 
-    def __init__(self):
-        self.bytes, self.seen = 0, set()
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.seen: set[int] = set()
         super().__init__(self._pack, lambda tensor: tensor)
 
     def _pack(self, tensor: Tensor) -> Tensor:

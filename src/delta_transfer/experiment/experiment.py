@@ -83,7 +83,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
         summary = describe(config, name, identity, dataset, splits, weights, sources, device)
         summary["overrides"] = list(overrides)
         for network in (source, *(other.network for other in sources or ())):
-            network.to(device, memory_format=torch.channels_last).freeze()  # type: ignore[call-overload]
+            network.to(device).to(memory_format=torch.channels_last).freeze()
         untrained_target = partial(new_target, source, config, len(dataset.classes))
         length = config.schedule.length(len(splits.train))
         runner = StageRunner(stages, length, directory, device, untrained_target)

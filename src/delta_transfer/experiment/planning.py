@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..common.errors import UserError
 from ..common.hardware import device_name
 from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
-from ..data.options import DatasetConfig
+from ..data.options import DatasetConfig, OfficialCounts
 from ..data.store import store_bytes, store_path
 from ..engine.config import RunConfig
 from ..engine.devices import pick_device, pick_precision
@@ -68,7 +68,7 @@ class Plan:
     stores: dict[Any, int] = field(default_factory=dict)  # image stores that will be built, bytes
     lengths: dict[tuple[str, int], str] = field(default_factory=dict)  # what schedule.iterations=auto comes to
     fits: dict[Any, float] = field(default_factory=dict)  # seconds of computations that several runs share
-    _known: dict[tuple, Any] = field(default_factory=dict)
+    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def add(self, config: RunConfig) -> None:
         device = pick_device(config.device)
@@ -90,12 +90,12 @@ class Plan:
         if dataset is not None and weights is not None and (config.source is None or sources):
             state, record = self._state(config, dataset, weights, sources)
         n_train, n_test = sizes(config, splits)
-        classes = len(dataset.classes) if dataset else config.dataset.official.classes
+        classes = len(dataset.classes) if dataset else official_counts(config.dataset).classes
         cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, stages, classes, device))
         self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages), record))
         if not self.jobs[-1].to_do:
             return
-        data = splits.fingerprint(dataset) if splits else ""
+        data = splits.fingerprint(dataset) if splits and dataset else ""
         to_fit = {part: describe_fit(config, part, weights or "", data) for part in method.parts_to_fit()}
         if not all(fitted_path(part, to, Path(config.cache_dir)).exists() for part, to in to_fit.items()):
             # Without the data set its configuration stands for it.
@@ -103,7 +103,7 @@ class Plan:
             self.fits[shared] = cost.fit_seconds[0] * n_train + cost.fit_seconds[1]
         size, aspect = config.backbone.resize, config.schedule.aspect
         if dataset is None:
-            official = config.dataset.official
+            official = official_counts(config.dataset)
             self.stores[config.dataset.name, size, aspect] = store_bytes(official.train + official.test, size, aspect)
         elif not (path := store_path(dataset, size, aspect, Path(config.cache_dir))).exists():
             self.stores[path] = store_bytes(len(dataset.labels), size, aspect)
@@ -111,7 +111,7 @@ class Plan:
     def _dataset(self, config: DatasetConfig, cache_dir: Path) -> Dataset | None:
         def load() -> Dataset | None:
             try:
-                return load_dataset(replace(config, download=False), cache_dir)
+                return load_dataset(config.replace(download=False), cache_dir)
             except UserError as error:
                 if config.official is None:  # nothing says how large it is
                     raise
@@ -119,7 +119,8 @@ class Plan:
                 self.not_ready[f"data set {config.name}"] = fetch
                 return None
 
-        return self._once(("dataset", repr(config)), load)
+        found: Dataset | None = self._once(("dataset", repr(config)), load)
+        return found
 
     def _weights(self, config: RunConfig) -> str | None:
         """Fingerprint of the source weights; None if they are not here."""
@@ -137,7 +138,8 @@ class Plan:
                 return None
 
         seed = config.seed if config.backbone.weights == "none" else None
-        return self._once(("weights", repr(config.backbone), seed), read)
+        found: str | None = self._once(("weights", repr(config.backbone), seed), read)
+        return found
 
     def _sources(self, config: RunConfig) -> list[SourceNetwork] | None:
         """The networks of `config.source`; None if there are none or one of them is not here."""
@@ -166,7 +168,7 @@ class Plan:
             return "failed" if summary.get("error") else "finished", summary
         return "interrupted" if directory.checkpoint_path.exists() else "missing", None
 
-    def _once(self, key: tuple, compute: Callable[[], Any]) -> Any:
+    def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
         if key not in self._known:
             self._known[key] = compute()
         return self._known[key]
@@ -219,10 +221,10 @@ class Plan:
             table.add_column(title, justify="right")
         groups: dict[tuple[str, ...], list[Job]] = {}
         for job in self.jobs:
-            key = (job.config.dataset.name, job.config.backbone.name, job.config.reg.name)
+            key = [job.config.dataset.name, job.config.backbone.name, job.config.reg.name]
             if self.both_kinds:
-                key += (f"on {folds} folds" if (folds := job.config.split.folds) else "final",)
-            groups.setdefault(key, []).append(job)
+                key.append(f"on {folds} folds" if (folds := job.config.split.folds) else "final")
+            groups.setdefault(tuple(key), []).append(job)
         for names, jobs in groups.items():
             finished = sum(job.state == "finished" for job in jobs)
             each = [job.seconds for job in jobs]
@@ -241,14 +243,21 @@ def sizes(config: RunConfig, splits: Splits | None) -> tuple[int, int]:
     """Images trained on and images evaluated; from the official counts where the data set is not here."""
     if splits:
         return len(splits.train), len(splits.val) + config.split.measures_test * len(splits.test)
-    official, drawn = config.dataset.official, drawn_of_official(config.dataset)
+    official, drawn = official_counts(config.dataset), drawn_of_official(config.dataset)
     held_out = 1 / config.split.folds if config.split.folds else config.split.val_fraction
     return round(drawn * (1 - held_out)), round(drawn * held_out) + config.split.measures_test * official.test
 
 
 def drawn_of_official(config: DatasetConfig) -> float:
     """Training images, those that are held out included, of a data set that is not here."""
-    return (config.images_per_class or 0) * config.official.classes or config.sample_rate * config.official.train
+    official = official_counts(config)
+    return (config.images_per_class or 0) * official.classes or config.sample_rate * official.train
+
+
+def official_counts(config: DatasetConfig) -> OfficialCounts:
+    """The publisher's counts of a data set that is not here. `Plan` has looked whether there are any."""
+    assert config.official is not None
+    return config.official
 
 
 def in_bytes(count: float) -> str:

@@ -204,16 +204,13 @@ class L2TWW(FM):
         if self.adam is None:
             return {}
         sources = [of_source(outputs) for outputs in source_outputs]
-        return {"attention_meta_loss": self.meta_step(state, micro_batches, sources, self.adam)}
+        return {"attention_meta_loss": self.meta_step(state, micro_batches, sources)}
 
     def meta_step(
-        self,
-        state: TrainState,
-        micro_batches: Sequence[Batch],
-        source_outputs: Sequence[Outputs],
-        adam: torch.optim.Adam,
+        self, state: TrainState, micro_batches: Sequence[Batch], source_outputs: Sequence[Outputs]
     ) -> Tensor:
         """Step 2: Adam's step on phi. Returns the meta loss. Nothing of `state` changes."""
+        assert self.adam is not None
         groups = state.optimizer.param_groups
         parameters = [p for group in groups for p in group["params"]]
         buffers = [state.optimizer.state[p].get("momentum_buffer") for p in parameters]
@@ -233,8 +230,8 @@ class L2TWW(FM):
         tried = partial(self.tried, state, len(micro_batches))
         meta_loss, *gradients = self.replayed(tried, [*parameters, *velocity, *rates, *given])
         torch.autograd.backward(made, gradients, inputs=list(self.meta_networks.parameters()))
-        adam.step()
-        adam.zero_grad()
+        self.adam.step()
+        self.adam.zero_grad()
         return meta_loss
 
     def tried(self, state: TrainState, count: int, tensors: list[Tensor]) -> list[Tensor]:

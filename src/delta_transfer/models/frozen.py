@@ -11,13 +11,13 @@ from .taps import Network
 
 
 def frozen_maps(source: Network, with_logits: bool = False, precision: str = "fp32") -> fx.GraphModule:
-    """images (B, 3, H, W) -> {tap: (B, C, h, w)}, what `source` returns in evaluation mode, up to rounding.
+    """A network images (B, 3, H, W) -> {tap: (B, C, h, w)}: the maps of `source` in evaluation mode, up to rounding.
 
-    A copy, so that `source` stays as it is. BatchNorm is folded into the convolution before it, except behind a tap,
-    whose map is wanted before BatchNorm; nothing behind the last tap is computed, unless `with_logits`.
-    For precision="bf16" the convolutions' weights are cast once: autocast would do it in every step.
+    It is a copy, so that `source` stays as it is. BatchNorm is folded into the convolution before it, except behind a
+    tap, whose map is wanted before BatchNorm. Nothing behind the last tap is computed, unless `with_logits`. For
+    precision="bf16" the convolutions' weights are cast once, since autocast would do it in every step.
     """
-    # Traced once more, into the blocks of convolution, BatchNorm and activation that torchvision's tracer keeps whole.
+    # torchvision's tracer keeps blocks of convolution, BatchNorm and activation whole: this looks into them.
     traced = fx.symbolic_trace(source.copy().freeze().traced)
     graph = traced.graph
     (output,) = (node for node in graph.nodes if node.op == "output")
@@ -26,11 +26,12 @@ def frozen_maps(source: Network, with_logits: bool = False, precision: str = "fp
         graph.eliminate_dead_code()
     for node in list(graph.nodes):
         convolution = node.args[0] if node.op == "call_module" else None
-        # A map that somebody else reads, as the output does of a tap, is not to be changed.
+        # A map with another reader, such as the output that returns a tap, must not change.
         if isinstance(convolution, fx.Node) and convolution.op == "call_module" and len(convolution.users) == 1:
-            pair = traced.get_submodule(convolution.target), traced.get_submodule(node.target)
-            if type(pair[0]) is nn.Conv2d and type(pair[1]) is nn.BatchNorm2d:
-                traced.set_submodule(convolution.target, fuse_conv_bn_eval(*pair))
+            place = str(convolution.target)
+            layer, batchnorm = traced.get_submodule(place), traced.get_submodule(str(node.target))
+            if type(layer) is nn.Conv2d and type(batchnorm) is nn.BatchNorm2d:
+                traced.set_submodule(place, fuse_conv_bn_eval(layer, batchnorm))
                 node.replace_all_uses_with(convolution)
                 graph.erase_node(node)
     traced.recompile()
@@ -43,7 +44,7 @@ def frozen_maps(source: Network, with_logits: bool = False, precision: str = "fp
 
 
 def frozen_backbone(network: Network, precision: str = "fp32") -> fx.GraphModule:
-    """What `network` returns in evaluation mode, up to rounding, at the least cost for training its head alone.
+    """`network` in evaluation mode, up to rounding, at the least cost for training its head alone.
 
     The head is the network's own; everything else is a frozen copy.
     """
@@ -53,7 +54,7 @@ def frozen_backbone(network: Network, precision: str = "fp32") -> fx.GraphModule
 
 
 class FrozenSources(nn.Module):
-    """images (B, 3, H, W) -> what several frozen networks make of them: {name/tap: (B, C, h, w)}, name/logits (B, K).
+    """Several frozen networks as one: images (B, 3, H, W) -> {name/tap: (B, C, h, w)}, and name/logits (B, K).
 
     Args:
         frozen: frozen_maps of each, by name.
@@ -77,7 +78,7 @@ class FrozenSources(nn.Module):
             self.register_buffer(f"shift_{name}", ((mean - own_mean) / own_std).float())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        outputs = {}
+        outputs: dict[str, Tensor] = {}
         for name, network in self.frozen.items():
             x = images
             if name in self.renormalised:
@@ -96,8 +97,8 @@ def _columns(normalisation: tuple[Sequence[float], Sequence[float]]) -> list[Ten
 
 
 def forward_in_chunks(frozen: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """What a network in evaluation mode returns for `images`, as many at a time as suit the device."""
-    parts = [frozen(part) for part in images.split(images_at_once(images.device))]
-    if len(parts) == 1:
-        return parts[0]
-    return {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
+    """The outputs of a network in evaluation mode, computed for as many images at a time as suit the device."""
+    chunks: list[dict[str, Tensor]] = [frozen(chunk) for chunk in images.split(images_at_once(images.device))]
+    if len(chunks) == 1:
+        return chunks[0]
+    return {name: torch.cat([chunk.pop(name) for chunk in chunks]) for name in list(chunks[0])}

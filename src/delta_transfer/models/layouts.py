@@ -35,7 +35,10 @@ def as_feature_map(value: Tensor, layout: str) -> Tensor:
         raise UserError(
             f"A map of the layout {layout} has {len(layout)} axes; this one has the shape {tuple(value.shape)}."
         )
-    return value.movedim(_rows_and_channels(layout), (0, 1))[(..., *[None] * (4 - len(layout)))]
+    value = value.movedim(_rows_and_channels(layout), (0, 1))
+    for _ in range(4 - len(layout)):
+        value = value.unsqueeze(-1)
+    return value
 
 
 def in_layout(feature_map: Tensor, layout: str) -> Tensor:

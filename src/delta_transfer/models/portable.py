@@ -21,6 +21,8 @@ class Normalised(nn.Module):
     def __init__(self, network: nn.Module, mean: list[float], std: list[float]):
         super().__init__()
         self.network = network
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
@@ -58,9 +60,16 @@ def as_onnx(network: Normalised, size: int, metadata: dict[str, str]) -> bytes:
             f"--format onnx needs the packages onnx and onnxscript ({error}): pip install 'delta-transfer[export]'."
         ) from None
     program = _program(network, size)
-    names = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": {"images": {0: "batch"}}}
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its steps, with a mark for each
-        made = torch.onnx.export(program, dynamo=True, verbose=False, **names)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # it prints a line for each of its steps
+        made = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes={"images": {0: "batch"}},
+        )
+    assert made is not None
     model = made.model_proto
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)

@@ -74,7 +74,7 @@ class Network(nn.Module):
         return self.traced(images)
 
     def map_shapes(self, batch: int, image_size: int, training: bool) -> dict[str, tuple[int, int, int]]:
-        """(C, H, W) of each tapped feature map, found without computing anything.
+        """(C, H, W) of each tapped feature map; nothing is computed for it.
 
         Raises UserError if `batch` images of this size cannot pass, or a tap is no feature map.
         """
@@ -94,7 +94,7 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def map_shapes_on(self, inputs: Any) -> dict[str, tuple[int, int, int]]:
-        """The same of what the network makes of a batch's `inputs` (as in `call`), in evaluation mode."""
+        """(C, H, W) of each tapped feature map for a batch's `inputs` (as in `call`), in evaluation mode."""
         before = self.training
         try:
             return self._shapes(call(self.eval(), inputs))
@@ -113,9 +113,16 @@ class Network(nn.Module):
         return self._model[0]
 
     @property
+    def head_layer(self) -> nn.Linear:
+        """The classification layer that forward runs."""
+        layer = self.traced.get_submodule(self.head)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    @property
     def classes(self) -> int:
-        """How many the head tells apart."""
-        return self._model[0].get_submodule(self.head).out_features
+        """The number of classes that the head tells apart."""
+        return self.head_layer.out_features
 
     def is_head(self, name: str) -> bool:
         """Whether the parameter `name` (as in the model's own state dict) belongs to a new classification layer."""
@@ -146,15 +153,15 @@ class Network(nn.Module):
         nn.Linear with PyTorch's default initialisation, which an auxiliary head always is.
         """
         model = copy.deepcopy(self._model[0])
-        layer = layer or getattr(model, "make_head", nn.Linear)
+        make_head: Callable[[int, int], nn.Linear] = layer or getattr(model, "make_head", nn.Linear)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name in filter(None, (self.head, self.aux_head)):
                 old = model.get_submodule(name)
                 if not isinstance(old, nn.Linear):
                     raise UserError(f"The head {name!r} is a {type(old).__name__}, not a Linear layer (backbone.head).")
-                new = (layer if name == self.head else nn.Linear)(old.in_features, num_classes).to(old.weight)
-                model.set_submodule(name, new)
+                make = make_head if name == self.head else nn.Linear
+                model.set_submodule(name, make(old.in_features, num_classes).to(old.weight))
         return self._with_model(model)
 
     def freeze(self) -> "Network":
@@ -163,20 +170,22 @@ class Network(nn.Module):
 
 
 def before_dropout(traced: fx.GraphModule, graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """`node` as it would be without the dropouts right before it; a flatten between is made once more."""
-    if (node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Dropout)) or (
-        node.op == "call_function" and node.target is F.dropout
-    ):
-        return before_dropout(traced, graph, node.args[0])
+    """`node` without the dropouts right before it; a flatten between them is added once more."""
+    before = node.args[0] if node.args else None
+    if not isinstance(before, fx.Node):
+        return node
+    module = node.op == "call_module" and traced.get_submodule(str(node.target))
+    if isinstance(module, nn.Dropout) or (node.op == "call_function" and node.target is F.dropout):
+        return before_dropout(traced, graph, before)
     if node.target in (torch.flatten, "flatten"):
-        value = before_dropout(traced, graph, node.args[0])
-        if value is not node.args[0]:
+        value = before_dropout(traced, graph, before)
+        if value is not before:
             with graph.inserting_after(node):
                 return graph.create_node(node.op, node.target, (value, *node.args[1:]), node.kwargs)
     return node
 
 
-def call(network: Callable, inputs: Any) -> Any:
+def call(network: Callable[..., Any], inputs: Any) -> Any:
     """What `network` returns for the inputs of a batch: a tuple is its arguments, a mapping its named ones."""
     if isinstance(inputs, Mapping):
         return network(**inputs)
@@ -184,11 +193,12 @@ def call(network: Callable, inputs: Any) -> Any:
 
 
 def forbid_inplace(traced: fx.GraphModule, graph: fx.Graph, values: set[fx.Node]) -> None:
-    """Stop operations of `graph` that read one of `values` from overwriting it."""
+    """Stops operations of `graph` that read one of `values` from overwriting it."""
     for node in graph.nodes:
         if not values.intersection(node.all_input_nodes):
             continue
-        if node.op == "call_module" and hasattr(traced.get_submodule(node.target), "inplace"):
-            traced.get_submodule(node.target).inplace = False
+        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if module is not None and hasattr(module, "inplace"):
+            module.inplace = False  # type: ignore[assignment]
         elif node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}

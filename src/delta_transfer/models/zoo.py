@@ -3,6 +3,7 @@
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from .vgg9 import VGG9
 StateDict = dict[str, Tensor]
 
 # Networks that are not torchvision's: name -> constructor taking num_classes.
-NETWORKS = {
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "small_resnet": SmallResNet,
     "resnet32": ResNet32,
     "vgg9_bn": VGG9,
@@ -155,11 +156,12 @@ def _classes_of(state: StateDict, config: BackboneConfig) -> int:
     return len(weight)
 
 
-def _construct(name: str, num_classes: int, **options) -> nn.Module:
+def _construct(name: str, num_classes: int, **options: bool) -> nn.Module:
     if name in NETWORKS:
         return NETWORKS[name](num_classes)
     options |= {"transform_input": False, "init_weights": True} if name == "inception_v3" else {}
-    return torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    return model
 
 
 def _require_known(name: str) -> None:

@@ -42,5 +42,5 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].detach().cpu().contiguous().view(-1).view(uint8).numpy())
+        digest.update(tensors[name].detach().cpu().contiguous().view(-1).view(uint8).numpy().data)
     return digest.hexdigest()

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .locks import Check
 
@@ -54,7 +54,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def sync(file: IO) -> None:
+def sync(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
 

@@ -10,23 +10,29 @@ from ..common.options import Options
 
 
 def identity_of(options: Options) -> dict[str, Any]:
-    """The options that differ from their defaults, with the version of each group.
+    """The options that differ from their defaults, and the version of each group that is not the first.
 
-    Equal identities stand for equal results. A key that is added later, with a default that means what its absence
-    meant, changes no identity. Whoever changes a default raises the version of its group.
+    Equal identities stand for equal results. A key or a group that is added later, with a default that means what its
+    absence meant, changes no identity. Whoever changes a default raises the version of its group.
     """
-    identity: dict[str, Any] = {"version": options.version}
+    identity: dict[str, Any] = {} if options.version == 1 else {"version": options.version}
     for entry in fields(options):  # type: ignore[arg-type]
-        value = getattr(options, entry.name)
         if not entry.metadata.get("identity", True):
             continue
-        if isinstance(value, Options):
-            identity[entry.name] = identity_of(value)
-        elif isinstance(value, dict):  # the terms of a sum
-            identity[entry.name] = {name: identity_of(term) for name, term in value.items()}
-        elif entry.name == "name" or value != _default(entry):
+        value = _plain(getattr(options, entry.name))
+        # A name tells groups of the same keys apart. A group at its defaults may still have a version.
+        always = entry.name == "name" or (isinstance(value, dict) and bool(value))
+        if always or value != _plain(_default(entry)):
             identity[entry.name] = value
     return identity
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Options):
+        return identity_of(value)
+    if isinstance(value, dict):  # the terms of a sum
+        return {name: _plain(one) for name, one in value.items()}
+    return value
 
 
 def _default(entry: "dataclasses.Field[Any]") -> Any:

@@ -97,4 +97,6 @@ def _owner(lease: SoftFileLease) -> str:
 def _this_machine() -> str:
     """The name that leases give it, which tells containers apart."""
     with tempfile.TemporaryDirectory() as folder, SoftFileLease(Path(folder) / "name") as lease:
-        return lease.owner.hostname
+        owner = lease.owner
+    assert owner is not None
+    return owner.hostname

@@ -124,7 +124,7 @@ def one_line(value: object) -> str:
 def read_all(dirs: list[Path]) -> tuple[list[Record], list[str]]:
     """The records of all finished runs in `dirs`, and the names of the unfinished ones; each run once."""
     bundles = {top.resolve(): top for top in dirs if (top / RECORDS).is_file()}
-    folders = run_folders([top for top in dirs if top.resolve() not in bundles])
+    folders = run_folders(dirs)
     finished = [folder for folder in folders if (folder / "summary.json").exists()]
     records = [record for bundle in bundles.values() for record in read_bundle(bundle)]
     unfinished = [folder.name for folder in folders if folder not in finished]

@@ -111,15 +111,16 @@ def unreadable(summary: dict[str, Any]) -> str | None:
     return None if schema == SCHEMA else f"its schema is {schema!r}, and this version reads {SCHEMA}"
 
 
-def git_commit(folder: Path) -> str | None:
+def git_commit() -> str | None:
     """Commit of the checkout that tracks this file, "-dirty" appended if it has uncommitted changes."""
+    here = Path(__file__)
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
+        command = ["git", "-C", str(here.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # not a virtual environment inside somebody's project
+        git("ls-files", "--error-unmatch", here.name)  # not a virtual environment inside somebody's project
         return git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -135,7 +135,7 @@ def compare(records: Iterable[Record], metric: str = "test_top1") -> Comparison:
     ordered = sorted(rows.values(), key=row_order)
     methods = sorted({method for row in ordered for method in row.cells}, key=method_order)
     cells = [cell for row in ordered for cell in row.cells.values()]
-    titles = {method_of(record): method_title(record) for record in reversed(records)}
+    titles = {m: t for r in reversed(records) if (t := method_title(r)) != (m := method_of(r))}  # the first one found
     made = Comparison(metric, title_of(records, metric, cells), methods, ordered, [], warnings, titles=titles)
     return replace(made, notes=describe(records, made), transfers=all(map(transfers, records)))
 

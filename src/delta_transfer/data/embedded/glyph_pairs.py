@@ -40,14 +40,14 @@ def glyph_pairs(root: None, config: GlyphPairsConfig) -> Dataset:
     size, seed = config.render_size, config.render_seed
     train = glyphs(config.scripts, config.train_per_class, 1, size, seed)
     test = glyphs(config.test_scripts, 1, config.test_per_class, size, seed)
-    # A letter of both, or one that looks like a letter of the other, is trained on already.
+    # A letter of both, or a letter that looks like one of the other, is trained on.
     known = "".join(SCRIPTS[script] for script in config.scripts)
     both = letter_shapes("".join(dict.fromkeys(known + "".join(test.classes))))
     trained = {letter for shape in both if set(shape) & set(known) for letter in shape}
     new = [label for label, shape in enumerate(test.classes) if not trained & set(shape)]
     if len(new) < 2 * config.pair_folds:
         raise UserError(
-            f"dataset.test_scripts has {len(new)} letters that look like none of dataset.scripts: every one of "
+            f"dataset.test_scripts has {len(new)} letters that look like none of dataset.scripts. Each of the "
             f"{config.pair_folds} folds (dataset.pair_folds) needs two or more."
         )
     train = chosen(train, ~train.is_test)
@@ -58,7 +58,7 @@ def glyph_pairs(root: None, config: GlyphPairsConfig) -> Dataset:
 
 
 def chosen(dataset: Dataset, which: np.ndarray) -> Dataset:
-    """The images that `which`, (N,) bool, names; its listing stays that of all, and so do the labels."""
+    """The images for which `which`, (N,) bool, is true. Their labels and the listing stay those of the whole set."""
     kept = np.flatnonzero(which)
     return replace(
         dataset,

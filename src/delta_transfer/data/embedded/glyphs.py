@@ -1,4 +1,4 @@
-"""An embedded data set: letters drawn on the fly with the fonts that matplotlib ships. Nothing is downloaded.
+"""An embedded data set: letters that are drawn on the fly with the fonts of matplotlib. Nothing is downloaded.
 
 A source task (Latin, Greek, Cyrillic) and a target task in a script the source never saw (Georgian) make a
 transfer experiment that fits into minutes of one CPU core. Like photographs, the images hold much that says
@@ -27,7 +27,7 @@ from ..dataset import Dataset
 from ..options import EmbeddedConfig
 from ..registry import reader
 
-RENDERER = 1  # part of the fingerprint: raise it with every change below that moves a pixel or a label
+RENDERER = 1  # the fingerprint contains it: raise it with every change below that moves a pixel or a label
 
 SCRIPTS = {
     "latin": "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
@@ -156,7 +156,7 @@ def _binary(level: int) -> int:
 
 
 def _font_file(face: str) -> Path:
-    import matplotlib  # here, not above: only this data set needs it, and it takes a while to import
+    import matplotlib  # slow to import, and only this data set needs it
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
 
@@ -221,9 +221,9 @@ def _draw(plan: _Plan, i: int) -> Image.Image:
 
     paper, ink, clutter = _colours(rng)  # (3, 1, 1) each: NumPy is faster with the channels first
     canvas = paper + _gradient(rng, plan.size)
-    canvas += _strokes(rng, plan.size, count=rng.integers(1, 4)) * (clutter - canvas)
+    canvas += _strokes(rng, plan.size, count=int(rng.integers(1, 4))) * (clutter - canvas)
     canvas += _letter(rng, plan.size, shape) * (ink - canvas)
-    canvas += _strokes(rng, plan.size, count=rng.integers(0, 2)) * (clutter - canvas)
+    canvas += _strokes(rng, plan.size, count=int(rng.integers(0, 2))) * (clutter - canvas)
     canvas += rng.uniform(2, 18) * rng.standard_normal(canvas.shape, dtype=np.float32)
     return Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8).transpose(1, 2, 0))
 
@@ -288,7 +288,7 @@ def _strokes(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
 
 
 def _fingerprint(plan: _Plan, train_per_class: int, test_per_class: int) -> str:
-    """Digest of what decides the pixels: arguments, this renderer, the libraries it draws with, the fonts."""
+    """Digest of all that decides the pixels: arguments, this renderer, the libraries that it draws with, the fonts."""
     facts = {
         "scripts": plan.scripts,
         "classes": plan.shapes,

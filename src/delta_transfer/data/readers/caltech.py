@@ -15,7 +15,7 @@ from ..options import DatasetConfig
 from ..registry import reader
 from .torchvision_sets import downloader
 
-# With numbering=fixed training images have numbers up to this one, test images the numbers after it.
+# With numbering=fixed, training images have numbers up to this one, and test images have higher numbers.
 FIXED_TRAIN = 60
 
 
@@ -103,9 +103,9 @@ def caltech101(root: Path, config: DrawnConfig) -> Dataset:
 
 
 def _drawn(layout: Layout, root: Path, config: DrawnConfig) -> Dataset:
-    """`train_per_class` training and `test_per_class` test images of each class; no other image is in the Dataset.
+    """A Dataset of `train_per_class` training and `test_per_class` test images of each class, and of no other image.
 
-    Files of another name are no images of the class: Caltech-256 has 198.spider/RENAME2 and 056.dog/greg/.
+    Files with other names are not images of the class: Caltech-256 has 198.spider/RENAME2 and 056.dog/greg/.
     Raises UserError for a class with too few images and for a background class that is wanted but not there.
     """
     folder = root / layout.folder
@@ -135,9 +135,9 @@ def _drawn(layout: Layout, root: Path, config: DrawnConfig) -> Dataset:
 
 
 def _draw_at_random(title: str, images: dict[int, str], label: int, config: DrawnConfig) -> Draw:
-    """The test images are drawn first: draws of 30 and of 60 training images share them, and the 30 are among the 60.
+    """Draws the test images first, so that draws of 30 and of 60 training images share them; the 30 are among the 60.
 
-    Where all that are left are tested on, the training images are drawn first.
+    Draws the training images first if all images that are left are tested on.
     """
     n_train, n_test = config.train_per_class, config.test_per_class
     needed = n_train + (n_test or 1)

@@ -22,14 +22,15 @@ from ..registry import reader
 def dogs(root: Path, config: DatasetConfig) -> Dataset:
     """Reads train_list.mat and test_list.mat: `file_list`, paths below Images/, and `labels`, 1-based.
 
-    A class is called as its folder. Raises UserError for a list that cannot be read, for two folders that share a
-    label and for a folder with two labels.
+    A class has the name of its folder. Raises UserError for a list that cannot be read, for two folders with one label,
+    and for a folder with two labels.
     """
     train, train_labels = _read_list(root / "train_list.mat")
     test, test_labels = _read_list(root / "test_list.mat")
     files, labels = train + test, train_labels + test_labels
 
-    folder_of, label_of = {}, {}
+    folder_of: dict[int, str] = {}
+    label_of: dict[str, int] = {}
     for file, label in zip(files, labels, strict=True):
         folder = file.split("/")[0]
         if folder_of.setdefault(label, folder) != folder:
@@ -41,7 +42,7 @@ def dogs(root: Path, config: DatasetConfig) -> Dataset:
         names = [folder_of[label] for label in untrained]
         raise UserError(f"{root / 'test_list.mat'} names classes that train_list.mat lacks: {shorten_list(names)}.")
     return from_files(
-        "dogs",
+        config.name,
         root / "Images",
         [folder_of[label] for label in sorted(folder_of)],
         files,

@@ -1,4 +1,4 @@
-"""Any folder of images: with a test part of its own, or one tree of classes that a seeded draw splits."""
+"""Any folder of images: with a test split of its own, or one tree of classes that a seeded draw splits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from ..options import DatasetConfig
 from ..registry import reader
 
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-# Of pictures that are not read here: telephones and cameras make them, and nobody should miss them unawares.
+# Pictures of telephones and cameras that are not read here. A message says how many of them are left out.
 OTHER_SUFFIXES = {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"}
-# Names of parts, in whatever case.
-TRAIN_PARTS = ("train", "training")
-TEST_PARTS = ("test", "testing", "val", "valid", "validation")  # the first of them that is there is the test part
+# Names of the folders of splits, in upper or lower case.
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation")  # the first that is there is the test split
 LAYOUTS = "dataset=folder reads DIR/train/<class>/* with DIR/test/<class>/*, or DIR/<class>/* (dataset.root=DIR)"
 
 
@@ -37,11 +37,11 @@ class FolderConfig(DatasetConfig):
     "folder", title="A folder of images", options=FolderConfig, source="images of your own, a folder for each class"
 )
 def folder(root: Path | None, config: FolderConfig) -> Dataset:
-    """Reads train/<class>/** with test/<class>/** (or another name of TEST_PARTS), else splits one tree <class>/**.
+    """Reads train/<class>/** with test/<class>/** (or another name of TEST_NAMES), else splits one tree <class>/**.
 
-    Without a test part, `test_fraction` of each class is drawn, from train/ where there is such a folder. Files are
-    images by their suffix, at any depth of a class folder; what is hidden and __MACOSX is left out. Raises UserError
-    for a folder that has neither layout or mixes them, or two folders for one part, for fewer than two classes, and
+    Without a test split, `test_fraction` of each class is drawn, from train/ where there is such a folder. Files are
+    images by their suffix, at any depth of a class folder; hidden files and __MACOSX are left out. Raises UserError
+    for a folder that has neither layout or mixes them, for two folders of one split, for fewer than two classes, and
     for a class without an image, with too few to split, or without a training image.
     """
     if root is None:
@@ -50,68 +50,68 @@ def folder(root: Path | None, config: FolderConfig) -> Dataset:
         raise UserError(f"There is no folder {root}. {LAYOUTS}.")
 
     folders = _folders(root)
-    train, tests = (_parts(root, folders, names) for names in (TRAIN_PARTS, TEST_PARTS))
-    parts = train + tests
-    classes = [name for name in folders if name not in parts and _holds_images(root / name)]
-    if parts and classes:
+    train, tests = (_splits(root, folders, names) for names in (TRAIN_NAMES, TEST_NAMES))
+    splits = train + tests
+    classes = [name for name in folders if name not in splits and _holds_images(root / name)]
+    if splits and classes:
         raise UserError(
             f"{root} mixes two layouts: folders that hold images ({shorten_list(classes)}) are beside folders that "
-            f"hold class folders ({', '.join(parts)}). {LAYOUTS}."
+            f"hold class folders ({', '.join(splits)}). {LAYOUTS}."
         )
     same = train if len(train) > 1 else [name for name in tests if name.lower() == tests[0].lower()]
     if len(same) > 1:
         raise UserError(
-            f"{root} has {len(same)} folders for the {'train' if same is train else 'test'} part: {', '.join(same)}. "
+            f"{root} has {len(same)} folders for the {'train' if same is train else 'test'} split: {', '.join(same)}. "
             "Keep one of them, or give the others a name that begins with a dot."
         )
     if train:
         left_out = [name for name in folders if name not in (*train, *tests[:1])]
-        return _two_parts(root, train[0], tests[0] if tests else None, left_out, config)
-    # As classes, folders that are called like parts and hold images would be nonsense.
-    if parts or (folders and {name.lower() for name in folders} <= {*TRAIN_PARTS, *TEST_PARTS}):
+        return _two_splits(root, train[0], tests[0] if tests else None, left_out, config)
+    # Folders that have names of splits and hold images directly are not classes.
+    if splits or (folders and {name.lower() for name in folders} <= {*TRAIN_NAMES, *TEST_NAMES}):
         raise UserError(f"{root} has no train/<class>/; it holds the folders {shorten_list(folders)}. {LAYOUTS}.")
-    return _split(_class_images(root, root), root, config)
+    return _drawn(_class_images(root, root), root, config)
 
 
-def _two_parts(
-    root: Path, train_part: str, test_part: str | None, left_out: list[str], config: FolderConfig
+def _two_splits(
+    root: Path, train_name: str, test_name: str | None, left_out: list[str], config: FolderConfig
 ) -> Dataset:
-    if left_out or (test_part and not test_part.lower().startswith("test")):
-        chosen = f"is {test_part}/" if test_part else f"is drawn from {train_part}/"
+    if left_out or (test_name and not test_name.lower().startswith("test")):
+        chosen = f"is {test_name}/" if test_name else f"is drawn from {train_name}/"
         others = f"; left out: {', '.join(f'{name}/' for name in left_out)}" if left_out else ""
-        log.info(f"{root}: the test part {chosen}{others}")
-    train = _class_images(root, root / train_part)
-    if test_part is None:
-        return _split(train, root, config)
-    test = _class_images(root, root / test_part)
+        log.info(f"{root}: the test split {chosen}{others}")
+    train = _class_images(root, root / train_name)
+    if test_name is None:
+        return _drawn(train, root, config)
+    test = _class_images(root, root / test_name)
     unknown = sorted(test.keys() - train.keys())
     if unknown:
-        raise UserError(f"{root / test_part} has classes that {root / train_part} lacks: {shorten_list(unknown)}.")
-    return _dataset(root, train, test)
+        raise UserError(f"{root / test_name} has classes that {root / train_name} lacks: {shorten_list(unknown)}.")
+    return _dataset(config.name, root, train, test)
 
 
-def _split(images: dict[str, list[str]], root: Path, config: FolderConfig) -> Dataset:
+def _drawn(images: dict[str, list[str]], root: Path, config: FolderConfig) -> Dataset:
     train, test = {}, {}
     for label, (name, files) in enumerate(images.items()):
         if len(files) < 2:
             raise UserError(
-                f"Class {name} of {root} has one image: too few for a training and a test part. Add some, or put the "
+                f"Class {name} of {root} has one image: too few for a training and a test split. Add some, or put the "
                 "test images into a folder of their own (test/<class>/)."
             )
         n_test = min(max(1, round(config.test_fraction * len(files))), len(files) - 1)
         drawn = np.random.default_rng((config.subset_seed, 4, label)).permutation(files).tolist()
         train[name], test[name] = sorted(drawn[n_test:]), sorted(drawn[:n_test])
-    return _dataset(root, train, test)
+    return _dataset(config.name, root, train, test)
 
 
-def _dataset(root: Path, train: dict[str, list[str]], test: dict[str, list[str]]) -> Dataset:
+def _dataset(data_set: str, root: Path, train: dict[str, list[str]], test: dict[str, list[str]]) -> Dataset:
     classes, files, labels, is_test = list(train), [], [], []
-    for part in (train, test):
-        for name, part_files in part.items():
-            files += part_files
-            labels += [classes.index(name)] * len(part_files)
-            is_test += [part is test] * len(part_files)
-    return from_files("folder", root, classes, files, labels, is_test, listed_in=str(root))
+    for split in (train, test):
+        for name, images in split.items():
+            files += images
+            labels += [classes.index(name)] * len(images)
+            is_test += [split is test] * len(images)
+    return from_files(data_set, root, classes, files, labels, is_test, listed_in=str(root))
 
 
 def _class_images(root: Path, tree: Path) -> dict[str, list[str]]:
@@ -136,12 +136,12 @@ def _class_images(root: Path, tree: Path) -> dict[str, list[str]]:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """The image files, by their suffix, at any depth of `folder`, sorted; what is hidden and __MACOSX is left out."""
+    """The image files, by their suffix, at any depth of `folder`, sorted; without hidden files and __MACOSX."""
     return sorted(filter(_is_image, _visible_below(folder)), key=Path.as_posix)
 
 
 def other_pictures_below(folder: Path) -> list[Path]:
-    """As `images_below`, the files of formats that are not read here."""
+    """The pictures below `folder` in formats that are not read here."""
     return sorted(path for path in _visible_below(folder) if path.suffix.lower() in OTHER_SUFFIXES)
 
 
@@ -153,14 +153,14 @@ def _folders(parent: Path) -> list[str]:
     return sorted(path.name for path in parent.iterdir() if path.is_dir() and _visible(path.name))
 
 
-def _parts(root: Path, folders: list[str], names: tuple[str, ...]) -> list[str]:
-    """Those of `folders` that are parts called like one of `names`, in the order of `names`."""
-    found = [folder for folder in folders if folder.lower() in names and _is_part(root / folder)]
+def _splits(root: Path, folders: list[str], names: tuple[str, ...]) -> list[str]:
+    """The `folders` of splits that have one of `names`, in the order of `names`."""
+    found = [folder for folder in folders if folder.lower() in names and _is_split(root / folder)]
     return sorted(found, key=lambda folder: names.index(folder.lower()))
 
 
-def _is_part(parent: Path) -> bool:
-    """Whether a folder called like a part is one. A class may be called so too: its images lie in it directly."""
+def _is_split(parent: Path) -> bool:
+    """Whether a folder with the name of a split is one. A class may have that name, too: it holds images directly."""
     return bool(_folders(parent)) or not _holds_images(parent)
 
 

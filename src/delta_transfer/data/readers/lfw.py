@@ -1,7 +1,7 @@
 """Labeled Faces in the Wild in its publisher's layout: lfw/<person>/<person>_0001.jpg, and pairs.txt, its view 2.
 
-The protocol is "unrestricted with labeled outside data": pairs.txt in ten folds is what is tested on, and no person of
-it is trained on.
+The protocol is "unrestricted with labeled outside data": the pairs of pairs.txt, in ten folds, are tested on, and no
+person of these is trained on.
 """
 
 from collections import defaultdict
@@ -42,7 +42,7 @@ class LFWConfig(PairsConfig):
     archives=("lfw.tgz",),
 )
 def lfw(root: Path, config: LFWConfig) -> Dataset:
-    """Tests on the pairs; trains on `train_root`/<person>/<image>, or on the persons of LFW that are in no pair.
+    """Tests on the pairs; trains on `train_root`/<person>/<image>, or on the persons of LFW who are in no pair.
 
     Persons with fewer than `min_images` images are not trained on. Raises UserError for a damaged pairs.txt, missing
     images, and a person of `train_root` who is in a pair: people are compared by the names of their folders.
@@ -52,7 +52,7 @@ def lfw(root: Path, config: LFWConfig) -> Dataset:
     persons = sorted({person for person, _ in faces})
     label = {person: index for index, person in enumerate(persons)}
     test = from_files(
-        "lfw",
+        config.name,
         root / "lfw",
         persons,
         [f"{person}/{person}_{number:04d}.jpg" for person, number in faces],
@@ -64,7 +64,7 @@ def lfw(root: Path, config: LFWConfig) -> Dataset:
     first, second = (np.array([place[pair[side]] for pair in pairs], dtype=np.int64) for side in (0, 1))
     same = np.array([a[0] == b[0] for a, b in pairs])
     train = _train(root, config, set(persons))
-    return with_pairs("lfw", train, test, Pairs(first, second, same, np.array(fold, dtype=np.int64)))
+    return with_pairs(config.name, train, test, Pairs(first, second, same, np.array(fold, dtype=np.int64)))
 
 
 def _train(root: Path, config: LFWConfig, tested: set[str]) -> Dataset:
@@ -85,13 +85,16 @@ def _train(root: Path, config: LFWConfig, tested: set[str]) -> Dataset:
         )
     labels = [label for label, files in enumerate(kept.values()) for _ in files]
     files = [file for person in kept.values() for file in person]
-    return from_files("lfw-train", folder, list(kept), files, labels, [False] * len(files), listed_in=str(folder))
+    return from_files(
+        f"{config.name}-train", folder, list(kept), files, labels, [False] * len(files), listed_in=str(folder)
+    )
 
 
 def _read_pairs(path: Path) -> tuple[list[tuple[Face, Face]], list[int]]:
-    """Pairs and the fold of each. The first line has the number of folds, and how many pairs of either kind one has.
+    """Pairs, and the fold of each.
 
-    Then, fold by fold, `<person> <number> <number>` and `<person> <number> <person> <number>`.
+    The first line has the number of folds, and the number of pairs of either kind in a fold. Then follow, fold by fold,
+    `<person> <number> <number>` and `<person> <number> <person> <number>`.
     """
     lines = [line.split() for line in read_lines(path)]
     head = lines.pop(0) if lines else []
@@ -120,7 +123,7 @@ def _read_pairs(path: Path) -> tuple[list[tuple[Face, Face]], list[int]]:
             wrong.append(f"pair {number + 1} {' '.join(words)!r}")
     if wrong:
         raise UserError(
-            f"{path}: {len(wrong)} lines are no pair of the kind that is due there, two images of one person or of two "
+            f"{path}: {len(wrong)} lines are no pair of the expected kind, two images of one person or of two "
             f"({per_fold} of each in turn): {shorten_list(wrong)}."
         )
     return pairs, [number // (2 * per_fold) for number in range(len(pairs))]

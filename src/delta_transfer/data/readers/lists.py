@@ -11,7 +11,7 @@ the last one to the end of the line. A blank in a template stands for blanks and
 
 {file}   the image; `path` says where it lies below `images`, and is the word of `line` with {file} unless it is given
 {class}  the name of its class
-{label}  the number of its class; `class_line` says which number a class has, else they count from 0
+{label}  the number of its class; `class_line` says which class has it, else the lines of `classes` count from 0
 {id}     the number of the image, by which lines of `joined` lists belong to it
 {train}  1 for a training image, 0 for a test image
 
@@ -38,6 +38,7 @@ from ..registry import reader
 from .folder import SUFFIXES
 from .torchvision_sets import downloader
 
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 NUMBERS = {"id": r"\d+", "label": r"\d+", "train": "[01]"}  # placeholders that are numbers
 
 
@@ -55,7 +56,9 @@ class ListsConfig(DatasetConfig):
     joined: dict[str, str] = option({}, "more lists, each with what its lines look like; {id} says whose they are")
     classes: str | None = option(None, "list of the classes, in their order; null means the training list's, sorted")
     class_line: str = option("{class}", "what a line of the list of classes looks like")
-    words: str | None = option(None, "list with lines <class><TAB><name>, <other names>; the name is added to the class")
+    words: str | None = option(
+        None, "list with lines <class><TAB><name>, <other names>; the name is added to the class"
+    )
     partition: int = option(1, "which of several official splits, for the names of lists with {partition}", at_least=1)
 
     def check(self) -> None:
@@ -96,10 +99,9 @@ class ListsConfig(DatasetConfig):
 
     def publication(self, of_reader: Publication) -> Publication:
         title = self.title or self.name
-        images, lists = [], []
-        for pattern in (*self.train_lists, *self.test_lists):
-            (images if _are_images(pattern) else lists).append(pattern)
-        images.append(self.image_path)
+        patterns = [*self.train_lists, *self.test_lists]
+        lists = [pattern for pattern in patterns if not _are_images(pattern)]
+        images = [*filter(_are_images, patterns), self.image_path]
         more = [name for name in (*self.joined, self.classes, self.words) if name]
         needs = [*map(_fixed, lists), *more, *(_fixed(f"{self.images}/{path}".lstrip("/")) for path in images)]
         return Publication(
@@ -129,7 +131,7 @@ def _fixed(pattern: str) -> str:
 
 def _compiled(key: str, template: str) -> re.Pattern[str]:
     """The regular expression of a template: see the module's text. Raises OptionError for one that has none."""
-    literal, *rest = re.split(r"\{(\w+)\}", template)
+    literal, *rest = re.split(PLACEHOLDER, template)
     pattern = _literal(literal)
     for name, literal in zip(rest[::2], rest[1::2], strict=True):
         text = ".+" if not literal else r"\S+" if literal[0] == " " else f"[^{re.escape(literal[0])}]+"
@@ -140,6 +142,12 @@ def _compiled(key: str, template: str) -> re.Pattern[str]:
         raise OptionError(f"dataset.{key}", f"dataset.{key}={template} is no template: {error}.") from error
 
 
+def _filled(template: str, fields: Mapping[str, str]) -> str:
+    pieces = re.split(PLACEHOLDER, template)
+    pieces[1::2] = [fields[name] for name in pieces[1::2]]
+    return "".join(pieces)
+
+
 def _literal(text: str) -> str:
     return r"\s+".join(re.escape(word) for word in text.split(" "))
 
@@ -148,11 +156,11 @@ def _literal(text: str) -> str:
 class _Image:
     place: str  # where it is listed, for messages
     file: str  # path below `images`
-    fields: Mapping[str, str]  # by placeholder; always with "train"
+    fields: Mapping[str, str]  # what is known of it, by placeholder
 
     @property
     def test(self) -> bool:
-        return self.fields["train"] == "0"
+        return self.fields.get("train") == "0"
 
     def joined_with(self, more: Mapping[str, str]) -> "_Image":
         """Raises UserError where `more` contradicts what is known."""
@@ -170,22 +178,20 @@ def lists(root: Path, config: ListsConfig) -> Dataset:
     classes, a class without a training image, and what `from_files` finds.
     """
     patterns = [*config.train_lists, *config.test_lists]
-    numbers = _listed_classes(root, config) if config.classes else None
-    classes = list(numbers) if numbers else _classes_of_names(root, patterns)
-    images = []
-    for pattern in patterns:
-        images += _images(root, config, pattern, classes, is_test=pattern not in config.train_lists)
+    listed = _listed_classes(root, config) if config.classes else None
+    names = list(listed) if listed else _classes_of_names(root, config, patterns)
+    images = [image for pattern in config.train_lists for image in _images(root, config, pattern, names, "1")]
+    images += [image for pattern in config.test_lists for image in _images(root, config, pattern, names, "0")]
     for name, template in config.joined.items():
         images = _joined(root / name, template, images)
 
-    if numbers is None:
-        named = any("class" in image.fields for image in images)
-        classes = sorted({_class(image) for image in images if not image.test}, key=str if named else int)
-    labels = _labels(root, config, images, classes, numbers)
-    empty = set(range(len(classes))) - {label for label, image in zip(labels, images, strict=True) if not image.test}
-    if empty:
-        names = shorten_list([classes[label] for label in sorted(empty)])
-        raise UserError(f"{len(empty)} classes of {config.name} have no training image in {root}: {names}.")
+    numbers = listed or _classes_of_images(images)
+    labels = _labels(images, numbers, config.classes or ", ".join(config.train_lists))
+    classes, trained = list(numbers), {label for label, image in zip(labels, images, strict=True) if not image.test}
+    if empty := [name for label, name in enumerate(classes) if label not in trained]:
+        raise UserError(
+            f"{len(empty)} classes of {config.name} have no training image in {root}: {shorten_list(empty)}."
+        )
     order = list(range(len(images)))
     if all("{class}" in pattern for pattern in patterns):
         order.sort(key=labels.__getitem__)
@@ -221,9 +227,10 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         raise UserError(f"{path} is no JSON object of classes with their images: {error}.") from error
 
 
-def _images(root: Path, config: ListsConfig, pattern: str, classes: Sequence[str], is_test: bool) -> Iterator[_Image]:
-    """What the lists called `pattern` name."""
-    split = {} if config.split_in_lines else {"train": str(int(not is_test))}
+def _images(root: Path, config: ListsConfig, pattern: str, classes: Sequence[str], train: str) -> Iterator[_Image]:
+    """What the lists called `pattern` name. `train`: "1" or "0", unless the lines tell."""
+    split = {} if config.split_in_lines else {"train": train}
+    image_path = config.image_path
     for name in classes if "{class}" in pattern else [None]:
         known = split if name is None else split | {"class": name}
         if _are_images(pattern):
@@ -233,16 +240,16 @@ def _images(root: Path, config: ListsConfig, pattern: str, classes: Sequence[str
                     yield _Image(str(path), path.relative_to(folder).as_posix(), known)
             continue
         for place, fields, more in _parsed(root / pattern.replace("{class}", name or ""), "line", config.line):
-            file = re.sub(r"\{(\w+)\}", lambda match, fields=fields: fields[match[1]], config.image_path)
-            yield _Image(place, file, known).joined_with(more).joined_with(fields)
+            yield _Image(place, _filled(image_path, fields), known).joined_with(more).joined_with(fields)
 
 
 def _joined(path: Path, template: str, images: Sequence[_Image]) -> list[_Image]:
     """The images with what the lines of one more list say about them; ids that no image has are passed over."""
     lines = {fields["id"]: fields for _, fields, _ in _parsed(path, "joined", template)}
-    if unlisted := [image.fields["id"] for image in images if image.fields["id"] not in lines]:
+    ids = [image.fields.get("id", image.file) for image in images]
+    if unlisted := [number for number in ids if number not in lines]:
         raise UserError(f"{path} has no line for the image ids {shorten_list(unlisted)}.")
-    return [image.joined_with(lines[image.fields["id"]]) for image in images]
+    return [image.joined_with(lines[number]) for number, image in zip(ids, images, strict=True)]
 
 
 def _listed_classes(root: Path, config: ListsConfig) -> dict[str, int]:
@@ -255,13 +262,14 @@ def _listed_classes(root: Path, config: ListsConfig) -> dict[str, int]:
     return dict(sorted(numbers.items(), key=lambda entry: entry[1]))
 
 
-def _classes_of_names(root: Path, patterns: Sequence[str]) -> list[str]:
+def _classes_of_names(root: Path, config: ListsConfig, patterns: Sequence[str]) -> list[str]:
     """The classes that have lists of their own; every one needs one for training and one for testing."""
     found: dict[str, set[str]] = {}
     for pattern in patterns:
         if "{class}" in pattern:
+            folder = root / config.images if _are_images(pattern) else root
             name = re.compile(re.escape(pattern).replace(r"\{class\}", "([^/.][^/]*)", 1).replace(r"\*", "[^/]*"))
-            paths = (path.relative_to(root).as_posix() for path in root.glob(pattern.replace("{class}", "*")))
+            paths = (path.relative_to(folder).as_posix() for path in folder.glob(pattern.replace("{class}", "*")))
             found[pattern] = {match[1] for path in paths if (match := name.fullmatch(path))}
     classes = set().union(*found.values())
     if found and not classes:
@@ -272,6 +280,15 @@ def _classes_of_names(root: Path, patterns: Sequence[str]) -> list[str]:
     return sorted(classes)
 
 
+def _classes_of_images(images: Sequence[_Image]) -> dict[str, int]:
+    """The number of each class of the training images: the one that the lines give, else by the order of the names."""
+    trained = [image for image in images if not image.test]
+    if all("label" in image.fields for image in trained):
+        numbers = {_class(image): int(image.fields["label"]) for image in trained}
+        return dict(sorted(numbers.items(), key=lambda entry: entry[1]))
+    return {name: number for number, name in enumerate(sorted(set(map(_class, trained))))}
+
+
 def _class(image: _Image) -> str:
     """The name of an image's class, which is its number where that is all that is known."""
     name = image.fields.get("class") or image.fields.get("label")
@@ -280,28 +297,26 @@ def _class(image: _Image) -> str:
     return name
 
 
-def _labels(
-    root: Path, config: ListsConfig, images: Sequence[_Image], classes: Sequence[str], numbers: dict[str, int] | None
-) -> list[int]:
-    label_of = {name: label for label, name in enumerate(classes)}
-    class_of = {number: name for name, number in (numbers or {}).items()}
-    listed_in = config.classes or ", ".join(config.train_lists)
+def _labels(images: Sequence[_Image], numbers: Mapping[str, int], listed_in: str) -> list[int]:
+    """The label of each image: the place of its class among `numbers`, which `listed_in` lists."""
+    label_of = {name: label for label, name in enumerate(numbers)}
+    class_of = {number: name for name, number in numbers.items()}
     labels, mixed = [], []
     for image in images:
         name = _class(image)
-        if numbers is not None and "label" in image.fields:
-            number = int(image.fields["label"])
-            if number not in class_of:
-                raise UserError(f"{image.place}: {root / listed_in} has no class {number}.")
-            if "class" in image.fields and name != class_of[number]:
-                mixed.append(f"{image.file} has the class {class_of[number]}")
-            name = class_of[number]
+        if "label" in image.fields:
+            known = class_of.get(int(image.fields["label"]))
+            if known is None:
+                raise UserError(f"{image.place}: {listed_in} has no class {image.fields['label']}.")
+            if image.fields.get("class", known) != known:
+                mixed.append(f"{image.file} has the class {known}")
+            name = known
         if name not in label_of:
             raise UserError(f"{image.place}: {listed_in} has no class {name}.")
         labels.append(label_of[name])
     if mixed:
         raise UserError(
-            f"The lists in {root} do not belong together: {len(mixed)} of {len(images)} images are listed with another "
+            f"The lists do not belong together: by {listed_in}, {len(mixed)} of {len(images)} images have another "
             f"class than that of their folder: {shorten_list(mixed)}. Take all lists from one copy of the data set."
         )
     return labels

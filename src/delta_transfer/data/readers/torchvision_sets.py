@@ -1,7 +1,7 @@
-"""Data sets that torchvision has classes for: it reads the publisher's lists, the images are read as everywhere else.
+"""Data sets whose odd formats torchvision reads. It reads the lists, and `read_image` reads the images.
 
-`root` is torchvision's: the folder that contains food-101/, cifar-10-batches-py/ and so on. Official validation images
-count as training images. torchvision imports torch, which takes seconds, so it is imported where it is used.
+`root` is torchvision's: the folder that contains stanford_cars/, cifar-10-batches-py/ and so on. Official validation
+images count as training images. Functions import torchvision, since it imports torch, which takes seconds.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from ..registry import reader
 
 @cache  # equal for equal names: a sweep fetches once
 def downloader(class_name: str) -> Callable[[Path], None]:
-    """The function (root) that lets torchvision fetch what is not there yet; it raises whatever torchvision raises."""
+    """A function (root) that lets torchvision fetch what is not there yet. It raises all that torchvision raises."""
 
     def download(root: Path) -> None:
         from torchvision import datasets
@@ -39,7 +39,9 @@ def downloader(class_name: str) -> Callable[[Path], None]:
     download=downloader("OxfordIIITPet"),
 )
 def pets(root: Path, config: DatasetConfig) -> Dataset:
-    return _from_lists("OxfordIIITPet", "pets", root / "oxford-iiit-pet", ["trainval"], "trainval.txt and test.txt")
+    return _from_lists(
+        "OxfordIIITPet", config.name, root / "oxford-iiit-pet", ["trainval"], "trainval.txt and test.txt"
+    )
 
 
 @reader(
@@ -57,7 +59,7 @@ def pets(root: Path, config: DatasetConfig) -> Dataset:
 )
 def cars(root: Path, config: DatasetConfig) -> Dataset:
     listed_in = "cars_train_annos.mat and cars_test_annos_withlabels.mat"
-    return _from_lists("StanfordCars", "cars", root / "stanford_cars", ["train"], listed_in)
+    return _from_lists("StanfordCars", config.name, root / "stanford_cars", ["train"], listed_in)
 
 
 @reader(
@@ -68,7 +70,7 @@ def cars(root: Path, config: DatasetConfig) -> Dataset:
     download=downloader("Flowers102"),
 )
 def flowers102(root: Path, config: DatasetConfig) -> Dataset:
-    return _from_lists("Flowers102", "flowers102", root / "flowers-102", ["train", "val"], "setid.mat")
+    return _from_lists("Flowers102", config.name, root / "flowers-102", ["train", "val"], "setid.mat")
 
 
 @reader(
@@ -79,7 +81,7 @@ def flowers102(root: Path, config: DatasetConfig) -> Dataset:
     download=downloader("CIFAR10"),
 )
 def cifar10(root: Path, config: DatasetConfig) -> Dataset:
-    return _cifar("CIFAR10", "cifar10", root)
+    return _cifar("CIFAR10", config.name, root)
 
 
 @reader(
@@ -90,7 +92,7 @@ def cifar10(root: Path, config: DatasetConfig) -> Dataset:
     download=downloader("CIFAR100"),
 )
 def cifar100(root: Path, config: DatasetConfig) -> Dataset:
-    return _cifar("CIFAR100", "cifar100", root)
+    return _cifar("CIFAR100", config.name, root)
 
 
 @reader(
@@ -107,26 +109,24 @@ def stl10(root: Path, config: DatasetConfig) -> Dataset:
         # The last entry is the unlabelled images: 2.8 GB that would be needed, and checksummed at every start.
         train_list = STL10.train_list[:2]
 
-    with _reading("stl10", root):
+    with _reading(config.name, root):
         train, test = Labelled(root, split="train"), Labelled(root, split="test")
         images = np.concatenate([train.data, test.data]).transpose(0, 2, 3, 1)
         labels = np.concatenate([train.labels, test.labels])
-    return from_arrays("stl10", train.classes, images, labels, n_train=len(train))
+    return from_arrays(config.name, train.classes, images, labels, n_train=len(train))
 
 
 def _cifar(class_name: str, name: str, root: Path) -> Dataset:
-    """These lists are pickles, which can run code when read: torchvision compares their checksums first."""
+    """The lists are pickles, which can run code. torchvision compares their checksums before it reads them."""
     from torchvision import datasets
 
     with _reading(name, root):
-        train, test = (getattr(datasets, class_name)(root, train=part) for part in (True, False))
+        train, test = (getattr(datasets, class_name)(root, train=train) for train in (True, False))
     images = np.concatenate([train.data, test.data])
     return from_arrays(name, train.classes, images, train.targets + test.targets, n_train=len(train))
 
 
-def _from_lists(
-    class_name: str, name: str, folder: Path, train: list[str], listed_in: str
-) -> Dataset:
+def _from_lists(class_name: str, name: str, folder: Path, train: list[str], listed_in: str) -> Dataset:
     """The Dataset of the images below `folder` that torchvision's class names in its splits `train` and "test".
 
     Raises UserError for lists that cannot be read or whose classes differ.
@@ -134,19 +134,22 @@ def _from_lists(
     from torchvision import datasets
 
     data_set = getattr(datasets, class_name)
-    files, labels, is_test, classes = [], [], [], None
+    files: list[str] = []
+    labels: list[int] = []
+    is_test: list[bool] = []
+    classes: list[str] = []
     for split in (*train, "test"):
         with _reading(name, folder.parent):
-            if class_name == "OxfordIIITPet":  # it decodes what is indexed; only these attributes have the paths
-                part = data_set(folder.parent, split=split)
-                pairs = list(zip(part._images, part._labels, strict=True))
+            if class_name == "OxfordIIITPet":  # indexing it decodes images; only these attributes have the paths
+                listed = data_set(folder.parent, split=split)
+                pairs = list(zip(listed._images, listed._labels, strict=True))
             else:
-                part = data_set(folder.parent, split=split, loader=lambda path: path)
-                pairs = [part[i] for i in range(len(part))]
+                listed = data_set(folder.parent, split=split, loader=lambda path: path)
+                pairs = [listed[i] for i in range(len(listed))]
             files += [Path(path).relative_to(folder).as_posix() for path, _ in pairs]
             labels += [int(label) for _, label in pairs]
             is_test += [split == "test"] * len(pairs)
-            found = [str(c) for c in part.classes]
+            found = [str(c) for c in listed.classes]
         classes = classes or found
         if found != classes:
             differing = sorted(set(found) ^ set(classes)) or found
@@ -156,7 +159,7 @@ def _from_lists(
 
 @contextmanager
 def _reading(name: str, root: Path) -> Iterator[None]:
-    """Turns what torchvision raises into a UserError: on damaged lists, parsers can raise nearly anything."""
+    """Turns all errors of torchvision into a UserError: on damaged lists, parsers can raise nearly anything."""
     try:
         yield
     except Exception as error:

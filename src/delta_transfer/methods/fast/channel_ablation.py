@@ -174,7 +174,7 @@ class Suffix:
     def _pools(self, node: fx.Node) -> bool:
         """Whether it leaves one feature of each channel."""
         module = _module(self.traced, node)
-        if isinstance(module, nn.AdaptiveAvgPool2d):
+        if type(module) is nn.AdaptiveAvgPool2d:
             return module.output_size in (1, (1, 1))
         size = node.args[1] if len(node.args) > 1 else node.kwargs.get("output_size")
         return node.target is F.adaptive_avg_pool2d and size in (1, (1, 1))

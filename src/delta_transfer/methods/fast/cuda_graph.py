@@ -17,8 +17,8 @@ class Replayed:
     A step of many small operations then takes as long as the GPU needs for them, not as long as Python needs to launch
     them. Give the same function in every call. The inputs are copied. Whatever else the function reads is read from
     where it was during the recording, so that it may only change in place. The function must not wait for the device.
-    The memory that it works in stays reserved. Where there is too little memory for that, and for inputs of other shapes
-    than the recorded ones, the function is called as it is.
+    The memory that it works in stays reserved. Where there is too little memory for that, and for inputs whose shapes
+    differ from the recorded ones, the function is called as it is.
     """
 
     def __init__(self) -> None:
