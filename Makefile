@@ -29,7 +29,7 @@ bench: $(STAMP) ## measure speed and memory against the targets (half an hour on
 	$(PY) scripts/bench.py
 
 docs: $(STAMP) ## build the documentation into site/, which opens from disk
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
 lint: $(STAMP) ## check style, types, and the arrows between rooms
 	$(PY) -m ruff check .

@@ -46,7 +46,7 @@ def main(steps: int = 50) -> dict[str, float]:
     source = tapped(pretrained(steps), head="fc", taps=["layer3.1.conv2", "layer4.1.conv2"]).freeze()
     target = source.with_new_head(num_classes=5, seed=0).requires_grad_(True).train()
 
-    delta = DELTA(alpha=0.01, beta=0.01, attention=AttentionConfig(images=16, head_epochs=2))
+    delta = DELTA(alpha=0.01, beta=0.01, attention=AttentionConfig(images=8, head_epochs=2))
     delta.fit(source, train, num_classes=5)  # channel attention, once
 
     optimizer = torch.optim.SGD(target.parameters(), lr=0.01, momentum=0.9)

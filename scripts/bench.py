@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarking import commit_of_code
-from delta_transfer.common.hardware import device_name
+from delta_transfer.engine.devices import device_name
 from delta_transfer.records.files import write_atomically
 
 SCRIPTS = Path(__file__).parent

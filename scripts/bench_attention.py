@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bench_step import CLASSES, TAPS, batch_of, count_flops
 from benchmarking import Report, arguments, side_by_side
-from delta_transfer.common.hardware import images_at_once
+from delta_transfer.data.loader import images_at_once
 from delta_transfer.methods.attention import channel_importance
 from delta_transfer.methods.fast.channel_ablation import Suffix, Suffixes
 from delta_transfer.models import Network

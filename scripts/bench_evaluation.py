@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 from benchmarking import Report, arguments, side_by_side
-from delta_transfer.common.hardware import images_at_once
+from delta_transfer.data.loader import images_at_once
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
 from delta_transfer.engine.devices import pick_precision

@@ -10,7 +10,7 @@ import torch
 
 from bench_step import batch_of, step_of
 from benchmarking import Report, arguments
-from delta_transfer.common.hardware import peak_memory, reset_peak_memory
+from delta_transfer.engine.devices import peak_memory, reset_peak_memory
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking import Report, arguments, side_by_side
-from delta_transfer.common.hardware import seconds_of
+from delta_transfer.common.timing import seconds_of
 from delta_transfer.config import ScheduleConfig
 from delta_transfer.engine.loop import TrainState, make_optimizer
 from delta_transfer.methods import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention, Regularizer

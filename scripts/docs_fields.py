@@ -1,4 +1,4 @@
-"""For mkdocstrings: the comment behind a field of a dataclass is its documentation, as in config.py."""
+"""For mkdocstrings: the comment behind a field of a dataclass is its documentation."""
 
 import re
 

@@ -1,12 +1,16 @@
-"""For MkDocs: results/published/, which lies outside docs/, becomes pages of the site.
+"""For MkDocs: the reference follows from the registries, and results/published/ becomes pages of the site.
 
-Links to it are written as they are right in the repository, ../results/published/..., and are turned here.
+Links to results/published/, which lies outside docs/, are written as they are right in the repository,
+../results/published/..., and are turned here.
 """
 
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from docs_registry import reference
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -23,5 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_) -> str:
+def on_page_markdown(markdown: str, page: Page, **_) -> str:
+    if page.file.src_uri == "reference.md":
+        return reference(markdown)
     return markdown.replace("](../results/published/", "](published/")

@@ -23,7 +23,7 @@ import delta_transfer
 from delta_transfer import train
 from delta_transfer.engine import callbacks, loop
 from delta_transfer.methods import METHODS
-from delta_transfer.methods.delta import DeltaWithoutAttentionConfig
+from delta_transfer.methods.delta import DeltaConfig
 
 from .learned import Learned
 
@@ -85,7 +85,7 @@ def _command(output: Connection, arguments: list[str], faults: tuple[Fault, ...]
     output.close()
     sys.argv = ["delta-run", *arguments]
     torch.set_num_threads(1)
-    METHODS.register("learned", "Learned", DeltaWithoutAttentionConfig)(Learned)
+    METHODS.register("learned", "Learned", DeltaConfig)(Learned)
     callbacks.CHECKPOINT_SHARE = 1e9  # as often as schedule.checkpoint_seconds says
     for fault in faults:
         fault()
@@ -169,11 +169,12 @@ class AtStep:
     def __call__(self) -> None:
         taken, whole = itertools.count(1), loop.TrainState.optimizer_step
 
-        def step(state: loop.TrainState) -> None:
-            whole(state)
+        def step(state: loop.TrainState) -> torch.Tensor:
+            gradient_norm = whole(state)
             if next(taken) >= self.step:
                 time.sleep(self.seconds)
                 if self.signal is not None:
                     os.kill(os.getpid(), self.signal)
+            return gradient_norm
 
         loop.TrainState.optimizer_step = step

@@ -1,16 +1,21 @@
-"""A method with all that a checkpoint could forget: learned parameters, a buffer, random numbers of both kinds."""
+"""A method with all that a run could forget: a fit, learned parameters, a buffer, random numbers of both kinds."""
 
 import torch
 from torch import Tensor, nn
 
-from delta_transfer.methods.base import Needs, Regularizer
+from delta_transfer.methods import DELTA
+from delta_transfer.methods.attention import AttentionConfig
 
 
-class Learned(Regularizer):
-    needs = Needs(taps=True)
-
-    def __init__(self, alpha: float = 0.01, beta: float = 0.01, weight_decay: float = 0.0, normalize: bool = True):
-        super().__init__(beta=beta, weight_decay=weight_decay)
+class Learned(DELTA):
+    def __init__(
+        self,
+        alpha: float = 0.01,
+        beta: float = 0.01,
+        weight_decay: float = 0.0,
+        attention: AttentionConfig | None = None,
+    ):
+        super().__init__(alpha, beta, weight_decay, attention)
         self.gate = nn.Linear(3, 1)
         with torch.no_grad():
             self.gate.weight.fill_(0.1)
@@ -28,4 +33,4 @@ class Learned(Regularizer):
         self.steps += 1
         noise = torch.rand((), generator=self.generator) + torch.rand(())
         gates = torch.sigmoid(self.gate(outputs["logits"].float())) * noise
-        return {"gate": (gates * self.steps).mean()} | self.head_penalty(target)
+        return super().penalty(target, outputs, source_outputs) | {"gate": (gates * self.steps).mean()}

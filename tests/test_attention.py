@@ -58,7 +58,7 @@ def test_equals_full_forwards_on_a_residual_network(tiny_source, forward_images)
     [
         ("resnet18", "fc", ("layer1.1.conv2", "layer3.1.conv2", "layer4.1.conv2"), 33),
         ("mobilenet_v2", "classifier.1", ("features.5.conv.2", "features.17.conv.2"), 33),
-        ("inception_v3", "fc", ("Conv2d_2b_3x3", "Mixed_5d", "Mixed_6e"), 80),
+        ("inception_v3", "fc", ("Conv2d_2b_3x3", "Mixed_6e"), 75),
     ],
 )
 def test_equals_full_forwards_on_torchvision_networks(name, head, taps, size):

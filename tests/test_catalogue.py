@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delta_transfer.cli.data import choices, main
+from delta_transfer.cli.compose import choices
+from delta_transfer.cli.data import main
 from delta_transfer.data.store import open_store
 
 from .miniature import delta_run, tiny_overrides, write_cub
@@ -34,7 +35,7 @@ def test_list_says_what_is_found_and_what_is_official(tmp_path, delta_data):
     write_cub(tmp_path / "CUB_200_2011")
     status, output = delta_data("list", f"data_dir={tmp_path}")
     assert status == 0
-    assert [line.split()[0] for line in output.splitlines()[2 : 2 + len(choices())]] == choices()
+    assert [line.split()[0] for line in output.splitlines()[2 : 2 + len(choices("dataset"))]] == choices("dataset")
     assert row(output, "cub")[:-1] == ["3", "/", "200", "18", "/", "5,994", "6", "/", "5,794", "subset"]
     assert row(output, "dogs")[:-1] == ["-", "/", "120", "-", "/", "12,000", "-", "/", "8,580", "not", "here"]
     assert row(output, "glyphs") == ["33", "165", "1,650", "ready"]
@@ -42,7 +43,7 @@ def test_list_says_what_is_found_and_what_is_official(tmp_path, delta_data):
 
 
 def test_list_goes_on_after_a_data_set_that_is_not_usable(tmp_path, delta_data, monkeypatch):
-    monkeypatch.setattr("delta_transfer.cli.data.choices", lambda: ["cub", "mit67"])
+    monkeypatch.setattr("delta_transfer.cli.compose.choices", lambda group: ["cub", "mit67"])
     root = write_cub(tmp_path / "CUB_200_2011")
     (root / "train_test_split.txt").unlink()
     write_mit67(tmp_path / "mit67")

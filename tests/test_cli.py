@@ -1,6 +1,7 @@
 """delta-run from the command line: every method, sweeps, and what bad input gets."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -12,14 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from delta_transfer.config import BackboneConfig
-from delta_transfer.data import load_dataset
-from delta_transfer.inspect.finished import config_of
-from delta_transfer.methods import REGULARIZERS
-from delta_transfer.models.zoo import build_source
-from delta_transfer.records.identity import run_id, run_identity
+from delta_transfer.cli.jobs import fit
+from delta_transfer.common.options import OptionError
+from delta_transfer.models.zoo import BackboneConfig, build_source
+from delta_transfer.records.run_directory import git_commit
 
-from .miniature import delta_run, source_for, tiny_overrides, write_cub
+from .miniature import composed, delta_run, source_for, tiny_overrides, write_cub
+from .test_config import names
 
 DELTA_OPTIONS = ["reg.attention.images=6", "reg.attention.head_epochs=2"]
 
@@ -38,7 +38,7 @@ def only_run(results: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("reg", sorted(REGULARIZERS))
+@pytest.mark.parametrize("reg", names("reg"))
 def test_every_method_runs(reg, cub_root, tmp_path, monkeypatch, capsys):
     options = {"delta": DELTA_OPTIONS, "sum": ["+reg@reg.terms.l2_sp=l2_sp", "reg.name=sums"]}
     overrides = [*tiny_overrides(cub_root, tmp_path), f"reg={reg}", *options.get(reg, [])]
@@ -148,48 +148,60 @@ def test_attention_is_reused_only_for_the_same_everything(cub_root, tmp_path, mo
     assert computed("seed=1", "schedule.train_crop=random_resized")
 
 
+# Each gets words that say what is wrong.
 BAD = {
+    "negative alpha": (
+        ["reg=delta", "reg.alpha=-1"],
+        "reg.alpha must be at least 0, got -1.0 (strength of the penalty",
+    ),
     "no taps": (["reg=delta_noatt", "backbone.taps=[]"], "backbone.taps is empty"),
-    "negative seed": (["reg=delta", "reg.attention.seed=-1"], "reg.attention.seed must be 0 or more"),
     "unknown network": (["backbone.name=foo", "backbone.weights=V1"], "has a network of that name"),
-    "unknown reader": (["dataset.reader=foo"], "dataset.reader=foo: there is only"),
-    "unknown method": (["reg.name=foo"], "reg.name=foo: there is only"),
     "misspelt key": (["reg=delta", "reg.alhpa=1"], "alhpa"),
     "wrong type": (["reg=delta", "reg.alpha=much"], "alpha"),
     "unknown option": (["reg=detla"], "detla"),
     "key of another method": (["reg=l2", "reg.alpha=1"], "alpha"),
-    "negative alpha": (["reg=delta", "reg.alpha=-1"], "reg.alpha must be 0 or more"),
-    "zero batch": (["schedule.batch_size=0"], "schedule.batch_size must be positive"),
-    "zero size": (["backbone.image_size=0"], "backbone.image_size must be positive"),
-    "crop larger than image": (["backbone.image_size=32"], "must be at least backbone.image_size"),
-    "no duration": (["schedule.iterations=null"], "set schedule.iterations or schedule.epochs"),
-    "unknown view": (["schedule.test_crops=5"], "schedule.test_crops must be 1 or 10"),
     "no such tap": (["backbone.taps=[layer9]"], "no layer 'layer9'"),
     "too many images per class": (["dataset.images_per_class=7"], "has 6 training images"),
     "missing root": (["dataset.root=/no/such/folder"], "there is no folder /no/such/folder"),
     "no root": (["dataset.root=null"], "dataset.root is not set"),
     "no weights file": (["backbone.weights=/no/such.pth"], "no file /no/such.pth"),
     "no such weights": (["backbone=resnet18", "backbone.weights=IMAGENET1K_V9"], "IMAGENET1K_V1"),
-    "fold without folds": (["split.fold=1"], "needs split.folds"),
-    "unknown values": (["experiment/values=dogs_dleta"], "experiment/values=dogs_dleta: there is only"),
     "results cannot be written": (["results_dir=/dev/null/results"], "/dev/null"),
-    "fold out of range": (["split.folds=3", "split.fold=3"], "split.fold must be in 0..2"),
     "split leaves nothing": (["split.val_fraction=0.01"], "too few for this validation split"),
     "head that is no Linear layer": (["backbone.head=conv1"], "is a Conv2d, not a Linear layer"),
     "head that is no layer": (["backbone.head=flatten"], "has no layer 'flatten'"),
     "head among the taps": (["reg=delta_noatt", "backbone.taps=[fc]"], "backbone.head and backbone.taps both name"),
     "reader without its options": (["dataset.reader=glyphs"], "dataset.reader=glyphs needs options"),
-    "method without its options": (["reg=l2_sp", "reg.name=l2"], "reg.name=l2 does not take the options"),
-    "gigantic image": (["backbone.resize=1000000000"], "backbone.resize must be at most 16,384"),
-    "gigantic batch": (["schedule.batch_size=1000000000"], "schedule.batch_size must be at most 1,048,576"),
-    "iterations that would not count": (["schedule=l2t"], "schedule.iterations=3: this schedule is as long as"),
-    "endless run": (["schedule.epochs=1e308"], "schedule.epochs must be at most"),
-    "huge seed": (["seed=18446744073709551616"], "seed must be at most 9223372036854775807"),
-    "beyond fp32": (["schedule.lr=1e308"], "schedule.lr must be at most 3e+38"),
-    "mean that is no number": (["backbone.mean=[nan,0,0]"], "backbone.mean must be finite"),
     "interpolation of a group": (["logging=${reg}"], "logging: While dereferencing interpolation"),
     "interpolation of nothing": (["logging=${nothing}"], "logging: Interpolation key 'nothing' not found"),
-    "device": (["device=tpu"], "device must be auto, cpu or cuda"),
+}
+# Values that an option cannot have, and the option that the error is about.
+REFUSED = {
+    "reg.attention.seed": ["reg=delta", "reg.attention.seed=-1"],
+    "dataset.reader": ["dataset.reader=foo"],
+    "reg.name": ["reg.name=foo"],
+    "reg.name of another method": ["reg=l2_sp", "reg.name=l2"],
+    "reg.alpha": ["reg=delta", "reg.alpha=-1"],
+    "schedule.batch_size": ["schedule.batch_size=0"],
+    "schedule.batch_size of a giant": ["schedule.batch_size=1000000000"],
+    "backbone.image_size": ["backbone.image_size=0"],
+    "backbone.resize": ["backbone.image_size=32"],
+    "backbone.resize of a giant": ["backbone.resize=1000000000"],
+    "schedule.iterations": ["schedule.iterations=null"],
+    "schedule.iterations that would not count": ["schedule=l2t"],
+    "schedule.test_crops": ["schedule.test_crops=5"],
+    "schedule.epochs": ["schedule.epochs=1e308"],
+    "schedule.lr": ["schedule.lr=1e308"],
+    "schedule.lr that is negative": ["schedule.lr=-0.1"],
+    "optimizer.name": ["optimizer.name=sgdd"],
+    "optimizer.momentum": ["optimizer.momentum=-1"],
+    "split.fold": ["split.fold=1"],
+    "split.fold out of range": ["split.folds=3", "split.fold=3"],
+    "experiment/values": ["experiment/values=dogs_dleta"],
+    "seed": ["seed=18446744073709551616"],
+    "backbone.mean": ["backbone.mean=[nan,0,0]"],
+    "device": ["device=tpu"],
+    "task": ["task=verification"],
 }
 
 
@@ -201,6 +213,14 @@ def test_bad_input_is_one_clear_message(case, cub_root, tmp_path, monkeypatch, c
     assert expected in output.err
     assert "Traceback" not in output.err + output.out
     assert not summaries(tmp_path)
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_error_of_an_option_has_its_key(case, cub_root, tmp_path):
+    with pytest.raises(OptionError) as refused:
+        config = composed(*tiny_overrides(cub_root, tmp_path), *REFUSED[case])
+        fit(config, [])
+    assert refused.value.key == case.split()[0]
 
 
 def test_missing_root_names_the_layout_and_the_source(tmp_path, monkeypatch, capsys):
@@ -313,25 +333,6 @@ def test_killed_run_resumes_and_ends_the_same(cub_root, tmp_path, monkeypatch):
     assert all(torch.equal(value, resumed[name]) for name, value in expected.items())
 
 
-def test_a_run_of_an_older_version_is_found(cub_root, tmp_path, monkeypatch, capsys):
-    """Its name was made of a fingerprint that did not cover the images' bytes."""
-    tiny = [*tiny_overrides(cub_root, tmp_path), "reg=l2"]
-    assert delta_run(monkeypatch, *tiny) == 0
-    run = only_run(tmp_path)
-    record = json.loads((run / "summary.json").read_text())
-    config = config_of(record)
-    identity = run_identity(config, load_dataset(config.dataset).listing, "none")
-    assert "accumulate" not in identity["schedule"]  # a key that it did not have
-    older = run.rename(run.with_name(run_id(config, identity)))
-    (older / "summary.json").write_text(json.dumps(record | {"schema": 1}))
-    capsys.readouterr()
-    assert delta_run(monkeypatch, *tiny) == 0
-    assert "done, skipped" in capsys.readouterr().out
-    assert delta_run(monkeypatch, *tiny, "dry_run=true") == 0
-    assert "1 finished" in capsys.readouterr().out
-    assert only_run(tmp_path) == older
-
-
 def test_validation_part_is_cut_from_train_only(cub_root, tmp_path, monkeypatch):
     assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), "reg=l2", "split.val_fraction=0.34") == 0
     (summary,) = summaries(tmp_path).values()
@@ -369,7 +370,37 @@ def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
-def test_start_up_does_not_import_torch():
-    """A misspelt key or --help must not wait for it."""
-    code = "import sys, delta_transfer.train, delta_transfer.cli.pretrain; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_help_says_what_each_key_is(monkeypatch, capsys):
+    assert delta_run(monkeypatch, "--help", "reg=lwf_at", "dataset=cub") == 0
+    said = capsys.readouterr().out
+    for key in ("dataset.root=", "backbone.taps=", "reg.terms.at.alpha=", "schedule.lr=0.01", "optimizer.momentum=0.9"):
+        assert re.search(rf"(?m)^{re.escape(key)}\S*\s+\w", said), key
+    assert "learning rate of the head" in said and "hydra." not in said.partition("== Keys")[2]
+
+
+def test_a_host_program_keeps_its_loggers(cub_root, tmp_path, monkeypatch, capsys):
+    """Hydra configures the logging of jobs, which by default switches off all loggers that exist."""
+    heard = []
+    host = logging.getLogger("host.of.delta_transfer")
+    host.setLevel(logging.INFO)
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    host.addHandler(handler)
+    root = logging.getLogger()
+    before = root.level, list(root.handlers)
+    try:
+        assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), "reg=l2") == 0
+        host.info("still here")
+    finally:
+        host.removeHandler(handler)
+    assert heard == ["still here"] and not host.disabled
+    assert (root.level, list(root.handlers)) == before
+    assert "iteration 3/3" in capsys.readouterr().out  # and the package has its own
+
+
+def test_the_record_names_the_commit(cub_root):
+    git = ["git", "-C", str(Path(__file__).parent)]
+    described = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
+    if described.returncode:
+        pytest.skip("this is no git checkout")
+    assert git_commit().removesuffix("-dirty") == described.stdout.strip()

@@ -16,11 +16,11 @@ from PIL import Image
 from torchvision import transforms
 
 from delta_transfer.common.errors import UserError
-from delta_transfer.config import DatasetConfig, SplitConfig
 from delta_transfer.data import contents
 from delta_transfer.data.dataset import Dataset, make_splits
 from delta_transfer.data.files import from_files
 from delta_transfer.data.loader import Loader, random_boxes
+from delta_transfer.data.options import DatasetConfig, SplitConfig
 from delta_transfer.data.store import Store, open_store, store_path
 from delta_transfer.records.locks import LEASE_SECONDS
 
@@ -59,18 +59,18 @@ def test_smaller_draws_are_part_of_larger_ones():
 @pytest.mark.parametrize(("rate", "expected"), [(0.15, 2), (0.3, 3), (0.5, 5), (1.0, 10)])
 def test_sample_rate_rounds_up(rate, expected):
     data = balanced(10)
-    parts = make_splits(data, DatasetConfig(sample_rate=rate), SplitConfig())
-    assert np.bincount(data.labels[parts.train]).tolist() == [expected] * 3
+    splits = make_splits(data, DatasetConfig(sample_rate=rate), SplitConfig())
+    assert np.bincount(data.labels[splits.train]).tolist() == [expected] * 3
 
 
-def test_validation_part_is_stratified_and_disjoint_from_train_and_test():
+def test_validation_split_is_stratified_and_disjoint_from_train_and_test():
     data = balanced(10)
-    parts = make_splits(data, DatasetConfig(), SplitConfig(val_fraction=0.3))
-    assert np.bincount(data.labels[parts.val]).tolist() == [3, 3, 3]
-    assert sorted([*parts.train, *parts.val]) == np.flatnonzero(~data.is_test).tolist()
+    splits = make_splits(data, DatasetConfig(), SplitConfig(val_fraction=0.3))
+    assert np.bincount(data.labels[splits.val]).tolist() == [3, 3, 3]
+    assert sorted([*splits.train, *splits.val]) == np.flatnonzero(~data.is_test).tolist()
 
 
-def test_folds_cover_the_training_part_once():
+def test_folds_cover_the_training_split_once():
     data = balanced(10)
     folds = [make_splits(data, DatasetConfig(), SplitConfig(folds=3, fold=k)) for k in range(3)]
     assert sorted(np.concatenate([f.val for f in folds])) == np.flatnonzero(~data.is_test).tolist()
@@ -90,7 +90,7 @@ def test_class_without_training_images_is_named():
         make_splits(dataset_of([0, 0, 1], [False, True, True]), DatasetConfig(), SplitConfig())
 
 
-def test_fingerprint_of_the_parts():
+def test_fingerprint_of_the_splits():
     data = balanced(10)
     prints = {
         make_splits(data, DatasetConfig(images_per_class=n), SplitConfig(val_fraction=v)).fingerprint(data)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer.engine import devices as distributed
+from delta_transfer.engine import devices
 from delta_transfer.engine.devices import WholeBatchNorm, synchronise_batchnorm
 
 from .miniature import delta_run, tiny_overrides, write_cub
@@ -105,9 +105,9 @@ def test_batchnorm_of_the_whole_batch_is_batchnorm(monkeypatch):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     other.load_state_dict(network.state_dict())
-    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(devices, "processes", lambda: 2)
     synchronise_batchnorm(other, torch.device("cpu"))
-    monkeypatch.setattr(distributed, "processes", lambda: 1)
+    monkeypatch.setattr(devices, "processes", lambda: 1)
     assert type(other[1]) is WholeBatchNorm and network.state_dict().keys() == other.state_dict().keys()
     images = torch.randn(4, 3, 8, 8)
     for _ in range(2):

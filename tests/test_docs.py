@@ -1,17 +1,20 @@
-"""What the documentation names is there."""
+"""What the documentation names is there, and what follows from the registries is up to date."""
 
 import re
-from dataclasses import is_dataclass
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from mkdocs.commands.build import build
-from mkdocs.config import load_config
 
-from delta_transfer import config
-from delta_transfer.methods import REGULARIZERS
+from delta_transfer.common.options import describe
+from delta_transfer.data import READERS
+from delta_transfer.engine.config import RunConfig
+from delta_transfer.engine.optimizers import OPTIMIZERS
+from delta_transfer.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text())
 
 
@@ -20,18 +23,46 @@ def test_tests_that_hold_a_promise_exist(file, test):
     assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text()
 
 
-def test_the_reference_has_every_method_and_every_key():
-    keys = {name for name, value in vars(config).items() if isinstance(value, type) and is_dataclass(value)}
-    keys -= {"PairsConfig", "OfficialCounts"}  # what LFWConfig and GlyphPairsConfig share; what decides nothing
-    wanted = {f"regularizers.{method.__name__}" for method in REGULARIZERS.values()} | {f"config.{key}" for key in keys}
-    described = re.findall(r"^::: delta_transfer\.(\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.M)
-    assert wanted - set(described) == set()
+@pytest.fixture
+def docs_registry(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    import docs_registry
+
+    return docs_registry
+
+
+def test_the_readme_has_the_methods_of_the_registry(docs_registry, request):
+    made = docs_registry.readme_with_methods(README.read_text())
+    if request.config.getoption("--regenerate"):
+        README.write_text(made)
+    assert README.read_text() == made
+    table = docs_registry.methods_table()
+    assert all(f"| `{name}` | {entry.title} |" in table for name, entry in METHODS.entries.items())
+    # The formulas stand there, written by hand.
+    formulas = made.partition(docs_registry.END)[2]
+    assert all(f"`{name}`" in formulas for name in METHODS)
+
+
+def test_the_reference_has_every_method_and_every_key(docs_registry):
+    page = docs_registry.reference((ROOT / "docs" / "reference.md").read_text())
+    described = set(re.findall(r"^::: (delta_transfer\.\S+)$", page, re.M))
+    assert {f"{entry.thing.__module__}.{entry.thing.__name__}" for entry in METHODS.entries.values()} <= described
+    groups = {"": [RunConfig], "dataset.": [entry.options for entry in READERS.entries.values()]}
+    groups["optimizer."] = [entry.options for entry in OPTIMIZERS.entries.values()]
+    groups["reg."] = [entry.options for entry in METHODS.entries.values()]
+    wanted = {f"{key}{each.name}" for key, options in groups.items() for group in options for each in describe(group)}
+    rows = set(re.findall(r"^\| `(\S+)` \| \S", page, re.M))  # with words beside the key
+    assert wanted - rows == {"reg"}
 
 
 def test_the_site_is_built_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
-    build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path)))
+    """In a process of its own, as `make docs` does: MkDocs and its plugins import modules in another order."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     pages = {path.relative_to(tmp_path).as_posix(): path.read_text() for path in tmp_path.rglob("*.html")}
     assert {"index.html", "own_images.html", "reference.html", "published/table_quick/index.html"} <= set(pages)
     loaded = re.compile(r'<(?:script|img|iframe)[^>]* src="(?:https?:)?//|<link[^>]* rel="stylesheet"[^>]*//')
     assert [name for name, page in pages.items() if loaded.search(page)] == []
-    assert "how much the" in pages["reference.html"]  # a docstring
+    assert "sum_{b,c} C_l w_{l,c}" in pages["reference.html"]  # a docstring
+    assert "strength of the penalty on the feature maps" in pages["reference.html"]  # an option

@@ -15,7 +15,6 @@ from delta_transfer.models.zoo import build_source
 from .miniature import write_cub
 from .trees import write_folder
 
-
 CHOICES = {
     "dataset": ["cifar10", "cub", "dogs", "folder", "glyphs"],
     "backbone": ["resnet18", "resnet50", "small_resnet"],
@@ -25,7 +24,7 @@ CHOICES = {
 @pytest.fixture(autouse=True)
 def few_choices(monkeypatch) -> None:
     """Composing every file of conf/ takes a while; tests/test_config.py does that."""
-    monkeypatch.setattr(doctor, "choices", lambda group="dataset": CHOICES[group])
+    monkeypatch.setattr("delta_transfer.cli.compose.choices", CHOICES.get)
 
 
 @pytest.fixture

@@ -32,10 +32,10 @@ from .children import (
 )
 from .miniature import tiny_overrides, write_cub
 
-METHODS = {
-    "delta": ["reg=delta", "reg.attention.images=6", "reg.attention.head_epochs=2"],
-    "learned": ["reg=delta_noatt", "reg.name=learned"],  # tests/learned.py
-} | ({"afa": ["reg=afa"]} if os.environ.get("DELTA_FAULTS") else {})
+DELTA = ["reg=delta", "reg.attention.images=6", "reg.attention.head_epochs=2"]
+METHODS = {"learned": [*DELTA, "reg.name=learned"]}  # tests/learned.py
+if os.environ.get("DELTA_FAULTS"):
+    METHODS |= {"delta": DELTA, "afa": ["reg=afa"]}
 LONG = pytest.mark.faults  # only in make test-faults
 KILLS = 20 if os.environ.get("DELTA_FAULTS") else 4
 
@@ -46,7 +46,7 @@ def cub_root(tmp_path_factory) -> Path:
 
 
 def command(root: Path, results: Path, *more: str) -> list[str]:
-    """Twelve iterations with a line of metrics every five, and a checkpoint after each."""
+    """Twelve iterations with a line of metrics every five, and a checkpoint after each iteration."""
     tiny = [word for word in tiny_overrides(root, results) if not word.startswith("schedule.")]
     schedule = ["schedule.iterations=12", "schedule.batch_size=4", "schedule.log_every=5"]
     return [*tiny, *schedule, "schedule.checkpoint_seconds=0.000001", *more]
@@ -122,16 +122,21 @@ def test_asked_to_end_it_saves_its_state_and_ends_the_same(number, step, undistu
     assert_the_same(only_run(tmp_path / "results"), expected)
 
 
+@pytest.fixture(scope="module")
+def undisturbed_afa(cub_root, tmp_path_factory) -> Path:
+    results = tmp_path_factory.mktemp("undisturbed_afa")
+    assert finish(command(cub_root, results, "reg=afa"))[0] == 0
+    return only_run(results)
+
+
 @pytest.mark.parametrize("step", [5, 12, 17])
-def test_asked_to_end_in_either_stage_it_ends_the_same(step, cub_root, tmp_path):
+def test_asked_to_end_in_either_stage_it_ends_the_same(step, undisturbed_afa, cub_root, tmp_path):
     """AFA has two stages of twelve iterations; the end of the first is the beginning of the second."""
-    whole = command(cub_root, tmp_path / "whole", "reg=afa")
-    assert finish(whole)[0] == 0
     arguments = command(cub_root, tmp_path / "results", "reg=afa", "schedule.checkpoint_seconds=1000")
     assert finish(arguments, AtStep(step, signal.SIGTERM))[0] == 128 + signal.SIGTERM
     status, output = finish(arguments)
     assert status == 0 and f"resuming after iteration {step}" in output
-    assert_the_same(only_run(tmp_path / "results"), only_run(tmp_path / "whole"))
+    assert_the_same(only_run(tmp_path / "results"), undisturbed_afa)
 
 
 @LONG
@@ -311,7 +316,7 @@ def test_a_damaged_checkpoint_is_named_and_not_used(damage, undisturbed, cub_roo
 
 @pytest.mark.parametrize("damage", [cut_off, flip_a_bit])
 def test_damaged_attention_is_named_and_computed_again(damage, cub_root, tmp_path):
-    arguments = command(cub_root, tmp_path / "results", *METHODS["delta"])
+    arguments = command(cub_root, tmp_path / "results", *DELTA)
     assert finish(arguments)[0] == 0
     (attention,) = (tmp_path / "results" / "cache" / "fitted").glob("*.safetensors")
     whole = {name: values.clone() for name, values in load_file(attention).items()}  # not a map of the file

@@ -26,11 +26,13 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from delta_transfer import report
-from delta_transfer.config import SCHEMAS, RunConfig, UserError
+from delta_transfer.common.errors import UserError
 from delta_transfer.data.files import UNREADABLE, read_image
-from delta_transfer.data import READERS
-from delta_transfer.experiment import pretraining as embedded
-from delta_transfer.methods import REGULARIZERS
+from delta_transfer.data.registry import READERS
+from delta_transfer.engine.config import RunConfig
+from delta_transfer.engine.optimizers import DECAYS, OPTIMIZERS
+from delta_transfer.experiment import pretraining
+from delta_transfer.methods import METHODS
 
 from .miniature import delta_run, tiny_overrides, write_cub
 from .test_report import record
@@ -61,14 +63,14 @@ def keys_of(schema: type, prefix: str) -> Iterator[tuple[str, type]]:
 
 
 KEYS = dict(keys_of(RunConfig, ""))
-for group, schemas in SCHEMAS.items():
-    for schema in filter(dataclasses.is_dataclass, schemas.values()):
-        KEYS |= keys_of(schema, f"{group.partition('/')[2]}." if "/" in group else "")
+for registry in (READERS, METHODS, OPTIMIZERS):
+    for registered in registry.entries.values():
+        KEYS |= keys_of(registered.options, f"{registry.key.partition('.')[0]}.")
 
 # Words that mean something somewhere, and nothing at most keys.
 WORDS = sorted({"none", "auto", "cpu", "cuda", "fp32", "bf16", "keep", "squash", "random", "random_resized", "fixed"}
     | {"all", "conv", "exact", "taylor", "tensorboard", "fc", "conv1", "layer1.0.conv1", "layer1", "resnet18"}
-    | {*READERS, *REGULARIZERS})  # fmt: skip
+    | {*READERS, *METHODS, *OPTIMIZERS, *DECAYS})  # fmt: skip
 # Small, or so large that it must be refused or do no harm: what lies between may be meant, and takes its time.
 SMALL = st.integers(-2, 24)
 ABSURD = st.sampled_from([2**31, 10**10, 2**62, 2**63, 2**64, 10**30, 10**400, -(2**63), -(10**30)])
@@ -132,15 +134,16 @@ def misspelt(key: str) -> st.SearchStrategy[str]:
 
 
 GROUPS = st.sampled_from(
-    [f"dataset={name}" for name in (*READERS, "folder", "glyphs_source", "nothing", "", "[cub,dogs]")]
+    [f"dataset={name}" for name in ("cub", "dogs", "lfw", "folder", "glyphs", "glyph_pairs", "lists", "glyphs_source", "nothing", "", "[cub,dogs]")]
     + [f"schedule={name}" for name in ("paper", "paper_augmented", "quick", "tll", "glyphs", "null", "Paper")]
+    + ["optimizer=adamw", "optimizer=sgd", "optimizer=adam", "optimizer.name=adamw", "~optimizer"]
     + ["backbone=resnet18", "backbone=resnet", "backbone=mobilenet_v2", "backbone={name: resnet18}"]
     + ["experiment/values=dogs_delta", "experiment/values=none", "experiment/values=a", "+experiment=nothing"]
     + ["optional/group=1", "+schema/reg@reg=l2_sp", "schema/reg@reg=delta", "reg@dataset=l2", "+reg@other=l2"]
     + ["~reg", "~dataset", "~split", "~schedule", "hydra=1", "hydra.nothing=1", "hydra/launcher=nothing", "+new=1"]
     + ["+reg.new=1", "+new={a: [}", "++reg={name: l2}", "dataset.official.classes=null", "dataset.official=null"]
 )
-METHODS = st.sampled_from(
+CHOICES = st.sampled_from(
     [["reg=l2"], ["reg=l2_fe"], ["reg=l2_sp"], ["reg=delta_noatt"]]
     + [["reg=delta", "reg.attention.images=4", "reg.attention.head_epochs=1"]]
 )
@@ -179,7 +182,7 @@ def run_in(folder: Path, *overrides: str) -> tuple[int, str, str]:
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.chdir(folder)
         patch.delenv("DELTA_FUZZ_UNSET", raising=False)
-        patch.setattr(embedded, "glyphs_weights", refuse)  # trains a network
+        patch.setattr(pretraining, "_train", refuse)
         patch.setattr(torch, "compile", lambda module: module)  # starts a compiler
         patch.setattr(socket, "create_connection", no_network)
         status = delta_run(patch, *overrides)
@@ -201,13 +204,13 @@ def half_written(folder: Path) -> list[Path]:
 
 
 @fuzz(20)
-@given(method=METHODS, overrides=st.lists(VALID, min_size=1, max_size=3))
+@given(method=CHOICES, overrides=st.lists(VALID, min_size=1, max_size=3))
 def test_no_value_gives_a_stack_trace_or_half_a_run(method, overrides, cub_root):
     check_command(cub_root, [*method, *overrides])
 
 
 @fuzz(20)
-@given(mode=st.sampled_from([[], [], ["-m"]]), method=METHODS, overrides=st.lists(OVERRIDE, min_size=1, max_size=4))
+@given(mode=st.sampled_from([[], [], ["-m"]]), method=CHOICES, overrides=st.lists(OVERRIDE, min_size=1, max_size=4))
 def test_no_override_gives_a_stack_trace_or_half_a_run(mode, method, overrides, cub_root):
     check_command(cub_root, [*method, *overrides], mode)
 

@@ -1,9 +1,11 @@
 """Methods that came after DELTA, against values that are computed by hand."""
 
 import copy
+import functools
 import math
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from delta_transfer.common.options import OptionError
 from delta_transfer.data.loader import Loader
 from delta_transfer.engine.loop import TrainState, train_step
 from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer
-from delta_transfer.methods import BSS, L2SP, LPFT, RIFLE, BiTuning, CoTuning, L2SPFisher, StochNorm, Sum, build_method
+from delta_transfer.methods import BSS, L2SP, LPFT, RIFLE, BiTuning, CoTuning, L2SPFisher, StochNorm, Sum
 from delta_transfer.methods.base import Batch
 from delta_transfer.methods.l2_sp_fisher import FisherConfig
 from delta_transfer.methods.lp_ft import ProbeConfig, held_out, logistic_regression
@@ -530,12 +532,25 @@ def test_it_is_fitted_to_the_centre_crop_of_each_training_image_once(reg, method
         return whole(self, source, batches, num_classes)
 
     monkeypatch.setattr(method, "fit", fit)
-    assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), f"reg={reg}") == 0
+    options = [FEW_CHOICES] if reg == "lp_ft" else []
+    assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path), f"reg={reg}", *options) == 0
     assert len(seen[0]) == 18 and torch.equal(*seen)  # no crop is drawn at random
 
 
-@pytest.mark.parametrize("reg", ["co_tuning", "bi_tuning", "stochnorm", "rifle", "lp_ft", "l2_sp_fisher"])
-def test_stopped_after_a_step_it_ends_with_the_same_bits(reg, cub_root, tmp_path, monkeypatch):
+ADDED = ("co_tuning", "stochnorm", "rifle", "l2_sp_fisher")  # each keeps a state of another kind
+FEW_CHOICES = "reg.probe.choices=3"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ["reg=bi_tuning"],
+        ["reg=lp_ft", FEW_CHOICES],
+        ["reg=sum", *(f"+reg@reg.terms.{n}={n}" for n in ADDED), "reg.terms.l2_sp_fisher.fisher.images=4"],
+    ],
+    ids=lambda method: method[0],
+)
+def test_stopped_after_a_step_it_ends_with_the_same_bits(method, cub_root, tmp_path, monkeypatch):
     batch = Loader.train_batch
 
     def stop(loader, indices, iteration):
@@ -543,7 +558,7 @@ def test_stopped_after_a_step_it_ends_with_the_same_bits(reg, cub_root, tmp_path
             signal.raise_signal(signal.SIGTERM)
         return batch(loader, indices, iteration)
 
-    options = [f"reg={reg}", "schedule.iterations=4"]
+    options = [*method, "schedule.iterations=4"]
     assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path / "whole"), *options) == 0
     stopped = [*tiny_overrides(cub_root, tmp_path / "stopped"), *options]
     with monkeypatch.context() as patch:
@@ -568,20 +583,31 @@ def test_what_is_learned_beside_the_target_is_kept_but_no_second_backbone(cub_ro
         assert sorted(load_file(file)) == [f"stage1.{name}" for name in names]
 
 
-@pytest.mark.parametrize("reg", ["stochnorm", "rifle", "lp_ft"])
-def test_a_method_without_a_penalty_does_in_a_sum_what_it_does_alone(reg, cub_root, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def trained(cub_root, tmp_path_factory) -> Callable[..., dict[str, torch.Tensor]]:
+    """The network of a short run."""
+
+    @functools.cache
+    def weights(*options: str) -> dict[str, torch.Tensor]:
+        folder = tmp_path_factory.mktemp("trained")
+        same = ["reg.weight_decay=1e-3", "schedule.iterations=4"]
+        with pytest.MonkeyPatch.context() as patch:
+            assert delta_run(patch, *tiny_overrides(cub_root, folder), *options, *same) == 0
+        (file,) = folder.glob("runs/*/model.safetensors")
+        return load_file(file)
+
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("reg", "option"), [("stochnorm", "p=0.5"), ("rifle", "bias=true"), ("lp_ft", "probe.choices=3")]
+)
+def test_a_method_without_a_penalty_does_in_a_sum_what_it_does_alone(reg, option, trained):
     """Beside a penalty of weight 0, with its own weight decay: bit for bit the same network."""
-    same = ["reg.weight_decay=1e-3", "schedule.iterations=4"]
-    found = []
-    for name, chosen in {
-        "alone": [f"reg={reg}"],
-        "sum": ["reg=sum", "+reg@reg.terms.zero=bss", "reg.terms.zero.alpha=0", f"+reg@reg.terms.x={reg}"],
-        "plain": ["reg=l2"],
-    }.items():
-        assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path / name), *chosen, *same) == 0
-        (file,) = tmp_path.glob(f"{name}/runs/*/model.safetensors")
-        found.append(load_file(file))
-    alone, added, plain = found
+    zero = ["+reg@reg.terms.zero=bss", "reg.terms.zero.alpha=0"]
+    alone = trained(f"reg={reg}", f"reg.{option}")
+    added = trained("reg=sum", *zero, f"+reg@reg.terms.x={reg}", f"reg.terms.x.{option}")
+    plain = trained("reg=l2")
     assert all(torch.equal(alone[key], added[key]) for key in alone)
     assert any(not torch.equal(alone[key], plain[key]) for key in alone)
 
@@ -589,7 +615,8 @@ def test_a_method_without_a_penalty_does_in_a_sum_what_it_does_alone(reg, cub_ro
 def test_delta_with_all_that_can_be_added_runs(cub_root, tmp_path, monkeypatch):
     names = ("delta", "bss", "l2_sp_fisher", "co_tuning", "lp_ft", "rifle")
     terms = [f"+reg@reg.terms.{name}={name}" for name in names]
-    few = ["reg.terms.delta.attention.images=4", "reg.terms.delta.attention.head_epochs=1"]
+    few = [f"reg.terms.delta.attention.{option}" for option in ("images=4", "head_epochs=1")]
+    few.append("reg.terms.lp_ft.probe.choices=3")
     tiny = tiny_overrides(cub_root, tmp_path)
     assert delta_run(monkeypatch, *tiny, "reg=sum", *terms, *few, "reg.terms.l2_sp_fisher.fisher.images=3") == 0
     (run,) = (tmp_path / "runs").iterdir()
@@ -651,10 +678,10 @@ def test_what_would_do_nothing_on_a_network_is_refused():
 
 def test_lp_ft_goes_with_stochnorm_if_it_leaves_batchnorm_alone():
     terms = ["reg=sum", "+reg@reg.terms.x=stochnorm", "+reg@reg.terms.y=lp_ft"]
-    assert list(build_method(composed(*terms, "reg.terms.y.fixed_statistics=false").reg).terms) == ["x", "y"]
+    assert list(composed(*terms, "reg.terms.y.fixed_statistics=false").reg.build().terms) == ["x", "y"]
 
 
 @pytest.mark.parametrize("term", ["bss", "l2_sp_fisher", "co_tuning", "stochnorm", "rifle", "lp_ft"])
 def test_it_can_be_added_to_delta(term):
     config = composed("reg=sum", "+reg@reg.terms.delta=delta", f"+reg@reg.terms.{term}={term}").reg
-    assert list(build_method(config).terms) == ["delta", term]
+    assert list(config.build().terms) == ["delta", term]

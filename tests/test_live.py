@@ -6,10 +6,11 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from delta_transfer.engine.live import live_view
+from delta_transfer.common.options import OptionError
+from delta_transfer.engine.callbacks import live_view
 from delta_transfer.records.run_directory import RunDirectory
 
-from .miniature import delta_run, tiny_overrides, write_cub
+from .miniature import composed, delta_run, tiny_overrides, write_cub
 
 
 def shown(folder) -> dict[str, dict[int, float]]:
@@ -57,5 +58,9 @@ def test_without_tensorboard_it_fails_before_anything_is_read(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     assert delta_run(monkeypatch, "dataset=cub", f"dataset.root={tmp_path / 'absent'}", "logging=tensorboard") == 1
     assert "pip install 'delta-transfer[tensorboard]'" in capsys.readouterr().err
-    assert delta_run(monkeypatch, "logging=wandb") == 1
-    assert "logging must be none or tensorboard, got 'wandb'" in capsys.readouterr().err
+
+
+def test_there_is_no_other_view():
+    with pytest.raises(OptionError) as error:
+        composed("logging=wandb")
+    assert error.value.key == "logging"

@@ -10,9 +10,8 @@ from safetensors.torch import save_file
 from torchvision.models import get_model, mobilenet_v2, resnet18
 
 from delta_transfer.common.errors import UserError
-from delta_transfer.config import BackboneConfig
 from delta_transfer.models import Network, frozen_maps
-from delta_transfer.models.zoo import build_source
+from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.checked import fingerprint, save_with_checksum
 
 CONF = Path(__file__).parent.parent / "conf" / "backbone"

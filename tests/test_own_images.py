@@ -94,7 +94,7 @@ def test_a_run_begins_with_what_it_trains(photos, monkeypatch, capsys):
 def test_a_test_part_of_another_name_is_named(tmp_path, capsys):
     root = write_folder(tmp_path, **{"train/ants": 3, "train/bees": 3, "val/ants": 1, "val/bees": 1})
     load_dataset(FolderConfig("folder", str(root)))
-    assert f"{root}: the test part is val/" in capsys.readouterr().out
+    assert f"{root}: the test split is val/" in capsys.readouterr().out
 
 
 def test_a_batch_that_became_too_small_to_be_divided_is_refused(photos, monkeypatch, capsys):

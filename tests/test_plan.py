@@ -6,16 +6,16 @@ from operator import attrgetter
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
+import yaml
 
-from delta_transfer.config import register_schemas
+from delta_transfer.engine.config import RunConfig
 from delta_transfer.experiment import planning as plan
 from delta_transfer.experiment.costs import Cost, measure
 from delta_transfer.experiment.planning import Job, in_bytes
-from delta_transfer.methods import build_regularizer
+from delta_transfer.methods import method_config
 
-from .miniature import delta_run, tiny_overrides, write_cub
-from .test_config import composed, names
+from .miniature import composed, delta_run, tiny_overrides, write_cub
+from .test_config import CONF, names
 
 COST = Cost(step_seconds=2.0, view_seconds=0.01, fit_seconds=(0.5, 30.0), memory_bytes=2**30, weights_bytes=2**20)
 
@@ -25,7 +25,7 @@ def measured(monkeypatch) -> list[tuple[str, str, str]]:
     """What was measured: (backbone, method, sources)."""
     calls = []
 
-    def pretend(config, regularizer, num_classes, device) -> Cost:
+    def pretend(config, stages, num_classes, device) -> Cost:
         calls.append((config.backbone.name, config.reg.name, repr(config.source)))
         return COST
 
@@ -68,6 +68,14 @@ EXPECTED = {
 }
 
 
+def params_of(experiment: str) -> dict[str, object]:
+    """What its file, and the one that it builds on, say of the sweep."""
+    content = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
+    inherited = [params_of(entry) for entry in content["defaults"] if isinstance(entry, str) and entry != "_self_"]
+    own = content.get("hydra", {}).get("sweeper", {}).get("params", {})
+    return {key: value for params in (*inherited, own) for key, value in params.items()}
+
+
 def test_every_experiment_has_its_expectation():
     assert sorted([*EXPECTED, "which_is_best"]) == names("experiment")  # which has its own tests, and needs images
 
@@ -75,9 +83,7 @@ def test_every_experiment_has_its_expectation():
 @pytest.mark.parametrize("experiment", EXPECTED)
 def test_dry_run_of_every_experiment(experiment, tmp_path, monkeypatch, capsys, measured):
     datasets, backbones, count, methods, seeds = EXPECTED[experiment]
-    register_schemas()
-    with initialize_config_module("delta_transfer.conf", version_base="1.3"):
-        params = compose("config", [f"+experiment={experiment}"], return_hydra_config=True).hydra.sweeper.params or {}
+    params = params_of(experiment)
     assert (params.get("reg"), params.get("seed")) == (methods, seeds)
     monkeypatch.chdir(tmp_path)
     # One method and one seed: composing hundreds of jobs takes a minute.
@@ -104,8 +110,11 @@ def test_several_sources_are_one_each_and_both(tmp_path, monkeypatch, capsys, me
     monkeypatch.setattr(plan.Plan, "_sources", lambda self, config: seen.append(config.source))
     monkeypatch.chdir(tmp_path)
     dry_run(monkeypatch, capsys, "+experiment=multi_source", "seed=0", "data_dir=/d")
-    one, other = (f"resnet32:/d/sources/{name}_resnet32.safetensors" for name in ("tiny_imagenet", "cifar10"))
-    assert seen == [[one], [other], [one, other]]
+    one, other = (f"/d/sources/{name}_resnet32.safetensors" for name in ("tiny_imagenet", "cifar10"))
+    weights = [[source.backbone.weights for source in sources] for sources in seen]
+    assert weights == [[one], [other], [one, other]] and {s.backbone.name for sources in seen for s in sources} == {
+        "resnet32"
+    }
 
 
 def test_demo_is_six_methods_and_three_seeds(tmp_path, monkeypatch, capsys, measured):
@@ -174,11 +183,13 @@ def test_finished_and_missing_runs_are_told_apart(tmp_path, monkeypatch, capsys,
     tiny = tiny_overrides(root, tmp_path / "results")
     assert delta_run(monkeypatch, "-m", *tiny, "reg=l2,delta_noatt") == 0
     capsys.readouterr()
-    before = sorted((tmp_path / "results").rglob("*"))
+    before = {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()}
+    assert tmp_path / "results" / "sweep" / "multirun.yaml" in before
     output = dry_run(monkeypatch, capsys, "-m", *tiny, "reg=l2,delta_noatt", "seed=0,1")
     assert rows(output) == {"cub, small_resnet, l2": (2, 1, 1), "cub, small_resnet, delta_noatt": (2, 1, 1)}
     assert "4 runs: 2 finished, 2 to do" in output and "Not ready" not in output
-    assert sorted((tmp_path / "results").rglob("*")) == before
+    # A dry sweep leaves the record of the last one alone.
+    assert {path: path.read_bytes() for path in (tmp_path / "results").rglob("*") if path.is_file()} == before
 
 
 def test_shared_computations_count_once_and_finished_runs_not_at_all(tmp_path, monkeypatch, capsys, measured):
@@ -225,15 +236,6 @@ def test_finished_runs_are_recognised_with_a_weights_file_and_with_download(tmp_
         assert "1 run: 0 finished" in dry_run(monkeypatch, capsys, *run, "seed=1")
 
 
-def test_a_dry_sweep_leaves_the_record_of_the_last_one_alone(tmp_path, monkeypatch, capsys, measured):
-    tiny = tiny_overrides(write_cub(tmp_path / "CUB"), tmp_path / "results")
-    assert delta_run(monkeypatch, "-m", *tiny, "reg=l2") == 0
-    capsys.readouterr()
-    before = (tmp_path / "results" / "sweep" / "multirun.yaml").read_text()
-    dry_run(monkeypatch, capsys, "-m", *tiny, "reg=l2_sp")
-    assert (tmp_path / "results" / "sweep" / "multirun.yaml").read_text() == before
-
-
 def test_estimated_seconds_count_evaluations_and_crops():
     config = composed("dataset=cub", "backbone=resnet18", "reg=l2", "schedule.iterations=100")
     job = Job(config, "missing", n_train=50, n_test=10, cost=COST)
@@ -246,13 +248,16 @@ def test_estimated_seconds_count_evaluations_and_crops():
 
 
 def test_official_counts_stand_in_for_a_data_set_that_is_not_here():
-    def counted(*overrides: str) -> tuple[int, int]:
-        return plan.sizes(composed("dataset=cub", *overrides), None)
+    config = composed("dataset=cub")
 
-    assert counted() == (5994, 5794)
-    assert counted("dataset.images_per_class=10") == (2000, 5794)
-    assert counted("split.folds=3") == (3996, 1998)
-    assert counted("dataset.sample_rate=0.5", "split.val_fraction=0.2") == (2398, 599 + 5794)
+    def counted(dataset: dict[str, object], split: dict[str, object]) -> tuple[int, int]:
+        changed = config.replace(dataset=config.dataset.replace(**dataset), split=config.split.replace(**split))
+        return plan.sizes(changed, None)
+
+    assert counted({}, {}) == (5994, 5794)
+    assert counted({"images_per_class": 10}, {}) == (2000, 5794)
+    assert counted({}, {"folds": 3}) == (3996, 1998)
+    assert counted({"sample_rate": 0.5}, {"val_fraction": 0.2}) == (2398, 599 + 5794)
 
 
 def test_a_data_set_of_unknown_size_is_named(tmp_path, monkeypatch, capsys):
@@ -261,34 +266,34 @@ def test_a_data_set_of_unknown_size_is_named(tmp_path, monkeypatch, capsys):
     assert "There is no folder" in capsys.readouterr().err
 
 
+TINY = ("dataset=cub", "backbone=small_resnet", "backbone.weights=none", "backbone.image_size=16", "precision=fp32")
+
+
+@pytest.fixture(scope="module")
+def tiny() -> RunConfig:
+    return composed(*TINY)
+
+
+def cost_of(config: RunConfig, batch_size: int = 64) -> Cost:
+    config = config.replace(schedule=config.schedule.replace(batch_size=batch_size))
+    return measure(config, config.reg.build().stages(), num_classes=7, device=torch.device("cpu"))
+
+
 @pytest.mark.parametrize("reg", METHODS)
-def test_measurement(reg):
-    config = composed("dataset=cub", "backbone=small_resnet", "backbone.weights=none", f"reg={reg}")
-    config.precision = "fp32"
-    regularizer = build_regularizer(config.reg)
-    cost = measure(config, regularizer, num_classes=7, device=torch.device("cpu"))
-    assert 0 < cost.view_seconds < cost.step_seconds
+def test_measurement(reg, tiny):
+    config = tiny.replace(reg=method_config({"name": reg}))
+    cost = cost_of(config)
+    assert cost.view_seconds > 0 and cost.step_seconds > 0
     assert (min(cost.fit_seconds) > 0) == (reg == "delta")
-    small = measure_with_batch(config, regularizer, 8)
     if reg == "l2_fe":  # a frozen backbone keeps nothing but the head's input
         assert cost.memory_bytes < 3 * cost.weights_bytes
     else:
+        small = cost_of(config, batch_size=8)
         # Activations of 64 images against 8, networks and momentum the same.
-        assert 2 < cost.memory_bytes / small.memory_bytes < 8
+        assert 1.5 < cost.memory_bytes / small.memory_bytes < 8
         assert small.memory_bytes > 3 * cost.weights_bytes
 
 
-def test_a_method_of_two_stages_needs_room_for_the_network_between_them():
-    overrides = ("dataset=cub", "backbone=small_resnet", "backbone.weights=none", "backbone.image_size=16")
-
-    def cost(reg: str) -> Cost:
-        config = composed(*overrides, f"reg={reg}", "precision=fp32")
-        return measure(config, build_regularizer(config.reg), num_classes=7, device=torch.device("cpu"))
-
-    both, first = cost("afa"), cost("afa_spatial")
+def test_a_method_of_two_stages_needs_room_for_the_network_between_them(tiny):
+    both, first = (cost_of(tiny.replace(reg=method_config({"name": reg}))) for reg in ("afa", "afa_spatial"))
     assert both.memory_bytes - first.memory_bytes == both.weights_bytes
-
-
-def measure_with_batch(config, regularizer, batch_size: int) -> Cost:
-    config.schedule.batch_size = batch_size
-    return measure(config, regularizer, num_classes=7, device=torch.device("cpu"))

@@ -183,17 +183,17 @@ def test_runs_that_cannot_predict_are_refused_in_one_sentence(run, tmp_path, cap
     (file, *_) = files_of_test(run)
     verification = asdict(composed("glyph_pairs", ["reg=l2"]))
     cases = {
-        "verifies whether two images show the same": {"config": verification},
-        "the run failed: too hot": {"error": "too hot"},
-        "unknown schema 99": {"schema": 99},
-        "is not the network of this run": {"num_classes": 7},
+        "task=classification": {"config": verification},
+        "too hot": {"error": "too hot"},
+        "schema": {"schema": 99},
+        "model.safetensors": {"num_classes": 7},
     }
     for number, (message, changes) in enumerate(cases.items()):
         assert main([str(copied(run, tmp_path / str(number), **changes)), file]) == 1
         output, errors = capsys.readouterr()
         assert message in errors and errors.count("\n") == 1 and not output
     assert main([str(tmp_path / "nowhere"), file]) == 1
-    assert "there is no finished run" in capsys.readouterr().err
+    assert str(tmp_path / "nowhere") in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ def test_paths_are_cut_and_all_else_stays():
         "overrides": ["source=[{use:/s/model.safetensors,taps:[layer1]},resnet34:/w/r34.pth]"],
         "config": {"dataset": {"root": "/data/CUB"}, "backbone": {"taps": ["layer1.1.conv2"]}},
         "device": "cpu: Some/Model, 1 threads",
+        "source": "birds.tgz (1.1 GB) from https://example.org/birds",
         "test_top1": 57.4,
     }
     assert without_paths(record) == {
@@ -27,6 +28,7 @@ def test_paths_are_cut_and_all_else_stays():
         "overrides": ["source=[{use:model.safetensors,taps:[layer1]},resnet34:r34.pth]"],
         "config": {"dataset": {"root": "CUB"}, "backbone": {"taps": ["layer1.1.conv2"]}},
         "device": "cpu: Some/Model, 1 threads",
+        "source": "birds.tgz (1.1 GB) from https://example.org/birds",
         "test_top1": 57.4,
     }
 

@@ -4,10 +4,12 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from scipy.io import loadmat, savemat
 
@@ -15,15 +17,23 @@ from delta_transfer.common.errors import UserError
 from delta_transfer.data import load_dataset
 from delta_transfer.data.dataset import Dataset
 from delta_transfer.data.files import UNREADABLE, read_image
+from delta_transfer.data.options import DatasetConfig
 
 from . import trees
 from .miniature import write_cub
 from .test_config import composed
 
 
-def read(name: str, root: Path, *overrides: str) -> Dataset:
+@cache  # composing takes long
+def options_of(name: str) -> DatasetConfig:
+    return composed(f"dataset={name}").dataset
+
+
+def read(name: str, root: Path | None, *overrides: str) -> Dataset:
     """What `delta-run dataset=<name> dataset.root=<root>` reads."""
-    return load_dataset(composed(f"dataset={name}", f"dataset.root={root}", *overrides).dataset)
+    values = (word.removeprefix("dataset.").split("=") for word in overrides)
+    changes = {key: yaml.safe_load(value) for key, value in values}
+    return load_dataset(options_of(name).replace(root=root and str(root), **changes))
 
 
 # --- CUB-200-2011 ---
@@ -429,7 +439,7 @@ def test_tiny_imagenet_names_what_is_wrong(tmp_path, spoil, expected):
 
 @pytest.mark.parametrize("train", ["train", "Train", "training", "TRAINING"])
 @pytest.mark.parametrize("test", ["test", "Test", "testing", "val", "VAL", "valid", "validation", "Validation"])
-def test_folder_with_a_test_part(tmp_path, capsys, train, test):
+def test_folder_with_a_test_split(tmp_path, capsys, train, test):
     counts = {f"{train}/bees": 3, f"{train}/ants": 4, f"{test}/ants": 2, f"{test}/bees": 1}
     data = read("folder", trees.write_folder(tmp_path, **counts))
     assert data.classes == ("ants", "bees")
@@ -477,7 +487,7 @@ def test_folder_finds_images_at_any_depth_but_not_hidden_ones(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "train/"])
-def test_folder_without_a_test_part_is_split_class_by_class(tmp_path, prefix):
+def test_folder_without_a_test_split_is_split_class_by_class(tmp_path, prefix):
     root = trees.write_folder(tmp_path, **{f"{prefix}ants": 20, f"{prefix}bees": 10, f"{prefix}wasps": 2})
     data, again, other = (read("folder", root, f"dataset.subset_seed={seed}") for seed in (0, 0, 1))
     assert data.classes == ("ants", "bees", "wasps")
@@ -500,12 +510,12 @@ def test_folder_draws_of_classes_are_independent(tmp_path):
     assert ants != bees
 
 
-def test_folder_image_beside_the_class_folders_of_a_part(tmp_path):
+def test_folder_image_beside_the_class_folders_of_a_split(tmp_path):
     parts = {"train/ants": 3, "train/bees": 3, "train": 1, "test/ants": 1, "test/bees": 1}
     assert len(read("folder", trees.write_folder(tmp_path, **parts)).names) == 8
 
 
-def test_folder_class_may_be_called_like_a_part(tmp_path):
+def test_folder_class_may_be_called_like_a_split(tmp_path):
     assert read("folder", trees.write_folder(tmp_path, valid=2, invalid=2)).classes == ("invalid", "valid")
 
 
@@ -541,7 +551,7 @@ def test_folder_names_what_is_wrong(tmp_path, tree, expected):
         read("folder", trees.write_folder(tmp_path, **tree))
 
 
-@pytest.mark.parametrize(("root", "expected"), [("null", "root is not set"), ("/no/such", "no folder /no/such")])
+@pytest.mark.parametrize(("root", "expected"), [(None, "root is not set"), ("/no/such", "no folder /no/such")])
 def test_folder_without_a_root(root, expected):
     with pytest.raises(UserError, match=expected):
         read("folder", root)

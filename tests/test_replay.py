@@ -77,9 +77,9 @@ def test_data_and_weights_at_another_place(made, tmp_path):
     record["config"]["dataset"]["root"] = "/elsewhere/CUB_200_2011"
     record["config"]["backbone"]["weights"] = "source.safetensors"
     (moved / "summary.json").write_text(json.dumps(record))
-    with pytest.raises(UserError, match="there is no folder /elsewhere/CUB_200_2011.*--data-dir DIR"):
+    with pytest.raises(UserError, match="/elsewhere/CUB_200_2011.*--data-dir DIR"):
         replay(moved, weights=made["weights"])
-    with pytest.raises(UserError, match="there is no file source.safetensors.*--weights FILE"):
+    with pytest.raises(UserError, match="source.safetensors.*--weights FILE"):
         replay(moved, data_dir=made["root"])
     for place in (made["root"], made["top"]):  # the data set's own folder, or the one around it
         assert replay(moved, data_dir=place, weights=made["weights"]).config.dataset.root == str(made["root"])
@@ -87,7 +87,7 @@ def test_data_and_weights_at_another_place(made, tmp_path):
 
 def test_other_data_are_refused(made, tmp_path):
     other = write_cub(tmp_path / "other", test=3)
-    with pytest.raises(UserError, match="images, labels or split of .*other.*dataset_fingerprint"):
+    with pytest.raises(UserError, match="other.*dataset_fingerprint"):
         replay(made["run"], data_dir=other)
 
 
@@ -95,25 +95,26 @@ def test_other_weights_are_refused(made, tmp_path):
     state = load_file(made["weights"])
     state["conv1.weight"][0, 0, 0, 0] += 1
     save_file(state, tmp_path / "other.safetensors")
-    with pytest.raises(UserError, match="source weights .*other.safetensors.*weights_fingerprint"):
+    with pytest.raises(UserError, match="other.safetensors.*weights_fingerprint"):
         replay(made["run"], weights=tmp_path / "other.safetensors")
 
 
 def test_a_run_without_its_network_or_with_another_one_is_refused(made, tmp_path):
     run = copied(made["run"], tmp_path / "run")
     save_file({"conv1.weight": torch.zeros(1)}, run / "model.safetensors")
-    with pytest.raises(UserError, match="not the network of this run"):
+    with pytest.raises(UserError, match="model.safetensors"):
         _ = replay(run).target
     (run / "model.safetensors").unlink()
-    with pytest.raises(UserError, match="model.safetensors is not there .*delta-run"):
+    with pytest.raises(UserError, match="model.safetensors.*delta-run"):
         _ = replay(run).target
 
 
 def test_records_that_are_not_of_a_finished_run_are_refused(made, tmp_path):
-    with pytest.raises(UserError, match="run failed: too hot"):
+    with pytest.raises(UserError, match="too hot"):
         replay(copied(made["run"], tmp_path / "failed", error="too hot"))
-    with pytest.raises(UserError, match="cannot read the record's config"):
-        replay(copied(made["run"], tmp_path / "empty", config={}))
+    for config in ({}, None, {"dataset": {"reader": "cub"}}):
+        with pytest.raises(UserError, match=made["run"].name):
+            config_of({"run_id": made["run"].name, "config": config})
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "summary.json").write_text("{")
     with pytest.raises(UserError, match="broken: "):
@@ -135,5 +136,5 @@ def test_a_run_is_found_by_its_folder_or_its_id(made, monkeypatch):
     assert run_folder(made["run"]) == made["run"]
     monkeypatch.chdir(made["top"])
     assert run_folder(made["run"].name) == Path("results/runs") / made["run"].name
-    with pytest.raises(UserError, match="nothing: there is no finished run"):
+    with pytest.raises(UserError, match="nothing"):
         run_folder("nothing")

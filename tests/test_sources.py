@@ -1,9 +1,9 @@
 """Source networks other than the target's starting point: of any architecture, one or several, from delta-pretrain."""
 
+import dataclasses
 import json
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,25 +11,25 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from delta_transfer.cli import pretrain
+from delta_transfer.cli.compose import named_backbone, sources_of
 from delta_transfer.common.errors import UserError
-from delta_transfer.config import BackboneConfig
+from delta_transfer.common.options import from_mapping
+from delta_transfer.engine.config import name_of
 from delta_transfer.experiment import planning as plan
+from delta_transfer.experiment import pretraining
 from delta_transfer.experiment.costs import measure
-from delta_transfer.experiment.experiment import name_of
-from delta_transfer.experiment.sources import load_sources, sources_of
 from delta_transfer.inspect.replay import replay
-from delta_transfer.methods import REGULARIZERS, build_regularizer
-from delta_transfer.methods.sum import Sum
+from delta_transfer.methods import METHODS
 from delta_transfer.models import FrozenSources, Network, frozen_maps
 from delta_transfer.models.resnet32 import ResNet32
-from delta_transfer.models.zoo import build_source
+from delta_transfer.models.sources import load_sources
+from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.cards import in_words, make_card, metadata_of, read_card
 from delta_transfer.records.checked import fingerprint, load_with_checksum, save_with_checksum
 from delta_transfer.reporting.comparison import compare
 
 from . import children
-from .miniature import delta_run, tiny_overrides, write_cub
-from .test_config import composed
+from .miniature import composed, delta_run, tiny_overrides, write_cub
 from .test_faults import assert_the_same
 from .test_plan import COST
 
@@ -134,7 +134,7 @@ def test_a_run_that_is_stopped_in_meta_training_ends_the_same(made, tmp_path):
 def test_the_published_pairs_of_networks_train(source, target, source_taps, taps, size, made, tmp_path, monkeypatch):
     """224 pixels are left to experiment=l2tww_main_224: 64 go the same way."""
     file = tmp_path / "source.safetensors"
-    save_file(build_source(BackboneConfig(source, "none", size, size, head="fc", taps=[]), seed=1).weights(), file)
+    save_file(build_source(named_backbone(source).replace(weights="none", taps=[]), seed=1).weights(), file)
     command = [*tiny_overrides(made["root"], tmp_path), f"backbone={target}", "backbone.weights=none", "reg=l2t_ww"]
     command += [f"backbone.image_size={size}", f"backbone.resize={size}", f"backbone.taps=[{','.join(taps)}]"]
     command += [f"source=[{{use:'{source}:{file}',taps:[{','.join(source_taps)}]}}]", "reg.alpha=1e-3"]
@@ -153,8 +153,8 @@ def test_the_source_decides_and_its_place_does_not(made, tmp_path):
     config = composed(*overrides(made, tmp_path))
 
     def name(*sources: str | dict) -> str:
-        named = replace(config, source=list(sources) or None)
-        return name_of(named, "data", "none", load_sources(named, tapped=False))
+        found = sources_of(list(sources) or None)
+        return name_of(config.replace(source=found), "data", "none", found and load_sources(found, tapped=False))[0]
 
     resnet32, small = str(made["resnet32"]), str(made["small_resnet"])
     assert name(small) == name(str(moved)) == name({"use": str(moved)})
@@ -175,49 +175,51 @@ def test_runs_with_other_sources_are_other_rows(made, tmp_path, monkeypatch):
 def test_a_network_of_conf_has_its_own_taps_unless_others_are_named():
     resnet = sources_of(["resnet34"])[0].backbone
     assert (resnet.name, resnet.weights, resnet.taps[0]) == ("resnet34", "IMAGENET1K_V1", "layer1.2.conv2")
-    config = composed("dataset=cub", "source={use: 'resnet34:/w.safetensors', taps: [layer1, layer4]}")
-    (source,) = sources_of(config.source)
+    (source,) = composed("dataset=cub", "source={use: 'resnet34:/w.safetensors', taps: [layer1, layer4]}").source
     assert (source.backbone.weights, source.backbone.taps) == ("/w.safetensors", ["layer1", "layer4"])
 
 
-def test_embedded_weights_are_found_for_a_source(tmp_path, monkeypatch):
-    """source=small_resnet has weights=glyphs, which delta-run trains first."""
+@pytest.fixture
+def pretrained(tmp_path, monkeypatch) -> list[str]:
+    """The networks that were to be trained first; nothing is."""
     asked = []
 
-    def pretend(config, network: str) -> str:
-        asked.append(network)
+    def pretend(recipe) -> str:
+        asked.append(recipe.backbone.name)
         return str(tmp_path / "none.safetensors")
 
-    monkeypatch.setattr("delta_transfer.experiment.pretraining.glyphs_weights", pretend)
+    monkeypatch.setattr(pretraining, "_trained", pretend)
+    return asked
+
+
+def test_embedded_weights_are_found_for_a_source(pretrained, tmp_path, monkeypatch):
+    """source=small_resnet has weights=glyphs, which delta-run trains first."""
     command = ["backbone=vgg9_bn", "reg=l2t_ww", "source=small_resnet", f"results_dir={tmp_path}", "device=cpu"]
     assert delta_run(monkeypatch, "dataset=glyphs", *command) == 1  # there is no such file
-    assert asked == ["small_resnet"]
+    assert pretrained == ["small_resnet"]
 
 
 # ---- what is refused -------------------------------------------------------------------------------------
 
 
-START_AT_SOURCE = sorted(name for name, method in REGULARIZERS.items() if method is not Sum and not method.any_source)
+START_AT_SOURCE = sorted(name for name in METHODS if name != "sum" and not METHODS[name].thing.needs.other_sources)
 
 
-def test_scratch_stands_beside_methods_with_a_source(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "delta_transfer.experiment.pretraining.glyphs_weights", lambda *_: str(tmp_path / "none.safetensors")
-    )
+def test_scratch_stands_beside_methods_with_a_source(pretrained, tmp_path, monkeypatch, capsys):
     config = ["backbone=small_vgg", "reg=scratch", "source=small_resnet", f"results_dir={tmp_path}", "device=cpu"]
-    said = []
-    monkeypatch.setattr("delta_transfer.train.complain", said.append)
     assert delta_run(monkeypatch, "dataset=glyphs", *config) == 1
-    assert "there is no file" in said[0]  # and nothing is wrong with the configuration
+    assert "there is no file" in capsys.readouterr().err  # and nothing is wrong with the configuration
 
 
 @pytest.mark.parametrize("reg", [*START_AT_SOURCE, "lwf_at +reg@reg.terms.l2_sp=l2_sp reg.name=lwf_at_l2_sp"])
 def test_methods_that_start_at_their_source_take_no_other(reg, made, tmp_path, monkeypatch, capsys):
     reg, *more = reg.split()
     command = [*overrides(made, tmp_path, "resnet32", reg=reg), *more]
+    if reg == START_AT_SOURCE[0]:  # a dry run refuses it, too
+        assert delta_run(monkeypatch, *command, "dry_run=true") == 1
+        assert "starts at its source network" in capsys.readouterr().err
     assert delta_run(monkeypatch, *command) == 1
     assert f"reg={reg}" in (said := capsys.readouterr().err) and "starts at its source network" in said
-    assert delta_run(monkeypatch, *command, "dry_run=true") == 1
 
 
 def test_nothing_is_learned_from_a_random_network(made, tmp_path, monkeypatch, capsys):
@@ -232,17 +234,22 @@ def test_nothing_is_learned_from_a_random_network(made, tmp_path, monkeypatch, c
     [
         ("/nowhere.safetensors", "there is no file /nowhere.safetensors"),
         ("resnet35", "neither a .safetensors file of delta-pretrain's nor one of conf/backbone"),
-        ("resnet32:/nowhere.safetensors", "there is no file /nowhere.safetensors"),
-        ("[]", "names no network"),
-        ("[3]", "got 3"),
-        ("{taps: [layer1]}", "use: one of these"),
-        ("{use: resnet32, taps: layer1}", "use: one of these"),
-        ("{use: resnet32, taps: [layer1, layer1]}", "names a layer twice"),
+        ([], "names no network"),
+        ([3], "got 3"),
+        ({"taps": ["layer1"]}, "use: one of these"),
+        ({"use": "resnet32", "taps": "layer1"}, "use: one of these"),
+        ({"use": "resnet32", "taps": ["layer1", "layer1"]}, "names a layer twice"),
     ],
 )
-def test_what_is_no_source_is_said(source, expected, made, tmp_path, monkeypatch, capsys):
-    assert delta_run(monkeypatch, *overrides(made, tmp_path), f"source={source}") == 1
-    assert expected in capsys.readouterr().err
+def test_what_is_no_source_is_said(source, expected):
+    with pytest.raises(UserError, match="source") as refused:
+        sources_of(source)
+    assert expected in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_named(made, tmp_path, monkeypatch, capsys):
+    assert delta_run(monkeypatch, *overrides(made, tmp_path), "source=resnet32:/nowhere.safetensors") == 1
+    assert "there is no file /nowhere.safetensors" in capsys.readouterr().err
 
 
 def test_taps_that_the_source_does_not_have_are_named(made, tmp_path, monkeypatch, capsys):
@@ -256,21 +263,20 @@ def test_taps_that_the_source_does_not_have_are_named(made, tmp_path, monkeypatc
 
 def test_the_card_says_what_delta_pretrain_did(made):
     card, record = read_card(made["resnet32"]), record_of(made["resnet32"].parent)
-    config = BackboneConfig(**record["config"]["backbone"])
-    config.weights = str(made["resnet32"])
-    assert card.backbone == config
-    assert card.weights_fingerprint == fingerprint(load_file(made["resnet32"]))
-    content = card.content
-    assert content["classes"] == ["001.Bird_0", "002.Bird_1", "003.Bird_2"]
-    assert content["data"] == {
+    config = record["config"]["backbone"] | {"weights": str(made["resnet32"])}
+    (source,) = sources_of(str(made["resnet32"]))
+    assert source.backbone == from_mapping(BackboneConfig, config)
+    assert source.expected == card["weights_fingerprint"] == fingerprint(load_file(made["resnet32"]))
+    assert card["classes"] == ["001.Bird_0", "002.Bird_1", "003.Bird_2"]
+    assert card["data"] == {
         "name": "cub",
         "fingerprint": record["dataset_fingerprint"],
         **{key: record[key] for key in ("n_train", "n_val", "n_test")},
     }
-    assert content["measured"] == {"test_top1": record["test_top1"], "crops": 1}
-    assert content["command"].startswith("delta-pretrain dataset=cub")
+    assert card["measured"] == {"test_top1": record["test_top1"], "crops": 1}
+    assert card["command"].startswith("delta-pretrain dataset=cub")
     words = (made["resnet32"].parent / "MODEL_CARD.md").read_text()
-    for said in (content["command"], record["dataset_fingerprint"], card.weights_fingerprint, record["run_id"]):
+    for said in (card["command"], record["dataset_fingerprint"], card["weights_fingerprint"], record["run_id"]):
         assert said in words
     assert f"{record['test_top1']:.2f} % of n = 6 test images" in words
     assert "16-pixel images, from random weights\n" in words
@@ -288,8 +294,7 @@ def test_only_delta_pretrain_writes_a_card(made, tmp_path, monkeypatch):
 
 
 def test_a_loaded_source_is_the_network_that_was_trained(made):
-    config = composed("dataset=cub", f"source={made['small_resnet']}")
-    (source,) = load_sources(config, tapped=True)
+    (source,) = load_sources(sources_of(str(made["small_resnet"])), tapped=True)
     assert source.backbone.mean == [0.4, 0.5, 0.6] and source.network.classes == 3
     trained = load_file(made["small_resnet"])
     assert all(torch.equal(value, trained[name]) for name, value in source.network.weights().items())
@@ -308,25 +313,34 @@ def damaged(made: dict[str, Path], to: Path, change) -> Path:
     ("change", "expected"),
     [
         (lambda card: json.dumps(card).replace("0.485", "0.486"), "its checksum is wrong"),
-        (lambda card: card | {"format": 2}, "it is of format 2"),
-        (lambda card: [card], "cannot be used"),
+        (lambda card: card | {"format": 2}, "its format is 2"),
+        (lambda card: [card], ""),
         (lambda card: {k: v for k, v in card.items() if k != "network"}, "'network'"),
-        (lambda card: card | {"network": {"name": "resnet32"}}, "not complete|missing"),
-        (lambda card: card | {"network": card["network"] | {"std": [0.0, 1.0, 1.0]}}, "backbone.std must be positive"),
-        (lambda card: card | {"network": card["network"] | {"taps": 3}}, "cannot be used"),
-        (lambda card: card | {"network": card["network"] | {"code": "x"}}, "code is not known of a network"),
-        (lambda card: card | {"network": card["network"] | {"name": "${oc.env:HOME}"}}, "refers to something"),
+        (lambda card: card | {"network": {"name": "resnet32"}}, "backbone.image_size has no value"),
+        (lambda card: card | {"network": card["network"] | {"std": [0.0, 1.0, 1.0]}}, "backbone.std must be"),
+        (lambda card: card | {"network": card["network"] | {"taps": 3}}, "backbone.taps has a value of another type"),
+        (lambda card: card | {"network": card["network"] | {"code": "x"}}, "backbone has no code"),
     ],
 )
 def test_a_damaged_card_is_refused(change, expected, made, tmp_path):
-    with pytest.raises(UserError, match=f"source: the model card of .*{expected}"):
-        read_card(damaged(made, tmp_path / "model.safetensors", change))
+    with pytest.raises(UserError, match=f"source: the model card of .* cannot be used: .*{expected}"):
+        sources_of(str(damaged(made, tmp_path / "model.safetensors", change)))
+
+
+def test_a_card_is_not_interpolated(made, tmp_path):
+    evil = damaged(
+        made,
+        tmp_path / "model.safetensors",
+        lambda card: card | {"network": card["network"] | {"name": "${oc.env:HOME}"}},
+    )
+    with pytest.raises(UserError, match=r"backbone.name=\${oc.env:HOME}"):
+        load_sources(composed("dataset=cub", f"source={evil}").source, tapped=False)
 
 
 def test_a_card_of_other_weights_is_refused(made, tmp_path):
     file = damaged(made, tmp_path / "model.safetensors", lambda card: card | {"weights_fingerprint": "0" * 64})
-    with pytest.raises(UserError, match="the model card is of other weights"):
-        load_sources(composed("dataset=cub", f"source={file}"), tapped=False)
+    with pytest.raises(UserError, match="the model card describes other weights"):
+        load_sources(sources_of(str(file)), tapped=False)
 
 
 def test_a_file_without_a_card_goes_by_name(made, tmp_path, monkeypatch):
@@ -359,21 +373,22 @@ def test_images_are_renormalised_for_each_source(tiny_source):
 
 def test_methods_hear_the_shapes_of_maps_and_logits(made, tmp_path, monkeypatch):
     heard = {}
+    method = METHODS["l2t_ww"].thing
 
-    class Listening(REGULARIZERS["l2t_ww"]):
-        needs_source_logits = True
+    class Listening(method):
+        needs = dataclasses.replace(method.needs, source_logits=True)
 
-        def start(self, target, map_shapes, source_shapes):
+        def setup(self, target, map_shapes, source_shapes):
             heard.update(source_shapes)
             maps = {name: shape for name, shape in source_shapes.items() if len(shape) == 3}
-            super().start(target, map_shapes, maps)
+            super().setup(target, map_shapes, maps)
 
         def penalty(self, target, outputs, source_outputs):
             shapes = {name: value.shape[1:] for name, value in source_outputs.items()}
             assert {name: shape for name, shape in shapes.items() if not name.endswith("embedding")} == heard
             return super().penalty(target, outputs, source_outputs)
 
-    monkeypatch.setitem(REGULARIZERS, "l2t_ww", Listening)
+    monkeypatch.setitem(METHODS.entries, "l2t_ww", dataclasses.replace(METHODS["l2t_ww"], thing=Listening))
     assert delta_run(monkeypatch, *overrides(made, tmp_path, "resnet32", "small_resnet")) == 0
     assert heard["resnet32/layer2"] == (32, 8, 8) and heard["small_resnet/logits"] == (3,)
     assert len(heard) == 3 + 3 + 2
@@ -419,7 +434,7 @@ def test_the_cost_of_sources_is_measured_without_their_weights(tmp_path):
         named = [f"source=[{','.join(f'{{use: {name}:absent.pth, taps: [layer1]}}' for name in sources)}]"]
         config = composed("dataset=cub", "reg=l2t_ww", "reg.meta_lr=0", *size, *named, "backbone.taps=[layer1]")
         config.precision = "fp32"
-        return measure(config, build_regularizer(config.reg), 7, torch.device("cpu")).memory_bytes
+        return measure(config, config.reg.build().stages(), 7, torch.device("cpu")).memory_bytes
 
     of_resnet32 = 4 * sum(p.numel() for p in ResNet32(1000).parameters() if p.dim() == 4)
     assert memory("small_resnet", "resnet32") - memory("small_resnet") > of_resnet32 / 40  # one of its three stages

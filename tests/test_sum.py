@@ -30,8 +30,6 @@ from delta_transfer.methods import (
     DELTAWithoutAttention,
     LwF,
     Sum,
-    build_method,
-    title_of,
 )
 from delta_transfer.methods.base import Batch
 from delta_transfer.methods.sum import SumConfig, about_term
@@ -213,7 +211,7 @@ def test_terms_are_added_on_the_command_line():
     assert isinstance(config, SumConfig) and config.name == "at_delta"
     # Of the terms' own nothing is left that could count twice, and the record says so.
     assert (config.beta, config.terms["delta"].beta, config.terms["at"].weight_decay) == (0.2, 0.0, 0.0)
-    made = build_method(config)
+    made = config.build()
     assert [type(term) for term in made.terms.values()] == [AT, DELTA]
     assert (made.terms["at"].alpha, made.terms["delta"].attention.images, made.beta) == (3.0, 8, 0.2)
     (fitting,) = made.parts_to_fit()
@@ -226,14 +224,14 @@ def test_the_files_of_sums_are_sums_of_their_terms():
         assert "_".join(config.terms) == config.name == name
         added = composed("reg=sum", *(f"+reg@reg.terms.{term}={term}" for term in config.terms)).reg
         assert added == config  # the same run under the same name
-        assert title_of(config) == {"lwf_at": "LwF+AT", "lwf_fm": "LwF+FM"}[name]
-    three = build_method(composed("reg=lwf_at", "+reg@reg.terms.sp=l2_sp").reg)
+        assert config.title == {"lwf_at": "LwF+AT", "lwf_fm": "LwF+FM"}[name]
+    three = composed("reg=lwf_at", "+reg@reg.terms.sp=l2_sp").reg.build()
     assert list(three.terms) == ["lwf", "at", "sp"]
 
 
 def test_what_is_fitted_is_shared_with_the_term_alone():
     alone, added = composed("reg=delta"), composed(*SUM)
-    (one,), (other,) = (build_method(config.reg).parts_to_fit() for config in (alone, added))
+    (one,), (other,) = (config.reg.build().parts_to_fit() for config in (alone, added))
     fitted_to = [describe_fit(*of, "weights", "data") for of in ((alone, one), (added, other))]
     assert fitted_to[0] == fitted_to[1] and fitted_to[0]["method"] == "delta"
     assert (one.term, other.term) == (None, "delta")
@@ -331,13 +329,13 @@ def test_a_records_sum_is_read_again(records):
     for record in records.values():
         config = config_of(record)
         assert config.reg.name == record["config"]["reg"]["name"]
-        assert isinstance(build_method(config.reg), Sum) == ("terms" in record["config"]["reg"])
-    again = build_method(config_of(records["at_delta"]).reg)
+        assert isinstance(config.reg.build(), Sum) == ("terms" in record["config"]["reg"])
+    again = config_of(records["at_delta"]).reg.build()
     assert again.terms["delta"].attention.images == 4
 
 
 def test_the_attention_of_a_term_is_shown_like_deltas_own(records):
-    (found,) = [attention_of(record, pytest.fail) for record in records.values() if "delta" in record["run_id"]]
+    (found,) = [attention_of(record) for record in records.values() if "delta" in record["run_id"]]
     assert found.options["images"] == 4 and set(found.weights) == set(found.record["config"]["backbone"]["taps"])
 
 

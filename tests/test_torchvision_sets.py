@@ -14,8 +14,7 @@ import pytest
 from delta_transfer.common.errors import UserError
 from delta_transfer.data import Publication, fetch, publication
 
-from .test_config import composed
-from .test_readers import read
+from .test_readers import options_of, read
 from .torchvision_trees import ARRAYS, WRITERS, Tree, accept_checksums, save_annotations, write_food101
 
 FILES = [name for name in WRITERS if name not in ARRAYS]
@@ -35,7 +34,7 @@ def tree_of(tmp_path, monkeypatch):
 
 
 def published(name: str) -> Publication:
-    return publication(composed(f"dataset={name}").dataset)
+    return publication(options_of(name))
 
 
 def check(data, tree: Tree) -> None:
@@ -278,7 +277,7 @@ def test_what_is_there_is_not_fetched_again(tmp_path, monkeypatch, web, name, ow
 
 def test_a_download_needs_a_place_and_a_publisher(tmp_path, web):
     with pytest.raises(UserError, match="needs dataset.root=DIR"):
-        read("food101", "null", "dataset.download=true")
+        read("food101", None, "dataset.download=true")
     with pytest.raises(UserError, match="Stanford Cars has no download: Get cars_train.tgz"):
         read("cars", tmp_path, "dataset.download=true")
     assert not web.asked

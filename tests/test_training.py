@@ -16,15 +16,9 @@ from delta_transfer.data.store import Store
 from delta_transfer.engine import loop
 from delta_transfer.engine.callbacks import Callback, Checkpoints, OnLine, Progress
 from delta_transfer.engine.evaluation import evaluate
-from delta_transfer.engine.loop import NotFinite, TrainState, train
-from delta_transfer.engine.optimizers import (
-    AdamWConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    SGDConfig,
-    learning_rate,
-    make_optimizer,
-)
+from delta_transfer.engine.evaluation import NotFinite
+from delta_transfer.engine.loop import TrainState, train
+from delta_transfer.engine.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig, SGDConfig, learning_rate, make_optimizer
 from delta_transfer.methods import DELTA, L2, L2FE, L2SP, AFAChannel, AFASpatial, DELTAWithoutAttention, Regularizer
 from delta_transfer.methods.base import Needs
 from delta_transfer.models import Network, frozen_maps
@@ -315,11 +309,10 @@ def test_checkpoints_are_made_as_often_as_asked_unless_that_takes_long(
     schedule = ScheduleConfig(iterations=60, batch_size=8, log_every=7)
     target, method = tiny_source.with_new_head(3, seed=0).requires_grad_(True), L2()
     state = TrainState(target, None, make_optimizer(target, method, SGDConfig(), schedule), "fp32")
-    state.gradient_norm = torch.zeros(())
 
     def step(*_):
         now[0] += 1
-        return torch.zeros(8, 3), {"cross_entropy": torch.zeros(())}, {}
+        return torch.zeros(8, 3), {"cross_entropy": torch.zeros(())}, {}  # logits, losses, extra metrics
 
     def save(progress: Progress) -> None:
         made.append(progress.iterations_done)

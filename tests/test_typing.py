@@ -11,7 +11,8 @@ SRC = Path(__file__).parent.parent / "src"
 USE = """
 import torch
 from delta_transfer import BSS, DELTA, L2SP, L2TWW, AFASpatial, AttentionConfig, Network, channel_attention, tapped
-from delta_transfer.engine.loop import Learner
+from delta_transfer.engine.loop import TrainState, train_step
+from delta_transfer.methods.base import Batch
 
 source: Network = tapped(torch.nn.Sequential(), head="0", taps=["1"]).freeze()
 target: Network = source.with_new_head(num_classes=3, seed=0)
@@ -25,7 +26,7 @@ AFASpatial(0.1).setup(target, target.map_shapes_on(torch.zeros(1)))
 L2SP(scope="all").setup(target)
 BSS(k=2)
 sgd = torch.optim.SGD(target.parameters())
-L2TWW().update(Learner(target, source, sgd, "fp32"), torch.zeros(1), torch.zeros(1))
+train_step(TrainState(target, source, sgd, "fp32"), L2TWW(), Batch(torch.zeros(1), torch.zeros(1)))
 """
 WRONG = {
     'DELTA(alpha="0.01")': 'Argument "alpha" to "DELTA" has incompatible type "str"; expected "float"',
@@ -35,11 +36,12 @@ WRONG = {
 }
 
 
-def test_a_type_checker_knows_the_library(tmp_path):
+def test_a_type_checker_knows_the_library(tmp_path, pytestconfig):
     pytest.importorskip("mypy")
     (tmp_path / "use.py").write_text(USE + "\n".join(WRONG))
     # Silent: what it says of the library's own code is not its users' concern.
-    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir", tmp_path / "cache", "use.py"]
+    cache = pytestconfig.cache.mkdir("mypy")  # what is known of torch takes a minute to find out
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--cache-dir", cache, "use.py"]
     environment = {"MYPYPATH": str(SRC), "PATH": "", "HOME": str(tmp_path)}
     done = subprocess.run([*map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True)
     found = re.findall(r"^use.py:(\d+): error: (.*)$", done.stdout, re.M)

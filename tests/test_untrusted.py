@@ -15,6 +15,8 @@ import tarfile
 import warnings
 import zipfile
 import zlib
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -26,23 +28,22 @@ from torchvision.models import ResNet18_Weights
 
 from delta_transfer import report
 from delta_transfer.cli.case_study import main as case_study
-from delta_transfer.cli.data import composed
 from delta_transfer.common import untrusted
 from delta_transfer.common.console import log
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.tables import Table, as_latex, as_markdown, entries, on_screen
 from delta_transfer.common.untrusted import no_formula
-from delta_transfer.config import BackboneConfig
 from delta_transfer.data.archives import unpack
 from delta_transfer.data.files import FORMATS, UNREADABLE, read_image
 from delta_transfer.data.store import fit
 from delta_transfer.inspect.case_study import tidy
 from delta_transfer.models import Network
-from delta_transfer.models.zoo import _download, build_source, load_pickled
+from delta_transfer.models.zoo import BackboneConfig, _download, build_source, load_pickled
 from delta_transfer.records import reading as runs
+from delta_transfer.records.checkpoints import read_checkpoint
 from delta_transfer.reporting.selection import is_override
 
-from .miniature import delta_run, source_for
+from .miniature import composed, delta_run, source_for
 from .test_report import record, save
 from .trees import write_image
 
@@ -62,12 +63,13 @@ class Malicious:
 # ---- weights and checkpoints -----------------------------------------------------------------------------
 
 
+@cache
+def small_resnet() -> BackboneConfig:
+    return composed("backbone=small_resnet").backbone
+
+
 def load(path: Path | str) -> Network:
-    return build_source(small_resnet(path), seed=0)
-
-
-def small_resnet(weights: Path | str) -> BackboneConfig:
-    return composed("glyphs", ["backbone=small_resnet", f"backbone.weights='{weights}'"]).backbone
+    return build_source(small_resnet().replace(weights=str(path)), seed=0)
 
 
 def small_state() -> dict[str, torch.Tensor]:
@@ -99,6 +101,9 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path):
     torch.save({"target": Malicious(tmp_path / "ran")}, tmp_path / "last.pt")
     with pytest.raises(pickle.UnpicklingError):
         load_pickled(tmp_path / "last.pt")
+    content = (tmp_path / "last.pt").read_bytes()
+    (tmp_path / "last.pt").write_bytes(content + sha256(content).digest())  # with the checksum of a run's own
+    assert read_checkpoint(tmp_path / "last.pt", "this machine") is None
     assert not (tmp_path / "ran").exists()
 
 

@@ -13,29 +13,29 @@ import torch.nn.functional as F
 from torchvision.datasets import LFWPairs
 
 from delta_transfer import report
+from delta_transfer.cli.compose import choices
 from delta_transfer.cli.data import main as delta_data
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.pair_metrics import best_threshold, fold_accuracies, pair_metrics, roc
-from delta_transfer.config import GlyphPairsConfig, LFWConfig
 from delta_transfer.data import load_dataset
 from delta_transfer.data.dataset import make_splits
+from delta_transfer.data.embedded.glyph_pairs import GlyphPairsConfig
 from delta_transfer.data.embedded.glyphs import letter_shapes
+from delta_transfer.data.loader import Loader
 from delta_transfer.data.pairs import draw_pairs
-from delta_transfer.engine import loop as training
+from delta_transfer.data.readers.lfw import LFWConfig
 from delta_transfer.inspect.replay import replay
-from delta_transfer.methods import REGULARIZERS
 from delta_transfer.models import ArcFaceLoss, CosineHead, Network, frozen_backbone
 from delta_transfer.records import reading as runs
-from delta_transfer.reporting import figures
+from delta_transfer.records.identity import run_identity
+from delta_transfer.reporting import interval_figures
 from delta_transfer.reporting.comparison import compare
 
 from . import trees
 from .conftest import TinyNet
-from .miniature import delta_run, source_for, tiny_overrides, write_cub
-from .test_config import composed
-from .test_records import identity_of
+from .miniature import composed, delta_run, source_for, tiny_overrides, write_cub
 
-METHODS = tuple(name for name in REGULARIZERS if name != "sum")
+METHODS = tuple(name for name in choices("reg") if name != "sum")
 
 # ---- ArcFace ---------------------------------------------------------------------------------------------
 
@@ -247,7 +247,7 @@ def test_lfw_has_the_pairs_that_torchvision_reads(tree, monkeypatch):
         (0, "2\t3", r"announces 2 folds of 3 \+ 3 pairs, 12 lines, but 8 follow"),
         (0, "2\t0", "0 lines, but 8 follow"),
         (2, None, "8 lines, but 7 follow"),
-        (1, "Ann_Lee\t1\t1", "1 lines are no pair of the kind that is due there.*pair 1 'Ann_Lee 1 1'"),
+        (1, "Ann_Lee\t1\t1", "1 lines are no pair of the expected kind.*pair 1 'Ann_Lee 1 1'"),
         (1, "Ann_Lee\t1\tBob_Ray\t2", "pair 1 'Ann_Lee 1 Bob_Ray 2'"),
         (3, "Ann_Lee\t1\tAnn_Lee\t2", "pair 3 'Ann_Lee 1 Ann_Lee 2'"),
         (3, "Ann_Lee\t1\tBob_Ray\ttwo", "pair 3 "),
@@ -342,19 +342,22 @@ def results(tmp_path_factory):
     """A run of every method on the miniature LFW, and one on the miniature CUB."""
     folder = tmp_path_factory.mktemp("verification")
     seen: set[int] = set()
-    batch = training.Loader.train_batch
+    batch = Loader.train_batch
 
     def watched(loader, indices, iteration):
         images, labels = batch(loader, indices, iteration)
         seen.update(labels.tolist())
         return images, labels
 
+    sweeps: dict[tuple[str, ...], list[str]] = {}  # methods by the further options that they take
+    for method in METHODS:
+        options = ATTENTION if method == "delta" else source_for(method, folder)
+        sweeps.setdefault(tuple(options), []).append(method)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Loader, "train_batch", watched)
-        common = tiny(trees.write_lfw(folder / "lfw-py"), folder / "results")
-        for method in METHODS:
-            more = ATTENTION if method == "delta" else source_for(method, folder)
-            assert delta_run(patch, *common, f"reg={method}", *more) == 0
+        patch.setattr(Loader, "train_batch", watched)
+        common = tiny(trees.write_lfw(folder / "lfw-py"), folder / "results", "schedule.iterations=2")
+        for options, methods in sweeps.items():
+            assert delta_run(patch, "-m", *common, f"reg={','.join(methods)}", *options) == 0
         assert seen == {0, 1, 2}  # never -1: no person of a pair
         assert delta_run(patch, *tiny_overrides(write_cub(folder / "CUB"), folder / "results"), "reg=l2") == 0
     return folder / "results"
@@ -392,20 +395,20 @@ def test_similarities_are_cosines_of_what_the_head_reads(results):
 
 
 def test_pairs_and_persons_do_not_meet(results):
-    """In the parts that a run makes of the data set, without and with a draw and a validation part."""
+    """In the splits that a run makes of the data set, without and with a draw and a validation split."""
     made = replay(run_of(results, "lfw-small_resnet-l2-"))
     config = composed("dataset=lfw", "dataset.images_per_class=2", "split.val_fraction=0.5")
-    for parts in (made.parts, make_splits(made.dataset, config.dataset, config.split)):
-        used = {made.dataset.names[index].split("/")[1] for index in [*parts.train, *parts.val]}
+    for splits in (made.splits, make_splits(made.dataset, config.dataset, config.split)):
+        used = {made.dataset.names[index].split("/")[1] for index in [*splits.train, *splits.val]}
         assert used == {"Eve_Orr", "Flo_Kay", "Gus_Hay"}
-        assert made.dataset.is_test[parts.test].all() and len(parts.test) == 12
+        assert made.dataset.is_test[splits.test].all() and len(splits.test) == 12
 
 
 def test_an_interrupted_run_ends_the_same(results, tmp_path, monkeypatch, capsys):
     root = results.parent / "lfw-py"
     common = ["reg=afa_channel", "schedule.iterations=6"]
     assert delta_run(monkeypatch, *tiny(root, tmp_path / "whole"), *common) == 0
-    batch = training.Loader.train_batch
+    batch = Loader.train_batch
 
     def interrupted(loader, indices, iteration):
         if iteration == 3:
@@ -413,7 +416,7 @@ def test_an_interrupted_run_ends_the_same(results, tmp_path, monkeypatch, capsys
         return batch(loader, indices, iteration)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Loader, "train_batch", interrupted)
+        patch.setattr(Loader, "train_batch", interrupted)
         assert delta_run(patch, *tiny(root, tmp_path / "cut"), *common) != 0
     assert (run_of(tmp_path / "cut") / "last.pt").exists()
     assert delta_run(monkeypatch, *tiny(root, tmp_path / "cut"), *common) == 0
@@ -423,7 +426,7 @@ def test_an_interrupted_run_ends_the_same(results, tmp_path, monkeypatch, capsys
     assert np.array_equal(np.load(whole / "pairs.npz")["similarities"], np.load(cut / "pairs.npz")["similarities"])
 
 
-def test_parts_precision_crops_and_validation(results, tmp_path, monkeypatch):
+def test_micro_batches_precision_crops_and_validation(results, tmp_path, monkeypatch):
     root = results.parent / "lfw-py"
     options = ["reg=l2", "schedule.accumulate=2", "precision=bf16", "schedule.test_crops=10", "dataset.min_images=3"]
     assert delta_run(monkeypatch, *tiny(root, tmp_path / "more"), *options, "split.val_fraction=0.3") == 0
@@ -459,22 +462,12 @@ def test_glyph_pairs_are_of_letters_that_look_like_none_that_is_trained_on():
         load_dataset(GlyphPairsConfig(name="glyph_pairs", scripts=["greek"], test_scripts=["greek"], **options))
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["dataset=glyphs"], "glyphs-small_resnet-delta-s0-67b97bca"),
-        (["dataset=cub", "reg=delta"], "cub-resnet101-delta-s0-31d89231"),
-        (["dataset=glyphs", "reg=l2_fe", "seed=3"], "glyphs-small_resnet-l2_fe-s3-a8355de7"),
-    ],
-)
-def test_classification_runs_keep_the_names_of_before(overrides, expected):
-    assert identity_of(*overrides) == expected
-
-
 def test_the_margin_is_part_of_a_verification_and_the_folder_of_its_images_is_not():
-    name = identity_of("dataset=lfw")
-    assert identity_of("dataset=lfw", "arcface.margin=0.3") != name
-    assert identity_of("dataset=lfw", "dataset.train_root=/there") == name
+    config = composed("dataset=lfw")
+    identity = run_identity(config, "data", "weights")
+    assert run_identity(config.replace(arcface=config.arcface.replace(margin=0.3)), "data", "weights") != identity
+    elsewhere = config.replace(dataset=config.dataset.replace(root="/here", train_root="/there"))
+    assert run_identity(elsewhere, "data", "weights") == identity
 
 
 # ---- reports ---------------------------------------------------------------------------------------------
@@ -508,7 +501,7 @@ def test_a_report_of_verifications_alone_needs_no_option(results, tmp_path, caps
 
 def test_the_roc_that_is_drawn_is_that_of_the_pairs(results):
     records = [runs.read(run_of(results, "lfw-small_resnet-l2-"))]
-    ((stem, figure),) = figures.roc_curves(compare(records, "test_pair_accuracy"), pytest.fail)
+    ((stem, figure),) = interval_figures.roc_curves(compare(records, "test_pair_accuracy"), pytest.fail)
     assert stem == "roc-lfw-small_resnet_random_weights_"
     (line,) = figure.axes[0].lines
     pairs = runs.pair_similarities(records[0])

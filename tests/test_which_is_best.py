@@ -13,18 +13,7 @@ from delta_transfer import config, train
 from delta_transfer.cli.predict import main as predict_main
 from delta_transfer.common.errors import UserError
 from delta_transfer.experiment import planning as plan
-from delta_transfer.experiment.choosing import (
-    asked_and_rest,
-    asked_for,
-    best_of,
-    carry_out,
-    has,
-    named,
-    number_of_folds,
-    ruled_out,
-    verdict,
-    without_a_gpu,
-)
+from delta_transfer.experiment.choosing import asked_and_rest, asked_for, best_of, carry_out, has, named, number_of_folds, ruled_out, verdict, without_a_gpu
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.selection import choose
 

@@ -6,10 +6,10 @@
     delta-report --per-image                       # differences over the same test images, from the stored predictions
     delta-report --figures figures                 # learning curves, accuracy against alpha, intervals: PNG and PDF
     delta-report --format html --output report.html
-    delta-report --metric val_top1                 # which hyper-parameters were best on validation data
+    delta-report --metric val_top1                 # the best hyper-parameters on validation data
     delta-report --select cv                       # the same by cross-validation: runs with split.folds only
     delta-report --select cv --emit-overrides      # the commands of the final runs with what was chosen, for | sh
-    delta-report case-study RUN_A RUN_B            # what the networks look at, and which channels came to life
+    delta-report case-study RUN_A RUN_B            # activation maps, and channels that came to life
     delta-report attention RUN ...                 # the channel weights of DELTA
     delta-report publish RUNS --to FOLDER          # the records of many runs in one folder, to commit
 
@@ -36,7 +36,7 @@ from .reporting.selection import Selection, choose, command
 
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
-PAIRS = "test_pair_accuracy"  # of verification runs
+PAIRS = "test_pair_accuracy"  # the metric of verification runs
 # Modules with a main(argv) of their own; the first two import torch.
 COMMANDS = {"case-study": "cli.case_study", "attention": "cli.attention", "publish": "reporting.publishing"}
 
@@ -93,7 +93,7 @@ def report(args: argparse.Namespace) -> int:
     for comparison in comparisons:
         for warning in comparison.warnings:
             log.info(warning)
-        if args.select and args.format == "csv":  # which has no place for words
+        if args.select and args.format == "csv":  # a CSV file has no place for words
             for line in comparison.chosen:
                 log.info(line)
     text = text_of(comparisons, args)

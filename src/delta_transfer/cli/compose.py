@@ -58,17 +58,16 @@ def _sweep_dir(results_dir: str, dry_run: bool) -> str:
 def _described_keys(_root_: DictConfig) -> str:
     """For --help: every key of a composed configuration with its value, and what it is."""
 
-    def is_group(value: Any) -> bool:  # of options, or of methods: the terms of a sum
-        if not OmegaConf.is_dict(value):
-            return False
-        return issubclass(OmegaConf.get_type(value), Options) or any(map(is_group, value.values()))
+    def group_of(node: DictConfig) -> type[Options] | None:
+        kind = OmegaConf.get_type(node)
+        return kind if kind is not None and issubclass(kind, Options) else None
 
     def lines(node: DictConfig, prefix: str) -> Iterator[str]:
-        group = OmegaConf.get_type(node)
-        words = {each.name: each.help for each in describe(group)} if issubclass(group, Options) else {}
-        for name in node if prefix else [name for name in node if name != "hydra"]:
+        group = group_of(node)
+        words = {each.name: each.help for each in describe(group)} if group else {}
+        for name in map(str, node if prefix else [name for name in node if name != "hydra"]):
             key, value = f"{prefix}{name}", "???" if OmegaConf.is_missing(node, name) else node[name]
-            if is_group(value):
+            if isinstance(value, DictConfig) and (group_of(value) or key == "reg.terms"):
                 yield from lines(value, f"{key}.")
             else:
                 setting = f"{key}={as_word(OmegaConf.to_object(value) if OmegaConf.is_config(value) else value)}"

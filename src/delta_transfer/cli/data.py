@@ -5,7 +5,7 @@
     delta-data prepare cub [backbone=inception_v3] [schedule=paper_augmented] [dataset.download=true]
     delta-data doctor [data_dir=/data] [dataset.root=photos] [backbone.weights=FILE]
 
-NAME is a choice of conf/dataset; key=value are overrides as delta-run takes them.
+NAME is a file of conf/dataset; key=value are overrides as delta-run takes them.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,14 +83,9 @@ def parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text)
         if name in ("verify", "prepare"):
-            command.add_argument("name", metavar="NAME", help="a choice of conf/dataset: " + ", ".join(choices()))
+            command.add_argument("name", metavar="NAME", help="a name that delta-data list shows")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="as for delta-run")
     return p
-
-
-def choices(group: str = "dataset") -> list[str]:
-    folder = files("delta_transfer.conf") / group
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def composed(name: str, overrides: Sequence[str]) -> "RunConfig":
@@ -102,6 +96,8 @@ def composed(name: str, overrides: Sequence[str]) -> "RunConfig":
 
 
 def show_list(overrides: Sequence[str]) -> None:
+    from .compose import choices
+
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("name", no_wrap=True)
     for title in ("classes", "train", "test"):
@@ -109,7 +105,7 @@ def show_list(overrides: Sequence[str]) -> None:
     table.add_column("status", no_wrap=True)
     table.add_column("root", overflow="fold")
     troubles = []
-    for name in choices():
+    for name in choices("dataset"):
         config = composed(name, overrides).dataset
         counts, official, state, trouble = look_for(config)
         if trouble:

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from ..common.console import log
 from ..common.errors import UserError
 from ..data import publication
-from .data import choices, composed, look_for
+from .data import composed, look_for
 
 if TYPE_CHECKING:
     from ..engine.config import RunConfig
@@ -184,11 +184,13 @@ def disk(found: Findings, config: "RunConfig") -> None:
 
 
 def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) -> None:
+    from .compose import choices
+
     fetched: list[str] = []
     by_hand: list[str] = []
     # dataset.root names the folder of one data set; the others are looked for below data_dir.
     named = next((word.removeprefix("dataset=") for word in overrides if word.startswith("dataset=")), "folder")
-    for name in choices():
+    for name in choices("dataset"):
         of_others = ("dataset=", "backbone", "reg") if name == named else ("dataset", "backbone", "reg")
         dataset = composed(name, [word for word in overrides if not word.startswith(of_others)]).dataset
         if name == "folder" and dataset.root is None:
@@ -218,6 +220,7 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
     import torch
 
     from ..models.zoo import build_source, not_downloaded
+    from .compose import choices
 
     file = next((word.partition("=")[2] for word in overrides if word.startswith("backbone.weights=")), None)
     given = any(word.startswith("backbone=") for word in overrides)
@@ -255,6 +258,7 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
 def which_fits(found: Findings, file: str) -> None:
     """Finds the networks that a file of weights fits."""
     from ..models.zoo import bare_network, read_weights
+    from .compose import choices
 
     fitting = []
     for name in choices("backbone"):

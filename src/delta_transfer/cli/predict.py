@@ -30,10 +30,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..common.console import Display, log, stoppable
+from ..common.console import Display, log, spelled_out, stoppable
 from ..common.errors import UserError
 from ..common.tables import UNCUT
-from ..common.untrusted import no_formula, spelled_out
+from ..common.untrusted import no_formula
 from ..records.files import write_atomically
 
 

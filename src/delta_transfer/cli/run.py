@@ -1,24 +1,46 @@
 """delta-run: compose a configuration, check it, carry out the run. The road of a run is experiment/experiment.py."""
 
 import os
+import re
 import signal
 import sys
+import traceback
+from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from ..common import interrupts
-from ..common.console import log, show_messages
+from ..common.console import Display, log, show_messages
+from ..common.errors import UserError
 from ..common.options import require
 from ..engine import devices
+from ..engine.callbacks import Stopped, forget_stop, stop_deferred, stop_enabled, stop_signal
 from ..engine.config import RunConfig
 from ..experiment.choosing import Made, ruled_out
+from ..experiment.experiment import run
 from ..experiment.planning import Plan
+from ..experiment.pretraining import pretrain_missing
+from ..records.locks import InUse
+from ..records.run_directory import RunResult
 from . import which_is_best
-from .compose import check_overrides, check_values, hydra_raises, in_our_words, register_schemas, to_run_config
-from .jobs import Outcome, run_job, show
+from .compose import (
+    check_overrides,
+    check_values,
+    compose_config,
+    hydra_raises,
+    in_our_words,
+    register_schemas,
+    to_run_config,
+)
 
 register_schemas()  # on import, so that they are also there in the worker processes of a launcher
 
@@ -26,7 +48,7 @@ register_schemas()  # on import, so that they are also there in the worker proce
 def main(config_name: str = "config") -> None:
     show_messages()
     Outcome.of_this_command.clear()
-    interrupts.forget()
+    forget_stop()
     if devices.shared() and os.environ["RANK"] != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process speaks for all
     if "dry_run=true" in sys.argv:  # looks at all jobs in this process, whatever would launch them
@@ -60,8 +82,8 @@ def main(config_name: str = "config") -> None:
         ended, seen = len(outcomes), len(planned[0].jobs) if planned else 0
         sys.argv = [command[0], "-m", *words]
         job()
-        if interrupts.received() is not None:
-            raise interrupts.Stopped
+        if stop_signal() is not None:
+            raise Stopped
         jobs = planned[0].jobs[seen:] if planned else []
         return [(outcome.state, outcome.record) for outcome in outcomes[ended:]] + [(j.state, j.record) for j in jobs]
 
@@ -70,8 +92,8 @@ def main(config_name: str = "config") -> None:
     alone = not devices.shared()
     try:
         # Between its own jobs this process waits for workers. They get a terminal's Ctrl-C themselves, and end.
-        with hydra_raises(), interrupts.stoppable() if alone else nullcontext(), interrupts.deferred([signal.SIGINT]):
-            if which_is_best.asked_for(command[1:]):
+        with hydra_raises(), stop_enabled() if alone else nullcontext(), stop_deferred([signal.SIGINT]):
+            if "+experiment=which_is_best" in command and not any(map(ONLY_SHOWN.fullmatch, command)):
                 require(alone, "+experiment=which_is_best makes many runs: start it without torchrun.")
                 verdict = which_is_best.compare_methods(command[1:], compose_first_job, sweep)
             else:
@@ -93,10 +115,144 @@ def main(config_name: str = "config") -> None:
     devices.leave()
     for plan_of_all in planned:
         plan_of_all.show()
-    if (number := interrupts.received() or stopped_by) is not None:
+    if (number := stop_signal() or stopped_by) is not None:
         log.error(f"stopped by {signal.Signals(number).name}: the same command goes on where it was")
         sys.exit(128 + number)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if verdict:
         failed = [outcome for outcome in failed if not ruled_out(outcome.record)]
     sys.exit(0 if composed and not failed else 1)
+
+
+# --- Jobs ---
+
+ONLY_SHOWN = re.compile(r"-h|--help|--hydra-help|--version|-c|--cfg(=.*)?|-i|--info(=.*)?|-sc|--shell-completion")
+STATES = ("done", "skipped", "failed", "in work", "stopped")
+
+
+class Outcome:
+    """What a job returns; `of_this_command` has all of them.
+
+    A job that raised would end a sweep: Hydra's sweeper reports the first exception and starts no further batch. Hydra
+    shows nobody what jobs return. But a return value is either made in this process or, when a launcher's worker sends
+    it, unpickled here: both are noted.
+    """
+
+    of_this_command: "ClassVar[list[Outcome]]" = []
+
+    def __init__(
+        self,
+        overrides: list[str],
+        state: str,
+        reason: str,
+        unseen: bool,
+        of_sweep: bool,
+        record: dict[str, Any] | None = None,
+    ):
+        self.overrides, self.state, self.reason = overrides, state, reason
+        self.record = record  # the summary of a run that finished or failed
+        self.unseen, self.of_sweep = unseen, of_sweep  # unseen: a worker wrote the reason into a file
+        self.of_this_command.append(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.of_this_command.append(self)
+
+
+def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
+    """One job, in this process or in a launcher's worker. A dry run adds it to the one Plan in `planned` instead."""
+    show_messages()
+    hydra_config = HydraConfig.get()
+    launcher = hydra_config.runtime.choices["hydra/launcher"]
+    sweep = hydra_config.mode == RunMode.MULTIRUN
+    parallel = sweep and launcher != "basic"
+    Display.bars = not parallel
+
+    def ended(state: str, reason: str = "", unseen: bool = False, record: dict[str, Any] | None = None) -> Outcome:
+        return Outcome(list(hydra_config.overrides.task), state, reason, unseen, of_sweep=sweep, record=record)
+
+    # A job in this process leaves signals to the command. submitit's workers and torchrun handle them themselves.
+    in_worker = parallel and launcher == "joblib"
+    try:
+        with stop_enabled(worker=True) if in_worker else stop_deferred([]):
+            if stop_signal() is not None:
+                raise Stopped
+            # The whole configuration is checked before anything slow is read.
+            check_overrides(hydra_config.overrides.task)
+            config = to_run_config(composed)
+            check_values(hydra_config.overrides.task, config)
+            if not config.dry_run:
+                result = fit(config, hydra_config.overrides.task)
+                return ended("skipped" if result.skipped else "done", str(result), record=result.summary)
+            require(not parallel, "dry_run=true looks at all jobs in one process: it needs hydra/launcher=basic.")
+            if not sweep:
+                log.info(OmegaConf.to_yaml(composed, resolve=True))
+            if not planned:
+                planned.append(Plan(pretraining_recipe))
+            planned[0].add(config)
+            return None
+    except KeyboardInterrupt:
+        outcome = ended("stopped")
+        if not in_worker:  # it ends the sweep
+            raise
+        return outcome
+    except InUse as error:  # a sweep in another shell has this run: no failure, if there are others to do
+        log.error(str(error))
+        if devices.shared():
+            sys.exit(1)
+        return ended("in work" if sweep else "failed", str(error))
+    except Exception as error:
+        told = isinstance(error, UserError | OSError)  # OSError: a full disk, a folder that cannot be written
+        if not told:  # the program is wrong: the place in it helps
+            traceback.print_exc()
+        message = str(error) if told else f"{type(error).__name__}: {error}"
+        log.error(message)
+        if devices.shared():
+            sys.exit(1)  # the other processes wait for this one, and torchrun ends them
+        # The other jobs of a sweep go on.
+        unseen = parallel and launcher.startswith("submitit")
+        return ended("failed", message, unseen, record=getattr(error, "record", None))
+
+
+def fit(config: RunConfig, overrides: Sequence[str]) -> RunResult:
+    """The run that `config` describes, after the one that trains its source network where that is missing."""
+    pretrain_missing(config, pretraining_recipe)
+    return run(config, overrides)
+
+
+def pretraining_recipe(config: RunConfig) -> RunConfig:
+    """conf/pretrain.yaml for the run `config`, in a running Hydra."""
+    recipe = compose_config("pretrain", [])
+    return recipe.replace(
+        results_dir=str(Path(config.results_dir) / "pretrained"),
+        cache_dir=config.cache_dir,
+        device=config.device,
+        retry_failed=config.retry_failed,
+    )
+
+
+def show(outcomes: Sequence[Outcome]) -> None:
+    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    console.print()
+    console.print(table(outcomes))
+
+
+def table(outcomes: Sequence[Outcome]) -> Table:
+    """Runs by state. Those that were not made stand one by one: what sets each apart, and the reason's first line."""
+    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    made.add_column("runs", justify="right")
+    made.add_column("")
+    made.add_column("which", overflow="fold")
+    made.add_column("reason", overflow="fold")
+    common = set.intersection(*(set(outcome.overrides) for outcome in outcomes))
+    for state in STATES:
+        members = [outcome for outcome in outcomes if outcome.state == state]
+        if members and state in ("done", "skipped"):
+            made.add_row(str(len(members)), state)
+            continue
+        for index, outcome in enumerate(members):
+            which = " ".join(override for override in outcome.overrides if override not in common)
+            reason = (outcome.reason.splitlines() or [""])[0]
+            # Text keeps brackets from being read as markup.
+            made.add_row("" if index else str(len(members)), "" if index else state, Text(which), Text(reason))
+    return made

@@ -6,7 +6,6 @@ the baseline, on all training images with several seeds, and only they see the t
 choice is, and change nothing about it. Finished runs are skipped, as in any sweep.
 """
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,16 +18,7 @@ from ..common.errors import UserError
 from ..common.options import require
 from ..common.style import method_order
 from ..engine.config import RunConfig
-from ..experiment.choosing import (
-    Made,
-    alpha_of,
-    best_of,
-    folds_of,
-    named,
-    on_all_folds,
-    verdict,
-    without_a_gpu,
-)
+from ..experiment.choosing import Made, alpha_of, best_of, folds_of, named, on_all_folds, verdict, without_a_gpu
 from ..methods import METHODS
 from ..records.reading import method_of
 from ..reporting import sections
@@ -42,11 +32,6 @@ ALPHAS = {
     "delta_noatt": ["0.0001", "0.001", "0.01"],
     "delta": ["0.0001", "0.001", "0.01"],
 }
-ONLY_SHOWN = re.compile(r"-h|--help|--hydra-help|--version|-c|--cfg(=.*)?|-i|--info(=.*)?|-sc|--shell-completion")
-
-
-def asked_for(words: list[str]) -> bool:
-    return "+experiment=which_is_best" in words and not any(map(ONLY_SHOWN.fullmatch, words))
 
 
 def compare_methods(

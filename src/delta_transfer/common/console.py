@@ -11,8 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from .untrusted import printable
-
 log = logging.getLogger("delta_transfer")  # `show_messages` shows what it is told
 
 # Keys of a metrics line that the progress display does not repeat as loss terms.
@@ -154,3 +152,16 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.1f} s"
+
+
+def spelled_out(text: str, keep: str = "") -> str:
+    """`text` with escape sequences (\\x1b, \\u202e) for characters that steer a terminal or the writing direction.
+
+    Bytes of file names that are not UTF-8, which no file or figure takes, become escape sequences too.
+    """
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def printable(text: str) -> str:
+    """A message of one or several lines that any terminal can show."""
+    return spelled_out(text.expandtabs(4), keep="\n")

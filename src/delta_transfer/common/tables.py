@@ -156,6 +156,6 @@ def latex(table: Table) -> str:
 
 
 def is_long(table: Table, column: int) -> bool:
-    """Whether a column has words of more than 30 letters and no numbers."""
+    """True if a column has words of more than 30 letters and no numbers."""
     cells = [row[column] for row in table.rows]
     return all(cell.value is None for cell in cells) and any(len(cell.text) > 30 for cell in cells)

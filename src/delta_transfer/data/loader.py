@@ -12,12 +12,19 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from ..common.hardware import images_at_once
 from .store import Store
 
 # Streams of random numbers that must not influence one another. `fit`: batches that a method sees before training.
 STREAMS = {"train": 0, "fit": 1, "dropout": 2, "method": 3}
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]  # images (B,), boxes (4, B) and mirroring (B,)
+
+
+def images_at_once(device: torch.device) -> int:
+    """How many images go through a frozen network together, where the program may choose.
+
+    A GPU takes many. A CPU takes so few that their feature maps stay in its caches, which is a sixth faster than 32.
+    """
+    return 256 if device.type == "cuda" else 4 * torch.get_num_threads()
 
 
 class Loader:

@@ -1,7 +1,9 @@
 """What watches a training: lines of metrics, the display, live views, checkpoints and the wish to stop."""
 
+import os
+import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -10,16 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common import interrupts
+from ..common.console import log
+from ..common.errors import UserError
 from ..common.options import require
-from ..methods.base import TrainState
+from ..methods.base import Regularizer, Stage, TrainState
+from ..models import Network
+from ..records.checked import save_with_checksum
+from ..records.checkpoints import read_checkpoint, write_checkpoint
 from ..records.run_directory import RunDirectory
 from . import devices
+from .evaluation import Line, MetricsWindow
 
-GRADIENT_NORM = "gradient_norm"  # the norm of the whole gradient, beside the loss terms in a line of metrics
 CHECKPOINT_SHARE = 0.01  # the largest part of the time that checkpoints may take
-Line = dict[str, Any]  # a line of metrics
-Check = Callable[[str, float, int, int, float], None]  # of name, value, iteration, steps taken before it, learning rate
 
 
 # --- Where a training is ---
@@ -42,51 +46,6 @@ class Progress:
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-class MetricsWindow:
-    """Loss terms and accuracy since the last line of metrics. They stay on the device until they are needed."""
-
-    def __init__(self, first_iteration: int):
-        self.first_iteration = first_iteration
-        self.losses: list[str] = []  # names of the loss terms
-        self.extra: list[str] = []  # names of the other values
-        self.rows: list[Tensor] = []  # the values of each step
-        self.correct: list[Tensor] = []
-        self.images = 0
-
-    def add(self, logits: Tensor, labels: Tensor, losses: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
-        values = losses | extra
-        self.losses, self.extra = list(losses), list(extra)
-        self.rows.append(torch.stack([value.float() for value in values.values()]))
-        self.correct.append((logits.argmax(dim=1) == labels).sum())
-        self.images += len(labels) * devices.processes()
-
-    def close(self, lr: float, check: Check) -> Line:
-        """The means of all values, the whole loss, the training accuracy in percent. `check` looks at each value."""
-        rows = devices.average(torch.stack(self.rows)).tolist()
-        names = self.losses + self.extra
-        for iteration, row in enumerate(rows, self.first_iteration):
-            for name, value in zip(names, row, strict=True):
-                check(name, value, iteration, iteration, lr)
-        means = {name: sum(column) / len(rows) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
-        losses = {name: means[name] for name in self.losses}
-        correct = devices.average(torch.stack(self.correct).sum().double()).item() * devices.processes()
-        extra = {name: means[name] for name in self.extra}
-        return losses | {"loss": sum(losses.values())} | extra | {"train_top1": 100 * correct / self.images}
-
-    def state_dict(self) -> dict[str, Any]:
-        """On the CPU, which waits for the device."""
-        tensors = {name: torch.stack(getattr(self, name)).cpu() for name in ("rows", "correct") if self.images}
-        kept = ("first_iteration", "losses", "extra", "images")
-        return {name: getattr(self, name) for name in kept} | tensors
-
-    @classmethod
-    def resumed(cls, progress: Progress, device: torch.device) -> "MetricsWindow":
-        window = cls(progress.iterations_done)
-        for name, value in progress.window.items():
-            setattr(window, name, list(value.to(device)) if isinstance(value, Tensor) else value)
-        return window
 
 
 class Clock:
@@ -133,6 +92,70 @@ class Position:
         return Progress(self.begun.first_iteration, self.done, self.clock.seconds, self.clock.since_lap, window)
 
 
+# --- Ctrl-C and SIGTERM: a run finishes its step and saves its state before it ends ---
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_deferred: Collection[int] = ()
+_received: int | None = None
+_speaks = True
+
+
+class Stopped(KeyboardInterrupt):
+    """This process was asked to end, and ends."""
+
+
+def stop_signal() -> int | None:
+    """The number of the signal that asked this process to end; None if there was none."""
+    return _received
+
+
+@contextmanager
+def stop_enabled(worker: bool = False) -> Iterator[None]:
+    """Within this context a signal raises Stopped at once, unless it is `stop_deferred`.
+
+    worker: the process waits for another job afterwards, and from then on only notes a signal.
+    """
+    global _deferred, _speaks
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    _deferred, _speaks = (), not worker
+    try:
+        yield
+    finally:
+        if worker:
+            _deferred = SIGNALS
+        else:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def stop_deferred(numbers: Collection[int] = SIGNALS) -> Iterator[None]:
+    """Within this context the first of these signals is only noted (`stop_signal`); a second Ctrl-C raises Stopped."""
+    global _deferred
+    before, _deferred = _deferred, numbers
+    try:
+        yield
+    finally:
+        _deferred = before
+
+
+def forget_stop() -> None:
+    """Forgets the signal, for a new command in the same process."""
+    global _received
+    _received = None
+
+
+def _handle(number: int, frame: object) -> None:
+    global _received
+    again, _received = _received is not None, number
+    if number not in _deferred or (again and number == signal.SIGINT):
+        raise Stopped
+    if _speaks and not again:
+        os.write(
+            2, b"\nstopping as soon as the state is saved; Ctrl-C ends at once\n"
+        )  # print may be interrupted itself
+
+
 # --- Callbacks ---
 
 
@@ -157,7 +180,7 @@ class OnLine(Callback):
 
 
 class Checkpoints(Callback):
-    """Saves a checkpoint now and then, and when this process was asked to end; then it raises interrupts.Stopped.
+    """Saves a checkpoint now and then, and when this process was asked to end; then it raises Stopped.
 
     Checkpoints are `seconds` apart, or further, so that they take less than CHECKPOINT_SHARE of the time.
     """
@@ -167,7 +190,7 @@ class Checkpoints(Callback):
         self.last, self.cost = time.monotonic(), 0.0
 
     def on_step(self, at: Position) -> None:
-        stop = interrupts.received() is not None
+        stop = stop_signal() is not None
         due = time.monotonic() - self.last > max(self.seconds, self.cost / CHECKPOINT_SHARE)
         # The process that writes does not know what the others have seen since the last line.
         complete = devices.processes() == 1 or not at.window.images
@@ -176,10 +199,13 @@ class Checkpoints(Callback):
         begun = time.monotonic()
         self.save(at.progress())
         if stop:
-            raise interrupts.Stopped
+            raise Stopped
         at.clock.restart()
         self.last = time.monotonic()
         self.cost = self.last - begun
+
+
+# --- Live views ---
 
 
 def require_live_view(logging: str) -> None:
@@ -209,3 +235,124 @@ def live_view(logging: str, directory: RunDirectory, first_iteration: int) -> It
                     writer.add_scalar(name, value, line["step"])
 
         yield show
+
+
+# --- Stages ---
+
+
+class StageRunner:
+    """Iterates over the stages that a run has still to train, and keeps what they leave to one another.
+
+    Args:
+        length: iterations of a stage.
+        new_target: makes the untrained target, which a checkpoint's weights go into.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        length: int,
+        directory: RunDirectory,
+        device: torch.device,
+        new_target: Callable[[], Network],
+    ):
+        self.stages, self.length, self.directory, self.device = stages, length, directory, device
+        self.index = 0
+        self.previous: Network | None = None  # the frozen target that the stage before left
+        self.state: TrainState | None = None
+        self.ended: list[Line] = []  # what the stages before came to
+        self.modules: dict[str, Tensor] = {}  # what their methods learned, by stage
+        self.seconds = 0.0  # of training, of all stages
+        with devices.rank0_first():  # which removes a checkpoint that cannot be used
+            self._checkpoint = read_checkpoint(directory.checkpoint_path, devices.made_with(device))
+        if self._checkpoint is None:
+            directory.restore_metrics("")
+            return
+        self.index, self.ended, self.modules = (self._checkpoint[key] for key in ("stage", "ended", "modules"))
+        if self._checkpoint["previous"] is not None:
+            self.previous = new_target()
+            self.previous.traced.load_state_dict(self._checkpoint["previous"])
+            self.previous.freeze()
+
+    @property
+    def method(self) -> Regularizer:
+        return self.stages[self.index].method
+
+    @property
+    def iterations(self) -> int:
+        """Iterations of all stages."""
+        return len(self.stages) * self.length
+
+    def __iter__(self) -> Iterator[Stage]:
+        while True:
+            self.state = None  # the stage before makes room for the next
+            yield self.stages[self.index]
+            if self.index + 1 == len(self.stages):
+                return
+            assert self.state is not None
+            self.index += 1
+            self.previous = self.state.target.copy().freeze()
+            if self.stages[self.index].alignment_target == "previous" and self.modules:
+                # The next modules are a function of this network's maps.
+                name = f"stage{self.index}.safetensors"
+                self.directory.write(name, save_with_checksum(self.previous.cpu_weights()))
+
+    def begin(self, state: TrainState) -> Progress:
+        """Where the training of this stage begins: at the last checkpoint, or at its first iteration."""
+        self.state = state
+        if self._checkpoint is not None:
+            checkpoint, self._checkpoint = self._checkpoint, None
+            return self._resume(state, checkpoint)
+        progress = Progress.beginning(self.index * self.length, self.seconds)
+        if self.index:  # the result of the stage before is safe from here on
+            self.save(progress)
+            if stop_signal() is not None:
+                raise Stopped
+        return progress
+
+    def end(self, seconds: float, measured: Line) -> None:
+        """Notes what the stage came to, and what its method learned."""
+        self.seconds = seconds
+        self.ended = [*self.ended, self._planned(self.stages[self.index]) | measured]
+        for name, parameter in self.method.named_parameters():
+            if parameter.requires_grad:
+                self.modules[f"stage{self.index + 1}.{name}"] = parameter.detach().cpu().clone()
+
+    def record(self) -> Line:
+        """The stages for the run's record, if there are several. One that did not end has no measurements."""
+        stages = self.ended + [self._planned(stage) for stage in self.stages[len(self.ended) :]]
+        return {"stages": stages} if len(stages) > 1 else {}
+
+    def _planned(self, stage: Stage) -> Line:
+        return {"method": type(stage.method).__name__, "iterations": self.length}
+
+    def save(self, progress: Progress) -> None:
+        """Writes a checkpoint, from which `progress` goes on."""
+        if not self.directory.writes or self.state is None:
+            return
+        content: dict[str, Any] = {
+            "target": self.state.target.state_dict(),
+            "optimizer": self.state.optimizer.state_dict(),
+            "method": self.method.state_dict(),
+            "stage": self.index,
+            "ended": self.ended,
+            "modules": self.modules,
+            "previous": self.previous.traced.state_dict() if self.previous else None,
+            "progress": progress.state_dict(),
+            "metrics": self.directory.metrics(),
+        }
+        with self.directory.open(self.directory.checkpoint_path.name) as file:
+            write_checkpoint(file, content, devices.made_with(self.device))
+
+    def _resume(self, state: TrainState, checkpoint: dict[str, Any]) -> Progress:
+        try:
+            state.target.load_state_dict(checkpoint["target"])
+            state.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.method.load_state_dict(checkpoint["method"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            path = self.directory.checkpoint_path
+            raise UserError(f"{path} holds another method or network, of another version. It is removed.") from error
+        self.directory.restore_metrics(checkpoint["metrics"])
+        progress = Progress(**checkpoint["progress"])
+        log.info(f"{self.directory.path.name}: resuming after iteration {progress.iterations_done}")
+        return progress

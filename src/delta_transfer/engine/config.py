@@ -1,16 +1,31 @@
-"""The options of a run: its four choices (dataset, backbone, reg, schedule) and what goes with them."""
+"""The options of a run: its four choices (dataset, backbone, reg, schedule), and what they describe, built."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
-from ..common.options import MISSING, Options, from_mapping, option
+import numpy as np
+import torch
+from torch import nn
+
+from ..common.console import Display, log, shorten_list
+from ..common.options import MISSING, Options, from_mapping, option, require
+from ..data.dataset import Counts, Dataset, Splits, expected_counts
+from ..data.loader import Loader
 from ..data.options import DatasetConfig, PairsConfig, SplitConfig
 from ..data.registry import READERS
+from ..data.store import Store, open_store
 from ..methods import method_config
-from ..models.sources import SourceConfig
-from ..models.zoo import BackboneConfig
+from ..methods.base import MapShapes, OutputShapes, Regularizer, Stage
+from ..models import CosineHead, Network, frozen_maps
+from ..models.sources import SourceConfig, SourceNetwork, frozen, shapes_of
+from ..models.zoo import BackboneConfig, untrained
+from ..records.identity import run_id, run_identity
+from . import devices
+from .callbacks import require_live_view
 from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 
 TASKS = ("classification", "verification")
@@ -91,3 +106,169 @@ def run_config_from(values: Mapping[str, Any]) -> RunConfig:
     if values.get("source") is not None:
         made["source"] = [from_mapping(SourceConfig, entry) for entry in values["source"]]
     return from_mapping(RunConfig, {**values, **made})
+
+
+# --- What a configuration describes ---
+
+
+def open_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Loader:
+    """Batches of `dataset`. Its images are decoded first, unless they were before."""
+    title = f"{dataset.name}: decoding images"
+    with devices.rank0_first(), Display(title, len(dataset.labels), "image") as display:
+        store = open_store(
+            dataset, config.backbone.resize, config.schedule.aspect, Path(config.cache_dir), display.update
+        )
+    return loader_of(config, store, dataset.labels, device)
+
+
+def loader_of(config: RunConfig, store: Store, labels: np.ndarray, device: torch.device) -> Loader:
+    """Batches of decoded images with labels (N,)."""
+    schedule = config.schedule
+    return Loader(
+        store,
+        labels,
+        crop=config.backbone.image_size,
+        mirror=config.dataset.mirror,
+        mean=config.backbone.mean,
+        std=config.backbone.std,
+        batch_size=schedule.batch_size,
+        seed=config.seed,
+        device=device,
+        min_crop_area=schedule.min_crop_area if schedule.train_crop == "random_resized" else None,
+        pad=schedule.pad,
+        ten_crops=schedule.test_crops == 10,
+        share=devices.share(),
+    )
+
+
+def new_target(source: Network, config: RunConfig, classes: int) -> Network:
+    """The network that a run trains, before the first step: the source with a new head."""
+    head = partial(CosineHead, scale=config.arcface.scale) if config.task == "verification" else None
+    return source.with_new_head(classes, config.seed, head)
+
+
+def frozen_source(
+    config: RunConfig,
+    stage: Stage,
+    source: Network,
+    sources: list[SourceNetwork] | None,
+    previous: Network | None,
+    device: torch.device,
+) -> nn.Module | None:
+    """The frozen network that a stage learns from, at the least cost: its maps, and its logits where they are needed.
+
+    It is None for a method that needs no source.
+    source: the network that the target starts from. sources: networks to learn from in its place. previous: the target
+    that the stage before left.
+    """
+    with_logits, precision = stage.method.needs.source_logits, config.precision
+    if not stage.method.needs.source:
+        return None
+    if previous is not None and stage.alignment_target == "previous":
+        return frozen_maps(previous, with_logits, precision)
+    if sources is None:
+        return frozen_maps(source, with_logits, precision)
+    return frozen(sources, config.backbone, with_logits, precision).to(device)
+
+
+def source_shapes(
+    config: RunConfig, method: Regularizer, source: Network, sources: list[SourceNetwork] | None, shapes: MapShapes
+) -> OutputShapes | None:
+    """Shapes of what the frozen source returns; None if they are those of the target's maps, `shapes`."""
+    with_logits = method.needs.source_logits
+    if sources is None:
+        return {**shapes, "logits": (source.classes,)} if with_logits else None
+    return shapes_of(sources, 1, config.backbone.image_size, with_logits)
+
+
+def seed_of_modules(seed: int, stage: int) -> int:
+    """Seed of the modules that a method makes. Those of a later stage do not begin like those of the first."""
+    return int(np.random.default_rng((seed, stage)).integers(2**32)) if stage else seed
+
+
+def weights_name(config: RunConfig, weights: str) -> str:
+    """What stands for the source weights in an identity: their fingerprint.
+
+    Random weights differ with the seed, but are one choice.
+    """
+    return "none" if config.backbone.weights == "none" else weights
+
+
+def name_of(
+    config: RunConfig, data: str, weights: str, sources: list[SourceNetwork] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The run's name and identity. data, weights: fingerprints of the data set and of the source's weights."""
+    identities = None if sources is None else [source.identity for source in sources]
+    identity = run_identity(config, data, weights_name(config, weights), identities)
+    return run_id(config.dataset.name, config.backbone.name, config.reg.name, config.seed, identity), identity
+
+
+def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: Splits) -> None:
+    """Says what the run trains, and what makes it another run than a person may expect."""
+    counts, official = Counts.of(dataset), expected_counts(config.dataset)
+    if official is not None and counts.against(official) != "ready":
+        log.info(
+            f"{dataset.name}: {counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images; "
+            f"officially {official.classes:,}, {official.train:,}, {official.test:,}"
+        )
+    schedule, side = config.schedule, config.backbone.image_size
+    images = f"{len(splits.train):,} training"
+    images += f", {len(splits.val):,} validation" if len(splits.val) else ""
+    images += f", {len(splits.test):,} test" if config.split.measures_test else ""
+    log.info(
+        f"{name}: {images} images of {len(dataset.classes):,} classes ({shorten_list(dataset.classes, 3)}); "
+        f"{schedule.length(len(splits.train)):,} iterations of {schedule.batch_size} images of {side} x {side} pixels"
+    )
+    if schedule.accumulate > 1:
+        count = schedule.batch_size // schedule.accumulate
+        log.info(
+            f"schedule.accumulate={schedule.accumulate}: a micro-batch has {count} images, and a step takes the "
+            f"gradient of all {schedule.batch_size}. BatchNorm in training takes its statistics from the {count} "
+            "images, and dropout draws anew for each micro-batch; nothing else differs from a run with whole batches."
+        )
+
+
+# --- What is refused before any data are read ---
+
+
+def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
+    """Raises UserError if the four choices do not go together."""
+    require_live_view(config.logging)
+    reg, methods = f"reg={config.reg.name}", [stage.method for stage in stages]
+    model = untrained(config.backbone.name)
+    for method in methods:
+        method.requires(model, config.optimizer.name, devices.processes())
+    require(
+        bool(config.backbone.taps) or not any(method.needs.taps for method in methods),
+        f"{reg} compares feature maps, but backbone.taps is empty.",
+    )
+    require(
+        config.source is None or all(method.needs.other_sources for method in methods),
+        f"{reg} starts at its source network, which is backbone.weights: it takes no other (source=null).",
+    )
+    # Other methods start from the source: for them a random one is at least honest.
+    learning = any(method.needs.source and method.needs.other_sources for method in methods)
+    require(
+        config.source is not None or config.backbone.weights != "none" or not learning,
+        f"{reg} learns from a source network, but backbone.weights=none is a random one: name a source, e.g. "
+        "source=resnet34 or a file of delta-pretrain's.",
+    )
+    if config.source is not None and config.backbone.weights != "none":
+        log.info(
+            f"The target starts from weights of its own, {config.backbone.weights}. The published targets of methods "
+            "with a source= start at random (backbone.weights=none), and their taps are behind a ReLU (backbone.taps)."
+        )
+
+
+def check_micro_batches(config: RunConfig, stages: Sequence[Stage]) -> int:
+    """Images of a micro-batch. Raises UserError if a batch cannot be cut into micro-batches of equal size."""
+    schedule, processes = config.schedule, devices.processes()
+    count = processes * schedule.accumulate
+    for stage in stages:
+        stage.method.loss_scale = count
+    accumulate = f" and schedule.accumulate={schedule.accumulate}" if schedule.accumulate > 1 else ""
+    require(
+        schedule.batch_size % count == 0,
+        f"schedule.batch_size={schedule.batch_size} cannot be divided by {processes} processes{accumulate}.",
+    )
+    return schedule.batch_size // count

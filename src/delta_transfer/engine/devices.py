@@ -4,14 +4,17 @@ Several processes (torchrun) can make one run: they share the batch, and the fir
 torchrun there is one process, and nothing of that does anything.
 """
 
+import contextlib
 import fcntl
 import os
+import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..common.console import log
-from ..common.hardware import device_name, reset_peak_memory
 from ..common.options import require
 from ..models.batchnorm import sharing
 
@@ -83,6 +85,42 @@ def pick_precision(wanted: str, device: torch.device) -> str:
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which networks compute: bf16 where `precision` says so."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"cpu: {model}, {torch.get_num_threads()} threads"
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Forgets the peak so far, so that a later job of a sweep does not report it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The peak in bytes: that of the GPU's allocator, or of the process on a CPU (None where it is unknown)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        return None
+
+
+def versions() -> dict[str, str]:
+    packages = ("delta-transfer", "torch", "torchvision", "numpy", "pillow")
+    return {"python": platform.python_version()} | {name.replace("-", "_"): version(name) for name in packages}
 
 
 # --- Several processes ---

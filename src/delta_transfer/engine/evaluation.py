@@ -1,5 +1,6 @@
-"""What a network knows: its outputs on test images, accuracy, and the rates of a verification."""
+"""What is measured: loss terms and accuracy while a network trains, and its outputs on test images."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,76 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.console import log
+from ..common.errors import UserError
 from ..common.pair_metrics import pair_metrics
 from ..data.dataset import Pairs, Splits
 from ..data.loader import Loader
 from ..models import Network
 from . import devices
-from .callbacks import Line
+
+GRADIENT_NORM = "gradient_norm"  # the norm of the whole gradient, beside the loss terms in a line of metrics
+Line = dict[str, Any]  # a line of metrics
+
+
+class NotFinite(UserError):
+    """A loss term or the gradient stopped being a finite number at iteration `iteration`, after `steps` steps."""
+
+    def __init__(self, what: str, value: float, iteration: int, steps: int, lr: float):
+        super().__init__(f"{what} became {value} at iteration {iteration} (learning rate {lr:g}).")
+        self.iteration, self.steps = iteration, steps
+
+
+def check_finite(name: str, value: float, iteration: int, steps: int, lr: float) -> None:
+    """Raises NotFinite if a value measured at `iteration`, after `steps` steps, is no finite number."""
+    if not math.isfinite(value):
+        what = "The gradient's norm" if name == GRADIENT_NORM else f"The loss term {name!r}"
+        raise NotFinite(what, value, iteration, steps, lr)
+
+
+class MetricsWindow:
+    """Loss terms and accuracy since the last line of metrics. They stay on the device until they are needed."""
+
+    def __init__(self, first_iteration: int):
+        self.first_iteration = first_iteration
+        self.losses: list[str] = []  # names of the loss terms
+        self.extra: list[str] = []  # names of the other values
+        self.rows: list[Tensor] = []  # the values of each step
+        self.correct: list[Tensor] = []
+        self.images = 0
+
+    def add(self, logits: Tensor, labels: Tensor, losses: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
+        values = losses | extra
+        self.losses, self.extra = list(losses), list(extra)
+        self.rows.append(torch.stack([value.float() for value in values.values()]))
+        self.correct.append((logits.argmax(dim=1) == labels).sum())
+        self.images += len(labels) * devices.processes()
+
+    def close(self, lr: float) -> Line:
+        """The means of all values, the whole loss, the training accuracy in percent; raises NotFinite."""
+        rows = devices.average(torch.stack(self.rows)).tolist()
+        names = self.losses + self.extra
+        for iteration, row in enumerate(rows, self.first_iteration):
+            for name, value in zip(names, row, strict=True):
+                check_finite(name, value, iteration, iteration, lr)
+        means = {name: sum(column) / len(rows) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
+        losses = {name: means[name] for name in self.losses}
+        correct = devices.average(torch.stack(self.correct).sum().double()).item() * devices.processes()
+        extra = {name: means[name] for name in self.extra}
+        return losses | {"loss": sum(losses.values())} | extra | {"train_top1": 100 * correct / self.images}
+
+    def state_dict(self) -> dict[str, Any]:
+        """On the CPU, which waits for the device."""
+        tensors = {name: torch.stack(getattr(self, name)).cpu() for name in ("rows", "correct") if self.images}
+        kept = ("first_iteration", "losses", "extra", "images")
+        return {name: getattr(self, name) for name in kept} | tensors
+
+    @classmethod
+    def resumed(cls, iterations_done: int, state: dict[str, Any], device: torch.device) -> "MetricsWindow":
+        """The window of a checkpoint's `state`, or an empty one."""
+        window = cls(iterations_done)
+        for name, value in state.items():
+            setattr(window, name, list(value.to(device)) if isinstance(value, Tensor) else value)
+        return window
 
 
 class Evaluator:

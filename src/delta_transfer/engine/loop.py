@@ -1,6 +1,5 @@
 """The training loop. It knows a method only by its hooks: `before_step`, `penalty`, `after_step`."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,23 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common.errors import UserError
 from ..data.loader import Loader
 from ..methods.base import Batch, Outputs, Regularizer
 from ..models import Network, forward_in_chunks, frozen_backbone
 from . import devices
-from .callbacks import GRADIENT_NORM, Callback, Clock, Line, MetricsWindow, Position, Progress
+from .callbacks import Callback, Clock, Position, Progress
+from .evaluation import GRADIENT_NORM, Line, MetricsWindow, check_finite
 from .optimizers import ScheduleConfig, learning_rate, set_learning_rate
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # of logits (B, K) and labels (B,)
-
-
-class NotFinite(UserError):
-    """A loss term or the gradient stopped being a finite number at iteration `iteration`, after `steps` steps."""
-
-    def __init__(self, what: str, value: float, iteration: int, steps: int, lr: float):
-        super().__init__(f"{what} became {value} at iteration {iteration} (learning rate {lr:g}).")
-        self.iteration, self.steps = iteration, steps
 
 
 @dataclass
@@ -161,7 +152,8 @@ def train(
     """
     length = schedule.length(len(indices))
     first, end = progress.first_iteration, progress.first_iteration + length
-    at = Position(state, progress, end, MetricsWindow.resumed(progress, loader.device), Clock.resumed(progress))
+    window = MetricsWindow.resumed(progress.iterations_done, progress.window, loader.device)
+    at = Position(state, progress, end, window, Clock.resumed(progress))
     state.target.train(not method.needs.frozen_backbone)
     for iteration in range(progress.iterations_done, end):
         batch = make_batch(method, loader, indices, iteration)
@@ -176,7 +168,7 @@ def train(
         evaluating = done == end or bool(schedule.eval_every and done % schedule.eval_every == 0)
         if done % schedule.log_every == 0 or evaluating:
             # Nothing else in the loop waits for the device.
-            line = {"step": done} | (labels or {}) | {"lr": lr} | at.window.close(lr, check_finite)
+            line = {"step": done} | (labels or {}) | {"lr": lr} | at.window.close(lr)
             line["images_per_second"] = at.clock.lap(at.window.images)
             if evaluating:
                 measured = evaluate()
@@ -191,9 +183,3 @@ def train(
         for callback in callbacks:
             callback.on_step(at)
     return at.clock.seconds
-
-
-def check_finite(name: str, value: float, iteration: int, steps: int, lr: float) -> None:
-    if not math.isfinite(value):
-        what = "The gradient's norm" if name == GRADIENT_NORM else f"The loss term {name!r}"
-        raise NotFinite(what, value, iteration, steps, lr)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..common.console import log
-from ..common.hardware import images_at_once, reset_peak_memory, seconds_of
 from ..common.options import Options
-from ..engine.assemble import frozen_source, source_shapes
-from ..engine.config import RunConfig
-from ..engine.devices import autocast
+from ..common.timing import seconds_of
+from ..data.loader import images_at_once
+from ..engine.config import RunConfig, frozen_source, source_shapes
+from ..engine.devices import autocast, reset_peak_memory
 from ..engine.loop import TrainState, train_step
 from ..engine.optimizers import make_optimizer
 from ..methods.base import Batch, Stage
@@ -80,7 +80,7 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
     method.setup(target, shapes, source_shapes(config, method, source, others, shapes))
     method.to(device)
     optimizer = make_optimizer(target, method, config.optimizer, config.schedule)
-    maps = frozen_source(config, stage, source, others, None, device) if method.needs.source else None
+    maps = frozen_source(config, stage, source, others, None, device)
     state = TrainState(target, maps, optimizer, config.precision, backbone.aux_weight)
 
     def step(count: int) -> Callable[[], object]:

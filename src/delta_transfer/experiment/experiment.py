@@ -1,38 +1,55 @@
 """One run, from its configuration to its record. The headings are those of a paper's method section."""
 
-from collections.abc import Sequence
+import io
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from torch import Tensor
 
-from ..common import interrupts
 from ..common.console import Display, log
-from ..common.hardware import peak_memory
-from ..common.options import require
+from ..common.errors import RunFailed, UserError
 from ..data import load_dataset
-from ..data.dataset import make_splits
+from ..data.dataset import Dataset, Splits, make_splits
+from ..data.loader import Loader
+from ..data.registry import READERS
 from ..engine import devices
-from ..engine.assemble import frozen_source, new_target, open_loader, seed_of_modules, source_shapes
-from ..engine.callbacks import Checkpoints, OnLine, live_view, require_live_view
-from ..engine.config import RunConfig
-from ..engine.evaluation import Evaluator
+from ..engine.callbacks import Checkpoints, OnLine, StageRunner, live_view, stop_deferred
+from ..engine.config import (
+    RunConfig,
+    check_choices,
+    check_micro_batches,
+    frozen_source,
+    name_of,
+    new_target,
+    open_loader,
+    say_what_it_trains,
+    seed_of_modules,
+    source_shapes,
+    weights_name,
+)
+from ..engine.evaluation import Evaluator, NotFinite
 from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
-from ..methods import build_method
-from ..methods.base import Stage
-from ..models import ArcFaceLoss
-from ..models.sources import load_sources
-from ..models.zoo import build_source, untrained
-from ..records.checked import fingerprint
-from ..records.run_directory import RunDirectory, timestamp
-from .failures import failures_recorded
-from .fitting import fit_method
-from .recording import RunResult, describe, describe_aloud, finished_before, name_of, write_outputs
-from .stages import StageRunner
+from ..models import ArcFaceLoss, Network
+from ..models.sources import SourceNetwork, load_sources
+from ..models.zoo import build_source
+from ..records.cards import in_words, make_card, metadata_of
+from ..records.checked import fingerprint, save_with_checksum
+from ..records.locks import InUse
+from ..records.run_directory import CLASSES, SCHEMA, RunDirectory, RunResult, finished_before, git_commit, timestamp
+from .failures import explain
+from .fitting import fit_part
 
 
 def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
@@ -45,7 +62,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     """
     device = devices.set_up(config.device, config.deterministic)
     config.precision = devices.pick_precision(config.precision, device)
-    stages = build_method(config.reg).stages()
+    stages = config.reg.build().stages()
     check_choices(config, stages)
     tapped = any(stage.method.needs.taps for stage in stages)
 
@@ -73,7 +90,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     shapes = source.map_shapes(micro_batch, config.backbone.image_size, training=trains_backbone)
     for other in sources or ():  # a network that does not fit is found here, before there is a run
         other.network.map_shapes(1, config.backbone.image_size, training=False)
-    describe_aloud(name, config, dataset, splits)
+    say_what_it_trains(name, config, dataset, splits)
     loader = open_loader(config, dataset, device)
     with directory:
         meanwhile = devices.broadcast_from_rank0(directory.summary)
@@ -97,9 +114,9 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                 target = runner.previous.copy() if runner.previous else untrained_target()
                 target.requires_grad_(True)
                 devices.synchronise_batchnorm(target.traced, device)
-                summary["fit"] = summary["fit"] | fit_method(
-                    method, source, weights, config, dataset, splits, loader, directory
-                )
+                for part in method.parts_to_fit():
+                    fit_part(part, source, weights, config, dataset, splits, loader, directory)
+                    summary["fit"] |= part.fit_report
                 with torch.random.fork_rng(devices=[]):  # for modules that the method makes
                     torch.manual_seed(seed_of_modules(config.seed, runner.index))
                     method.setup(target, shapes, source_shapes(config, method, source, sources, shapes))
@@ -110,9 +127,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                 optimizer = make_optimizer(target, method, config.optimizer, config.schedule)
                 state = TrainState(
                     target,
-                    frozen_source(config, stage, source, sources, runner.previous, device)
-                    if method.needs.source
-                    else None,
+                    frozen_source(config, stage, source, sources, runner.previous, device),
                     optimizer,
                     config.precision,
                     config.backbone.aux_weight,
@@ -127,7 +142,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                 with (
                     Display(name, runner.iterations) as display,
                     live_view(config.logging, directory, progress.iterations_done) as show,
-                    interrupts.deferred(),
+                    stop_deferred(),
                 ):
                     display.start_at(progress.iterations_done)
                     seconds = train(
@@ -157,7 +172,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
             # --- Record ---
 
             summary |= measured | runner.record()
-            summary |= {"peak_memory_bytes": peak_memory(device), "finished": timestamp()}
+            summary |= {"peak_memory_bytes": devices.peak_memory(device), "finished": timestamp()}
             test_outputs = evaluator.latest.get("test")
             write_outputs(config, directory, target, runner.modules, dataset, splits, test_outputs, summary)
             directory.write_summary(summary)
@@ -167,47 +182,116 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     return result
 
 
-# --- What is refused before any data are read ---
+# --- Stages and failures ---
 
 
-def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
-    """Raises UserError if the four choices do not go together."""
-    require_live_view(config.logging)
-    reg, methods = f"reg={config.reg.name}", [stage.method for stage in stages]
-    model = untrained(config.backbone.name)
-    for method in methods:
-        method.requires(model, config.optimizer.name, devices.processes())
-    require(
-        bool(config.backbone.taps) or not any(method.needs.taps for method in methods),
-        f"{reg} compares feature maps, but backbone.taps is empty.",
-    )
-    require(
-        config.source is None or all(method.needs.other_sources for method in methods),
-        f"{reg} starts at its source network, which is backbone.weights: it takes no other (source=null).",
-    )
-    # Other methods start from the source: for them a random one is at least honest.
-    learning = any(method.needs.source and method.needs.other_sources for method in methods)
-    require(
-        config.source is not None or config.backbone.weights != "none" or not learning,
-        f"{reg} learns from a source network, but backbone.weights=none is a random one: name a source, e.g. "
-        "source=resnet34 or a file of delta-pretrain's.",
-    )
-    if config.source is not None and config.backbone.weights != "none":
-        log.info(
-            f"The target starts from weights of its own, {config.backbone.weights}. The published targets of methods "
-            "with a source= start at random (backbone.weights=none), and their taps are behind a ReLU (backbone.taps)."
-        )
+@contextmanager
+def failures_recorded(
+    summary: dict[str, Any],
+    config: RunConfig,
+    directory: RunDirectory,
+    runner: StageRunner,
+    loader: Loader,
+    indices: np.ndarray,
+) -> Iterator[None]:
+    """Whatever ends the run within this is written into its record and raised as RunFailed.
+
+    OSError and InUse pass: nothing is wrong with the run, and the same command goes on with it. So does an error of
+    one process among several, which may have failed because another was killed: only what all see is recorded.
+    """
+    try:
+        yield
+    except (OSError, InUse):
+        raise
+    except Exception as error:
+        if devices.processes() > 1 and not isinstance(error, NotFinite):
+            raise
+        failure, message = explain(error, config, runner, loader, indices)
+        if failure is not None:
+            with devices.rank0_first():  # it has written before another process ends, and with it all
+                summary |= runner.record() | {"error": message, "failure": failure, "finished": timestamp()}
+                directory.write_summary(summary)
+                if failure in ("diverged", "input"):  # going on would not mend these
+                    directory.remove_checkpoint()
+        if failure == "program":  # the place in the program helps most
+            raise
+        name = directory.path.name
+        if failure is None:
+            raise UserError(f"{name}: {message}") from error
+        raise RunFailed(f"{name}: {message}", summary) from error
 
 
-def check_micro_batches(config: RunConfig, stages: Sequence[Stage]) -> int:
-    """Images of a micro-batch. Raises UserError if a batch cannot be cut into micro-batches of equal size."""
-    schedule, processes = config.schedule, devices.processes()
-    count = processes * schedule.accumulate
-    for stage in stages:
-        stage.method.loss_scale = count
-    accumulate = f" and schedule.accumulate={schedule.accumulate}" if schedule.accumulate > 1 else ""
-    require(
-        schedule.batch_size % count == 0,
-        f"schedule.batch_size={schedule.batch_size} cannot be divided by {processes} processes{accumulate}.",
-    )
-    return schedule.batch_size // count
+# --- What a run says and leaves ---
+
+
+def describe(
+    config: RunConfig,
+    name: str,
+    identity: dict[str, Any],
+    dataset: Dataset,
+    splits: Splits,
+    weights: str,
+    sources: list[SourceNetwork] | None,
+    device: torch.device,
+) -> dict[str, Any]:
+    """What the record says before anything is measured."""
+    described = {
+        "schema": SCHEMA,
+        "run_id": name,
+        "identity": identity,
+        "titles": {
+            "method": config.reg.title,
+            "dataset": config.dataset.publication(READERS[config.dataset.reader].thing.publication).title,
+        },
+        "config": asdict(config),
+        "seed": config.seed,
+        "n_train": len(splits.train),
+        "n_val": len(splits.val),
+        "n_test": len(splits.test),
+        "num_classes": len(dataset.classes),
+        "dataset_fingerprint": dataset.fingerprint,
+        "weights_fingerprint": weights_name(config, weights),
+        "selection": "last iteration",
+        "versions": devices.versions(),
+        "device": devices.device_name(device),
+        "processes": devices.processes(),
+        "git_commit": git_commit(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "fit": {},
+        "test_top1": None,
+        "val_top1": None,
+        "error": None,
+        "failure": None,  # diverged | input | out of memory | program
+    }
+    return described if sources is None else described | {"sources": [source.record for source in sources]}
+
+
+def write_outputs(
+    config: RunConfig,
+    directory: RunDirectory,
+    target: Network,
+    modules: dict[str, Tensor],
+    dataset: Dataset,
+    splits: Splits,
+    test: dict[str, Any] | None,
+    summary: dict[str, Any],
+) -> None:
+    """Test predictions, class names, the trained weights, and what the method learned; a model card on request."""
+    if not directory.writes:
+        return
+    if test is not None:
+        arrays = {name: value for name, value in test.items() if isinstance(value, np.ndarray)}
+        if dataset.pairs is None:
+            arrays["index"] = splits.test
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        directory.write("pairs.npz" if dataset.pairs else "predictions.npz", buffer.getvalue())
+    directory.write(CLASSES, json.dumps(dataset.classes).encode())
+    if modules:
+        directory.write("method.safetensors", save_with_checksum(modules))
+    weights, metadata = target.cpu_weights(), {}
+    if config.model_card:
+        card = make_card(summary, dataset.classes, fingerprint(weights))
+        metadata = metadata_of(card)
+        directory.write("MODEL_CARD.md", in_words(card).encode())
+    directory.write("model.safetensors", save_with_checksum(weights, metadata))

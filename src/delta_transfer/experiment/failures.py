@@ -1,58 +1,17 @@
 """Why a run failed, as far as that can be found out afterwards, and how the record says it."""
 
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 
-from ..common.errors import RunFailed, UserError
+from ..common.errors import UserError
 from ..data.loader import Loader
-from ..engine import devices
+from ..engine.callbacks import StageRunner
 from ..engine.config import RunConfig
-from ..engine.loop import NotFinite, TrainState, make_batch, train_step
+from ..engine.evaluation import NotFinite
+from ..engine.loop import TrainState, make_batch, train_step
 from ..methods.base import MethodConfig, Regularizer
-from ..records.locks import InUse
-from ..records.run_directory import RunDirectory, timestamp
-from .stages import StageRunner
-
-
-@contextmanager
-def failures_recorded(
-    summary: dict[str, Any],
-    config: RunConfig,
-    directory: RunDirectory,
-    runner: StageRunner,
-    loader: Loader,
-    indices: np.ndarray,
-) -> Iterator[None]:
-    """Whatever ends the run within this is written into its record and raised as RunFailed.
-
-    OSError and InUse pass: nothing is wrong with the run, and the same command goes on with it. So does an error of
-    one process among several, which may have failed because another was killed: only what all see is recorded.
-    """
-    try:
-        yield
-    except (OSError, InUse):
-        raise
-    except Exception as error:
-        if devices.processes() > 1 and not isinstance(error, NotFinite):
-            raise
-        failure, message = explain(error, config, runner, loader, indices)
-        if failure is not None:
-            with devices.rank0_first():  # it has written before another process ends, and with it all
-                ended = {"error": message, "failure": failure, "finished": timestamp()}
-                directory.write_summary(summary | runner.record() | ended)
-                if failure in ("diverged", "input"):  # going on would not mend these
-                    directory.remove_checkpoint()
-        if failure == "program":  # the place in the program helps most
-            raise
-        name = directory.path.name
-        if failure is None:
-            raise UserError(f"{name}: {message}") from error
-        raise RunFailed(f"{name}: {message}", summary | ended) from error
 
 
 def explain(

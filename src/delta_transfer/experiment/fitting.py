@@ -22,7 +22,7 @@ from ..records.locks import wait_for_lock
 from ..records.run_directory import RunDirectory
 
 
-def fit_method(
+def fit_part(
     method: Regularizer,
     source: Network,
     weights: str,
@@ -31,22 +31,15 @@ def fit_method(
     splits: Splits,
     loader: Loader,
     directory: RunDirectory,
-) -> dict[str, float]:
-    """Fits the method, and each term of a sum that needs it, on the training images; returns figures for the record.
-
-    weights: fingerprint of the source's weights.
-    """
-    report: dict[str, float] = {}
-    for part in method.parts_to_fit():
-        fitted_to = describe_fit(config, part, weights, splits.fingerprint(dataset))
-        if part.needs.fit_on == "centre crops":
-            batches: Batches = loader.centres(splits.train)
-        else:
-            batches = loader.passes(splits.train, "fit", part.fit_seed)
-        with devices.rank0_first():
-            fit_or_reuse(part, source, batches, len(dataset.classes), fitted_to, directory, Path(config.cache_dir))
-        report |= part.fit_report
-    return report
+) -> None:
+    """Fits a method, or a term of a sum, on the training images. weights: fingerprint of the source's weights."""
+    fitted_to = describe_fit(config, method, weights, splits.fingerprint(dataset))
+    if method.needs.fit_on == "centre crops":
+        batches: Batches = loader.centres(splits.train)
+    else:
+        batches = loader.passes(splits.train, "fit", method.fit_seed)
+    with devices.rank0_first():
+        fit_or_reuse(method, source, batches, len(dataset.classes), fitted_to, directory, Path(config.cache_dir))
 
 
 def fit_or_reuse(

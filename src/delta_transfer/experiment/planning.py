@@ -12,23 +12,19 @@ from rich.table import Table
 
 from ..common.console import duration, log
 from ..common.errors import UserError
-from ..common.hardware import device_name
 from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
 from ..data.options import DatasetConfig, OfficialCounts
 from ..data.store import store_bytes, store_path
-from ..engine.config import RunConfig
-from ..engine.devices import pick_device, pick_precision
-from ..methods import build_method
+from ..engine.config import RunConfig, check_choices, name_of
+from ..engine.devices import device_name, pick_device, pick_precision
 from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source, not_downloaded
 from ..records.checked import fingerprint
 from ..records.run_directory import RunDirectory
 from .costs import Cost, decides_cost, measure
-from .experiment import check_choices
 from .fitting import describe_fit, fitted_path
 from .pretraining import EMBEDDED, Recipe, backbones_to_pretrain, pretrained_before
-from .recording import name_of
 
 
 @dataclass
@@ -73,7 +69,7 @@ class Plan:
     def add(self, config: RunConfig) -> None:
         device = pick_device(config.device)
         config.precision = pick_precision(config.precision, device)
-        stages = build_method(config.reg).stages()
+        stages = config.reg.build().stages()
         check_choices(config, stages)
         method = stages[0].method
         dataset = self._dataset(config.dataset, Path(config.cache_dir))

@@ -10,12 +10,12 @@ from ..common.errors import UserError
 from ..common.options import require
 from ..data import load_dataset
 from ..engine import devices
-from ..engine.config import RunConfig
+from ..engine.config import RunConfig, name_of
 from ..models.zoo import BackboneConfig
 from ..records.checked import load_with_checksum
 from ..records.locks import InUse, wait_for_lock
+from ..records.run_directory import RunResult
 from .experiment import run
-from .recording import RunResult, name_of
 
 EMBEDDED = "glyphs"  # backbone.weights that stand for this network
 Recipe = Callable[[RunConfig], RunConfig]  # a run that needs the network -> the run that trains it

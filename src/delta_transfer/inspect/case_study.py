@@ -14,9 +14,8 @@ import torchvision
 from scipy.special import softmax
 from torch import Tensor
 
-from ..common.console import log
+from ..common.console import log, printable
 from ..common.errors import UserError
-from ..common.untrusted import printable
 from ..models import Network
 from ..models.zoo import BackboneConfig
 from ..records.cards import read_card
@@ -104,8 +103,9 @@ def disagreements(a: Predictions, b: Predictions) -> dict[str, np.ndarray]:
     margin = softmax(b.logits.astype(np.float64), axis=1)[true] - softmax(a.logits.astype(np.float64), axis=1)[true]
 
     def sorted_by(values: np.ndarray, kind: np.ndarray) -> np.ndarray:
-        order: np.ndarray = np.argsort(-values, kind="stable")
-        return order[kind[order]]
+        order = np.argsort(-values, kind="stable")
+        wanted: np.ndarray = order[kind[order]]
+        return wanted
 
     return {
         "b_right_a_wrong": sorted_by(margin, b.correct & ~a.correct),

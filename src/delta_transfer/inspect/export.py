@@ -3,7 +3,6 @@
 from typing import Any
 
 from ..common.errors import UserError
-from ..engine.assemble import cpu_weights
 from ..models.portable import FORMATS, TOLERANCE, Normalised, difference, some_images
 from ..models.zoo import NETWORKS, bare_network, options_for
 from ..records.cards import in_words, make_card
@@ -48,7 +47,7 @@ def card_of(run: Finished, stem: str) -> tuple[dict[str, Any], str]:
 
     Raises UserError if the run's record lacks what a card needs.
     """
-    weights, name, classes = cpu_weights(run.network), run.config.backbone.name, run.network.classes
+    weights, name, classes = run.network.cpu_weights(), run.config.backbone.name, run.network.classes
     if name in NETWORKS:
         build = f'from delta_transfer.models.zoo import NETWORKS\n\nnetwork = NETWORKS["{name}"]({classes})'
     else:

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..engine.assemble import new_target
-from ..methods import build_method
+from ..engine.config import new_target
 from ..methods.afa import LearnedAttention
 from ..models import Network
 from ..records.checked import load_with_checksum
@@ -48,7 +47,7 @@ def attended(run: Replay, images: Tensor) -> list[Attended]:
     tensors = _read(run, MODULES)
     shapes = run.source.map_shapes(2, run.config.backbone.image_size, training=False)
     found = []
-    for index, stage in enumerate(build_method(run.config.reg).stages(), 1):
+    for index, stage in enumerate(run.config.reg.build().stages(), 1):
         method, prefix = stage.method, f"stage{index}."
         if not isinstance(method, LearnedAttention):
             continue

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..common.hardware import images_at_once
 from ..data.dataset import Dataset
 from ..data.files import read_image
+from ..data.loader import images_at_once
 from ..data.store import Store, decoded
-from ..engine.assemble import loader_of
+from ..engine.config import loader_of
 from ..engine.evaluation import outputs_of
 from .finished import Finished
 

@@ -7,12 +7,13 @@
 Fingerprints, not paths, tell whether data and source weights are those of the record.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,7 @@ from ..common.errors import UserError
 from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
 from ..data.loader import Loader
-from ..engine.assemble import new_target, open_loader
-from ..engine.config import RunConfig
+from ..engine.config import RunConfig, new_target, open_loader
 from ..engine.devices import pick_device
 from ..models import Network
 from ..models.sources import SourceNetwork, load_sources
@@ -33,7 +33,6 @@ from ..records.reading import recorded_sources
 from .finished import config_of, not_of_this_run, record_of, trained_weights
 
 CACHE = Path("results/cache")  # delta-run puts image stores there by default
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,12 @@ def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None =
     config.cache_dir = str(next((cache for cache in caches if cache.is_dir()), CACHE))
 
     device = pick_device("auto")
-    dataset = with_hint("--data-dir DIR", lambda: load_dataset(config.dataset, Path(config.cache_dir)))
+    with hint("--data-dir DIR"):
+        dataset = load_dataset(config.dataset, Path(config.cache_dir))
     where = f"images, labels or split of {config.dataset.root}"
     check(record, "dataset_fingerprint", dataset.fingerprint, where)
-    source = with_hint("--weights FILE", lambda: build_source(config.backbone, config.seed))
+    with hint("--weights FILE"):
+        source = build_source(config.backbone, config.seed)
     # Random weights differ with the seed, but are one choice.
     actual = "none" if config.backbone.weights == "none" else fingerprint(source.weights())
     check(record, "weights_fingerprint", actual, f"source weights {config.backbone.weights}")
@@ -138,9 +139,10 @@ def check(record: dict[str, Any], key: str, actual: str, what: str) -> None:
         )
 
 
-def with_hint(option: str, read_it: Callable[[], T]) -> T:
-    """The result of `read_it`. If it fails, the message names the option of this command that tells the place."""
+@contextmanager
+def hint(option: str) -> Iterator[None]:
+    """Adds to the message of a UserError which option of a report tells the place of what is missing."""
     try:
-        return read_it()
+        yield
     except UserError as error:
         raise UserError(f"{error} For a report: {option}.") from None

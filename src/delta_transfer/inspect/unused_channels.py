@@ -16,8 +16,8 @@ life if its activation in the fine-tuned network reaches that same number. Chann
 """
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
-from typing import cast
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -47,15 +47,11 @@ class Change:
     target: Activations
 
 
-@dataclass(frozen=True)
-class Count:
+class Count(NamedTuple):
     channels: int
     silent: int  # in the source
     woken: int  # silent in the source, not in the target
     fallen: int  # the reverse
-
-    def __add__(self, other: "Count") -> "Count":
-        return Count(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def changes_of(runs: list[Replay], labels: list[str], count_images: int) -> tuple[list[Change], int]:
@@ -123,7 +119,8 @@ def table_of(changes: list[Change], fraction: float, images: int) -> Table:
             if threshold(change.source[tap], fraction) == 0:
                 log.info(f"{tap}: half of the source's channels are 0 everywhere, so that none counts as silent")
         if len(counts) > 1:
-            rows.append(row(change.label, "all taps", sum(counts.values(), Count(0, 0, 0, 0))))
+            total = Count(*map(sum, zip(*counts.values(), strict=True)))
+            rows.append(row(change.label, "all taps", total))
     return Table(
         title="Unused channels of the source network, after fine-tuning",
         header=["method", "tap", "channels", "silent in the source", "came to life", "fell silent"],
@@ -138,7 +135,7 @@ def table_of(changes: list[Change], fraction: float, images: int) -> Table:
 
 
 def row(label: str, tap: str, found: Count) -> list[Entry]:
-    return [*entries(label, tap), *(Entry(f"{number:,}", number) for number in astuple(found))]
+    return [*entries(label, tap), *(Entry(f"{number:,}", number) for number in found)]
 
 
 def figure_of(changes: list[Change], fraction: float) -> Figure:

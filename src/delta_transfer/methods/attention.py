@@ -1,15 +1,15 @@
 """DELTA's supervised channel attention: how much the loss rises when a channel is removed.
 
-`channel_attention` is all of it, for any loop:
+`channel_attention` does all of it, for any loop:
 
 1. `train_probe`: a new head on the frozen source network (L2-FE), BatchNorm in evaluation mode.
-2. `channel_importance`: for every tapped channel, cross-entropy without it minus cross-entropy with it. Only what lies
-   behind the tap is computed again, for many removed channels in one batch.
-3. `attention_weights`: standardised per layer, softmax with a temperature.
+2. `channel_importance`: for every tapped channel, cross-entropy without it minus cross-entropy with it. Only the part
+   of the network behind the tap is computed again, for many removed channels in one batch.
+3. `attention_weights`: the importances, standardised per layer, through a softmax with a temperature.
 
-Source: official DELTA code. It removes a channel by setting its filter to 0; at a tap that is a convolution without
-bias this is the same as setting the channel of the tapped map to 0, which is what is done here, so that taps which are
-not convolutions (Inception's blocks) have a meaning too.
+Source: official DELTA code. It removes a channel by setting its filter to 0. At a tap that is a convolution without
+bias this equals setting the channel of the tapped map to 0. The latter is done here, so that it is also defined at taps
+that are not convolutions (Inception's blocks).
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..common.hardware import images_at_once, seconds_of
 from ..common.options import LONGEST, Options, option
+from ..common.timing import seconds_of
+from ..data.loader import images_at_once
 from ..models import HookedNetwork, Network, call, forward_in_chunks, frozen_backbone
 from .base import Batches
 from .fast.channel_ablation import Kept, Suffix, Suffixes, WholePasses
@@ -67,9 +68,9 @@ class ChannelImportance:
 
     @property
     def importance(self) -> dict[str, Tensor]:
-        """v_l, {tap: (C_l,) fp32}: the mean rise over the samples, in nats; what DELTA.load_fitted takes.
+        """v_l, {tap: (C_l,) fp32}: the mean rise over the samples, in nats. DELTA.load_fitted takes it.
 
-        Negative where the network is better off without the channel.
+        It is negative where the network is better off without the channel.
         """
         return {tap: rises.mean(dim=0).float() for tap, rises in self.rises.items()}
 
@@ -90,21 +91,22 @@ def channel_attention(
     """How much the cross-entropy of `network` rises when one channel of one of its tapped maps is set to 0.
 
     Args:
-        network: of `models.tapped`. It stays as it is: a copy in evaluation mode is what is probed.
+        network: a result of `models.tapped`. It stays as it is: a copy in evaluation mode is probed.
         batches: pairs of inputs and labels (B,) on the network's device; any iterable that can be iterated over again,
             such as a DataLoader. Inputs are a tensor, or a tuple or dict of the model's arguments. Labels of -100 are
             left out.
-        num_classes: of the labels, if the network's head is of another task: a new head is trained on `batches` first,
-            with all else frozen. None: the head is the labels' own.
-        options: of the probe and of how many samples are tried (AttentionConfig; 256 unless said otherwise). Exactly so
-            many are taken where inputs are tensors, otherwise whole batches until there are as many.
+        num_classes: number of classes of the labels, if the network's head belongs to another task. A new head is then
+            trained on `batches` first, with all else frozen. None: the head belongs to the labels.
+        options: options of the probe, and how many samples are tried (256 by default). Of tensors exactly that many are
+            taken, of other inputs whole batches until there are as many.
 
-    For a traced network only what lies behind a tap is computed again; a HookedNetwork takes a whole pass for every
-    channel and batch. On a GPU convolutions use TF32, unless `torch.backends.cudnn.allow_tf32` forbids it: 2.4 times as
-    fast, and the ranks correlate with those in double by 0.9998 (ResNet-18, 64 photographs). Source of the formula:
-    official DELTA code (Li et al., ICLR 2019); the standardised softmax of `weights` is in the code only, not in the
-    paper. Raises UserError where method="taylor" is not defined,
-    ValueError if `batches` has no labelled sample, or none in its second pass, as a generator.
+    In a traced network only the part behind a tap is computed again; a HookedNetwork takes a whole pass for every
+    channel and batch. On a GPU convolutions use TF32, unless `torch.backends.cudnn.allow_tf32` forbids it. This is 2.4
+    times as fast, and the ranks correlate with those in double precision by 0.9998 (ResNet-18, 64 photographs).
+
+    Source of the formula: official DELTA code (Li et al., ICLR 2019). The standardised softmax of `weights` is in that
+    code, but not in the paper. Raises UserError where method="taylor" is not defined, and ValueError if a pass over
+    `batches` has no labelled sample, such as the second pass over a generator.
     """
     options = options or AttentionConfig()
     probe = network.copy().freeze() if num_classes is None else train_probe(network, batches, num_classes, options)
@@ -115,7 +117,8 @@ def channel_attention(
 def train_probe(source: Network, batches: Batches, num_classes: int, options: AttentionConfig) -> Network:
     """`source` with a new head for `num_classes`, trained on `batches`; everything else stays as it is.
 
-    SGD, momentum 0.9; the learning rate falls exponentially, to a tenth after 6 epochs (official code).
+    It is trained by SGD with momentum 0.9. The learning rate falls exponentially, to a tenth after 6 epochs (official
+    code).
     """
     probe = source.with_new_head(num_classes, options.seed).freeze()
     hooked = isinstance(probe, HookedNetwork)
@@ -140,8 +143,8 @@ def channel_importance(
 ) -> dict[str, Tensor]:
     """Rise of each image's cross-entropy when one channel of a tapped map is set to 0, {tap: (images, C_l) fp64}.
 
-    The mean over images is the channel's importance. It takes the first `images` images of `batches` (further passes if
-    one is too short). `forward_images` bounds how many images go through the network at once, counting each removed
+    The mean over images is the channel's importance. It takes the first `images` images of `batches`, in further passes
+    if one is too short. `forward_images` bounds how many images go through the network at once, counting each removed
     channel's copy; it changes no result. None: as many as suit the device.
     """
     suffixes = WholePasses(probe) if isinstance(probe, HookedNetwork) else Suffixes(probe)
@@ -164,11 +167,11 @@ def taylor_importance(
     forward_images = forward_images or images_at_once(next(probe.parameters()).device)
     for inputs, labels in samples(batches, images, forward_images):
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-            raise UserError("method=taylor wants a tensor of numbers as the network's input: choose method=exact.")
+            raise UserError("method=taylor needs a tensor of numbers as the network's input: choose method=exact.")
         outputs = probe(inputs.detach().requires_grad_(True))
         maps = [outputs[tap] for tap in probe.taps]
         if any(len(feature_map) != len(labels) for feature_map in maps):
-            raise UserError("method=taylor wants maps with as many rows as labels: choose method=exact.")
+            raise UserError("method=taylor needs maps with as many rows as labels: choose method=exact.")
         gradients = torch.autograd.grad(F.cross_entropy(outputs["logits"], labels, reduction="sum"), maps)
         for tap, feature_map, gradient in zip(probe.taps, maps, gradients, strict=True):
             estimates[tap].append(-(feature_map.detach() * gradient).sum(dim=(2, 3)))
@@ -178,8 +181,8 @@ def taylor_importance(
 def split_half_correlation(rises: Tensor) -> float | None:
     """Spearman's rank correlation between a layer's importances on the even and on the odd images; rises (images, C).
 
-    Near 1: the images were enough to rank the channels. Near 0: another draw of images would give another ranking.
-    None where it has no meaning: one image, one channel, or no channel that matters more than another.
+    Near 1, the images were enough to rank the channels. Near 0, another draw of images would give another ranking.
+    None where it has no meaning: for one image, for one channel, or if no channel matters more than another.
     """
     from scipy.stats import spearmanr  # slow to import
 
@@ -195,7 +198,7 @@ def split_half_correlation(rises: Tensor) -> float | None:
 def removal_cost(
     source: Network, images: Tensor, forward_images: int | None = None
 ) -> tuple[dict[str, int], float, float]:
-    """Channels of each tap, and the measured seconds, per image, of a forward pass and of removing every channel."""
+    """The channels of each tap, and the measured seconds per image of a forward pass and of removing all channels."""
     suffixes = Suffixes(source)
     forward_images = forward_images or images_at_once(images.device)
     forward = seconds_of(lambda: suffixes.run_intact(images), images.device)
@@ -216,7 +219,7 @@ def _first_removal(suffix: Suffix, kept: Kept, forward_images: int) -> tuple[Ten
 def attention_weights(importance: Tensor, temperature: float) -> Tensor:
     """w = softmax((v - mean v) / (T * std v)) of one layer, (C,) -> (C,), with the population standard deviation.
 
-    Uniform where all channels matter the same.
+    It is uniform where all channels matter the same.
     """
     spread = importance.std(correction=0)
     if spread == 0:
@@ -225,10 +228,11 @@ def attention_weights(importance: Tensor, temperature: float) -> Tensor:
 
 
 def samples(batches: Batches, count: int, at_once: int) -> Iterator[tuple[Any, Tensor]]:
-    """Inputs and labels of the first `count` labelled samples; further passes if one is too short.
+    """Inputs and labels of the first `count` labelled samples, in further passes if one is too short.
 
-    Tensors are cut to that, in parts of `at_once`, so that the intact pass too stays within it. Other inputs are taken
-    as they come, since nobody knows where a sample ends. Raises ValueError if a pass has none, as a generator's second.
+    Tensors are cut to that number, in chunks of `at_once`, so that the intact pass stays within it, too. Other inputs
+    are taken as they come, since nobody knows where a sample ends. Raises ValueError if a pass has no labelled sample,
+    such as the second pass over a generator.
     """
     while count > 0:
         before = count
@@ -246,7 +250,7 @@ def samples(batches: Batches, count: int, at_once: int) -> Iterator[tuple[Any, T
 
 
 def _rises_on(suffixes: Suffixes | WholePasses, inputs: Any, labels: Tensor, forward_images: int) -> dict[str, Tensor]:
-    """Rises on one batch, {tap: (B, C_l) fp64}, without those that have no label."""
+    """The rises on one batch, {tap: (B, C_l) fp64}, without samples that have no label."""
     logits, kept = suffixes.run_intact(inputs)
     intact = F.cross_entropy(logits.double(), labels, reduction="none")
     rises = {}

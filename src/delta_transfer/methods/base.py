@@ -12,7 +12,7 @@ A method is a `Regularizer` in a file of its own, with its options beside it and
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.errors import UserError
-from ..common.options import Options, Registry, option
+from ..common.options import OptionError, Options, Registry, option
 from ..models import Network
 
 Outputs = dict[str, Tensor]  # what Network.forward returns; the loop adds the "labels" of the images, (B,)
@@ -39,6 +39,22 @@ class MethodConfig(Options):
     key: ClassVar[str] = "reg"
 
     name: str = option(help="name of the method")
+
+    def build(self) -> "Regularizer":
+        """The method that these options describe. Raises OptionError for options of another method than `name`."""
+        method = METHODS[self.name]
+        if not isinstance(self, method.options):
+            raise OptionError(
+                METHODS.key,
+                f"reg.name={self.name} does not take the options of this file of conf/reg: choose a method by "
+                f"reg={self.name}, or write /schema/reg@_here_: {self.name} in yours.",
+            )
+        return method.thing(**{entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "name"})
+
+    @property
+    def title(self) -> str:
+        """How reports write the method's name."""
+        return METHODS[self.name].title
 
 
 @dataclass
@@ -124,7 +140,7 @@ class Regularizer(nn.Module):
     fit_seed: int = 0  # seed of the order and the crops of the batches that `fit` sees
     term: str | None = None  # the name of this method in a sum
 
-    def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
+    def __init__(self, beta: float = 0.0, weight_decay: float = 1e-4):
         super().__init__()
         not_negative(beta=beta, weight_decay=weight_decay)
         self.beta = beta

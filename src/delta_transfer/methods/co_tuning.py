@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..common.hardware import seconds_of
 from ..common.options import option
+from ..common.timing import seconds_of
 from ..models import Network
 from .base import (
     METHODS,

@@ -9,18 +9,7 @@ from torch import Tensor
 from ..common.options import option
 from ..models import Network
 from .attention import AttentionConfig, attention_weights, channel_attention, removal_cost
-from .base import (
-    METHODS,
-    Batches,
-    Needs,
-    Outputs,
-    PenaltyConfig,
-    Regularizer,
-    added,
-    not_negative,
-    of_source,
-    taps_of,
-)
+from .base import METHODS, Batches, Needs, Outputs, PenaltyConfig, Regularizer, added, not_negative, of_source, taps_of
 from .fast.distances import map_distance
 
 ALPHA = "strength of the penalty on the feature maps, a sum over the batch: twice the batch, half the alpha"

@@ -10,9 +10,6 @@ class L2(Regularizer):
     The published value is 1e-4 (official DELTA code). Weight decay w adds w/2 * ||theta||^2 to the loss.
     """
 
-    def __init__(self, weight_decay: float = 1e-4):
-        super().__init__(weight_decay=weight_decay)
-
 
 @METHODS.register("l2_fe", "L2-FE", DecayConfig)
 class L2FE(L2):

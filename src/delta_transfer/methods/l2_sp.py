@@ -7,17 +7,7 @@ from torch import Tensor, nn
 from ..common.errors import UserError
 from ..common.options import option
 from ..models import Network
-from .base import (
-    METHODS,
-    NO_SHAPES,
-    MapShapes,
-    Outputs,
-    OutputShapes,
-    PenaltyConfig,
-    Regularizer,
-    not_negative,
-    one_of,
-)
+from .base import METHODS, NO_SHAPES, MapShapes, Outputs, OutputShapes, PenaltyConfig, Regularizer, not_negative, one_of
 from .fast.distances import weight_distance
 
 SCOPES = ("all", "conv")

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..common.hardware import seconds_of
 from ..common.options import LONGEST, Options, option
+from ..common.timing import seconds_of
 from ..models import Network
 from .attention import samples
 from .base import (

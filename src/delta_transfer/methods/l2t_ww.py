@@ -206,9 +206,7 @@ class L2TWW(FM):
         sources = [of_source(outputs) for outputs in source_outputs]
         return {"attention_meta_loss": self.meta_step(state, micro_batches, sources)}
 
-    def meta_step(
-        self, state: TrainState, micro_batches: Sequence[Batch], source_outputs: Sequence[Outputs]
-    ) -> Tensor:
+    def meta_step(self, state: TrainState, micro_batches: Sequence[Batch], source_outputs: Sequence[Outputs]) -> Tensor:
         """Step 2: Adam's step on phi. Returns the meta loss. Nothing of `state` changes."""
         assert self.adam is not None
         groups = state.optimizer.param_groups

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common.hardware import seconds_of
 from ..common.options import LONGEST, OptionError, Options, option
+from ..common.timing import seconds_of
 from ..models import Network
 from ..models.batchnorm import replace_batchnorm
 from .base import METHODS, NO_SHAPES, Batches, DecayConfig, MapShapes, Needs, OutputShapes, Regularizer

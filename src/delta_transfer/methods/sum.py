@@ -35,6 +35,18 @@ class SumConfig(MethodConfig):
         1e-4, "weight decay of the optimizer, on every trained parameter; the terms have none", at_least=0
     )
 
+    def build(self) -> "Sum":
+        terms = {}
+        for name, term in self.terms.items():
+            with about_term(name):
+                terms[name] = term.build()
+        return Sum(terms, self.beta, self.weight_decay)
+
+    @property
+    def title(self) -> str:
+        """The titles of the terms, such as LwF+AT. The name of a sum is anybody's choice."""
+        return "+".join(term.title for term in self.terms.values())
+
     def check(self) -> None:
         self.require(
             bool(self.terms),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..common.hardware import images_at_once
+from ..data.loader import images_at_once
 from .taps import Network
 
 

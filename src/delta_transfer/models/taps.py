@@ -138,6 +138,10 @@ class Network(nn.Module):
         """State dict under the model's own parameter names."""
         return self.traced.state_dict()
 
+    def cpu_weights(self) -> dict[str, Tensor]:
+        """The same on the CPU and contiguous, for a file."""
+        return {key: value.cpu().contiguous() for key, value in self.weights().items()}
+
     def copy(self) -> "Network":
         return self._with_model(copy.deepcopy(self._model[0]))
 

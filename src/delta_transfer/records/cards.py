@@ -10,9 +10,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..common.console import shorten_list
+from ..common.console import shorten_list, spelled_out
 from ..common.errors import UserError
-from ..common.untrusted import spelled_out
 
 SUFFIX = ".safetensors"
 FORMAT = 1

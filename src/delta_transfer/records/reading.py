@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.console import spelled_out
 from ..common.errors import UserError
-from ..common.untrusted import most_unpacked, spelled_out
+from ..common.untrusted import most_unpacked
 
 if TYPE_CHECKING:  # both are slow to import, and most tables need neither
     import numpy as np
@@ -270,7 +271,7 @@ class PairSimilarities:
 
 @dataclass(frozen=True)
 class ChannelAttention:
-    """What DELTA's attention found before training, by tap, in the order of backbone.taps."""
+    """The result of DELTA's attention before training, by tap, in the order of backbone.taps."""
 
     importance: "dict[str, np.ndarray]"  # v, (C,): by how much the probe's loss rises without a channel, in nats
     weights: "dict[str, np.ndarray]"  # C * w, (C,), mean 1

@@ -5,10 +5,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..common.errors import UserError
+from ..common.console import log
+from ..common.errors import RunFailed, UserError
 from .files import naming, remove_unfinished, sync, sync_folder, whole_file
 from .locks import try_lock
 
@@ -103,6 +105,33 @@ class RunDirectory:
     def restore_metrics(self, lines: str) -> None:
         """Go back to what a checkpoint had: no line lost, none twice, whatever happened to the file since."""
         self.write(self.metrics_path.name, lines.encode())
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run."""
+
+    summary: dict[str, Any]
+    skipped: bool  # it was finished before
+
+    def __str__(self) -> str:
+        names = {"val_top1": "val top-1", "test_top1": "test top-1", "test_pair_accuracy": "test pairs"}
+        found = [(name, self.summary.get(key)) for key, name in names.items()]
+        return ", ".join(f"{name} {value:.1f} %" for name, value in found if value is not None)
+
+
+def finished_before(name: str, summary: dict[str, Any] | None, retry_failed: bool) -> RunResult | None:
+    """The run if it is finished, None if it is to be made. Raises RunFailed if it failed and is not to be retried."""
+    if summary is None:
+        return None
+    if summary.get("error") is not None:
+        if retry_failed:
+            return None
+        reason = str(summary["error"]).splitlines()[0]
+        raise RunFailed(f"{name} failed before: {reason} retry_failed=true tries it again.", summary)
+    result = RunResult(summary, skipped=True)
+    log.info(f"{name}: done, skipped ({result})")
+    return result
 
 
 def unreadable(summary: dict[str, Any]) -> str | None:

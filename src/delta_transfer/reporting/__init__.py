@@ -1,1 +1,1 @@
-"""From records of runs to a table: comparison, selection (pure functions) | tables (four text formats)."""
+"""Records of runs -> comparison, statistics and selection (pure functions) -> tables, figures, a page."""

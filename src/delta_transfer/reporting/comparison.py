@@ -94,7 +94,7 @@ class Row:
 
     @property
     def place(self) -> tuple[str, str, Settings]:
-        """What its cells share with those of other rows to which they can be compared."""
+        """The cells of all rows of one place can be compared with each other."""
         return self.dataset, self.backbone, self.shared
 
 
@@ -104,9 +104,11 @@ class Comparison:
     title: str
     methods: list[str]
     rows: list[Row]
-    notes: list[str]  # what a reader needs to know under the table, one line each
-    warnings: list[str]  # what the person who made the table needs to know
-    chosen: list[str] = field(default_factory=list)  # what did best on validation data, one line each (selection.py)
+    notes: list[str]  # for the reader, under the table, one line each
+    warnings: list[str]  # for the person who makes the table, one line each
+    chosen: list[str] = field(
+        default_factory=list
+    )  # the settings that did best on validation data, one line each (selection.py)
     transfers: bool = False  # all of its runs do
     titles: dict[str, str] = field(default_factory=dict)  # display names by method, as the records have them
 

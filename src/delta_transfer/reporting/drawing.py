@@ -1,4 +1,4 @@
-"""What the figures of delta-report have in common: looks, the sheet with title, legend and caption, words.
+"""The common parts of all figures of delta-report: looks, the sheet with title, legend and caption, words.
 
 Figures are drawn at the size at which they are meant to be printed, a column (3.4 in) or, with several panels or long
 names, a page (6.8 in) wide, in letters of 8 pt. They do without pyplot: no state, no window. The same records give the
@@ -27,7 +27,7 @@ LETTER, LINE = 0.062, 0.15  # inches: mean width of a letter of 8 pt, height of 
 LONG = 44  # letters: a legend that needs the width of a page
 MOST = 6  # lines of one method in one figure
 DECADES = 100  # a panel whose largest value is so many times its smallest one gets a logarithmic axis
-FILLS = ["full", "none", "left", "top", "right", "bottom"]  # of markers, which tell apart the lines of one method
+FILLS = ["full", "none", "left", "top", "right", "bottom"]  # fill styles of markers, for the lines of one method
 
 LOOK: dict[Any, Any] = {
     "font.size": 8,

@@ -1,17 +1,19 @@
 """The metrics of a cell's runs, averaged by step, for learning curves and for the pairs of taps that L2T-ww matched."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..common.console import shorten_list
-from ..records.reading import Damaged, metrics, run_id
-from .comparison import Cell
+from ..records.reading import Damaged, metrics, names_of_sources, run_id
+from .comparison import Comparison, Row, grouped
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Warn = Callable[[str], None]
+MatchedPairs = dict[tuple[str, str], str]  # (source tap, target tap) -> column of the amounts
 
 NOT_TERMS = re.compile(
     "step|stage|lr|attention_.*|cross_entropy|loss|gradient_norm|train_top1|images_per_second|(test|val)_.*"
@@ -21,13 +23,50 @@ NOT_TERMS = re.compile(
 PAIR = re.compile(r"attention_(?:(?P<term>[^>]*)\.)?(?P<source>[^.>]+)>(?P<target>[^.>]+)")
 
 
-def frames_of(cell: Cell, warn: Warn, without: list[str]) -> "list[pd.DataFrame]":
-    """The metrics of each run of a cell, indexed by step.
+@dataclass(frozen=True)
+class Curves:
+    """The logs of the runs of a cell: mean and sample std by step, a column for each quantity.
 
-    `warn` gets a line for each damaged file; `without` gets the name of each run that has no metrics.
+    Both are NaN where a run has no value, so that n is the same along a curve; the std of a single run is NaN too.
     """
+
+    method: str
+    row: Row
+    n: int  # runs
+    mean: "pd.DataFrame"
+    std: "pd.DataFrame"
+
+    def of(self, column: str) -> "tuple[pd.Series, pd.Series]":
+        """Mean and std of one quantity, without the steps that some run lacks."""
+        mean = self.mean[column].dropna()
+        return mean, self.std[column].reindex(mean.index)
+
+
+def curves_of(comparison: Comparison, warn: Warn) -> list[list[Curves]]:
+    """The curves of each group of comparable rows, in the order of the methods.
+
+    `warn` gets a line for each damaged file, and one for all runs without metrics.
+    """
+    groups: list[list[Curves]] = []
+    without: list[str] = []
+    for _, rows in grouped(comparison.rows, lambda row: row.place):
+        curves = []
+        for method in comparison.methods:
+            for row in rows:
+                if method in row.cells and (found := read_curves(method, row, warn, without)):
+                    curves.append(found)
+        groups.append(curves)
+    if without:
+        warn(f"no learning curves of {len(without)} runs without metrics: {shorten_list(without)}")
+    return [curves for curves in groups if curves]
+
+
+def read_curves(method: str, row: Row, warn: Warn, without: list[str]) -> Curves | None:
+    """The curves of one cell; None without any metrics. `without` gets the names of its runs that have none."""
+    import pandas as pd
+
     frames = []
-    for run in cell.runs:
+    for run in row.cells[method].runs:
         try:
             frame = metrics(run)
         except Damaged as error:
@@ -36,25 +75,25 @@ def frames_of(cell: Cell, warn: Warn, without: list[str]) -> "list[pd.DataFrame]
         if frame is None:
             without.append(run_id(run))
         else:
-            frames.append(frame.set_index("step"))
-    return frames
-
-
-def name_missing(without: list[str], warn: Warn) -> None:
-    if without:
-        warn(f"no learning curves of {len(without)} runs without metrics: {shorten_list(without)}")
-
-
-def over_runs(frames: "list[pd.DataFrame]") -> "tuple[pd.DataFrame, pd.DataFrame]":
-    """Mean and sample std by step, a column for each quantity.
-
-    Both are NaN where a run has no value, so that n is the same along a curve; the std of a single run is NaN too.
-    """
-    import pandas as pd
-
+            frames.append(frame)
+    if not frames:
+        return None
     steps = pd.concat(frames).groupby("step")
     complete = steps.count() == len(frames)
-    return steps.mean().where(complete), steps.std().where(complete)
+    return Curves(method, row, len(frames), steps.mean().where(complete), steps.std().where(complete))
+
+
+def matched_curves(comparison: Comparison) -> "Iterator[tuple[Curves, dict[str, MatchedPairs]]]":
+    """Each cell whose runs logged the amounts of matched pairs (L2T-ww), and these by source network.
+
+    The learning curves name missing and damaged files, so that nothing is said here.
+    """
+    for row in comparison.rows:
+        for method, cell in row.cells.items():
+            if curves := read_curves(method, row, lambda _: None, []):
+                columns = curves.mean.columns[curves.mean.notna().any()]
+                if pairs := matched_pairs(columns, names_of_sources(cell.runs[0])):
+                    yield curves, pairs
 
 
 def penalty_terms(columns: Iterable[str]) -> list[str]:
@@ -62,13 +101,13 @@ def penalty_terms(columns: Iterable[str]) -> list[str]:
     return [name for name in columns if not NOT_TERMS.fullmatch(name)]
 
 
-def matched_pairs(columns: Iterable[str], sources: Iterable[str]) -> dict[str, dict[tuple[str, str], str]]:
+def matched_pairs(columns: Iterable[str], sources: Iterable[str]) -> dict[str, MatchedPairs]:
     """The columns with the amounts of matched pairs: by source network, then by (source tap, target tap).
 
     `sources`: names of the networks that the run learned from, without the one that its target started from.
     """
     longest_first = sorted(sources, key=len, reverse=True)
-    found: dict[str, dict[tuple[str, str], str]] = {}
+    found: dict[str, MatchedPairs] = {}
     for column in columns:
         if pair := PAIR.fullmatch(column):
             key = pair["source"]

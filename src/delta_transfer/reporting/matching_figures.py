@@ -15,10 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
-from ..records.reading import names_of_sources
 from .comparison import Comparison, averaged_over
 from .drawing import LINE, PAGE, Named, averages, our_look, place_name, sheet, stem_of
-from .logs import frames_of, matched_pairs, over_runs
+from .logs import matched_curves
 
 COLOURS = "viridis"
 
@@ -45,28 +44,19 @@ class Matched:
         return np.array([[np.nan if curve is None else curve.iloc[-1] for curve in row] for row in found])
 
 
-def matched(frames: list[pd.DataFrame], sources: list[str]) -> list[Matched]:
-    """The matched pairs of runs, by source in the order of their columns; empty without any pair."""
-    means, stds = over_runs(frames)
-    found = []
-    for source, pairs in matched_pairs(means.columns, sources).items():
-        mean = {pair: curve for pair, column in pairs.items() if len(curve := means[column].dropna())}
-        if mean:
-            found.append(Matched(source, mean, {pair: stds[pairs[pair]].reindex(mean[pair].index) for pair in mean}))
-    return found
-
-
 def matching_figures(comparison: Comparison) -> list[Named]:
     """A figure for each row of the comparison and method whose runs logged amounts."""
     made: list[Named] = []
-    for row in comparison.rows:
-        for method, cell in row.cells.items():
-            # The learning curves name missing and damaged files.
-            frames = frames_of(cell, lambda _: None, [])
-            if frames and (found := matched(frames, names_of_sources(cell.runs[0]))):
-                where = f"{place_name(row.place)}; {comparison.label(method, row.reg)}"
-                figure = figure_of(found, where, len(frames), averaged_over([cell]))
-                made.append((stem_of("matching", row.dataset, row.backbone), figure))
+    for curves, sources in matched_curves(comparison):
+        found = []
+        for source, pairs in sources.items():
+            both = {pair: curves.of(column) for pair, column in pairs.items()}
+            mean, std = ({pair: one[i] for pair, one in both.items()} for i in (0, 1))
+            found.append(Matched(source, mean, std))
+        row, method = curves.row, curves.method
+        where = f"{place_name(row.place)}; {comparison.label(method, row.reg)}"
+        figure = figure_of(found, where, curves.n, averaged_over([row.cells[method]]))
+        made.append((stem_of("matching", row.dataset, row.backbone), figure))
     return made
 
 

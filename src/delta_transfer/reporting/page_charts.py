@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from ..common.style import DASHES, style_of
-from ..records.reading import Damaged, channel_weights, names_of_sources
+from ..records.reading import Damaged, channel_weights
 from .comparison import Cell, Comparison, Row, grouped
-from .logs import Warn, frames_of, matched_pairs, name_missing, over_runs, penalty_terms
+from .logs import Curves, Warn, curves_of, matched_curves, penalty_terms
 from .record_views import show
 
-POINTS = 400  # of a line; a screen has not many more
+POINTS = 400  # per line; a screen hardly has more
 BINS = 40
 # Tol's colours, for target taps.
 TAPS = ["#332288", "#cc6677", "#117733", "#ddcc77", "#88ccee", "#aa4499", "#999933", "#882255"]
@@ -36,7 +36,7 @@ ACCURACIES = [name for name in TITLES if name.endswith(("_top1", "_accuracy"))]
 @dataclass(frozen=True)
 class Chart:
     title: str
-    x: str  # what the horizontal axis shows
+    x: str  # title of the horizontal axis
     traces: list[dict[str, Any]]  # plotly's; `customdata` of a line is the sample std at each point
     reference: float | None = None  # a vertical line there
 
@@ -63,38 +63,25 @@ class Group:
 # ---- learning curves -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Line:
-    """The curves of one cell."""
-
-    key: Key
-    mean: pd.DataFrame  # by step, a column for each quantity; NaN where not all runs have a value
-    std: pd.DataFrame  # sample std, likewise; NaN for a single run
-
-
 def learning_curves(comparison: Comparison, warn: Warn) -> list[Group]:
     """A group of charts for each data set, backbone and setting outside reg, a line for each method and setting of it.
 
     A line is the mean over the runs of a cell. `warn` names runs whose metrics are missing or damaged.
     """
     groups = []
-    without: list[str] = []
-    for (dataset, backbone, shared), rows in grouped(comparison.rows, lambda row: row.place):
+    for curves in curves_of(comparison, warn):
         lines = []
-        for method in comparison.methods:
-            cells = [(row.reg, row.cells[method]) for row in rows if method in row.cells]
+        for method, own in grouped(curves, lambda one: one.method):
             style = style_of(method, comparison.methods)
-            for number, (reg, cell) in enumerate(cells):
-                if frames := frames_of(cell, warn, without):
-                    # Several settings of a method: from strong to faint.
-                    opacity = round(1 - 0.65 * number / max(1, len(cells) - 1), 2)
-                    label = comparison.label(method, reg)
-                    key = Key(label, len(frames), style.colour, DASHES[style.line], opacity)
-                    lines.append(Line(key, *over_runs(frames)))
-        if charts := [chart for name in quantities(lines) if (chart := chart_of(name, lines))]:
-            title = ", ".join(filter(None, [dataset, backbone, show(shared)]))
-            groups.append(Group(title, charts, [line.key for line in lines], []))
-    name_missing(without, warn)
+            for number, one in enumerate(own):
+                # Several settings of a method: from strong to faint.
+                opacity = round(1 - 0.65 * number / max(1, len(own) - 1), 2)
+                label = comparison.label(method, one.row.reg)
+                lines.append((Key(label, one.n, style.colour, DASHES[style.line], opacity), one))
+        if charts := [chart for name in quantities(curves) if (chart := chart_of(name, lines))]:
+            row = curves[0].row
+            title = ", ".join(filter(None, [row.dataset, row.backbone, show(row.shared)]))
+            groups.append(Group(title, charts, [key for key, _ in lines], []))
     return groups
 
 
@@ -103,21 +90,18 @@ def title_of(comparison: Comparison, method: str, row: Row) -> str:
     return ", ".join(filter(None, parts))
 
 
-def quantities(lines: list[Line]) -> list[str]:
+def quantities(curves: list[Curves]) -> list[str]:
     """The logged quantities in the order in which they are drawn: loss, its terms, accuracies."""
-    names = dict.fromkeys(str(name) for line in lines for name in line.mean.columns)
+    names = dict.fromkeys(str(name) for one in curves for name in one.mean.columns)
     return [name for name in ("loss", "cross_entropy", *penalty_terms(names), *ACCURACIES) if name in names]
 
 
-def chart_of(name: str, lines: list[Line]) -> Chart | None:
+def chart_of(name: str, lines: list[tuple[Key, Curves]]) -> Chart | None:
     """The chart of one quantity; None if no line has two points, because the tables have single ones."""
-    curves = [(line, line.mean[name].dropna()) for line in lines if name in line.mean.columns]
-    if not any(len(curve) > 1 for _, curve in curves):
+    drawn = [(key, *curves.of(name)) for key, curves in lines if name in curves.mean]
+    if not any(len(mean) > 1 for _, mean, _ in drawn):
         return None
-    traces = []
-    for line, curve in curves:
-        if not curve.empty:
-            traces.append(trace_of(line.key, curve, line.std[name]))
+    traces = [trace_of(*line) for line in drawn if len(line[1])]
     return Chart(TITLES.get(name, f"Penalty: {name}"), "iteration", traces)
 
 
@@ -215,32 +199,20 @@ def matched_amounts(comparison: Comparison) -> list[Group]:
     For each source a map of the amounts at the end; for each of its taps a chart with a line for each target tap.
     """
     groups = []
-    for row in comparison.rows:
-        for method, cell in row.cells.items():
-            frames = frames_of(cell, lambda _: None, [])  # the learning curves name missing and damaged files
-            if frames and (drawn := amounts_of(frames, names_of_sources(cell.runs[0]))):
-                groups.append(Group(title_of(comparison, method, row), *drawn, []))
+    for curves, sources in matched_curves(comparison):
+        targets = dict.fromkeys(target for pairs in sources.values() for _, target in pairs)
+        keys = {tap: Key(tap, curves.n, TAPS[i % len(TAPS)], "solid", 1.0) for i, tap in enumerate(targets)}
+        columns = [column for pairs in sources.values() for column in pairs.values()]
+        highest = max(curves.of(column)[0].iloc[-1] for column in columns)
+        charts = []
+        for source, pairs in sources.items():
+            at_the_end = {pair: curves.of(column)[0].iloc[-1] for pair, column in pairs.items()}
+            charts.append(amounts_map(source, at_the_end, highest))
+            for tap, own in grouped(pairs, lambda pair: pair[0]):
+                lines = [trace_of(keys[pair[1]], *curves.of(pairs[pair])) for pair in own]
+                charts.append(Chart(f"Amounts of {tap} of {source}", "iteration", lines))
+        groups.append(Group(title_of(comparison, curves.method, curves.row), charts, list(keys.values()), []))
     return groups
-
-
-def amounts_of(frames: list[pd.DataFrame], sources: list[str]) -> tuple[list[Chart], list[Key]] | None:
-    """Charts and the key of each target tap; None without any pair."""
-    mean, std = over_runs(frames)
-    found = matched_pairs(mean.columns[mean.notna().any()], sources)
-    curves = {column: mean[column].dropna() for pairs in found.values() for column in pairs.values()}
-    if not curves:
-        return None
-    highest = max(curve.iloc[-1] for curve in curves.values())
-    targets = dict.fromkeys(target for pairs in found.values() for _, target in pairs)
-    keys = {tap: Key(tap, len(frames), TAPS[i % len(TAPS)], "solid", 1.0) for i, tap in enumerate(targets)}
-    charts = []
-    for source, pairs in found.items():
-        at_the_end = {pair: curves[column].iloc[-1] for pair, column in pairs.items()}
-        charts.append(amounts_map(source, at_the_end, highest))
-        for tap, own in grouped(pairs, lambda pair: pair[0]):
-            lines = [trace_of(keys[pair[1]], curves[pairs[pair]], std[pairs[pair]]) for pair in own]
-            charts.append(Chart(f"Amounts of {tap} of {source}", "iteration", lines))
-    return charts, list(keys.values())
 
 
 def amounts_map(source: str, amounts: dict[tuple[str, str], float], highest: float) -> Chart:

@@ -21,7 +21,7 @@ class Protocol:
 
     title: str
     settings: dict[str, object]  # facts of a record, as in `facts_of`
-    remark: str = ""  # what no setting of ours expresses
+    remark: str = ""  # for what no setting of ours expresses
     of_methods: dict[str, dict[str, object]] = field(default_factory=dict)  # settings known of some methods only
     of_transfer: bool = False  # numbers of targets from random weights, which stand beside no fine-tuned ones
 

@@ -34,7 +34,7 @@ from ..records.reading import (
 if TYPE_CHECKING:
     import numpy as np
 
-PATH = re.compile(r"""(?:^|(?<=[=:,'"[{]))[/~][^,'"\]}]*""")
+PATH = re.compile(r"""(?:^|(?<=[=:,'"[{]))(?!//)[/~][^,'"\]}]*""")  # not the // of an address
 
 
 def main(argv: list[str]) -> int:
@@ -112,7 +112,7 @@ def packed(arrays: "dict[str, np.ndarray]") -> bytes:
     import numpy as np
 
     content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)  # type: ignore[arg-type]  # names are not parameters
+    np.savez_compressed(content, allow_pickle=False, **arrays)
     return content.getvalue()
 
 

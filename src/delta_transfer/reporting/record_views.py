@@ -1,4 +1,4 @@
-"""What a table says about a record: whether it is usable, what names its row, and which settings set it apart."""
+"""Views of a record for tables: whether it is usable, the name of its row, the settings that set it apart."""
 
 import json
 import re
@@ -66,7 +66,7 @@ def problem(record: object, metric: str = "test_top1") -> str | None:
 
 
 def replicate(record: Record, metric: str) -> Replicate:
-    """What a cell averages over: the seed and, on validation data, the fold that was held out."""
+    """The seed and, on validation data, the fold that was held out: a cell averages over both."""
     number = seed(record)
     assert isinstance(number, int)  # `problem` has looked
     fold = section(record, "split").get("fold") or 0
@@ -136,7 +136,7 @@ def strengths(reg: Mapping[str, object]) -> list[str]:
 
 
 def facts(record: Record) -> dict[str, object]:
-    """What the small print of a table says about its runs."""
+    """The facts about a run for the small print of a table."""
     schedule = section(record, "schedule")
     return {
         "iterations": record.get("iterations", schedule.get("iterations")),
@@ -161,7 +161,7 @@ def common(views: list[dict[str, object]], keys: list[str]) -> Settings:
 
 
 def within(key: str, names: Iterable[str]) -> bool:
-    """Whether `key` is one of `names` or nested below one."""
+    """True if `key` is one of `names` or nested below one."""
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 

@@ -102,7 +102,7 @@ def costs(comparison: Comparison) -> Table | None:
 
 
 def comparable(contest: Contest) -> bool:
-    """Whether two of its methods have two seeds in common, so that there is an interval between them."""
+    """True if two of its methods have two seeds in common, so that there is an interval between them."""
     cells = list(contest.cells.values())
     return not contest.several and any(
         len(one.values.keys() & other.values.keys()) > 1 for i, one in enumerate(cells) for other in cells[:i]
@@ -144,7 +144,7 @@ def difference_entry(contest: Contest, method: str, baseline: str) -> Entry:
 
 def by_image_table(comparison: Comparison, baseline: str, warn: Callable[[str], None]) -> Table | None:
     """Each method minus the baseline, over the same test images; None without stored predictions."""
-    theirs: dict[int, PredictionsOf] = {}  # of the baseline in one contest, so that a damaged file is named once
+    theirs: dict[int, PredictionsOf] = {}  # the baseline's, by contest, so that a damaged file is named once
 
     def entry(contest: Contest, method: str, baseline: str) -> Entry:
         if not {method, baseline} <= contest.cells.keys():

@@ -126,7 +126,7 @@ def without_result(candidates: list[Candidate], failed: list[Record]) -> list[Se
 
 
 def group_of(record: Record) -> tuple[object, ...]:
-    """What a candidate and a failed run of the same method and place share."""
+    """Equal for a candidate and a failed run of the same method and place."""
     if not config_of(record).get("source"):  # a copy that `beside_sources` made names the sources of other runs
         record = record | {"sources": None}
     names = [section(record, group).get("name") for group in ("dataset", "backbone", "reg")]

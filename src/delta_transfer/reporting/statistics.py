@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ..records.reading import Predictions
 
 CONFIDENCE = 0.95
-RESAMPLES = 2000  # of the bootstrap
-ENOUGH_IMAGES = 6  # that differ: with 5, all on one side, the sign test's p is still 0.06
+RESAMPLES = 2000  # for the bootstrap
+ENOUGH_IMAGES = 6  # differing images: with 5, all on one side, the sign test's p is still 0.06
 ENOUGH_ROWS = 5  # for a critical difference: with fewer, ranks can hardly differ by more than chance
 
 

@@ -22,7 +22,7 @@ class Sweep:
     name: str  # in file names and titles
     label: str
     logarithmic: bool
-    unit: float = 1  # what the values are multiplied with
+    unit: float = 1  # factor on the values
 
 
 SWEEPS = [

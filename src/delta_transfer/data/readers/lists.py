@@ -9,15 +9,16 @@
 Templates such as `line` hold placeholders. A placeholder reaches up to the character that follows it in the template,
 the last one to the end of the line. A blank in a template stands for blanks and tabs, a tab for one tab.
 
-{file}   the image; `path` says where it lies below `images`, and is the word of `line` with {file} unless it is given
+{file}   the image; `path` says where it lies below `images`. Unless it is given, that is the column of `line` that
+         holds {file}; columns end at blanks, tabs, commas, semicolons and bars
 {class}  the name of its class
 {label}  the number of its class; `class_line` says which class has it, else the lines of `classes` count from 0
 {id}     the number of the image, by which lines of `joined` lists belong to it
 {train}  1 for a training image, 0 for a test image
 
-Other names are for the reader of the template: they match, and mean nothing. The name of a list may hold {class}, for
-lists of one class each, and {partition}. A list with a suffix of images (train/{class}/*.jpg) means the images
-themselves, below `images`. A list *.json is an object of classes, each with its list of lines.
+Other placeholders match text that is not used, unless `path` has them. The name of a list may hold {class}, if each
+list is of one class, and {partition}. A list with a suffix of images (train/{class}/*.jpg) means the images themselves,
+below `images`. A list *.json is an object of classes, each with its array of lines.
 """
 
 import json
@@ -87,7 +88,7 @@ class ListsConfig(DatasetConfig):
 
     @property
     def image_path(self) -> str:
-        return self.path or next((word for word in re.split(r"\s", self.line) if "{file}" in word), "{file}")
+        return self.path or next((word for word in re.split(r"[\s,;|]", self.line) if "{file}" in word), "{file}")
 
     @property
     def train_lists(self) -> list[str]:

@@ -1,0 +1,118 @@
+"""Parts of the documentation that follow from the registries: the README's table of methods, and the reference.
+
+The reference is made anew with every build of the site. The README is made anew by `pytest tests/test_docs.py
+--regenerate`; without the option that test compares it.
+"""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from delta_transfer.common.options import Options, describe
+from delta_transfer.common.style import method_order
+from delta_transfer.data import READERS
+from delta_transfer.data.options import DatasetConfig, EmbeddedConfig, PairsConfig
+from delta_transfer.engine.config import RunConfig
+from delta_transfer.engine.optimizers import OPTIMIZERS, OptimizerConfig
+from delta_transfer.methods import METHODS
+from delta_transfer.methods.base import MethodConfig
+
+ROOT = Path(__file__).parent.parent
+BEGIN, END = "<!-- methods: made by scripts/docs_registry.py -->", "<!-- end of methods -->"
+
+
+def methods_table() -> str:
+    """The README's table of methods, in the order of the reports' columns."""
+    rows = ["| `reg=` | method | in Python | strengths by default | formula and source |", "|---|---|---|---|---|"]
+    for name in sorted(METHODS, key=method_order):
+        entry = METHODS[name]
+        file = Path(inspect.getfile(entry.thing)).relative_to(ROOT).as_posix()
+        cells = f"`{name}`", entry.title, f"`{entry.thing.__name__}`", _strengths(entry.options)
+        rows.append(f"| {' | '.join(cells)} | [{Path(file).name}]({file}) |")
+    return "\n".join(rows) + "\n"
+
+
+def readme_with_methods(readme: str) -> str:
+    """The README with the table of now between its marks."""
+    before, _, rest = readme.partition(BEGIN)
+    _, found, after = rest.partition(END)
+    if not found:
+        raise ValueError(f"The README has no place for the table of methods: {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n{methods_table()}{END}{after}"
+
+
+def reference(page: str) -> str:
+    """docs/reference.md with what the registries say in the place of its marks."""
+    return page.replace("<!-- methods -->", "\n".join(_methods())).replace("<!-- keys -->", "\n".join(_keys()))
+
+
+def _methods() -> Iterator[str]:
+    """Each method's class, whose docstring has the formula, and the keys of its options."""
+    by_class: dict[type, list[str]] = {}
+    for name in sorted(METHODS, key=method_order):
+        by_class.setdefault(METHODS[name].thing, []).append(name)
+    for method, names in by_class.items():
+        yield f"::: {method.__module__}.{method.__name__}\n"
+        yield f"{' and '.join(f'`reg={name}`' for name in names)}:\n"
+        yield _table("reg.", METHODS[names[0]].options, without=["name"])
+
+
+def _keys() -> Iterator[str]:
+    """The keys of every group."""
+    groups = _nested(RunConfig)
+    yield "### Of the whole run\n"
+    yield _table("", RunConfig, without=[*groups, "reg"])
+    yield "### `dataset`\n"
+    yield _table("dataset.", DatasetConfig)
+    for name, entry in sorted(READERS.entries.items()):
+        if entry.options not in (DatasetConfig, EmbeddedConfig, PairsConfig):
+            yield f"With `dataset.reader={name}` ({entry.title}) also:\n"
+            yield _table("dataset.", entry.options, without=[each.name for each in describe(DatasetConfig)])
+    plain = ", ".join(f"`{name}`" for name, entry in sorted(READERS.entries.items()) if entry.options is DatasetConfig)
+    yield f"Readers without keys of their own: {plain}.\n"
+    for name in ("backbone", "schedule"):
+        yield f"### `{name}`\n"
+        yield _table(f"{name}.", groups[name])
+    yield "### `optimizer`\n"
+    for name, entry in OPTIMIZERS.entries.items():
+        yield f"`optimizer={name}` ({entry.title}):\n"
+        yield _table("optimizer.", entry.options, without=[each.name for each in describe(OptimizerConfig)])
+    yield "### `reg`\n"
+    yield _table("reg.", MethodConfig)
+    yield "The other keys of a method stand with [the method](#methods).\n"
+    for name in ("split", "arcface"):
+        yield f"### `{name}`\n"
+        yield _table(f"{name}.", groups[name])
+
+
+def _nested(group: type[Options]) -> dict[str, type[Options]]:
+    """The groups that `group` holds, by their keys."""
+    kinds = inspect.get_annotations(group, eval_str=True)
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Options)}
+
+
+def _table(prefix: str, group: type[Options], without: Iterable[str] = ()) -> str:
+    """One row for each key of `group`; `without`: names of keys, or of nested groups, that are left out."""
+    rows = ["| key | what it is | type | allowed | default |", "|---|---|---|---|---|"]
+    for each in describe(group):
+        if each.name not in without and each.name.split(".")[0] not in without:
+            cells = (
+                f"`{prefix}{each.name}`",
+                _escaped(each.help),
+                *map(_code, (each.kind, each.allowed, each.default)),
+            )
+            rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _strengths(options: type[Options]) -> str:
+    kept = ("alpha", "beta", "weight_decay")
+    return ", ".join(f"{each.name} {each.default}" for each in describe(options) if each.name in kept)
+
+
+def _code(text: str) -> str:
+    return f"`{_escaped(text)}`" if text else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
