@@ -14,7 +14,16 @@ from torch import nn
 from delta_transfer.cli.attention import main
 from delta_transfer.common.console import show_messages
 from delta_transfer.common.errors import UserError
-from delta_transfer.inspect.attention import Attention, attention_of, distinct, heaviest, mass, names_of, normalised_entropy, overlap
+from delta_transfer.inspect.attention import (
+    Attention,
+    attention_of,
+    distinct,
+    heaviest,
+    mass,
+    names_of,
+    normalised_entropy,
+    overlap,
+)
 from delta_transfer.inspect.attention_report import histograms, overlap_table, weight_table
 from delta_transfer.inspect.patches import Place, ReceptiveFields, patch_figure, patch_figures, strongest
 from delta_transfer.inspect.replay import replay

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from delta_transfer.cli.jobs import fit
+from delta_transfer.cli.run import fit
 from delta_transfer.common.options import OptionError
 from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.run_directory import git_commit

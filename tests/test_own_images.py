@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from delta_transfer import config
 from delta_transfer.cli.data import main
-from delta_transfer.config import FolderConfig, automatic
 from delta_transfer.data import load_dataset
+from delta_transfer.data.readers.folder import FolderConfig
+from delta_transfer.engine import optimizers
+from delta_transfer.engine.optimizers import automatic_length
 
-from .miniature import delta_run
-from .test_config import composed
+from .miniature import composed, delta_run
 from .trees import write_folder
 
 
@@ -28,7 +28,7 @@ from .trees import write_folder
     ],
 )
 def test_length_and_batches_follow_from_the_number_of_images(images, length):
-    assert automatic(images, 64) == length
+    assert automatic_length(images, 64) == length
 
 
 def test_a_folder_brings_its_schedule_and_any_other_replaces_it():
@@ -55,7 +55,7 @@ def photos(tmp_path) -> list[str]:
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(config, "automatic", lambda images, batch_size: (images // 10, images // 5))
+    monkeypatch.setattr(optimizers, "automatic_length", lambda images, batch_size: (images // 10, images // 5))
 
 
 def records(tmp_path) -> list[dict]:
@@ -93,7 +93,7 @@ def test_a_run_begins_with_what_it_trains(photos, monkeypatch, capsys):
 
 def test_a_test_part_of_another_name_is_named(tmp_path, capsys):
     root = write_folder(tmp_path, **{"train/ants": 3, "train/bees": 3, "val/ants": 1, "val/bees": 1})
-    load_dataset(FolderConfig("folder", str(root)))
+    load_dataset(FolderConfig(reader="folder", name="folder", root=str(root)))
     assert f"{root}: the test split is val/" in capsys.readouterr().out
 
 

@@ -1,15 +1,14 @@
 """The embedded default: a source network that is trained once, then used."""
 
-import functools
 import json
 import sys
 
 import pytest
-from hydra import compose
 from safetensors.torch import load_file
 
-from delta_transfer.cli import pretrain
-from delta_transfer.experiment import pretraining as embedded
+from delta_transfer.cli import pretrain, run
+from delta_transfer.cli.compose import compose_config
+from delta_transfer.experiment import pretraining
 
 from .miniature import delta_run
 
@@ -18,8 +17,8 @@ TINY = ["dataset.train_per_class=1", "dataset.test_per_class=1", "schedule.itera
 
 @pytest.fixture
 def tiny_recipe(monkeypatch):
-    monkeypatch.setattr(embedded, "compose", functools.partial(compose, overrides=TINY))
-    embedded._glyphs_weights.cache_clear()
+    monkeypatch.setattr(run, "compose_config", lambda name, overrides: compose_config(name, [*overrides, *TINY]))
+    pretraining._tried.clear()
 
 
 def test_default_run_trains_its_source_once(tiny_recipe, tmp_path, monkeypatch, capsys):
@@ -33,7 +32,7 @@ def test_default_run_trains_its_source_once(tiny_recipe, tmp_path, monkeypatch, 
     assert len(tuned["fc.bias"]) == 33 and len(pretrained["fc.bias"]) > 80
 
     capsys.readouterr()
-    embedded._glyphs_weights.cache_clear()
+    pretraining._tried.clear()
     assert delta_run(monkeypatch, *overrides, "reg=l2") == 0
     assert f"{source.name}: done, skipped" in capsys.readouterr().out
 

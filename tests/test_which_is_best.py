@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra.errors import HydraException
 
-from delta_transfer import config, train
+from delta_transfer.cli import run
 from delta_transfer.cli.predict import main as predict_main
+from delta_transfer.cli.which_is_best import asked_and_rest, asked_for, compare_methods, has
 from delta_transfer.common.errors import UserError
+from delta_transfer.engine import optimizers
 from delta_transfer.experiment import planning as plan
-from delta_transfer.experiment.choosing import asked_and_rest, asked_for, best_of, carry_out, has, named, number_of_folds, ruled_out, verdict, without_a_gpu
+from delta_transfer.experiment.choosing import best_of, named, number_of_folds, ruled_out, verdict, without_a_gpu
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.selection import choose
 
-from .miniature import delta_run
-from .test_config import composed
+from .miniature import composed, delta_run
 from .test_plan import COST, rows
 from .test_report import record
 from .test_selection import cross_validated, failed
@@ -151,7 +151,7 @@ def test_as_accurate_as_another_the_lower_loss_is_chosen_then_l2():
 
 
 def made(words: list[str], results: dict[str, list[float | None]]) -> tuple[list[str], list[list[str]]]:
-    """What carry_out says of sweeps with these accuracies by method, on folds where `results` has them; its sweeps."""
+    """The verdict of compare_methods, and its sweeps, where `results` has the accuracies on folds by method."""
     sweeps = []
 
     def sweep(asked):
@@ -166,7 +166,7 @@ def made(words: list[str], results: dict[str, list[float | None]]) -> tuple[list
     def look(asked):
         return composed(*asked), {"reg": "l2,l2_sp", "seed": "0,1", "split.folds": "3"}
 
-    return carry_out(words, look, sweep), sweeps
+    return compare_methods(words, look, sweep), sweeps
 
 
 @pytest.fixture
@@ -218,9 +218,9 @@ def test_sums_are_refused(photos):
 
 
 def test_a_misspelt_method_is_found_before_anything_runs(photos):
-    with pytest.raises(HydraException, match="detla"):
+    with pytest.raises(UserError, match="detla"):
         made([*photos, "reg=l2,detla"], {"l2": [80.0, 81.0, 82.0]})
-    with pytest.raises(HydraException, match="reg.alpha=abc"):
+    with pytest.raises(UserError, match="abc"):
         made([*photos, "reg=l2,l2_sp", "reg.alpha=0.1,abc"], {"l2": [80.0, 81.0, 82.0]})
 
 
@@ -272,7 +272,7 @@ def test_showing_the_configuration_runs_nothing():
 
 @pytest.fixture
 def command(tmp_path, monkeypatch) -> list[str]:
-    monkeypatch.setattr(config, "automatic", lambda images, batch_size: (2, 4))
+    monkeypatch.setattr(optimizers, "automatic_length", lambda images, batch_size: (2, 4))
     root = write_folder(tmp_path / "photos", **{"ants": 9, "bees": 11})
     small = ("backbone=small_resnet", "backbone.weights=none", "backbone.image_size=16", "backbone.resize=20")
     places = (f"dataset.root={root}", f"results_dir={tmp_path / 'results'}", "device=cpu")
@@ -329,14 +329,14 @@ def test_a_candidate_that_diverges_is_a_result_and_no_failure_of_the_command(com
 
 
 def test_a_final_run_that_fails_is_a_failure(command, monkeypatch, capsys):
-    carry_out_job = train.carry_out
+    run_job = run.run_job
 
     def fails(composed, planned):
         if composed.split.folds is None and composed.seed == 1:
             composed.schedule.lr = 1e20
-        return carry_out_job(composed, planned)
+        return run_job(composed, planned)
 
-    monkeypatch.setattr(train, "carry_out", fails)
+    monkeypatch.setattr(run, "run_job", fails)
     words = [word for word in command if not word.startswith("reg.alpha=")]
     assert delta_run(monkeypatch, *words, "reg=l2") == 1
     assert "1 of 2 final runs are not there: no verdict" in capsys.readouterr().out

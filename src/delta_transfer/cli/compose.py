@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..common.errors import UserError
 from ..common.options import OptionError, Options, as_word, describe, from_mapping, require
 from ..data.registry import READERS
+from ..engine.callbacks import AVERAGES
 from ..engine.config import RunConfig
 from ..engine.optimizers import OPTIMIZERS, ScheduleConfig
 from ..methods import METHODS
@@ -33,7 +34,7 @@ CONF = "delta_transfer.conf"
 def register_schemas() -> None:
     """Tells Hydra the options of everything in the registries.
 
-    The group `schema` is hidden: reg=glob(*) sweeps methods, not schemas. Optimizers need no file in conf/.
+    The group `schema` is hidden: reg=glob(*) sweeps methods, not schemas. Optimizers and averages need no file.
     """
     # A dry run writes nothing into results_dir, not even Hydra's record of a sweep.
     OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
@@ -49,6 +50,8 @@ def register_schemas() -> None:
         store(group="schema/reg", name=name, node=method.options)
     for name, optimizer in OPTIMIZERS.entries.items():
         store(group="optimizer", name=name, node=optimizer.options)
+    for name, average in AVERAGES.entries.items():
+        store(group="average", name=name, node=average.options)
 
 
 def _sweep_dir(results_dir: str, dry_run: bool) -> str:

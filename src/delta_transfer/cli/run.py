@@ -216,7 +216,8 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
 
 def fit(config: RunConfig, overrides: Sequence[str]) -> RunResult:
     """The run that `config` describes, after the one that trains its source network where that is missing."""
-    pretrain_missing(config, pretraining_recipe)
+    if config.embedded_backbones:
+        pretrain_missing(config, pretraining_recipe)
     return run(config, overrides)
 
 

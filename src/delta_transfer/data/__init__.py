@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import cache
 from importlib import resources
+from os.path import exists  # False for an impossible name, too
 from pathlib import Path
 
 import yaml
@@ -52,12 +53,12 @@ def locate(published: Publication, root: Path | None) -> Path | None:
     name inside it, if the archive was unpacked there (/data/CUB_200_2011/CUB_200_2011).
     """
     needs = published.needs
-    if root is None or not needs or all((root / name).exists() for name in needs):
+    if root is None or not needs or all(exists(root / name) for name in needs):
         return root
     own, parent = root.absolute().name, root.absolute().parent
-    if all(name.startswith(f"{own}/") and (parent / name).exists() for name in needs):
+    if all(name.startswith(f"{own}/") and exists(parent / name) for name in needs):
         return parent
-    return root / own if all((root / own / name).exists() for name in needs) else root
+    return root / own if all(exists(root / own / name) for name in needs) else root
 
 
 @cache  # once per sweep: checking what is there already reads gigabytes
@@ -79,7 +80,7 @@ def fetch(published: Publication, root: Path | None) -> None:
 
 
 def _check_layout(published: Publication, root: Path | None) -> None:
-    absent = [name for name in published.needs if root is None or not (root / name).exists()]
+    absent = [name for name in published.needs if root is None or not exists(root / name)]
     if not absent:
         return
     if root is None:
@@ -90,7 +91,7 @@ def _check_layout(published: Publication, root: Path | None) -> None:
         found = f"{root} lacks {', '.join(absent)}"
         # A data set with a folder of its own below root says nothing about root.
         flat = [other for other in _publications() if other.needs and "/" not in other.needs[0]]
-        if others := [other.title for other in flat if all((root / name).exists() for name in other.needs)]:
+        if others := [other.title for other in flat if all(exists(root / name) for name in other.needs)]:
             found += f" (it looks like {' or '.join(others)})"
     raise UserError(
         f"{published.title} was not found: {found}. {_how_to_get(published)}, and pass its folder as "

@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..common.console import log
 from ..common.errors import UserError
-from ..common.options import require
+from ..common.options import Options, Registry, option, require
 from ..methods.base import Regularizer, Stage, TrainState
 from ..models import Network
 from ..records.checked import save_with_checksum
@@ -160,13 +160,48 @@ def _handle(number: int, frame: object) -> None:
 
 
 class Callback:
-    """Is told of every line of metrics and of every step."""
+    """Is told of every update of the target, of every line of metrics, and of every step when all that is done."""
+
+    def on_update(self, at: Position) -> None:
+        """Called after the optimizer's step, before anything is measured."""
 
     def on_line(self, line: Line) -> None:
-        pass
+        """Called with a line of metrics, which has the measurements of an evaluation if there was one."""
 
     def on_step(self, at: Position) -> None:
+        """Called when the step and its line are done: training can go on from here."""
+
+
+@dataclass
+class AverageConfig(Options):
+    """Options of every average of the target's weights."""
+
+    key: ClassVar[str] = "average"
+
+    name: str = option("none", "name of the average of the target's weights; none: the last weights count")
+
+
+class Average(Callback):
+    """The weights that are evaluated and kept: here those of the last step. Others are in engine/averages/."""
+
+    def __init__(self, config: AverageConfig):
+        self.config = config
+
+    @contextmanager
+    def applied(self, target: Network) -> Iterator[None]:
+        """Within it `target` has the averaged weights."""
+        yield
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+AVERAGES: Registry[type[Average]] = Registry("average.name")
+AVERAGES.register("none", "last weights", AverageConfig)(Average)
 
 
 class OnLine(Callback):
@@ -255,8 +290,10 @@ class StageRunner:
         directory: RunDirectory,
         device: torch.device,
         new_target: Callable[[], Network],
+        average: Average,
     ):
         self.stages, self.length, self.directory, self.device = stages, length, directory, device
+        self.average = average
         self.index = 0
         self.previous: Network | None = None  # the frozen target that the stage before left
         self.state: TrainState | None = None
@@ -334,6 +371,7 @@ class StageRunner:
             "target": self.state.target.state_dict(),
             "optimizer": self.state.optimizer.state_dict(),
             "method": self.method.state_dict(),
+            "average": self.average.state_dict(),
             "stage": self.index,
             "ended": self.ended,
             "modules": self.modules,
@@ -349,6 +387,7 @@ class StageRunner:
             state.target.load_state_dict(checkpoint["target"])
             state.optimizer.load_state_dict(checkpoint["optimizer"])
             self.method.load_state_dict(checkpoint["method"])
+            self.average.load_state_dict(checkpoint["average"])
         except (RuntimeError, ValueError, KeyError) as error:
             path = self.directory.checkpoint_path
             raise UserError(f"{path} holds another method or network, of another version. It is removed.") from error

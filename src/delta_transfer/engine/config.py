@@ -24,11 +24,12 @@ from ..models import CosineHead, Network, frozen_maps
 from ..models.sources import SourceConfig, SourceNetwork, frozen, shapes_of
 from ..models.zoo import BackboneConfig, untrained
 from ..records.identity import run_id, run_identity
-from . import devices
-from .callbacks import require_live_view
+from . import averages, devices  # noqa: F401 - averages register themselves
+from .callbacks import AVERAGES, AverageConfig, require_live_view
 from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 
 TASKS = ("classification", "verification")
+EMBEDDED = "glyphs"  # backbone.weights that stand for the source network of the embedded data
 
 
 @dataclass
@@ -49,6 +50,7 @@ class RunConfig(Options):
     reg: Any = option(help="the method and its options")
     schedule: ScheduleConfig = MISSING
     optimizer: OptimizerConfig = MISSING
+    average: AverageConfig = field(default_factory=AverageConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
     task: str = option("classification", "what the test images measure; the data set brings it", choices=TASKS)
@@ -75,6 +77,12 @@ class RunConfig(Options):
     dry_run: bool = option(False, "say what is finished, missing and not ready; run nothing", identity=False)
     retry_failed: bool = option(False, "make runs again that failed before", identity=False)
 
+    @property
+    def embedded_backbones(self) -> list[BackboneConfig]:
+        """The backbones, also those of the sources, whose weights are those of the embedded source network."""
+        backbones = [self.backbone, *(source.backbone for source in self.source or ())]
+        return [backbone for backbone in backbones if backbone.weights == EMBEDDED]
+
     def check(self) -> None:
         pad, side = self.schedule.pad, self.backbone.image_size
         self.require(
@@ -100,6 +108,7 @@ def run_config_from(values: Mapping[str, Any]) -> RunConfig:
     groups: dict[str, type[Options]] = {
         "dataset": READERS[values["dataset"]["reader"]].options,
         "optimizer": OPTIMIZERS[values["optimizer"]["name"]].options,
+        "average": AVERAGES[values["average"]["name"]].options,
     }
     made: dict[str, Any] = {name: from_mapping(group, values[name]) for name, group in groups.items()}
     made["reg"] = method_config(values["reg"])

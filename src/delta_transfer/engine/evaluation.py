@@ -1,6 +1,8 @@
 """What is measured: loss terms and accuracy while a network trains, and its outputs on test images."""
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -89,14 +91,17 @@ class Evaluator:
         self.measured = (["val"] if len(splits.val) else []) + (["test"] if measures_test else [])
         self.latest: dict[str, dict[str, Any]] = {}  # by split
 
-    def __call__(self, target: Network) -> Line:
-        """Accuracy in percent, loss and rates, named <split>_<what>."""
-        for split in self.measured:
-            indices = getattr(self.splits, split)
-            if split == "test" and self.pairs is not None:
-                self.latest[split] = evaluate_pairs(target, self.loader, indices, self.pairs, self.precision)
-            else:
-                self.latest[split] = evaluate(target, self.loader, indices, self.precision)
+    def __call__(
+        self, target: Network, averaged: Callable[[Network], AbstractContextManager[None]] = nullcontext
+    ) -> Line:
+        """Accuracy in percent, loss and rates, named <split>_<what>. averaged: gives `target` its averaged weights."""
+        with averaged(target):
+            for split in self.measured:
+                indices = getattr(self.splits, split)
+                if split == "test" and self.pairs is not None:
+                    self.latest[split] = evaluate_pairs(target, self.loader, indices, self.pairs, self.precision)
+                else:
+                    self.latest[split] = evaluate(target, self.loader, indices, self.precision)
         return self.scalars()
 
     def scalars(self) -> Line:

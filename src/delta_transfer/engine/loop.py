@@ -165,6 +165,8 @@ def train(
         at.window.add(logits, batch.labels, losses, extra_metrics)
 
         at.done = done = iteration + 1
+        for callback in callbacks:
+            callback.on_update(at)
         evaluating = done == end or bool(schedule.eval_every and done % schedule.eval_every == 0)
         if done % schedule.log_every == 0 or evaluating:
             # Nothing else in the loop waits for the device.

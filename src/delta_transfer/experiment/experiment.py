@@ -24,7 +24,7 @@ from ..data.dataset import Dataset, Splits, make_splits
 from ..data.loader import Loader
 from ..data.registry import READERS
 from ..engine import devices
-from ..engine.callbacks import Checkpoints, OnLine, StageRunner, live_view, stop_deferred
+from ..engine.callbacks import AVERAGES, Checkpoints, OnLine, StageRunner, live_view, stop_deferred
 from ..engine.config import (
     RunConfig,
     check_choices,
@@ -103,7 +103,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
             network.to(device).to(memory_format=torch.channels_last).freeze()
         untrained_target = partial(new_target, source, config, len(dataset.classes))
         length = config.schedule.length(len(splits.train))
-        runner = StageRunner(stages, length, directory, device, untrained_target)
+        average = AVERAGES[config.average.name].thing(config.average)
+        runner = StageRunner(stages, length, directory, device, untrained_target, average)
         summary["iterations"] = runner.iterations
         evaluator = Evaluator(loader, splits, dataset.pairs, config.precision, config.split.measures_test)
         with failures_recorded(summary, config, directory, runner, loader, splits.train):
@@ -153,12 +154,13 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                         config.schedule,
                         progress,
                         [
+                            average,
                             *(OnLine(function) for function in (directory.append_metrics, display.metrics, show)),
                             Checkpoints(config.schedule.checkpoint_seconds, runner.save),
                         ],
                         lr_factor=stage.lr_factor,
                         labels={"stage": runner.index + 1} if len(stages) > 1 else {},
-                        evaluate=partial(evaluator, target),
+                        evaluate=partial(evaluator, target, average.applied),
                     )
                 runner.end(seconds, evaluator.scalars())
 
@@ -174,7 +176,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
             summary |= measured | runner.record()
             summary |= {"peak_memory_bytes": devices.peak_memory(device), "finished": timestamp()}
             test_outputs = evaluator.latest.get("test")
-            write_outputs(config, directory, target, runner.modules, dataset, splits, test_outputs, summary)
+            with average.applied(target):
+                write_outputs(config, directory, target, runner.modules, dataset, splits, test_outputs, summary)
             directory.write_summary(summary)
         directory.remove_checkpoint()
     result = RunResult(summary, skipped=False)

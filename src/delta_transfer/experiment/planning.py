@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
 from ..data.options import DatasetConfig, OfficialCounts
 from ..data.store import store_bytes, store_path
-from ..engine.config import RunConfig, check_choices, name_of
+from ..engine.config import EMBEDDED, RunConfig, check_choices, name_of
 from ..engine.devices import device_name, pick_device, pick_precision
 from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source, not_downloaded
@@ -24,7 +25,7 @@ from ..records.checked import fingerprint
 from ..records.run_directory import RunDirectory
 from .costs import Cost, decides_cost, measure
 from .fitting import describe_fit, fitted_path
-from .pretraining import EMBEDDED, Recipe, backbones_to_pretrain, pretrained_before
+from .pretraining import Recipe, pretrained_before
 
 
 @dataclass
@@ -79,8 +80,9 @@ class Plan:
             config.schedule = config.schedule.fitted_to(round(images))
             length = f"{config.schedule.iterations:,} iterations of {config.schedule.batch_size} images"
             self.lengths[config.dataset.name, round(images)] = f"{images:,} training images: {length}"
-        for backbone in backbones_to_pretrain(config):
-            backbone.weights = pretrained_before(backbone, config, self.recipe) or EMBEDDED
+        for backbone in config.embedded_backbones:
+            key = ("pretrained", backbone.name, config.results_dir, config.device)
+            backbone.weights = self._once(key, partial(pretrained_before, backbone, config, self.recipe)) or EMBEDDED
         weights, sources = self._weights(config), self._sources(config)
         state, record = "missing", None
         if dataset is not None and weights is not None and (config.source is None or sources):

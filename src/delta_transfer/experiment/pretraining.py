@@ -10,23 +10,16 @@ from ..common.errors import UserError
 from ..common.options import require
 from ..data import load_dataset
 from ..engine import devices
-from ..engine.config import RunConfig, name_of
+from ..engine.config import EMBEDDED, RunConfig, name_of
 from ..models.zoo import BackboneConfig
 from ..records.checked import load_with_checksum
 from ..records.locks import InUse, wait_for_lock
 from ..records.run_directory import RunResult
 from .experiment import run
 
-EMBEDDED = "glyphs"  # backbone.weights that stand for this network
 Recipe = Callable[[RunConfig], RunConfig]  # a run that needs the network -> the run that trains it
 
 _tried: dict[tuple[str, str], str | UserError] = {}  # by folder and device: once per command
-
-
-def backbones_to_pretrain(config: RunConfig) -> list[BackboneConfig]:
-    """The backbones of a run, also those of its sources, whose weights are those of the embedded network."""
-    backbones = [config.backbone, *(source.backbone for source in config.source or ())]
-    return [backbone for backbone in backbones if backbone.weights == EMBEDDED]
 
 
 def pretrain_missing(config: RunConfig, recipe: Recipe) -> None:
@@ -34,7 +27,7 @@ def pretrain_missing(config: RunConfig, recipe: Recipe) -> None:
 
     Raises UserError if it cannot be trained. It is tried once per command.
     """
-    for backbone in backbones_to_pretrain(config):
+    for backbone in config.embedded_backbones:
         backbone.weights = _trained(_recipe_for(backbone, config, recipe))
 
 

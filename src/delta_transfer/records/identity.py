@@ -21,8 +21,7 @@ def identity_of(options: Options) -> dict[str, Any]:
             continue
         value = _plain(getattr(options, entry.name))
         # A name tells groups of the same keys apart. A group at its defaults may still have a version.
-        always = entry.name == "name" or (isinstance(value, dict) and bool(value))
-        if always or value != _plain(_default(entry)):
+        if entry.name == "name" or value != _plain(_default(entry)) or _versioned(value):
             identity[entry.name] = value
     return identity
 
@@ -33,6 +32,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):  # the terms of a sum
         return {name: _plain(one) for name, one in value.items()}
     return value
+
+
+def _versioned(value: Any) -> bool:
+    return isinstance(value, dict) and ("version" in value or any(map(_versioned, value.values())))
 
 
 def _default(entry: "dataclasses.Field[Any]") -> Any:
