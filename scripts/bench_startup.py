@@ -19,8 +19,8 @@ from time import perf_counter
 from hydra import compose, initialize_config_module
 
 from benchmarking import Report, arguments
-from delta_transfer.engine.devices import versions
 from delta_transfer.config import register_schemas, to_run_config
+from delta_transfer.engine.devices import versions
 from delta_transfer.records.run_directory import SCHEMA, timestamp
 
 METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta")

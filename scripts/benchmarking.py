@@ -13,8 +13,7 @@ from time import perf_counter, process_time
 
 import torch
 
-from delta_transfer.engine.devices import device_name, versions
-from delta_transfer.engine.devices import pick_device
+from delta_transfer.engine.devices import device_name, pick_device, versions
 from delta_transfer.records.files import write_atomically
 from delta_transfer.records.run_directory import timestamp
 

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 
+import scipy.stats
 import torch
 
 import delta_transfer
@@ -28,6 +29,7 @@ from delta_transfer.methods.delta import DeltaConfig
 from .learned import Learned
 
 PACKAGE = str(Path(delta_transfer.__file__).parent)
+assert scipy.stats  # DELTA imports it when it needs it; imported here, the children have it
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.children"])
 

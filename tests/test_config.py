@@ -66,13 +66,19 @@ def test_every_pair_of_method_and_backbone_goes_together(made):
             config.replace(backbone=backbone.replace(weights=weights), reg=reg)
 
 
-def test_the_command_that_a_data_set_or_backbone_opens_with_composes(made):
+def test_the_command_that_a_data_set_or_backbone_opens_with_has_known_words(made):
     """The other files' commands are planned by test_docs_commands.py."""
+    keys = {each.name for each in describe(RunConfig)}
     for group in ("dataset", "backbone"):
         for name in names(group):
             program, *words = shlex.split((CONF / group / f"{name}.yaml").read_text().splitlines()[0][2:])
-            if program == "delta-run":
-                assert getattr(composed(*words), group).name == made[group][name].name
+            for key, _, value in (word.partition("=") for word in words):
+                known = made[key] if key in made else [value]
+                assert value in known and key in (*made, *keys, *keys_of(made, group, name)), (name, key, value)
+
+
+def keys_of(made: dict[str, dict[str, object]], group: str, name: str) -> list[str]:
+    return [f"{group}.{each.name}" for each in describe(type(made[group][name]))]
 
 
 def test_every_method_has_a_yaml_and_every_yaml_a_command():

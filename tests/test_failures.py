@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from delta_transfer.common.errors import RunFailed
 from delta_transfer.data.loader import Loader
+from delta_transfer.engine.config import RunConfig
 from delta_transfer.engine.loop import TrainState
-from delta_transfer.methods import METHODS, AFAChannel, DELTAWithoutAttention, Regularizer
+from delta_transfer.experiment.experiment import run
+from delta_transfer.methods import METHODS, AFAChannel, DELTAWithoutAttention, Regularizer, method_config
 from delta_transfer.methods.base import DecayConfig
 from delta_transfer.models import Network
 
-from .miniature import delta_run, tiny_overrides, write_cub
+from .miniature import composed, delta_run, tiny_overrides, write_cub
 
 
 @pytest.fixture(scope="module")
@@ -20,12 +23,22 @@ def cub_root(tmp_path_factory) -> Path:
     return write_cub(tmp_path_factory.mktemp("data") / "CUB_200_2011")
 
 
-def failed(monkeypatch, root: Path, results: Path, *overrides: str) -> dict:
-    """The record of a run that fails, in whose folder nothing else is left to go on from."""
-    assert delta_run(monkeypatch, *tiny_overrides(root, results), *overrides) == 1
+@pytest.fixture(scope="module")
+def config(cub_root, tmp_path_factory) -> RunConfig:
+    tiny = tiny_overrides(cub_root, tmp_path_factory.mktemp("results"))  # where the image store is, for all runs
+    return composed(*tiny, "reg=delta_noatt")
+
+
+def failed(config: RunConfig, results: Path, **reg: object) -> dict:
+    """The record of a run that fails, in whose folder nothing else is left to go on from. reg: another method."""
+    other = {"reg": method_config(reg)} if reg else {}
+    with pytest.raises(RunFailed) as error:
+        run(config.replace(results_dir=str(results), **other))
     (path,) = results.glob("runs/*/summary.json")
     assert not (path.parent / "last.pt").exists()
-    return json.loads(path.read_text())
+    record = json.loads(path.read_text())
+    assert record["error"] in str(error.value)
+    return record
 
 
 def poison(monkeypatch, of: type, name: str, at: int, value: float) -> None:
@@ -40,18 +53,17 @@ def poison(monkeypatch, of: type, name: str, at: int, value: float) -> None:
     monkeypatch.setattr(of, name, poisoned)
 
 
-def test_a_loss_that_diverges_names_term_iteration_and_rate(cub_root, tmp_path, monkeypatch, capsys):
+def test_a_loss_that_diverges_names_term_iteration_and_rate(config, tmp_path, monkeypatch):
     poison(monkeypatch, DELTAWithoutAttention, "penalty", 1, float("nan"))
-    summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
+    summary = failed(config, tmp_path)
     assert summary["failure"] == "diverged" and summary["test_top1"] is None
     assert "'feature_maps' became nan at iteration 1 (learning rate 0.01)" in summary["error"]
     assert "Images and source network are in order" in summary["error"] and "reg.alpha" in summary["error"]
-    assert summary["error"] in capsys.readouterr().err
 
 
-def test_a_later_stage_that_diverges_leaves_what_the_earlier_came_to(cub_root, tmp_path, monkeypatch):
+def test_a_later_stage_that_diverges_leaves_what_the_earlier_came_to(config, tmp_path, monkeypatch):
     poison(monkeypatch, AFAChannel, "penalty", 1, float("nan"))
-    summary = failed(monkeypatch, cub_root, tmp_path, "reg=afa")
+    summary = failed(config, tmp_path, name="afa")
     assert summary["failure"] == "diverged" and summary["test_top1"] is None
     assert "at iteration 4 (learning rate 0.001)" in summary["error"]
     assert "schedule.lr or reg.alpha or reg.channel_alpha is too large" in summary["error"]
@@ -60,7 +72,7 @@ def test_a_later_stage_that_diverges_leaves_what_the_earlier_came_to(cub_root, t
     assert channel == {"method": "AFAChannel", "iterations": 3}
 
 
-def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(cub_root, tmp_path, monkeypatch):
+def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(config, tmp_path, monkeypatch):
     class Kink(torch.autograd.Function):
         """0, with an infinite slope."""
 
@@ -81,18 +93,18 @@ def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(cub_root, tmp
 
     monkeypatch.delitem(METHODS.entries, "l2")
     METHODS.register("l2", "L2", DecayConfig)(Method)
-    summary = failed(monkeypatch, cub_root, tmp_path, "reg=l2")
+    summary = failed(config, tmp_path, name="l2")
     assert summary["failure"] == "diverged"
     assert summary["error"].startswith("The gradient's norm became ") and "at iteration 1 (" in summary["error"]
 
 
-def test_a_loss_that_is_not_finite_before_the_first_step_is_no_divergence(cub_root, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_before_the_first_step_is_no_divergence(config, tmp_path, monkeypatch):
     poison(monkeypatch, DELTAWithoutAttention, "penalty", 0, float("inf"))
-    summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
+    summary = failed(config, tmp_path)
     assert summary["failure"] == "input" and "No step had been taken" in summary["error"]
 
 
-def test_a_source_network_that_overflows_is_no_divergence(cub_root, tmp_path, monkeypatch):
+def test_a_source_network_that_overflows_is_no_divergence(config, tmp_path, monkeypatch):
     """Its maps are not finite for the images of one batch."""
     whole, calls = TrainState.forward_source, []
 
@@ -102,11 +114,11 @@ def test_a_source_network_that_overflows_is_no_divergence(cub_root, tmp_path, mo
         return {name: values / 0 for name, values in maps.items()} if len(calls) > 1 else maps
 
     monkeypatch.setattr(TrainState, "forward_source", overflowing)
-    summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
+    summary = failed(config, tmp_path)
     assert summary["failure"] == "input" and "frozen network's feature maps" in summary["error"]
 
 
-def test_images_that_are_not_finite_are_no_divergence(cub_root, tmp_path, monkeypatch):
+def test_images_that_are_not_finite_are_no_divergence(config, tmp_path, monkeypatch):
     whole = Loader.train_batch
 
     def damaged(self, indices, iteration):
@@ -114,7 +126,7 @@ def test_images_that_are_not_finite_are_no_divergence(cub_root, tmp_path, monkey
         return (images / 0 if iteration == 1 else images), labels
 
     monkeypatch.setattr(Loader, "train_batch", damaged)
-    summary = failed(monkeypatch, cub_root, tmp_path, "reg=l2")
+    summary = failed(config, tmp_path, name="l2")
     assert summary["failure"] == "input" and "images of that batch are not finite" in summary["error"]
 
 
@@ -125,7 +137,7 @@ def test_images_that_are_not_finite_are_no_divergence(cub_root, tmp_path, monkey
         (1, "reduce backbone.image_size"),
     ],
 )
-def test_out_of_memory_says_what_fits(cub_root, tmp_path, monkeypatch, fits, said):
+def test_out_of_memory_says_what_fits(config, tmp_path, monkeypatch, fits, said):
     whole = TrainState.forward
 
     def small_gpu(self, images):
@@ -134,12 +146,11 @@ def test_out_of_memory_says_what_fits(cub_root, tmp_path, monkeypatch, fits, sai
         return whole(self, images)
 
     monkeypatch.setattr(TrainState, "forward", small_gpu)
-    summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
+    summary = failed(config, tmp_path)
     assert summary["failure"] == "out of memory" and said in summary["error"]
     assert ("schedule.accumulate" in summary["error"]) == (fits == 2)
     if fits == 2:  # and the advice is right
-        advised = [*tiny_overrides(cub_root, tmp_path), "reg=delta_noatt", "schedule.accumulate=2"]
-        assert delta_run(monkeypatch, *advised) == 0
+        run(config.replace(results_dir=str(tmp_path), schedule=config.schedule.replace(accumulate=2)))
 
 
 def test_a_device_that_fails_for_once_leaves_the_run_as_interrupted(cub_root, tmp_path, monkeypatch, capsys):
@@ -166,7 +177,7 @@ def test_a_device_that_fails_for_once_leaves_the_run_as_interrupted(cub_root, tm
     assert "resuming after iteration" in capsys.readouterr().out
 
 
-def test_an_evaluation_that_does_not_fit_goes_on_with_fewer_images(cub_root, tmp_path, monkeypatch, capsys):
+def test_an_evaluation_that_does_not_fit_goes_on_with_fewer_images(config, tmp_path, monkeypatch, capsys):
     whole = Network.forward
 
     def small_gpu(self, images):
@@ -174,47 +185,39 @@ def test_an_evaluation_that_does_not_fit_goes_on_with_fewer_images(cub_root, tmp
             raise torch.OutOfMemoryError
         return whole(self, images)
 
-    tiny = tiny_overrides(cub_root, tmp_path)
-    assert delta_run(monkeypatch, *tiny, "reg=l2") == 0
+    config = config.replace(reg=method_config({"name": "l2"}))
+    expected = run(config.replace(results_dir=str(tmp_path / "whole"))).summary["test_loss"]
     monkeypatch.setattr(Network, "forward", small_gpu)
-    assert delta_run(monkeypatch, *tiny, "reg=l2", "results_dir=" + str(tmp_path / "small")) == 0
-    assert "Out of memory in the evaluation: it goes on with 2 images at once" in capsys.readouterr().out
-    (whole,), (small,) = (list(path.glob("runs/*/summary.json")) for path in (tmp_path, tmp_path / "small"))
-    assert json.loads(whole.read_text())["test_loss"] == pytest.approx(json.loads(small.read_text())["test_loss"])
+    found = run(config.replace(results_dir=str(tmp_path / "small"))).summary["test_loss"]
+    assert found == pytest.approx(expected)
+    assert "with 2 images at once" in capsys.readouterr().out
 
 
-def test_out_of_memory_in_the_attention_names_its_key(cub_root, tmp_path, monkeypatch):
+def test_out_of_memory_in_the_attention_names_its_key(config, tmp_path, monkeypatch):
     def too_much(*_):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("delta_transfer.methods.attention.channel_importance", too_much)
-    options = ["reg=delta", "reg.attention.images=6", "reg.attention.head_epochs=1"]
-    summary = failed(monkeypatch, cub_root, tmp_path, *options)
+    summary = failed(config, tmp_path, name="delta", attention={"images": 6, "head_epochs": 1})
     assert summary["failure"] == "out of memory" and "reg.attention.forward_images" in summary["error"]
 
 
-def test_a_bug_is_recorded_and_shown_with_its_place(cub_root, tmp_path, monkeypatch, capsys):
+def test_a_bug_is_recorded_shown_with_its_place_and_made_again_only_when_asked(cub_root, tmp_path, monkeypatch, capsys):
     def bug(*_):
         raise KeyError("conv9")
 
-    monkeypatch.setattr(DELTAWithoutAttention, "penalty", bug)
-    summary = failed(monkeypatch, cub_root, tmp_path, "reg=delta_noatt")
+    again = [*tiny_overrides(cub_root, tmp_path), "reg=delta_noatt"]
+    with monkeypatch.context() as patch:
+        patch.setattr(DELTAWithoutAttention, "penalty", bug)
+        assert delta_run(patch, *again) == 1
+    (path,) = tmp_path.glob("runs/*/summary.json")
+    summary = json.loads(path.read_text())
     assert summary["failure"] == "program" and summary["error"] == "KeyError: 'conv9'"
     assert "in bug" in capsys.readouterr().err
-
-
-def test_what_failed_is_made_again_only_when_asked(cub_root, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(DELTAWithoutAttention, "penalty", lambda *_: {}["conv9"])
-        failed(patch, cub_root, tmp_path, "reg=delta_noatt")
-    capsys.readouterr()
-    again = [*tiny_overrides(cub_root, tmp_path), "reg=delta_noatt"]
     assert delta_run(monkeypatch, *again) == 1
     message = capsys.readouterr().err
-    assert "failed before: KeyError: 'conv9'" in message and "retry_failed=true tries it again" in message
-    assert "Traceback" not in message
+    assert "KeyError: 'conv9'" in message and "retry_failed=true" in message and "Traceback" not in message
     assert delta_run(monkeypatch, *again, "retry_failed=true") == 0
-    (path,) = tmp_path.glob("runs/*/summary.json")
     assert json.loads(path.read_text())["error"] is None
 
 
@@ -230,15 +233,15 @@ def test_a_sweep_says_what_was_done_skipped_and_failed(cub_root, tmp_path, monke
         return whole(self, *arguments)
 
     monkeypatch.setattr(DELTAWithoutAttention, "penalty", bug)
-    sweep = ["-m", *tiny, "reg=delta_noatt", "reg.alpha=0.01,0.5", "seed=0,1,-1"]
+    sweep = ["-m", *tiny, "reg=delta_noatt", "reg.alpha=0.01,0.02,0.5,-1"]
     assert delta_run(monkeypatch, *sweep) == 1
     output = capsys.readouterr()
     rows = [line.split() for line in output.out.splitlines()]
     assert ["1", "done"] in rows and ["1", "skipped"] in rows
-    (first,) = (row for row in rows if row[:2] == ["4", "failed"])
-    assert first[2:] == ["reg.alpha=0.01", "seed=-1", "seed", "must", "be", "at", "least", "0,", "got", "-1."]
-    assert ["reg.alpha=0.5", "seed=1", "ValueError:", "[red]", "map"] in rows  # the first line, and no markup
-    assert output.err.count("Traceback") == 2
+    (first,) = (row for row in rows if row[:2] == ["2", "failed"])
+    assert first[2:] == ["reg.alpha=0.5", "ValueError:", "[red]", "map"]  # the first line, and no markup
+    assert rows[rows.index(first) + 1][:2] == ["reg.alpha=-1", "reg.alpha"]
+    assert output.err.count("Traceback") == 1
     assert delta_run(monkeypatch, *sweep) == 1
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["2", "skipped"] in rows and "done" not in [word for row in rows[-12:] for word in row]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,9 @@ class MetricsWindow:
         return window
 
 
+Averaged = Callable[[Network], AbstractContextManager[None]]
+
+
 class Evaluator:
     """Measures a target on validation and test images. Nothing is selected: the last measurement is what counts."""
 
@@ -91,9 +94,7 @@ class Evaluator:
         self.measured = (["val"] if len(splits.val) else []) + (["test"] if measures_test else [])
         self.latest: dict[str, dict[str, Any]] = {}  # by split
 
-    def __call__(
-        self, target: Network, averaged: Callable[[Network], AbstractContextManager[None]] = nullcontext
-    ) -> Line:
+    def __call__(self, target: Network, averaged: Averaged) -> Line:
         """Accuracy in percent, loss and rates, named <split>_<what>. averaged: gives `target` its averaged weights."""
         with averaged(target):
             for split in self.measured:

@@ -22,13 +22,14 @@ def explain(
     None instead of a kind where nothing is wrong with the run: the same command may go on with it. The runner's state
     is of no use afterwards.
     """
+    state = runner.state if isinstance(runner.state, TrainState) else None  # None before the first stage has one
     try:
-        if isinstance(error, NotFinite) and runner.state is not None:
-            kind, why = _cause(error, config, runner.state, loader, indices)
+        if isinstance(error, NotFinite) and state is not None:
+            kind, why = _cause(error, config, state, loader, indices)
             return kind, f"{error} {why}"
         if isinstance(error, torch.OutOfMemoryError):
             traceback.clear_frames(error.__traceback__)  # they hold tensors
-            return _what_would_fit(config, runner.state, runner.method, loader, indices)
+            return _what_would_fit(config, state, runner.method, loader, indices)
     except Exception as again:
         return "program", f"{error} (and looking for the cause: {type(again).__name__}: {again})"
     if isinstance(error, torch.AcceleratorError):

@@ -43,7 +43,9 @@ def as_feature_map(value: Tensor, layout: str) -> Tensor:
 
 def in_layout(feature_map: Tensor, layout: str) -> Tensor:
     """A view that undoes `as_feature_map`."""
-    return feature_map[(..., *[0] * (4 - len(layout)))].movedim((0, 1), _rows_and_channels(layout))
+    for _ in range(4 - len(layout)):
+        feature_map = feature_map[..., 0]
+    return feature_map.movedim((0, 1), _rows_and_channels(layout))
 
 
 def _rows_and_channels(layout: str) -> tuple[int, int]:

@@ -102,10 +102,13 @@ class Network(nn.Module):
             self.train(before)
 
     def _shapes(self, outputs: dict[str, Tensor]) -> dict[str, tuple[int, int, int]]:
+        shapes = {}
         for tap in self.taps:
             if outputs[tap].dim() != 4:
                 raise UserError(f"backbone.taps: {tap!r} is no feature map, its shape is {tuple(outputs[tap].shape)}.")
-        return {tap: tuple(outputs[tap].shape[1:]) for tap in self.taps}
+            _, channels, height, width = outputs[tap].shape
+            shapes[tap] = channels, height, width
+        return shapes
 
     @property
     def model(self) -> nn.Module:
@@ -113,16 +116,11 @@ class Network(nn.Module):
         return self._model[0]
 
     @property
-    def head_layer(self) -> nn.Linear:
-        """The classification layer that forward runs."""
-        layer = self.traced.get_submodule(self.head)
-        assert isinstance(layer, nn.Linear)
-        return layer
-
-    @property
     def classes(self) -> int:
         """The number of classes that the head tells apart."""
-        return self.head_layer.out_features
+        layer = self.model.get_submodule(self.head)  # tracing takes a CosineHead apart
+        assert isinstance(layer, nn.Linear)
+        return layer.out_features
 
     def is_head(self, name: str) -> bool:
         """Whether the parameter `name` (as in the model's own state dict) belongs to a new classification layer."""
@@ -157,7 +155,7 @@ class Network(nn.Module):
         nn.Linear with PyTorch's default initialisation, which an auxiliary head always is.
         """
         model = copy.deepcopy(self._model[0])
-        make_head: Callable[[int, int], nn.Linear] = layer or getattr(model, "make_head", nn.Linear)
+        make_head: Callable[[int, int], nn.Linear] = getattr(model, "make_head", nn.Linear) if layer is None else layer
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for name in filter(None, (self.head, self.aux_head)):
