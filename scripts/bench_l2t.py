@@ -61,7 +61,7 @@ def main() -> None:
 def learner_of(
     method: Regularizer, target_name: str, source_name: str, batch: int, device: torch.device
 ) -> tuple[TrainState, torch.Tensor, torch.Tensor]:
-    """A method at the start of training as run.py sets it up, both networks with random weights, and a random batch."""
+    """A method at the start of training as a run sets it up, both networks with random weights, and a random batch."""
     ours, theirs = (replace(named_backbone(name), weights="none") for name in (target_name, source_name))
     target = build_source(ours, 0).with_new_head(50, 0).to(device, memory_format=torch.channels_last).train()
     sources = [Loaded(source_name, theirs, build_source(theirs, 1).freeze(), fingerprint="")]

@@ -55,7 +55,7 @@ def best_of(times: int, command: str, *words: str) -> float:
 
 
 def synthetic_records(seeds: int, strengths: int) -> Iterator[dict]:
-    """As run.py writes them."""
+    """As a run writes them."""
     register_schemas()
     draw = random.Random(0)
     about = {"schema": SCHEMA, "versions": versions(), "device": "cuda: NVIDIA H200", "git_commit": "0123456789ab"}

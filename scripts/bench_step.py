@@ -78,7 +78,7 @@ def report_rate(report: Report, name: str, step, seconds: float, batch: int, dev
 def learner_of(
     method: str, name: str, batch: int, size: int, device: torch.device, precision: str, compiled: bool = False
 ) -> tuple[Regularizer, TrainState, torch.Tensor, torch.Tensor]:
-    """A method at the start of training as run.py sets it up, and one random batch."""
+    """A method at the start of training as a run sets it up, and one random batch."""
     regularizer = METHODS[method](**({"alpha": ALPHA} if method not in ("l2", "l2_fe") else {}))
     torch.manual_seed(0)
     model = torchvision.models.get_model(name, num_classes=1000)
