@@ -8,12 +8,12 @@ import inspect
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from delta_transfer.common.options import Options, describe
+from delta_transfer.common.options import Options, Registry, describe
 from delta_transfer.common.style import method_order
 from delta_transfer.data import READERS
-from delta_transfer.data.options import DatasetConfig, EmbeddedConfig, PairsConfig
+from delta_transfer.engine.callbacks import AVERAGES
 from delta_transfer.engine.config import RunConfig
-from delta_transfer.engine.optimizers import OPTIMIZERS, OptimizerConfig
+from delta_transfer.engine.optimizers import OPTIMIZERS
 from delta_transfer.methods import METHODS
 from delta_transfer.methods.base import MethodConfig
 
@@ -62,27 +62,33 @@ def _keys() -> Iterator[str]:
     groups = _nested(RunConfig)
     yield "### Of the whole run\n"
     yield _table("", RunConfig, without=[*groups, "reg"])
-    yield "### `dataset`\n"
-    yield _table("dataset.", DatasetConfig)
-    for name, entry in sorted(READERS.entries.items()):
-        if entry.options not in (DatasetConfig, EmbeddedConfig, PairsConfig):
-            yield f"With `dataset.reader={name}` ({entry.title}) also:\n"
-            yield _table("dataset.", entry.options, without=[each.name for each in describe(DatasetConfig)])
-    plain = ", ".join(f"`{name}`" for name, entry in sorted(READERS.entries.items()) if entry.options is DatasetConfig)
-    yield f"Readers without keys of their own: {plain}.\n"
-    for name in ("backbone", "schedule"):
-        yield f"### `{name}`\n"
-        yield _table(f"{name}.", groups[name])
-    yield "### `optimizer`\n"
-    for name, entry in OPTIMIZERS.entries.items():
-        yield f"`optimizer={name}` ({entry.title}):\n"
-        yield _table("optimizer.", entry.options, without=[each.name for each in describe(OptimizerConfig)])
+    for group, registry, key in (
+        ("dataset", READERS, "dataset.reader"),
+        ("optimizer", OPTIMIZERS, "optimizer"),
+        ("average", AVERAGES, "average"),
+    ):
+        yield f"### `{group}`\n"
+        yield _table(f"{group}.", groups[group])
+        yield from _registered(group, registry, key, without=[each.name for each in describe(groups[group])])
     yield "### `reg`\n"
     yield _table("reg.", MethodConfig)
     yield "The other keys of a method stand with [the method](#methods).\n"
-    for name in ("split", "arcface"):
-        yield f"### `{name}`\n"
-        yield _table(f"{name}.", groups[name])
+    for group in ("backbone", "schedule", "split", "arcface"):
+        yield f"### `{group}`\n"
+        yield _table(f"{group}.", groups[group])
+
+
+def _registered(group: str, registry: Registry, key: str, without: list[str]) -> Iterator[str]:
+    """For each entry of a registry its own keys; then the entries that have none."""
+    plain = []
+    for name, entry in sorted(registry.entries.items()):
+        if all(each.name in without for each in describe(entry.options)):
+            plain.append(f"`{key}={name}`")
+        else:
+            yield f"`{key}={name}` ({entry.title}) also has:\n"
+            yield _table(f"{group}.", entry.options, without)
+    if plain:
+        yield f"Without keys of their own: {', '.join(plain)}.\n"
 
 
 def _nested(group: type[Options]) -> dict[str, type[Options]]:

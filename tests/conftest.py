@@ -5,7 +5,11 @@ from torch import nn
 from delta_transfer.common.console import show_messages
 from delta_transfer.models import Network
 
-show_messages()
+
+@pytest.fixture(autouse=True)
+def messages():
+    """Shows messages as delta-run does, whatever a command of the test before made of them."""
+    show_messages()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -11,6 +11,7 @@ from delta_transfer.cli.compose import check_values, to_run_config
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import MISSING, OptionError, describe
 from delta_transfer.data import READERS
+from delta_transfer.engine.callbacks import AVERAGES
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.engine.optimizers import OPTIMIZERS, ScheduleConfig
 from delta_transfer.methods import METHODS
@@ -73,8 +74,8 @@ def test_the_command_that_a_data_set_or_backbone_opens_with_has_known_words(made
         for name in names(group):
             program, *words = shlex.split((CONF / group / f"{name}.yaml").read_text().splitlines()[0][2:])
             for key, _, value in (word.partition("=") for word in words):
-                known = made[key] if key in made else [value]
-                assert value in known and key in (*made, *keys, *keys_of(made, group, name)), (name, key, value)
+                assert value in made.get(key, [value]), f"{name}: {key}={value}"
+                assert key in (*made, *keys, *keys_of(made, group, name)), f"{name}: {key}"
 
 
 def keys_of(made: dict[str, dict[str, object]], group: str, name: str) -> list[str]:
@@ -90,7 +91,7 @@ def test_every_method_has_a_yaml_and_every_yaml_a_command():
 
 def test_every_option_is_described():
     """The reference, --help and error messages show the words."""
-    registries = (READERS, METHODS, OPTIMIZERS)
+    registries = (READERS, METHODS, OPTIMIZERS, AVERAGES)
     groups = {RunConfig, *(entry.options for registry in registries for entry in registry.entries.values())}
     options = [(group.__name__, each.name, each.help) for group in groups for each in describe(group)]
     assert [option for option in options if not option[2].strip() or "\n" in option[2]] == []
@@ -196,6 +197,13 @@ def test_padding_beyond_the_network_is_refused(on_cub):
     with pytest.raises(OptionError) as refused:
         on_cub.replace(schedule=on_cub.schedule.replace(pad=side))
     assert refused.value.key == "schedule.pad"
+
+
+def test_an_average_of_the_weights_has_its_options():
+    assert (composed().average.name, composed("average=ema", "average.decay=0.9").average.decay) == ("none", 0.9)
+    with pytest.raises(OptionError) as refused:
+        composed("average.name=ema")
+    assert refused.value.key == "average.name"
 
 
 def test_nesterovs_form_needs_momentum():

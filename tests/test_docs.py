@@ -9,6 +9,7 @@ import pytest
 
 from delta_transfer.common.options import describe
 from delta_transfer.data import READERS
+from delta_transfer.engine.callbacks import AVERAGES
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.engine.optimizers import OPTIMIZERS
 from delta_transfer.methods import METHODS
@@ -48,8 +49,8 @@ def test_the_reference_has_every_method_and_every_key(docs_registry):
     described = set(re.findall(r"^::: (delta_transfer\.\S+)$", page, re.M))
     assert {f"{entry.thing.__module__}.{entry.thing.__name__}" for entry in METHODS.entries.values()} <= described
     groups = {"": [RunConfig], "dataset.": [entry.options for entry in READERS.entries.values()]}
-    groups["optimizer."] = [entry.options for entry in OPTIMIZERS.entries.values()]
-    groups["reg."] = [entry.options for entry in METHODS.entries.values()]
+    for key, registry in (("optimizer.", OPTIMIZERS), ("average.", AVERAGES), ("reg.", METHODS)):
+        groups[key] = [entry.options for entry in registry.entries.values()]
     wanted = {f"{key}{each.name}" for key, options in groups.items() for group in options for each in describe(group)}
     rows = set(re.findall(r"^\| `(\S+)` \| \S", page, re.M))  # with words beside the key
     assert wanted - rows == {"reg"}

@@ -24,6 +24,7 @@ from delta_transfer.data.embedded.glyphs import letter_shapes
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.pairs import draw_pairs
 from delta_transfer.data.readers.lfw import LFWConfig
+from delta_transfer.experiment.experiment import run
 from delta_transfer.inspect.replay import replay
 from delta_transfer.models import ArcFaceLoss, CosineHead, Network, frozen_backbone
 from delta_transfer.records import reading as runs
@@ -207,7 +208,7 @@ def test_drawn_pairs_are_all_different_and_a_class_is_in_one_fold():
 
 
 def lfw(root, **options):
-    return load_dataset(LFWConfig(name="lfw", root=str(root), **options))
+    return load_dataset(LFWConfig(reader="lfw", name="lfw", root=str(root), **options))
 
 
 @pytest.fixture
@@ -349,37 +350,34 @@ def results(tmp_path_factory):
         seen.update(labels.tolist())
         return images, labels
 
-    sweeps: dict[tuple[str, ...], list[str]] = {}  # methods by the further options that they take
-    for method in METHODS:
-        options = ATTENTION if method == "delta" else source_for(method, folder)
-        sweeps.setdefault(tuple(options), []).append(method)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Loader, "train_batch", watched)
         common = tiny(trees.write_lfw(folder / "lfw-py"), folder / "results", "schedule.iterations=2")
-        for options, methods in sweeps.items():
-            assert delta_run(patch, "-m", *common, f"reg={','.join(methods)}", *options) == 0
+        for method in METHODS:
+            options = ATTENTION if method == "delta" else source_for(method, folder)
+            run(composed(*common, f"reg={method}", *options))
         assert seen == {0, 1, 2}  # never -1: no person of a pair
-        assert delta_run(patch, *tiny_overrides(write_cub(folder / "CUB"), folder / "results"), "reg=l2") == 0
+    run(composed(*tiny_overrides(write_cub(folder / "CUB"), folder / "results"), "reg=l2"))
     return folder / "results"
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_verifies(results, method):
-    run = run_of(results, f"lfw-small_resnet-{method}-")
-    summary = json.loads((run / "summary.json").read_text())
+    made = run_of(results, f"lfw-small_resnet-{method}-")
+    summary = json.loads((made / "summary.json").read_text())
     assert summary["error"] is None and summary["test_top1"] is None
     assert (summary["num_classes"], summary["n_train"], summary["n_test"]) == (3, 9, 12)
-    arrays = np.load(run / "pairs.npz")
+    arrays = np.load(made / "pairs.npz")
     again = pair_metrics(arrays["similarities"], arrays["same"], arrays["fold"])
     assert {f"test_{key}": value for key, value in again.items()}.items() <= summary.items()
     assert 0 <= summary["test_pair_accuracy"] <= 100 and 0 <= summary["test_auc"] <= 1
-    assert not (run / "predictions.npz").exists()
-    assert metrics(run)[-1]["test_auc"] == summary["test_auc"]
+    assert not (made / "predictions.npz").exists()
+    assert metrics(made)[-1]["test_auc"] == summary["test_auc"]
 
 
-def test_the_run_trains_with_the_margin(results, tmp_path, monkeypatch):
+def test_the_run_trains_with_the_margin(results, tmp_path):
     root = results.parent / "lfw-py"
-    assert delta_run(monkeypatch, *tiny(root, tmp_path), "reg=l2", "arcface.margin=0", "schedule.iterations=1") == 0
+    run(composed(*tiny(root, tmp_path), "reg=l2", "arcface.margin=0", "schedule.iterations=1"))
     without, with_margin = metrics(run_of(tmp_path)), metrics(run_of(results, "lfw-small_resnet-l2-"))
     assert with_margin[0]["cross_entropy"] > without[0]["cross_entropy"] + 5  # on the same batch
 
@@ -406,8 +404,8 @@ def test_pairs_and_persons_do_not_meet(results):
 
 def test_an_interrupted_run_ends_the_same(results, tmp_path, monkeypatch, capsys):
     root = results.parent / "lfw-py"
-    common = ["reg=afa_channel", "schedule.iterations=6"]
-    assert delta_run(monkeypatch, *tiny(root, tmp_path / "whole"), *common) == 0
+    common = ["reg=afa_channel", "schedule.iterations=5"]
+    run(composed(*tiny(root, tmp_path / "whole"), *common))
     batch = Loader.train_batch
 
     def interrupted(loader, indices, iteration):
@@ -426,17 +424,17 @@ def test_an_interrupted_run_ends_the_same(results, tmp_path, monkeypatch, capsys
     assert np.array_equal(np.load(whole / "pairs.npz")["similarities"], np.load(cut / "pairs.npz")["similarities"])
 
 
-def test_micro_batches_precision_crops_and_validation(results, tmp_path, monkeypatch):
+def test_micro_batches_precision_crops_and_validation(results, tmp_path):
     root = results.parent / "lfw-py"
     options = ["reg=l2", "schedule.accumulate=2", "precision=bf16", "schedule.test_crops=10", "dataset.min_images=3"]
-    assert delta_run(monkeypatch, *tiny(root, tmp_path / "more"), *options, "split.val_fraction=0.3") == 0
+    run(composed(*tiny(root, tmp_path / "more"), *options, "split.val_fraction=0.3"))
     summary = json.loads((run_of(tmp_path / "more") / "summary.json").read_text())
     assert summary["n_val"] == 2 and summary["val_top1"] is not None and summary["test_auc"] is not None
     fold = ["dataset.min_images=3", "split.folds=3", "split.fold=1"]
-    assert delta_run(monkeypatch, *tiny(root, tmp_path / "fold"), "reg=l2", *fold) == 0
-    run = run_of(tmp_path / "fold")  # which is there to choose settings: the pairs are not looked at
-    summary = json.loads((run / "summary.json").read_text())
-    assert summary["val_top1"] is not None and "test_auc" not in summary and not (run / "pairs.npz").exists()
+    run(composed(*tiny(root, tmp_path / "fold"), "reg=l2", *fold))
+    made = run_of(tmp_path / "fold")  # which is there to choose settings: the pairs are not looked at
+    summary = json.loads((made / "summary.json").read_text())
+    assert summary["val_top1"] is not None and "test_auc" not in summary and not (made / "pairs.npz").exists()
 
 
 def test_glyph_pairs_end_to_end(tmp_path, monkeypatch, capsys):
@@ -450,7 +448,7 @@ def test_glyph_pairs_end_to_end(tmp_path, monkeypatch, capsys):
 
 def test_glyph_pairs_are_of_letters_that_look_like_none_that_is_trained_on():
     options = {"train_per_class": 1, "test_per_class": 2, "pair_folds": 2, "pairs_per_fold": 5, "render_size": 36}
-    config = GlyphPairsConfig(name="glyph_pairs", scripts=["latin"], test_scripts=["greek"], **options)
+    config = GlyphPairsConfig(reader="glyph_pairs", name="glyph_pairs", scripts=["latin"], test_scripts=["greek"], **options)
     data = load_dataset(config)
     tested = {name.split("/")[2].split("-")[0] for name in np.array(data.names)[data.is_test]}
     tested = {chr(int(name[1:], 16)) for name in tested}
@@ -459,7 +457,7 @@ def test_glyph_pairs_are_of_letters_that_look_like_none_that_is_trained_on():
     for shape in letter_shapes("".join([*trained, *tested])):
         assert not (trained & set(shape) and tested & set(shape)), shape
     with pytest.raises(UserError, match="dataset.test_scripts has 0 letters that look like none of dataset.scripts"):
-        load_dataset(GlyphPairsConfig(name="glyph_pairs", scripts=["greek"], test_scripts=["greek"], **options))
+        load_dataset(GlyphPairsConfig(reader="glyph_pairs", name="glyph_pairs", scripts=["greek"], test_scripts=["greek"], **options))
 
 
 def test_the_margin_is_part_of_a_verification_and_the_folder_of_its_images_is_not():
@@ -531,5 +529,6 @@ def test_a_case_study_of_pairs_is_refused(results, tmp_path, capsys):
 def test_what_excites_a_channel_is_shown_of_pairs_too(results, tmp_path, capsys):
     """Test images of pairs have no class to be called by."""
     run = run_of(results, "lfw-small_resnet-delta-")
-    assert report.main(["attention", str(run), "--patches", "--output", str(tmp_path)]) == 0, capsys.readouterr().err
+    options = ["--patches", "--top", "1", "--output", str(tmp_path)]
+    assert report.main(["attention", str(run), *options]) == 0, capsys.readouterr().err
     assert any("patches" in path.name for path in tmp_path.iterdir())

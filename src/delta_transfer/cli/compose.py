@@ -12,6 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -111,6 +112,13 @@ def to_run_config(composed: DictConfig) -> RunConfig:
     assert isinstance(config, RunConfig)
     config.source = sources_of(config.source)
     return config
+
+
+def words_of_job() -> list[str]:
+    """The overrides that this job was composed from, in a running Hydra. Their interpolations are not resolved."""
+    words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    assert isinstance(words, list)
+    return words
 
 
 def check_overrides(overrides: Sequence[str]) -> None:

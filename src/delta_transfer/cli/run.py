@@ -23,8 +23,8 @@ from ..common.console import Display, log, show_messages
 from ..common.errors import UserError
 from ..common.options import require
 from ..engine import devices
-from ..engine.callbacks import Stopped, forget_stop, stop_deferred, stop_enabled, stop_signal
 from ..engine.config import RunConfig
+from ..engine.devices import Stopped, forget_stop, stop_deferred, stop_enabled, stop_signal
 from ..experiment.choosing import Made, ruled_out
 from ..experiment.experiment import run
 from ..experiment.planning import Plan
@@ -40,6 +40,7 @@ from .compose import (
     in_our_words,
     register_schemas,
     to_run_config,
+    words_of_job,
 )
 
 register_schemas()  # on import, so that they are also there in the worker processes of a launcher
@@ -67,11 +68,10 @@ def main(config_name: str = "config") -> None:
 
         @hydra.main(version_base="1.3", config_path="pkg://delta_transfer.conf", config_name=config_name)
         def first(composed: DictConfig) -> None:
-            hydra_config = HydraConfig.get()
-            check_overrides(hydra_config.overrides.task)
+            check_overrides(words_of_job())
             config = to_run_config(composed)
-            check_values(hydra_config.overrides.task, config)
-            found.append((config, dict(hydra_config.sweeper.params)))
+            check_values(words_of_job(), config)
+            found.append((config, dict(HydraConfig.get().sweeper.params)))
 
         sys.argv = [command[0], *words, "hydra.mode=RUN"]
         first()
@@ -162,14 +162,14 @@ class Outcome:
 def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
     """One job, in this process or in a launcher's worker. A dry run adds it to the one Plan in `planned` instead."""
     show_messages()
-    hydra_config = HydraConfig.get()
+    hydra_config, overrides = HydraConfig.get(), words_of_job()
     launcher = hydra_config.runtime.choices["hydra/launcher"]
     sweep = hydra_config.mode == RunMode.MULTIRUN
     parallel = sweep and launcher != "basic"
     Display.bars = not parallel
 
     def ended(state: str, reason: str = "", unseen: bool = False, record: dict[str, Any] | None = None) -> Outcome:
-        return Outcome(list(hydra_config.overrides.task), state, reason, unseen, of_sweep=sweep, record=record)
+        return Outcome(overrides, state, reason, unseen, of_sweep=sweep, record=record)
 
     # A job in this process leaves signals to the command. submitit's workers and torchrun handle them themselves.
     in_worker = parallel and launcher == "joblib"
@@ -178,11 +178,11 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
             if stop_signal() is not None:
                 raise Stopped
             # The whole configuration is checked before anything slow is read.
-            check_overrides(hydra_config.overrides.task)
+            check_overrides(overrides)
             config = to_run_config(composed)
-            check_values(hydra_config.overrides.task, config)
+            check_values(overrides, config)
             if not config.dry_run:
-                result = fit(config, hydra_config.overrides.task)
+                result = fit(config, overrides)
                 return ended("skipped" if result.skipped else "done", str(result), record=result.summary)
             require(not parallel, "dry_run=true looks at all jobs in one process: it needs hydra/launcher=basic.")
             if not sweep:

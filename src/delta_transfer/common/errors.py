@@ -1,5 +1,7 @@
 """Exceptions for people: commands show their text, and no stack trace."""
 
+from typing import Any
+
 
 class UserError(Exception):
     """Bad input or a run that had to stop. The message says what is wrong and what to do about it."""
@@ -8,6 +10,9 @@ class UserError(Exception):
 class RunFailed(UserError):
     """A run that failed, now or before, and is recorded as failed."""
 
-    def __init__(self, message: str, record: dict):
-        super().__init__(message)
-        self.record = record
+    def __init__(self, message: str, record: dict[str, Any]):
+        super().__init__(message, record)  # all arguments, so that it can be pickled
+        self.message, self.record = message, record
+
+    def __str__(self) -> str:
+        return self.message

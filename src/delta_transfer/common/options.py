@@ -30,8 +30,11 @@ class OptionError(UserError):
     """A value that an option cannot have. `key`: the option's name on the command line, such as reg.alpha."""
 
     def __init__(self, key: str, message: str):
-        super().__init__(message)
-        self.key = key
+        super().__init__(key, message)  # all arguments, so that it can be pickled
+        self.key, self.message = key, message
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def option(
@@ -204,11 +207,10 @@ def from_mapping(group: type[T], values: Mapping[str, Any]) -> T:
         elif not _has_type(value, hints[name]):
             raise OptionError(f"{key}.{name}", f"{key}.{name} has a value of another type: {value!r}.")
         made[name] = value
-    options = group(**made)
-    for name in known:
-        if getattr(options, name) == MISSING:
+    for name, entry in known.items():
+        if made.get(name, entry.default) == MISSING:
             raise OptionError(f"{key}.{name}", f"{key}.{name} has no value.")
-    return options
+    return group(**made)
 
 
 def _has_type(value: Any, hint: Any) -> bool:

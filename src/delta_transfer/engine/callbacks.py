@@ -1,9 +1,7 @@
 """What watches a training: lines of metrics, the display, live views, checkpoints and the wish to stop."""
 
-import os
-import signal
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -21,6 +19,7 @@ from ..records.checked import save_with_checksum
 from ..records.checkpoints import read_checkpoint, write_checkpoint
 from ..records.run_directory import RunDirectory
 from . import devices
+from .devices import Stopped, stop_signal
 from .evaluation import Line, MetricsWindow
 
 CHECKPOINT_SHARE = 0.01  # the largest part of the time that checkpoints may take
@@ -63,9 +62,10 @@ class Clock:
         self.started = time.perf_counter()
 
     def pause(self) -> None:
-        elapsed = time.perf_counter() - self.started
-        self.seconds += elapsed
-        self.since_lap += elapsed
+        now = time.perf_counter()
+        self.seconds += now - self.started
+        self.since_lap += now - self.started
+        self.started = now
 
     def lap(self, images: int) -> float:
         """Images per second since the last lap."""
@@ -90,70 +90,6 @@ class Position:
         window = self.window.state_dict()
         self.clock.pause()
         return Progress(self.begun.first_iteration, self.done, self.clock.seconds, self.clock.since_lap, window)
-
-
-# --- Ctrl-C and SIGTERM: a run finishes its step and saves its state before it ends ---
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_deferred: Collection[int] = ()
-_received: int | None = None
-_speaks = True
-
-
-class Stopped(KeyboardInterrupt):
-    """This process was asked to end, and ends."""
-
-
-def stop_signal() -> int | None:
-    """The number of the signal that asked this process to end; None if there was none."""
-    return _received
-
-
-@contextmanager
-def stop_enabled(worker: bool = False) -> Iterator[None]:
-    """Within this context a signal raises Stopped at once, unless it is `stop_deferred`.
-
-    worker: the process waits for another job afterwards, and from then on only notes a signal.
-    """
-    global _deferred, _speaks
-    before = {number: signal.signal(number, _handle) for number in SIGNALS}
-    _deferred, _speaks = (), not worker
-    try:
-        yield
-    finally:
-        if worker:
-            _deferred = SIGNALS
-        else:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@contextmanager
-def stop_deferred(numbers: Collection[int] = SIGNALS) -> Iterator[None]:
-    """Within this context the first of these signals is only noted (`stop_signal`); a second Ctrl-C raises Stopped."""
-    global _deferred
-    before, _deferred = _deferred, numbers
-    try:
-        yield
-    finally:
-        _deferred = before
-
-
-def forget_stop() -> None:
-    """Forgets the signal, for a new command in the same process."""
-    global _received
-    _received = None
-
-
-def _handle(number: int, frame: object) -> None:
-    global _received
-    again, _received = _received is not None, number
-    if number not in _deferred or (again and number == signal.SIGINT):
-        raise Stopped
-    if _speaks and not again:
-        os.write(
-            2, b"\nstopping as soon as the state is saved; Ctrl-C ends at once\n"
-        )  # print may be interrupted itself
 
 
 # --- Callbacks ---
@@ -290,26 +226,17 @@ class StageRunner:
         directory: RunDirectory,
         device: torch.device,
         new_target: Callable[[], Network],
-        average: Average,
     ):
         self.stages, self.length, self.directory, self.device = stages, length, directory, device
-        self.average = average
+        self.new_target = new_target
         self.index = 0
         self.previous: Network | None = None  # the frozen target that the stage before left
         self.state: TrainState | None = None
+        self.average: Average = Average(AverageConfig())
         self.ended: list[Line] = []  # what the stages before came to
         self.modules: dict[str, Tensor] = {}  # what their methods learned, by stage
         self.seconds = 0.0  # of training, of all stages
-        with devices.rank0_first():  # which removes a checkpoint that cannot be used
-            self._checkpoint = read_checkpoint(directory.checkpoint_path, devices.made_with(device))
-        if self._checkpoint is None:
-            directory.restore_metrics("")
-            return
-        self.index, self.ended, self.modules = (self._checkpoint[key] for key in ("stage", "ended", "modules"))
-        if self._checkpoint["previous"] is not None:
-            self.previous = new_target()
-            self.previous.traced.load_state_dict(self._checkpoint["previous"])
-            self.previous.freeze()
+        self._checkpoint: dict[str, Any] | None = None
 
     @property
     def method(self) -> Regularizer:
@@ -321,22 +248,30 @@ class StageRunner:
         return len(self.stages) * self.length
 
     def __iter__(self) -> Iterator[Stage]:
+        self._read_checkpoint()
         while True:
             self.state = None  # the stage before makes room for the next
             yield self.stages[self.index]
             if self.index + 1 == len(self.stages):
                 return
-            assert self.state is not None
+            target = self.trained()
             self.index += 1
-            self.previous = self.state.target.copy().freeze()
+            with self.average.applied(target):  # the next stage starts where this one was measured
+                self.previous = target.copy().freeze()
+            del target
             if self.stages[self.index].alignment_target == "previous" and self.modules:
                 # The next modules are a function of this network's maps.
                 name = f"stage{self.index}.safetensors"
                 self.directory.write(name, save_with_checksum(self.previous.cpu_weights()))
 
-    def begin(self, state: TrainState) -> Progress:
+    def trained(self) -> Network:
+        """The target of this stage."""
+        assert self.state is not None, "no stage has begun"
+        return self.state.target
+
+    def begin(self, state: TrainState, average: Average) -> Progress:
         """Where the training of this stage begins: at the last checkpoint, or at its first iteration."""
-        self.state = state
+        self.state, self.average = state, average
         if self._checkpoint is not None:
             checkpoint, self._checkpoint = self._checkpoint, None
             return self._resume(state, checkpoint)
@@ -382,15 +317,35 @@ class StageRunner:
         with self.directory.open(self.directory.checkpoint_path.name) as file:
             write_checkpoint(file, content, devices.made_with(self.device))
 
-    def _resume(self, state: TrainState, checkpoint: dict[str, Any]) -> Progress:
+    def _read_checkpoint(self) -> None:
+        with devices.rank0_first():  # it removes a checkpoint that cannot be used
+            checkpoint = read_checkpoint(self.directory.checkpoint_path, devices.made_with(self.device))
+        if checkpoint is None:
+            self.directory.restore_metrics("")
+            return
+        self._checkpoint = checkpoint
+        self.index, self.ended, self.modules = (checkpoint[key] for key in ("stage", "ended", "modules"))
+        if checkpoint["previous"] is not None:
+            self.previous = self.new_target()
+            with self._of_this_run():
+                self.previous.traced.load_state_dict(checkpoint["previous"])
+            self.previous.freeze()
+
+    @contextmanager
+    def _of_this_run(self) -> Iterator[None]:
+        """Within it an error of loading says that the checkpoint is of another run. It is removed with the failure."""
         try:
+            yield
+        except (RuntimeError, ValueError, KeyError) as error:
+            path = self.directory.checkpoint_path
+            raise UserError(f"{path} holds another method or network, of another version. It is removed.") from error
+
+    def _resume(self, state: TrainState, checkpoint: dict[str, Any]) -> Progress:
+        with self._of_this_run():
             state.target.load_state_dict(checkpoint["target"])
             state.optimizer.load_state_dict(checkpoint["optimizer"])
             self.method.load_state_dict(checkpoint["method"])
             self.average.load_state_dict(checkpoint["average"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            path = self.directory.checkpoint_path
-            raise UserError(f"{path} holds another method or network, of another version. It is removed.") from error
         self.directory.restore_metrics(checkpoint["metrics"])
         progress = Progress(**checkpoint["progress"])
         log.info(f"{self.directory.path.name}: resuming after iteration {progress.iterations_done}")

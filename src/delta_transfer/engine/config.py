@@ -96,10 +96,18 @@ class RunConfig(Options):
             + ("tested on pairs of images (task=verification)." if pairs else "for task=classification.")
             + ("" if pairs else " There are pairs to verify in dataset=lfw and dataset=glyph_pairs."),
         )
+        for key, registry in (("optimizer", OPTIMIZERS), ("average", AVERAGES)):
+            options = getattr(self, key)
+            named: type[Options] = registry[options.name].options
+            self.require(
+                isinstance(options, named),
+                f"{key}.name",
+                f"{key}.name={options.name} has other options: choose it by {key}={options.name}.",
+            )
         self.require(
-            self.reg.name != "scratch" or self.backbone.weights == "none",
-            "reg.name",
-            f"reg=scratch begins with random weights, not with {self.backbone.weights}: set backbone.weights=none.",
+            pairs or self.arcface == ArcFaceConfig(),
+            "arcface",
+            "arcface belongs to task=verification: this data set is for task=classification.",
         )
 
 
@@ -212,7 +220,7 @@ def name_of(
     return run_id(config.dataset.name, config.backbone.name, config.reg.name, config.seed, identity), identity
 
 
-def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: Splits) -> None:
+def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: Splits, stages: int) -> None:
     """Says what the run trains, and what makes it another run than a person may expect."""
     counts, official = Counts.of(dataset), expected_counts(config.dataset)
     if official is not None and counts.against(official) != "ready":
@@ -228,6 +236,8 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
         f"{name}: {images} images of {len(dataset.classes):,} classes ({shorten_list(dataset.classes, 3)}); "
         f"{schedule.length(len(splits.train)):,} iterations of {schedule.batch_size} images of {side} x {side} pixels"
     )
+    if stages > 1:
+        log.info(f"{name}: {stages} stages of {schedule.length(len(splits.train)):,} iterations")
     if schedule.accumulate > 1:
         count = schedule.batch_size // schedule.accumulate
         log.info(
@@ -254,6 +264,10 @@ def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
     require(
         config.source is None or all(method.needs.other_sources for method in methods),
         f"{reg} starts at its source network, which is backbone.weights: it takes no other (source=null).",
+    )
+    require(
+        config.backbone.weights == "none" or not any(method.needs.random_start for method in methods),
+        f"{reg} begins with random weights, not with {config.backbone.weights}: set backbone.weights=none.",
     )
     # Other methods start from the source: for them a random one is at least honest.
     learning = any(method.needs.source and method.needs.other_sources for method in methods)

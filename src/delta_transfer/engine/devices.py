@@ -1,4 +1,4 @@
-"""The devices and processes of a run.
+"""The devices and processes of a run, and the signals that stop it.
 
 Several processes (torchrun) can make one run: they share the batch, and the first process alone writes. Without
 torchrun there is one process, and nothing of that does anything.
@@ -8,9 +8,10 @@ import contextlib
 import fcntl
 import os
 import platform
+import signal
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
@@ -253,3 +254,67 @@ class WholeBatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)).to(images.dtype)
+
+
+# --- Ctrl-C and SIGTERM: a run finishes its step and saves its state before it ends ---
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_deferred: Collection[int] = ()
+_received: int | None = None
+_speaks = True
+
+
+class Stopped(KeyboardInterrupt):
+    """This process was asked to end, and ends."""
+
+
+def stop_signal() -> int | None:
+    """The number of the signal that asked this process to end; None if there was none."""
+    return _received
+
+
+@contextmanager
+def stop_enabled(worker: bool = False) -> Iterator[None]:
+    """Within this context a signal raises Stopped at once, unless it is `stop_deferred`.
+
+    worker: the process waits for another job afterwards, and from then on only notes a signal.
+    """
+    global _deferred, _speaks
+    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    _deferred, _speaks = (), not worker
+    try:
+        yield
+    finally:
+        if worker:
+            _deferred = SIGNALS
+        else:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextmanager
+def stop_deferred(numbers: Collection[int] = SIGNALS) -> Iterator[None]:
+    """Within this context the first of these signals is only noted (`stop_signal`); a second Ctrl-C raises Stopped."""
+    global _deferred
+    before, _deferred = _deferred, numbers
+    try:
+        yield
+    finally:
+        _deferred = before
+
+
+def forget_stop() -> None:
+    """Forgets the signal, for a new command in the same process."""
+    global _received
+    _received = None
+
+
+def _handle(number: int, frame: object) -> None:
+    global _received
+    again, _received = _received is not None, number
+    if number not in _deferred or (again and number == signal.SIGINT):
+        raise Stopped
+    if _speaks and not again:
+        os.write(
+            2, b"\nstopping as soon as the state is saved; Ctrl-C ends at once\n"
+        )  # print may be interrupted itself

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
-from torch import Tensor
 
 from ..common.console import Display, log
 from ..common.errors import RunFailed, UserError
@@ -24,7 +23,7 @@ from ..data.dataset import Dataset, Splits, make_splits
 from ..data.loader import Loader
 from ..data.registry import READERS
 from ..engine import devices
-from ..engine.callbacks import AVERAGES, Checkpoints, OnLine, StageRunner, live_view, stop_deferred
+from ..engine.callbacks import AVERAGES, Checkpoints, OnLine, StageRunner, live_view
 from ..engine.config import (
     RunConfig,
     check_choices,
@@ -41,7 +40,7 @@ from ..engine.config import (
 from ..engine.evaluation import Evaluator, NotFinite
 from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
-from ..models import ArcFaceLoss, Network
+from ..models import ArcFaceLoss
 from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source
 from ..records.cards import in_words, make_card, metadata_of
@@ -64,11 +63,14 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     config.precision = devices.pick_precision(config.precision, device)
     stages = config.reg.build().stages()
     check_choices(config, stages)
+    if config.schedule.iterations != "auto":  # that also chooses the batch size
+        check_micro_batches(config, stages)
     tapped = any(stage.method.needs.taps for stage in stages)
 
     # --- Data ---
 
     with devices.rank0_first():  # it reads all images and remembers their digests for the others
+        Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         data = dataset.fingerprint
     splits = make_splits(dataset, config.dataset, config.split)
@@ -90,7 +92,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     shapes = source.map_shapes(micro_batch, config.backbone.image_size, training=trains_backbone)
     for other in sources or ():  # a network that does not fit is found here, before there is a run
         other.network.map_shapes(1, config.backbone.image_size, training=False)
-    say_what_it_trains(name, config, dataset, splits)
+    say_what_it_trains(name, config, dataset, splits, len(stages))
     loader = open_loader(config, dataset, device)
     with directory:
         meanwhile = devices.broadcast_from_rank0(directory.summary)
@@ -99,15 +101,14 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
         directory.start_anew(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
         summary = describe(config, name, identity, dataset, splits, weights, sources, device)
         summary["overrides"] = list(overrides)
-        for network in (source, *(other.network for other in sources or ())):
-            network.to(device).to(memory_format=torch.channels_last).freeze()
-        untrained_target = partial(new_target, source, config, len(dataset.classes))
         length = config.schedule.length(len(splits.train))
-        average = AVERAGES[config.average.name].thing(config.average)
-        runner = StageRunner(stages, length, directory, device, untrained_target, average)
+        untrained_target = partial(new_target, source, config, len(dataset.classes))
+        runner = StageRunner(stages, length, directory, device, untrained_target)
         summary["iterations"] = runner.iterations
         evaluator = Evaluator(loader, splits, dataset.pairs, config.precision, config.split.measures_test)
         with failures_recorded(summary, config, directory, runner, loader, splits.train):
+            for network in (source, *(other.network for other in sources or ())):
+                network.to(device).to(memory_format=torch.channels_last).freeze()
             for stage in runner:  # one, but for methods such as AFA
                 # --- Fitting the method ---
 
@@ -139,11 +140,12 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
 
                 # --- Training ---
 
-                progress = runner.begin(state)
+                average = AVERAGES[config.average.name].thing(config.average)
+                progress = runner.begin(state, average)
                 with (
                     Display(name, runner.iterations) as display,
                     live_view(config.logging, directory, progress.iterations_done) as show,
-                    stop_deferred(),
+                    devices.stop_deferred(),
                 ):
                     display.start_at(progress.iterations_done)
                     seconds = train(
@@ -163,6 +165,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                         evaluate=partial(evaluator, target, average.applied),
                     )
                 runner.end(seconds, evaluator.scalars())
+                del state, optimizer, target  # the next stage needs their memory
 
             # --- Evaluation: the last iteration counts, nothing is selected ---
 
@@ -175,9 +178,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
 
             summary |= measured | runner.record()
             summary |= {"peak_memory_bytes": devices.peak_memory(device), "finished": timestamp()}
-            test_outputs = evaluator.latest.get("test")
-            with average.applied(target):
-                write_outputs(config, directory, target, runner.modules, dataset, splits, test_outputs, summary)
+            with runner.average.applied(runner.trained()):
+                write_outputs(config, directory, runner, dataset, splits, evaluator.latest.get("test"), summary)
             directory.write_summary(summary)
         directory.remove_checkpoint()
     result = RunResult(summary, skipped=False)
@@ -272,16 +274,13 @@ def describe(
 def write_outputs(
     config: RunConfig,
     directory: RunDirectory,
-    target: Network,
-    modules: dict[str, Tensor],
+    runner: StageRunner,
     dataset: Dataset,
     splits: Splits,
     test: dict[str, Any] | None,
     summary: dict[str, Any],
 ) -> None:
     """Test predictions, class names, the trained weights, and what the method learned; a model card on request."""
-    if not directory.writes:
-        return
     if test is not None:
         arrays = {name: value for name, value in test.items() if isinstance(value, np.ndarray)}
         if dataset.pairs is None:
@@ -290,9 +289,9 @@ def write_outputs(
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         directory.write("pairs.npz" if dataset.pairs else "predictions.npz", buffer.getvalue())
     directory.write(CLASSES, json.dumps(dataset.classes).encode())
-    if modules:
-        directory.write("method.safetensors", save_with_checksum(modules))
-    weights, metadata = target.cpu_weights(), {}
+    if runner.modules:
+        directory.write("method.safetensors", save_with_checksum(runner.modules))
+    weights, metadata = runner.trained().cpu_weights(), {}
     if config.model_card:
         card = make_card(summary, dataset.classes, fingerprint(weights))
         metadata = metadata_of(card)

@@ -71,9 +71,9 @@ def _what_would_fit(
     """Tries a step in ever more micro-batches, in what is left of a failed run. Returns what `explain` does."""
     schedule, kind = config.schedule, "out of memory"
     if state is None:
-        fitted = [part for part in method.parts_to_fit() if part.needs.fitted == "attention"]
-        keys = [f"reg.terms.{part.term}" if part.term else "reg" for part in fitted]
-        fewer = f"set {keys[0]}.attention.forward_images to a small number, or " if keys else ""
+        bounded = [part for part in method.parts_to_fit() if part.memory_option]
+        keys = [f"{f'reg.terms.{part.term}' if part.term else 'reg'}.{part.memory_option}" for part in bounded]
+        fewer = f"set {keys[0]} to a small number, or " if keys else ""
         return kind, f"Out of memory while networks and method are made: {fewer}reduce backbone.image_size."
     batch = schedule.batch_size
     for accumulate in range(schedule.accumulate, batch // 2 + 1):  # BatchNorm needs two images

@@ -78,8 +78,9 @@ class Needs:
     """What a method needs of a run, beside the target network, its images and its labels."""
 
     source: bool = False  # the frozen source network runs on every micro-batch
-    source_logits: bool = False  # its logits too, which otherwise are not computed
+    source_logits: bool = False  # its logits and its embedding too, which otherwise are not computed
     taps: bool = False  # tapped feature maps of the target, and of the source where it runs
+    random_start: bool = False  # the target begins with random weights
     other_sources: bool = False  # the source may be of another architecture than the target
     fitted: str | None = None  # `fit` is called; its result is kept in a file of this name
     fit_on: Literal["training crops", "centre crops"] = "training crops"  # what `fit` sees of the training images
@@ -137,10 +138,11 @@ class Regularizer(nn.Module):
     # Over how many micro-batches the loss is averaged, in all processes. A penalty that is a sum over the batch
     # multiplies by it.
     loss_scale: int = 1
+    memory_option: str | None = None  # the key, below reg, that bounds the memory of `fit`
     fit_seed: int = 0  # seed of the order and the crops of the batches that `fit` sees
     term: str | None = None  # the name of this method in a sum
 
-    def __init__(self, beta: float = 0.0, weight_decay: float = 1e-4):
+    def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
         super().__init__()
         not_negative(beta=beta, weight_decay=weight_decay)
         self.beta = beta
@@ -237,6 +239,13 @@ class Regularizer(nn.Module):
             return {}
         squares = [p.square().sum() for p in target.head_parameters().values()]
         return {"head": 0.5 * self.beta * sum(squares[1:], squares[0])}
+
+
+class WithoutPenalty(Regularizer):
+    """A method whose only strength is weight decay; see DecayConfig."""
+
+    def __init__(self, weight_decay: float = 1e-4):
+        super().__init__(weight_decay=weight_decay)
 
 
 METHODS: Registry[type[Regularizer]] = Registry("reg.name")

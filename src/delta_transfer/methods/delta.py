@@ -87,6 +87,8 @@ class DELTA(DELTAWithoutAttention):
 
     needs = Needs(source=True, taps=True, fitted="attention")
 
+    memory_option = "attention.forward_images"
+
     def __init__(
         self,
         alpha: float = 0.01,

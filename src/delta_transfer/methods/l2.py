@@ -1,10 +1,10 @@
 """The baselines without a penalty of their own."""
 
-from .base import METHODS, DecayConfig, Needs, Regularizer
+from .base import METHODS, DecayConfig, Needs, WithoutPenalty
 
 
 @METHODS.register("l2", "L2", DecayConfig)
-class L2(Regularizer):
+class L2(WithoutPenalty):
     """Plain fine-tuning: cross-entropy, and weight decay on all parameters, BatchNorm and head included.
 
     The published value is 1e-4 (official DELTA code). Weight decay w adds w/2 * ||theta||^2 to the loss.
@@ -23,4 +23,4 @@ class Scratch(L2):
     """No transfer: L2 from random weights (backbone.weights=none)."""
 
     # It uses no source, but a table may show it beside methods that learn from another architecture.
-    needs = Needs(other_sources=True)
+    needs = Needs(random_start=True, other_sources=True)

@@ -30,7 +30,9 @@ METRICS = {
 NOT_SETTINGS = {
     *("device", "data_dir", "results_dir", "cache_dir", "logging", "dry_run", "retry_failed", "model_card", "seed"),
     *("dataset.root", "dataset.name", "dataset.download", "dataset.official", "dataset.train_root"),
-    *("dataset.title", "dataset.source", "dataset.archives", "dataset.torchvision"),
+    *("dataset.title", "dataset.source", "dataset.archives", "dataset.torchvision", "dataset.images"),
+    *("dataset.train_list", "dataset.test_list", "dataset.line", "dataset.path", "dataset.joined"),
+    *("dataset.classes", "dataset.class_line", "dataset.words"),
     *("backbone.weights", "backbone.name", "reg.attention.forward_images"),
     *("schedule.log_every", "schedule.eval_every", "schedule.checkpoint_seconds"),
 }

@@ -49,16 +49,25 @@ class ListsConfig(DatasetConfig):
     source: str | None = option(None, "where a person gets it", identity=False)
     archives: list[str] = option([], "the publisher's archives, which delta-data prepare unpacks", identity=False)
     torchvision: str | None = option(None, "torchvision's class that downloads it", identity=False)
-    images: str = option("", "folder of the images below root")
-    train_list: Any = option(MISSING, "list of the training images below root, or several; of all images with {train}")
-    test_list: Any = option(None, "list of the test images, or several; null where {train} tells which these are")
-    line: str = option("{class}/{file}", "what a line of a list looks like")
-    path: str | None = option(None, "where an image lies below images; null means as the line says")
-    joined: dict[str, str] = option({}, "more lists, each with what its lines look like; {id} says whose they are")
-    classes: str | None = option(None, "list of the classes, in their order; null means the training list's, sorted")
-    class_line: str = option("{class}", "what a line of the list of classes looks like")
+    # The fingerprint of the data set covers everything that these decide.
+    images: str = option("", "folder of the images below root", identity=False)
+    train_list: Any = option(
+        MISSING, "list of the training images below root, or several; of all images with {train}", identity=False
+    )
+    test_list: Any = option(
+        None, "list of the test images, or several; null where {train} tells which these are", identity=False
+    )
+    line: str = option("{class}/{file}", "what a line of a list looks like", identity=False)
+    path: str | None = option(None, "where an image lies below images; null means as the line says", identity=False)
+    joined: dict[str, str] = option(
+        {}, "more lists, each with what its lines look like; {id} says whose they are", identity=False
+    )
+    classes: str | None = option(
+        None, "list of the classes, in their order; null means the training list's, sorted", identity=False
+    )
+    class_line: str = option("{class}", "what a line of the list of classes looks like", identity=False)
     words: str | None = option(
-        None, "list with lines <class><TAB><name>, <other names>; the name is added to the class"
+        None, "list with lines <class><TAB><name>, <other names>; the name is added to the class", identity=False
     )
     partition: int = option(1, "which of several official splits, for the names of lists with {partition}", at_least=1)
 

@@ -25,7 +25,8 @@ class EMA(Average):
 
     The average covers all floating-point values of the state dict, so BatchNorm's moving statistics too. The smaller d
     of the first steps lets the average leave its initial value. Source of that rule: TensorFlow's
-    ExponentialMovingAverage with `num_updates`.
+    ExponentialMovingAverage with `num_updates`. Each stage of a method has an average of its own, and the next stage
+    starts from it.
     """
 
     config: EMAConfig
