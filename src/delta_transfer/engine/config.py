@@ -116,8 +116,9 @@ def run_config_from(values: Mapping[str, Any]) -> RunConfig:
     groups: dict[str, type[Options]] = {
         "dataset": READERS[values["dataset"]["reader"]].options,
         "optimizer": OPTIMIZERS[values["optimizer"]["name"]].options,
-        "average": AVERAGES[values["average"]["name"]].options,
     }
+    if "average" in values:  # a record from before this group has its default
+        groups["average"] = AVERAGES[values["average"]["name"]].options
     made: dict[str, Any] = {name: from_mapping(group, values[name]) for name, group in groups.items()}
     made["reg"] = method_config(values["reg"])
     if values.get("source") is not None:
