@@ -49,6 +49,7 @@ def test_each_recipe_makes_as_many_files_as_it_says():
         "leaves.yaml",
         *("petals.py", "petals.yaml"),
         "shufflenet.yaml",
+        "mean.py",
     }
 
 
@@ -69,7 +70,7 @@ def copy(tmp_path_factory) -> Path:
             path.write_text(before[:place] + text + "\n\n" + before[place:])
     road = root / "src" / "delta_transfer" / "experiment" / "experiment.py"
     text = road.read_text().replace("*(OnLine(", "HeadNorm(state), *(OnLine(")
-    road.write_text(text.replace("import Checkpoints, ", "import Checkpoints, HeadNorm, "))
+    road.write_text(text.replace("Checkpoints, OnLine", "Checkpoints, HeadNorm, OnLine"))
     write_leaves(root / "data" / "leaves")
     shutil.copytree(root / "data" / "leaves", root / "data" / "petals")
     return root
@@ -80,6 +81,7 @@ def test_recipes_work(copy):
     command = [sys.executable, "my_run.py", "--config-dir", "my_conf", "-m", "dataset=leaves,petals"]
     command += ["reg=sum", "+reg@reg.terms.e=embedding", "+reg@reg.terms.m=mine", "reg.terms.e.unit_norm=true"]
     command += ["optimizer=rmsprop", "optimizer.smoothing=0.9", "schedule.decay=linear", "schedule.lr=1e-4"]
+    command += ["average=mean"]
     command += ["backbone=shufflenet", "backbone.weights=none", "backbone.image_size=32", "backbone.resize=36"]
     command += ["schedule.iterations=2", "schedule.batch_size=4", "schedule.log_every=1", "device=cpu"]
     environment = os.environ | {"PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1"}
@@ -93,6 +95,7 @@ def test_recipes_work(copy):
         summary = json.loads((run / "summary.json").read_text())
         assert (summary["n_train"], summary["n_test"], summary["num_classes"]) == (9, 3, 3)
         assert summary["titles"] == {"method": "Embedding+Mine", "dataset": run.name.split("-")[0].capitalize()}
+        assert summary["identity"]["average"] == {"name": "mean"}
         assert summary["identity"]["optimizer"] == {"name": "rmsprop", "smoothing": 0.9}
         first, last = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
         assert min(first[key] for key in ("e.embedding", "m.embedding", "attention_head_norm")) > 0

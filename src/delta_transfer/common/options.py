@@ -123,7 +123,7 @@ def _check_value(key: str, value: Any, entry: "dataclasses.Field[Any]") -> None:
 
 
 def _broken_rule(value: object, bounds: Mapping[str, float | None]) -> str | None:
-    """What a number should be and is not; None if it is in order, or no number."""
+    """The rule that a number breaks, in words; None if it breaks none or is no number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     rules: list[tuple[str, str, Callable[[float], bool]]] = [

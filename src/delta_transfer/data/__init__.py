@@ -100,7 +100,7 @@ def _check_layout(published: Publication, root: Path | None) -> None:
 
 
 def _publications() -> Iterator[Publication]:
-    """Those of all readers, and of all data sets of conf/dataset that have list files."""
+    """The publications of all readers, and of all data sets of conf/dataset that have list files."""
     yield from (READERS[name].thing.publication for name in READERS)
     own = {entry.name for entry in fields(ListsConfig)}
     for file in resources.files("delta_transfer.conf").joinpath("dataset").iterdir():

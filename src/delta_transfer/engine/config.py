@@ -205,7 +205,7 @@ def seed_of_modules(seed: int, stage: int) -> int:
 
 
 def weights_name(config: RunConfig, weights: str) -> str:
-    """What stands for the source weights in an identity: their fingerprint.
+    """The source weights' entry in an identity: their fingerprint, or none for random weights.
 
     Random weights differ with the seed, but are one choice.
     """
@@ -222,7 +222,7 @@ def name_of(
 
 
 def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: Splits, stages: int) -> None:
-    """Says what the run trains, and what makes it another run than a person may expect."""
+    """Says what the run trains on and how long, and what may surprise: incomplete data, stages, accumulation."""
     counts, official = Counts.of(dataset), expected_counts(config.dataset)
     if official is not None and counts.against(official) != "ready":
         log.info(

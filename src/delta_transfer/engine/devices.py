@@ -1,7 +1,7 @@
 """The devices and processes of a run, and the signals that stop it.
 
 Several processes (torchrun) can make one run: they share the batch, and the first process alone writes. Without
-torchrun there is one process, and nothing of that does anything.
+torchrun there is one process, and these functions do nothing.
 """
 
 import contextlib

@@ -54,7 +54,7 @@ def folds_of(config: RunConfig, wanted: int) -> int:
 
 
 def number_of_folds(images: dict[str, int], wanted: int) -> int:
-    """As many as the class with the fewest training `images` allows: each holds out one of it at least."""
+    """The number of folds: at most `wanted`, and so few that each fold holds out an image of every class."""
     smallest = min(images, key=lambda name: images[name])
     require(
         images[smallest] > 1,
@@ -68,7 +68,7 @@ def number_of_folds(images: dict[str, int], wanted: int) -> int:
 
 
 def on_all_folds(choices: list[Choice], folds: int) -> list[Choice]:
-    """Those that were tried on every fold: the one that another lacks may be the hard one."""
+    """The choices that were tried on every fold, since a missing fold may be the hardest one."""
     complete = [choice for choice in choices if choice.best.cell.n == folds]
     if not complete:
         raise UserError(f"There is nothing to choose from: no method has a result on each of the {folds} folds.")
@@ -99,7 +99,7 @@ def named(choice: Choice) -> str:
 
 
 def verdict(chosen: Choice, validated: list[Record], final: list[Record]) -> list[str]:
-    """In plain words: what was chosen, how much better than L2 it is, whether that is more than noise, where it is.
+    """Sentences that say what was chosen, how it differs from L2, whether that is noise, and where the model is.
 
     `validated`: the records that `chosen` was chosen among, failed ones too; `final`: those of it and of L2 on all
     training images, each with its `folder`.
@@ -126,7 +126,7 @@ def verdict(chosen: Choice, validated: list[Record], final: list[Record]) -> lis
 
 
 def over_images(ours: Cell, l2: Cell) -> Difference | None:
-    """What other test images might have given; None where not all predictions are there."""
+    """The difference over resampled test images; None if predictions are missing."""
     pairs = []
     for key, run in zip(ours.values, ours.runs, strict=True):
         if key in l2.values:

@@ -30,7 +30,7 @@ PROBE_BATCH = 4  # images of a step in which something is only counted
 class Cost:
     step_seconds: float  # of a training step
     view_seconds: float  # of one test crop
-    fit_seconds: tuple[float, float]  # of what is computed before training: per training image, and beside that
+    fit_seconds: tuple[float, float]  # of `fit`: per training image, and a constant
     memory_bytes: int  # GPU memory of a step
     weights_bytes: int  # of the model.safetensors that a run leaves
 

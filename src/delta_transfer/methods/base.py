@@ -182,7 +182,7 @@ class Regularizer(nn.Module):
     def estimate_fit(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
         """A stand-in for the result of `fit` and its cost, from a few timed passes of `images`, for a dry run.
 
-        The cost is in seconds per training image, and in seconds beside that.
+        The cost is in seconds per training image, and in seconds that do not depend on their number.
         """
         raise NotImplementedError
 

@@ -62,7 +62,7 @@ class CoTuning(Regularizer):
             of_class = nn.functional.one_hot(labels, num_classes).double()
             sums = sums + of_class.T @ source(images)["logits"].double().softmax(dim=1)
             counts = counts + of_class.sum(dim=0)
-        # The row of a class without images is 0: it asks for nothing.
+        # A class without images has a row of zeros, which adds nothing to the loss.
         relationship = torch.as_tensor(sums) / torch.as_tensor(counts).clamp(min=1)[:, None]
         fitted = {name: p.detach().clone() for name, p in head.named_parameters()}
         fitted = {"relationship": relationship.to(fitted["weight"])} | fitted

@@ -66,7 +66,9 @@ class L2TConfig(PairedMapsConfig):
 
 
 class MetaNetwork(nn.Module):
-    """Of one pair: gap(S_m) (B, C_m) -> w_mn (B, C_m) and lambda_mn (B, 1). A part that is switched off gives 1.
+    """The meta-networks of one pair map gap(S_m) (B, C_m) to w_mn (B, C_m) and lambda_mn (B, 1).
+
+    A part that is switched off gives 1.
 
     With both off, w is 1/C_m, so that M is a mean over all elements.
     """

@@ -1,4 +1,4 @@
-"""Steps of SGD that are tried and forgotten, and the derivative of the loss after them by what they were steps on."""
+"""Look-ahead: steps of SGD are tried and forgotten, and the loss after them is differentiated by their inputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +52,9 @@ class SGD:
 
     @torch.no_grad()
     def adjoint(self, of_theta: Tensors, of_velocity: Tensors) -> tuple[Tensors, Tensors, Tensors]:
-        """From the adjoints a0 of theta and a1 of v after a step: s, that of its gradient g, and a0 and a1 before it.
+        """Takes the adjoints a0 of theta and a1 of v back through one step.
+
+        Returns s, the adjoint of the step's gradient g, and a0 and a1 before the step:
 
         s = a1 - lr a0, a0 <- a0 + wd s, a1 <- mu s. The part of a0 that comes through g(theta) is left out. Nesterov's
         step reaches theta through v and through d.

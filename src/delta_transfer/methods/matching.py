@@ -79,7 +79,7 @@ def choose_pairs(which: str, source_shapes: OutputShapes, target_shapes: MapShap
             sizes = (", ".join(f"{h} x {w}" for _, h, w in shapes.values()) for shapes in (maps, target_shapes))
             raise UserError(
                 f"reg.pairs={which} needs feature maps of one size in source{name and ' ' + name} ({next(sizes)}) and "
-                f"target ({next(sizes)}): reg.pairs=all_to_all does without."
+                f"target ({next(sizes)}): reg.pairs=all_to_all needs no common size."
             )
         pairs += found if which == "one_to_one" else found[-1:]
     return pairs
@@ -118,7 +118,7 @@ class Adapters(nn.ModuleDict):
 
 
 def joined(pairs: Sequence[Pair], values: Mapping[str, Tensor], dim: int = 1) -> dict[str, Tensor]:
-    """By target tap, the values of its pairs, by `pair.key`, concatenated: few operations where each pair made one."""
+    """The values of the pairs of each target tap, concatenated, so that one operation replaces one for each pair."""
     taps: dict[str, list[Tensor]] = {}
     for pair in pairs:
         taps.setdefault(pair.target, []).append(values[pair.key])

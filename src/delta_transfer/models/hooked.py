@@ -1,4 +1,4 @@
-"""The same face as Network for any module: tapped maps by forward hooks, of any layout."""
+"""HookedNetwork: the interface of Network for any module, by forward hooks, for maps of any layout."""
 
 from collections.abc import Mapping, Sequence
 from inspect import signature
@@ -115,7 +115,7 @@ def tapped(model: nn.Module, head: str, taps: Sequence[str] = (), layout: str | 
 
 
 def layouts_of(taps: Sequence[str], layout: str | Mapping[str, str]) -> dict[str, str]:
-    """By tap. Raises UserError for one that is unknown or missing."""
+    """The layout of each tap's map. Raises UserError for one that is unknown or missing."""
     layouts = {tap: layout if isinstance(layout, str) else layout.get(tap, "missing") for tap in taps}
     for tap, its_layout in layouts.items():
         check_layout(its_layout, tap)

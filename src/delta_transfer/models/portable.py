@@ -51,7 +51,7 @@ def as_torch_export(network: Normalised, size: int, metadata: dict[str, str]) ->
 
 
 def as_onnx(network: Normalised, size: int, metadata: dict[str, str]) -> bytes:
-    """With the input `images` and the output `logits`."""
+    """An ONNX file with the input `images` and the output `logits`."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -84,7 +84,7 @@ def _program(network: Normalised, size: int) -> torch.export.ExportedProgram:
 
 
 def logits_of_safetensors(data: bytes, images: Tensor, network: Normalised, name: str) -> Tensor:
-    """Of a new network that has loaded the file strictly."""
+    """The logits of a new network into which the file was loaded strictly."""
     weights: StateDict = load(data)
     loaded = bare_network(name, len(network(images)[0]), weights)
     return Normalised(loaded, network.mean.flatten().tolist(), network.std.flatten().tolist())(images)

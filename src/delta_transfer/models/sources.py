@@ -40,7 +40,7 @@ class SourceNetwork:
 
     @property
     def record(self) -> dict[str, Any]:
-        """For summary.json."""
+        """The network's entry in summary.json."""
         kept = {"weights_fingerprint": self.fingerprint, "weights": self.backbone.weights, "taps": self.backbone.taps}
         return {"name": self.name, "network": self.backbone.name} | kept
 

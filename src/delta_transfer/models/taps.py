@@ -137,7 +137,7 @@ class Network(nn.Module):
         return self.traced.state_dict()
 
     def cpu_weights(self) -> dict[str, Tensor]:
-        """The same on the CPU and contiguous, for a file."""
+        """`weights` on the CPU and contiguous, for a file."""
         return {key: value.cpu().contiguous() for key, value in self.weights().items()}
 
     def copy(self) -> "Network":

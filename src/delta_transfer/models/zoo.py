@@ -140,7 +140,10 @@ def not_downloaded(config: BackboneConfig) -> str | None:
 
 
 def _classes_of(state: StateDict, config: BackboneConfig) -> int:
-    """Of the head in `state`; 1000 if it has none. A shape in a file is a claim: one that does not fit is refused."""
+    """The number of classes of the head in `state`, or 1000 without a head.
+
+    Raises UserError if the head's shape does not fit the network.
+    """
     weight = state.get(f"{config.head}.weight")
     if weight is None:
         return 1000

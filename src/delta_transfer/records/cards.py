@@ -1,6 +1,6 @@
 """Model cards: what delta-pretrain and delta-export say of a network, in the metadata of its file and in MODEL_CARD.md.
 
-The one is read again (`source=PATH`), the other is for people. Nothing here imports torch.
+`source=PATH` reads the metadata; MODEL_CARD.md is for people. Nothing here imports torch.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ def make_card(summary: dict[str, Any], classes: tuple[str, ...] | None, weights_
 
 
 def metadata_of(card: dict[str, Any]) -> dict[str, str]:
-    """For the safetensors file."""
+    """The metadata of the safetensors file: the card as JSON, and its checksum."""
     text = json.dumps(card)
     return {KEY: text, DIGEST: hashlib.sha256(text.encode()).hexdigest()}
 

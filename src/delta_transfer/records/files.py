@@ -1,4 +1,4 @@
-"""Writes that are whole or not there."""
+"""Atomic writes: a file appears complete or not at all."""
 
 import os
 import secrets
@@ -33,14 +33,14 @@ def whole_file(path: Path, check: Check = lambda: None) -> Iterator[IO[bytes]]:
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """What a killed process left of the file `name`; for who holds the lock."""
+    """Removes what a killed process left of the file `name`. Only the holder of the lock may call it."""
     for left in folder.glob(f".{name}.*.tmp"):
         left.unlink(missing_ok=True)
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Gives an OSError of reading or writing, which knows no file, the name `path`."""
+    """Adds the name `path` to an OSError that names no file."""
     try:
         yield
     except OSError as error:

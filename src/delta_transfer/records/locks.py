@@ -1,9 +1,10 @@
 """One process at a time, on one machine or on several that share a disk.
 
-A lock is a file that is there while it is held: a lease of the package filelock, which names its owner (host, process)
-and is touched every ten seconds. If the owner's process is gone, another of the same machine takes it over at once.
-Another machine does so when the file has not been touched for LEASE_SECONDS on its own clock; clocks that differ or
-jump do not matter. The disk must create files exclusively, as local ones do and NFS since version 3.
+A process holds a lock as long as the lock's file exists. The file is a lease of the package filelock: it names its
+owner (host, process), which touches it every ten seconds. If the owner's process is gone, another process of the same
+machine takes the lock over at once. Another machine does so when the file has not been touched for LEASE_SECONDS on its
+own clock; clocks that differ or jump do not matter. The disk must create files exclusively, as local disks do, and NFS
+since version 3.
 """
 
 import errno
@@ -31,7 +32,7 @@ class InUse(UserError):
 def try_lock(path: Path, what: str) -> Iterator[Check]:
     """Holds the lock file `path` of `what` ("the run ..."). Raises InUse if a living process holds it.
 
-    Whether a process of another machine lives shows within LEASE_SECONDS: that is how long this may take.
+    If the owner is on another machine, this waits up to 1.5 * LEASE_SECONDS to learn whether it is alive.
     """
     lease = _lease(path)
     try:
@@ -59,7 +60,7 @@ def try_lock(path: Path, what: str) -> Iterator[Check]:
 def wait_for_lock(path: Path, work: str) -> Iterator[Check]:
     """Holds the lock file `path` while `work` is done ("builds X"); waits as long as another process holds it.
 
-    Where no lock can be had (a folder of another person) it says so and goes on.
+    If the file system allows no lock (a folder of another person), it says so and goes on without one.
     """
     lease = _lease(path)
     try:

@@ -58,7 +58,7 @@ def convolution(
     dilation: Sizes = 1,
     groups: int = 1,
 ) -> Tensor:
-    """As F.conv2d."""
+    """F.conv2d, whose backward pass can be differentiated."""
     if isinstance(padding, str):
         return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     sizes = [[n, n] if isinstance(n, int) else list(n) for n in (stride, padding, dilation)]
@@ -132,7 +132,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As F.batch_norm; written out for maps (B, C, H, W) with scale and shift."""
+    """F.batch_norm, whose derivatives are written out for maps (B, C, H, W) with scale and shift."""
     alone = input.dim() != 4 or input.numel() == input.shape[1]  # F.batch_norm raises an error for it
     if not training or weight is None or bias is None or alone:
         return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)

@@ -1,0 +1,111 @@
+"""Averages of the target's weights: the formula, what is evaluated and kept, checkpoints, stages."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from delta_transfer.cli.compose import compose_config
+from delta_transfer.engine.averages.ema import EMA, EMAConfig, floating_point
+from delta_transfer.engine.callbacks import AVERAGES, Average, AverageConfig
+from delta_transfer.experiment.experiment import run
+
+
+def position(target):
+    return SimpleNamespace(state=SimpleNamespace(target=target))
+
+
+def change(target, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in floating_point(target).values():
+            value.add_(torch.randn(value.shape, generator=generator))
+
+
+@pytest.fixture
+def target(tiny_source):
+    return tiny_source.with_new_head(3, seed=0)
+
+
+def test_ema_is_the_published_recursion_also_for_batchnorms_statistics(target):
+    ema, naive = EMA(EMAConfig(decay=0.3)), None
+    for step in range(1, 6):
+        change(target, step)
+        ema.on_update(position(target))
+        values = {name: value.clone() for name, value in floating_point(target).items()}
+        decay = min(0.3, (1 + step) / (10 + step))
+        naive = values if naive is None else {n: decay * naive[n] + (1 - decay) * values[n] for n in values}
+    assert any(name.endswith("running_var") for name in naive)
+    for name, value in naive.items():
+        assert torch.allclose(ema.average[name], value, atol=1e-6)
+
+
+def test_within_applied_the_target_has_the_average_and_afterwards_its_own_weights(target):
+    ema = EMA(EMAConfig())
+    for step in range(3):
+        change(target, step)
+        ema.on_update(position(target))
+    own = {name: value.clone() for name, value in floating_point(target).items()}
+    with ema.applied(target):
+        assert all(torch.equal(value, ema.average[name]) for name, value in floating_point(target).items())
+        assert not all(torch.equal(value, own[name]) for name, value in floating_point(target).items())
+    assert all(torch.equal(value, own[name]) for name, value in floating_point(target).items())
+
+
+def test_an_average_goes_on_from_a_checkpoint(target):
+    whole, first = EMA(EMAConfig()), EMA(EMAConfig())
+    for step in range(2):
+        change(target, step)
+        whole.on_update(position(target))
+        first.on_update(position(target))
+    second = EMA(EMAConfig())
+    second.load_state_dict(first.state_dict())
+    change(target, 7)
+    whole.on_update(position(target))
+    second.on_update(position(target))
+    assert whole.steps == second.steps == 3
+    assert all(torch.equal(value, second.average[name]) for name, value in whole.average.items())
+
+
+def test_without_an_average_the_last_weights_count(target):
+    plain = AVERAGES["none"].thing(AverageConfig())
+    assert type(plain) is Average and plain.state_dict() == {}
+    own = {name: value.clone() for name, value in target.weights().items()}
+    change(target, 0)
+    plain.on_update(position(target))
+    with plain.applied(target):
+        assert not all(torch.equal(value, own[name]) for name, value in target.weights().items())
+
+
+WORDS = ["backbone.weights=none", "dataset.test_per_class=1", "schedule.iterations=3", "schedule.batch_size=8"]
+WORDS += ["schedule.log_every=1", "schedule.eval_every=0", "device=cpu"]
+
+
+def made(results: Path, *words: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The record and the kept weights of a short run."""
+    summary = run(compose_config("config", [*WORDS, *words, f"results_dir={results}"])).summary
+    folder = results / "runs" / summary["run_id"]
+    assert json.loads((folder / "summary.json").read_text())["test_top1"] == summary["test_top1"]
+    return summary, load_file(folder / "model.safetensors")
+
+
+def test_a_run_keeps_the_average_and_trains_as_without(tmp_path):
+    plain, last = made(tmp_path, "reg=l2")
+    averaged, kept = made(tmp_path, "reg=l2", "average=ema")
+    assert "average" not in plain["identity"] and averaged["identity"]["average"] == {"name": "ema"}
+    lines = [
+        (tmp_path / "runs" / one["run_id"] / "metrics.jsonl").read_text().splitlines() for one in (plain, averaged)
+    ]
+    losses = [[json.loads(line)["cross_entropy"] for line in run] for run in lines]
+    assert losses[0] == losses[1]
+    assert any(not torch.equal(last[name], kept[name]) for name in last)
+
+
+def test_each_stage_has_an_average_of_its_own(tmp_path):
+    weak = ["reg.alpha=1e-6", "reg.channel_alpha=1e-6", "schedule.lr=1e-4"]
+    summary, _ = made(tmp_path, "reg=afa", "average=ema", *weak)
+    assert [stage["method"] for stage in summary["stages"]] == ["AFASpatial", "AFAChannel"]
+    assert summary["stages"][-1]["test_top1"] == summary["test_top1"]
