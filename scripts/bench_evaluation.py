@@ -14,8 +14,8 @@ import torchvision
 from benchmarking import Report, arguments, side_by_side
 from delta_transfer.data.loader import Loader, images_at_once
 from delta_transfer.data.store import Store
-from delta_transfer.engine.devices import pick_precision
-from delta_transfer.engine.loop import autocast, evaluate
+from delta_transfer.engine.devices import autocast, pick_precision
+from delta_transfer.engine.evaluation import evaluate
 from delta_transfer.models import Network
 
 

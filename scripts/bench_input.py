@@ -19,14 +19,15 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from benchmarking import Report, arguments, side_by_side
-from delta_transfer.config import ScheduleConfig
 from delta_transfer.data import Dataset
 from delta_transfer.data.files import from_files
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import open_store
 from delta_transfer.engine.devices import pick_precision
-from delta_transfer.engine.loop import TrainState, make_optimizer
-from delta_transfer.methods import L2
+from delta_transfer.engine.loop import TrainState, train_step
+from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer
+from delta_transfer.methods.base import Batch
+from delta_transfer.methods.l2 import L2
 from delta_transfer.models import Network
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -74,12 +75,12 @@ def training(report: Report, dataset: Dataset, cache: Path, size: Sizes) -> None
     method = L2()
     schedule = ScheduleConfig(iterations=size.steps, lr=1e-4)
     precision = pick_precision("auto", device)
-    learner = TrainState(target, None, make_optimizer(target, method, schedule), precision)
-    held = loader.train_batch(indices, 0)
+    state = TrainState(target, None, make_optimizer(target, method, SGDConfig(), schedule), precision)
+    held = Batch(*loader.train_batch(indices, 0))
     numbers = iter(range(10**9))
     works = {
-        "store": lambda: method.update(learner, *loader.train_batch(indices, next(numbers))),
-        "memory": lambda: method.update(learner, *held),
+        "store": lambda: train_step(state, method, Batch(*loader.train_batch(indices, next(numbers)))),
+        "memory": lambda: train_step(state, method, held),
     }
     timings = side_by_side(works, device, size.steps, warm_up=1 if device.type == "cpu" else 20)
     ratio = timings.ratio("memory", "store", wall=True)  # making a batch is not spread over the cores as a step is

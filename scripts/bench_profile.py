@@ -7,7 +7,7 @@ from time import perf_counter, process_time
 
 import torch
 
-from bench_step import learner_of
+from bench_step import state_of
 from benchmarking import Report, arguments
 
 
@@ -18,23 +18,22 @@ def main() -> None:
     name, batch, size, rounds = ("resnet18", 2, 32, 2) if options.quick else ("resnet50", 64 if cuda else 16, 224, 5)
     precision = "bf16" if cuda else "fp32"
     clock = perf_counter if cuda else process_time
-    regularizer, learner, images, labels = learner_of("delta", name, batch, size, options.device, precision)
+    state, method, held = state_of("delta", name, batch, size, options.device, precision)
 
     def step() -> dict[str, float]:
-        """Regularizer.update, with the clock between its parts."""
+        """engine.loop.train_step, with the clock between its parts."""
         marks = {"": now(clock, options.device)}
-        outputs = learner.forward(images)
+        outputs = state.forward(held.images)
         marks["forward of the target"] = now(clock, options.device)
-        source_outputs = learner.forward_source(images)
+        source_outputs = state.forward_source(held.images)
         marks["forward of the source"] = now(clock, options.device)
-        terms = learner.task_loss(outputs, labels) | regularizer.penalty(learner.target, outputs, source_outputs)
-        loss = sum(terms.values())
+        losses = state.task_loss(outputs, held.labels) | method.penalty(state.target, outputs, source_outputs)
+        loss = sum(losses.values())
         marks["losses"] = now(clock, options.device)
         del outputs, source_outputs
-        learner.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         marks["backward"] = now(clock, options.device)
-        learner.optimizer.step()
+        state.optimizer_step()
         marks["optimizer"] = now(clock, options.device)
         names = list(marks)
         return {name: marks[name] - marks[before] for before, name in zip(names, names[1:], strict=False)}

@@ -16,10 +16,8 @@ from itertools import product
 from pathlib import Path
 from time import perf_counter
 
-from hydra import compose, initialize_config_module
-
 from benchmarking import Report, arguments
-from delta_transfer.config import register_schemas, to_run_config
+from delta_transfer.cli.compose import compose_config
 from delta_transfer.engine.devices import versions
 from delta_transfer.records.run_directory import SCHEMA, timestamp
 
@@ -56,15 +54,13 @@ def best_of(times: int, command: str, *words: str) -> float:
 
 def synthetic_records(seeds: int, strengths: int) -> Iterator[dict]:
     """As a run writes them."""
-    register_schemas()
     draw = random.Random(0)
     about = {"schema": SCHEMA, "versions": versions(), "device": "cuda: NVIDIA H200", "git_commit": "0123456789ab"}
     about |= {"n_train": 5994, "n_val": 0, "n_test": 5794, "num_classes": 200, "selection": "last iteration"}
     about |= {"dataset_fingerprint": "0" * 64, "weights_fingerprint": "1" * 64, "iterations": 9000, "error": None}
     for method in METHODS:
         overrides = ["dataset=cub", "backbone=resnet101", f"reg={method}"]
-        with initialize_config_module("delta_transfer.conf", version_base="1.3"):
-            config = asdict(to_run_config(compose("config", overrides)))
+        config = asdict(compose_config("config", overrides))
         key = STRENGTH.get(method, "alpha")
         for power, seed in product(range(strengths), range(seeds)):
             strength = 10 ** (power / 4 - 4)

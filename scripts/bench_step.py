@@ -9,6 +9,7 @@ source network; in the precision that PyTorch has by default.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking import Report, arguments, side_by_side
 from delta_transfer.common.timing import seconds_of
-from delta_transfer.config import ScheduleConfig
-from delta_transfer.engine.loop import TrainState, make_optimizer
-from delta_transfer.methods import DELTA, L2, L2FE, L2SP, DELTAWithoutAttention, Regularizer
+from delta_transfer.engine.loop import TrainState, train_step
+from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer
+from delta_transfer.methods.base import Batch, Regularizer
+from delta_transfer.methods.delta import DELTA, DELTAWithoutAttention
+from delta_transfer.methods.l2 import L2, L2FE
+from delta_transfer.methods.l2_sp import L2SP
 from delta_transfer.models import Network, frozen_maps
 
 TAPS = {
@@ -75,30 +79,29 @@ def report_rate(report: Report, name: str, step, seconds: float, batch: int, dev
     report.add(f"step_rate_{name}", 100 * rate / peak, f"L2: {speed}, a matrix product {peak / 1e9:,.0f}")
 
 
-def learner_of(
-    method: str, name: str, batch: int, size: int, device: torch.device, precision: str, compiled: bool = False
-) -> tuple[Regularizer, TrainState, torch.Tensor, torch.Tensor]:
-    """A method at the start of training as a run sets it up, and one random batch."""
-    regularizer = METHODS[method](**({"alpha": ALPHA} if method not in ("l2", "l2_fe") else {}))
+def state_of(
+    name: str, network: str, batch: int, size: int, device: torch.device, precision: str, compiled: bool = False
+) -> tuple[TrainState, Regularizer, Batch]:
+    """A method at the start of training, as a run sets it up, and one random batch."""
+    method = METHODS[name](**({"alpha": ALPHA} if name not in ("l2", "l2_fe") else {}))
     torch.manual_seed(0)
-    model = torchvision.models.get_model(name, num_classes=1000)
-    source = Network(model, "fc", TAPS[name] if regularizer.needs_taps else ()).freeze()
+    model = torchvision.models.get_model(network, num_classes=1000)
+    source = Network(model, "fc", TAPS[network] if method.needs.taps else ()).freeze()
     source = source.to(device, memory_format=torch.channels_last)
-    target = source.with_new_head(CLASSES, 0).requires_grad_(True).train(not regularizer.freezes_backbone)
-    if regularizer.fitted_name:
-        channels = {tap: model.get_submodule(tap).out_channels for tap in TAPS[name]}
-        regularizer.load_fitted({tap: torch.randn(count, device=device) for tap, count in channels.items()})
-    regularizer.start(target)
-    frozen = frozen_maps(source, precision=precision) if regularizer.needs_source else None
-    optimizer = make_optimizer(target, regularizer, ScheduleConfig(iterations=1))
-    learner = TrainState(target, frozen, optimizer, precision, compiled=compiled)
-    return regularizer, learner, *batch_of(batch, size, device)
+    target = source.with_new_head(CLASSES, 0).requires_grad_(True).train(not method.needs.frozen_backbone)
+    if method.needs.fitted:
+        channels = {tap: model.get_submodule(tap).out_channels for tap in TAPS[network]}
+        method.load_fitted({tap: torch.randn(count, device=device) for tap, count in channels.items()})
+    method.setup(target)
+    frozen = frozen_maps(source, precision=precision) if method.needs.source else None
+    optimizer = make_optimizer(target, method, SGDConfig(), ScheduleConfig(iterations=1))
+    state = TrainState(target, frozen, optimizer, precision, compiled=compiled)
+    return state, method, Batch(*batch_of(batch, size, device))
 
 
 def step_of(*arguments, **options) -> Callable[[], object]:
     """One training step of a method as the loop makes it, as a function without arguments."""
-    regularizer, learner, images, labels = learner_of(*arguments, **options)
-    return lambda: regularizer.update(learner, images, labels)
+    return partial(train_step, *state_of(*arguments, **options))
 
 
 def forward_of(name: str, batch: int, size: int, device: torch.device, precision: str):

@@ -371,6 +371,8 @@ def test_help_says_what_each_key_is(monkeypatch, capsys):
     for key in ("dataset.root=", "backbone.taps=", "reg.terms.at.alpha=", "schedule.lr=0.01", "optimizer.momentum=0.9"):
         assert re.search(rf"(?m)^{re.escape(key)}\S*\s+\w", said), key
     assert "learning rate of the head" in said and "hydra.run" not in said
+    assert delta_run(monkeypatch, "--help") == 0
+    assert "dataset.official=null\n" in capsys.readouterr().out
 
 
 def test_a_host_program_keeps_its_loggers(cub_root, tmp_path, monkeypatch, capsys):

@@ -34,7 +34,7 @@ def metrics(run: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def sweeps(tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess]:
-    """The same sweep made by one process and by two. The last batch size cannot be divided by two: it ends the sweep."""
+    """The same sweep made by one process and by two. Two processes end at a last batch size that they cannot share."""
     folder = tmp_path_factory.mktemp("sweeps")
     root = write_cub(folder / "CUB_200_2011")
     options = ["schedule.iterations=2", "schedule.eval_every=1", "schedule.lr=0.003", f"reg={','.join(METHODS)}"]

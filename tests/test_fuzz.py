@@ -29,6 +29,7 @@ from delta_transfer import report
 from delta_transfer.common.errors import UserError
 from delta_transfer.data.files import UNREADABLE, read_image
 from delta_transfer.data.registry import READERS
+from delta_transfer.engine.callbacks import AVERAGES
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.engine.optimizers import DECAYS, OPTIMIZERS
 from delta_transfer.experiment import pretraining
@@ -63,14 +64,14 @@ def keys_of(schema: type, prefix: str) -> Iterator[tuple[str, type]]:
 
 
 KEYS = dict(keys_of(RunConfig, ""))
-for registry in (READERS, METHODS, OPTIMIZERS):
+for registry in (READERS, METHODS, OPTIMIZERS, AVERAGES):
     for registered in registry.entries.values():
         KEYS |= keys_of(registered.options, f"{registry.key.partition('.')[0]}.")
 
 # Words that mean something somewhere, and nothing at most keys.
 WORDS = sorted({"none", "auto", "cpu", "cuda", "fp32", "bf16", "keep", "squash", "random", "random_resized", "fixed"}
     | {"all", "conv", "exact", "taylor", "tensorboard", "fc", "conv1", "layer1.0.conv1", "layer1", "resnet18"}
-    | {*READERS, *METHODS, *OPTIMIZERS, *DECAYS})  # fmt: skip
+    | {*READERS, *METHODS, *OPTIMIZERS, *AVERAGES, *DECAYS})  # fmt: skip
 # Small, or so large that it must be refused or do no harm: what lies between may be meant, and takes its time.
 SMALL = st.integers(-2, 24)
 ABSURD = st.sampled_from([2**31, 10**10, 2**62, 2**63, 2**64, 10**30, 10**400, -(2**63), -(10**30)])
@@ -134,7 +135,8 @@ def misspelt(key: str) -> st.SearchStrategy[str]:
 
 
 GROUPS = st.sampled_from(
-    [f"dataset={name}" for name in ("cub", "dogs", "lfw", "folder", "glyphs", "glyph_pairs", "lists", "glyphs_source", "nothing", "", "[cub,dogs]")]
+    [f"dataset={name}" for name in ("cub", "dogs", "lfw", "folder", "glyphs", "glyph_pairs", "glyphs_source")]
+    + ["dataset=lists", "dataset=nothing", "dataset=", "dataset=[cub,dogs]", "average=ema", "average=nothing"]
     + [f"schedule={name}" for name in ("paper", "paper_augmented", "quick", "tll", "glyphs", "null", "Paper")]
     + ["optimizer=adamw", "optimizer=sgd", "optimizer=adam", "optimizer.name=adamw", "~optimizer"]
     + ["backbone=resnet18", "backbone=resnet", "backbone=mobilenet_v2", "backbone={name: resnet18}"]

@@ -63,8 +63,23 @@ def clean(wheel, tmp_path_factory):
     return home
 
 
-def in_clean(clean, code, cwd):
-    return json.loads(run(clean / BIN / f"python{EXE}", "-c", f"import json\n{code}", cwd=cwd))
+FIND = """
+import json, delta_transfer, delta_transfer.conf
+from importlib.metadata import entry_points
+from importlib.resources import files, as_file
+with as_file(files("delta_transfer.conf")) as conf:
+    choices = [path.relative_to(conf).as_posix() for path in conf.rglob("*.yaml")]
+ours = [entry for entry in entry_points(group="console_scripts") if entry.name.startswith("delta-")]
+places = [delta_transfer.__file__, delta_transfer.conf.__file__]
+scripts = sorted(entry.name for entry in ours if callable(entry.load()))
+print(json.dumps({"places": places, "choices": choices, "scripts": scripts}))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(clean, tmp_path_factory):
+    """What the wheel's own Python finds, in a folder that has nothing of it."""
+    return json.loads(run(clean / BIN / f"python{EXE}", "-c", FIND, cwd=tmp_path_factory.mktemp("elsewhere")))
 
 
 def test_wheel_holds_every_source_file(wheel):
@@ -72,41 +87,29 @@ def test_wheel_holds_every_source_file(wheel):
         (Path(prefix) / path.relative_to(ROOT / folder)).as_posix()
         for folder, prefix in (("src/delta_transfer", "delta_transfer"), ("conf", "delta_transfer/conf"))
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and not any(part == "__pycache__" or part.startswith(".") for part in path.parts[-3:])
     }
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected, "add the subpackage or the file pattern to [tool.setuptools] in pyproject.toml"
 
 
-def test_clean_environment_imports_the_wheel(clean, tmp_path):
-    code = "import delta_transfer as d, delta_transfer.conf as c\nprint(json.dumps([d.__file__, c.__file__]))"
-    for found in in_clean(clean, code, tmp_path):
-        assert Path(found).is_relative_to(clean)
+def test_clean_environment_imports_the_wheel(clean, found):
+    assert all(Path(place).is_relative_to(clean) for place in found["places"])
 
 
-def test_every_choice_is_installed(clean, tmp_path):
-    code = (
-        "from importlib.resources import files, as_file\n"
-        "with as_file(files('delta_transfer.conf')) as conf:\n"
-        "    print(json.dumps([p.relative_to(conf).as_posix() for p in conf.rglob('*.yaml')]))"
-    )
+def test_every_choice_is_installed(found):
     expected = {path.relative_to(ROOT / "conf").as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     assert "config.yaml" in expected
-    assert set(in_clean(clean, code, tmp_path)) == expected
+    assert set(found["choices"]) == expected
 
 
-def test_console_scripts_are_importable(clean, tmp_path):
+def test_console_scripts_are_importable(clean, found):
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     assert all((clean / BIN / f"{name}{EXE}").exists() for name in scripts)
-    code = (
-        "from importlib.metadata import entry_points\n"
-        "ours = [e for e in entry_points(group='console_scripts') if e.name.startswith('delta-')]\n"
-        "print(json.dumps(sorted(e.name for e in ours if callable(e.load()))))"
-    )
-    assert in_clean(clean, code, tmp_path) == sorted(scripts)
+    assert found["scripts"] == sorted(scripts)
 
 
 def test_delta_run_composes_anywhere(clean, tmp_path):
-    command = ("dataset=cub", "backbone=small_resnet", "reg=l2", "dry_run=true")
-    run(clean / BIN / f"delta-run{EXE}", *command, cwd=tmp_path)
-    assert not list(tmp_path.iterdir()), "a dry run writes nothing"
+    command = ("dataset=cub", "backbone=small_resnet", "reg=l2", "--cfg", "job")
+    assert "name: small_resnet" in run(clean / BIN / f"delta-run{EXE}", *command, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())

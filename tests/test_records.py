@@ -66,9 +66,9 @@ def test_whoever_changes_a_default_raises_the_version_of_its_group(request):
         GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
         known = found
     assert found == known, (
-        "Options were added or removed, or a version was raised. Does the default of a new option mean what its absence "
-        "meant? If not, raise the version of its group as well. "
-        f"Then run: pytest tests/{Path(__file__).name} --regenerate"
+        "Options were added or removed, or a version was raised. Does the default of a new option mean what its "
+        "absence meant? If not, raise the version of its group as well. Then run: "
+        f"pytest tests/{Path(__file__).name} --regenerate"
     )
 
 
@@ -81,6 +81,11 @@ class Inner(Options):
 
 
 @dataclass
+class Chosen(Options):
+    name: str = option("first", "a name")
+
+
+@dataclass
 class Before(Options):
     name: str = option("group", "a name")
     alpha: float = option(0.5, "a strength")
@@ -90,10 +95,11 @@ class Before(Options):
 
 @dataclass
 class After(Before):
-    """With a key and a group more."""
+    """With a key and some groups more."""
 
     added: list[int] = option([1], "a new key")
     more: Inner = option(Inner, "a new group")
+    chosen: Chosen = option(Chosen, "a new choice by name")
     perhaps: Inner | None = option(None, "another one")
 
 
@@ -109,7 +115,7 @@ def test_a_new_key_with_a_neutral_default_changes_no_identity():
 def test_what_differs_from_the_defaults_is_the_identity():
     changed = [
         *(After(), After(name="other"), After(alpha=0.25), After(inner=Inner(4)), After(added=[])),
-        *(After(more=Inner(4)), After(perhaps=Inner()), After(perhaps=Inner(4))),
+        *(After(more=Inner(4)), After(chosen=Chosen("second")), After(perhaps=Inner()), After(perhaps=Inner(4))),
     ]
     identities = [json.dumps(identity_of(options)) for options in changed]
     assert len(set(identities)) == len(identities)
@@ -194,7 +200,7 @@ def test_so_are_the_choices_the_data_and_the_weights(default):
 
 def test_names_of_runs_stay(default):
     assert name_of(default) == "glyphs-small_resnet-delta-s0-fa2f38a5"
-    assert name_of(composed("dataset=cub", "schedule=tll", "reg=l2_sp", "seed=3")) == "cub-resnet101-l2_sp-s3-003e062d"
+    assert name_of(composed("dataset=cub", "schedule=tll", "reg=l2_sp", "seed=3")) == "cub-resnet101-l2_sp-s3-0f3f9bb5"
 
 
 def test_the_configuration_itself_is_left_alone(default):

@@ -15,10 +15,16 @@ from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
 from delta_transfer.engine import loop
 from delta_transfer.engine.callbacks import Callback, Checkpoints, OnLine, Progress
-from delta_transfer.engine.evaluation import evaluate
-from delta_transfer.engine.evaluation import NotFinite
+from delta_transfer.engine.evaluation import NotFinite, evaluate
 from delta_transfer.engine.loop import TrainState, train
-from delta_transfer.engine.optimizers import AdamWConfig, OptimizerConfig, ScheduleConfig, SGDConfig, learning_rate, make_optimizer
+from delta_transfer.engine.optimizers import (
+    AdamWConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SGDConfig,
+    learning_rate,
+    make_optimizer,
+)
 from delta_transfer.methods import DELTA, L2, L2FE, L2SP, AFAChannel, AFASpatial, DELTAWithoutAttention, Regularizer
 from delta_transfer.methods.base import Needs
 from delta_transfer.models import Network, frozen_maps

@@ -447,8 +447,9 @@ def test_glyph_pairs_end_to_end(tmp_path, monkeypatch, capsys):
 
 
 def test_glyph_pairs_are_of_letters_that_look_like_none_that_is_trained_on():
-    options = {"train_per_class": 1, "test_per_class": 2, "pair_folds": 2, "pairs_per_fold": 5, "render_size": 36}
-    config = GlyphPairsConfig(reader="glyph_pairs", name="glyph_pairs", scripts=["latin"], test_scripts=["greek"], **options)
+    sizes = {"train_per_class": 1, "test_per_class": 2, "pair_folds": 2, "pairs_per_fold": 5, "render_size": 36}
+    greek = partial(GlyphPairsConfig, reader="glyph_pairs", name="glyph_pairs", test_scripts=["greek"], **sizes)
+    config = greek(scripts=["latin"])
     data = load_dataset(config)
     tested = {name.split("/")[2].split("-")[0] for name in np.array(data.names)[data.is_test]}
     tested = {chr(int(name[1:], 16)) for name in tested}
@@ -457,7 +458,7 @@ def test_glyph_pairs_are_of_letters_that_look_like_none_that_is_trained_on():
     for shape in letter_shapes("".join([*trained, *tested])):
         assert not (trained & set(shape) and tested & set(shape)), shape
     with pytest.raises(UserError, match="dataset.test_scripts has 0 letters that look like none of dataset.scripts"):
-        load_dataset(GlyphPairsConfig(reader="glyph_pairs", name="glyph_pairs", scripts=["greek"], test_scripts=["greek"], **options))
+        load_dataset(greek(scripts=["greek"]))
 
 
 def test_the_margin_is_part_of_a_verification_and_the_folder_of_its_images_is_not():
@@ -490,8 +491,8 @@ def test_verifications_have_tables_of_their_own(results, tmp_path, capsys):
 
 def test_a_report_of_verifications_alone_needs_no_option(results, tmp_path, capsys):
     only = tmp_path / "runs"
-    for run in (results / "runs").glob("lfw-*-l2*"):
-        shutil.copytree(run, only / run.name)
+    for made in (results / "runs").glob("lfw-*-l2*"):
+        shutil.copytree(made, only / made.name)
     assert report.main([str(only), "--format", "markdown"]) == 0
     text = capsys.readouterr().out
     assert "top-1" not in text and "Test pair accuracy (%)" in text
@@ -521,14 +522,14 @@ def test_pairs_that_do_not_belong_together_are_damaged(tmp_path):
 
 
 def test_a_case_study_of_pairs_is_refused(results, tmp_path, capsys):
-    run = run_of(results, "lfw-small_resnet-l2-")
-    assert report.main(["case-study", str(run), "--output", str(tmp_path)]) == 1
+    made = run_of(results, "lfw-small_resnet-l2-")
+    assert report.main(["case-study", str(made), "--output", str(tmp_path)]) == 1
     assert "verifies pairs" in capsys.readouterr().err
 
 
 def test_what_excites_a_channel_is_shown_of_pairs_too(results, tmp_path, capsys):
     """Test images of pairs have no class to be called by."""
-    run = run_of(results, "lfw-small_resnet-delta-")
+    made = run_of(results, "lfw-small_resnet-delta-")
     options = ["--patches", "--top", "1", "--output", str(tmp_path)]
-    assert report.main(["attention", str(run), *options]) == 0, capsys.readouterr().err
+    assert report.main(["attention", str(made), *options]) == 0, capsys.readouterr().err
     assert any("patches" in path.name for path in tmp_path.iterdir())

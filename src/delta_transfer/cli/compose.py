@@ -75,7 +75,8 @@ def _described_keys(_root_: DictConfig) -> str:
                 yield from lines(value, f"{key}.")
             else:
                 setting = f"{key}={as_word(OmegaConf.to_object(value) if OmegaConf.is_config(value) else value)}"
-                yield f"{setting}\n{'':40} {words[name]}" if len(setting) > 40 else f"{setting:40} {words[name]}"
+                says = words.get(name, "")  # a group that is null has none
+                yield f"{setting}\n{'':40} {says}" if len(setting) > 40 else f"{setting:40} {says}".rstrip()
 
     return "\n".join(lines(_root_, "")).replace("$", "$$")  # Hydra's template is a string.Template
 
