@@ -19,6 +19,8 @@ from threading import Thread
 
 import scipy.stats
 import torch
+import torchvision.models.feature_extraction
+import torchvision.transforms.v2
 
 import delta_transfer
 from delta_transfer import train
@@ -29,7 +31,8 @@ from delta_transfer.methods.delta import DeltaConfig
 from .learned import Learned
 
 PACKAGE = str(Path(delta_transfer.__file__).parent)
-assert scipy.stats  # DELTA imports it when it needs it; imported here, the children have it
+# Imported only when they are needed; imported here, the children have them.
+assert scipy.stats and torchvision.models.feature_extraction and torchvision.transforms.v2
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.children"])
 

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -401,3 +402,13 @@ def test_the_record_names_the_commit(cub_root):
     if described.returncode:
         pytest.skip("this is no git checkout")
     assert git_commit().removesuffix("-dirty") == described.stdout.strip()
+
+
+def test_start_up_does_not_wait_for_slow_libraries():
+    """A misspelt key or --help must not wait for torchvision, which takes as long to import as torch."""
+    slow = "torchvision", "torch._dynamo", "scipy", "matplotlib", "pandas", "tensorboard"
+    code = (
+        f"import sys, delta_transfer.train, delta_transfer.cli.pretrain; print([m for m in {slow} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"

@@ -2,13 +2,12 @@
 
     dataset.root=photos, delta-report, delta-data,      run, in a folder with a few small photos, a miniature CUB as
     delta-predict, delta-export                         /data, and finished runs; training is cut short (SMALL)
-    other delta-run, delta-pretrain, torchrun           composed, checked and planned: dry_run=true, without measuring;
-                                                        of a sweep a few jobs from its beginning to its end (FEW)
+    other delta-run, delta-pretrain, torchrun           composed, checked and planned: dry_run=true, without measuring
     make, python                                        the target, or the script, exists
     eval "$(delta-run -sc install=bash)"                what it evaluates is made, and completes that command
     HARMLESS                                            nothing: they are programs of others
 
-A command without a rule fails.
+Of a sweep the first and the last job are made or planned. A command without a rule fails.
 """
 
 import re
@@ -24,20 +23,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from PIL import Image
 
+from delta_transfer.engine.config import check_choices
 from delta_transfer.experiment import planning as plan
+from delta_transfer.inspect import patches
 
-from .miniature import delta_run, source_for, write_cub
+from .miniature import composed, delta_run, source_for, write_cub
 from .test_plan import COST
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 HARMLESS = ("cd ", "git clone ", "pip install ", "source .venv/bin/activate")
-FEW = 3
 # In the place of what a real run on photos says; keys that it does not have are added.
 SMALL = {
     "backbone": "small_resnet",
@@ -48,7 +49,7 @@ SMALL = {
     "schedule.batch_size": "4",
     "device": "cpu",
 }
-SMALL_SWEEP = ["reg=l2,delta", "reg.alpha=0.001,0.01", "seed=0,1", "split.folds=2"]  # of which_is_best
+SMALL_SWEEP = ["reg=l2,delta", "reg.alpha=0.01", "seed=0", "split.folds=2"]  # of which_is_best
 
 
 @dataclass(frozen=True)
@@ -148,21 +149,24 @@ def shorten_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def some(overrides, max_batch_size):
         (jobs,) = split(overrides, None)
-        return [jobs[:: -(-len(jobs) // FEW)]]
+        return [[jobs[0], jobs[-1]] if len(jobs) > 2 else jobs]
 
     monkeypatch.setattr(basic, "split_arguments", staticmethod(some))
 
 
 def planned(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     shorten_sweeps(monkeypatch)
-    monkeypatch.setattr(plan, "measure", lambda *_: COST)
     return call(program, [*words, "dry_run=true"], monkeypatch)
 
 
-def small(words: list[str]) -> list[str]:
+def carried_out(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     kept = [word for word in words if word.split("=")[0] not in SMALL]
     kept += [f"{key}={value}" for key, value in SMALL.items()]
-    return kept + SMALL_SWEEP if "+experiment=which_is_best" in words else kept
+    if "+experiment=which_is_best" in words:
+        kept += SMALL_SWEEP
+    else:
+        shorten_sweeps(monkeypatch)
+    return call(program, kept, monkeypatch)
 
 
 def status(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int | None:
@@ -175,7 +179,7 @@ def status(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int | None:
         return planned("delta-run", rest[at + 2 :], monkeypatch) if rest[at + 1] == "delta_transfer.train" else None
     if program in ("delta-run", "delta-pretrain") and "--help" not in rest:
         if "dataset.root=photos" in rest:
-            return call(program, small(rest), monkeypatch)
+            return carried_out(program, rest, monkeypatch)
         return planned(program, rest, monkeypatch)
     if program in PROGRAMS:
         return call(program, rest, monkeypatch)
@@ -203,17 +207,19 @@ def test_a_command_of_the_documentation_works(command, place, request, monkeypat
     if command.words[0] in ("delta-report", "delta-predict", "delta-export"):
         here |= request.getfixturevalue("runs")
     monkeypatch.chdir(place)
+    monkeypatch.setattr(plan, "measure", lambda *_: COST)
+    monkeypatch.setattr(patches, "COLUMNS", 1)  # fewer pictures to draw
     ended = status([here.get(word, word) for word in command.words], monkeypatch)
     assert ended is not None, f"{command}: no rule of {Path(__file__).name} says how to try this"
     assert ended == 0, f"{command}\n{''.join(capfd.readouterr())}"
 
 
 def openings() -> dict[str, list[str]]:
-    """The command that a YAML of conf/ opens with; of data sets and backbones, which say nothing else, not all."""
+    """The command that a YAML of conf/ opens with; those of data sets and backbones have a test in test_config.py."""
     found = {}
     for path in sorted((ROOT / "conf").rglob("*.yaml")):
         lines = [line[2:] for line in path.read_text().splitlines() if line.startswith("# delta-")]
-        if "schema" not in path.parts and path.parent.name not in ("dataset", "backbone"):
+        if path.parent.name not in ("dataset", "backbone"):
             found[path.relative_to(ROOT / "conf").as_posix()] = shlex.split(lines[0])
     return found
 
@@ -221,12 +227,21 @@ def openings() -> dict[str, list[str]]:
 OPENINGS = openings()
 
 
+def of_first_job(word: str) -> str:
+    """The word without its sweep."""
+    override = OverridesParser.create().parse_override(word)
+    if not override.is_sweep_override():
+        return word
+    return f"{word.partition('=')[0]}={next(iter(override.sweep_string_iterator()))}"
+
+
 @pytest.mark.parametrize("name", OPENINGS)
-def test_the_command_that_a_yaml_opens_with_works(name, place, monkeypatch, capfd):
-    here = {"data_dir=/data": f"data_dir={place}/data", "dataset.root=/data/photos": f"dataset.root={place}/photos"}
-    monkeypatch.chdir(place)
-    program, *words = [here.get(word, word) for word in OPENINGS[name]]
-    assert planned(program, words, monkeypatch) == 0, "".join(capfd.readouterr())
+def test_the_command_that_a_yaml_opens_with_goes_together(name):
+    """Experiments are planned by test_plan.py."""
+    program, *words = OPENINGS[name]
+    words = [of_first_job(word) for word in words if word != "-m"]
+    config = composed(*words, name="pretrain" if program == "delta-pretrain" else "config")
+    check_choices(config, config.reg.build().stages())
 
 
 def test_commands_are_found():
@@ -243,7 +258,12 @@ def test_a_command_without_a_rule_is_noticed(unknown, monkeypatch):
 # --- Python ---
 
 # So that the blocks need no network, and little time.
-SMALLER = {'weights="IMAGENET1K_V1"': "weights=None", "(224, 224)": "(32, 32)", "batch_size=32": "batch_size=10"}
+SMALLER = {
+    'weights="IMAGENET1K_V1"': "weights=None",
+    "(224, 224)": "(32, 32)",
+    "batch_size=32": "batch_size=10",
+    '["layer3.1.conv2", "layer4.1.conv2"]': '["layer1.1.conv2"]',
+}
 PYTHON = [(page, first, text) for page in PAGES for first, _, text in blocks(page, "python")]
 # What a fragment of the README takes for given.
 GIVEN = """

@@ -220,7 +220,7 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
     import torch
 
     from ..models.zoo import build_source, not_downloaded
-    from .compose import choices
+    from .compose import choices, named_backbone
 
     file = next((word.partition("=")[2] for word in overrides if word.startswith("backbone.weights=")), None)
     given = any(word.startswith("backbone=") for word in overrides)
@@ -244,7 +244,7 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
     here: list[str] = []
     absent: list[str] = []
     for name in choices("backbone"):
-        backbone = composed("folder", [f"backbone={name}"]).backbone
+        backbone = named_backbone(name)
         if backbone.weights.startswith("IMAGENET"):
             (absent if not_downloaded(backbone) else here).append(name)
     cache = Path(torch.hub.get_dir()) / "checkpoints"
@@ -258,11 +258,11 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
 def which_fits(found: Findings, file: str) -> None:
     """Finds the networks that a file of weights fits."""
     from ..models.zoo import bare_network, read_weights
-    from .compose import choices
+    from .compose import choices, named_backbone
 
     fitting = []
     for name in choices("backbone"):
-        backbone = composed("folder", [f"backbone={name}", f"backbone.weights={file}"]).backbone
+        backbone = named_backbone(name).replace(weights=file)
         state = read_weights(backbone) or {}  # a file that cannot be read is a finding
         head = state.get(f"{backbone.head}.weight")
         with suppress(RuntimeError):

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from .store import Store
 
@@ -246,6 +245,8 @@ def random_boxes(
 
 def resized(box: Tensor, side: int) -> Tensor:
     """(h, w, 3) uint8 -> (side, side, 3), bilinear with antialiasing, as Pillow does it."""
+    from torchvision.transforms.v2 import functional  # slow to import
+
     return functional.resize(box.permute(2, 0, 1), [side, side], antialias=True).permute(1, 2, 0)
 
 

@@ -1,7 +1,6 @@
 """A small ResNet for 32-pixel images: a strided convolution, then 3 stages of torchvision's BasicBlock."""
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 
 class SmallResNet(nn.Module):
@@ -35,6 +34,8 @@ def initialise(model: nn.Module) -> None:
 
 
 def stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock  # slow to import
+
     shortcut = None
     if stride != 1 or channels_in != channels_out:
         shortcut = nn.Sequential(

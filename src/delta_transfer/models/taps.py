@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from ..common.errors import UserError
 
@@ -43,6 +42,11 @@ class Network(nn.Module):
 
     def _trace(self, model: nn.Module) -> nn.Module:
         """What forward runs; it has the parameters of `model`, by the same names."""
+        from torchvision.models.feature_extraction import (
+            create_feature_extractor,
+            get_graph_node_names,
+        )  # slow to import
+
         head, aux_head = self.head, self.aux_head
         nodes = {head: "logits"} | {tap: tap for tap in self.taps}
         training_nodes = nodes | ({aux_head: "aux_logits"} if aux_head else {})

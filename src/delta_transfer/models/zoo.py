@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 from urllib.error import URLError
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from ..common.console import shorten_list
@@ -131,12 +131,19 @@ def not_downloaded(config: BackboneConfig) -> str | None:
     """Why torchvision's weights would have to be fetched first; None if they are here or no download is meant."""
     if config.name in NETWORKS or config.weights == "none" or config.weights.endswith((".pth", ".pt", ".safetensors")):
         return None
-    enum = torchvision.models.get_model_weights(config.name)
+    enum = torchvision_models().get_model_weights(config.name)
     choice = config.weights.split(".")[-1]
     if choice not in enum.__members__:
         return None  # read_weights says what is wrong with it
     file = Path(torch.hub.get_dir()) / "checkpoints" / enum[choice].url.split("/")[-1]
     return None if file.exists() else f"torchvision's {enum[choice]} will be downloaded from {enum[choice].url}"
+
+
+def torchvision_models() -> ModuleType:
+    """torchvision.models. It takes as long to import as torch, and neither help nor a misspelt key needs it."""
+    from torchvision import models
+
+    return models
 
 
 def _classes_of(state: StateDict, config: BackboneConfig) -> int:
@@ -163,18 +170,18 @@ def _construct(name: str, num_classes: int, **options: bool) -> nn.Module:
     if name in NETWORKS:
         return NETWORKS[name](num_classes)
     options |= {"transform_input": False, "init_weights": True} if name == "inception_v3" else {}
-    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
+    model: nn.Module = torchvision_models().get_model(name, weights=None, num_classes=num_classes, **options)
     return model
 
 
 def _require_known(name: str) -> None:
-    if name not in NETWORKS and name not in torchvision.models.list_models(module=torchvision.models):
+    if name not in NETWORKS and name not in torchvision_models().list_models(module=torchvision_models()):
         raise UserError(f"backbone.name={name}: neither torchvision nor delta-transfer has a network of that name.")
 
 
 def _download(name: str, weights: str) -> StateDict:
     """torchvision's own weights by enum name, e.g. IMAGENET1K_V1 or ResNet101_Weights.IMAGENET1K_V1."""
-    enum = torchvision.models.get_model_weights(name)
+    enum = torchvision_models().get_model_weights(name)
     choice = weights.split(".")[-1]
     if choice not in enum.__members__:
         raise UserError(
