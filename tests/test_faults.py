@@ -33,7 +33,7 @@ from .children import (
 from .miniature import tiny_overrides, write_cub
 
 DELTA = ["reg=delta", "reg.attention.method=taylor", "reg.attention.images=4", "reg.attention.head_epochs=1"]
-METHODS = {"learned": [*DELTA, "reg.name=learned"]}  # tests/learned.py
+METHODS = {"learned": [*DELTA, "reg.name=learned", "average=ema"]}  # tests/learned.py
 if os.environ.get("DELTA_FAULTS"):
     METHODS |= {"delta": DELTA, "afa": ["reg=afa"]}
 LONG = pytest.mark.faults  # only in make test-faults

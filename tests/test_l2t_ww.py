@@ -216,7 +216,7 @@ def test_pairs():
     # Of one size each is taken once.
     twice = {"x": (3, 8, 8), "y": (3, 8, 8)}
     assert choose_pairs("one_to_one", twice, twice) == [Pair("x", "x"), Pair("y", "y")]
-    with pytest.raises(UserError, match="all_to_all does without"):
+    with pytest.raises(UserError, match="all_to_all needs no common size"):
         choose_pairs("one_to_one", {"x": (3, 7, 7)}, VGG9)
 
 
