@@ -165,19 +165,20 @@ def jumping_clock() -> None:
 
 @dataclass
 class AtStep:
-    """Something that happens in the process itself after optimizer step `step`, counted from 1 in this process."""
+    """After optimizer step `step`, counted from 1 in this process, it gets a signal or waits for the file `until`."""
 
     step: int
     signal: int | None = None
-    seconds: float = 0.0
+    until: Path | None = None
 
     def __call__(self) -> None:
         taken, whole = itertools.count(1), loop.TrainState.optimizer_step
 
         def step(state: loop.TrainState) -> torch.Tensor:
             gradient_norm = whole(state)
-            if next(taken) >= self.step:
-                time.sleep(self.seconds)
+            if next(taken) == self.step:
+                while self.until is not None and not self.until.exists():
+                    time.sleep(0.01)
                 if self.signal is not None:
                     os.kill(os.getpid(), self.signal)
             return gradient_norm
