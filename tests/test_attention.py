@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from scipy.stats import spearmanr
 from torch import nn
 
 from delta_transfer.methods import DELTA, attention
@@ -213,6 +214,9 @@ def test_split_half_correlation():
     assert split_half_correlation(torch.ones(10, 50)) is None  # no rank
     halves = torch.stack([importance, -importance])
     assert split_half_correlation(halves) == pytest.approx(-1.0)
+    ties = torch.randn(7, 60).double().round()
+    even, odd = ties[::2].mean(dim=0), ties[1::2].mean(dim=0)
+    assert split_half_correlation(ties) == spearmanr(even, odd).statistic  # to the last bit
 
 
 @pytest.mark.parametrize("method", ["exact", "taylor"])

@@ -40,19 +40,28 @@ def register_schemas() -> None:
     # A dry run writes nothing into results_dir, not even Hydra's record of a sweep.
     OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
     OmegaConf.register_new_resolver("described_keys", _described_keys, replace=True)
-    store = ConfigStore.instance().store
-    store(group="schema", name="run", node=RunConfig)
-    store(group="schema/task", name="verification", node={"task": "verification"})  # data sets of pairs bring it
-    store(group="schema/backbone", name="network", node=BackboneConfig)
-    store(group="schema/schedule", name="schedule", node=ScheduleConfig)
-    for name, reader in READERS.entries.items():
-        store(group="schema/dataset", name=name, node=reader.options)
-    for name, method in METHODS.entries.items():
-        store(group="schema/reg", name=name, node=method.options)
-    for name, optimizer in OPTIMIZERS.entries.items():
-        store(group="optimizer", name=name, node=optimizer.options)
-    for name, average in AVERAGES.entries.items():
-        store(group="average", name=name, node=average.options)
+    _store("schema", "run", RunConfig)
+    _store("schema/task", "verification", {"task": "verification"})  # data sets of pairs bring it
+    _store("schema/backbone", "network", BackboneConfig)
+    _store("schema/schedule", "schedule", ScheduleConfig)
+    for group, registry in (
+        ("schema/dataset", READERS),
+        ("schema/reg", METHODS),
+        ("optimizer", OPTIMIZERS),
+        ("average", AVERAGES),
+    ):
+        for name, entry in registry.entries.items():
+            _store(group, name, entry.options)
+
+
+def _store(group: str, name: str, node: object) -> None:
+    """Does nothing for what was stored before: it is slow."""
+    if _stored.get((group, name)) != node:
+        ConfigStore.instance().store(name, node, group)
+        _stored[group, name] = node
+
+
+_stored: dict[tuple[str, str], object] = {}
 
 
 def _sweep_dir(results_dir: str, dry_run: bool) -> str:

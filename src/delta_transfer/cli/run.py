@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -223,13 +224,18 @@ def fit(config: RunConfig, overrides: Sequence[str]) -> RunResult:
 
 def pretraining_recipe(config: RunConfig) -> RunConfig:
     """conf/pretrain.yaml for the run `config`, in a running Hydra."""
-    recipe = compose_config("pretrain", [])
-    return recipe.replace(
+    return _recipe().replace(
         results_dir=str(Path(config.results_dir) / "pretrained"),
         cache_dir=config.cache_dir,
         device=config.device,
         retry_failed=config.retry_failed,
     )
+
+
+@cache
+def _recipe() -> RunConfig:
+    """Composed once for all jobs of a sweep."""
+    return compose_config("pretrain", [])
 
 
 def show(outcomes: Sequence[Outcome]) -> None:
