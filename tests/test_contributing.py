@@ -57,7 +57,7 @@ def test_each_recipe_makes_as_many_files_as_it_says():
 def copy(tmp_path_factory) -> Path:
     """The package with every recipe of CONTRIBUTING.md, and beside it the files of docs/extend.md."""
     root = tmp_path_factory.mktemp("copy")
-    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT / "src", root / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "conf"))
     shutil.copytree(ROOT / "conf", root / "conf")
     (root / "src" / "delta_transfer" / "conf").symlink_to(root / "conf")
     for page in ("CONTRIBUTING.md", "docs/extend.md"):
