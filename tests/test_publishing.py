@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from delta_transfer import report
+from delta_transfer.records import arrays
 from delta_transfer.records import reading as runs
 from delta_transfer.records.checked import save_with_checksum
 from delta_transfer.reporting.publishing import publish, without_paths
@@ -76,8 +77,8 @@ def test_every_part_of_a_run_is_in_the_bundle(results, tmp_path):
         other = theirs[one["run_id"]]
         assert other["classes"] == ["wren", "robin"] and other["config"]["dataset"]["root"] == "data"
         assert runs.metrics(one).equals(runs.metrics(other))
-        np.testing.assert_array_equal(runs.predictions(one).logits, runs.predictions(other).logits)
-        np.testing.assert_array_equal(runs.channel_weights(one)["layer1"], runs.channel_weights(other)["layer1"])
+        np.testing.assert_array_equal(arrays.predictions(one).logits, arrays.predictions(other).logits)
+        np.testing.assert_array_equal(arrays.channel_weights(one)["layer1"], arrays.channel_weights(other)["layer1"])
     publish([tmp_path / "bundle"], tmp_path / "again")  # of a bundle: the same one
     for name in ("records.jsonl", "predictions.npz"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "bundle" / name).read_bytes()

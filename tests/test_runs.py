@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from delta_transfer.methods.attention import attention_weights
+from delta_transfer.records import arrays
 from delta_transfer.records import reading as runs
 from delta_transfer.records.checked import save_with_checksum
 
@@ -39,9 +40,9 @@ def test_a_damaged_line_is_named(line, tmp_path):
 
 
 def test_predictions(tmp_path):
-    assert runs.predictions({"folder": tmp_path}) is None
+    assert arrays.predictions({"folder": tmp_path}) is None
     np.savez_compressed(tmp_path / "predictions.npz", **GOOD)
-    assert runs.predictions({"folder": tmp_path}).correct.tolist() == [True, True]
+    assert arrays.predictions({"folder": tmp_path}).correct.tolist() == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_predictions(tmp_path):
 def test_arrays_that_do_not_belong_together_are_named(change, tmp_path):
     np.savez_compressed(tmp_path / "predictions.npz", **GOOD | change)
     with pytest.raises(runs.Damaged, match="predictions.npz"):
-        runs.predictions({"folder": tmp_path})
+        arrays.predictions({"folder": tmp_path})
 
 
 def test_damaged_bytes_are_named_wherever_they_are(tmp_path):
@@ -72,13 +73,13 @@ def test_damaged_bytes_are_named_wherever_they_are(tmp_path):
         damaged[position : position + 2] = b"\xff\x00"
         path.write_bytes(damaged)
         try:
-            runs.predictions({"folder": tmp_path})
+            arrays.predictions({"folder": tmp_path})
         except runs.Damaged as error:
             named += str(path) in str(error)
     assert named > 10
     path.write_bytes(b"\x93NUMPY")
     with pytest.raises(runs.Damaged):
-        runs.predictions({"folder": tmp_path})
+        arrays.predictions({"folder": tmp_path})
 
 
 # ---- bundles ---------------------------------------------------------------------------------------------
@@ -98,8 +99,8 @@ def test_a_bundle_is_read_like_folders_of_runs(tmp_path):
     (first, second), unfinished = runs.read_all([folder, folder])
     assert (first["run_id"], second["run_id"], unfinished) == ("a", r"c\x1b", ["going"])
     assert runs.metrics(first)["step"].tolist() == [1, 2] and runs.metrics(second) is None
-    assert runs.predictions(first).correct.tolist() == [True, True] and runs.predictions(second) is None
-    assert runs.pair_similarities(first) is None and runs.channel_weights(first) is None
+    assert arrays.predictions(first).correct.tolist() == [True, True] and arrays.predictions(second) is None
+    assert arrays.pair_similarities(first) is None and arrays.channel_weights(first) is None
 
 
 def test_damaged_parts_of_a_bundle_are_named(tmp_path):
@@ -112,7 +113,7 @@ def test_damaged_parts_of_a_bundle_are_named(tmp_path):
     with pytest.raises(runs.Damaged, match="metrics of a, line 1"):
         runs.metrics(records[2])
     with pytest.raises(runs.Damaged, match="predictions.npz"):
-        runs.predictions(records[2])
+        arrays.predictions(records[2])
     (folder / "records.jsonl").write_bytes(b"\xff\xfe")
     with pytest.raises(runs.Damaged, match="records.jsonl"):
         runs.read_all([folder])
@@ -134,27 +135,27 @@ def fitted(tmp_path):
 
 def test_channel_weights_are_those_of_the_method(fitted):
     record, importance = fitted
-    found = runs.channel_attention(record)
-    assert found.source == "f" * 64 and list(found.weights) == list(runs.channel_weights(record)) == ["b", "a"]
+    found = arrays.channel_attention(record)
+    assert found.source == "f" * 64 and list(found.weights) == list(arrays.channel_weights(record)) == ["b", "a"]
     np.testing.assert_allclose(found.weights["a"], 7 * attention_weights(importance["a"], 5.0).numpy(), rtol=1e-5)
     assert found.weights["b"].tolist() == [1, 1, 1]
     np.testing.assert_array_equal(found.importance["a"], importance["a"].double().numpy())
     (record["folder"] / "attention.safetensors").unlink()
-    assert runs.channel_attention(record) is None
+    assert arrays.channel_attention(record) is None
 
 
 def test_channel_weights_that_cannot_be_used_are_named(fitted):
     record, importance = fitted
     with pytest.raises(runs.Damaged, match="temperature"):
-        runs.channel_weights(record | {"config": DELTA | {"reg": {"name": "delta"}}})
+        arrays.channel_weights(record | {"config": DELTA | {"reg": {"name": "delta"}}})
     with pytest.raises(runs.Damaged, match="channels of c"):
-        runs.channel_weights(record | {"config": DELTA | {"backbone": {"taps": ["c"]}}})
+        arrays.channel_weights(record | {"config": DELTA | {"backbone": {"taps": ["c"]}}})
     path = record["folder"] / "attention.safetensors"
     whole = path.read_bytes()
     for damaged in (whole[:-1] + b"\x40", whole[:40], b""):  # another value, an end that is missing, nothing
         path.write_bytes(damaged)
         with pytest.raises(runs.Damaged, match="attention.safetensors"):
-            runs.channel_weights(record)
+            arrays.channel_weights(record)
     path.write_bytes(save_with_checksum(importance | {"a": torch.full((7,), torch.nan)}))
     with pytest.raises(runs.Damaged, match="channels of a"):
-        runs.channel_weights(record)
+        arrays.channel_weights(record)

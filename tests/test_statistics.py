@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from delta_transfer.records.reading import Predictions
+from delta_transfer.records.arrays import Predictions
 from delta_transfer.reporting.comparison import Cell, compare
 from delta_transfer.reporting.published import published
 from delta_transfer.reporting.statistics import by_image, contests, mcnemar, paired, ranks, winner

@@ -39,6 +39,7 @@ from delta_transfer.data.store import fit
 from delta_transfer.inspect.case_study import tidy
 from delta_transfer.models import Network
 from delta_transfer.models.zoo import BackboneConfig, _download, build_source, load_pickled
+from delta_transfer.records import arrays
 from delta_transfer.records import reading as runs
 from delta_transfer.records.checkpoints import read_checkpoint
 from delta_transfer.reporting.selection import is_override
@@ -428,7 +429,7 @@ def test_class_folders_with_malicious_names_go_the_whole_road(tmp_path, monkeypa
         folders += [path for path in (results / "runs").iterdir() if path not in folders]
     for form in ("html", "markdown", "latex", "csv", "json", "table"):
         assert report.main([str(results), "--format", form, "--output", str(out / f"report.{form}")]) == 0
-    test = runs.predictions(runs.read(folders[0])).index.tolist()
+    test = arrays.predictions(runs.read(folders[0])).index.tolist()
     shown = ["--images", ",".join(map(str, test)), "--output", str(out)]
     assert case_study([*map(str, folders), *shown]) == 0
     pages = "".join(path.read_text() for path in out.glob("report.*"))
@@ -531,10 +532,10 @@ def test_commands_made_from_records_set_keys_of_runs_only(text, usable):
 
 
 def test_predictions_that_are_a_bomb_or_no_numbers_are_damaged(tmp_path, small_limit):
-    def check(expected: str, **arrays) -> None:
-        np.savez_compressed(tmp_path / "predictions.npz", **arrays)
+    def check(expected: str, **values) -> None:
+        np.savez_compressed(tmp_path / "predictions.npz", **values)
         with pytest.raises(runs.Damaged, match=expected):
-            runs.predictions({"folder": tmp_path})
+            arrays.predictions({"folder": tmp_path})
 
     index = np.arange(3)
     check("bomb", labels=index, index=index, logits=np.zeros((3, MIB), dtype=np.float32))

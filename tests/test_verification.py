@@ -27,6 +27,7 @@ from delta_transfer.data.readers.lfw import LFWConfig
 from delta_transfer.experiment.experiment import run
 from delta_transfer.inspect.replay import replay
 from delta_transfer.models import ArcFaceLoss, CosineHead, Network, frozen_backbone
+from delta_transfer.records import arrays
 from delta_transfer.records import reading as runs
 from delta_transfer.records.identity import run_identity
 from delta_transfer.reporting import interval_figures
@@ -503,16 +504,16 @@ def test_the_roc_that_is_drawn_is_that_of_the_pairs(results):
     ((stem, figure),) = interval_figures.roc_curves(compare(records, "test_pair_accuracy"), pytest.fail)
     assert stem == "roc-lfw-small_resnet_random_weights_"
     (line,) = figure.axes[0].lines
-    pairs = runs.pair_similarities(records[0])
+    pairs = arrays.pair_similarities(records[0])
     expected = roc(pairs.similarities, pairs.same)
     assert np.array_equal(line.get_xdata(), expected[0]) and np.array_equal(line.get_ydata(), expected[1])
 
 
 def test_pairs_that_do_not_belong_together_are_damaged(tmp_path):
-    def check(expected: str, **arrays) -> None:
-        np.savez(tmp_path / "pairs.npz", **arrays)
+    def check(expected: str, **values) -> None:
+        np.savez(tmp_path / "pairs.npz", **values)
         with pytest.raises(runs.Damaged, match=expected):
-            runs.pair_similarities({"folder": tmp_path})
+            arrays.pair_similarities({"folder": tmp_path})
 
     good = {"similarities": np.array([0.1, 0.2]), "same": np.array([True, False]), "fold": np.array([0, 1])}
     check("do not belong", **good | {"similarities": np.array([0.1, np.nan])})

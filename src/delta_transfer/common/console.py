@@ -1,6 +1,7 @@
 """Messages and progress: a progress bar on a terminal, plain lines in a pipe or a file."""
 
 import logging
+import re
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -13,24 +14,15 @@ from rich.table import Column
 
 log = logging.getLogger("delta_transfer")  # `show_messages` shows what it is told
 
-# Keys of a metrics line that the progress display does not repeat as loss terms.
-NOT_LOSS_TERMS = {
-    "step",
-    "stage",
-    "lr",
-    "loss",
-    "gradient_norm",
-    "images_per_second",
-    "train_top1",
-    "val_top1",
-    "val_loss",
-    "test_top1",
-    "test_loss",
-}
+# Keys of a metrics line that are no loss terms.
+OTHER_KEYS = re.compile(
+    "step|stage|lr|loss|gradient_norm|images_per_second|train_top1|(attention|val|test)_.*", re.DOTALL
+)
 
 
 def is_loss(name: str) -> bool:
-    return name not in NOT_LOSS_TERMS and not name.startswith(("attention_", "test_"))
+    """Whether a key of a metrics line is a term of the loss."""
+    return not OTHER_KEYS.fullmatch(name)
 
 
 class Display:

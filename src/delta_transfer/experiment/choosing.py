@@ -14,7 +14,7 @@ from ..data import load_dataset
 from ..data.dataset import make_splits
 from ..engine.config import RunConfig
 from ..engine.devices import pick_device
-from ..records import reading as runs
+from ..records import arrays
 from ..records.reading import Record, method_of, method_title, section
 from ..reporting.comparison import Cell, cell_of
 from ..reporting.selection import Choice
@@ -130,7 +130,7 @@ def over_images(ours: Cell, l2: Cell) -> Difference | None:
     pairs = []
     for key, run in zip(ours.values, ours.runs, strict=True):
         if key in l2.values:
-            both = runs.predictions(run), runs.predictions(l2.runs[list(l2.values).index(key)])
+            both = arrays.predictions(run), arrays.predictions(l2.runs[list(l2.values).index(key)])
             if both[0] is None or both[1] is None:
                 return None
             pairs.append((both[0], both[1]))

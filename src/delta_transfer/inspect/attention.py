@@ -7,7 +7,8 @@ import numpy as np
 from scipy.special import entr
 from scipy.stats import spearmanr
 
-from ..records.reading import ChannelAttention, Record, attention_options, channel_attention, run_id, section
+from ..records.arrays import ChannelAttention, channel_attention
+from ..records.reading import Record, attention_options, run_id, section
 
 
 @dataclass(frozen=True)

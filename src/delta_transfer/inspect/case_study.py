@@ -18,8 +18,9 @@ from ..common.console import log, printable
 from ..common.errors import UserError
 from ..models import Network
 from ..models.zoo import BackboneConfig
+from ..records.arrays import Predictions, predictions
 from ..records.cards import read_card
-from ..records.reading import Predictions, method_title, predictions
+from ..records.reading import method_title
 from .image_maps import maps_of, saliency
 from .replay import Replay
 

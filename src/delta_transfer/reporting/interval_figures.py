@@ -10,7 +10,8 @@ from scipy import stats
 
 from ..common.pair_metrics import roc
 from ..common.style import style_of
-from ..records.reading import Damaged, Record, pair_similarities, run_id
+from ..records.arrays import pair_similarities
+from ..records.reading import Damaged, Record, run_id
 from .comparison import Cell, Comparison, averaged_over, grouped
 from .drawing import COLUMN, LINE, MOST, PAGE, Named, look, our_look, place_name, sheet, stem_of
 from .logs import Warn

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..common.console import shorten_list
+from ..common.console import is_loss, shorten_list
 from ..records.reading import Damaged, metrics, names_of_sources, run_id
 from .comparison import Comparison, Row, grouped
 
@@ -14,10 +14,6 @@ if TYPE_CHECKING:
 
 Warn = Callable[[str], None]
 MatchedPairs = dict[tuple[str, str], str]  # (source tap, target tap) -> column of the amounts
-
-NOT_TERMS = re.compile(
-    "step|stage|lr|attention_.*|cross_entropy|loss|gradient_norm|train_top1|images_per_second|(test|val)_.*"
-)
 
 # The amount of a pair of taps that L2T-ww matched; `term` is the name of a term of a sum.
 PAIR = re.compile(r"attention_(?:(?P<term>[^>]*)\.)?(?P<source>[^.>]+)>(?P<target>[^.>]+)")
@@ -98,7 +94,7 @@ def matched_curves(comparison: Comparison) -> "Iterator[tuple[Curves, dict[str, 
 
 def penalty_terms(columns: Iterable[str]) -> list[str]:
     """The columns that are loss terms beside the cross-entropy, Inception's auxiliary one among them."""
-    return [name for name in columns if not NOT_TERMS.fullmatch(name)]
+    return [name for name in columns if is_loss(name) and name != "cross_entropy"]
 
 
 def matched_pairs(columns: Iterable[str], sources: Iterable[str]) -> dict[str, MatchedPairs]:

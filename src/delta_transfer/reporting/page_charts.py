@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from ..common.style import DASHES, style_of
-from ..records.reading import Damaged, channel_weights
+from ..records.arrays import channel_weights
+from ..records.reading import Damaged
 from .comparison import Cell, Comparison, Row, grouped
 from .logs import Curves, Warn, curves_of, matched_curves, penalty_terms
 from .record_views import show

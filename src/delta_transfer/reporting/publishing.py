@@ -16,20 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.console import log
 from ..common.errors import UserError
+from ..records.arrays import channel_attention, pair_similarities, predictions
 from ..records.files import write_atomically
-from ..records.reading import (
-    ARRAYS,
-    RECORDS,
-    Record,
-    channel_attention,
-    harmless,
-    log_lines,
-    one_line,
-    pair_similarities,
-    predictions,
-    read_all,
-    run_id,
-)
+from ..records.reading import ARRAYS, RECORDS, Record, harmless, log_lines, one_line, read_all, run_id
 
 if TYPE_CHECKING:
     import numpy as np

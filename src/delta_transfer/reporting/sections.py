@@ -5,8 +5,9 @@ from statistics import fmean
 
 from ..common.console import duration
 from ..common.tables import MISSING, Entry, Table, entries
-from ..records import reading as runs
-from ..records.reading import Damaged, Predictions, Record, is_number, stages
+from ..records import arrays
+from ..records.arrays import Predictions
+from ..records.reading import Damaged, Record, is_number, stages
 from .comparison import Cell, Comparison, distinct_runs, grouped
 from .published import PROTOCOLS, against, what_is_known
 from .record_views import Replicate, facts, show
@@ -182,7 +183,7 @@ def predictions_of(cell: Cell, warn: Callable[[str], None]) -> PredictionsOf:
     found: PredictionsOf = {}
     for key, run in zip(cell.values, cell.runs, strict=True):
         try:
-            if (made := runs.predictions(run)) is not None:
+            if (made := arrays.predictions(run)) is not None:
                 found[key] = made
         except Damaged as error:
             warn(str(error))

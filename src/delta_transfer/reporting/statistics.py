@@ -11,7 +11,7 @@ from .comparison import Cell, Comparison, grouped
 from .record_views import Settings
 
 if TYPE_CHECKING:
-    from ..records.reading import Predictions
+    from ..records.arrays import Predictions
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000  # for the bootstrap

@@ -1,0 +1,175 @@
+"""The arrays of a run: predictions, similarities of pairs, channel weights. Nothing here imports torch.
+
+The functions take the record of a run in a folder of its own, or of one in a bundle (reading.py).
+"""
+
+import hashlib
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common.untrusted import most_unpacked
+from .reading import ARRAYS, Damaged, Record, attention_options, is_number, run_id, section
+
+if TYPE_CHECKING:  # slow to import, and most tables do not need it
+    import numpy as np
+
+PREDICTIONS = ("labels", "logits", "index")
+SIMILARITIES = ("similarities", "same", "fold")
+ATTENTION = "attention.safetensors"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The outputs for the N test images at the last iteration."""
+
+    labels: "np.ndarray"  # (N,)
+    logits: "np.ndarray"  # (N, K)
+    index: "np.ndarray"  # (N,): which images of the data set, in the order of its file list
+
+    @property
+    def correct(self) -> "np.ndarray":
+        """(N,) bool."""
+        right: np.ndarray = self.logits.argmax(axis=1) == self.labels
+        return right
+
+
+@dataclass(frozen=True)
+class PairSimilarities:
+    """The similarities of the P test pairs of a verification run at the last iteration, (P,) each."""
+
+    similarities: "np.ndarray"
+    same: "np.ndarray"  # bool
+    fold: "np.ndarray"
+
+
+@dataclass(frozen=True)
+class ChannelAttention:
+    """The result of DELTA's attention before training, by tap, in the order of backbone.taps."""
+
+    importance: "dict[str, np.ndarray]"  # v, (C,): by how much the probe's loss rises without a channel, in nats
+    weights: "dict[str, np.ndarray]"  # C * w, (C,), mean 1
+    source: str | None  # the fingerprint of the source network's weights, if it is known
+
+
+def predictions(record: Record) -> Predictions | None:
+    """The predictions of a run; None if it has none. Raises Damaged."""
+    import numpy as np
+
+    arrays, place = _arrays(record, "predictions.npz", PREDICTIONS)
+    if arrays is None:
+        return None
+    made = Predictions(**arrays)
+    numbers = made.logits.dtype.kind == "f" and made.labels.dtype.kind == made.index.dtype.kind == "i"
+    n = made.logits.shape[0] if numbers and made.logits.ndim == 2 and made.logits.shape[1] else 0
+    if not n or not made.labels.shape == made.index.shape == (n,) or not np.isfinite(made.logits).all():
+        raise Damaged(f"{place}: labels, logits and index do not belong together")
+    return made
+
+
+def pair_similarities(record: Record) -> PairSimilarities | None:
+    """The similarities of a verification run's test pairs; None if it has none. Raises Damaged."""
+    import numpy as np
+
+    arrays, place = _arrays(record, "pairs.npz", SIMILARITIES)
+    if arrays is None:
+        return None
+    made = PairSimilarities(**arrays)
+    kinds, shapes = [values.dtype.kind for values in arrays.values()], {values.shape for values in arrays.values()}
+    whole = (
+        kinds == ["f", "b", "i"] and len(shapes) == 1 and made.same.ndim == 1 and np.isfinite(made.similarities).all()
+    )
+    if not whole or not made.same.any() or made.same.all():
+        raise Damaged(f"{place}: similarities, same and fold do not belong together")
+    return made
+
+
+def channel_weights(record: Record) -> "dict[str, np.ndarray] | None":
+    """The weights of `channel_attention`; None if the run has none. Raises Damaged."""
+    attention = channel_attention(record)
+    return None if attention is None else attention.weights
+
+
+def channel_attention(record: Record) -> ChannelAttention | None:
+    """The channel attention of a run; None if it has none. Raises Damaged.
+
+    w = softmax((v - mean v) / (T * std v)) with the population standard deviation, uniform where all v are equal
+    (methods/attention.py, methods/delta.py).
+    """
+    import numpy as np
+
+    temperature: Any = (attention_options(record) or {}).get("temperature")
+    taps: Any = section(record, "backbone").get("taps")
+    named = isinstance(taps, list) and bool(taps) and all(isinstance(tap, str) for tap in taps)
+    usable = named and is_number(temperature) and temperature > 0
+    source: str | None = None
+    if record.get("bundled"):
+        found, place = _arrays(record, ATTENTION, [f"attention/{tap}" for tap in taps]) if usable else (None, "")
+        fitted = found and {name.removeprefix("attention/"): values for name, values in found.items()}
+    else:
+        place = str(record["folder"] / ATTENTION)
+        fitted, source = _fitted(record["folder"] / ATTENTION)
+    if fitted is None:
+        return None
+    if not usable:
+        raise Damaged(f"{run_id(record)}: its record has no reg.attention.temperature or no backbone.taps")
+    weights = {}
+    for tap in taps:
+        v = fitted.get(tap)
+        if v is None or v.ndim != 1 or not v.size or v.dtype.kind != "f" or not np.isfinite(v).all():
+            raise Damaged(f"{place} has no finite importances of the channels of {tap}")
+        v = fitted[tap] = v.astype(np.float64)
+        scaled = (v - v.mean()) / (temperature * v.std()) if v.std() else np.zeros_like(v)
+        powers = np.exp(scaled - scaled.max())
+        weights[tap] = len(v) * powers / powers.sum()
+    return ChannelAttention({tap: fitted[tap] for tap in taps}, weights, source)
+
+
+def _fitted(path: Path) -> "tuple[dict[str, np.ndarray] | None, str | None]":
+    """The importances and the source fingerprint in a file of records/checked.py. Raises Damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        return None, None
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        if metadata.get("sha256", expected := _checksum(arrays)) != expected:
+            raise ValueError("its checksum is wrong")
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
+        raise Damaged(f"{path} cannot be read: {error}") from None
+    return arrays, metadata.get("weights")
+
+
+def _checksum(arrays: "dict[str, np.ndarray]") -> str:
+    """The checksum of records/checked.py: sha256 over names, torch's names of the kinds, shapes and values."""
+    kinds = "".join(f"{name} torch.{arrays[name].dtype} {arrays[name].shape}\n" for name in sorted(arrays))
+    values = hashlib.sha256()
+    for name in sorted(arrays):
+        values.update(name.encode())
+        values.update(arrays[name].tobytes())
+    return hashlib.sha256((kinds + values.hexdigest()).encode()).hexdigest()
+
+
+def _arrays(record: Record, name: str, keys: Iterable[str]) -> "tuple[dict[str, np.ndarray] | None, str]":
+    """The arrays `keys` of a run, from its file `name` or its bundle, and that file; None if absent. Raises Damaged."""
+    import numpy as np
+
+    bundled = bool(record.get("bundled"))
+    path = record["folder"] / (ARRAYS if bundled else name)
+    prefix = f"{run_id(record)}/" if bundled else ""
+    if not path.exists():
+        return None, str(path)
+    try:
+        with zipfile.ZipFile(path) as file:
+            if sum(entry.file_size for entry in file.infolist()) > most_unpacked(path.stat().st_size):
+                raise ValueError("a decompression bomb")
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            if bundled and not any(prefix + key in arrays.files for key in keys):
+                return None, str(path)
+            return {key: arrays[prefix + key] for key in keys}, str(path)
+    except Exception as error:  # a damaged or hostile file can raise nearly anything
+        raise Damaged(f"{path} cannot be read: {error}") from None
