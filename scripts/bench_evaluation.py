@@ -14,7 +14,7 @@ import torchvision
 from benchmarking import Report, arguments, side_by_side
 from delta_transfer.data.loader import Loader, images_at_once
 from delta_transfer.data.store import Store
-from delta_transfer.engine.devices import autocast, pick_precision
+from delta_transfer.engine.devices import full_precision
 from delta_transfer.engine.evaluation import evaluate
 from delta_transfer.models import Network
 
@@ -41,7 +41,6 @@ def main() -> None:
     options = arguments("Measure evaluation beside bare forward passes, and ten crops beside one.", one_thread=True)
     report = Report(options)
     size, device = sizes(options.device, options.quick), options.device
-    precision = pick_precision("auto", device)
     model = torchvision.models.get_model(size.network, num_classes=200)
     network = Network(model, "fc").to(device, memory_format=torch.channels_last).eval()
     indices = np.arange(size.images)
@@ -51,16 +50,16 @@ def main() -> None:
     @torch.inference_mode()
     def forward() -> None:
         for images in batches:
-            with autocast(device, precision):
+            with full_precision(device):
                 network(images)["logits"]
 
     def evaluate_one(times: int = 1) -> None:
-        evaluate(network, one, np.tile(indices, times), precision)
+        evaluate(network, one, np.tile(indices, times))
 
     def evaluate_ten() -> None:
-        evaluate(network, ten, indices, precision)
+        evaluate(network, ten, indices)
 
-    what = f"{size.network}, {size.images} images, at most {images_at_once(device)} at once, {precision}"
+    what = f"{size.network}, {size.images} images, at most {images_at_once(device)} at once, fp32"
     ratio = side_by_side({"forward": forward, "one": evaluate_one}, device, size.rounds, long=True).ratio(
         "one", "forward"
     )

@@ -8,12 +8,16 @@ import torch
 
 from delta_transfer.common.errors import RunFailed
 from delta_transfer.data.loader import Loader
+from delta_transfer.engine.callbacks import Progress, StageRunner
 from delta_transfer.engine.config import RunConfig
+from delta_transfer.engine.devices import made_with
 from delta_transfer.engine.loop import TrainState
 from delta_transfer.experiment.experiment import run
 from delta_transfer.methods import METHODS, AFAChannel, DELTAWithoutAttention, Regularizer, method_config
 from delta_transfer.methods.base import DecayConfig
 from delta_transfer.models import Network
+from delta_transfer.records.checkpoints import write_checkpoint
+from delta_transfer.records.run_directory import RunDirectory
 
 from .miniature import composed, delta_run, tiny_overrides, write_cub
 
@@ -59,6 +63,29 @@ def test_a_loss_that_diverges_names_term_iteration_and_rate(config, tmp_path, mo
     assert summary["failure"] == "diverged" and summary["test_top1"] is None
     assert "'feature_maps' became nan at iteration 1 (learning rate 0.01)" in summary["error"]
     assert "Images and source network are in order" in summary["error"] and "reg.alpha" in summary["error"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"target": None},
+        {"progress": {"first_iteration": 0}},
+        {"stage": 7},
+        {"metrics": 3},
+    ],
+)
+def test_a_whole_checkpoint_that_is_not_complete_is_named_and_the_run_starts_again(wrong, config, tmp_path, capsys):
+    """Its checksum is right. A value of None stands for a key that lacks."""
+    state = dict.fromkeys(("target", "optimizer", "method", "average", "modules"), {}) | {
+        **{"stage": 0, "ended": [], "previous": None, "progress": Progress.beginning().state_dict(), "metrics": "x"},
+    }
+    with RunDirectory(tmp_path) as directory:
+        for given, used in ((state, True), ({k: v for k, v in (state | wrong).items() if v is not None}, False)):
+            with open(directory.checkpoint_path, "wb") as file:
+                write_checkpoint(file, {"previous": None} | given, made_with(torch.device("cpu")))
+            next(iter(StageRunner(config.reg.build().stages(), 3, directory, torch.device("cpu"), Network)))
+            assert directory.checkpoint_path.exists() == used
+            assert (str(directory.checkpoint_path) not in capsys.readouterr().out) == used
 
 
 def test_a_later_stage_that_diverges_leaves_what_the_earlier_came_to(config, tmp_path, monkeypatch):

@@ -326,12 +326,12 @@ def test_evaluation_with_too_little_memory_goes_on_with_fewer_images():
     look = {"crop": 64, "mirror": True, "mean": [0.5] * 3, "std": [0.25] * 3, "batch_size": 8, "seed": 0}
     loader = Loader(Store(pixels, sizes), np.arange(300) % 5, device=GPU, **look)
     state, _ = learning(L2SP(0.1), GPU)
-    whole = evaluate(state.target, loader, np.arange(300), "fp32")
+    whole = evaluate(state.target, loader, np.arange(300))
     torch.cuda.empty_cache()
     try:
         limit = (torch.cuda.memory_reserved() + 2**27) / torch.cuda.get_device_properties(GPU).total_memory
         torch.cuda.set_per_process_memory_fraction(limit)
-        small = evaluate(state.target, loader, np.arange(300), "fp32")
+        small = evaluate(state.target, loader, np.arange(300))
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert loader.images_at_once < 256

@@ -68,7 +68,7 @@ def by_class(found: dict) -> np.ndarray:
     "overrides",
     [
         (),
-        ("schedule.aspect=keep", "backbone.mean=[0.2,0.5,0.7]"),
+        ("schedule.aspect=keep", "backbone.mean=[0.2,0.5,0.7]", "precision=bf16"),
         ("schedule.aspect=keep", "schedule.test_crops=10"),
     ],
 )

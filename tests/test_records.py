@@ -13,6 +13,7 @@ import pytest
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import Options, option
 from delta_transfer.engine.config import RunConfig
+from delta_transfer.engine.config import name_of as config_name
 from delta_transfer.methods import method_config
 from delta_transfer.records import checkpoints
 from delta_transfer.records.files import write_atomically
@@ -189,6 +190,15 @@ def test_places_and_logging_are_not_part_of_a_runs_name(key, value, default):
 )
 def test_settings_are(key, value, default):
     assert name_of(changed(default, key, value)).rpartition("-")[2] != name_of(default).rpartition("-")[2]
+
+
+def test_only_runs_in_bf16_have_the_second_version_of_the_evaluation(default):
+    """They were measured in bf16 once. Those in fp32 keep their names."""
+    identities = {
+        precision: config_name(default.replace(precision=precision), "d", "w")[1] for precision in ("fp32", "bf16")
+    }
+    assert identities["bf16"].pop("evaluation") == {"version": 2}
+    assert "evaluation" not in identities["fp32"]
 
 
 def test_so_are_the_choices_the_data_and_the_weights(default):

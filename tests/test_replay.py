@@ -43,7 +43,7 @@ def copied(run: Path, to: Path, **changes) -> Path:
 def test_the_recorded_logits_come_out_again(made):
     run = replay(made["run"])
     recorded = np.load(made["run"] / "predictions.npz")
-    again = evaluate(run.target, run.loader, run.splits.test, run.config.precision)
+    again = evaluate(run.target, run.loader, run.splits.test)
     np.testing.assert_allclose(again["logits"], recorded["logits"], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(run.splits.test, recorded["index"])
     np.testing.assert_array_equal(again["labels"], recorded["labels"])

@@ -210,6 +210,11 @@ def live_view(logging: str, directory: RunDirectory, first_iteration: int) -> It
 
 # --- Stages ---
 
+CONTENT: dict[str, Any] = {  # of a checkpoint
+    **dict.fromkeys(("target", "optimizer", "method", "average", "modules", "progress"), dict),
+    **{"stage": int, "ended": list, "previous": dict | None, "metrics": str},
+}
+
 
 class StageRunner:
     """Iterates over the stages that a run has still to train, and keeps what they leave to one another.
@@ -319,7 +324,7 @@ class StageRunner:
 
     def _read_checkpoint(self) -> None:
         with devices.rank0_first():  # it removes a checkpoint that cannot be used
-            checkpoint = read_checkpoint(self.directory.checkpoint_path, devices.made_with(self.device))
+            checkpoint = read_checkpoint(self.directory.checkpoint_path, devices.made_with(self.device), self._fits)
         if checkpoint is None:
             self.directory.restore_metrics("")
             return
@@ -330,6 +335,15 @@ class StageRunner:
             with self._of_this_run():
                 self.previous.traced.load_state_dict(checkpoint["previous"])
             self.previous.freeze()
+
+    def _fits(self, checkpoint: dict[str, Any]) -> bool:
+        """Whether a checkpoint holds all that `save` writes."""
+        whole = all(name in checkpoint and isinstance(checkpoint[name], kind) for name, kind in CONTENT.items())
+        return (
+            whole
+            and checkpoint["stage"] in range(len(self.stages))
+            and checkpoint["progress"].keys() == Progress.beginning().state_dict().keys()
+        )
 
     @contextmanager
     def _of_this_run(self) -> Iterator[None]:

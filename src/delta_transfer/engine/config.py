@@ -60,7 +60,7 @@ class RunConfig(Options):
     device: str = option("auto", "where the run computes", choices=("auto", "cpu", "cuda"), identity=False)
     precision: str = option(
         "auto",
-        "arithmetic of the networks; auto: bf16 on a GPU that has it, else fp32",
+        "arithmetic of the training, measured in fp32 always; auto: bf16 on a GPU that has it, else fp32",
         choices=("auto", "fp32", "bf16"),
     )
     compile: bool = option(False, "compile the networks with torch.compile")
@@ -218,6 +218,8 @@ def name_of(
     """The run's name and identity. data, weights: fingerprints of the data set and of the source's weights."""
     identities = None if sources is None else [source.identity for source in sources]
     identity = run_identity(config, data, weights_name(config, weights), identities)
+    if config.precision != "fp32":  # version 1 measured such a run in bf16, version 2 measures every run in fp32
+        identity["evaluation"] = {"version": 2}
     return run_id(config.dataset.name, config.backbone.name, config.reg.name, config.seed, identity), identity
 
 

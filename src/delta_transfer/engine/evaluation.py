@@ -55,13 +55,16 @@ class MetricsWindow:
         self.correct.append((logits.argmax(dim=1) == labels).sum())
         self.images += len(labels) * devices.processes()
 
-    def close(self, lr: float) -> Line:
-        """The means of all values, the whole loss, the training accuracy in percent; raises NotFinite."""
+    def close(self, rate: Callable[[int], float]) -> Line:
+        """The means of all values, the whole loss, the training accuracy in percent; raises NotFinite.
+
+        rate: the learning rate of an iteration, for the message.
+        """
         rows = devices.average(torch.stack(self.rows)).tolist()
         names = self.losses + self.extra
         for iteration, row in enumerate(rows, self.first_iteration):
             for name, value in zip(names, row, strict=True):
-                check_finite(name, value, iteration, iteration, lr)
+                check_finite(name, value, iteration, iteration, rate(iteration))
         means = {name: sum(column) / len(rows) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         losses = {name: means[name] for name in self.losses}
         correct = devices.average(torch.stack(self.correct).sum().double()).item() * devices.processes()
@@ -89,8 +92,8 @@ Averaged = Callable[[Network], AbstractContextManager[None]]
 class Evaluator:
     """Measures a target on validation and test images. Nothing is selected: the last measurement is what counts."""
 
-    def __init__(self, loader: Loader, splits: Splits, pairs: Pairs | None, precision: str, measures_test: bool):
-        self.loader, self.splits, self.pairs, self.precision = loader, splits, pairs, precision
+    def __init__(self, loader: Loader, splits: Splits, pairs: Pairs | None, measures_test: bool):
+        self.loader, self.splits, self.pairs = loader, splits, pairs
         self.measured = (["val"] if len(splits.val) else []) + (["test"] if measures_test else [])
         self.latest: dict[str, dict[str, Any]] = {}  # by split
 
@@ -100,9 +103,9 @@ class Evaluator:
             for split in self.measured:
                 indices = getattr(self.splits, split)
                 if split == "test" and self.pairs is not None:
-                    self.latest[split] = evaluate_pairs(target, self.loader, indices, self.pairs, self.precision)
+                    self.latest[split] = evaluate_pairs(target, self.loader, indices, self.pairs)
                 else:
-                    self.latest[split] = evaluate(target, self.loader, indices, self.precision)
+                    self.latest[split] = evaluate(target, self.loader, indices)
         return self.scalars()
 
     def scalars(self) -> Line:
@@ -110,9 +113,9 @@ class Evaluator:
         return {name: value for name, value in named.items() if isinstance(value, float)}
 
 
-def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: str) -> dict[str, Any]:
+def evaluate(network: Network, loader: Loader, indices: np.ndarray) -> dict[str, Any]:
     """Logits (N, K) fp32, labels (N,), top-1 accuracy in percent and mean cross-entropy on test crops of `indices`."""
-    logits, labels = outputs_of(network, loader, indices, precision, "logits")
+    logits, labels = outputs_of(network, loader, indices, "logits")
     return {
         "logits": logits.numpy(),
         "labels": labels.numpy(),
@@ -121,14 +124,12 @@ def evaluate(network: Network, loader: Loader, indices: np.ndarray, precision: s
     }
 
 
-def evaluate_pairs(
-    network: Network, loader: Loader, indices: np.ndarray, pairs: Pairs, precision: str
-) -> dict[str, Any]:
+def evaluate_pairs(network: Network, loader: Loader, indices: np.ndarray, pairs: Pairs) -> dict[str, Any]:
     """The similarity (P,) of each pair, which is the cosine of its embeddings, with `pairs` and their rates.
 
     `indices`: all images of the pairs, ascending; each goes through the network once.
     """
-    embeddings, _ = outputs_of(network, loader, indices, precision, "embedding")
+    embeddings, _ = outputs_of(network, loader, indices, "embedding")
     embeddings = F.normalize(embeddings.double())
     first, second = (embeddings[np.searchsorted(indices, images)] for images in (pairs.first, pairs.second))
     similarities = (first * second).sum(dim=1).numpy()
@@ -136,17 +137,16 @@ def evaluate_pairs(
 
 
 @torch.inference_mode()
-def outputs_of(
-    network: Network, loader: Loader, indices: np.ndarray, precision: str, name: str
-) -> tuple[Tensor, Tensor]:
+def outputs_of(network: Network, loader: Loader, indices: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
     """What `network` returns as `name` for test crops of `indices`, (N, D) fp32, and the labels (N,), on the CPU.
 
-    Several crops of an image give their mean. Where memory does not suffice, fewer images go through at once from then
-    on.
+    It computes in fp32, whatever the precision of the training: delta-predict and exported files, which compute in fp32
+    too, give the same numbers. Several crops of an image give their mean. Where memory does not suffice, fewer images
+    go through at once from then on.
     """
     while True:
         try:
-            return _outputs_of(network, loader, indices, precision, name)
+            return _outputs_of(network, loader, indices, name)
         except torch.OutOfMemoryError:
             if loader.images_at_once <= 2:
                 raise
@@ -154,17 +154,15 @@ def outputs_of(
             log.info(f"Out of memory in the evaluation: it goes on with {loader.images_at_once} images at once")
 
 
-def _outputs_of(
-    network: Network, loader: Loader, indices: np.ndarray, precision: str, name: str
-) -> tuple[Tensor, Tensor]:
+def _outputs_of(network: Network, loader: Loader, indices: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
     network.eval()
     outputs, labels = [], []
     # Every process gets as many images, some of them twice; what is too much is cut off again.
     own = np.resize(indices, -(-len(indices) // devices.processes()) * devices.processes())
     own = np.array_split(own, devices.processes())[devices.rank()]
     for images, batch_labels in loader.test_batches(own):
-        with devices.autocast(images.device, precision):
-            outputs.append(network(images)[name].float())
+        with devices.full_precision(images.device):
+            outputs.append(network(images)[name])
         labels.append(batch_labels)
     mean = torch.cat(outputs).view(len(own), -1, outputs[0].shape[1]).mean(dim=1)
     first = torch.cat(labels).view(len(own), -1)[:, 0]

@@ -155,9 +155,13 @@ def train(
     window = MetricsWindow.resumed(progress.iterations_done, progress.window, loader.device)
     at = Position(state, progress, end, window, Clock.resumed(progress))
     state.target.train(not method.needs.frozen_backbone)
+
+    def rate(iteration: int) -> float:
+        return lr_factor * learning_rate(schedule, iteration - first, length)
+
     for iteration in range(progress.iterations_done, end):
         batch = make_batch(method, loader, indices, iteration)
-        lr = lr_factor * learning_rate(schedule, iteration - first, length)
+        lr = rate(iteration)
         set_learning_rate(state.optimizer, lr)
         method.before_step(state, iteration - first, length, loader.method_seed(iteration))
         torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
@@ -170,7 +174,7 @@ def train(
         evaluating = done == end or bool(schedule.eval_every and done % schedule.eval_every == 0)
         if done % schedule.log_every == 0 or evaluating:
             # Nothing else in the loop waits for the device.
-            line = {"step": done} | (labels or {}) | {"lr": lr} | at.window.close(lr)
+            line = {"step": done} | (labels or {}) | {"lr": lr} | at.window.close(rate)
             line["images_per_second"] = at.clock.lap(at.window.images)
             if evaluating:
                 measured = evaluate()

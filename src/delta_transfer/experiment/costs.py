@@ -15,7 +15,7 @@ from ..common.options import Options
 from ..common.timing import seconds_of
 from ..data.loader import images_at_once
 from ..engine.config import RunConfig, frozen_source, source_shapes
-from ..engine.devices import autocast, reset_peak_memory
+from ..engine.devices import full_precision, reset_peak_memory
 from ..engine.loop import TrainState, train_step
 from ..engine.optimizers import make_optimizer
 from ..methods.base import Batch, Stage
@@ -110,7 +110,7 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
         memory = int(kept[PROBE_BATCH] + per_image * (batch - PROBE_BATCH)) + weights + gradient_and_momentum
     target.eval()
     images = random_images(images_at_once(device))
-    with torch.inference_mode(), autocast(device, config.precision):
+    with torch.inference_mode(), full_precision(device):
         view_seconds = seconds_of(lambda: target(images), device) / len(images)
     weights_bytes = sum(v.nbytes for v in target.weights().values())
     return Cost(step_seconds, view_seconds, fit_seconds, memory, weights_bytes)

@@ -105,7 +105,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
         untrained_target = partial(new_target, source, config, len(dataset.classes))
         runner = StageRunner(stages, length, directory, device, untrained_target)
         summary["iterations"] = runner.iterations
-        evaluator = Evaluator(loader, splits, dataset.pairs, config.precision, config.split.measures_test)
+        evaluator = Evaluator(loader, splits, dataset.pairs, config.split.measures_test)
         with failures_recorded(summary, config, directory, runner, loader, splits.train):
             for network in (source, *(other.network for other in sources or ())):
                 network.to(device).to(memory_format=torch.channels_last).freeze()

@@ -149,8 +149,8 @@ def target_seen(run: Replay, label: str, made: Predictions, shown: np.ndarray, i
     other = made.index[shown][logits.argmax(axis=1) != recorded]
     if len(other) and run.config.schedule.test_crops == 1:
         log.info(
-            f"{run.run_id}: its maps, made in fp32, are of a network that takes the test images {other.tolist()} for "
-            f"another class than the run recorded with precision={run.config.precision}"
+            f"{run.run_id}: its maps are of a network that takes the test images {other.tolist()} for another class "
+            "than the run recorded: another device or version computed those"
         )
     names = [tidy(name) for name in run.dataset.classes]
     return Seen(label, "true class", maps, with_percent(made.logits[shown], names), list(made.correct[shown]))

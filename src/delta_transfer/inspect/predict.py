@@ -21,11 +21,9 @@ def probabilities(
 ) -> Iterator[tuple[Path, np.ndarray | BaseException]]:
     """The probabilities (K,) of each file in order, or the error that prevents them.
 
-    The code that tested the run prepares and evaluates the images. On a CPU it evaluates in fp32, also where the run
-    was tested on a GPU in another precision.
+    The code that tested the run prepares and evaluates the images, in fp32.
     """
     network = run.network.to(device).to(memory_format=torch.channels_last)
-    precision = run.config.precision if device.type == "cuda" else "fp32"
     no_labels = np.full(len(files), -1)
     names = tuple(map(str, files))
     images = Dataset("images", (), no_labels, no_labels < 0, names, lambda index: read_image(files[index]), listing="")
@@ -37,7 +35,7 @@ def probabilities(
         if readable:
             loader = loader_of(run.config, Store.of(list(readable.values())), no_labels, device)
             loader.images_at_once = at_once
-            logits, _ = outputs_of(network, loader, np.arange(len(readable)), precision, "logits")
+            logits, _ = outputs_of(network, loader, np.arange(len(readable)), "logits")
             at_once = loader.images_at_once  # fewer, if memory did not suffice
             found |= dict(zip(readable, logits.double().softmax(dim=1).numpy(), strict=True))
         for index, outcome in found.items():

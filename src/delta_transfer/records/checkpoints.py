@@ -5,6 +5,7 @@ It holds no states of random number generators: the loop derives all randomness 
 
 import hashlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -31,8 +32,13 @@ def write_checkpoint(file: IO[bytes], state: dict[str, Any], made_with: str) -> 
     file.write(hashed.digest.digest())
 
 
-def read_checkpoint(path: Path, made_with: str) -> dict[str, Any] | None:
-    """The state in `path`, on the CPU. None if there is none; one that cannot be used is named and removed."""
+def read_checkpoint(
+    path: Path, made_with: str, fits: Callable[[dict[str, Any]], bool] = lambda state: True
+) -> dict[str, Any] | None:
+    """The state in `path`, on the CPU. None if there is none; one that cannot be used is named and removed.
+
+    fits: whether a state holds what the run needs to go on.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -43,7 +49,10 @@ def read_checkpoint(path: Path, made_with: str) -> dict[str, Any] | None:
     if hashlib.sha256(payload).digest() == data[-DIGEST_BYTES:]:
         try:
             state = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-            why = None if state["format"] == FORMAT else "another version of delta-transfer wrote it"
+            if not isinstance(state, dict) or state.get("format") != FORMAT:
+                why = "another version of delta-transfer wrote it"
+            else:
+                why = None if isinstance(state.get("made_with"), str) and fits(state) else "it is not complete"
         except Exception as error:  # a right checksum does not make the content trustworthy
             why = f"{type(error).__name__}: {error}".splitlines()[0]
     if why is not None:
