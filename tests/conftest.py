@@ -1,9 +1,13 @@
+import gc
+
 import pytest
 import torch
 from torch import nn
 
 from delta_transfer.common.console import show_messages
 from delta_transfer.models import Network
+
+gc.set_threshold(50_000, 20, 100)  # by default a third of the time in which Hydra composes is garbage collection
 
 
 @pytest.fixture(autouse=True)
