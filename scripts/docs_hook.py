@@ -1,9 +1,10 @@
 """For MkDocs: the reference follows from the registries, and results/published/ becomes pages of the site.
 
-Links to results/published/, which lies outside docs/, are written as they are right in the repository,
-../results/published/..., and are turned here.
+Links to what lies outside docs/ are written as they are right in the repository. Those to ../results/published/ are
+turned here; the site has no other files of the repository, so that their names stay without a link.
 """
 
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -30,4 +31,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_) -> str:
     if page.file.src_uri == "reference.md":
         return reference(markdown)
-    return markdown.replace("](../results/published/", "](published/")
+    markdown = markdown.replace("](../results/published/", "](published/")
+    return re.sub(r"(?<!!)\[([^\]]+)\]\(\.\./(?:src|conf|examples)[^)]*\)", r"\1", markdown)

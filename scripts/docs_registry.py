@@ -1,7 +1,7 @@
-"""Parts of the documentation that follow from the registries: the README's table of methods, and the reference.
+"""Parts of the documentation that follow from the registries: the table of methods, and the reference.
 
-The reference is made anew with every build of the site. The README is made anew by `pytest tests/test_docs.py
---regenerate`; without the option that test compares it.
+Every build of the site makes the reference. `pytest tests/test_docs.py --regenerate` makes the table in
+docs/methods.md; without the option that test compares it.
 """
 
 import inspect
@@ -22,22 +22,22 @@ BEGIN, END = "<!-- methods: made by scripts/docs_registry.py -->", "<!-- end of 
 
 
 def methods_table() -> str:
-    """The README's table of methods, in the order of the reports' columns."""
+    """The table of docs/methods.md, in the order of the reports' columns."""
     rows = ["| `reg=` | method | in Python | strengths by default | formula and source |", "|---|---|---|---|---|"]
     for name in sorted(METHODS, key=method_order):
         entry = METHODS[name]
         file = Path(inspect.getfile(entry.thing)).relative_to(ROOT).as_posix()
         cells = f"`{name}`", entry.title, f"`{entry.thing.__name__}`", _strengths(entry.options)
-        rows.append(f"| {' | '.join(cells)} | [{Path(file).name}]({file}) |")
+        rows.append(f"| {' | '.join(cells)} | [{Path(file).name}](../{file}) |")
     return "\n".join(rows) + "\n"
 
 
-def readme_with_methods(readme: str) -> str:
-    """The README with the table of now between its marks."""
-    before, _, rest = readme.partition(BEGIN)
+def with_methods_table(page: str) -> str:
+    """The page with the current table between its marks."""
+    before, _, rest = page.partition(BEGIN)
     _, found, after = rest.partition(END)
     if not found:
-        raise ValueError(f"The README has no place for the table of methods: {BEGIN} ... {END}")
+        raise ValueError(f"The page has no place for the table of methods: {BEGIN} ... {END}")
     return f"{before}{BEGIN}\n{methods_table()}{END}{after}"
 
 

@@ -15,7 +15,7 @@ from delta_transfer.engine.optimizers import OPTIMIZERS
 from delta_transfer.methods import METHODS
 
 ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+METHODS_PAGE = ROOT / "docs" / "methods.md"
 NAMED = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text())
 
 
@@ -32,11 +32,11 @@ def docs_registry(monkeypatch):
     return docs_registry
 
 
-def test_the_readme_has_the_methods_of_the_registry(docs_registry, request):
-    made = docs_registry.readme_with_methods(README.read_text())
+def test_the_page_of_methods_has_those_of_the_registry(docs_registry, request):
+    made = docs_registry.with_methods_table(METHODS_PAGE.read_text())
     if request.config.getoption("--regenerate"):
-        README.write_text(made)
-    assert README.read_text() == made
+        METHODS_PAGE.write_text(made)
+    assert METHODS_PAGE.read_text() == made
     table = docs_registry.methods_table()
     assert all(f"| `{name}` | {entry.title} |" in table for name, entry in METHODS.entries.items())
     # The formulas stand there, written by hand.
