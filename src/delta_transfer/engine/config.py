@@ -1,7 +1,7 @@
 """The options of a run: its four choices (dataset, backbone, reg, schedule), and what they describe, built."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..common.console import Display, log, shorten_list
 from ..common.options import MISSING, Options, from_mapping, option, require
@@ -20,7 +21,7 @@ from ..data.registry import READERS
 from ..data.store import Store, open_store
 from ..methods import method_config
 from ..methods.base import MapShapes, OutputShapes, Regularizer, Stage
-from ..models import CosineHead, Network, frozen_maps
+from ..models import ArcFaceLoss, CosineHead, Network, frozen_maps
 from ..models.sources import SourceConfig, SourceNetwork, frozen, shapes_of
 from ..models.zoo import BackboneConfig, untrained
 from ..records.identity import run_id, run_identity
@@ -108,6 +109,11 @@ class RunConfig(Options):
             pairs or self.arcface == ArcFaceConfig(),
             "arcface",
             "arcface belongs to task=verification: this data set is for task=classification.",
+        )
+        self.require(
+            not pairs or self.schedule.label_smoothing == 0,
+            "schedule.label_smoothing",
+            "schedule.label_smoothing belongs to task=classification: ArcFace's margin has no smoothed form.",
         )
 
 
@@ -199,6 +205,15 @@ def source_shapes(
     return shapes_of(sources, 1, config.backbone.image_size, with_logits)
 
 
+def task_loss(config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of logits (B, K) and labels (B,) that the target is trained on, beside the method's penalty."""
+    if config.task == "verification":
+        return ArcFaceLoss(**vars(config.arcface))
+    if config.schedule.label_smoothing:
+        return partial(F.cross_entropy, label_smoothing=config.schedule.label_smoothing)
+    return F.cross_entropy
+
+
 def seed_of_modules(seed: int, stage: int) -> int:
     """Seed of the modules that a method makes. Those of a later stage do not begin like those of the first."""
     return int(np.random.default_rng((seed, stage)).integers(2**32)) if stage else seed
@@ -263,6 +278,12 @@ def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
     require(
         bool(config.backbone.taps) or not any(method.needs.taps for method in methods),
         f"{reg} compares feature maps, but backbone.taps is empty.",
+    )
+    plain_steps = config.schedule.clip_norm is None and config.optimizer.decay_vectors
+    require(
+        plain_steps or not any(method.needs.same_steps for method in methods),
+        f"{reg} looks ahead by steps without clipping and with one weight decay: set schedule.clip_norm=null "
+        "optimizer.decay_vectors=true.",
     )
     require(
         config.source is None or all(method.needs.other_sources for method in methods),

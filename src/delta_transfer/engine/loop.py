@@ -31,6 +31,7 @@ class TrainState:
     compiled: bool = False
     accumulate: int = 1  # micro-batches of a step
     loss: Loss = F.cross_entropy
+    clip_norm: float | None = None  # largest norm of the gradient
 
     def __post_init__(self) -> None:
         self._frozen = not any(p.requires_grad for p in self.target.backbone_parameters().values())
@@ -66,13 +67,15 @@ class TrainState:
         return losses
 
     def optimizer_step(self) -> Tensor:
-        """A step on the mean gradient of all micro-batches and processes; returns the norm of that gradient.
+        """A step on the mean gradient of all micro-batches and processes; returns the norm before it is clipped.
 
         The norm is read with the next line of metrics, so that nothing waits for the device here.
         """
         for parameter in self._of_method:  # the backward pass has averaged those of the target
             parameter.grad = devices.average(parameter.grad)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._trained, self.clip_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
@@ -157,7 +160,7 @@ def train(
     state.target.train(not method.needs.frozen_backbone)
 
     def rate(iteration: int) -> float:
-        return lr_factor * learning_rate(schedule, iteration - first, length)
+        return lr_factor * learning_rate(schedule, iteration - first, length, len(indices))
 
     for iteration in range(progress.iterations_done, end):
         batch = make_batch(method, loader, indices, iteration)

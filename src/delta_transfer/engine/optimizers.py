@@ -15,11 +15,13 @@ from torch import nn
 from ..common.options import LARGEST_BATCH, LARGEST_SIDE, LONGEST, Options, Registry, option
 from ..methods.base import Regularizer
 from ..models import Network
+from .layer_decay import depths_below_head
 
 # --- Schedule and learning rate ---
 
-# The factor on the learning rate in step number `step` of `steps`, counted from 0; by the name in schedule.decay.
-Decay = Callable[["ScheduleConfig", int, int], float]
+# The factor on the learning rate in step number `step` of `steps`, counted from 0; by the name in schedule.decay. With
+# schedule.decay_per_epoch a step may be broken: the place where a pass over the images began.
+Decay = Callable[["ScheduleConfig", float, int], float]
 DECAYS: dict[str, Decay] = {}
 
 
@@ -30,29 +32,35 @@ def decay(function: Decay) -> Decay:
 
 
 @decay
-def step(schedule: "ScheduleConfig", step: int, steps: int) -> float:
+def step(schedule: "ScheduleConfig", step: float, steps: int) -> float:
     """Constant, times decay_factor from decay_at on, and once more at each of decay_also_at."""
     drops = sum(step >= round(at * steps) for at in (schedule.decay_at, *schedule.decay_also_at))
     return schedule.decay_factor**drops
 
 
 @decay
-def cosine(schedule: "ScheduleConfig", step: int, steps: int) -> float:
+def cosine(schedule: "ScheduleConfig", step: float, steps: int) -> float:
     """Half a cosine, from 1 to 0 at the end."""
     return (1 + math.cos(math.pi * step / steps)) / 2
 
 
 @decay
-def exponential(schedule: "ScheduleConfig", step: int, steps: int) -> float:
+def exponential(schedule: "ScheduleConfig", step: float, steps: int) -> float:
     """Falls in every step, to decay_factor at decay_at, and goes on at that rate."""
     return float(schedule.decay_factor ** (step / (schedule.decay_at * steps)))
 
 
-def learning_rate(schedule: "ScheduleConfig", step: int, steps: int) -> float:
-    """The head's learning rate in step number `step` of `steps`, counted from 0."""
+def learning_rate(schedule: "ScheduleConfig", step: int, steps: int, images: int | None = None) -> float:
+    """The head's learning rate in step number `step` of `steps`, counted from 0.
+
+    images: how many are trained on. Without them a fall per pass over the images is one per step.
+    """
     warm = schedule.warmup * steps
     rise = min(1.0, (step + 1) / warm) if warm else 1.0
-    return rise * schedule.lr * DECAYS[schedule.decay](schedule, step, steps)
+    fallen: float = step
+    if schedule.decay_per_epoch and images is not None:
+        fallen = step * schedule.batch_size // images * images / schedule.batch_size  # where this pass began
+    return rise * schedule.lr * DECAYS[schedule.decay](schedule, fallen, steps)
 
 
 def automatic_length(images: int, batch_size: int) -> tuple[int, int]:
@@ -89,6 +97,16 @@ class ScheduleConfig(Options):
     decay_at: float = option(2 / 3, "fraction of the steps after which the learning rate falls", above=0, at_most=1)
     decay_also_at: list[float] = option([], "later fractions of the steps after which it falls once more", at_most=1)
     decay_factor: float = option(0.1, "what the learning rate is multiplied by", above=0)
+    decay_per_epoch: bool = option(
+        False, "the learning rate falls after each pass over the training images, and not in each step"
+    )
+    layer_decay: float = option(
+        1.0, "factor on the learning rate from one depth of the backbone to the depth before it", above=0, at_most=1
+    )
+    clip_norm: float | None = option(None, "largest norm of the whole gradient; null: any", above=0)
+    label_smoothing: float = option(
+        0.0, "fraction of each label that is spread over all classes in training", at_least=0, below=1
+    )
     aspect: str = option(
         "squash",
         "squash: images become backbone.resize x backbone.resize; keep: their shorter side becomes backbone.resize",
@@ -178,6 +196,9 @@ class OptimizerConfig(Options):
     key: ClassVar[str] = "optimizer"
 
     name: str = option(help="name of the optimizer")
+    decay_vectors: bool = option(
+        True, "whether weight decay holds parameters of one dimension too: biases, and scales of normalisation layers"
+    )
 
 
 @dataclass
@@ -224,8 +245,9 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over everything that the method trains.
 
-    That is the head, the method's own parameters, and the backbone unless the method freezes it. Each group has an
-    `lr_factor`, by which the loop multiplies the schedule's learning rate.
+    That is the head, the method's own parameters, and what the method trains of the backbone. Each group has an
+    `lr_factor`, by which the loop multiplies the schedule's learning rate: in the backbone, a power of
+    schedule.layer_decay that grows with the distance from the head (`depths_below_head`).
     """
     if method.needs.frozen_backbone:
         target.freeze()
@@ -234,14 +256,32 @@ def make_optimizer(
     slowly: dict[nn.Parameter, None] = dict.fromkeys(method.trained_slowly())
     groups: Groups = [
         {"params": list(target.head_parameters().values()), "lr_factor": 1.0},
-        {"params": list(target.backbone_parameters().values()), "lr_factor": schedule.backbone_lr_factor},
+        *_by_depth(target, method, schedule),
         {"params": [p for p in method.trained() if p not in slowly], "lr_factor": 1.0},
         {"params": list(slowly), "lr_factor": schedule.backbone_lr_factor},
     ]
     for group in groups:
         group["params"] = [p for p in group["params"] if p.requires_grad]
+    if not config.decay_vectors:
+        groups = [part for group in groups for part in _without_decay_of_vectors(group)]
     make = OPTIMIZERS[config.name].thing
     return make([group for group in groups if group["params"]], config, schedule.lr, method.weight_decay)
+
+
+def _by_depth(target: Network, method: Regularizer, schedule: ScheduleConfig) -> Groups:
+    """What the method trains of the backbone, from the stem on: one group without schedule.layer_decay."""
+    depths = depths_below_head(target.model, target.is_head) if schedule.layer_decay < 1 else {}
+    groups: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in method.trained_in_backbone(target).items():
+        groups.setdefault(depths.get(name, 0), []).append(parameter)
+    factor = schedule.backbone_lr_factor
+    return [{"params": group, "lr_factor": factor * schedule.layer_decay**depth} for depth, group in groups.items()]
+
+
+def _without_decay_of_vectors(group: dict[str, Any]) -> Groups:
+    matrices = [p for p in group["params"] if p.dim() > 1]
+    vectors = [p for p in group["params"] if p.dim() <= 1]
+    return [group | {"params": matrices}, group | {"params": vectors, "weight_decay": 0.0}]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

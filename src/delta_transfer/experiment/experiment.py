@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 
 from ..common.console import Display, log
@@ -35,12 +34,12 @@ from ..engine.config import (
     say_what_it_trains,
     seed_of_modules,
     source_shapes,
+    task_loss,
     weights_name,
 )
 from ..engine.evaluation import Evaluator, NotFinite
 from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
-from ..models import ArcFaceLoss
 from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source
 from ..records.cards import in_words, make_card, metadata_of
@@ -135,7 +134,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                     config.backbone.aux_weight,
                     config.compile,
                     config.schedule.accumulate,
-                    ArcFaceLoss(**vars(config.arcface)) if config.task == "verification" else F.cross_entropy,
+                    task_loss(config),
+                    config.schedule.clip_norm,
                 )
 
                 # --- Training ---

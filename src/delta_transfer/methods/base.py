@@ -88,6 +88,7 @@ class Needs:
     frozen_backbone: bool = False  # only the head is trained; the whole network stays in evaluation mode
     own_batchnorm: bool = False  # `setup` replaces the target's BatchNorm layers
     micro_batches_again: bool = False  # `after_step` gets the micro-batches of the step
+    same_steps: bool = False  # it computes steps of the optimizer itself, without clipping, with one weight decay
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,8 @@ class Regularizer(nn.Module):
     ) -> None:
         """Called with the initial target network, before training and before a checkpoint is loaded.
 
-        It may change the target: the values of its head, or layers for others with the same parameters.
+        It may change the target: the values of its head, layers for others with the same parameters, or which
+        parameters have a gradient.
         map_shapes: (C, H, W) of each tapped feature map, for methods whose own modules depend on it.
         source_shapes: of all that the source returns, also its logits. None: the source has the target's taps.
         """
@@ -203,6 +205,10 @@ class Regularizer(nn.Module):
     def trained(self) -> list[nn.Parameter]:
         """Parameters of its own that the optimizer trains with the target, on the same loss."""
         return list(self.parameters())
+
+    def trained_in_backbone(self, target: Network) -> dict[str, nn.Parameter]:
+        """Parameters of the target's backbone that the optimizer trains: those that `setup` left with a gradient."""
+        return {name: p for name, p in target.backbone_parameters().items() if p.requires_grad}
 
     def trained_slowly(self) -> list[nn.Parameter]:
         """Those of `trained` that have the backbone's learning rate, since they come from the source as it does."""

@@ -141,7 +141,8 @@ class L2TWW(FM):
         super().__init__(alpha, beta, weight_decay, pairs)
         self.what, self.where = what, one_of("where", where, *WHERE)
         self.inner_steps, self.meta_lr, self.meta_weight_decay = inner_steps, meta_lr, meta_weight_decay
-        self.needs = replace(type(self).needs, micro_batches_again=meta_lr > 0 and (what or where != OFF))
+        looks_ahead = meta_lr > 0 and (what or where != OFF)
+        self.needs = replace(type(self).needs, micro_batches_again=looks_ahead, same_steps=looks_ahead)
         self.meta_networks = nn.ModuleDict()
         self.adam: torch.optim.Adam | None = None
         self.replayed = Replayed()

@@ -133,6 +133,7 @@ class Sum(Regularizer):
             other_sources=all(each.other_sources for each in needs),
             own_batchnorm=bool(own),
             micro_batches_again=any(each.micro_batches_again for each in needs),
+            same_steps=any(each.same_steps for each in needs),
         )
 
     def by_name(self) -> dict[str, Regularizer]:
@@ -153,6 +154,11 @@ class Sum(Regularizer):
 
     def trained(self) -> list[nn.Parameter]:
         return [parameter for term in self.by_name().values() for parameter in term.trained()]
+
+    def trained_in_backbone(self, target: Network) -> dict[str, nn.Parameter]:
+        """Parameters that all terms leave to the optimizer."""
+        of_terms = [term.trained_in_backbone(target) for term in self.by_name().values()]
+        return {name: p for name, p in of_terms[0].items() if all(name in others for others in of_terms)}
 
     def trained_slowly(self) -> list[nn.Parameter]:
         return [parameter for term in self.by_name().values() for parameter in term.trained_slowly()]
