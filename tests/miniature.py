@@ -1,5 +1,6 @@
 """A miniature CUB-200-2011 in its publisher's layout, and the command line run in this process."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from delta_transfer.cli.compose import compose_config
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.methods import METHODS
 from delta_transfer.models.zoo import BackboneConfig, build_source
+from delta_transfer.records.integrity import with_digest
 from delta_transfer.train import main
 
 
@@ -71,6 +73,11 @@ def tiny_overrides(root: Path, results: Path) -> list[str]:
         f"results_dir={results}",
         "device=cpu",
     ]
+
+
+def rewrite(folder: Path, record: dict) -> None:
+    """Writes a run's summary.json with `record`, as if the run had ended with it."""
+    (folder / "summary.json").write_text(json.dumps(with_digest(record)))
 
 
 def source_for(reg: str, folder: Path) -> list[str]:

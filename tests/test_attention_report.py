@@ -33,7 +33,7 @@ from delta_transfer.models.small_resnet import SmallResNet
 from delta_transfer.records.reading import Damaged, read
 
 from .conftest import randomise_batchnorm
-from .miniature import delta_run
+from .miniature import delta_run, rewrite
 
 
 def write_run(folder: Path, dataset="cub", backbone="net", source="a", seed=0, fit=None, changes=None, **importance):
@@ -408,7 +408,7 @@ def test_a_run_on_folds_shows_no_test_image(tiny_run, tmp_path):
     record = json.loads((tiny_run / "summary.json").read_text())
     record["config"]["split"] |= {"folds": 2, "fold": 0}
     shutil.copytree(tiny_run, tmp_path / tiny_run.name)
-    (tmp_path / tiny_run.name / "summary.json").write_text(json.dumps(record))
+    rewrite(tmp_path / tiny_run.name, record)
     run = replay(tmp_path / tiny_run.name)
     (_, figure), *_ = patch_figures(attention_of(run.record), "name", run, 1)
     assert "in 33 validation images" in figure.get_suptitle()

@@ -27,6 +27,7 @@ from .children import (
     KillAtLine,
     finish,
     jumping_clock,
+    killed_after_the_summary,
     start,
     without_privileges,
 )
@@ -301,6 +302,17 @@ def flip_a_bit(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+def test_killed_right_after_its_summary_it_leaves_nothing_when_the_next_command_has_seen_it(cub_root, tmp_path):
+    arguments = command(cub_root, tmp_path / "results", "reg=l2")
+    assert finish(arguments, killed_after_the_summary)[0] == -signal.SIGKILL
+    run = only_run(tmp_path / "results")
+    left, summary = {path.name for path in run.iterdir()}, (run / "summary.json").read_bytes()
+    assert {"last.pt", ".lock", "summary.json"} <= left
+    assert finish(arguments)[0] == 0
+    assert {path.name for path in run.iterdir()} == left - {"last.pt", ".lock"}
+    assert (run / "summary.json").read_bytes() == summary
 
 
 @pytest.mark.parametrize("damage", [cut_off, flip_a_bit])

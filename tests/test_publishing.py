@@ -38,7 +38,7 @@ def test_paths_are_cut_and_all_else_stays():
 def results(tmp_path):
     """Two methods with two seeds, with metrics, predictions, class names and channel attention; one unfinished run."""
     records = [
-        record(method, seed, 50.0 + seed, backbone__taps=["layer1"], reg__attention={"temperature": 5.0})
+        record(method, seed, 50.0 + 2 * seed, backbone__taps=["layer1"], reg__attention={"temperature": 5.0})
         for method in ("l2", "delta")
         for seed in (0, 1)
     ]
@@ -47,8 +47,9 @@ def results(tmp_path):
         folder = tmp_path / "results" / "runs" / one["run_id"]
         (folder / "metrics.jsonl").write_text('{"step": 10, "loss": 2.0}\n{"step": 20, "loss": NaN}\n{"step"')
         (folder / "classes.json").write_text('["wren", "robin"]')
-        logits = np.random.default_rng(number).random((30, 2)).astype(np.float32)
-        np.savez(folder / "predictions.npz", labels=np.arange(30) % 2, logits=logits, index=np.arange(30))
+        logits = np.random.default_rng(number).random((50, 2)).astype(np.float32)
+        labels = np.where(np.arange(50) < one["test_top1"] / 2, logits.argmax(axis=1), logits.argmin(axis=1))
+        np.savez(folder / "predictions.npz", labels=labels, logits=logits, index=np.arange(50))
         importance = {"layer1": torch.arange(4.0) ** (number + 1)}
         (folder / "attention.safetensors").write_bytes(save_with_checksum(importance))
     (tmp_path / "results" / "runs" / "going").mkdir()

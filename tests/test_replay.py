@@ -14,7 +14,7 @@ from delta_transfer.engine.evaluation import evaluate
 from delta_transfer.inspect.finished import config_of, run_folder
 from delta_transfer.inspect.replay import replay
 
-from .miniature import delta_run, tiny_overrides, write_cub
+from .miniature import delta_run, rewrite, tiny_overrides, write_cub
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def copied(run: Path, to: Path, **changes) -> Path:
     """The run in another folder, with parts of its record changed."""
     shutil.copytree(run, to)
     record = json.loads((to / "summary.json").read_text())
-    (to / "summary.json").write_text(json.dumps(record | changes))
+    rewrite(to, record | changes)
     return to
 
 
@@ -76,7 +76,7 @@ def test_data_and_weights_at_another_place(made, tmp_path):
     record = json.loads((moved / "summary.json").read_text())
     record["config"]["dataset"]["root"] = "/elsewhere/CUB_200_2011"
     record["config"]["backbone"]["weights"] = "source.safetensors"
-    (moved / "summary.json").write_text(json.dumps(record))
+    rewrite(moved, record)
     with pytest.raises(UserError, match="/elsewhere/CUB_200_2011.*--data-dir DIR"):
         replay(moved, weights=made["weights"])
     with pytest.raises(UserError, match="source.safetensors.*--weights FILE"):

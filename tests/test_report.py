@@ -316,10 +316,10 @@ def test_skipped_and_unfinished_runs_are_listed(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out.splitlines()[1:] == ["cub,resnet18,,l2,57.4,,1,,,,"]
     skipped = err.splitlines()
-    assert skipped[0].startswith("skipped cut: summary.json is unreadable")
+    assert skipped[0].startswith("skipped cut: ")
     assert skipped[1:] == [
         "skipped failed: failed: boom",
-        "skipped list: summary.json is unreadable: not a JSON object",
+        "skipped list: its record cannot be used: not a JSON object",
         f"skipped new: unknown schema 9 (this version reads {SCHEMA})",
         "unfinished: 1 (going)",
     ]

@@ -90,6 +90,7 @@ def test_beside_published():
 
 def save_predictions(folder, records, right):
     """`right`: share of 100 images that each run gets right, by method."""
+    records = [r | {"test_top1": 100 * right[r["config"]["reg"]["name"]]} for r in records]
     save(folder, records)
     for r in records:
         correct = np.arange(100) < 100 * right[r["config"]["reg"]["name"]]
@@ -123,7 +124,7 @@ def test_damaged_or_missing_predictions_are_named(tmp_path, capsys):
     (tmp_path / "runs" / record("delta")["run_id"] / "predictions.npz").write_bytes(b"PK half")
     assert report.main([str(tmp_path), str(tmp_path / "misspelt"), "--per-image", "--format", "markdown"]) == 0
     out, err = capsys.readouterr()
-    assert "57.4 (1)" in out and "bootstrap" not in out and f"no such folder: {tmp_path / 'misspelt'}" in err
+    assert "80.0 (1)" in out and "bootstrap" not in out and f"no such folder: {tmp_path / 'misspelt'}" in err
     assert record("delta")["run_id"] in err and "no per-image test" in err
 
 

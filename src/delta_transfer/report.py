@@ -27,11 +27,11 @@ from pathlib import Path
 from .common import tables
 from .common.console import log, show_messages, stoppable
 from .common.errors import UserError
-from .records.reading import Record, folds, read_all, run_id, transfers
+from .records.reading import Damaged, Record, folds, read_all, run_id, transfers
 from .reporting import export, sections
 from .reporting.comparison import Comparison, compare, together
 from .reporting.published import PROTOCOLS
-from .reporting.record_views import METRICS, problem
+from .reporting.record_views import METRICS, contradiction, problem
 from .reporting.selection import Selection, choose, command
 
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
@@ -198,6 +198,8 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], list[Re
     without_validation, on_folds, otherwise_validated = 0, 0, 0
     for record in records:
         reason = problem(record, args.metric)
+        if reason is None and args.metric != "val_top1":
+            reason = against_predictions(record, say=not args.per_image)
         if reason == "no val_top1":  # a final run, which trains on all training images
             without_validation += 1
         elif reason == f"no {args.metric}" and folds(record):  # a run that serves to choose settings
@@ -225,6 +227,16 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], list[Re
     if unfinished:
         log.info(f"unfinished: {len(unfinished)} ({', '.join(unfinished)})")
     return usable, verified, failed
+
+
+def against_predictions(record: Record, say: bool) -> str | None:
+    """`contradiction`. Where a file cannot be compared, the record counts, and `say` names the file."""
+    try:
+        return contradiction(record)
+    except Damaged as error:
+        if say:  # the tables of --per-image name it too
+            log.info(f"not compared with its predictions: {run_id(record)}: {error}")
+        return None
 
 
 def emit(selections: list[Selection], seeds: int) -> int:

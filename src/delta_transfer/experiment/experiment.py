@@ -42,8 +42,10 @@ from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
 from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source
+from ..records.arrays import PREDICTIONS, SIMILARITIES, predictions
 from ..records.cards import in_words, make_card, metadata_of
-from ..records.checked import fingerprint, save_with_checksum
+from ..records.checked import MODEL, fingerprint, save_with_checksum
+from ..records.integrity import DIGESTS, array_digest
 from ..records.locks import InUse
 from ..records.run_directory import CLASSES, SCHEMA, RunDirectory, RunResult, finished_before, git_commit, timestamp
 from .failures import explain
@@ -86,6 +88,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     directory = RunDirectory(Path(config.results_dir) / "runs" / name, writes=devices.rank() == 0)
     before = devices.broadcast_from_rank0(directory.summary)
     if (finished := finished_before(name, before, config.retry_failed)) is not None:
+        predictions(finished.summary | {"folder": directory.path})  # raises Damaged if they were changed
+        directory.clear_away()
         return finished
     trains_backbone = any(not stage.method.needs.frozen_backbone for stage in stages)
     shapes = source.map_shapes(micro_batch, config.backbone.image_size, training=trains_backbone)
@@ -280,7 +284,11 @@ def write_outputs(
     test: dict[str, Any] | None,
     summary: dict[str, Any],
 ) -> None:
-    """Test predictions, class names, the trained weights, and what the method learned; a model card on request."""
+    """Test predictions, class names, the trained weights, and what the method learned; a model card on request.
+
+    The summary gets the digests of what is written.
+    """
+    digests = summary[DIGESTS] = {}
     if test is not None:
         arrays = {name: value for name, value in test.items() if isinstance(value, np.ndarray)}
         if dataset.pairs is None:
@@ -288,12 +296,15 @@ def write_outputs(
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         directory.write("pairs.npz" if dataset.pairs else "predictions.npz", buffer.getvalue())
+        what, kept = ("pairs", SIMILARITIES) if dataset.pairs else ("predictions", PREDICTIONS)
+        digests[what] = array_digest({key: arrays[key] for key in kept})
     directory.write(CLASSES, json.dumps(dataset.classes).encode())
     if runner.modules:
         directory.write("method.safetensors", save_with_checksum(runner.modules))
     weights, metadata = runner.trained().cpu_weights(), {}
+    digests["weights"] = fingerprint(weights)
     if config.model_card:
-        card = make_card(summary, dataset.classes, fingerprint(weights))
+        card = make_card(summary, dataset.classes, digests["weights"])
         metadata = metadata_of(card)
         directory.write("MODEL_CARD.md", in_words(card).encode())
-    directory.write("model.safetensors", save_with_checksum(weights, metadata))
+    directory.write(MODEL, save_with_checksum(weights, metadata))

@@ -12,7 +12,7 @@ from ..data import load_dataset
 from ..engine import devices
 from ..engine.config import EMBEDDED, RunConfig, name_of
 from ..models.zoo import BackboneConfig
-from ..records.checked import load_with_checksum
+from ..records.checked import MODEL, load_trained
 from ..records.locks import InUse, wait_for_lock
 from ..records.run_directory import RunResult
 from .experiment import run
@@ -69,10 +69,11 @@ def _train(recipe: RunConfig) -> str:
     lock = nullcontext() if devices.shared() else wait_for_lock(folder / ".lock", "trains the source network")
     with lock:
         log.info("Source network of the embedded data (delta-pretrain):")
-        trained = folder / "runs" / _when_free(lambda: run(recipe)).summary["run_id"]
-        path = trained / "model.safetensors"
+        summary = _when_free(lambda: run(recipe)).summary
+        trained = folder / "runs" / summary["run_id"]
+        path = trained / MODEL
         try:
-            load_with_checksum(path)
+            load_trained(trained, summary)
         except (ValueError, OSError) as error:
             log.info(f"{path} is damaged ({error}): it is trained again")
             (trained / "summary.json").unlink()

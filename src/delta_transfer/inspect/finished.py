@@ -14,10 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from ..common.errors import UserError
+from ..common.untrusted import read_regular
 from ..engine.config import RunConfig, run_config_from
 from ..models import Network
 from ..models.zoo import bare_network
-from ..records.checked import load_with_checksum
+from ..records.checked import MODEL, load_trained
 from ..records.reading import harmless, read
 from ..records.run_directory import CLASSES, unreadable
 
@@ -95,20 +96,20 @@ def config_of(record: dict[str, Any]) -> RunConfig:
 
 def trained_weights(record: dict[str, Any]) -> dict[str, Tensor]:
     """The weights that the run trained. Raises UserError if its folder has none, or a damaged file."""
-    path = record["folder"] / "model.safetensors"
+    path = record["folder"] / MODEL
     if not path.is_file():
         raise UserError(
             f"{path} is not there (published records come without their networks): take a run made here, or make "
             "this one again with delta-run."
         )
     try:
-        return load_with_checksum(path)[0]
+        return load_trained(record["folder"], record)
     except (ValueError, OSError) as error:
         raise not_of_this_run(record, error) from None
 
 
 def not_of_this_run(record: dict[str, Any], error: object) -> UserError:
-    path = record["folder"] / "model.safetensors"
+    path = record["folder"] / MODEL
     return UserError(f"{path} is not the network of this run: {str(error).strip().splitlines()[0]}")
 
 
@@ -116,7 +117,7 @@ def class_names(record: dict[str, Any]) -> tuple[str, ...]:
     """Raises UserError for a file that is missing or damaged."""
     path = record["folder"] / CLASSES
     try:
-        names = harmless(json.loads(path.read_text(encoding="utf-8")))
+        names = harmless(json.loads(read_regular(path)))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     if not isinstance(names, list) or len(names) != record.get("num_classes"):

@@ -3,14 +3,14 @@
 The functions take the record of a run in a folder of its own, or of one in a bundle (reading.py).
 """
 
-import hashlib
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.untrusted import most_unpacked
+from ..common.untrusted import check_header, most_unpacked, open_regular
+from .integrity import WHAT_TO_DO, array_digest, digest_of
 from .reading import ARRAYS, Damaged, Record, attention_options, is_number, run_id, section
 
 if TYPE_CHECKING:  # slow to import, and most tables do not need it
@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # slow to import, and most tables do not need it
 PREDICTIONS = ("labels", "logits", "index")
 SIMILARITIES = ("similarities", "same", "fold")
 ATTENTION = "attention.safetensors"
+LARGEST = 64 * 2**30  # bytes of a file of arrays
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def predictions(record: Record) -> Predictions | None:
     arrays, place = _arrays(record, "predictions.npz", PREDICTIONS)
     if arrays is None:
         return None
+    _check_digest(record, "predictions", arrays, place)
     made = Predictions(**arrays)
     numbers = made.logits.dtype.kind == "f" and made.labels.dtype.kind == made.index.dtype.kind == "i"
     n = made.logits.shape[0] if numbers and made.logits.ndim == 2 and made.logits.shape[1] else 0
@@ -76,6 +78,7 @@ def pair_similarities(record: Record) -> PairSimilarities | None:
     arrays, place = _arrays(record, "pairs.npz", SIMILARITIES)
     if arrays is None:
         return None
+    _check_digest(record, "pairs", arrays, place)
     made = PairSimilarities(**arrays)
     kinds, shapes = [values.dtype.kind for values in arrays.values()], {values.shape for values in arrays.values()}
     whole = (
@@ -134,24 +137,21 @@ def _fitted(path: Path) -> "tuple[dict[str, np.ndarray] | None, str | None]":
     if not path.exists():
         return None, None
     try:
+        check_header(path)
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-        if metadata.get("sha256", expected := _checksum(arrays)) != expected:
+        if metadata.get("sha256", expected := array_digest(arrays)) != expected:
             raise ValueError("its checksum is wrong")
     except (SafetensorError, ValueError, TypeError, OSError) as error:
         raise Damaged(f"{path} cannot be read: {error}") from None
     return arrays, metadata.get("weights")
 
 
-def _checksum(arrays: "dict[str, np.ndarray]") -> str:
-    """The checksum of records/checked.py: sha256 over names, torch's names of the kinds, shapes and values."""
-    kinds = "".join(f"{name} torch.{arrays[name].dtype} {arrays[name].shape}\n" for name in sorted(arrays))
-    values = hashlib.sha256()
-    for name in sorted(arrays):
-        values.update(name.encode())
-        values.update(arrays[name].tobytes())
-    return hashlib.sha256((kinds + values.hexdigest()).encode()).hexdigest()
+def _check_digest(record: Record, what: str, arrays: "dict[str, np.ndarray]", place: str) -> None:
+    """Raises Damaged for arrays that are not those of the run."""
+    if (expected := digest_of(record, what)) is not None and array_digest(arrays) != expected:
+        raise Damaged(f"{place}: the {what} of {run_id(record)} were changed after the run ended: {WHAT_TO_DO}")
 
 
 def _arrays(record: Record, name: str, keys: Iterable[str]) -> "tuple[dict[str, np.ndarray] | None, str]":
@@ -164,10 +164,10 @@ def _arrays(record: Record, name: str, keys: Iterable[str]) -> "tuple[dict[str, 
     if not path.exists():
         return None, str(path)
     try:
-        with zipfile.ZipFile(path) as file:
+        with open_regular(path, LARGEST) as opened, zipfile.ZipFile(opened) as file:
             if sum(entry.file_size for entry in file.infolist()) > most_unpacked(path.stat().st_size):
                 raise ValueError("a decompression bomb")
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        with open_regular(path, LARGEST) as opened, np.load(opened, allow_pickle=False) as arrays:
             if bundled and not any(prefix + key in arrays.files for key in keys):
                 return None, str(path)
             return {key: arrays[prefix + key] for key in keys}, str(path)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..common.console import shorten_list, spelled_out
 from ..common.errors import UserError
+from ..common.untrusted import check_header
 
 SUFFIX = ".safetensors"
 FORMAT = 1
@@ -103,9 +104,10 @@ def read_card(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"source: there is no file {path}.")
     try:
+        check_header(path)
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"source: {path} cannot be read: {str(error).splitlines()[0]}") from None
     if KEY not in metadata:
         raise UserError(

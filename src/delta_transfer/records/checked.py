@@ -1,13 +1,19 @@
 """safetensors files with a checksum in their metadata."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, uint8
 
+from ..common.untrusted import check_header
+from .integrity import WHAT_TO_DO, digest_of
+
 CHECKSUM = "sha256"
+MODEL = "model.safetensors"  # in a run's folder: the weights that it trained
 
 
 def save_with_checksum(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
@@ -15,20 +21,33 @@ def save_with_checksum(tensors: dict[str, Tensor], metadata: dict[str, str] | No
     return save(tensors, (metadata or {}) | {CHECKSUM: _checksum(tensors)})
 
 
-def load_with_checksum(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata, the checksum left out. A file without a checksum, as other programs write it, is read too.
+def load_with_checksum(path: Path, required: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata, the checksum left out. A file without a checksum, as other programs write it, is read too,
+    unless one is `required`.
 
     Raises ValueError for a damaged file, OSError for one that cannot be opened.
     """
+    check_header(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    if metadata.pop(CHECKSUM, None) not in (None, _checksum(tensors)):
+    found = metadata.pop(CHECKSUM, None)
+    if found is None and required:
+        raise ValueError("it has no checksum, and a run writes one")
+    if found not in (None, _checksum(tensors)):
         raise ValueError("its checksum is wrong")
     return tensors, metadata
+
+
+def load_trained(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights that the run in `folder` trained. Raises ValueError for those of another run, and OSError."""
+    tensors, _ = load_with_checksum(folder / MODEL, required=True)
+    if (expected := digest_of(record, "weights")) is not None and fingerprint(tensors) != expected:
+        raise ValueError(f"it has other weights than the run trained: {WHAT_TO_DO}")
+    return tensors
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:

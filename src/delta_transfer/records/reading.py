@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.console import spelled_out
 from ..common.errors import UserError
+from ..common.untrusted import MIB, read_regular
+from .integrity import problem_of
 
 if TYPE_CHECKING:  # slow to import, and most tables do not need it
     import pandas as pd
 
 Record = dict[str, Any]  # summary.json with its `folder`; any other key may be missing
 
+LONGEST_RECORD = 64 * MIB
 RECORDS, ARRAYS = "records.jsonl", "predictions.npz"  # the files of a bundle
 
 
@@ -146,7 +149,7 @@ def read(folder: Path) -> Record:
     """
     known: Record = {"run_id": spelled_out(folder.name), "folder": folder}
     try:
-        text = (folder / "summary.json").read_text(encoding="utf-8")
+        text = read_regular(folder / "summary.json", LONGEST_RECORD).decode()
     except (OSError, ValueError) as error:
         return known | {"unreadable": error}
     return known | _record_of(text) | {"folder": folder, "bundled": False}
@@ -156,12 +159,13 @@ def read_bundle(folder: Path) -> list[Record]:
     """The records of a bundle, as `read` gives them. Raises Damaged if its file cannot be read at all."""
     path = folder / RECORDS
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular(path).decode().split("\n")
     except (OSError, ValueError) as error:
         raise Damaged(f"{path} cannot be read: {error}") from None
     return [
         {"run_id": f"{path}, line {number}"} | _record_of(line) | {"folder": folder, "bundled": True}
         for number, line in enumerate(lines, 1)
+        if line
     ]
 
 
@@ -170,6 +174,8 @@ def _record_of(text: str) -> Record:
         record = json.loads(text)
         if not isinstance(record, dict):
             return {"unreadable": "not a JSON object"}
+        if problem := problem_of(record):
+            return {"unreadable": problem}
         # The function `metrics` treats the lines of a bundle as it treats those of a file.
         return {spelled_out(key): value if key == "metrics" else harmless(value) for key, value in record.items()}
     except (ValueError, RecursionError) as error:
@@ -208,10 +214,10 @@ def log_lines(record: Record) -> list[dict[str, Any]]:
     else:
         place = record["folder"] / "metrics.jsonl"
         try:
-            text = place.read_text(encoding="utf-8")
+            text = read_regular(place).decode()
         except FileNotFoundError:
             return []
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise Damaged(f"{place} cannot be read: {error}") from None
         lines = text[: text.rfind("\n") + 1].splitlines()
     checked = []

@@ -4,17 +4,21 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from ..common.console import log
 from ..common.errors import RunFailed, UserError
+from ..common.untrusted import read_regular
 from .files import naming, remove_unfinished, sync, sync_folder, whole_file
-from .locks import try_lock
+from .integrity import problem_of, with_digest
+from .locks import InUse, try_lock
+from .reading import LONGEST_RECORD
 
 SCHEMA = 3  # of summary.json and the files beside it
+LOCK = ".lock"
 CLASSES = "classes.json"  # in a run's folder: the class names, in the order of the logits
 
 
@@ -36,7 +40,7 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         sync_folder(self.path.parent)
         self._stack = ExitStack()
-        self._check = self._stack.enter_context(try_lock(self.path / ".lock", self.path.name))
+        self._check = self._stack.enter_context(try_lock(self.path / LOCK, self.path.name))
         remove_unfinished(self.path)
         return self
 
@@ -47,16 +51,22 @@ class RunDirectory:
     def summary(self) -> dict[str, Any] | None:
         """The record of a run that ended, finished or failed; None if it did not end. Needs no lock.
 
-        Raises UserError for a record of another version, which this one would misread.
+        Raises UserError for a record of another version, which this one would misread, and for one that was changed.
         """
         path = self.path / "summary.json"
         try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+            content = read_regular(path, LONGEST_RECORD)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            raise UserError(f"{path}: {error}. Remove it, and make the run again.") from None
+        try:
+            summary = json.loads(content)
+        except (ValueError, RecursionError):
             return None
         if not isinstance(summary, dict):
             return None
-        if (problem := unreadable(summary)) is not None:
+        if problem := unreadable(summary) or problem_of(summary):
             raise UserError(f"{path}: {problem}")
         return summary
 
@@ -86,12 +96,18 @@ class RunDirectory:
         if self.writes and self.metrics_path.exists():
             with open(self.metrics_path, "rb") as file:
                 sync(file)
-        self.write("summary.json", json.dumps(summary, indent=2, allow_nan=False).encode())
+        self.write("summary.json", json.dumps(with_digest(summary), indent=2, allow_nan=False).encode())
 
     def remove_checkpoint(self) -> None:
         if self.writes:
             self._check()
             self.checkpoint_path.unlink(missing_ok=True)
+
+    def clear_away(self) -> None:
+        """Removes the lock and the checkpoint of a finished run, which a process left that was killed at its end."""
+        if self.writes and (self.checkpoint_path.exists() or (self.path / LOCK).exists()):
+            with suppress(InUse, OSError), self:
+                self.remove_checkpoint()
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         if self.writes:

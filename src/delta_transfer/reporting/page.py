@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..common.errors import UserError
 from ..common.tables import Entry, Table
+from ..common.untrusted import MIB, read_regular
 from ..records.reading import Record, one_line, run_id
 from .comparison import Comparison, Row, distinct_runs
 from .logs import Warn
@@ -27,6 +28,7 @@ POLICY = (
     "form-action 'none'; base-uri 'none'"
 )
 PNG = b"\x89PNG\r\n\x1a\n"
+LARGEST_PICTURE = 64 * MIB
 MAX_OPEN = 4  # groups of charts; more are folded up, so that a page of many data sets stays short
 MAX_NAMES = 6  # in the line below the title
 LONG = 40  # characters, from which on the words of a cell get a wide column of small print
@@ -248,10 +250,10 @@ def key_html(key: Key) -> str:
 
 def picture_html(path: Path, warn: Warn) -> str | None:
     try:
-        data = path.read_bytes()
+        data = read_regular(path, LARGEST_PICTURE)
         beside = path.with_suffix(".txt")
-        caption = beside.read_text(encoding="utf-8").strip() if beside.exists() else path.stem
-    except (OSError, UnicodeDecodeError) as error:
+        caption = read_regular(beside, MIB).decode().strip() if beside.exists() else path.stem
+    except (OSError, ValueError) as error:
         warn(f"not in the page: {path} or its caption cannot be read: {error}")
         return None
     if not data.startswith(PNG):

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.console import log
 from ..common.errors import UserError
+from ..common.untrusted import read_regular
 from ..records.arrays import channel_attention, pair_similarities, predictions
 from ..records.files import write_atomically
+from ..records.integrity import DIGESTS, with_digest
 from ..records.reading import ARRAYS, RECORDS, Record, harmless, log_lines, one_line, read_all, run_id
 
 if TYPE_CHECKING:
@@ -82,10 +84,11 @@ def line_of(record: Record) -> Record:
     classes = record["folder"] / "classes.json"
     if not record.get("bundled") and classes.exists():
         try:
-            kept["classes"] = harmless(json.loads(classes.read_text(encoding="utf-8")))
+            kept["classes"] = harmless(json.loads(read_regular(classes)))
         except (OSError, ValueError) as error:
             raise UserError(f"{classes} cannot be read: {error}") from None
-    return {key: without_paths(value) for key, value in kept.items()} | {"metrics": log_lines(record)}
+    line = {key: without_paths(value) for key, value in kept.items()} | {"metrics": log_lines(record)}
+    return with_digest(line) if DIGESTS in line else line
 
 
 def arrays_of(record: Record) -> "dict[str, np.ndarray]":

@@ -4,6 +4,9 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 
+from ..common.pair_metrics import pair_metrics
+from ..records.arrays import pair_similarities, predictions
+from ..records.integrity import WHAT_TO_DO
 from ..records.reading import (
     Record,
     begins_at_random,
@@ -46,7 +49,7 @@ def problem(record: object, metric: str = "test_top1") -> str | None:
     if not isinstance(record, dict):
         return "not a JSON object"
     if record.get("unreadable"):
-        return f"summary.json is unreadable: {one_line(record['unreadable'])}"
+        return f"its record cannot be used: {one_line(record['unreadable'])}"
     if record.get("schema") != SCHEMA:
         return f"unknown schema {record.get('schema')!r} (this version reads {SCHEMA})"
     if record.get("error"):
@@ -61,6 +64,23 @@ def problem(record: object, metric: str = "test_top1") -> str | None:
         return f"no {metric}"
     if not is_number(value):
         return f"{metric} is not a finite number: {value!r}"
+    return None
+
+
+def contradiction(record: Record) -> str | None:
+    """What speaks against the accuracy of a record: predictions or pairs that give another; None if nothing does.
+
+    Raises Damaged for a file that cannot be read or was changed.
+    """
+    found: dict[str, float] = {}
+    if (made := predictions(record)) is not None:
+        found["test_top1"] = 100 * float(made.correct.mean())
+    if (pairs := pair_similarities(record)) is not None:
+        found["test_pair_accuracy"] = pair_metrics(pairs.similarities, pairs.same, pairs.fold)["pair_accuracy"]
+    for key, value in found.items():
+        recorded = record.get(key)
+        if is_number(recorded) and abs(recorded - value) > 1e-6:  # type: ignore[operator]
+            return f"its {key} is {recorded}, but its predictions give {value:.4f}: {WHAT_TO_DO}"
     return None
 
 
