@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image, ImageOps
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from delta_transfer.cli.export import main
+from delta_transfer.cli.predict import main as predict
 from delta_transfer.inspect.finished import finished
 from delta_transfer.models import Network, portable
 from delta_transfer.models.zoo import bare_network, options_for
@@ -177,6 +179,9 @@ def test_card_and_metadata_say_what_the_network_is(run, tmp_path):
     with safe_open(tmp_path / "model.safetensors", framework="np") as file:
         card = json.loads(file.metadata()["model_card"])
     assert card["preprocessing"] == {
+        "orientation": "as EXIF says",
+        "transparency": "on white",
+        "scale": None,
         "resize": 36,
         "aspect": "squash",
         "interpolation": "bilinear, antialiased",
@@ -193,12 +198,94 @@ def test_card_and_metadata_say_what_the_network_is(run, tmp_path):
         f"{record['test_top1']:.2f} % of n = 6 test images",
         record["command"],
         f"torch {record['versions']['torch']}",
-        "squashed to 36 x 36 pixels (bilinear, antialiased), centre crop of 32 x 32",
+        "squashed to 36 x 36 pixels (bilinear, antialiased",
+        "centre crop of 32 x 32 pixels",
+        "measured in fp32",
         "minus [0.2, 0.5, 0.7]",
         'torchvision.models.get_model("resnet18", num_classes=3)',
     ):
         assert said in words
     assert read_card(tmp_path / "model.safetensors")["network"]["mean"] == [0.2, 0.5, 0.7]
+
+
+def follow(words: str, path: Path, network: torch.nn.Module) -> np.ndarray:
+    """The probabilities of an image, by the steps of a model card and nothing of this package."""
+    steps = re.findall(r"^\d\. (.*)", words, re.M)
+    assert len(steps) == 7
+    turned, white, rgb, resized, cropped, scaled, _ = steps
+    image = Image.open(path)
+    if "EXIF" in turned:
+        image = ImageOps.exif_transpose(image)
+    if "on white" in white and image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    assert "RGB" in rgb and "BILINEAR" in resized
+    image = image.convert("RGB")
+    if squashed := re.search(r"squashed to (\d+) x (\d+)", resized):
+        image = image.resize((int(squashed[1]), int(squashed[2])), Image.Resampling.BILINEAR)
+    else:
+        size, short = int(re.search(r"resized to (\d+) pixels", resized)[1]), min(image.size)
+        image = image.resize(tuple(size * side // short for side in image.size), Image.Resampling.BILINEAR)
+    side = int(re.search(r"(\d+) x \d+ pixels", cropped)[1])
+    right, bottom = image.width - side, image.height - side
+    corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)] if "four corners" in cropped else []
+    corners += [(round(right / 2), round(bottom / 2))]
+    pictures = [image, ImageOps.mirror(image)] if "mirrored" in cropped else [image]
+    crops = [picture.crop((x, y, x + side, y + side)) for picture in pictures for x, y in corners]
+    mean, std = (torch.tensor(json.loads(values)).view(3, 1, 1) for values in re.findall(r"\[.*?\]", scaled))
+    inputs = [(torch.from_numpy(np.array(crop)).permute(2, 0, 1).float() / 255 - mean) / std for crop in crops]
+    with torch.inference_mode():
+        return network(torch.stack(inputs)).mean(dim=0).double().softmax(dim=0).numpy()
+
+
+def odd_pictures(folder: Path) -> list[Path]:
+    """A phone's photograph that is turned by EXIF, and pictures with transparency."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (5, 7, 4), dtype=np.uint8)).resize((91, 47))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    smooth.convert("RGB").save(folder / "phone.jpg", exif=turned)
+    smooth.save(folder / "transparent.png")
+    smooth.convert("RGB").quantize(16).save(folder / "palette.png", transparency=3)
+    smooth.convert("L").save(folder / "grey.png")
+    return sorted(folder.glob("*.*"))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "mirror"),
+    [({}, True), ({"aspect": "keep"}, True), ({"test_crops": 10}, True), ({"aspect": "keep", "test_crops": 10}, False)],
+)
+def test_who_follows_the_card_gets_the_probabilities_of_delta_predict(schedule, mirror, tiny, tmp_path, capsys):
+    config = json.loads((tiny / "summary.json").read_text())["config"]
+    config["schedule"] |= schedule
+    config["dataset"]["mirror"] = mirror
+    config["backbone"] |= {"mean": [0.2, 0.5, 0.7], "resize": 21}
+    one = copied(tiny, tmp_path / "run", config=config)
+    export(one, "safetensors", tmp_path / "out")
+    words = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    (build,) = re.findall(r"```python\n(.*?)network.load", words, re.S)
+    names: dict = {}
+    exec(build, names)
+    network = names["network"].eval()
+    network.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
+    (tmp_path / "pictures").mkdir()
+    pictures = odd_pictures(tmp_path / "pictures")
+    capsys.readouterr()
+    assert predict([str(one), *map(str, pictures), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["images"]
+    for image, picture in zip(found, pictures, strict=True):
+        expected = {entry["index"]: entry["probability"] for entry in image["classes"]}
+        np.testing.assert_allclose(follow(words, picture, network), [expected[k] for k in range(3)], atol=2e-6)
+
+
+def test_names_of_classes_are_only_text_in_the_card(tiny, tmp_path):
+    one = copied(tiny, tmp_path / "run", command="delta-run '<b>'")
+    names = ["<img src=x onerror=alert(1)>", "[click](javascript:alert(1))", "a\n# b"]
+    (one / "classes.json").write_text(json.dumps(names))
+    export(one, "safetensors", tmp_path / "out")
+    words = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    assert r"\<img" in words and r"[click]\(" in words and r"\<b>" in words
+    assert not re.search(r"(?<!\\)<(img|b)\b|\]\(javascript|^# b", words, re.M)
 
 
 def test_the_default_place_is_the_runs_folder(run, tmp_path):

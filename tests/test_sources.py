@@ -273,7 +273,7 @@ def test_the_card_says_what_delta_pretrain_did(made):
         "fingerprint": record["dataset_fingerprint"],
         **{key: record[key] for key in ("n_train", "n_val", "n_test")},
     }
-    assert card["measured"] == {"test_top1": record["test_top1"], "crops": 1}
+    assert card["measured"] == {"test_top1": record["test_top1"], "crops": 1, "mirrored": True}
     assert card["command"].startswith("delta-pretrain dataset=cub")
     words = (made["resnet32"].parent / "MODEL_CARD.md").read_text()
     for said in (card["command"], record["dataset_fingerprint"], card["weights_fingerprint"], record["run_id"]):

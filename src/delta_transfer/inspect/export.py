@@ -63,7 +63,7 @@ def card_of(run: Finished, stem: str) -> tuple[dict[str, Any], str]:
 
 USE = """## Use
 
-- `.safetensors`: the network's state dict. The input is normalised as above.
+- `.safetensors`: the network's state dict. The input is the result of step 6.
 
 ```python
 from safetensors import safe_open
@@ -74,7 +74,8 @@ network.eval()
 card = safe_open("{file}.safetensors", "pt").metadata()["model_card"]
 ```
 
-- `.onnx`: input `images`, float RGB in 0..1, (B, 3, {side}, {side}), not normalised; output `logits`, (B, classes).
+- `.onnx`: input `images`, float RGB in 0..1, (B, 3, {side}, {side}): steps 1 to 5, divided by 255. Mean and
+  standard deviation are inside. Output `logits`, (B, classes).
 
 ```python
 import onnxruntime

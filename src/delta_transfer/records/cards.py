@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..common.console import shorten_list, spelled_out
 from ..common.errors import UserError
+from ..common.tables import markdown_text
 from ..common.untrusted import check_header
 
 SUFFIX = ".safetensors"
@@ -27,6 +28,8 @@ def make_card(summary: dict[str, Any], classes: tuple[str, ...] | None, weights_
     """
     config = summary["config"]
     backbone, schedule = config["backbone"], config["schedule"]
+    # Runs in bf16 were measured in bf16 before this entry was.
+    in_fp32 = config["precision"] == "fp32" or "evaluation" in summary["identity"]
     measured = {key: summary[key] for key in ("test_top1", "val_top1") if summary.get(key) is not None}
     return {
         "format": FORMAT,
@@ -35,12 +38,16 @@ def make_card(summary: dict[str, Any], classes: tuple[str, ...] | None, weights_
         "started_from": Path(backbone["weights"]).name,  # "none": random weights
         "method": config["reg"]["name"],
         "preprocessing": {
+            "orientation": "as EXIF says",
+            "transparency": "on white",
+            "scale": config["dataset"].get("scale"),  # of pixels with more than 8 bits
             "resize": backbone["resize"],
             "aspect": schedule["aspect"],
             "interpolation": "bilinear, antialiased",
             "center_crop": backbone["image_size"],
             **{key: backbone[key] for key in ("mean", "std")},
         },
+        "precision": {"training": config["precision"], "evaluation": "fp32" if in_fp32 else config["precision"]},
         "num_classes": summary["num_classes"],
         "classes": None if classes is None else list(classes),
         "data": {
@@ -48,7 +55,7 @@ def make_card(summary: dict[str, Any], classes: tuple[str, ...] | None, weights_
             "fingerprint": summary["dataset_fingerprint"],
             **{key: summary[key] for key in ("n_train", "n_val", "n_test")},
         },
-        "measured": measured | {"crops": schedule["test_crops"]},
+        "measured": measured | {"crops": schedule["test_crops"], "mirrored": config["dataset"].get("mirror", True)},
         **{key: summary[key] for key in ("run_id", "iterations", "seed", "command", "versions", "git_commit")},
     }
 
@@ -61,7 +68,7 @@ def metadata_of(card: dict[str, Any]) -> dict[str, str]:
 
 def in_words(card: dict[str, Any], use: str = AS_SOURCE) -> str:
     """MODEL_CARD.md; `use`: its last paragraph."""
-    network, data, measured, pixels = card["network"], card["data"], card["measured"], card["preprocessing"]
+    network, data, measured = card["network"], card["data"], card["measured"]
     counts = f"{data['n_train']:,} training, {data['n_val']:,} validation and {data['n_test']:,} test images"
     parts = {"test_top1": ("test", data["n_test"]), "val_top1": ("validation", data["n_val"])}
     crops = ", mean of ten crops" if measured["crops"] == 10 else ""
@@ -71,18 +78,15 @@ def in_words(card: dict[str, Any], use: str = AS_SOURCE) -> str:
         if key in measured
     ]
     start = "random weights" if card["started_from"] == "none" else f"the weights {card['started_from']}"
-    size, side = pixels["resize"], pixels["center_crop"]
-    resized = f"squashed to {size} x {size}" if pixels["aspect"] == "squash" else f"shorter side resized to {size}"
     names = shorten_list(card["classes"]) if card["classes"] else "their names were not recorded"
     rows = {
         "Network": f"{network['name']} for {network['image_size']}-pixel images, from {start}",
-        "Preprocessing": f"RGB, {resized} pixels ({pixels['interpolation']}), centre crop of {side} x {side}",
-        "Input": f"RGB in 0..1, minus {network['mean']}, divided by {network['std']}",
         "Taps": ", ".join(network["taps"]),
         "Classes": f"{card['num_classes']:,}: {names}",
         "Data set": f"{data['name']}: {counts}",
         "Data fingerprint": data["fingerprint"],
         "Accuracy": "; ".join(accuracy) or "not measured",
+        "Precision": f"trained in {card['precision']['training']}, measured in {card['precision']['evaluation']}",
         "Weights fingerprint": card["weights_fingerprint"],
         "Trained by": f"run {card['run_id']}, reg={card['method']}, {card['iterations']:,} iterations, "
         f"seed {card['seed']}",
@@ -91,9 +95,41 @@ def in_words(card: dict[str, Any], use: str = AS_SOURCE) -> str:
         "Commit": card["git_commit"] or "not known",
     }
     lines = [f"# {network['name']}, trained on {data['name']}", ""]
-    lines += [f"- {name}: {spelled_out(str(value))}" for name, value in rows.items()]
+    lines += [f"- {name}: {markdown_text(spelled_out(str(value)))}" for name, value in rows.items()]
+    lines += ["", "## From an image file to probabilities", ""]
+    lines += [f"{number}. {step}" for number, step in enumerate(steps(card), 1)]
     lines += ["", use, ""]
     return "\n".join(lines)
+
+
+def steps(card: dict[str, Any]) -> list[str]:
+    """All that is done to an image, in order. Another program that does it gets the probabilities of delta-predict."""
+    pixels, measured = card["preprocessing"], card["measured"]
+    size, side = pixels["resize"], pixels["center_crop"]
+    scale = (
+        f" Pixels of more than 8 bits are scaled as dataset.scale={pixels['scale']} says." if pixels["scale"] else ""
+    )
+    if pixels["aspect"] == "squash":
+        resized = f"The picture is squashed to {size} x {size} pixels"
+    else:
+        resized = f"The shorter side is resized to {size} pixels, the longer one in proportion, rounded down to pixels"
+    views = f"the centre crop of {side} x {side} pixels is taken"
+    mean = ""
+    if measured["crops"] == 10:
+        views = f"crops of {side} x {side} pixels are taken at the four corners and in the centre"
+        views += ", and at the same places of the picture mirrored left to right" if measured["mirrored"] else ""
+        mean = " The logits of all crops are averaged first."
+    return [
+        "The picture is turned as its EXIF orientation says (Pillow: `ImageOps.exif_transpose`).",
+        "Transparent pixels are put on white (`Image.alpha_composite`).",
+        f"It is converted to RGB with 8 bits per channel.{scale}",
+        f"{resized} ({pixels['interpolation']}; `Image.resize` with `Resampling.BILINEAR`), in 8 bits again.",
+        f"From it {views}. The margin on the left and at the top is half of what is left over, rounded; a half is "
+        "rounded to the even number.",
+        f"The values are divided by 255 (RGB in 0..1), minus {pixels['mean']}, divided by {pixels['std']}, channel by "
+        "channel: float32, (3, height, width).",
+        f"The network computes in fp32, in evaluation mode. Probabilities are the softmax of its logits.{mean}",
+    ]
 
 
 def read_card(path: Path) -> dict[str, Any]:
