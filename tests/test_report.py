@@ -1,6 +1,5 @@
 """delta-report: synthetic records -> exact text. `pytest tests/test_report.py --regenerate` writes the text anew."""
 
-import io
 import json
 import subprocess
 import sys
@@ -8,7 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from delta_transfer import report
 from delta_transfer.common import tables
@@ -136,57 +134,19 @@ def three_methods(**changes):
     return [record(name, seed, value, **changes) for name, all_ in SEEDS.items() for seed, value in enumerate(all_)]
 
 
-@pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv", "json"])
+@pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv", "json", "matrix"])
 def test_every_format(form, tmp_path, capsys, request):
     """Two data sets, one of them with a winner, beside published numbers; to a pipe and to a file."""
+    dogs = {"method": "", "dataset": "Stanford Dogs"}
     other = three_methods(dataset__name="dogs_120", backbone__name="resnet101")
+    other = [r | {"titles": dogs | {"method": r["titles"]["method"]}} for r in other]
     folder = save(tmp_path, [*three_methods(), record("my_reg", 0, 40.0), *other])
-    assert report.main([folder, "--format", form, "--against", "paper"]) == 0
+    options = ["--layout", "matrix"] if form == "matrix" else ["--format", form]
+    assert report.main([folder, *options, "--against", "paper"]) == 0
     piped = capsys.readouterr().out
     assert_golden(request, f"report.{form}", piped)
-    assert report.main([folder, "--format", form, "--against", "paper", "--output", str(tmp_path / "new" / "t")]) == 0
+    assert report.main([folder, *options, "--against", "paper", "--output", str(tmp_path / "new" / "t")]) == 0
     assert (tmp_path / "new" / "t").read_text(encoding="utf-8") == piped and capsys.readouterr().out == ""
-
-
-def test_rich_at_100_columns():
-    bf16 = record("delta", 0, 20.0)
-    bf16["config"]["precision"] = "bf16"
-    records = [*four_methods()[:-2], record("l2_sp", 0, 30.0, alpha=1.0), bf16]
-    out = io.StringIO()
-    Console(width=100, file=out).print(tables.as_rich([main_table(records)]))
-    text = "\n".join(line.rstrip() for line in out.getvalue().splitlines())
-    expected = """\
-Test top-1 accuracy (%), last iteration; mean ± sample std over seeds (n)
-
-dataset, backbone              L2           L2-SP     DELTA
-───────────────────────────────────────────────────────────
-cub, resnet18                   –               –  20.0 (1)
-  precision=bf16
-cub, resnet18      52.0 ± 2.0 (3)               –  57.4 (1)
-  precision=fp32
-cub, resnet18                   –  55.5 ± 0.7 (2)         –
-  precision=fp32
-  reg.alpha=0.1
-cub, resnet18                   –        30.0 (1)         –
-  precision=fp32
-  reg.alpha=1.0
-
-Several settings, none of which is picked by test accuracy, so without bold, differences and ranks:
-L2-SP on cub, resnet18
-L2-SP: beta=0.01
-DELTA: alpha=0.01, beta=0.01
-All runs: iterations=300, batch_size=32, lr=0.01, image_size=160, n_train=500, n_test=1389
-"""
-    assert text.startswith(expected)
-
-
-def test_rich_keeps_brackets_and_every_digit_where_space_is_short():
-    runs = [(method, seed) for method in ("l2", "l2_fe", "l2_sp") for seed in (0, 1)]
-    records = [record(method, seed, 50.0 + seed, dataset__name="[bold]") for method, seed in runs]
-    out = io.StringIO()
-    Console(width=60, file=out).print(tables.as_rich([main_table(records)]))
-    assert "[bold], resnet18" in out.getvalue()
-    assert out.getvalue().count("50.5 ± 0.7") == 3
 
 
 # ---- what may be averaged --------------------------------------------------------------------------------
@@ -357,7 +317,7 @@ def test_where_runs_are_found(tmp_path, monkeypatch, capsys):
     published.rename(runs)
     monkeypatch.chdir(tmp_path)
     assert report.main([]) == 0
-    assert "57.4 (1)" in capsys.readouterr().out
+    assert "57.4" in capsys.readouterr().out
 
 
 def test_start_up_is_light(tmp_path):

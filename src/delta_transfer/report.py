@@ -1,6 +1,7 @@
 """delta-report: records of finished runs -> tables, figures, a page.
 
     delta-report                                   # results/runs, in the terminal
+    delta-report --layout matrix                   # as papers have it: data sets by methods
     delta-report --format markdown --output table.md
     delta-report --against paper                   # beside published numbers, and what differs in how they were made
     delta-report --per-image                       # differences over the same test images, from the stored predictions
@@ -30,6 +31,7 @@ from .common.errors import UserError
 from .records.reading import Damaged, Record, folds, read_all, run_id, transfers
 from .reporting import export, sections
 from .reporting.comparison import Comparison, compare, together
+from .reporting.leaderboard import leaderboards
 from .reporting.published import PROTOCOLS
 from .reporting.record_views import METRICS, contradiction, problem
 from .reporting.selection import Selection, choose, command
@@ -161,15 +163,19 @@ def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
 
 
 def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Namespace) -> list[tables.Table]:
-    made: list[tables.Table | None] = [sections.accuracies(comparison)]
+    made: list[tables.Table | None] = []
+    if args.layout == "matrix":
+        made.append(sections.accuracies(comparison))
+        made += [sections.differences(comparison, baseline)] if baseline else []
+    else:
+        made += leaderboards(comparison, baseline)
     if comparison.metric == PAIRS:
         made.append(sections.verification(comparison))
     if baseline:
-        made.append(sections.differences(comparison, baseline))
         if args.per_image:
             made.append(sections.by_image_table(comparison, baseline, log.info))
         made.append(sections.mean_ranks(comparison))
-    if comparison.metric != "val_top1":
+    if args.layout == "matrix" and comparison.metric != "val_top1":
         made.append(sections.costs(comparison))
     if args.against:
         made.append(sections.beside_published(comparison, args.against))
@@ -294,6 +300,13 @@ def parser() -> argparse.ArgumentParser:
         choices=["table", *TEXTS, *NUMBERS, "html"],
         default="table",
         help="table: for the terminal (default); markdown, latex: to paste; csv, json: for programs; html: one page",
+    )
+    p.add_argument(
+        "--layout",
+        choices=["leaderboard", "matrix"],
+        default="leaderboard",
+        help="leaderboard: a row for each method, the best mean first (default); matrix: as in papers, a row for each "
+        "data set and a column for each method",
     )
     p.add_argument(
         "--metric", choices=list(METRICS), help="default: test_top1, and verification runs in tables of their own"

@@ -1,10 +1,12 @@
 """Tables as text for the terminal (rich), Markdown and LaTeX (booktabs)."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
+from statistics import median
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -13,10 +15,58 @@ MISSING = "–"
 
 
 @dataclass(frozen=True)
+class Bar:
+    """An interval around its mean on the axis of its column; 0 and 1 are the ends of the axis."""
+
+    zero: float  # where a difference of 0 lies
+    low: float
+    mean: float
+    high: float
+
+    def text(self, width: int = 17) -> str:
+        def place(part: float) -> int:
+            return round(min(max(part, 0), 1) * (width - 1))
+
+        cells = [" "] * width
+        cells[place(self.low) : place(self.high) + 1] = "─" * (place(self.high) - place(self.low) + 1)
+        cells[place(self.zero)] = "┼" if self.low < self.zero < self.high else "│"
+        cells[place(self.mean)] = "◂" if self.mean < 0 else "▸" if self.mean > 1 else "●"
+        return "".join(cells)
+
+    def latex(self) -> str:
+        zero, low, mean, high = (round(60 * min(max(part, 0), 1), 1) for part in self.parts)
+        interval = rf"\put({low},3){{\line(1,0){{{high - low:.1f}}}}}" if high > low else ""
+        return (
+            rf"\begin{{picture}}(60,6)\put({zero},0){{\line(0,1){{6}}}}{interval}"
+            rf"\put({mean},3){{\circle*{{3}}}}\end{{picture}}"
+        )
+
+    @property
+    def parts(self) -> tuple[float, float, float, float]:
+        return self.zero, self.low, self.mean, self.high
+
+
+def bars(spans: list[tuple[float, float, float]]) -> list[Bar]:
+    """Bars of (low, mean, high) on one axis; those that are three times as far from 0 as usual do not stretch it."""
+    limit = 3 * median(max(abs(low), abs(high)) for low, _, high in spans) or 1.0
+    usual = [span for span in spans if abs(span[1]) <= limit]
+    least = max(-limit, min(0.0, *(low for low, _, _ in usual)))
+    most = min(limit, max(0.0, *(high for _, _, high in usual)))
+    if most == least:
+        least, most = -limit, limit
+
+    def part(value: float) -> float:
+        return (value - least) / (most - least)
+
+    return [Bar(part(0), *map(part, span)) for span in spans]
+
+
+@dataclass(frozen=True)
 class Entry:
     text: str
     value: float | None = None  # the number to sort by; None: sorted by its text
     bold: bool = False
+    bar: Bar | None = None  # drawn in place of the text
 
 
 @dataclass(frozen=True)
@@ -27,52 +77,135 @@ class Table:
     names: int  # so many columns at the left are names, the others numbers
     remarks: list[str] = field(default_factory=list)  # under the table, one line each
     notes: list[str] = field(default_factory=list)  # the small print: settings, hardware, how it was computed
+    verdict: str = ""  # a sentence above the table
 
     def __post_init__(self) -> None:
         if any(len(row) != len(self.header) for row in self.rows):
             raise ValueError(f"{self.title}: every row needs {len(self.header)} entries")
+
+    def columns(self, kept: list[int]) -> "Table":
+        """The table with these columns alone."""
+        return replace(
+            self,
+            header=[self.header[i] for i in kept],
+            rows=[[row[i] for i in kept] for row in self.rows],
+            names=sum(i < self.names for i in kept),
+        )
 
 
 def entries(*cells: "str | Entry") -> list[Entry]:
     return [cell if isinstance(cell, Entry) else Entry(cell) for cell in cells]
 
 
+# ---- on a screen -----------------------------------------------------------------------------------------
+
 UNCUT = 100_000  # columns, so that tables are not wrapped in a pipe or a file
+NAMES, WORDS = 20, 24  # columns that names and words keep where numbers need the rest
 
 
 def on_screen(tables: list[Table], terminal: bool) -> str:
-    """The tables as rich shows them: as wide as the terminal and with styles, or as plain text without a width."""
+    """The tables as wide as the terminal and with styles, or as plain text without a width."""
     console = Console(file=None if terminal else StringIO(), highlight=False, width=None if terminal else UNCUT)
     with console.capture() as captured:
-        console.print(as_rich(tables))
-    return captured.get()
+        console.print(as_rich(tables, console.width))
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
-def as_rich(tables: list[Table]) -> Group:
+def as_rich(tables: list[Table], width: int) -> Group:
+    """The tables for a console of `width` columns. No number is ever cut."""
     parts: list[RenderableType] = []
     for table in tables:
-        parts += [Text(), *rich_parts(table)] if parts else rich_parts(table)
+        if parts:
+            parts.append(Text())
+        parts += [Text(line, style="bold") for line in [table.title] if line]
+        parts += [Text(line) for line in [table.verdict] if line]
+        parts += [Text()] * bool(parts) + fitting(table, width)
+        remarks = [Text(line) for line in table.remarks] + [Text(note, style="dim") for note in table.notes]
+        parts += [Text(), *remarks] if remarks else []
     return Group(*parts)
 
 
-def rich_parts(table: Table) -> list[RenderableType]:
-    grid = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-    # Terminals are narrow: the names share one column, from the third on one per line. If that is not enough, counts
-    # and settings wrap, while "57.4 ± 1.2" stays together.
-    grid.add_column(Text(", ".join(table.header[: min(2, table.names)])), no_wrap=True)
-    for i, title in enumerate(table.header[table.names :], table.names):
-        longest = max((len(row[i].text.split(" (")[0]) for row in table.rows), default=0)
-        grid.add_column(Text(title), justify="right", min_width=longest)
+def fitting(table: Table, width: int) -> list[RenderableType]:
+    """One grid where the columns fit; else without its bars, or several grids, or a line for each number."""
+    names, numbers = list(range(table.names)), list(range(table.names, len(table.header)))
+    room = width - least_name(table)
+    if sum(least(table, i) + 2 for i in numbers) > room:
+        numbers = [i for i in numbers if not any(row[i].bar for row in table.rows)]
+    blocks: list[list[int]] = []
+    for i in numbers:
+        if blocks and sum(least(table, j) + 2 for j in [*blocks[-1], i]) <= room:
+            blocks[-1].append(i)
+        else:
+            blocks.append([i])
+    if len(blocks) > 1 and len(blocks) * (len(table.rows) + 2) > len(table.rows) * (len(numbers) + 1):
+        return in_lines(table.columns([*names, *numbers]), width)
+    made: list[RenderableType] = []
+    for block in blocks or [[]]:
+        made += [Text()] * bool(made) + [grid(table.columns([*names, *block]), width)]
+    return made
+
+
+def name_of(table: Table, row: list[Entry]) -> str:
+    """The names of a row share one column, from the third on one per line."""
+    below = [setting for name in row[2 : table.names] if name.text for setting in name.text.split(", ")]
+    return "\n  ".join([", ".join(name.text for name in row[: min(2, table.names)] if name.text), *below])
+
+
+def widest(texts: "list[str]") -> int:
+    return max((cell_len(line) for text in texts for line in text.splitlines()), default=0)
+
+
+def least_name(table: Table) -> int:
+    return min(NAMES, widest([name_of(table, row) for row in table.rows]))
+
+
+def least(table: Table, column: int) -> int:
+    """The columns of the screen that a column of the table needs: titles wrap between words, numbers never."""
+    found = max(widest([shown(row[column]) for row in table.rows]), widest(table.header[column].split()))
+    return min(WORDS, found) if of_words(table, column) else found
+
+
+def shown(entry: Entry) -> str:
+    return entry.bar.text() if entry.bar else entry.text
+
+
+def grid(table: Table, width: int) -> RichTable:
+    titles = [", ".join(table.header[: min(2, table.names)]), *table.header[table.names :]]
+    rows = [[name_of(table, row), *map(shown, row[table.names :])] for row in table.rows]
+    numbers = range(table.names, len(table.header))
+    widths = [least_name(table), *(least(table, i) for i in numbers)]
+    spare = width - sum(widths) - 2 * len(numbers)
+    for i, texts in enumerate(zip(titles, *rows, strict=True)):  # names first
+        more = min(max(0, spare), max(0, widest(list(texts)) - widths[i]))
+        widths[i], spare = widths[i] + more, spare - more
+    made = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    for i, (title, columns) in enumerate(zip(titles, widths, strict=True)):
+        column = table.names + i - 1
+        left = i == 0 or of_words(table, column) or any(row[column].bar for row in table.rows)
+        made.add_column(Text(title), justify="left" if left else "right", width=columns, overflow="fold")
+    for row, cells in zip(table.rows, rows, strict=True):
+        styles = ["", *("bold" if entry.bold else "" for entry in row[table.names :])]
+        made.add_row(*map(Text, cells, styles))  # Text: a name with [brackets] is not markup
+    return made
+
+
+def in_lines(table: Table, width: int) -> list[RenderableType]:
+    """A small grid for each row, with a line for each of its numbers."""
+    made: list[RenderableType] = []
     for row in table.rows:
-        names, numbers = row[: table.names], row[table.names :]
-        below = [setting for name in names[2:] if name.text for setting in name.text.split(", ")]
-        name = "\n  ".join([", ".join(name.text for name in names[:2]), *below])
-        # Text: a name with [brackets] is not markup
-        grid.add_row(Text(name), *(Text(number.text, style="bold" if number.bold else "") for number in numbers))
-    remarks = [Text(line) for line in table.remarks]
-    notes = [Text(note, style="dim") for note in table.notes]
-    under = [Text(), *remarks, *notes] if remarks or notes else []
-    return [Text(table.title, style="bold"), Text(), grid, *under]
+        lines = [[Entry(title), cell] for title, cell in zip(table.header, row, strict=True)][table.names :]
+        small = Table("", [name_of(table, row).replace("\n ", ","), ""], lines, 1)
+        made += [Text()] * bool(made) + [grid(small, width)]
+    return made
+
+
+def of_words(table: Table, column: int) -> bool:
+    """True if a column has more words than a number has, and no numbers: such as what differs from a published one."""
+    cells = [row[column] for row in table.rows]
+    return all(cell.value is None for cell in cells) and any(len(cell.text) > 30 for cell in cells)
+
+
+# ---- to paste --------------------------------------------------------------------------------------------
 
 
 def as_markdown(tables: list[Table]) -> str:
@@ -90,7 +223,7 @@ def in_cell(text: str) -> str:
 
 def markdown(table: Table) -> str:
     def text_of(entry: Entry) -> str:
-        text = in_cell(entry.text)
+        text = f"`{entry.bar.text().replace(' ', '·')}`" if entry.bar else in_cell(entry.text)
         return f"**{text}**" if entry.bold else text
 
     lines = [list(map(in_cell, table.header)), *(list(map(text_of, row)) for row in table.rows)]
@@ -103,8 +236,9 @@ def markdown(table: Table) -> str:
 
     rule = ["-" * w if i < table.names else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     grid = [aligned(lines[0]), aligned(rule), *map(aligned, lines[1:])]
+    above = [f"**{markdown_text(table.title)}**", "", *([markdown_text(table.verdict), ""] if table.verdict else [])]
     under = [f"- {markdown_text(line)}" for line in table.remarks + table.notes]
-    return "\n".join([f"**{markdown_text(table.title)}**", "", *grid, "", *under]).rstrip("\n") + "\n"
+    return "\n".join([*above, *grid, "", *under]).rstrip("\n") + "\n"
 
 
 LATEX = {
@@ -130,19 +264,22 @@ def as_latex(tables: list[Table]) -> str:
 
 def latex(table: Table) -> str:
     def text_of(entry: Entry) -> str:
+        if entry.bar:
+            return entry.bar.latex()
         return rf"\textbf{{{latex_text(entry.text)}}}" if entry.bold else latex_text(entry.text)
 
     head = " & ".join(map(latex_text, table.header)) + r" \\"
     body = [" & ".join(map(text_of, row)) + r" \\" for row in table.rows]
     # Words, such as what differs from a published setting, have to wrap.
-    columns = ["p{5cm}" if is_long(table, i) else "l" if i < table.names else "r" for i in range(len(table.header))]
+    columns = ["p{5cm}" if of_words(table, i) else "l" if i < table.names else "r" for i in range(len(table.header))]
     bold = any(entry.bold for row in table.rows for entry in row)
-    caption = f"{table.title}. {table.notes[0]}" if bold and table.notes else table.title
+    said = [table.title, table.verdict.removesuffix("."), table.notes[0] if bold and table.notes else ""]
+    star = "*" * (len(table.header) > 7)  # as wide as both columns of a page
     lines = [
         *(f"% {' '.join(line.splitlines())}" for line in table.remarks + table.notes),  # a new line would be LaTeX
-        r"\begin{table}[t]",
+        rf"\begin{{table{star}}}[t]",
         r"\centering",
-        rf"\caption{{{latex_text(caption)}}}",
+        rf"\caption{{{latex_text('. '.join(filter(None, said)))}}}",
         rf"\begin{{tabular}}{{{''.join(columns)}}}",
         r"\toprule",
         head,
@@ -150,12 +287,6 @@ def latex(table: Table) -> str:
         *body,
         r"\bottomrule",
         r"\end{tabular}",
-        r"\end{table}",
+        rf"\end{{table{star}}}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def is_long(table: Table, column: int) -> bool:
-    """True if a column has words of more than 30 letters and no numbers."""
-    cells = [row[column] for row in table.rows]
-    return all(cell.value is None for cell in cells) and any(len(cell.text) > 30 for cell in cells)

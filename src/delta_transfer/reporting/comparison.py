@@ -23,6 +23,7 @@ from ..records.reading import (
     is_number,
     method_of,
     method_title,
+    one_line,
     recorded_sources,
     run_id,
     section,
@@ -49,6 +50,8 @@ from .record_views import (
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
+
+SHORT = 24  # letters of a data set's title that has room in a line
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,8 @@ class Row:
 @dataclass(frozen=True)
 class Comparison:
     metric: str
-    title: str
+    measured: str  # what the numbers are, in words
+    over: str  # what they are means over: seeds | folds | seeds and folds
     methods: list[str]
     rows: list[Row]
     notes: list[str]  # for the reader, under the table, one line each
@@ -111,9 +115,17 @@ class Comparison:
     )  # the settings that did best on validation data, one line each (selection.py)
     transfers: bool = False  # all of its runs do
     titles: dict[str, str] = field(default_factory=dict)  # display names by method, as the records have them
+    datasets: dict[str, str] = field(default_factory=dict)  # display names of data sets
+
+    @property
+    def title(self) -> str:
+        return f"{self.measured}; mean ± sample std over {self.over} (n)"
 
     def display(self, method: str) -> str:
         return self.titles.get(method, method)
+
+    def dataset_title(self, dataset: str) -> str:
+        return self.datasets.get(dataset, dataset)
 
     def label(self, method: str, reg: Settings) -> str:
         """A method with the settings that set it apart, named as below `reg`."""
@@ -138,8 +150,21 @@ def compare(records: Iterable[Record], metric: str = "test_top1") -> Comparison:
     methods = sorted({method for row in ordered for method in row.cells}, key=method_order)
     cells = [cell for row in ordered for cell in row.cells.values()]
     titles = {m: t for r in reversed(records) if (t := method_title(r)) != (m := method_of(r))}  # the first one found
-    made = Comparison(metric, title_of(records, metric, cells), methods, ordered, [], warnings, titles=titles)
+    datasets = dataset_titles(records)
+    words = measured_in(records, metric), averaged_over(cells)
+    made = Comparison(metric, *words, methods, ordered, [], warnings, titles=titles, datasets=datasets)
     return replace(made, notes=describe(records, made), transfers=all(map(transfers, records)))
+
+
+def dataset_titles(records: Iterable[Record]) -> dict[str, str]:
+    """What data sets are called by those who made them, by name: titles that are short and stand for one name alone."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        titles, dataset = record.get("titles"), section(record, "dataset")
+        title = one_line(titles.get("dataset")) if isinstance(titles, dict) and titles.get("dataset") else ""
+        if 0 < len(title) <= SHORT and dataset.get("reader", dataset["name"]) != "folder":
+            found[title].add(dataset["name"])
+    return {name: title for title, names in found.items() if len(names) == 1 for name in names}
 
 
 def together(comparisons: list[Comparison], metric: str) -> Comparison:
@@ -150,7 +175,8 @@ def together(comparisons: list[Comparison], metric: str) -> Comparison:
     methods = sorted({method for one in alike for method in one.methods}, key=method_order)
     titles = {method: title for one in reversed(alike) for method, title in one.titles.items()}
     rows = [row for one in alike for row in one.rows]
-    return replace(alike[0], methods=methods, rows=rows, titles=titles, transfers=False)
+    datasets = {name: title for one in alike for name, title in one.datasets.items()}
+    return replace(alike[0], methods=methods, rows=rows, titles=titles, datasets=datasets, transfers=False)
 
 
 def beside_sources(records: list[Record], metric: str) -> list[Record]:
@@ -195,10 +221,10 @@ def cell_of(runs: list[Record], metric: str, warnings: list[str]) -> Cell:
 # ---- words around the table ------------------------------------------------------------------------------
 
 
-def title_of(records: list[Record], metric: str, cells: list[Cell]) -> str:
+def measured_in(records: list[Record], metric: str) -> str:
     rules = distinct(record.get("selection") for record in records)
     selection = f", {' / '.join(rules)}" if rules else ""
-    return f"{METRICS[metric]} (%){question_of(records)}{selection}; mean ± sample std over {averaged_over(cells)} (n)"
+    return f"{METRICS[metric]} (%){question_of(records)}{selection}"
 
 
 def question_of(records: list[Record]) -> str:

@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 
 from ..common.errors import UserError
-from ..common.tables import Entry, Table
+from ..common.tables import Bar, Entry, Table
 from ..common.untrusted import MIB, read_regular
 from ..records.reading import Record, one_line, run_id
 from .comparison import Comparison, Row, distinct_runs
@@ -180,7 +180,7 @@ def table_html(table: Table) -> str:
     def cell(entry: Entry, is_numeric: bool) -> str:
         kind = "number" if is_numeric else "long" if len(entry.text) > LONG else ""
         value = f' data-value="{entry.value!r}"' if entry.value is not None and math.isfinite(entry.value) else ""
-        text = escape(entry.text)
+        text = bar_html(entry.bar) if entry.bar else escape(entry.text)
         return f"<td{css_class(kind)}{value}>{f'<strong>{text}</strong>' if entry.bold else text}</td>"
 
     head_line = "".join(map(head, table.header, numeric))
@@ -188,6 +188,7 @@ def table_html(table: Table) -> str:
     return "\n".join(
         [
             f"<h3>{escape(table.title)}</h3>",
+            *([f'<p class="verdict">{escape(table.verdict)}</p>'] if table.verdict else []),
             '<div class="scroll" tabindex="0">',
             f'<table class="sortable" aria-label="{escape(table.title)}">',
             f"<thead><tr>{head_line}</tr></thead>",
@@ -197,6 +198,18 @@ def table_html(table: Table) -> str:
             *list_html("remarks", table.remarks),
             *list_html("notes", table.notes),
         ]
+    )
+
+
+def bar_html(bar: Bar) -> str:
+    """A small drawing in the colour of the text. An arrow stands for what is beyond the end of the axis."""
+    zero, low, mean, high = (round(4 + 112 * min(max(part, 0), 1), 1) for part in bar.parts)
+    mark = f'<circle cx="{mean}" cy="8" r="3.5"/>'
+    if not 0 <= bar.mean <= 1:
+        mark = f'<path d="{"M0 8L8 3V13Z" if bar.mean < 0 else "M120 8L112 3V13Z"}"/>'
+    return (
+        f'<svg class="bar" viewBox="0 0 120 16" width="120" height="16" aria-hidden="true">'
+        f'<path d="M{zero} 0V16" class="zero"/><path d="M{low} 8H{high}" class="interval"/>{mark}</svg>'
     )
 
 

@@ -11,7 +11,7 @@ from ..records.reading import Damaged, Record, is_number, stages
 from .comparison import Cell, Comparison, distinct_runs, grouped
 from .published import PROTOCOLS, against, what_is_known
 from .record_views import Replicate, facts, show
-from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paired, ranks, winner
+from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paired, ranks, signed, winner
 
 PredictionsOf = dict[Replicate, Predictions]
 
@@ -211,10 +211,13 @@ def mean_ranks(comparison: Comparison) -> Table | None:
             f"Friedman p={made.friedman_p:.2g}; two methods differ if their mean ranks are more than "
             f"{made.critical_difference:.2f} apart (Nemenyi, 95 %, rows taken as independent)"
         )
-    row = entries(f"{made.rows} rows", *(Entry(f"{made.mean[m]:.2f}", made.mean[m]) for m in methods))
-    title = "Mean rank over data sets and backbones that have every method (1 is best)"
+    title = f"Mean rank over the {made.rows} rows of a data set and backbone that have every method (1 is best)"
+    rows = [
+        entries(comparison.display(method), Entry(f"{mean:.2f}", mean))
+        for method, mean in sorted(made.mean.items(), key=lambda item: item[1])
+    ]
     notes = [f"Left out, with several settings outside reg: {', '.join(left_out)}"] if left_out else []
-    return Table(title, ["", *map(comparison.display, methods)], [row], 1, [said], notes)
+    return Table(title, ["method", "mean rank"], rows, 1, [said], notes)
 
 
 def beside_published(comparison: Comparison, protocol: str) -> Table:
@@ -230,7 +233,7 @@ def beside_published(comparison: Comparison, protocol: str) -> Table:
                 comparison.display(match.method),
                 Entry(str(match.cell), match.cell.mean),
                 Entry(str(number), number.mean) if number else Entry(MISSING),
-                Entry(f"{difference:+.1f}", difference) if number else Entry(MISSING),
+                Entry(signed(difference), difference) if difference is not None else Entry(MISSING),
                 ", ".join(match.differing) if match.differing else "nothing known" if number else MISSING,
             )
         )
@@ -257,6 +260,4 @@ def without_empty_settings(table: Table) -> Table:
     i = table.header.index("settings")
     if any(row[i].text for row in table.rows):
         return table
-    rows = [[*row[:i], *row[i + 1 :]] for row in table.rows]
-    header = [*table.header[:i], *table.header[i + 1 :]]
-    return Table(table.title, header, rows, table.names - 1, table.remarks, table.notes)
+    return table.columns([column for column in range(len(table.header)) if column != i])

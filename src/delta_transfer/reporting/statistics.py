@@ -33,8 +33,18 @@ class Difference:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     def __str__(self) -> str:
-        interval = "" if self.low is None else f" [{self.low:+.1f}, {self.high:+.1f}]"
-        return f"{self.mean:+.1f}{interval} ({self.n})"
+        return f"{self.without_n} ({self.n})"
+
+    @property
+    def without_n(self) -> str:
+        interval = "" if self.low is None or self.high is None else f" [{signed(self.low)}, {signed(self.high)}]"
+        return f"{signed(self.mean)}{interval}"
+
+
+def signed(points: float) -> str:
+    """With its sign, a real minus, which is no hyphen; a rounded zero has none."""
+    text = f"{points:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
 
 
 def paired(ours: Cell, theirs: Cell) -> Difference | None:
@@ -136,6 +146,31 @@ def winner(contest: Contest) -> str | None:
             if difference is None or not difference.excludes_zero or difference.mean <= 0:
                 return None
     return best
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where the methods of a contest stand beside a baseline. An interval that excludes zero is more than noise."""
+
+    best: str  # the highest mean
+    wins: bool  # best is ahead of every other method by more than noise
+    differences: dict[str, Difference]  # to the baseline, by method
+    ahead: list[str]  # of the baseline, by more than noise
+    behind: list[str]
+
+    @property
+    def has_intervals(self) -> bool:
+        return any(one.low is not None for one in self.differences.values())
+
+
+def standing(contest: Contest, baseline: str) -> Standing:
+    """Raises ValueError for a contest of no method."""
+    cells = contest.cells
+    base, best = cells.get(baseline), max(cells, key=lambda method: cells[method].mean)
+    found = {m: d for m, cell in cells.items() if base and m != baseline and (d := paired(cell, base))}
+    ahead = [method for method, one in found.items() if one.excludes_zero and one.mean > 0]
+    behind = [method for method, one in found.items() if one.excludes_zero and one.mean < 0]
+    return Standing(best, winner(contest) == best, found, ahead, behind)
 
 
 # ---- over data sets --------------------------------------------------------------------------------------

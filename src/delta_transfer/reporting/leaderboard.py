@@ -1,0 +1,138 @@
+"""A comparison -> leaderboards: a row for each method and setting, best mean first, and a sentence that sums it up."""
+
+from statistics import fmean
+
+from ..common.console import duration
+from ..common.tables import MISSING, Entry, Table, bars, entries
+from ..records.reading import is_number
+from .comparison import Cell, Comparison, Row, grouped
+from .record_views import show
+from .sections import BOLD, without_empty_settings
+from .statistics import Contest, Difference, contests, paired, signed, standing, winner
+
+NAMED = 5  # methods in a sentence
+MANY = 10  # methods beside the baseline, from which on one of them may well seem different by chance
+SORTED = {"val_top1": "validation mean"}
+
+
+def leaderboards(comparison: Comparison, baseline: str | None) -> list[Table]:
+    """A table for each data set, backbone and setting outside reg; the last one has the notes of all.
+
+    `baseline`: the method that differences are taken to; None on validation data, which serve to choose and to prove
+    nothing.
+    """
+    places = grouped(comparison.rows, lambda row: row.place)
+    made = [
+        leaderboard(comparison, rows, contest, baseline)
+        for (_, rows), contest in zip(places, contests(comparison), strict=True)
+    ]
+    made[-1].notes.extend(comparison.notes)
+    made[-1].remarks.extend(comparison.chosen)
+    return made
+
+
+def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, baseline: str | None) -> Table:
+    lines = [(method, row, row.cells[method]) for method in comparison.methods for row in rows if method in row.cells]
+    lines.sort(key=lambda line: -line[2].mean)
+    best, base = winner(contest) if baseline else None, contest.cells.get(baseline or "")
+    found = [paired(cell, base) if base and cell is not base else None for _, _, cell in lines]
+    drawn = iter(bars([span_of(one) for one in found if one]) if any(found) else [])
+
+    def difference(cell: Cell, one: Difference | None) -> Entry:
+        if one is None:
+            return Entry("baseline" if cell is base else MISSING)
+        fewer = f" ({one.n})" if one.n < cell.n else ""
+        return Entry(one.without_n + fewer, one.mean)
+
+    made = [
+        entries(
+            comparison.display(method),
+            show(row.reg).replace("reg.", ""),
+            Entry(str(cell).rpartition(" (")[0], cell.mean, bold=method == best),
+            difference(cell, one),
+            Entry("", bar=next(drawn)) if one else Entry(""),
+            Entry(str(cell.n), cell.n),
+            time_of(cell),
+        )
+        for (method, row, cell), one in zip(lines, found, strict=True)
+    ]
+    name = comparison.display(baseline or "")
+    header = ["method", "settings", "mean ± std", f"difference to {name}", "", "n", "time of a run"]
+    dataset, backbone, shared = rows[0].place
+    place = ", ".join(filter(None, [comparison.dataset_title(dataset), backbone, show(shared)]))
+    notes = [BOLD] if best else []
+    notes += [f"± sample std over n {comparison.over}"] if any(cell.std is not None for _, _, cell in lines) else []
+    if any(found):
+        notes.append(f"Difference: mean and 95 % t interval, in points, paired by seed; the bar shows it, 0 is {name}")
+    if any(one and one.n < cell.n for (_, _, cell), one in zip(lines, found, strict=True)):
+        notes.append(f"(k) after a difference: {name} has only k of its seeds")
+    if sum(map(bool, found)) >= MANY:
+        notes.append(
+            "The intervals are not corrected for the number of methods: of 20 methods that are like "
+            f"{name}, one is expected to seem different"
+        )
+    by = SORTED.get(comparison.metric, "mean")
+    table = Table(
+        f"{place}: {comparison.measured[:1].lower()}{comparison.measured[1:]}, sorted by {by}",
+        header,
+        made,
+        2,
+        notes=notes,
+        verdict=verdict(comparison, contest, baseline),
+    )
+    if not any(found):
+        table = table.columns([i for i in range(len(header)) if i not in (3, 4)])
+    return without_empty_settings(table)
+
+
+def span_of(one: Difference) -> tuple[float, float, float]:
+    return (one.mean if one.low is None else one.low, one.mean, one.mean if one.high is None else one.high)
+
+
+def time_of(cell: Cell) -> Entry:
+    seconds = [run["train_seconds"] for run in cell.runs if is_number(run.get("train_seconds"))]
+    return Entry(duration(fmean(seconds)), fmean(seconds)) if seconds else Entry(MISSING)
+
+
+# ---- one sentence ----------------------------------------------------------------------------------------
+
+
+def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> str:
+    """What the table says, in plain English; empty if there is nothing to compare."""
+    cells, display = contest.cells, comparison.display
+    if baseline is None:
+        return "Validation accuracies serve to choose settings. Test accuracies say how good a choice is."
+    if contest.several:
+        several = enumerated(list(map(display, contest.several)))
+        return f"Several settings of {several} were run. Test accuracies never choose among them: --select does."
+    if len(cells) < 2:
+        return ""
+    found = standing(contest, baseline)
+    best, name = display(found.best), display(baseline)
+    if baseline not in cells:
+        return f"{best} has the highest mean. There is no run of {name} to compare with."
+    if not found.has_intervals:
+        return f"{best} has the highest mean. With one seed in common nothing can be told from chance."
+    one = found.differences.get(found.best)
+    if found.wins:
+        return f"{best} is ahead of every other method by more than noise" + (f"; {beside(name, one)}." if one else ".")
+    ahead, behind = list(map(display, found.ahead)), list(map(display, found.behind))
+    words = [f"{are(ahead)} ahead of {name} by more than noise"] if ahead else []
+    words += [f"{are(behind)} behind {'it' if ahead else f'{name} by more than noise'}"] if behind else []
+    lead = f"; {beside(name, one)}{'' if one.excludes_zero else ', which may be chance'}." if one else "."
+    return f"{'; '.join(words) or f'No method can be told from {name}'}. {best} has the highest mean{lead}"
+
+
+def beside(baseline: str, one: Difference) -> str:
+    interval = "" if one.low is None or one.high is None else f"95 % interval {signed(one.low)} to {signed(one.high)}, "
+    seeds = f"{one.n} seed{'s' * (one.n != 1)}"
+    return f"its difference to {baseline} is {signed(one.mean)} points ({interval}{seeds})"
+
+
+def enumerated(names: list[str]) -> str:
+    names = [*names[:NAMED], f"{len(names) - NAMED} more"] if len(names) > NAMED + 1 else names
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def are(names: list[str]) -> str:
+    return f"{enumerated(names)} {'are' if len(names) > 1 else 'is'}"

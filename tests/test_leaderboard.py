@@ -1,0 +1,80 @@
+"""The leaderboard and what it says in a sentence, on synthetic records."""
+
+import pytest
+
+from delta_transfer.reporting.comparison import compare
+from delta_transfer.reporting.leaderboard import leaderboards
+from delta_transfer.reporting.statistics import contests, standing
+
+from .test_report import record, three_methods
+
+
+def texts(table):
+    return [table.header, *([entry.text for entry in row] for row in table.rows)]
+
+
+def test_a_row_for_each_method_the_best_first():
+    (made,) = leaderboards(compare(three_methods()), "l2")
+    assert texts(made) == [
+        ["method", "mean ± std", "difference to L2", "", "n", "time of a run"],
+        ["DELTA", "55.0 ± 2.0", "+3.0 [+2.9, +3.2]", "", "3", "101.0 s"],
+        ["L2-SP", "52.3 ± 2.0", "+0.3 [−0.4, +1.1]", "", "3", "101.0 s"],
+        ["L2", "52.0 ± 2.0", "baseline", "", "3", "101.0 s"],
+    ]
+    assert [bool(row[3].bar) for row in made.rows] == [True, True, False]
+    assert [row[1].bold for row in made.rows] == [True, False, False]
+    assert "CUB-200-2011" in made.title and made.verdict.startswith("DELTA ")
+
+
+def test_a_row_for_each_setting_and_no_judgement_among_them():
+    runs = [record("l2", s, 50.0 + s) for s in (0, 1)]
+    runs += [record("delta", s, 60.0 + 2 * s + a, alpha=a) for a in (0.1, 0.01) for s in (0, 1)]
+    (made,) = leaderboards(compare(runs), "l2")
+    assert [[entry.text for entry in row[:2]] for row in made.rows] == [
+        ["DELTA", "alpha=0.1"],
+        ["DELTA", "alpha=0.01"],
+        ["L2", ""],
+    ]
+    assert not any(entry.bold for row in made.rows for entry in row) and "DELTA" in made.verdict
+
+
+def test_a_table_for_each_data_set_with_the_notes_under_the_last():
+    comparison = compare([*three_methods(), *three_methods(dataset__name="dogs_120")])
+    first, last = leaderboards(comparison, "l2")
+    assert first.notes + comparison.notes == last.notes
+    # One title for two names tells nothing apart.
+    assert first.title.startswith("cub,") and last.title.startswith("dogs_120,")
+
+
+def test_a_seed_that_the_baseline_lacks_is_counted():
+    runs = [record("l2", s, 50.0 + s) for s in (0, 1)] + [record("delta", s, 51.0 + s * s) for s in (0, 1, 2)]
+    (made,) = leaderboards(compare(runs), "l2")
+    assert made.rows[0][2].text.endswith("(2)") and made.rows[0][4].text == "3"
+
+
+def test_validation_tables_have_no_differences():
+    runs = [r | {"val_top1": r["test_top1"]} for r in three_methods(split__val_fraction=0.2)]
+    (made,) = leaderboards(compare(runs, "val_top1"), None)
+    assert made.header == ["method", "mean ± std", "n", "time of a run"]
+    assert not any(entry.bold for row in made.rows for entry in row)
+
+
+@pytest.mark.parametrize(
+    ("values", "best", "wins", "ahead", "behind"),
+    [
+        ({"delta": [3.0, 3.1, 2.9], "afa": [1.0, 1.1, 1.2]}, "delta", True, ["delta", "afa"], []),
+        ({"delta": [0.9, 1.0, 1.1], "afa": [4.0, 0.0, 1.0]}, "afa", False, ["delta"], []),
+        ({"delta": [-0.9, -1.0, -1.1], "afa": [-3.0, 1.0, 3.0]}, "afa", False, [], ["delta"]),
+        ({"delta": [-0.9, -1.0, -1.1]}, "l2", True, [], ["delta"]),
+    ],
+)
+def test_standing(values, best, wins, ahead, behind):
+    l2 = [50.0, 52.0, 54.0]
+    runs = [record("l2", seed, value) for seed, value in enumerate(l2)]
+    runs += [record(m, s, l2[s] + plus) for m, all_ in values.items() for s, plus in enumerate(all_)]
+    comparison = compare(runs)
+    (contest,) = contests(comparison)
+    made = standing(contest, "l2")
+    assert (made.best, made.wins, made.ahead, made.behind) == (best, wins, ahead, behind)
+    (table,) = leaderboards(comparison, "l2")
+    assert comparison.display(best) in table.verdict
