@@ -88,6 +88,7 @@ reg.alpha=0.01, lower validation loss
 - Versions: python 3.11.7, torch 2.15.0
 - Commits: abc1234
 """
+MATRIX = ("--format", "markdown", "--layout", "matrix")
 SAID = """\
 skipped cub-resnet18-delta-0.1-s0-f2of3: failed: diverged at iteration 7
 not compared: DELTA on cub, resnet18, reg.alpha=0.1: lacks fold 2
@@ -101,11 +102,11 @@ delta-run -m {KEPT} reg=delta reg.alpha=0.01 seed='range(5)'
 
 
 def test_table_and_choices(tmp_path, capsys):
-    assert run(tmp_path, capsys, grid(), "--select", "cv", "--format", "markdown") == (0, TABLE, SAID)
+    assert run(tmp_path, capsys, grid(), "--select", "cv", *MATRIX) == (0, TABLE, SAID)
 
 
 def test_only_commands_go_to_stdout(tmp_path, capsys):
-    arguments = ("--select", "cv", "--format", "markdown", "--emit-overrides")
+    arguments = ("--select", "cv", *MATRIX, "--emit-overrides")
     assert run(tmp_path, capsys, grid(), *arguments) == (0, COMMANDS, SAID + TABLE)
 
 
@@ -344,7 +345,7 @@ def test_nothing_to_select_from(tmp_path, capsys):
 
 
 def test_the_plain_validation_table_names_the_best_of_several(tmp_path, capsys):
-    code, out, err = run(tmp_path, capsys, grid(), "--metric", "val_top1", "--format", "markdown")
+    code, out, err = run(tmp_path, capsys, grid(), "--metric", "val_top1", *MATRIX)
     contested = [line for line in TABLE.splitlines() if "the only candidate" not in line]
     assert (code, out.splitlines(), err) == (0, contested, SAID)
     code, out, _ = run(tmp_path / "test", capsys, [record("delta", alpha=a) for a in (1, 2)], "--format", "markdown")
@@ -430,7 +431,7 @@ def test_one_command_for_one_experiment(tmp_path, capsys):
 
 def test_table_to_a_file_commands_to_stdout(tmp_path, capsys):
     table = tmp_path / "table.md"
-    arguments = ("--select", "cv", "--format", "markdown", "--emit-overrides", "--output", str(table))
+    arguments = ("--select", "cv", *MATRIX, "--emit-overrides", "--output", str(table))
     assert run(tmp_path, capsys, grid(), *arguments) == (0, COMMANDS, SAID)
     assert table.read_text(encoding="utf-8") == TABLE
 

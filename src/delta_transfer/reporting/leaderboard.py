@@ -34,7 +34,8 @@ def leaderboards(comparison: Comparison, baseline: str | None) -> list[Table]:
 def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, baseline: str | None) -> Table:
     lines = [(method, row, row.cells[method]) for method in comparison.methods for row in rows if method in row.cells]
     lines.sort(key=lambda line: -line[2].mean)
-    best, base = winner(contest) if baseline else None, contest.cells.get(baseline or "")
+    best = None if comparison.metric == "val_top1" else winner(contest)
+    base = contest.cells.get(baseline or "")
     found = [paired(cell, base) if base and cell is not base else None for _, _, cell in lines]
     drawn = iter(bars([span_of(one) for one in found if one]) if any(found) else [])
 
@@ -100,15 +101,15 @@ def time_of(cell: Cell) -> Entry:
 def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> str:
     """What the table says, in plain English; empty if there is nothing to compare."""
     cells, display = contest.cells, comparison.display
-    if baseline is None:
+    if comparison.metric == "val_top1":
         return "Validation accuracies serve to choose settings. Test accuracies say how good a choice is."
     if contest.several:
         several = enumerated(list(map(display, contest.several)))
         return f"Several settings of {several} were run. Test accuracies never choose among them: --select does."
     if len(cells) < 2:
         return ""
-    found = standing(contest, baseline)
-    best, name = display(found.best), display(baseline)
+    found = standing(contest, baseline or "")
+    best, name = display(found.best), display(baseline or "the baseline")
     if baseline not in cells:
         return f"{best} has the highest mean. There is no run of {name} to compare with."
     if not found.has_intervals:

@@ -15,7 +15,7 @@ from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paire
 
 PredictionsOf = dict[Replicate, Predictions]
 
-BOLD = "Bold: ahead of every other method of its row, each time by a 95 % t interval of the paired difference by seed"
+BOLD = "Bold: ahead of all methods beside it, each time by a 95 % t interval of the difference paired by seed"
 UNSETTLED = "No method is ahead of all others of its row by a 95 % t interval of the paired difference by seed"
 NOT_JUDGED = "Several settings, none of which is picked by test accuracy, so without bold, differences and ranks"
 
