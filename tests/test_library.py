@@ -537,3 +537,56 @@ def test_every_public_name_is_there_and_no_other():
         assert getattr(delta_transfer, name).__name__ == name
     with pytest.raises(AttributeError, match="Delta"):
         delta_transfer.Delta  # noqa: B018
+
+
+# ------------------------------------------------------------------------------------------------ slips of a loop
+
+
+def prepared():
+    """A source, its target, images, labels and DELTA's options that fit quickly."""
+    torch.manual_seed(0)
+    source = tapped(TinyNet(num_classes=5), "fc", ["conv1", "conv2"]).freeze()
+    target = source.with_new_head(3, seed=0).requires_grad_(True).train()
+    return source, target, torch.randn(6, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+SLIPS = {
+    "an image without a batch": lambda s, t, x, y: s(x[0]),
+    "channels last": lambda s, t, x, y: s(x.movedim(1, 3)),
+    "pixels": lambda s, t, x, y: s(x.to(torch.uint8)),
+    "another device": lambda s, t, x, y: s(x.to("meta")),
+    "too few classes": lambda s, t, x, y: DELTA(attention={"head_epochs": 1}).fit(s, [(x, y)], 2),
+    "labels that are shares": lambda s, t, x, y: DELTA().fit(s, [(x, y.float())], 3),
+    "too few classes for Co-Tuning": lambda s, t, x, y: CoTuning().fit(s, [(x, y)], 2),
+    "too few classes for LP-FT": lambda s, t, x, y: LPFT(probe={"c": 1.0}).fit(s, [(x, y)], 2),
+    "no class": lambda s, t, x, y: s.with_new_head(0, seed=0),
+    "half a class": lambda s, t, x, y: s.with_new_head(2.5, seed=0),
+    "a tap of the target alone": lambda s, t, x, y: DELTAWithoutAttention().penalty(t, t(x), {"conv1": s(x)["conv1"]}),
+    "other images for the source": lambda s, t, x, y: DELTAWithoutAttention().penalty(t, t(x), s(x[:2])),
+    "an option that is none": lambda s, t, x, y: DELTA(attention={"image": 3}),
+    "a value that is none": lambda s, t, x, y: DELTA(attention={"images": 0}),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_a_slip_gives_a_sentence_of_ours(slip, capfd):
+    with pytest.raises(UserError) as told:
+        SLIPS[slip](*prepared())
+    assert "\n" not in str(told.value) and str(told.value).endswith(".")
+    assert capfd.readouterr() == ("", "")  # torch.fx prints its own words beside an error
+
+
+def test_the_state_of_a_fitted_method_carries_what_was_fitted():
+    source, target, images, labels = prepared()
+    delta = DELTA(attention={"images": 6, "head_epochs": 1})
+    delta.fit(source, [(images, labels)], 3)
+    assert delta.attention == AttentionConfig(images=6, head_epochs=1)
+    again = DELTA()
+    again.load_state_dict(delta.state_dict())
+    outputs, expected = target(images), source(images)
+    with torch.no_grad():
+        outputs["conv1"] += 1
+    assert again.penalty(target, outputs, expected) == delta.penalty(target, outputs, expected)
+    assert again.fit_report == delta.fit_report
+    assert delta.to("meta").relative_weights("conv1").is_meta  # it moves with the method
+    DELTA().load_state_dict(DELTA().state_dict())  # of one that is not fitted

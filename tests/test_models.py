@@ -217,21 +217,6 @@ def test_tapped_map_is_not_overwritten_by_an_inplace_relu():
     assert (expected < 0).any()
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b"nonsense", "cannot be read|not a state dict"),
-        (b"", "not a state dict"),
-    ],
-)
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_damaged_weights_file(tmp_path, content, expected, suffix):
-    path = tmp_path / f"damaged{suffix}"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=expected):
-        load(path)
-
-
 def test_file_that_is_not_a_state_dict(tmp_path):
     torch.save([1, 2, 3], tmp_path / "list.pth")
     with pytest.raises(UserError, match="does not hold a state dict"):

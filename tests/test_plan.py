@@ -293,3 +293,11 @@ def test_measurement(reg, tiny):
 def test_a_method_of_two_stages_needs_room_for_the_network_between_them(tiny):
     both, first = (cost_of(tiny.replace(reg=method_config({"name": reg}))) for reg in ("afa", "afa_spatial"))
     assert both.memory_bytes - first.memory_bytes == both.weights_bytes
+
+
+@pytest.mark.parametrize(("dataset", "reg"), [("glyphs", "afa"), ("glyphs", "afa_spatial"), ("glyph_pairs", "afa")])
+def test_embedded_data_bring_the_values_of_their_folds(dataset, reg):
+    """The published ones diverge on them within five iterations. What a command says still counts."""
+    assert composed(f"dataset={dataset}", f"reg={reg}").reg.alpha == 0.001
+    assert composed(f"dataset={dataset}", f"reg={reg}", "reg.alpha=0.2").reg.alpha == 0.2
+    assert composed("dataset=cub", f"reg={reg}").reg.alpha == 0.1

@@ -38,7 +38,8 @@ from delta_transfer.data.files import FORMATS, UNREADABLE, read_image
 from delta_transfer.data.store import fit
 from delta_transfer.inspect.case_study import tidy
 from delta_transfer.models import Network
-from delta_transfer.models.zoo import BackboneConfig, _download, build_source, load_pickled
+from delta_transfer.models.weights import load_pickled
+from delta_transfer.models.zoo import BackboneConfig, _download, build_source
 from delta_transfer.records import arrays
 from delta_transfer.records import reading as runs
 from delta_transfer.records.checkpoints import read_checkpoint

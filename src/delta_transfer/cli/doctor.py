@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 GIB = 2**30
 ENOUGH_DISK, ENOUGH_MEMORY = 5 * GIB, 4 * GIB  # a run of ResNet-50 takes 90 MiB, and trains in 3 GiB on a CPU
 PACKAGE = "delta-transfer"
-WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 
 
 @dataclass
@@ -219,12 +218,13 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
     """Looks for weights of torchvision's networks in its cache, and at the file that was named."""
     import torch
 
+    from ..models.weights import is_file_name
     from ..models.zoo import build_source, not_downloaded
     from .compose import choices, named_backbone
 
     file = next((word.partition("=")[2] for word in overrides if word.startswith("backbone.weights=")), None)
     given = any(word.startswith("backbone=") for word in overrides)
-    if file and not given and Path(file).suffix in WEIGHT_FILES:
+    if file and not given and is_file_name(file):
         which_fits(found, file)
         return
     if given:

@@ -32,6 +32,7 @@ from .base import (
     module_name,
     not_negative,
     of_source,
+    of_tap,
     one_of,
     relative_entropy,
     taps_of,
@@ -145,8 +146,9 @@ class LearnedAttention(Regularizer):
         omegas, uniform, entropies = [], [], []
         source_outputs = of_source(source_outputs)
         for tap in taps_of(target):
-            difference = full_precision(outputs[tap]) - full_precision(source_outputs[tap])
-            squares, weights = self.squares(difference), self.weights(tap, source_outputs[tap])
+            source_map = of_tap(source_outputs, tap, like=outputs[tap])
+            difference = full_precision(outputs[tap]) - full_precision(source_map)
+            squares, weights = self.squares(difference), self.weights(tap, source_map)
             omegas.append(self.distance(squares, weights))
             with torch.no_grad():
                 uniform.append(0.5 * squares.sum(dim=1).mean())

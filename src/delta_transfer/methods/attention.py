@@ -12,7 +12,7 @@ bias this equals setting the channel of the tapped map to 0. The latter is done 
 that are not convolutions (Inception's blocks).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -27,10 +27,8 @@ from ..common.options import LONGEST, Options, option
 from ..common.timing import seconds_of
 from ..data.loader import images_at_once
 from ..models import HookedNetwork, Network, call, forward_in_chunks, frozen_backbone
-from .base import Batches
+from .base import UNLABELLED, Batches, check_labels, options_in
 from .fast.channel_ablation import Kept, Suffix, Suffixes, WholePasses
-
-UNLABELLED = -100  # as in torch.nn.functional.cross_entropy, e.g. nodes outside of the training split
 
 
 @dataclass
@@ -87,7 +85,10 @@ class ChannelImportance:
 
 
 def channel_attention(
-    network: Network, batches: Batches, num_classes: int | None = None, options: AttentionConfig | None = None
+    network: Network,
+    batches: Batches,
+    num_classes: int | None = None,
+    options: AttentionConfig | Mapping[str, Any] | None = None,
 ) -> ChannelImportance:
     """How much the cross-entropy of `network` rises when one channel of one of its tapped maps is set to 0.
 
@@ -98,8 +99,8 @@ def channel_attention(
             left out.
         num_classes: number of classes of the labels, if the network's head belongs to another task. A new head is then
             trained on `batches` first, with all else frozen. None: the head belongs to the labels.
-        options: options of the probe, and how many samples are tried (256 by default). Of tensors exactly that many are
-            taken, of other inputs whole batches until there are as many.
+        options: options of the probe, or a dict of some, and how many samples are tried (256 by default). Of tensors
+            exactly that many are taken, of other inputs whole batches until there are as many.
 
     In a traced network only the part behind a tap is computed again; a HookedNetwork takes a whole pass for every
     channel and batch. On a GPU convolutions use TF32, unless `torch.backends.cudnn.allow_tf32` forbids it. This is 2.4
@@ -109,7 +110,7 @@ def channel_attention(
     code, but not in the paper. Raises UserError where method="taylor" is not defined, and ValueError if a pass over
     `batches` has no labelled sample, such as the second pass over a generator.
     """
-    options = options or AttentionConfig()
+    options = options_in(AttentionConfig, options)
     probe = network.copy().freeze() if num_classes is None else train_probe(network, batches, num_classes, options)
     measure = taylor_importance if options.method == "taylor" else channel_importance
     return ChannelImportance(measure(probe, batches, options.images, options.forward_images), options.temperature)
@@ -132,6 +133,7 @@ def train_probe(source: Network, batches: Batches, num_classes: int, options: At
         optimizer.param_groups[0]["lr"] = options.head_lr * 0.1 ** (epoch / 6)
         for inputs, labels in batches:
             optimizer.zero_grad(set_to_none=True)
+            check_labels(labels, num_classes)
             outputs = call(frozen, inputs) if hooked else forward_in_chunks(frozen, inputs)
             F.cross_entropy(outputs["logits"], labels).backward()
             optimizer.step()

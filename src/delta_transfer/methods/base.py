@@ -14,18 +14,21 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..common.console import shorten_list
 from ..common.errors import UserError
-from ..common.options import OptionError, Options, Registry, option
+from ..common.options import OptionError, Options, Registry, from_mapping, option
 from ..models import Network
 
+T = TypeVar("T", bound=Options)
 Outputs = dict[str, Tensor]  # what Network.forward returns; the loop adds the "labels" of the images, (B,)
 MapShapes = Mapping[str, tuple[int, int, int]]  # (C, H, W) by tap
 OutputShapes = Mapping[str, tuple[int, ...]]  # by what a network returns: (C, H, W) of a map, (K,) of logits
+UNLABELLED = -100  # a label that is left out, as in torch.nn.functional.cross_entropy
 NO_SHAPES: MapShapes = MappingProxyType({})
 # Pairs of images (B, 3, H, W), or whatever inputs models.call hands to the network, and labels (B,). Each iteration is
 # one pass over the training images.
@@ -283,6 +286,45 @@ def labels_of(outputs: Outputs) -> Tensor:
     if "labels" not in outputs:
         raise UserError('penalty() of this method needs the labels of the batch: set outputs["labels"] = labels.')
     return outputs["labels"]
+
+
+def options_in(group: type[T], options: T | Mapping[str, Any] | None) -> T:
+    """The checked options of a group. A mapping names those that differ from the defaults; OptionError for others."""
+    return from_mapping(group, options or {}) if options is None or isinstance(options, Mapping) else options
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raises UserError unless labels (B,) are whole numbers below `num_classes`, or UNLABELLED.
+
+    It waits for the device, which a training step must not.
+    """
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise UserError(
+            f"Labels are whole numbers, one for each image, (B,); these have the shape {tuple(labels.shape)} and are "
+            f"{labels.dtype}."
+        )
+    wrong = labels[(labels != UNLABELLED) & ((labels < 0) | (labels >= num_classes))]
+    if len(wrong):
+        raise UserError(
+            f"The label {int(wrong[0])} is none of the classes 0 to {num_classes - 1}: num_classes={num_classes} is "
+            "too small, or labels do not begin at 0."
+        )
+
+
+def of_tap(outputs: Outputs, tap: str, like: Tensor | None = None) -> Tensor:
+    """The map at `tap` in what a source returned. Raises UserError if it has none, or one of another shape.
+
+    like: the target's map, which it is compared with.
+    """
+    if tap not in outputs:
+        raise UserError(f"The source returns no map at {tap!r}, but {shorten_list(list(outputs))}: tap it there, too.")
+    found = outputs[tap]
+    if like is not None and (found.shape != like.shape or found.device != like.device):
+        raise UserError(
+            f"The maps at {tap!r} cannot be compared: the target's has the shape {tuple(like.shape)} on {like.device}, "
+            f"the source's {tuple(found.shape)} on {found.device}. Pass source(images) for the same images."
+        )
+    return found
 
 
 def taps_of(target: Network) -> tuple[str, ...]:

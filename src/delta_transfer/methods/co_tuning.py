@@ -18,6 +18,7 @@ from .base import (
     OutputShapes,
     PenaltyConfig,
     Regularizer,
+    check_labels,
     full_precision,
     labels_of,
     not_negative,
@@ -59,6 +60,7 @@ class CoTuning(Regularizer):
         sums: Tensor | float = 0.0
         counts: Tensor | float = 0.0
         for images, labels in batches:
+            check_labels(labels, num_classes)
             of_class = nn.functional.one_hot(labels, num_classes).double()
             sums = sums + of_class.T @ source(images)["logits"].double().softmax(dim=1)
             counts = counts + of_class.sum(dim=0)

@@ -1,7 +1,8 @@
 """DELTA: a penalty on the distance from the source's feature maps (Li et al., ICLR 2019; TKDD 2021)."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -9,7 +10,20 @@ from torch import Tensor
 from ..common.options import option
 from ..models import Network
 from .attention import AttentionConfig, attention_weights, channel_attention, removal_cost
-from .base import METHODS, Batches, Needs, Outputs, PenaltyConfig, Regularizer, added, not_negative, of_source, taps_of
+from .base import (
+    METHODS,
+    Batches,
+    Needs,
+    Outputs,
+    PenaltyConfig,
+    Regularizer,
+    added,
+    not_negative,
+    of_source,
+    of_tap,
+    options_in,
+    taps_of,
+)
 from .fast.distances import map_distance
 
 ALPHA = "strength of the penalty on the feature maps, a sum over the batch: twice the batch, half the alpha"
@@ -64,7 +78,8 @@ class DELTAWithoutAttention(Regularizer):
         source_outputs = of_source(source_outputs)
         layers = []
         for tap in taps_of(target):
-            layer = map_distance(outputs[tap], source_outputs[tap], self.relative_weights(tap))
+            source_map = of_tap(source_outputs, tap, like=outputs[tap])
+            layer = map_distance(outputs[tap], source_map, self.relative_weights(tap))
             height, width = outputs[tap].shape[2:]
             # The loss is averaged over micro-batches; `loss_scale` makes their mean a sum over the batch again.
             layers.append(self.loss_scale * (layer / (height * width) if self.normalize else layer))
@@ -82,7 +97,7 @@ class DELTA(DELTAWithoutAttention):
 
     alpha, beta and weight_decay are those of DELTAWithoutAttention. attention: how the importances are measured, and T.
     Call `fit` (or `load_fitted`, with importances {tap: (C_l,)} in nats) before `penalty`, which otherwise raises
-    RuntimeError. The weights stay on the device of what was fitted.
+    RuntimeError. `state_dict` carries what was fitted, and `to` moves it.
     """
 
     needs = Needs(source=True, taps=True, fitted="attention")
@@ -94,11 +109,12 @@ class DELTA(DELTAWithoutAttention):
         alpha: float = 0.01,
         beta: float = 0.01,
         weight_decay: float = 0.0,
-        attention: AttentionConfig | None = None,
+        attention: AttentionConfig | Mapping[str, Any] | None = None,
     ):
         super().__init__(alpha=alpha, beta=beta, weight_decay=weight_decay)
-        self.attention = attention or AttentionConfig()
+        self.attention = options_in(AttentionConfig, attention)
         self.fit_seed = self.attention.seed
+        self._fitted: dict[str, Tensor] = {}
         self._relative_weights: dict[str, Tensor] = {}
 
     def fit_options(self) -> dict[str, Any]:
@@ -124,6 +140,7 @@ class DELTA(DELTAWithoutAttention):
         return uniform, self.attention.head_epochs * forward, self.attention.images * (forward + removal)
 
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
+        self._fitted = dict(fitted)
         importance = {tap: v for tap, v in fitted.items() if not tap.endswith("/split_half")}
         self._relative_weights = {
             tap: len(v) * attention_weights(v, self.attention.temperature) for tap, v in importance.items()
@@ -134,3 +151,16 @@ class DELTA(DELTAWithoutAttention):
         if tap not in self._relative_weights:
             raise RuntimeError(f"DELTA has no attention for {tap!r}: call fit() or load_fitted() before penalty().")
         return self._relative_weights[tap]
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        return dict(self._fitted)
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        if state:
+            self.load_fitted(state)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._fitted = {name: fn(value) for name, value in self._fitted.items()}
+        self._relative_weights = {name: fn(value) for name, value in self._relative_weights.items()}
+        super()._apply(fn, recurse)
+        return self

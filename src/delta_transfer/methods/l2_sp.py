@@ -11,6 +11,7 @@ from .base import METHODS, NO_SHAPES, MapShapes, Outputs, OutputShapes, PenaltyC
 from .fast.distances import weight_distance
 
 SCOPES = ("all", "conv")
+LEAST_HELD = 0.2  # of a network's parameters: the patches of a ViT alone are 1 %
 
 
 @dataclass
@@ -51,8 +52,14 @@ class L2SP(Regularizer):
         self.starting_point: dict[str, Tensor] | None = None
 
     def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
-        if not any(self._holds(parameter) for parameter in model.parameters()):
+        held = sum(parameter.numel() for parameter in model.parameters() if self._holds(parameter))
+        if not held:
             raise UserError(self._nothing_to_hold())
+        if held < LEAST_HELD * (count := sum(parameter.numel() for parameter in model.parameters())):
+            raise UserError(
+                f"{type(self).__name__} would do next to nothing: it holds convolution kernels, which are "
+                f"{100 * held / count:.1f} % of this network's parameters. reg=l2_sp with reg.scope=all holds all."
+            )
 
     def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None

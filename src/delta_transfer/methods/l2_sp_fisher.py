@@ -3,6 +3,7 @@
 Li, Grandvalet, Davoine, ICML 2018.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from .base import (
     PenaltyConfig,
     not_negative,
     one_of,
+    options_in,
 )
 from .l2_sp import L2SP
 
@@ -81,12 +83,12 @@ class L2SPFisher(L2SP):
         weight_decay: float = 0.0,
         form: str = "add",
         eps: float = 0.0,
-        fisher: FisherConfig | None = None,
+        fisher: FisherConfig | Mapping[str, Any] | None = None,
     ):
         super().__init__(alpha, beta, weight_decay, scope="conv")
         not_negative(eps=eps)
         self.form, self.eps = one_of("form", form, *FORMS), eps
-        self.fisher = fisher or FisherConfig()
+        self.fisher = options_in(FisherConfig, fisher)
         self.fit_seed = self.fisher.seed
         self.information: dict[str, Tensor] = {}
         self.roots: list[Tensor] = []

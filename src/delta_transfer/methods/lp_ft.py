@@ -1,5 +1,6 @@
 """LP-FT: linear probing, then fine-tuning (Kumar, Raghunathan, Jones, Ma, Liang, ICLR 2022)."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -11,7 +12,18 @@ from ..common.options import LONGEST, OptionError, Options, option
 from ..common.timing import seconds_of
 from ..models import Network
 from ..models.batchnorm import replace_batchnorm
-from .base import METHODS, NO_SHAPES, Batches, DecayConfig, MapShapes, Needs, OutputShapes, Regularizer
+from .base import (
+    METHODS,
+    NO_SHAPES,
+    Batches,
+    DecayConfig,
+    MapShapes,
+    Needs,
+    OutputShapes,
+    Regularizer,
+    check_labels,
+    options_in,
+)
 
 HELD_OUT = 5  # one in so many images of each class is held out for the choice of c
 
@@ -64,11 +76,16 @@ class LPFT(Regularizer):
 
     needs = Needs(fitted="probe", fit_on="centre crops")
 
-    def __init__(self, weight_decay: float = 0.0, fixed_statistics: bool = True, probe: ProbeConfig | None = None):
+    def __init__(
+        self,
+        weight_decay: float = 0.0,
+        fixed_statistics: bool = True,
+        probe: ProbeConfig | Mapping[str, Any] | None = None,
+    ):
         super().__init__(weight_decay=weight_decay)
         self.fixed_statistics = fixed_statistics
         self.needs = replace(type(self).needs, own_batchnorm=fixed_statistics)
-        self.probe = probe or ProbeConfig()
+        self.probe = options_in(ProbeConfig, probe)
         self.fit_seed = self.probe.seed
         self.fitted: dict[str, Tensor] = {}
 
@@ -80,6 +97,7 @@ class LPFT(Regularizer):
         """The head, weight (K, d) and bias (K,), with the chosen c and its accuracy on held-out images, in percent."""
         embedded = [(source(images)["embedding"], labels) for images, labels in batches]
         features, labels = (torch.cat(of_batches) for of_batches in zip(*embedded, strict=True))
+        check_labels(labels, num_classes)
         mean, std = features.mean(), features.std(correction=0)
         features = (features - mean) / std
         c, report = self.probe.c, {}

@@ -25,6 +25,7 @@ from .base import (
     module_name,
     not_negative,
     of_source,
+    of_tap,
     one_of,
 )
 from .fast.double_backward import mean_squares
@@ -152,7 +153,7 @@ class PairedMaps(Regularizer):
         resized: dict[tuple[str, tuple[int, int]], Tensor] = {}  # pairs share them
         source_outputs = of_source(source_outputs)
         for pair in self.pairs:
-            source_map, size = source_outputs[pair.source].detach(), self.sizes[pair.target]
+            source_map, size = of_tap(source_outputs, pair.source).detach(), self.sizes[pair.target]
             if (pair.source, size) not in resized:
                 source_map = full_precision(source_map)
                 if source_map.shape[2:] != size:

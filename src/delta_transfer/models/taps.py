@@ -38,6 +38,7 @@ class Network(nn.Module):
         if head == aux_head or head in taps:
             other = "backbone.aux_head" if head == aux_head else "backbone.taps"
             raise UserError(f"backbone.head and {other} both name the layer {head!r}: it can be only one of them.")
+        self._first: tuple[nn.Module, ...] = ()  # the layer that takes the input, where it is known
         self.traced = self._trace(model)
 
     def _trace(self, model: nn.Module) -> nn.Module:
@@ -72,10 +73,34 @@ class Network(nn.Module):
             )
             output.args = ({**returned, "embedding": embedding},)
         traced.recompile()  # takes the edited graph; the other mode's is taken when the mode changes
+        reads = next(iter(next(node for node in traced.eval_graph.nodes if node.op == "placeholder").users), None)
+        if reads is not None and reads.op == "call_module":
+            first = traced.get_submodule(str(reads.target))
+            self._first = (first[0] if isinstance(first, nn.Sequential) else first,)
         return traced
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        if not torch.compiler.is_compiling():
+            self._check_input(images)
         return self.traced(images)
+
+    def _check_input(self, images: Tensor) -> None:
+        """Raises UserError for a batch that the first layer cannot take, or that is on another device."""
+        for first in self._first:
+            if isinstance(first, nn.Conv2d):
+                fits = images.dim() == 4 and images.shape[1] == first.in_channels
+                expected = f"{first.in_channels}, H, W"
+            elif isinstance(first, nn.Linear):
+                fits, expected = images.dim() > 1 and images.shape[-1] == first.in_features, f"..., {first.in_features}"
+            else:
+                return
+            weight, shape = first.weight, tuple(images.shape)
+            if not fits:
+                raise UserError(f"The network takes batches (B, {expected}); this one has the shape {shape}.")
+            if not images.is_floating_point():
+                raise UserError(f"The network takes numbers of {weight.dtype}, not {images.dtype}: normalise images.")
+            if images.device != weight.device:
+                raise UserError(f"The batch is on {images.device}, the network on {weight.device}: use to(device).")
 
     def map_shapes(self, batch: int, image_size: int, training: bool) -> dict[str, tuple[int, int, int]]:
         """(C, H, W) of each tapped feature map; nothing is computed for it.
@@ -158,6 +183,8 @@ class Network(nn.Module):
         `layer`: makes the head from its input's features and `num_classes`. None: the model's own `make_head`, or
         nn.Linear with PyTorch's default initialisation, which an auxiliary head always is.
         """
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+            raise UserError(f"A head needs a whole number of classes from 1 on, got num_classes={num_classes!r}.")
         model = copy.deepcopy(self._model[0])
         make_head: Callable[[int, int], nn.Linear] = getattr(model, "make_head", nn.Linear) if layer is None else layer
         with torch.random.fork_rng(devices=[]):

@@ -1,8 +1,6 @@
 """Networks by name, their options and their source weights."""
 
 import pickle
-import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,18 +10,15 @@ from typing import ClassVar
 from urllib.error import URLError
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..common.console import shorten_list
 from ..common.errors import UserError
 from ..common.options import LARGEST_SIDE, Options, option
-from ..records.checked import load_with_checksum
 from .resnet32 import ResNet32
 from .small_resnet import SmallResNet
 from .taps import Network
 from .vgg9 import VGG9
-
-StateDict = dict[str, Tensor]
+from .weights import SUFFIXES, StateDict, fitted_names, is_file_name, read_file
 
 # Networks that are not torchvision's: name -> constructor taking num_classes.
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
@@ -32,9 +27,6 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "vgg9_bn": VGG9,
     "small_vgg": partial(VGG9, width=16),
 }
-# What values of a network are. Others (quantised, complex, ...) mean something that is not in the file.
-NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-NUMBERS |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 
 
 @dataclass
@@ -120,16 +112,19 @@ def read_weights(config: BackboneConfig) -> StateDict | None:
     _require_known(config.name)
     if weights == "none":
         return None
-    if weights.endswith((".pth", ".pt", ".safetensors")):
-        return _read_file(Path(weights).expanduser())
+    if is_file_name(weights):
+        path = Path(weights).expanduser()
+        own = untrained(config.name).state_dict()
+        backbone = [name for name in own if not name.startswith(f"{config.head}.")]
+        return fitted_names(read_file(path), backbone, f"backbone.weights: {path}")
     if config.name in NETWORKS:
-        raise UserError(f"backbone.weights={weights} is neither a .pth or .safetensors file nor none.")
+        raise UserError(f"backbone.weights={weights} is neither a file ({', '.join(SUFFIXES)}) nor none.")
     return _download(config.name, weights)
 
 
 def not_downloaded(config: BackboneConfig) -> str | None:
     """Why torchvision's weights would have to be fetched first; None if they are here or no download is meant."""
-    if config.name in NETWORKS or config.weights == "none" or config.weights.endswith((".pth", ".pt", ".safetensors")):
+    if config.name in NETWORKS or config.weights == "none" or is_file_name(config.weights):
         return None
     enum = torchvision_models().get_model_weights(config.name)
     choice = config.weights.split(".")[-1]
@@ -186,7 +181,7 @@ def _download(name: str, weights: str) -> StateDict:
     if choice not in enum.__members__:
         raise UserError(
             f"backbone.weights={weights}: {name} has the torchvision weights {', '.join(enum.__members__)}; "
-            "or name a .pth or .safetensors file, or none."
+            f"or name a file ({', '.join(SUFFIXES)}), or none."
         )
     try:
         # The checksum is compared after a download only; the file may also have lain there.
@@ -201,67 +196,6 @@ def _download(name: str, weights: str) -> StateDict:
             f"Could not download torchvision's {enum[choice]} ({error}). On a machine with internet access fetch "
             f"{enum[choice].url} and pass the file: backbone.weights=/path/to/{enum[choice].url.split('/')[-1]}"
         ) from error
-
-
-def _read_file(path: Path) -> StateDict:
-    if not path.is_file():
-        raise UserError(f"backbone.weights: there is no file {path}.")
-    try:
-        state = load_with_checksum(path)[0] if path.suffix == ".safetensors" else load_pickled(path)
-    except Exception as error:  # a damaged or hostile file can raise nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"backbone.weights: {path} is not a state dict that can be read safely: {reason}") from error
-    return _checked(state, path)
-
-
-def load_pickled(path: Path) -> object:
-    """What torch.save wrote, on the CPU: no code of the file runs, and nothing in it is larger than the file.
-
-    Raises nearly anything for a file that is damaged or was not written by torch.save.
-    """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as file:
-            # torch.load would also read records that are compressed or overlap, which torch.save does not make.
-            if sum(record.file_size for record in file.infolist()) > path.stat().st_size:
-                raise ValueError("its records are compressed, as in a decompression bomb")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _checked(state: object, path: Path) -> StateDict:
-    """The state dict in what a file held, as fp32. Raises UserError unless it is one of plain, finite tensors."""
-    for wrapper in ("state_dict", "model"):  # training checkpoints wrap the state dict
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise UserError(f"backbone.weights: {path} does not hold a state dict (names to tensors).")
-    if odd := [name for name, value in state.items() if not _is_plain(value)]:
-        raise UserError(
-            f"backbone.weights: {path} has tensors that are not plain numbers (but sparse, quantised, complex or "
-            f"without values): {shorten_list(odd)}."
-        )
-    # A tensor may repeat one stored number as often as it claims to. Twice: tensors may share their values.
-    if (size := sum(value.numel() * value.element_size() for value in state.values())) > 2 * path.stat().st_size:
-        raise UserError(
-            f"backbone.weights: {path} is refused: its tensors claim {size / 1e6:,.1f} MB, the file has "
-            f"{path.stat().st_size / 1e6:,.1f} MB."
-        )
-    plain = {
-        name.removeprefix("module."): value.float() if value.is_floating_point() else value
-        for name, value in state.items()
-    }
-    if infinite := [name for name, value in plain.items() if not value.isfinite().all()]:
-        raise UserError(
-            f"backbone.weights: {path} has values that are not finite (NaN, infinity or beyond fp32) in "
-            f"{shorten_list(infinite)}: nothing can be trained from it."
-        )
-    return plain
-
-
-def _is_plain(value: Tensor) -> bool:
-    stored = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
-    return stored and type(value) in (Tensor, nn.Parameter) and value.dtype in NUMBERS
 
 
 def _load(model: nn.Module, state: StateDict, config: BackboneConfig) -> None:
