@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from delta_transfer.cli import doctor
-from delta_transfer.cli.data import composed, main
+from delta_transfer.cli.compose import compose_dataset as composed
+from delta_transfer.cli.data import main
 from delta_transfer.cli.doctor import Findings
 from delta_transfer.models.zoo import build_source
 

@@ -27,7 +27,7 @@ from PIL import Image, PngImagePlugin
 
 from delta_transfer import report
 from delta_transfer.common.errors import UserError
-from delta_transfer.data.files import UNREADABLE, read_image
+from delta_transfer.data.images import UNREADABLE, read_image
 from delta_transfer.data.registry import READERS
 from delta_transfer.engine.callbacks import AVERAGES
 from delta_transfer.engine.config import RunConfig
@@ -344,7 +344,7 @@ def test_remarks_of_the_decoder_do_not_reach_the_terminal(tmp_path):
     whole = exif.tobytes()
     image = Image.new("RGB", (8, 8))
     image.save(tmp_path / "image.jpg", exif=whole[:-8])
-    code = "from delta_transfer.data.files import *; import sys; print(read_image(Path(sys.argv[1])).size)"
+    code = "from delta_transfer.data.images import *; import sys; print(read_image(Path(sys.argv[1])).size)"
     command = [sys.executable, "-c", code, str(tmp_path / "image.jpg")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("(8, 8)\n", "")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from delta_transfer.cli.data import composed
+from delta_transfer.cli.compose import compose_dataset as composed
 from delta_transfer.cli.predict import main
 from delta_transfer.data import load_dataset
 from delta_transfer.inspect.finished import finished

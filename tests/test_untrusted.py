@@ -34,7 +34,7 @@ from delta_transfer.common.errors import UserError
 from delta_transfer.common.tables import Table, as_latex, as_markdown, entries, on_screen
 from delta_transfer.common.untrusted import no_formula
 from delta_transfer.data.archives import unpack
-from delta_transfer.data.files import FORMATS, UNREADABLE, read_image
+from delta_transfer.data.images import FORMATS, UNREADABLE, read_image
 from delta_transfer.data.store import fit
 from delta_transfer.inspect.case_study import tidy
 from delta_transfer.models import Network
@@ -350,7 +350,7 @@ def test_an_image_beyond_pillows_limit_is_unreadable(tmp_path, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 89_478_485 and not ImageFile.LOAD_TRUNCATED_IMAGES
     write_image(tmp_path / "a.png")  # 120 pixels
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    with pytest.raises(Image.DecompressionBombError):
+    with pytest.raises(UNREADABLE, match="dataset.max_pixels"):
         read_image(tmp_path / "a.png")
 
 
@@ -358,7 +358,7 @@ def test_a_large_photo_below_the_limit_is_read_without_a_word(tmp_path):
     write_image(tmp_path / "a.png")
     code = (
         "import sys; from PIL import Image; from pathlib import Path; Image.MAX_IMAGE_PIXELS = 100\n"
-        "from delta_transfer.data.files import read_image; print(read_image(Path(sys.argv[1])).size)"
+        "from delta_transfer.data.images import read_image; print(read_image(Path(sys.argv[1])).size)"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -387,7 +387,7 @@ def test_only_formats_of_photographs_are_opened(tmp_path):
     for name, kind in {"evil.jpg": "EPS", "old.png": "PCX", "icon.jpg": "ICO", "web.gif": "JPEG2000"}.items():
         if kind in Image.SAVE:
             Image.new("RGB", (20, 20)).save(tmp_path / name, kind)
-            with pytest.raises(UNREADABLE, match="cannot identify"):
+            with pytest.raises(UNREADABLE, match="no image"):
                 read_image(tmp_path / name)
     for kind in FORMATS:  # whatever the file is called
         Image.new("RGB", (20, 10)).save(tmp_path / "photo.jpg", kind)
@@ -453,7 +453,7 @@ def test_an_unreadable_image_of_a_malicious_class_is_named_without_steering_the_
     names = ("dataset=folder", f"dataset.root={images}", "backbone=small_resnet", "backbone.weights=none")
     assert delta_run(monkeypatch, *names, f"results_dir={results}", "device=cpu") == 1
     said = capsys.readouterr()
-    assert "3 images of folder cannot be read" in said.err and r"a..\x1b[2J" in said.err
+    assert "3 images of images cannot be read" in said.err and r"a..\x1b[2J" in said.err
     assert "\x1b" not in said.out + said.err and "Traceback" not in said.err
 
 

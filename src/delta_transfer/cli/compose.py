@@ -107,6 +107,11 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> RunConfig:
     return config
 
 
+def compose_dataset(name: str, overrides: Sequence[str]) -> RunConfig:
+    """The configuration of `delta-run dataset=<name> <overrides>`. Raises UserError."""
+    return compose_config("config", [f"dataset={name}", *overrides])
+
+
 def to_run_config(composed: DictConfig) -> RunConfig:
     """The composed configuration as checked options."""
     try:

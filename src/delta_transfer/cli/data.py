@@ -9,12 +9,8 @@ NAME is a file of conf/dataset; key=value are overrides as delta-run takes them.
 """
 
 import argparse
-import hashlib
-import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,12 +21,13 @@ from rich.text import Text
 
 from ..common.console import Display, log, shorten_list, stoppable
 from ..common.errors import UserError
-from ..data import fetch, load_dataset, locate, publication
+from ..data import fetch, load_dataset, locate, look_for, publication
 from ..data.archives import unpack_archives
 from ..data.dataset import Counts, Dataset, expected_counts
-from ..data.files import UNREADABLE
-from ..data.options import DatasetConfig, OfficialCounts
+from ..data.examination import examine
+from ..data.options import OfficialCounts
 from ..data.store import open_store, store_path, wrong_checksums
+from .doctor import doctor
 
 if TYPE_CHECKING:
     from ..engine.config import RunConfig
@@ -60,10 +57,10 @@ def main(argv: list[str] | None = None) -> int:
             show_list(args.overrides)
             return 0
         if args.command == "doctor":
-            from .doctor import doctor
-
             return doctor(args.overrides)
-        config = composed(args.name, args.overrides)
+        from .compose import compose_dataset  # imports torch
+
+        config = compose_dataset(args.name, args.overrides)
         return {"verify": verify, "prepare": prepare}[args.command](config)
     except (UserError, OSError) as error:
         log.error(str(error))
@@ -77,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True)
     for name, text in (
         ("list", "every data set: official and found counts, where, ready or not"),
-        ("verify", "counts against the official ones, every image decodes, duplicates between train and test"),
+        ("verify", "counts against the official ones, images that do not decode, show nothing, or are there twice"),
         ("doctor", "what is installed and found here for delta-run, and what to do about what is missing"),
         ("prepare", "unpack the publisher's archives, decode every image once into the store that runs read"),
     ):
@@ -88,15 +85,8 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def composed(name: str, overrides: Sequence[str]) -> "RunConfig":
-    """The configuration of `delta-run dataset=<name> <overrides>`. Raises UserError."""
-    from .compose import compose_config  # imports torch
-
-    return compose_config("config", [f"dataset={name}", *overrides])
-
-
 def show_list(overrides: Sequence[str]) -> None:
-    from .compose import choices
+    from .compose import choices, compose_dataset
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("name", no_wrap=True)
@@ -106,7 +96,7 @@ def show_list(overrides: Sequence[str]) -> None:
     table.add_column("root", overflow="fold")
     troubles = []
     for name in choices("dataset"):
-        config = composed(name, overrides).dataset
+        config = compose_dataset(name, overrides).dataset
         counts, official, state, trouble = look_for(config)
         if trouble:
             troubles.append(f"{name}: {trouble}")
@@ -117,21 +107,6 @@ def show_list(overrides: Sequence[str]) -> None:
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
     for trouble in troubles:
         log.info(trouble)
-
-
-def look_for(config: DatasetConfig) -> tuple[Counts | None, OfficialCounts | None, str, str | None]:
-    """What is here of a data set, what the publisher has, the state in a word, and why the data set cannot be used."""
-    published = publication(config)
-    root = locate(published, Path(config.root).expanduser()) if config.root else None
-    official = expected_counts(config)
-    if not published.needs or any((root / need).exists() for need in published.needs if root):
-        try:
-            counts = Counts.of(load_dataset(config))
-            return counts, official, counts.against(official), None
-        except UserError as error:
-            if root is not None:
-                return None, official, "not usable", str(error)
-    return None, official, "not here", None
 
 
 def _found_of(counts: Counts | None, official: OfficialCounts | None, key: str) -> str:
@@ -160,22 +135,17 @@ def verify(config: "RunConfig") -> int:
     elif state != "ready":
         log.info("  more than the official data set holds: is another one mixed in?")
 
-    digests: list[bytes | BaseException] = []
-    unreadable = []
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
-        for index, digest in enumerate(_pixel_digests(dataset)):
-            digests.append(digest)
-            if isinstance(digest, BaseException):
-                unreadable.append(f"{dataset.names[index]} ({digest})")
-            display.update(index + 1)
-    if unreadable:
-        log.info(f"  images   {len(unreadable)} of {len(digests):,} cannot be read: {'; '.join(unreadable)}")
+        found = examine(dataset, display.update)
+    if found.unreadable:
+        words = "; ".join(f"{dataset.names[index]} ({why})" for index, why in found.unreadable.items())
+        log.info(f"  images   {len(found.unreadable)} of {len(dataset.labels):,} cannot be read: {words}")
     else:
-        log.info(f"  images   {len(digests):,} decode")
-    for line in duplicates(dataset, digests):
+        log.info(f"  images   {len(dataset.labels):,} decode")
+    for line in found.lines():
         log.info(f"  {line}")
     damaged = _damaged_in_store(dataset, store_path(dataset, config.backbone.resize, config.schedule.aspect, cache))
-    return 1 if unreadable or damaged or state == "more than official" else 0
+    return 1 if found.unreadable or damaged or state == "more than official" else 0
 
 
 def _damaged_in_store(dataset: Dataset, path: Path) -> bool:
@@ -190,37 +160,6 @@ def _damaged_in_store(dataset: Dataset, path: Path) -> bool:
         f"  store    {path.name}: " + (f"damaged, remove it: {shorten_list(wrong)}" if wrong else "as it was built")
     )
     return bool(wrong)
-
-
-def duplicates(dataset: Dataset, digests: Sequence[bytes | BaseException]) -> list[str]:
-    """Lines about images with the same pixels, between the training and test images and among the training images."""
-    trained = {d: i for i, d in enumerate(digests) if not dataset.is_test[i] and isinstance(d, bytes)}
-    leaks = [
-        f"{dataset.names[i]} = {dataset.names[trained[d]]}"
-        for i, d in enumerate(digests)
-        if dataset.is_test[i] and isinstance(d, bytes) and d in trained
-    ]
-    times = Counter(d for i, d in enumerate(digests) if not dataset.is_test[i] and isinstance(d, bytes))
-    twice = sum(n - 1 for n in times.values())
-    lines = [
-        f"test images that are also in train: {len(leaks) or 'none'}"
-        + (f": {shorten_list(leaks, 20)}" if leaks else "")
-    ]
-    return lines + ([f"training images that are there more than once: {twice}"] if twice else [])
-
-
-def _pixel_digests(dataset: Dataset) -> Iterator[bytes | BaseException]:
-    """A digest of size and RGB pixels of each image, in order; the error for one that cannot be read."""
-
-    def digest(index: int) -> bytes | BaseException:
-        try:
-            image = dataset.load(index)
-            return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
-        except UNREADABLE as error:
-            return error
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(digest, range(len(dataset.labels)))
 
 
 # --- prepare --------------------------------------------------------------------------------------------------------

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
-from ..common.console import log
+from ..common.console import Display, log, shorten_list
 from ..common.errors import UserError
-from ..data import publication
-from .data import composed, look_for
+from ..data import load_dataset, look_for, publication
+from ..data.examination import examine
 
 if TYPE_CHECKING:
+    from ..data.options import DatasetConfig
     from ..engine.config import RunConfig
 
 GIB = 2**30
@@ -38,6 +39,9 @@ class Findings:
 
     def fine(self, what: str, words: str) -> None:
         self.lines.append(f"ok       {what:10} {words}")
+
+    def note(self, what: str, words: str) -> None:
+        self.lines.append(f"note     {what:10} {words}")
 
     def missing(self, what: str, words: str) -> None:
         self.lines.append(f"missing  {what:10} {words}")
@@ -63,7 +67,9 @@ def doctor(overrides: Sequence[str]) -> int:
         with found.looking_at(what):
             look(found)
     try:
-        config = composed("folder", overrides)
+        from .compose import compose_dataset
+
+        config = compose_dataset("folder", overrides)
     except ImportError as error:  # of torch, or of a package that it needs
         found.trouble("options", f"cannot be read: {error}")
     else:
@@ -183,7 +189,7 @@ def disk(found: Findings, config: "RunConfig") -> None:
 
 
 def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) -> None:
-    from .compose import choices
+    from .compose import choices, compose_dataset
 
     fetched: list[str] = []
     by_hand: list[str] = []
@@ -191,10 +197,13 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
     named = next((word.removeprefix("dataset=") for word in overrides if word.startswith("dataset=")), "folder")
     for name in choices("dataset"):
         of_others = ("dataset=", "backbone", "reg") if name == named else ("dataset", "backbone", "reg")
-        dataset = composed(name, [word for word in overrides if not word.startswith(of_others)]).dataset
+        dataset = compose_dataset(name, [word for word in overrides if not word.startswith(of_others)]).dataset
         if name == "folder" and dataset.root is None:
             continue
-        counts, _, state, problem = look_for(dataset)
+        remarks: list[str] = []
+        counts, _, state, problem = look_for(dataset, remarks.append)
+        for sentence in remarks:
+            found.note(dataset.name, sentence)
         if problem and name == named:  # which was asked for
             found.trouble(name, problem)
         elif problem:
@@ -203,7 +212,9 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
             (fetched if publication(dataset).download else by_hand).append(name)
         else:
             size = f"{counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images"
-            found.fine(name, f"{state}: {size}, {dataset.root or 'embedded'}")
+            found.fine(dataset.name, f"{state}: {size}, {dataset.root or 'embedded'}")
+            if name == named and dataset.root:
+                images(found, dataset)
     where = f"data_dir={config.data_dir}"
     if fetched:
         found.missing(
@@ -214,13 +225,25 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
         found.missing("data sets", words)
 
 
+def images(found: Findings, config: "DatasetConfig") -> None:
+    """Decodes all images of the data set that was asked for, as delta-data verify does."""
+    dataset = load_dataset(config, remark=lambda sentence: None)
+    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
+        examined = examine(dataset, display.update)
+    if examined.unreadable:
+        words = shorten_list([f"{dataset.names[index]} ({why})" for index, why in examined.unreadable.items()])
+        found.trouble(dataset.name, f"{len(examined.unreadable):,} images cannot be read: {words}")
+    for line in examined.lines():
+        found.note(dataset.name, line)
+
+
 def weights(found: Findings, overrides: Sequence[str]) -> None:
     """Looks for weights of torchvision's networks in its cache, and at the file that was named."""
     import torch
 
     from ..models.weights import is_file_name
     from ..models.zoo import build_source, not_downloaded
-    from .compose import choices, named_backbone
+    from .compose import choices, compose_dataset, named_backbone
 
     file = next((word.partition("=")[2] for word in overrides if word.startswith("backbone.weights=")), None)
     given = any(word.startswith("backbone=") for word in overrides)
@@ -228,7 +251,7 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
         which_fits(found, file)
         return
     if given:
-        backbone = composed("folder", overrides).backbone
+        backbone = compose_dataset("folder", overrides).backbone
         reason = not_downloaded(backbone)
         if reason:
             found.missing(

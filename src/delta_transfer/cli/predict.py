@@ -126,18 +126,17 @@ def first_line(error: BaseException) -> str:
 
 def files_of(named: Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
     """The images, each once, in the order of `named`; and those that cannot be predicted, with the reason."""
-    from ..data.readers.folder import SUFFIXES, images_below, other_pictures_below  # imports torchvision
+    from ..data.tree import list_images  # imports Pillow
 
     files: dict[Path, None] = {}
     refused: dict[str, str] = {}
     for path in named:
         if path.is_dir():
-            below = images_below(path)
-            files |= dict.fromkeys(below)
-            others = other_pictures_below(path)
-            refused |= {spelled_out(str(other)): "a format that is not read here: convert to .jpg" for other in others}
-            if not below + others:
-                refused[spelled_out(str(path))] = f"a folder without an image ({', '.join(sorted(SUFFIXES))})"
+            listing = list_images(path)
+            files |= dict.fromkeys(path / image for image in listing.images)
+            refused |= {spelled_out(str(path / name)): f"left out, {why}" for name, why in listing.left_out.items()}
+            if not listing.images:
+                refused[spelled_out(str(path))] = "a folder without an image"
         elif path.exists():
             files[path] = None
         else:

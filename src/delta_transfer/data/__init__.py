@@ -1,6 +1,7 @@
 """Data sets by name: where they are, fetching them, reading them. Each reader registers itself in its own file."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import cache
 from importlib import resources
@@ -9,22 +10,30 @@ from pathlib import Path
 
 import yaml
 
+from ..common.console import log
 from ..common.errors import UserError
 from ..common.options import require
 from . import readers  # noqa: F401  (registers all readers)
-from .dataset import Dataset
-from .options import DatasetConfig
+from .dataset import Counts, Dataset, expected_counts
+from .examination import unreadable_images
+from .images import Reading, allow_pixels, read_image
+from .options import DatasetConfig, OfficialCounts
 from .readers.lists import ListsConfig
 from .readers.torchvision_sets import reason
 from .registry import READERS, Publication
+from .tree import remarks
 
-__all__ = ["READERS", "Dataset", "Publication", "fetch", "load_dataset", "locate", "publication"]
+__all__ = ["READERS", "Dataset", "Publication", "fetch", "load_dataset", "locate", "look_for", "publication"]
 
 
-def load_dataset(config: DatasetConfig, cache_dir: Path | None = None) -> Dataset:
+def load_dataset(
+    config: DatasetConfig, cache_dir: Path | None = None, remark: Callable[[str], None] = log.info
+) -> Dataset:
     """Reads the lists, not the images. Raises UserError that says what is missing and where to get it.
 
-    `cache_dir`: where digests of the images' files are remembered, so that they are not all read each time.
+    Args:
+        cache_dir: where digests of the images' files are remembered, so that they are not all read each time.
+        remark: is told what is left out and what may surprise, a sentence each.
     """
     found = READERS[config.reader]
     require(
@@ -38,7 +47,45 @@ def load_dataset(config: DatasetConfig, cache_dir: Path | None = None) -> Datase
         fetch(published, root)
     if published.needs:
         _check_layout(published, root)
-    return replace(found.thing.read(root, config), cache_dir=cache_dir)
+    dataset = replace(found.thing.read(root, config), cache_dir=cache_dir)
+    if dataset.files:
+        dataset = _read_as(dataset, config)
+    for sentence in dataset.remarks:
+        remark(sentence)
+    return dataset
+
+
+def _read_as(dataset: Dataset, config: DatasetConfig) -> Dataset:
+    """The data set whose image files are read as the options say."""
+    reading, files = Reading(config.scale, config.max_pixels), dataset.files
+    allow_pixels(config.max_pixels)
+    scaled = f" scale={config.scale}" if config.scale is not None else ""
+    listing = hashlib.sha256((dataset.listing + scaled).encode()).hexdigest() if scaled else dataset.listing
+    dataset = replace(dataset, load=lambda index: read_image(files[index], reading), listing=listing)
+    if config.unreadable == "refuse":
+        return dataset
+    require(dataset.pairs is None, "dataset.unreadable=skip: pairs name their images, and none can be left out.")
+    if not (bad := unreadable_images(dataset, str(reading))):
+        return dataset
+    named = {dataset.names[index]: f"cannot be read ({why})" for index, why in bad.items()}
+    return replace(dataset.without(bad), remarks=(*dataset.remarks, *remarks(dataset.name, named)))
+
+
+def look_for(
+    config: DatasetConfig, remark: Callable[[str], None] = log.info
+) -> tuple[Counts | None, OfficialCounts | None, str, str | None]:
+    """What is here of a data set, what the publisher has, the state in a word, and why the data set cannot be used."""
+    published = publication(config)
+    root = locate(published, Path(config.root).expanduser()) if config.root else None
+    official = expected_counts(config)
+    if not published.needs or any((root / need).exists() for need in published.needs if root):
+        try:
+            counts = Counts.of(load_dataset(config, remark=remark))
+            return counts, official, counts.against(official), None
+        except UserError as error:
+            if root is not None:
+                return None, official, "not usable", str(error)
+    return None, official, "not here", None
 
 
 def publication(config: DatasetConfig) -> Publication:

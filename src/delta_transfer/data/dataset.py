@@ -1,8 +1,8 @@
 """A data set, and its splits: the images that a run trains, validates and tests on."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -38,6 +38,8 @@ class Dataset:
     files: tuple[Path, ...] = ()  # (N,), or none if the images are not files
     cache_dir: Path | None = None  # folder that remembers the digests of files
     pairs: Pairs | None = None  # the pairs that a verification is tested on
+    remarks: tuple[str, ...] = ()  # sentences about how the files were understood, and what is left out
+    left_out: Mapping[str, str] = field(default_factory=dict)  # file: why
 
     def class_of(self, index: int) -> str:
         """The class of image `index`, or the image's name if its class is not trained on."""
@@ -57,6 +59,32 @@ class Dataset:
     @cached_property
     def _contents(self) -> Contents:
         return contents_of(self.name, self.files, self.cache_dir)
+
+    def without(self, dropped: Mapping[int, str]) -> "Dataset":
+        """The other images; `dropped`: the reason by index. The indices of the other ones change."""
+        kept = np.setdiff1d(np.arange(len(self.labels)), [*dropped])
+        names = [self.names[index] for index in dropped]
+        return replace(
+            self,
+            labels=self.labels[kept],
+            is_test=self.is_test[kept],
+            names=tuple(self.names[index] for index in kept),
+            files=tuple(self.files[index] for index in kept),
+            load=lambda index: self.load(int(kept[index])),
+            listing=hashlib.sha256("\n".join([self.listing, *names]).encode(errors="surrogateescape")).hexdigest(),
+            left_out={**self.left_out, **dict(zip(names, dropped.values(), strict=True))},
+        )
+
+    def copies_of_other_classes(self) -> list[tuple[str, str]]:
+        """Pairs of images whose files have the same bytes and whose classes differ."""
+        first: dict[bytes, int] = {}
+        pairs = []
+        if self.files and self.pairs is None:
+            for index, digest in enumerate(map(bytes, self._contents.digests)):
+                other = first.setdefault(digest, index)
+                if self.labels[other] != self.labels[index]:
+                    pairs.append((self.names[other], self.names[index]))
+        return pairs
 
     def changed_files(self) -> list[str]:
         """Names of images whose files changed, or went, since `fingerprint` was computed."""

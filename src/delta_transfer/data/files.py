@@ -1,47 +1,17 @@
-"""What all readers use: they make a checked Dataset of a publisher's lists, and decode image files."""
+"""What all readers use: they make a checked Dataset of a publisher's lists."""
 
 import hashlib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..common.console import shorten_list
 from ..common.errors import UserError
 from .dataset import Dataset
-
-# Pixel modes that mean a picture: converting them to RGB loses nothing of what it shows.
-CONVERTIBLE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"}
-# The formats of data sets, whatever a file is called. Pillow knows more formats, and some are programs: Ghostscript
-# runs EPS files.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # MPO, several JPEGs in one file, opens as JPEG
-# A damaged or hostile image file can make Pillow raise nearly anything: struct.error, MemoryError, ...
-UNREADABLE = Exception
-# Pillow warns about odd but readable files without naming them: EXIF data cut short, or as many pixels as cameras make
-# (it raises from 179 million on). The filter is permanent, since a temporary one is not safe where threads decode.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def read_image(path: Path) -> Image.Image:
-    """The picture that a viewer shows, as RGB: turned as EXIF says, transparency on white, 16-bit grey as 8-bit.
-
-    Raises UNREADABLE; ValueError for a pixel mode without an agreed meaning as a picture.
-    """
-    with Image.open(path, formats=FORMATS) as file:
-        file.load()
-        image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode not in CONVERTIBLE:
-        raise ValueError(f"its pixel mode {image.mode} cannot be shown as 8-bit RGB without a choice of scale")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+from .images import read_image
 
 
 def from_files(
@@ -52,6 +22,7 @@ def from_files(
     labels: ArrayLike,
     is_test: ArrayLike,
     listed_in: str,
+    digest_of: str | None = None,
 ) -> Dataset:
     """The Dataset of image files below `folder`.
 
@@ -60,6 +31,7 @@ def from_files(
         labels: (N,) integers, the class of each file, 0 .. len(classes)-1.
         is_test: (N,) bool.
         listed_in: the list that names them, for messages, e.g. "TrainImages.txt and TestImages.txt".
+        digest_of: stands for `name` in the fingerprint.
 
     Raises UserError naming files that are missing, lie outside `folder` or are in both splits, and labels out of range.
     """
@@ -78,7 +50,7 @@ def from_files(
     if both:
         raise UserError(f"{listed_in} of {name}: {len(both)} images are in train and test: {shorten_list(both)}.")
 
-    digest, missing = hashlib.sha256(name.encode()), []
+    digest, missing = hashlib.sha256((digest_of or name).encode()), []
     for file, number, tests in zip(files, label, test, strict=True):
         try:
             size = (folder / file).stat().st_size

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..common.options import LONGEST, MISSING, Options, option
 
@@ -38,7 +38,9 @@ class DatasetConfig(Options):
     reader: str = option(
         MISSING, "how the files are read: lists, folder, glyphs, or a reader for one publisher's format"
     )
-    name: str = option(MISSING, "name of the data set in the names of runs and in reports")
+    name: str = option(
+        MISSING, "name of the data set in runs and reports; in dataset=folder, `folder` stands for its folder's name"
+    )
     root: str | None = option(None, "folder that holds the publisher's files")
     download: bool = option(False, "let torchvision fetch the files first, where it can", identity=False)
     official: OfficialCounts | None = option(None, "what the publisher says the data set holds", identity=False)
@@ -52,6 +54,20 @@ class DatasetConfig(Options):
         0, "seed of every draw of images; it does not depend on `seed`: runs of all seeds share the images", at_least=0
     )
     mirror: bool = option(True, "mirror training images at random")
+    unreadable: str = option(
+        "refuse",
+        "what to do about image files that cannot be read: refuse to run, or skip (leave them out, by name)",
+        choices=("refuse", "skip"),
+        identity=False,
+    )
+    scale: Any = option(
+        None,
+        "what the pixels of more than 8 bits mean: full (white is 65535, or 1.0 of floating-point numbers), minmax "
+        "(black and white are each image's least and largest value), or the value that is white, such as 4095",
+    )
+    max_pixels: int | None = option(
+        None, "largest number of pixels of an image file; null: 178,956,970", at_least=1, identity=False
+    )
 
     @property
     def as_published(self) -> bool:
@@ -62,7 +78,18 @@ class DatasetConfig(Options):
         """What the publisher provides. `of_reader`: what the reader says about it."""
         return of_reader
 
+    @property
+    def identity_name(self) -> str:
+        """What stands for the name in the identity of a run."""
+        return self.name
+
     def check(self) -> None:
+        number = isinstance(self.scale, int | float) and not isinstance(self.scale, bool) and 0 < self.scale < 3e38
+        self.require(
+            self.scale in (None, "full", "minmax") or number,
+            "scale",
+            f"dataset.scale must be full, minmax or a number above 0 (the value that is white), got {self.scale!r}.",
+        )
         self.require(
             self.images_per_class is None or self.sample_rate == 1,
             "images_per_class",

@@ -25,7 +25,7 @@ from ..common.errors import UserError
 from ..records.files import naming, sync, sync_folder, write_atomically
 from ..records.locks import Check, wait_for_lock
 from .dataset import Dataset
-from .files import UNREADABLE
+from .images import UNREADABLE
 
 # Raise when the decoded pixels or the layout of the files change, so that older stores are not used.
 VERSION = 3
@@ -49,6 +49,15 @@ class Store:
     def starts(self) -> np.ndarray:
         """(N,) int64: index of each image's first pixel."""
         return np.cumsum(self.sizes.prod(axis=1)) - self.sizes.prod(axis=1)
+
+    def constant(self) -> np.ndarray:
+        """Indices of the images of one colour only."""
+        counts = self.sizes.prod(axis=1)
+        some = (self.starts[:, None] + counts[:, None] * np.arange(16) // 16).ravel()  # most images differ there
+        pixels = np.asarray(self.pixels[some]).reshape(-1, 16, 3)
+        alike = np.flatnonzero((pixels == pixels[:, :1]).all(axis=(1, 2)))
+        whole = [self.pixels[self.starts[index] :][: counts[index]] for index in alike]
+        return alike[[bool((image == image[0]).all()) for image in whole]]
 
 
 def open_store(

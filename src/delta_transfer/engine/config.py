@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..common.console import Display, log, shorten_list
 from ..common.options import MISSING, Options, from_mapping, option, require
 from ..data.dataset import Counts, Dataset, Splits, expected_counts
+from ..data.examination import constant_images
 from ..data.loader import Loader
 from ..data.options import DatasetConfig, PairsConfig, SplitConfig
 from ..data.registry import READERS
@@ -142,6 +143,8 @@ def open_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Lo
         store = open_store(
             dataset, config.backbone.resize, config.schedule.aspect, Path(config.cache_dir), display.update
         )
+    if empty := store.constant().tolist():
+        log.info(f"{dataset.name}: {constant_images([dataset.names[index] for index in empty])}")
     return loader_of(config, store, dataset.labels, device)
 
 
@@ -235,6 +238,7 @@ def name_of(
     identity = run_identity(config, data, weights_name(config, weights), identities)
     if config.precision != "fp32":  # version 1 measured such a run in bf16, version 2 measures every run in fp32
         identity["evaluation"] = {"version": 2}
+    identity["dataset"]["name"] = config.dataset.identity_name
     return run_id(config.dataset.name, config.backbone.name, config.reg.name, config.seed, identity), identity
 
 
@@ -246,6 +250,9 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
             f"{dataset.name}: {counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images; "
             f"officially {official.classes:,}, {official.train:,}, {official.test:,}"
         )
+    if conflicts := dataset.copies_of_other_classes():
+        words = shorten_list([f"{one} = {other}" for one, other in conflicts])
+        log.info(f"{dataset.name}: label conflicts, one image with two labels: {len(conflicts):,} ({words})")
     schedule, side = config.schedule, config.backbone.image_size
     images = f"{len(splits.train):,} training"
     images += f", {len(splits.val):,} validation" if len(splits.val) else ""

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..data.dataset import Dataset
-from ..data.files import read_image
+from ..data.images import Reading, allow_pixels, read_image
 from ..data.loader import images_at_once
 from ..data.store import Store, decoded
 from ..engine.config import loader_of
@@ -26,7 +27,13 @@ def probabilities(
     network = run.network.to(device).to(memory_format=torch.channels_last)
     no_labels = np.full(len(files), -1)
     names = tuple(map(str, files))
-    images = Dataset("images", (), no_labels, no_labels < 0, names, lambda index: read_image(files[index]), listing="")
+    reading = Reading(run.config.dataset.scale, run.config.dataset.max_pixels)
+    allow_pixels(reading.max_pixels)
+
+    def load(index: int) -> Image.Image:
+        return read_image(files[index], reading)
+
+    images = Dataset("images", (), no_labels, no_labels < 0, names, load, listing="")
     outcomes = decoded(images, run.config.backbone.resize, run.config.schedule.aspect)
     at_once = batch_size or images_at_once(device)
     while batch := list(islice(outcomes, batch_size or at_once)):

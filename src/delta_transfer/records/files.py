@@ -9,6 +9,17 @@ from typing import IO, Any
 
 from .locks import Check
 
+OUTPUT_MARK = ".delta-transfer"  # a file in folders that this program made, so that they are never taken for data
+
+
+def make_output_folder(folder: Path) -> None:
+    """Makes the folder with its parents. The outermost folder that was not there before gets the mark of our output."""
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if absent and not any((parent / OUTPUT_MARK).exists() for parent in absent[-1].parents):
+        with suppress(OSError):
+            (absent[-1] / OUTPUT_MARK).write_text("Written by delta-transfer. It is never read as data.\n")
+
 
 @contextmanager
 def whole_file(path: Path, check: Check = lambda: None) -> Iterator[IO[bytes]]:

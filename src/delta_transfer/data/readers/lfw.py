@@ -15,10 +15,10 @@ from ...common.errors import UserError
 from ...common.options import LONGEST, option
 from ..dataset import Dataset, Pairs
 from ..files import from_files, read_lines
+from ..images import SUFFIXES
 from ..options import PairsConfig
 from ..pairs import with_pairs
 from ..registry import reader
-from .folder import SUFFIXES
 
 Face = tuple[str, int]  # person and number
 

@@ -34,9 +34,9 @@ from ...common.errors import UserError
 from ...common.options import MISSING, OptionError, option
 from ..dataset import Dataset
 from ..files import from_files, read_lines
+from ..images import SUFFIXES
 from ..options import DatasetConfig, Publication
 from ..registry import reader
-from .folder import SUFFIXES
 from .torchvision_sets import downloader
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")

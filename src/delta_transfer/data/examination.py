@@ -1,0 +1,181 @@
+"""What is wrong with the images of a data set: `delta-data verify` and `delta-data doctor` decode all and tell."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from ..common.console import shorten_list
+from ..records.files import write_atomically
+from .contents import stamps_of
+from .dataset import Dataset
+from .images import UNREADABLE
+
+SHOWN = 20  # names in a line
+# Two images are nearly the same if few of the 64 bits of their hashes differ, and if their thumbnails of 16 x 16 grey
+# values do, too: images of little contrast have hashes that say nothing.
+HASH_BITS, THUMBNAIL_LEVELS, LEAST_CONTRAST = 6, 5.0, 4.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """One decoded image."""
+
+    digest: bytes  # of its size and RGB pixels
+    constant: bool  # all pixels are the same
+    bits: np.ndarray  # (64,) bool, a hash of its low frequencies
+    thumbnail: np.ndarray  # (256,) float32 grey values
+
+
+@dataclass
+class Examination:
+    dataset: Dataset
+    unreadable: dict[int, str] = field(default_factory=dict)  # index: why
+    constant: list[int] = field(default_factory=list)
+    leaks: list[tuple[int, int]] = field(default_factory=list)  # test image, training image: the same pixels
+    conflicts: list[tuple[int, int]] = field(default_factory=list)  # the same pixels, and two labels
+    twice: int = 0  # training images that are there more than once
+    near_leaks: list[tuple[int, int]] = field(default_factory=list)  # as above, for nearly the same pixels
+    near_conflicts: list[tuple[int, int]] = field(default_factory=list)
+
+    def lines(self) -> Iterator[str]:
+        """Sentences about what was found; the first one is there always."""
+        names, pairs = self.dataset.names, self._named
+        yield f"test images that are also in train: {pairs(self.leaks) or 'none'}"
+        if self.conflicts:
+            yield f"label conflicts, one image with two labels: {pairs(self.conflicts, labels=True)}"
+        if self.twice:
+            yield f"training images that are there more than once: {self.twice:,}"
+        if self.near_leaks:
+            yield f"test images that look like one in train: {pairs(self.near_leaks)}"
+        if self.near_conflicts:
+            yield f"images that look the same and have two labels: {pairs(self.near_conflicts, labels=True)}"
+        if self.constant:
+            yield constant_images([names[index] for index in self.constant])
+
+    def _named(self, pairs: list[tuple[int, int]], labels: bool = False) -> str:
+        def name(index: int) -> str:
+            return self.dataset.names[index] + (f" ({self.dataset.class_of(index)})" if labels else "")
+
+        words = [f"{name(one)} = {name(other)}" for one, other in pairs]
+        return f"{len(pairs):,}: {shorten_list(words, SHOWN)}" if pairs else ""
+
+
+def constant_images(names: list[str]) -> str:
+    """The sentence about images that carry nothing. A run says it too."""
+    return f"images of one colour only, which show nothing: {len(names):,} ({shorten_list(names)})"
+
+
+def examine(dataset: Dataset, progress: Callable[[int], None] = lambda done: None) -> Examination:
+    """Decodes all images and compares them. progress: called with the number of images done."""
+    found = Examination(dataset)
+    looks: dict[int, Look] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for index, outcome in enumerate(pool.map(lambda one: _look(dataset, one), range(len(dataset.labels)))):
+            if isinstance(outcome, Look):
+                looks[index] = outcome
+            else:
+                found.unreadable[index] = outcome
+            progress(index + 1)
+    found.constant = [index for index, look in looks.items() if look.constant]
+    _compare_pixels(found, looks)
+    if dataset.pairs is None and dataset.files:  # embedded images are drawn: many look alike by design
+        _compare_appearance(found, {index: look for index, look in looks.items() if not look.constant})
+    return found
+
+
+def _look(dataset: Dataset, index: int) -> Look | str:
+    try:
+        image = dataset.load(index)
+        digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).digest()
+        constant = all(low == high for low, high in map(Image.Image.getextrema, image.split()))
+        grey = image.convert("L")
+        thumbnail = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), dtype=np.float32).ravel()
+        return Look(digest, constant, perceptual_hash(grey), thumbnail)
+    except UNREADABLE as error:
+        return str(error) or type(error).__name__
+
+
+def perceptual_hash(grey: Image.Image) -> np.ndarray:
+    """(64,) bool: which of the 8 x 8 lowest frequencies are above their median (Zauner, 2010, section 3.2.1)."""
+    from scipy.fft import dctn  # takes a while to import
+
+    small = np.asarray(grey.resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
+    low = dctn(small, norm="ortho")[:8, :8].ravel()
+    return np.asarray(low > np.median(low))
+
+
+def _compare_pixels(found: Examination, looks: dict[int, Look]) -> None:
+    dataset, by_digest = found.dataset, dict[bytes, list[int]]()
+    for index, look in looks.items():
+        by_digest.setdefault(look.digest, []).append(index)
+    for same in by_digest.values():
+        train = [index for index in same if not dataset.is_test[index]]
+        found.leaks += [(index, train[-1]) for index in same if train and dataset.is_test[index]]
+        found.twice += max(0, len(train) - 1)
+        if dataset.pairs is None and not looks[same[0]].constant:
+            found.conflicts += [(same[0], i) for i in same if dataset.labels[i] != dataset.labels[same[0]]]
+    found.leaks.sort()
+    found.conflicts.sort()
+
+
+def _compare_appearance(found: Examination, looks: dict[int, Look]) -> None:
+    """Pairs of images that nearly look the same, one in test and one in train, or with two labels."""
+    dataset = found.dataset
+    chosen = np.array([i for i, look in looks.items() if look.thumbnail.std() >= LEAST_CONTRAST], dtype=np.int64)
+    if not len(chosen):
+        return
+    hashes = np.packbits([looks[index].bits for index in chosen.tolist()], axis=1).view(np.uint64).ravel()
+    thumbnails = np.stack([looks[index].thumbnail for index in chosen.tolist()])
+    labels, is_test = dataset.labels[chosen], dataset.is_test[chosen]
+    for start in range(0, len(chosen), 256):
+        rows = slice(start, start + 256)
+        near = np.bitwise_count(hashes[rows, None] ^ hashes[None, :]) <= HASH_BITS
+        near &= (labels[rows, None] != labels) | (is_test[rows, None] != is_test)
+        for one, other in np.argwhere(near).tolist():
+            one += start
+            if one >= other or np.abs(thumbnails[one] - thumbnails[other]).mean() > THUMBNAIL_LEVELS:
+                continue
+            pair = int(chosen[one]), int(chosen[other])
+            if looks[pair[0]].digest == looks[pair[1]].digest:
+                continue
+            if labels[one] != labels[other]:
+                found.near_conflicts.append(pair)
+            if is_test[one] != is_test[other]:
+                found.near_leaks.append(pair if is_test[one] else pair[::-1])
+    found.near_leaks.sort()
+
+
+def unreadable_images(dataset: Dataset, reading: str) -> dict[int, str]:
+    """The images that cannot be decoded, and why. Decodes all of them, unless none changed since the last time.
+
+    reading: how they are read, in words. `dataset.cache_dir`/unreadable remembers what was found.
+    """
+    key = hashlib.sha256("\n".join([reading, *map(os.path.abspath, dataset.files)]).encode(errors="surrogateescape"))
+    key.update(stamps_of(dataset.files).tobytes())
+    cache = dataset.cache_dir / "unreadable" / f"{key.hexdigest()[:16]}.json" if dataset.cache_dir else None
+    if cache is not None:
+        with suppress(OSError, ValueError, AttributeError):
+            return {int(index): str(why) for index, why in json.loads(cache.read_text()).items()}
+
+    def why(index: int) -> str | None:
+        try:
+            dataset.load(index)
+        except UNREADABLE as error:
+            return str(error) or type(error).__name__
+        return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        outcomes = pool.map(why, range(len(dataset.labels)))
+        found = {index: reason for index, reason in enumerate(outcomes) if reason is not None}
+    if cache is not None and cache.parent.parent.is_dir():  # a dry run makes no folder
+        with suppress(OSError):
+            cache.parent.mkdir(exist_ok=True)
+            write_atomically(cache, json.dumps(found).encode())
+    return found
