@@ -28,6 +28,7 @@ from pathlib import Path
 from .common import tables
 from .common.console import log, show_messages, stoppable
 from .common.errors import UserError
+from .records.files import make_output_folder
 from .records.reading import Damaged, Record, folds, read_all, run_id, transfers
 from .reporting import export, sections
 from .reporting.comparison import Comparison, compare, together
@@ -101,7 +102,7 @@ def report(args: argparse.Namespace) -> int:
     text = text_of(comparisons, args)
     if args.output:
         try:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
+            make_output_folder(args.output.parent)
             args.output.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"{args.output} cannot be written: {error}") from None

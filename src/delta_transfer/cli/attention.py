@@ -20,6 +20,7 @@ from ..common.console import log, show_messages
 from ..common.errors import UserError
 from ..inspect.attention import Attention, attention_of, distinct, names_of
 from ..inspect.attention_report import histograms, overlap_table, weight_table
+from ..records.files import make_output_folder
 from ..records.reading import read, section
 
 
@@ -42,7 +43,7 @@ def report(attentions: list[Attention], args: argparse.Namespace) -> None:
     if table := overlap_table(attentions):
         made.append(table)
     sys.stdout.write(tables.on_screen(made, sys.stdout.isatty()))
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(args.output)
     (args.output / "attention.md").write_text(tables.as_markdown(made), encoding="utf-8")
     log.info(f"written: {args.output / 'attention.md'}")
     save(histograms(attentions), args.output / "histograms")

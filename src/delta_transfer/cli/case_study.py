@@ -23,6 +23,7 @@ from ..inspect.finished import run_folder
 from ..inspect.image_maps import grad_cam_package
 from ..inspect.replay import Replay, replay
 from ..inspect.unused_channels import caption, changes_of, figure_of, table_of
+from ..records.files import make_output_folder
 from .predict import positive
 
 
@@ -86,7 +87,7 @@ def report(args: argparse.Namespace) -> None:
     labels = labels_of(runs)
     for run in runs:
         _ = run.target  # a missing network too
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_output_folder(args.output)
     if wants_pictures:
         for stem, figure, text in pictures(runs, labels, args.images, args.count):
             write(figure, args.output / stem, text)

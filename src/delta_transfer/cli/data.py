@@ -27,6 +27,7 @@ from ..data.dataset import Counts, Dataset, expected_counts
 from ..data.examination import examine
 from ..data.options import OfficialCounts
 from ..data.store import open_store, store_path, wrong_checksums
+from ..records.files import make_output_folder
 from .doctor import doctor
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def prepare(config: "RunConfig") -> int:
             log.info(f"unpacked {archive}")
     size, aspect, cache = config.backbone.resize, config.schedule.aspect, Path(config.cache_dir)
     dataset = load_dataset(config.dataset, cache)
-    cache.mkdir(parents=True, exist_ok=True)
+    make_output_folder(cache)
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
         store = open_store(dataset, size, aspect, cache, display.update)
     shape = f"{size} x {size} pixels" if aspect == "squash" else f"shorter side {size} pixels"

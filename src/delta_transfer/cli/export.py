@@ -27,7 +27,7 @@ from typing import Any
 from ..common.console import log, stoppable
 from ..common.errors import UserError
 from ..records.cards import metadata_of
-from ..records.files import write_atomically
+from ..records.files import make_output_folder, write_atomically
 
 SUFFIXES = {"safetensors": ".safetensors", "onnx": ".onnx", "torch-export": ".pt2"}
 CARD = "MODEL_CARD.md"
@@ -66,7 +66,7 @@ def export(name: str, form: str, output: Path | None) -> None:
     card, words = card_of(run, path.stem)
     check_nothing_lost(path, card)
     data, verified = exported(run, form, metadata_of(card))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_output_folder(path.parent)
     write_atomically(path, data)
     write_atomically(path.parent / CARD, words.encode())
     if verified:

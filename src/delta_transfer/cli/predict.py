@@ -34,7 +34,7 @@ from ..common.console import Display, log, spelled_out, stoppable
 from ..common.errors import UserError
 from ..common.tables import UNCUT
 from ..common.untrusted import no_formula
-from ..records.files import write_atomically
+from ..records.files import make_output_folder, write_atomically
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             found = predict(args)
         text = FORMATS[args.format](found, terminal=not args.output and sys.stdout.isatty())
         if args.output:
-            args.output.parent.mkdir(parents=True, exist_ok=True)
+            make_output_folder(args.output.parent)
             write_atomically(args.output, text.encode())
         else:
             if isinstance(sys.stdout, io.TextIOWrapper):  # letters that its encoding lacks become their numbers

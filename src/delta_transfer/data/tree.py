@@ -35,6 +35,7 @@ OUTPUT_HOLDS = (
     ("cache/digests",),
     ("stores/*/store.json",),
     ("store.json", "pixels"),
+    ("records.jsonl",),
 )
 TRUSTED = SUFFIXES - {".avif"}  # not every build of Pillow reads it
 IGNORED, HIDDEN, OUTPUT = "dataset.ignore matches it", "hidden", "output of this program"

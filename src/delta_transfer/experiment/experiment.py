@@ -45,6 +45,7 @@ from ..models.zoo import build_source
 from ..records.arrays import PREDICTIONS, SIMILARITIES, predictions
 from ..records.cards import in_words, make_card, metadata_of
 from ..records.checked import MODEL, fingerprint, save_with_checksum
+from ..records.files import make_output_folder
 from ..records.integrity import DIGESTS, array_digest
 from ..records.locks import InUse
 from ..records.run_directory import CLASSES, SCHEMA, RunDirectory, RunResult, finished_before, git_commit, timestamp
@@ -71,7 +72,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     # --- Data ---
 
     with devices.rank0_first():  # it reads all images and remembers their digests for the others
-        Path(config.cache_dir).mkdir(parents=True, exist_ok=True)
+        for folder in (config.results_dir, config.cache_dir):
+            make_output_folder(Path(folder))
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         data = dataset.fingerprint
     splits = make_splits(dataset, config.dataset, config.split)

@@ -13,6 +13,7 @@ from ..engine import devices
 from ..engine.config import EMBEDDED, RunConfig, name_of
 from ..models.zoo import BackboneConfig
 from ..records.checked import MODEL, load_trained
+from ..records.files import make_output_folder
 from ..records.locks import InUse, wait_for_lock
 from ..records.run_directory import RunResult
 from .experiment import run
@@ -64,7 +65,7 @@ def _trained(recipe: RunConfig) -> str:
 def _train(recipe: RunConfig) -> str:
     """Path of the weights."""
     folder = Path(recipe.results_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_output_folder(folder)
     # One of several workers trains the network, and the others wait for it. Under torchrun all train it together.
     lock = nullcontext() if devices.shared() else wait_for_lock(folder / ".lock", "trains the source network")
     with lock:

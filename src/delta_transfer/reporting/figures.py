@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..common.errors import UserError
-from ..records.files import write_atomically
+from ..records.files import make_output_folder, write_atomically
 from .comparison import Comparison
 from .curve_figures import learning_curves
 from .drawing import our_look
@@ -32,7 +32,7 @@ def write_figures(comparison: Comparison, folder: Path, warn: Warn) -> list[Path
     count, number = Counter(stem for stem, _ in made), Counter[str]()
     paths: list[Path] = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_output_folder(folder)
         for stem, figure in made:
             number[stem] += 1
             name = stem if count[stem] == 1 else f"{stem}-{number[stem]}"
