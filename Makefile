@@ -31,11 +31,12 @@ bench: $(STAMP) ## measure speed and memory against the targets (half an hour on
 docs: $(STAMP) ## build the documentation into site/, which opens from disk
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
 
-lint: $(STAMP) ## check style, types, and the arrows between rooms
+lint: $(STAMP) ## check style, types, the arrows between rooms, and prose
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports --no-cache
+	$(VENV)/bin/proselint --config .proselintrc.json check README.md CONTRIBUTING.md CHANGELOG.md docs/*.md
 
 # A Python without ensurepip (Debian without python3-venv) still works: its own pip then installs into the new venv.
 # setuptools comes first, in the tested version, and builds the package without fetching another one.

@@ -24,6 +24,26 @@ def test_tests_that_hold_a_promise_exist(file, test):
     assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text()
 
 
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def prose(page: Path) -> list[str]:
+    """The page's lines without code blocks, tables, headings and long links."""
+    text = re.sub(r"(?ms)^```.*?^```$", lambda block: "\n" * block[0].count("\n"), page.read_text())
+    return ["" if line.startswith(("|", "!", "#")) or "](http" in line else line for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_keeps_the_rules_of_language(page):
+    """CONTRIBUTING.md, Language: at most 120 characters; no fragment with "Of", no "what is ... is"."""
+    lines = prose(page)
+    assert any(lines)
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []
+    bent = re.compile(r"(?:^|[.:] )Of [a-z]|\b[Ww]hat is (?!\.\.\.)[^?.,:]{1,40} is ")
+    assert bent.search("Of these two, one is left.") and bent.search("What is read again is checked.")
+    assert [found[0] for found in bent.finditer("\n".join(lines))] == []
+
+
 @pytest.fixture
 def docs_registry(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "scripts")
