@@ -106,7 +106,7 @@ def test_table_and_choices(tmp_path, capsys):
 
 
 def test_only_commands_go_to_stdout(tmp_path, capsys):
-    arguments = ("--select", "cv", *MATRIX, "--emit-overrides")
+    arguments = ("--select", "cv", *MATRIX, "--emit-overrides", "--with-paths")
     assert run(tmp_path, capsys, grid(), *arguments) == (0, COMMANDS, SAID + TABLE)
 
 
@@ -296,7 +296,7 @@ def test_no_choice_between_candidates_with_different_folds(tmp_path, capsys):
     records = cross_validated("l2", 0, [50.0, 50.0, 50.0])
     records += [fold("delta", 0.1, 0, 50.0), fold("delta", 0.1, 1, 50.0)]
     records += [fold("delta", 0.01, 1, 60.0), fold("delta", 0.01, 2, 60.0)]
-    code, out, err = run(tmp_path, capsys, records, "--select", "cv", "--emit-overrides")
+    code, out, err = run(tmp_path, capsys, records, "--select", "cv", "--emit-overrides", "--with-paths")
     assert "no choice: DELTA on cub, resnet18: every candidate lacks a run that another one has\n" in err
     assert (code, out.count("delta-run"), "reg=l2 " in out) == (1, 1, True)
 
@@ -311,7 +311,7 @@ def with_test_accuracies(records, made_up):
 @pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv"])
 @pytest.mark.parametrize("made_up", [lambda r: None, lambda r: r["val_top1"], lambda r: "nonsense"])
 def test_no_test_number_matters(form, made_up, tmp_path, capsys):
-    arguments = ("--select", "cv", "--emit-overrides", "--format", form)
+    arguments = ("--select", "cv", "--emit-overrides", "--with-paths", "--format", form)
     changed = with_test_accuracies(grid(), made_up)
     assert run(tmp_path / "a", capsys, grid(), *arguments) == run(tmp_path / "b", capsys, changed, *arguments)
 
@@ -339,7 +339,7 @@ def test_hold_out_and_folds_are_selected_from_apart(tmp_path, capsys):
 
 
 def test_nothing_to_select_from(tmp_path, capsys):
-    code, out, err = run(tmp_path, capsys, [record("l2")], "--select", "cv", "--emit-overrides")
+    code, out, err = run(tmp_path, capsys, [record("l2")], "--select", "cv", "--emit-overrides", "--with-paths")
     assert (code, out) == (1, "")
     assert "no finished runs with val_top1 and split.folds" in err
 
@@ -357,7 +357,7 @@ def test_the_plain_validation_table_names_the_best_of_several(tmp_path, capsys):
 
 def emitted(tmp_path, capsys, overrides, *arguments):
     folds = cross_validated("delta", 0.01, [50.0, 51.0, 52.0], overrides=overrides)
-    return run(tmp_path, capsys, folds, "--select", "cv", "--emit-overrides", *arguments)
+    return run(tmp_path, capsys, folds, "--select", "cv", "--emit-overrides", "--with-paths", *arguments)
 
 
 def test_only_what_the_final_runs_share_is_kept():
@@ -377,14 +377,7 @@ def test_of_one_key_the_last_wins():
 
 @pytest.mark.parametrize(
     "override",
-    [
-        "backbone.taps=[a,b]",
-        "dataset.root=/my data/$HOME",
-        "backbone.weights='it,s'",
-        "x=; echo `echo 1` &",
-        'a="b"',
-        "~a",
-    ],
+    ["backbone.taps=[a,b]", 'dataset.root=/my data/`echo 1` & "a"', "backbone.weights='it,s.pth'", "~reg.beta"],
 )
 def test_a_shell_reads_back_what_was_spelled(override, tmp_path, capsys):
     code, out, _ = emitted(tmp_path, capsys, ["reg=delta", override])
@@ -395,11 +388,43 @@ def test_a_shell_reads_back_what_was_spelled(override, tmp_path, capsys):
     assert shell.stdout.decode().splitlines() == words
 
 
+OF_THE_RUN = [*("results_dir=/r", "cache_dir=/c", "data_dir=/d"), *("logging=tensorboard", "dataset.download=true")]
+FILES = ["dataset.root=/photos", "backbone.weights=evil.pth", "source=[{use:/a/b.safetensors,taps:[c]}]"]
+EVIL = [
+    *("reg.alpha=${oc.env:SECRET}", "dataset.name=${oc.env:SECRET}", "x@hydra.callbacks.y=z", "hydra.run.dir=/tmp"),
+    *("+hydra.callbacks.x._target_=os.abort", "hydra/launcher=evil", "--config-dir=/tmp", "x=1", "reg@hydra=l2"),
+    *("reg.alpha=choice(1,2)", "schedule=../evil", "reg.name='a b'", "experiment=/evil", "dataset.classes=a\nb"),
+]
+
+
+def test_a_command_says_settings_and_leaves_files_to_the_person(tmp_path, capsys):
+    given = [
+        "reg=delta",
+        "reg.alpha=0.5",
+        "schedule.iterations=30",
+        "backbone.weights=IMAGENET1K_V1",
+        *OF_THE_RUN,
+        *FILES,
+    ]
+    folds = cross_validated("delta", 0.5, [50.0] * 3, overrides=given)
+    code, out, err = run(tmp_path / "a", capsys, folds, "--select", "cv", "--emit-overrides")
+    asked = ["dataset.root=???", "backbone.weights=???", "source=???"]
+    assert code == 0 and shlex.split(out)[2:-1] == [*given[:3], *asked] and "???" in err
+    code, out, _ = emitted(tmp_path / "b", capsys, given)
+    assert code == 0 and shlex.split(out)[2:-1] == [*given[:3], *OF_THE_RUN[:3], *FILES]
+
+
+@pytest.mark.parametrize("override", EVIL)
+def test_no_command_is_made_from_what_is_no_setting(override, tmp_path, capsys):
+    code, out, err = emitted(tmp_path, capsys, ["reg=delta", override])
+    assert (code, out) == (1, "") and "no command for DELTA on cub, resnet18" in err
+
+
 def test_a_chosen_value_that_was_the_default_is_spelled_out(tmp_path, capsys):
     records = [*cross_validated("delta", 0.01, [60.0] * 3), *cross_validated("delta", 0.1, [50.0] * 3)]
     for r in records:
         r["overrides"] = [o for o in r["overrides"] if o != "reg.alpha=0.01"]
-    _, out, _ = run(tmp_path, capsys, records, "--select", "cv", "--emit-overrides")
+    _, out, _ = run(tmp_path, capsys, records, "--select", "cv", "--emit-overrides", "--with-paths")
     assert out == f"delta-run -m {KEPT} reg=delta reg.alpha=0.01 seed='range(5)'\n"
 
 
@@ -417,21 +442,21 @@ def test_records_without_overrides_give_no_command(overrides, tmp_path, capsys):
 def test_one_record_with_overrides_is_enough(tmp_path, capsys):
     old, *new = grid()
     del old["overrides"]
-    _, out, _ = run(tmp_path, capsys, [old, *new], "--select", "cv", "--emit-overrides")
+    _, out, _ = run(tmp_path, capsys, [old, *new], "--select", "cv", "--emit-overrides", "--with-paths")
     assert out == COMMANDS
 
 
 def test_one_command_for_one_experiment(tmp_path, capsys):
     """Cross-validated twice, with the same result."""
     twice = [r for folds in (2, 3) for r in cross_validated("delta", 0.01, [50.0] * folds, folds=folds)]
-    code, out, err = run(tmp_path, capsys, twice, "--select", "cv", "--emit-overrides")
+    code, out, err = run(tmp_path, capsys, twice, "--select", "cv", "--emit-overrides", "--with-paths")
     assert (code, out) == (0, f"delta-run -m {KEPT} reg=delta reg.alpha=0.01 seed='range(5)'\n")
     assert err.count("best on validation") == 2
 
 
 def test_table_to_a_file_commands_to_stdout(tmp_path, capsys):
     table = tmp_path / "table.md"
-    arguments = ("--select", "cv", *MATRIX, "--emit-overrides", "--output", str(table))
+    arguments = ("--select", "cv", *MATRIX, "--emit-overrides", "--with-paths", "--output", str(table))
     assert run(tmp_path, capsys, grid(), *arguments) == (0, COMMANDS, SAID)
     assert table.read_text(encoding="utf-8") == TABLE
 

@@ -26,7 +26,7 @@ from importlib import import_module
 from pathlib import Path
 
 from .common import tables
-from .common.console import log, show_messages, stoppable
+from .common.console import log, shorten_list, show_messages, stoppable
 from .common.errors import UserError
 from .records.files import make_output_folder
 from .records.reading import Damaged, Record, folds, read_all, run_id, transfers
@@ -35,7 +35,7 @@ from .reporting.comparison import Comparison, compare, together
 from .reporting.leaderboard import leaderboards
 from .reporting.published import PROTOCOLS
 from .reporting.record_views import METRICS, contradiction, problem
-from .reporting.selection import Selection, choose, command
+from .reporting.selection import Selection, choose, command, refused
 
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
@@ -56,7 +56,7 @@ exit status:
 
 to choose settings by cross-validation:
   delta-run -m reg=delta reg.alpha=0.001,0.01,0.1 split.folds=3 split.fold='range(3)'
-  delta-report --select cv --emit-overrides | sh        # makes the final runs with what was chosen
+  delta-report --select cv --emit-overrides --with-paths | sh     # makes the final runs with what was chosen
 """
 
 
@@ -114,7 +114,7 @@ def report(args: argparse.Namespace) -> int:
         for one in comparisons:
             for path in write_figures(one, args.figures, log.info):
                 log.info(f"written: {path}")
-    return emit(selections, args.seeds) if args.emit_overrides else 0
+    return emit(selections, args.seeds, args.with_paths) if args.emit_overrides else 0
 
 
 def by_question(usable: list[Record], args: argparse.Namespace) -> list[list[Record]]:
@@ -246,15 +246,22 @@ def against_predictions(record: Record, say: bool) -> str | None:
         return None
 
 
-def emit(selections: list[Selection], seeds: int) -> int:
+def emit(selections: list[Selection], seeds: int, with_paths: bool) -> int:
     """Prints each command once. Returns the exit status, 1 if a method has no command."""
     choices = [choice for selection in selections for choice in selection.choices]
-    commands = [command(choice, seeds) for choice in choices]
+    commands = [command(choice, seeds, with_paths) for choice in choices]
     for choice, line in zip(choices, commands, strict=True):
         if line is None:
-            log.info(f"no command for {choice.what}: its records do not hold their overrides")
+            words = shorten_list(refused(choice))
+            held = f"no command is made from {words}" if words else "its records do not hold their overrides"
+            log.info(f"no command for {choice.what}: {held}")
     for line in dict.fromkeys(filter(None, commands)):
         print(line)
+    if any(line and "=???" in line for line in commands):
+        log.info(
+            "Files and folders in records may be anybody's: type yours in the place of ???, or say --with-paths to "
+            "take those of the records."
+        )
     return 1 if None in commands or any(selection.undecided for selection in selections) else 0
 
 
@@ -344,6 +351,11 @@ def parser() -> argparse.ArgumentParser:
         "--emit-overrides",
         action="store_true",
         help="with --select: only the delta-run commands of the chosen settings to stdout, the table to stderr",
+    )
+    p.add_argument(
+        "--with-paths",
+        action="store_true",
+        help="with --emit-overrides: files and folders as the records name them, for records of your own",
     )
     p.add_argument("--seeds", type=int, default=5, metavar="N", help="how many seeds those commands run (default: 5)")
     p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")

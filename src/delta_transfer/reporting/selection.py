@@ -15,6 +15,16 @@ from .record_views import Replicate, Settings, common, reg_settings, settings, s
 # The final runs train on all training images, with seeds of their own, wherever they are started.
 NOT_FINAL = {"split", "seed", "device", "dry_run"}
 
+# What a command made from records may say (`kind_of`).
+GROUPS = "dataset|backbone|reg|schedule|optimizer|average|arcface|experiment|split"
+SINGLE = {"source", "precision", "compile", "deterministic", "task", "seed"}
+INPUTS = {"dataset.root", "dataset.train_root", "dataset.labels"}
+PLACES = {
+    *("results_dir", "cache_dir", "data_dir", "device", "logging", "model_card", "dry_run", "retry_failed"),
+    "dataset.download",
+}
+NAME, PLAIN = r"[\w-]+", r"[\w.,:+\[\]{} -]*"
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -143,25 +153,69 @@ def planned(candidates: list[Candidate]) -> set[Replicate]:
 # ---- the final runs --------------------------------------------------------------------------------------
 
 
-def command(choice: Choice, seeds: int) -> str | None:
-    """The shell command of the final runs; None if no record has the overrides of its run."""
+def command(choice: Choice, seeds: int, with_paths: bool = False) -> str | None:
+    """The shell command of the final runs; None if no record has the overrides of its run, or only such as are refused.
+
+    with_paths: whether files and folders are taken from the records; else the command has ??? in their place, which
+    delta-run refuses.
+    """
     for run in choice.best.cell.runs:
         overrides = run.get("overrides")
         # A run validates only if an override says so: an empty list is no answer either.
-        if overrides and isinstance(overrides, list) and all(map(is_override, overrides)):
-            kept = final(overrides)
-            # A chosen value that was the default is spelled out too.
-            kept += [
-                f"{key}={value}" for key, value in choice.best.reg if not any(o.startswith(f"{key}=") for o in kept)
-            ]
-            quoted = [shlex.quote(override) for override in kept]
-            return " ".join(["delta-run -m", *quoted, f"seed='range({seeds})'"])
+        if not overrides or not isinstance(overrides, list) or not all(isinstance(one, str) for one in overrides):
+            continue
+        shared = final(overrides)
+        # A chosen value that was the default is spelled out too.
+        chosen = [
+            f"{key}={value}" for key, value in choice.best.reg if not any(o.startswith(f"{key}=") for o in shared)
+        ]
+        if "refused" not in map(kind_of, [*shared, *chosen]):
+            kept = [*filter(None, (shown(override, with_paths) for override in shared)), *chosen]
+            return " ".join(["delta-run -m", *map(shlex.quote, kept), f"seed='range({seeds})'"])
     return None
 
 
-def is_override(text: object) -> bool:
-    """Whether `text` sets a key of a run. Options and settings of Hydra are refused: they can name any code to call."""
-    return isinstance(text, str) and bool(re.match(r"[+~]*(?!hydra\b)[A-Za-z_][\w./@-]*(=|$)", text))
+def refused(choice: Choice) -> list[str]:
+    """The overrides in the records of a choice that no command is made from."""
+    found = [words for run in choice.best.cell.runs if isinstance(words := run.get("overrides"), list)]
+    texts = [one for words in found for one in words if isinstance(one, str)]
+    return sorted({one for one in final(texts) if kind_of(one) == "refused"})
+
+
+def kind_of(override: object) -> str:
+    """What an override of a record is to a command, since anybody may have made the record.
+
+    setting: a choice by name, or a plain value of a method, a schedule or another group. input: names a file or folder
+    that the result depends on. place: says where and how a run is made. refused: everything else, as options of Hydra,
+    interpolations and calls.
+    """
+    parts = (
+        re.fullmatch(r"[+]{0,2}([a-z]\w*)(@[\w.]+)?((?:\.\w+)*)=(.*)", override) if isinstance(override, str) else None
+    )
+    if isinstance(override, str) and re.fullmatch(rf"~({GROUPS})(\.\w+)+", override):
+        return "setting"
+    if parts is None or re.search(r"[$\\\n\r]", parts[4]):
+        return "refused"
+    group, package, path, value = parts.groups()
+    key = group + path
+    if package:
+        return "setting" if group == "reg" and package.startswith("@reg.") and re.fullmatch(NAME, value) else "refused"
+    if key in PLACES:
+        return "place"
+    if key in INPUTS or (
+        group in ("dataset", "backbone", "source") and re.search(r"[/~]|\.(pth?|safetensors|ckpt|bin)\b", value)
+    ):
+        return "input"
+    known = key in SINGLE or re.fullmatch(GROUPS, group)
+    return "setting" if known and re.fullmatch(PLAIN if path or key in SINGLE else NAME, value) else "refused"
+
+
+def shown(override: str, with_paths: bool) -> str:
+    """An override as it stands in a command; "" for one that does not."""
+    kind, key = kind_of(override), override.partition("=")[0]
+    if kind == "place":
+        return override if with_paths and key in ("results_dir", "cache_dir", "data_dir") else ""
+    return f"{key}=???" if kind == "input" and not with_paths else override
 
 
 def final(overrides: list[str]) -> list[str]:
