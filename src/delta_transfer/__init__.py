@@ -31,10 +31,15 @@ if TYPE_CHECKING:  # For editors and type checkers. At run time the methods' nam
     from .methods.l2_sp import L2SP as L2SP
     from .methods.l2_sp_fisher import L2SPFisher as L2SPFisher
     from .methods.l2t_ww import L2TWW as L2TWW
+    from .methods.ldifs import LDIFS as LDIFS
+    from .methods.lora import LoRA as LoRA
     from .methods.lp_ft import LPFT as LPFT
     from .methods.lwf import LwF as LwF
     from .methods.matching import FM as FM
+    from .methods.partial_tuning import BitFit as BitFit
+    from .methods.partial_tuning import LNTune as LNTune
     from .methods.rifle import RIFLE as RIFLE
+    from .methods.spd import SPD as SPD
     from .methods.stochnorm import StochNorm as StochNorm
     from .models import HookedNetwork as HookedNetwork
     from .models import Network as Network

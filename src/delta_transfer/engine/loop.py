@@ -92,7 +92,7 @@ def train_step(
     seen: list[Batch] = []
     seen_by_source: list[Outputs | None] = []
     for micro_batch in batch.split(state.accumulate):
-        source_outputs = state.forward_source(micro_batch.images)
+        source_outputs = None if method.skips_source else state.forward_source(micro_batch.images)
         outputs = state.forward(micro_batch.images)
         outputs["labels"] = micro_batch.labels
         outputs |= {f"view_{number}": view for number, view in enumerate(micro_batch.views, 2)}

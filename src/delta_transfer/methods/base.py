@@ -11,7 +11,7 @@ A method is a `Regularizer` in a file of its own, with its options beside it and
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -92,6 +92,7 @@ class Needs:
     own_batchnorm: bool = False  # `setup` replaces the target's BatchNorm layers
     micro_batches_again: bool = False  # `after_step` gets the micro-batches of the step
     same_steps: bool = False  # it computes steps of the optimizer itself, without clipping, with one weight decay
+    own_steps: bool = False  # it changes what a step of the optimizer does
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class Regularizer(nn.Module):
     memory_option: str | None = None  # the key, below reg, that bounds the memory of `fit`
     fit_seed: int = 0  # seed of the order and the crops of the batches that `fit` sees
     term: str | None = None  # the name of this method in a sum
+    skips_source: bool = False  # this step needs nothing of the source; `before_step` sets it
 
     def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
         super().__init__()
@@ -229,7 +231,7 @@ class Regularizer(nn.Module):
         """Named scalar terms, which are added to the cross-entropy and logged one by one.
 
         outputs: what `target` returns for the micro-batch, with its "labels" (B,) and further views beside it.
-        source_outputs: what the frozen source returns for it; None unless the method needs a source.
+        source_outputs: what the frozen source returns for it; None unless the method needs a source in this step.
         """
         return self.head_penalty(target)
 
@@ -255,6 +257,38 @@ class WithoutPenalty(Regularizer):
 
     def __init__(self, weight_decay: float = 1e-4):
         super().__init__(weight_decay=weight_decay)
+
+
+EVERY = "the penalty on features counts in every so many-th step, so many times as strong, and saves the others' cost"
+
+
+class FeaturePenalty(Regularizer):
+    """A penalty on features, which counts in the steps 0, k, 2k, ... of a stage, k times as strong: k is `every`.
+
+    The sum of the penalties of k steps has the gradient that the penalty of one of them has k times: the mean over the
+    run is not changed. The frozen source runs in these steps alone.
+    """
+
+    def __init__(self, beta: float = 0.0, weight_decay: float = 0.0, every: int = 1):
+        super().__init__(beta=beta, weight_decay=weight_decay)
+        if every < 1:
+            raise ValueError(f"every must be a whole number from 1 on, got {every}.")
+        self.every = every
+        self.times: int | None = 1 if every == 1 else None  # by what the penalty of this step is multiplied
+
+    def before_step(self, state: TrainState, step: int, steps: int, seed: int) -> None:
+        self.count_from(step)
+
+    def count_from(self, step: int) -> None:
+        """Says which step comes, counted from 0. In a loop of your own call it before each step, if every > 1."""
+        self.times = self.every if step % self.every == 0 else 0
+        self.skips_source = self.times == 0
+
+    def in_this_step(self, omega: Callable[[], Tensor], like: Tensor) -> Tensor:
+        """The penalty `omega()`, times `every` or left out. like: any tensor of the target's device."""
+        if self.times is None:
+            raise RuntimeError(f"{type(self).__name__} with every={self.every} has to know the step: count_from(step).")
+        return self.times * omega() if self.times else full_precision(like).new_zeros(())
 
 
 METHODS: Registry[type[Regularizer]] = Registry("reg.name")

@@ -11,12 +11,13 @@ from ..common.options import option
 from ..models import Network
 from .attention import AttentionConfig, attention_weights, channel_attention, removal_cost
 from .base import (
+    EVERY,
     METHODS,
     Batches,
+    FeaturePenalty,
     Needs,
     Outputs,
     PenaltyConfig,
-    Regularizer,
     added,
     not_negative,
     of_source,
@@ -24,9 +25,10 @@ from .base import (
     options_in,
     taps_of,
 )
-from .fast.distances import map_distance
+from .fast.distances import map_distance, unit_positions
 
 ALPHA = "strength of the penalty on the feature maps, a sum over the batch: twice the batch, half the alpha"
+UNIT = "divide both maps by their norm over the channels at each position, so that alpha does not depend on their scale"
 
 
 @dataclass
@@ -34,6 +36,8 @@ class DeltaWithoutAttentionConfig(PenaltyConfig):
     alpha: float = option(0.01, ALPHA, at_least=0)
     beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
     normalize: bool = option(True, "divide by H * W as DELTA does; false: the authors' sum, where alpha is smaller")
+    normalize_maps: bool = option(False, UNIT)
+    every: int = option(1, EVERY, at_least=1)
 
 
 @dataclass
@@ -41,10 +45,12 @@ class DeltaConfig(PenaltyConfig):
     alpha: float = option(0.01, ALPHA, at_least=0)
     beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
     attention: AttentionConfig = option(AttentionConfig, "how the importance of channels is measured")
+    normalize_maps: bool = option(False, UNIT)
+    every: int = option(1, EVERY, at_least=1)
 
 
 @METHODS.register("delta_noatt", "DELTA w/o ATT", DeltaWithoutAttentionConfig)
-class DELTAWithoutAttention(Regularizer):
+class DELTAWithoutAttention(FeaturePenalty):
     """Omega = 1/2 * sum_l sum_{b,c} ||D_l[b,c]||^2 / (H_l W_l), loss = CE + alpha * Omega + beta/2 * ||head||^2.
 
     D_l = F_l(theta, x) - F_l(theta0, x), (B, C_l, H_l, W_l), is the target's feature map at tap l minus the frozen
@@ -52,11 +58,14 @@ class DELTAWithoutAttention(Regularizer):
     normalize=False leaves out the division by H_l W_l, as the official code does. At the stages of a ResNet and 224
     pixels Omega is then 3136/784/196/49 times as large, so that alpha means something else.
     Omega is a sum over the batch, while CE is a mean: for a mean over the batch, alpha would be B times as large.
+    normalize_maps=True divides each position of both maps by its norm over the channels, as LDIFS does. Then no layer's
+    part of an image exceeds 2, whatever the scale of the network's maps, and alpha means the same for every network.
 
     Args:
         alpha: strength of Omega. Official code: 0.01 for batches of 64, 0.1 for Stanford Dogs.
         beta: strength of the head's L2 penalty, on weight and bias.
         weight_decay: weight decay of the optimizer, on everything; official code: 0.
+        every: Omega counts in every so many-th step, so many times as strong.
 
     `penalty` returns the terms "feature_maps" and "head". Raises ValueError for a negative strength; `penalty` raises
     UserError for a target without taps, or with a tap that is no feature map.
@@ -64,26 +73,39 @@ class DELTAWithoutAttention(Regularizer):
 
     needs = Needs(source=True, taps=True)
 
-    def __init__(self, alpha: float = 0.01, beta: float = 0.01, weight_decay: float = 0.0, normalize: bool = True):
-        super().__init__(beta=beta, weight_decay=weight_decay)
+    def __init__(
+        self,
+        alpha: float = 0.01,
+        beta: float = 0.01,
+        weight_decay: float = 0.0,
+        normalize: bool = True,
+        normalize_maps: bool = False,
+        every: int = 1,
+    ):
+        super().__init__(beta, weight_decay, every)
         not_negative(alpha=alpha)
         self.alpha = alpha
-        self.normalize = normalize
+        self.normalize, self.normalize_maps = normalize, normalize_maps
 
     def relative_weights(self, tap: str) -> Tensor | None:
         """C_l * w_l, (C_l,), whose mean is 1. None stands for uniform weights."""
         return None
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
-        source_outputs = of_source(source_outputs)
-        layers = []
-        for tap in taps_of(target):
-            source_map = of_tap(source_outputs, tap, like=outputs[tap])
-            layer = map_distance(outputs[tap], source_map, self.relative_weights(tap))
-            height, width = outputs[tap].shape[2:]
-            # The loss is averaged over micro-batches; `loss_scale` makes their mean a sum over the batch again.
-            layers.append(self.loss_scale * (layer / (height * width) if self.normalize else layer))
-        return {"feature_maps": self.alpha * added(layers)} | self.head_penalty(target)
+        def omega() -> Tensor:
+            return added([self.distance(tap, outputs[tap], of_source(source_outputs)) for tap in taps_of(target)])
+
+        return {"feature_maps": self.alpha * self.in_this_step(omega, outputs["logits"])} | self.head_penalty(target)
+
+    def distance(self, tap: str, target_map: Tensor, source_outputs: Outputs) -> Tensor:
+        """The part of Omega of one tap, for maps (B, C, H, W)."""
+        source_map = of_tap(source_outputs, tap, like=target_map)
+        if self.normalize_maps:
+            target_map, source_map = unit_positions(target_map), unit_positions(source_map)
+        layer = map_distance(target_map, source_map, self.relative_weights(tap))
+        height, width = target_map.shape[2:]
+        # The loss is averaged over micro-batches; `loss_scale` makes their mean a sum over the batch again.
+        return self.loss_scale * (layer / (height * width) if self.normalize else layer)
 
 
 @METHODS.register("delta", "DELTA", DeltaConfig)
@@ -95,7 +117,8 @@ class DELTA(DELTAWithoutAttention):
     linear probe on the frozen source network rises when channel c of tap l is removed. T is the temperature (official
     code: 5).
 
-    alpha, beta and weight_decay are those of DELTAWithoutAttention. attention: how the importances are measured, and T.
+    alpha, beta, weight_decay, normalize_maps and every are those of DELTAWithoutAttention. attention: how the
+    importances are measured, and T.
     Call `fit` (or `load_fitted`, with importances {tap: (C_l,)} in nats) before `penalty`, which otherwise raises
     RuntimeError. `state_dict` carries what was fitted, and `to` moves it.
     """
@@ -110,8 +133,10 @@ class DELTA(DELTAWithoutAttention):
         beta: float = 0.01,
         weight_decay: float = 0.0,
         attention: AttentionConfig | Mapping[str, Any] | None = None,
+        normalize_maps: bool = False,
+        every: int = 1,
     ):
-        super().__init__(alpha=alpha, beta=beta, weight_decay=weight_decay)
+        super().__init__(alpha, beta, weight_decay, normalize_maps=normalize_maps, every=every)
         self.attention = options_in(AttentionConfig, attention)
         self.fit_seed = self.attention.seed
         self._fitted: dict[str, Tensor] = {}

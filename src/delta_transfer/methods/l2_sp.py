@@ -1,13 +1,25 @@
 """L2-SP: a penalty on the distance of the weights from the source's (Li, Grandvalet, Davoine, ICML 2018)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from ..common.errors import UserError
 from ..common.options import option
 from ..models import Network
-from .base import METHODS, NO_SHAPES, MapShapes, Outputs, OutputShapes, PenaltyConfig, Regularizer, not_negative, one_of
+from .base import (
+    METHODS,
+    NO_SHAPES,
+    MapShapes,
+    Outputs,
+    OutputShapes,
+    PenaltyConfig,
+    Regularizer,
+    TrainState,
+    not_negative,
+    one_of,
+)
 from .fast.distances import weight_distance
 
 SCOPES = ("all", "conv")
@@ -23,6 +35,7 @@ class L2SPConfig(PenaltyConfig):
         "what is held: all, every parameter but the head's (DELTA's code), or conv, convolution kernels only (L2-SP's)",
         choices=SCOPES,
     )
+    decoupled: bool = option(False, "decay towards the source beside the gradient, as AdamW's, in place of a penalty")
 
 
 @METHODS.register("l2_sp", "L2-SP", L2SPConfig)
@@ -34,21 +47,35 @@ class L2SP(Regularizer):
     scope="all": every parameter but the head's, BatchNorm scale and shift included (official DELTA code, alpha 0.01).
     scope="conv": convolution kernels only (the L2-SP authors' code, alpha 0.1). The authors also leave the head's bias
     out of the beta term; here that term always includes it.
+    decoupled=True: no Omega in the loss; before each step p <- p - lr alpha (p - p0), with the learning rate of p. This
+    is AdamW's weight decay towards p0 (derived; the baseline of SPD's paper). With SGD without momentum it is the same
+    as the penalty, with Adam it is not, since Adam divides a penalty's gradient by its size.
 
     Args:
         alpha: strength of Omega; beta: strength of the head's L2 penalty; weight_decay: of the optimizer.
-        scope: all | conv.
+        scope: all | conv. decoupled: see above; in a loop of your own call `watch(optimizer)`.
 
     Call `setup(target)` before training, while the target's backbone is still the source's. `penalty` returns the terms
     "weights" and "head" and needs no source outputs. Raises RuntimeError for `penalty` before `setup`, UserError if the
     backbone has no such parameters, and ValueError for another scope or a negative strength.
     """
 
-    def __init__(self, alpha: float = 0.01, beta: float = 0.01, weight_decay: float = 0.0, scope: str = "all"):
+    def __init__(
+        self,
+        alpha: float = 0.01,
+        beta: float = 0.01,
+        weight_decay: float = 0.0,
+        scope: str = "all",
+        decoupled: bool = False,
+    ):
         super().__init__(beta=beta, weight_decay=weight_decay)
         not_negative(alpha=alpha)
         self.alpha = alpha
         self.scope = one_of("scope", scope, *SCOPES)
+        self.decoupled = decoupled
+        self.needs = replace(type(self).needs, own_steps=decoupled)
+        self.watched: torch.optim.Optimizer | None = None
+        self.places: dict[nn.Parameter, Tensor] = {}  # p0 by p
         self.starting_point: dict[str, Tensor] | None = None
 
     def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
@@ -70,6 +97,23 @@ class L2SP(Regularizer):
         }
         if not self.starting_point:
             raise UserError(self._nothing_to_hold())
+        parameters = target.backbone_parameters()
+        self.places = {parameters[name]: start for name, start in self.starting_point.items()}
+
+    def before_step(self, state: TrainState, step: int, steps: int, seed: int) -> None:
+        if self.decoupled and self.watched is not state.optimizer:
+            self.watch(state.optimizer)
+
+    def watch(self, optimizer: torch.optim.Optimizer) -> None:
+        """Each step of `optimizer` begins with the decay towards the source."""
+        self.watched = optimizer
+        optimizer.register_step_pre_hook(lambda optimizer, *_: self._decay(optimizer))
+
+    @torch.no_grad()
+    def _decay(self, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            if held := [p for p in group["params"] if p in self.places]:
+                torch._foreach_lerp_(held, [self.places[p] for p in held], group["lr"] * self.alpha)
 
     def _holds(self, parameter: nn.Parameter) -> bool:
         return self.scope == "all" or parameter.dim() == 4
@@ -78,6 +122,8 @@ class L2SP(Regularizer):
         return f"{type(self).__name__} would do nothing: with scope={self.scope} the backbone has nothing to hold."
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
+        if self.decoupled:
+            return self.head_penalty(target)
         return {"weights": self.alpha * self.distance(target)} | self.head_penalty(target)
 
     def distance(self, target: Network, roots: list[Tensor] | None = None) -> Tensor:

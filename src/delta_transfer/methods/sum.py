@@ -121,11 +121,13 @@ class Sum(Regularizer):
                 f"Only one term of a sum can have BatchNorm layers of its own, not both reg.terms.{own[0]} and "
                 f"reg.terms.{own[1]}: with fixed_statistics=false LP-FT has none."
             )
+        needs = [term.needs for term in terms.values()]
+        if any(each.same_steps for each in needs) and any(each.own_steps for each in needs):
+            raise UserError("A term of this sum looks ahead by plain steps of SGD, another term changes the steps.")
         try:
             self.terms = nn.ModuleDict(terms)
         except KeyError as error:
             raise UserError(f"reg.terms: a term cannot have this name ({error.args[0]}): choose another.") from None
-        needs = [term.needs for term in terms.values()]
         self.needs = Needs(
             source=any(each.source for each in needs),
             source_logits=any(each.source_logits for each in needs),
@@ -134,6 +136,7 @@ class Sum(Regularizer):
             own_batchnorm=bool(own),
             micro_batches_again=any(each.micro_batches_again for each in needs),
             same_steps=any(each.same_steps for each in needs),
+            own_steps=any(each.own_steps for each in needs),
         )
 
     def by_name(self) -> dict[str, Regularizer]:
@@ -169,6 +172,7 @@ class Sum(Regularizer):
     def before_step(self, state: TrainState, step: int, steps: int, seed: int) -> None:
         for term in self.by_name().values():
             term.before_step(state, step, steps, seed)
+        self.skips_source = all(term.skips_source for term in self.by_name().values() if term.needs.source)
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}

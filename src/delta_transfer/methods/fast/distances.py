@@ -52,6 +52,13 @@ def map_distance(target: Tensor, source: Tensor, weights: Tensor | None = None) 
     return distance
 
 
+def unit_positions(feature_map: Tensor) -> Tensor:
+    """A map (B, C, ...) or features (B, C), at each position divided by the norm over the channels plus 1e-10."""
+    values = full_precision(feature_map)
+    unit: Tensor = values / (torch.linalg.vector_norm(values, dim=1, keepdim=True) + 1e-10)
+    return unit
+
+
 class _WeightDistance(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, starting_point: list[Tensor], roots: list[Tensor] | None, *parameters: Tensor) -> Tensor:

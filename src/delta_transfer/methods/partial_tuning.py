@@ -1,0 +1,73 @@
+"""Methods that train a few of the backbone's parameters as they are: BitFit and LN-tune."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from ..common.errors import UserError
+from ..models import Network
+from .base import METHODS, NO_SHAPES, DecayConfig, MapShapes, OutputShapes, WithoutPenalty
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+@dataclass
+class PartialConfig(DecayConfig):
+    """Options of a method that trains a part of the backbone."""
+
+
+class PartialTuning(WithoutPenalty):
+    """Fine-tuning of the head and of those parameters of the backbone that `chosen` names; all others stay.
+
+    BatchNorm normalises by the batch and moves its statistics, as in fine-tuning. The learning rate of the backbone
+    belongs to the chosen parameters, which need a larger one than a whole network does.
+    """
+
+    what = ""  # what is trained, in words
+
+    def chosen(self, model: nn.Module) -> set[str]:
+        """The names of the chosen parameters of `model`, those of its head among them."""
+        raise NotImplementedError
+
+    def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
+        if not self.chosen(model):
+            raise UserError(f"{type(self).__name__} would do nothing: this network has no {self.what}.")
+
+    def setup(
+        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
+    ) -> None:
+        chosen = self.chosen(target.model)
+        parameters = target.backbone_parameters()
+        if not chosen.intersection(parameters):
+            raise UserError(f"{type(self).__name__} would train the head alone: the backbone has no {self.what}.")
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in chosen)
+
+
+@METHODS.register("bitfit", "BitFit", PartialConfig)
+class BitFit(PartialTuning):
+    """Loss = CE; the head and all biases of the backbone are trained, those of normalisation layers among them.
+
+    Source: Ben Zaken, Goldberg, Ravfogel, ACL 2022. Weight decay is that of L2.
+    """
+
+    what = "biases"
+
+    def chosen(self, model: nn.Module) -> set[str]:
+        return {name for name, p in model.named_parameters() if name.endswith("bias") and p.dim() == 1}
+
+
+@METHODS.register("ln_tune", "LN-tune", PartialConfig)
+class LNTune(PartialTuning):
+    """Loss = CE; the head and the parameters of all normalisation layers are trained: scales and shifts.
+
+    Layers are LayerNorm, GroupNorm, RMSNorm and every kind of BatchNorm. Source: the norm tuning that
+    OSU-MLB/ViT_PEFT_Vision compares (NeurIPS 2024), there for ViTs. Weight decay is that of L2.
+    """
+
+    what = "normalisation layers with parameters"
+
+    def chosen(self, model: nn.Module) -> set[str]:
+        layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, NORMS)]
+        return {name for place, layer in layers for name, _ in layer.named_parameters(place)}
