@@ -1,7 +1,7 @@
 """What watches a training: lines of metrics, the display, live views, checkpoints and the wish to stop."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
@@ -114,7 +114,14 @@ class AverageConfig(Options):
 
     key: ClassVar[str] = "average"
 
+    trained_backbone: ClassVar[bool] = False  # it would do nothing where the backbone is frozen
+
     name: str = option("none", "name of the average of the target's weights; none: the last weights count")
+
+    @property
+    def on_validation(self) -> bool:
+        """Whether something is chosen on validation images."""
+        return False
 
 
 class Average(Callback):
@@ -123,10 +130,21 @@ class Average(Callback):
     def __init__(self, config: AverageConfig):
         self.config = config
 
+    def begin(self, target: Network, images: Callable[[], Iterable[Any]], validate: Callable[[], float]) -> None:
+        """Called with the target before the first step of its stage, and before a checkpoint's weights are loaded.
+
+        images: makes one pass of training batches, for statistics, always the same. validate: the accuracy of the
+        target as it is on validation images, in percent.
+        """
+
     @contextmanager
     def applied(self, target: Network) -> Iterator[None]:
         """Within it `target` has the averaged weights."""
         yield
+
+    def report(self) -> Line:
+        """What it chose, for the run's record, once it was applied."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""

@@ -112,6 +112,11 @@ class RunConfig(Options):
             "arcface belongs to task=verification: this data set is for task=classification.",
         )
         self.require(
+            not self.average.on_validation or self.split.folds is not None or self.split.val_fraction > 0,
+            "average",
+            f"average={self.average.name} chooses on validation images: set split.val_fraction=0.2, or split.folds.",
+        )
+        self.require(
             not pairs or self.schedule.label_smoothing == 0,
             "schedule.label_smoothing",
             "schedule.label_smoothing belongs to task=classification: ArcFace's margin has no smoothed form.",
@@ -285,6 +290,10 @@ def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
     require(
         bool(config.backbone.taps) or not any(method.needs.taps for method in methods),
         f"{reg} compares feature maps, but backbone.taps is empty.",
+    )
+    require(
+        not config.average.trained_backbone or not any(method.needs.frozen_backbone for method in methods),
+        f"average={config.average.name} would do nothing: {reg} leaves the backbone as it is.",
     )
     plain_steps = config.schedule.clip_norm is None and config.optimizer.decay_vectors
     require(

@@ -37,7 +37,7 @@ from ..engine.config import (
     task_loss,
     weights_name,
 )
-from ..engine.evaluation import Evaluator, NotFinite
+from ..engine.evaluation import Evaluator, NotFinite, evaluate
 from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
 from ..models.sources import SourceNetwork, load_sources
@@ -147,6 +147,11 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                 # --- Training ---
 
                 average = AVERAGES[config.average.name].thing(config.average)
+                average.begin(
+                    target,
+                    partial(loader.passes, splits.train, "fit", config.seed),
+                    lambda target=target: evaluate(target, loader, splits.val)["top1"],
+                )
                 progress = runner.begin(state, average)
                 with (
                     Display(name, runner.iterations) as display,
@@ -182,7 +187,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
 
             # --- Record ---
 
-            summary |= measured | runner.record()
+            summary |= measured | runner.record() | runner.average.report()
             summary |= {"peak_memory_bytes": devices.peak_memory(device), "finished": timestamp()}
             with runner.average.applied(runner.trained()):
                 write_outputs(config, directory, runner, dataset, splits, evaluator.latest.get("test"), summary)

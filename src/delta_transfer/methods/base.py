@@ -238,7 +238,9 @@ class Regularizer(nn.Module):
     def after_step(
         self, state: TrainState, micro_batches: Sequence[Batch], source_outputs: Sequence[Outputs | None]
     ) -> dict[str, Tensor]:
-        """Called after the optimizer's step; returns further extra metrics. It changes nothing of `state`.
+        """Called after the optimizer's step; returns further extra metrics.
+
+        It changes nothing of `state` but weights of the target that the method makes and the optimizer does not train.
 
         The two sequences are empty unless the method needs the micro-batches again.
         """

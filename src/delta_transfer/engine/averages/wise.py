@@ -1,0 +1,121 @@
+"""WiSE-FT: weights between the source's and the trained ones are evaluated and kept (Wortsman et al., CVPR 2022)."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from ...common.options import option
+from ...models import Network
+from ..callbacks import AVERAGES, Average, AverageConfig, Line, Position
+from .ema import floating_point
+
+GRID = [number / 10 for number in range(11)]  # the authors'
+
+
+@dataclass
+class WiseConfig(AverageConfig):
+    trained_backbone: ClassVar[bool] = True
+
+    name: str = option("wise", "name of the average of the target's weights")
+    a: float | None = option(
+        0.5, "weight of the trained backbone; null: chosen on validation images", at_least=0, at_most=1
+    )
+    images: int = option(2048, "training images on which BatchNorm's statistics are estimated anew", above=0)
+
+    @property
+    def on_validation(self) -> bool:
+        return self.a is None
+
+
+@AVERAGES.register("wise", "WiSE-FT", WiseConfig)
+class Wise(Average):
+    """theta_a = (1 - a) theta_0 + a theta_1 for the backbone; the head is theta_1's, which is new.
+
+    theta_0 are the weights before the first step, theta_1 those after the last one. a is given, 0.5 by default, or the
+    one of 0, 0.1, ..., 1 with the highest accuracy on the validation images, the largest of equal ones. Training is
+    that of a run without it. Source: the paper and mlfoundations/wise-ft, whose networks have no BatchNorm. Here the
+    statistics of a network between both ends are estimated anew from training crops, if training has moved them
+    (derived). Each stage of a method lies between its own ends, and the next stage starts from theta_a.
+
+    Accuracies on the images that a was chosen on are too high.
+    """
+
+    config: WiseConfig
+
+    def __init__(self, config: WiseConfig):
+        super().__init__(config)
+        self.start: dict[str, Tensor] = {}
+        self.mixed: dict[str, Tensor] | None = None  # theta_a of the last step
+        self.validated: dict[float, float] = {}  # accuracy by a
+        self.a = config.a
+
+    def begin(self, target: Network, images: Callable[[], Iterable[Any]], validate: Callable[[], float]) -> None:
+        values = floating_point(target)
+        self.start = {name: value.clone() for name, value in values.items() if not target.is_head(name)}
+        self.images, self.validate = images, validate
+
+    def on_update(self, at: Position) -> None:
+        self.mixed = None
+
+    @contextmanager
+    def applied(self, target: Network) -> Iterator[None]:
+        values = floating_point(target)
+        own = {name: value.clone() for name, value in values.items()}
+        try:
+            if self.mixed is None:
+                if self.config.a is None:
+                    self.validated = {a: self._measure(target, own, a) for a in GRID}
+                    self.a = max(GRID, key=lambda a: (self.validated[a], a))
+                self._mix(target, own, self.a)
+                self.mixed = {name: value.clone() for name, value in values.items()}
+            _copy(values, self.mixed)
+            yield
+        finally:
+            _copy(values, own)
+
+    def _measure(self, target: Network, own: dict[str, Tensor], a: float) -> float:
+        self._mix(target, own, a)
+        return self.validate()
+
+    @torch.no_grad()
+    def _mix(self, target: Network, own: dict[str, Tensor], a: float | None) -> None:
+        assert a is not None
+        values = floating_point(target)
+        _copy(values, own)
+        names = list(self.start)
+        trained = [values[name] for name in names]
+        torch._foreach_lerp_(trained, [self.start[name] for name in names], 1 - a)
+        moved = any(
+            not torch.equal(self.start[n], own[n]) for n in names if n.endswith(("running_mean", "running_var"))
+        )
+        if moved and 0 < a < 1:
+            layers = [module for module in target.traced.modules() if isinstance(module, _BatchNorm)]
+            counts = [layer.num_batches_tracked.clone() for layer in layers if layer.num_batches_tracked is not None]
+            update_bn(self._batches(), target.traced)
+            for layer, count in zip(layers, counts, strict=True):
+                layer.num_batches_tracked.copy_(count)
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Whole batches, as many as hold the wanted number of images."""
+        seen = 0
+        for images, _ in self.images():
+            yield images
+            seen += len(images)
+            if seen >= self.config.images:
+                return
+
+    def report(self) -> Line:
+        chosen: Line = {"a": self.a}
+        return {"average": chosen | ({"val_top1": [self.validated[a] for a in GRID]} if self.validated else {})}
+
+
+@torch.no_grad()
+def _copy(to: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        to[name].copy_(value)
