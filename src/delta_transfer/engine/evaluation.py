@@ -124,6 +124,12 @@ def evaluate(network: Network, loader: Loader, indices: np.ndarray) -> dict[str,
     }
 
 
+def accuracy(network: Network, loader: Loader, indices: np.ndarray) -> float:
+    """Top-1 accuracy in percent."""
+    found: float = evaluate(network, loader, indices)["top1"]
+    return found
+
+
 def evaluate_pairs(network: Network, loader: Loader, indices: np.ndarray, pairs: Pairs) -> dict[str, Any]:
     """The similarity (P,) of each pair, which is the cosine of its embeddings, with `pairs` and their rates.
 

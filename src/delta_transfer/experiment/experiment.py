@@ -37,7 +37,7 @@ from ..engine.config import (
     task_loss,
     weights_name,
 )
-from ..engine.evaluation import Evaluator, NotFinite, evaluate
+from ..engine.evaluation import Evaluator, NotFinite, accuracy
 from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
 from ..models.sources import SourceNetwork, load_sources
@@ -150,7 +150,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                 average.begin(
                     target,
                     partial(loader.passes, splits.train, "fit", config.seed),
-                    lambda target=target: evaluate(target, loader, splits.val)["top1"],
+                    partial(accuracy, target, loader, splits.val),
                 )
                 progress = runner.begin(state, average)
                 with (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..common.options import option
 from ..models import Network
@@ -49,7 +49,7 @@ class SPD(Regularizer):
         super().__init__(beta=beta, weight_decay=weight_decay)
         not_negative(alpha=alpha)
         self.alpha = alpha
-        self.parameters_held: list[nn.Parameter] = []
+        self.held: list[Tensor] = []  # the parameters of the backbone
         self.starting_point: list[Tensor] = []
         self.watched: torch.optim.Optimizer | None = None
         self.before: tuple[list[Tensor], list[Tensor]] = [], []  # whether it applies, and ||theta - theta0||
@@ -57,8 +57,8 @@ class SPD(Regularizer):
     def setup(
         self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
     ) -> None:
-        self.parameters_held = list(target.backbone_parameters().values())
-        self.starting_point = [p.detach().clone() for p in self.parameters_held]
+        self.held = list(target.backbone_parameters().values())
+        self.starting_point = [p.detach().clone() for p in self.held]
 
     def before_step(self, state: TrainState, step: int, steps: int, seed: int) -> None:
         if self.watched is not state.optimizer:
@@ -72,18 +72,16 @@ class SPD(Regularizer):
 
     @torch.no_grad()
     def _look(self) -> None:
-        away = torch._foreach_sub(self.parameters_held, self.starting_point)
+        away = torch._foreach_sub(self.held, self.starting_point)
         applies = [
             p.new_zeros((), dtype=torch.bool) if p.grad is None else (p.grad * d).sum() > 0
-            for p, d in zip(self.parameters_held, away, strict=True)
+            for p, d in zip(self.held, away, strict=True)
         ]
         self.before = applies, list(torch._foreach_norm(away))
 
     @torch.no_grad()
     def _project(self) -> None:
-        away = torch._foreach_sub(self.parameters_held, self.starting_point)
-        for p, d, after, applies, before in zip(
-            self.parameters_held, away, torch._foreach_norm(away), *self.before, strict=True
-        ):
+        away = torch._foreach_sub(self.held, self.starting_point)
+        for p, d, after, applies, before in zip(self.held, away, torch._foreach_norm(away), *self.before, strict=True):
             r = ((after - before) / after.clamp(min=torch.finfo(after.dtype).tiny)).clamp(0, 1)
             p.sub_(self.alpha * r * applies * d)

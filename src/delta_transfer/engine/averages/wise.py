@@ -12,7 +12,8 @@ from torch.optim.swa_utils import update_bn
 
 from ...common.options import option
 from ...models import Network
-from ..callbacks import AVERAGES, Average, AverageConfig, Line, Position
+from ..callbacks import AVERAGES, Average, AverageConfig, Position
+from ..evaluation import Line
 from .ema import floating_point
 
 GRID = [number / 10 for number in range(11)]  # the authors'
@@ -96,10 +97,11 @@ class Wise(Average):
         )
         if moved and 0 < a < 1:
             layers = [module for module in target.traced.modules() if isinstance(module, _BatchNorm)]
-            counts = [layer.num_batches_tracked.clone() for layer in layers if layer.num_batches_tracked is not None]
+            counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+            counts = [counter.clone() for counter in counters]
             update_bn(self._batches(), target.traced)
-            for layer, count in zip(layers, counts, strict=True):
-                layer.num_batches_tracked.copy_(count)
+            for counter, count in zip(counters, counts, strict=True):
+                counter.copy_(count)
 
     def _batches(self) -> Iterator[Tensor]:
         """Whole batches, as many as hold the wanted number of images."""
