@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
@@ -135,12 +136,11 @@ def test_folders_are_searched_at_any_depth_for_image_files(run, tmp_path, capsys
     (tmp_path / "notes.txt").write_text("no image, and no error")
     found = predicted(capsys, run, tmp_path, tmp_path / "b.PNG")
     assert [Path(image["image"]).name for image in found["images"]] == ["b.PNG", "a.webp"]
+    assert {Path(one["file"]).name for one in found["left_out"]} == {".hidden", "notes.txt"}
     (tmp_path / "c.HEIC").touch()
     found = predicted(capsys, run, tmp_path, status=1)
     assert len(found["images"]) == 2
-    assert found["refused"] == [
-        {"image": str(tmp_path / "c.HEIC"), "reason": "a format that is not read here: convert to .jpg"}
-    ]
+    assert [one["image"] for one in found["refused"]] == [str(tmp_path / "c.HEIC")]
     (tmp_path / "empty").mkdir()
     found = predicted(capsys, run, tmp_path / "empty", status=1)
     assert "without an image" in found["refused"][0]["reason"]
@@ -158,6 +158,70 @@ def test_table_and_csv_say_the_same(run, tmp_path, capsys):
     for line in lines:
         assert re.search(rf"{line['class']} +{100 * float(line['probability']):.1f} %", table)
         assert CLASSES[int(line["index"])] == line["class"]
+
+
+@pytest.mark.parametrize("form", ["list", "stdin"])
+def test_lists_name_files_and_folders(form, run, tmp_path, monkeypatch, capsys):
+    files = files_of_test(run)
+    shutil.copytree(Path(files[0]).parent, tmp_path / "some folder")
+    lines = [files[1], str(tmp_path / "some folder"), "", "absent.jpg", files[1]]
+    content = b"\xef\xbb\xbf" + "\r\n".join(lines).encode()
+    (tmp_path / "list.txt").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    found = predicted(capsys, run, f"@{tmp_path / 'list.txt'}" if form == "list" else "-", files[0], status=1)
+    below = sorted(str(path) for path in (tmp_path / "some folder").iterdir())
+    assert [image["image"] for image in found["images"]] == [files[1], *below, files[0]]
+    assert [one["image"] for one in found["refused"]] == ["absent.jpg"]
+    (tmp_path / "list.txt").write_text("\n\n")
+    assert main([str(run), f"@{tmp_path / 'list.txt'}"]) == main([str(run), f"@{tmp_path / 'no.txt'}"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert [f"{name}.txt" in line for name, line in zip(("list", "no"), said, strict=True)] == [True, True]
+
+
+def test_a_tree_of_classes_gets_an_accuracy(run, tmp_path, capsys):
+    files, right = files_of_test(run), recorded(run).argmax(axis=1)
+    truth = [CLASSES.index(Path(file).parent.name) for file in files]
+    for file in files:
+        (tmp_path / "tree" / "test" / Path(file).parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "tree" / "test" / Path(file).parent.name)
+    (tmp_path / "tree" / "other").mkdir()
+    shutil.copy(files[0], tmp_path / "tree" / "other")
+    labelled = predicted(capsys, run, tmp_path / "tree")["labelled"]
+    accuracy = json.loads((run / "summary.json").read_text())["test_top1"]
+    assert (labelled["n"], labelled["accuracy"]) == (6, pytest.approx(accuracy))
+    wrong = [(CLASSES[t], CLASSES[p]) for t, p in zip(truth, right, strict=True) if t != p]
+    assert {(one["class"], one["predicted"]): one["n"] for one in labelled["confused"]} == Counter(wrong)
+    assert "labelled" not in predicted(capsys, run, *files)  # the person named files
+
+
+def test_csv_is_safe_in_a_spreadsheet_and_exact_for_programs(run, tmp_path, monkeypatch, capsys):
+    hostile = copied(run, tmp_path / "hostile")
+    classes = ["=cmd()", "-1", "\uff1da;b"]
+    (hostile / "classes.json").write_text(json.dumps(classes))
+    (tmp_path / "images").mkdir()
+    names = ["-1+1.png", "=1.png", "a;=1.png", "\uff0b1.png"]
+    for name in names:
+        Image.new("RGB", (30, 24), "red").save(tmp_path / "images" / name)
+    monkeypatch.chdir(tmp_path / "images")
+
+    def read(*options: str) -> list[dict]:
+        assert main([str(hostile), "--format", "csv", *options, "--", *names]) == 0
+        return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+
+    exact, safe = read("--exact"), read()
+    assert list(dict.fromkeys(line["image"] for line in exact)) == names
+    assert all(line["class"] == classes[int(line["index"])] for line in exact)
+    written = list(dict.fromkeys(line["image"] for line in safe))
+    assert written == [
+        "./-1+1.png",
+        "./=1.png",
+        "a;=1.png",
+        "./\uff0b1.png",
+    ]
+    assert {line["class"] for line in safe} == {"'=cmd()", "-1", "'\uff1da;b"}
+    assert all(Path(line["image"]).is_file() for line in safe)
+    assert main([str(hostile), "--format", "csv", "a;=1.png"]) == 0
+    assert '"a;=1.png",1,' in capsys.readouterr().out
 
 
 def test_a_class_name_cannot_become_a_formula_or_steer_a_terminal(run, tmp_path, capsys):
@@ -227,7 +291,7 @@ def test_a_terminal_that_lacks_a_letter_gets_its_number(run, tmp_path, monkeypat
     monkeypatch.setattr(sys, "stdout", out)
     assert main([str(run), str(tmp_path), "--format", "csv"]) == 0
     out.flush()
-    assert b"/\\u65e5.png,1," in out.buffer.getvalue()
+    assert b'/\\u65e5.png",1,' in out.buffer.getvalue()
 
 
 def test_help_is_a_manual_page_and_imports_no_torch():

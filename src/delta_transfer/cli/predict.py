@@ -3,6 +3,8 @@
     delta-predict RUN photo.jpg                                       # class names and probabilities, as a table
     delta-predict RUN photos --top 1 --format csv --output found.csv  # a folder, searched at any depth
     delta-predict RUN a.png b.png --format json --device cpu
+    delta-predict RUN @list.txt                                       # the files and folders that its lines name
+    find photos -name '*.jpg' | delta-predict RUN -                   # the same from standard input
 
 RUN is a run's folder (results/runs/...) or its name below results/runs. Its network alone is needed, neither its data
 set nor its source weights. Images are resized, cropped and normalised as the run's own test images were (ten crops,
@@ -11,6 +13,12 @@ where it was tested on ten); probabilities are the softmax of its logits.
 In folders, images are the files that dataset=folder takes (.jpg, .png, ...), what is hidden left out. A file that is no
 image, is damaged, or is of another format (.heic, ...), is named on stderr, and the others are predicted.
 
+Where images lie in folders that are named as the run's classes, stderr says how many are predicted right, and which
+classes are taken for which; --format json has it as "labelled".
+
+CSV is safe to open in a spreadsheet: a class name that it would compute gets an apostrophe, and a file name gets ./ in
+front, which names the same file. --exact writes both as they are, for programs; JSON always does.
+
 Exit status: 0 if all images were predicted; 1 if one was not, or nothing could be done; 2 for a wrong command line.
 """
 
@@ -18,11 +26,15 @@ import argparse
 import csv
 import io
 import json
+import os
 import sys
+import unicodedata
+from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -30,7 +42,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..common.console import Display, log, spelled_out, stoppable
+from ..common.console import Display, log, shorten_list, spelled_out, stoppable
 from ..common.errors import UserError
 from ..common.tables import UNCUT
 from ..common.untrusted import no_formula
@@ -44,6 +56,8 @@ class Found:
     run_id: str
     images: list[dict[str, Any]]  # image; classes, the most probable first: index, class, probability of each
     refused: dict[str, str]  # image: why
+    left_out: dict[str, str]  # file in a folder that is no image: why
+    labelled: dict[str, Any] | None  # how many images of named classes are predicted right; None without any
 
 
 @stoppable
@@ -54,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UserError(f"--output {args.output} is a folder: name a file in it.")
         with redirect_stdout(sys.stderr):  # stdout is for the result alone
             found = predict(args)
-        text = FORMATS[args.format](found, terminal=not args.output and sys.stdout.isatty())
+        terminal = not args.output and sys.stdout.isatty()
+        text = FORMATS[args.format](found, terminal, args.exact)
         if args.output:
             make_output_folder(args.output.parent)
             write_atomically(args.output, text.encode())
@@ -73,8 +88,14 @@ def parser() -> argparse.ArgumentParser:
         prog="delta-predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("run", metavar="RUN", help="a run's folder, or its name below results/runs")
-    p.add_argument("images", nargs="+", type=Path, metavar="IMAGE_OR_FOLDER", help="image files; folders of them")
+    p.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE_OR_FOLDER",
+        help="image files; folders; @FILE or -: a list of both, from a file or standard input, a line for each",
+    )
     p.add_argument("--format", choices=list(FORMATS), default="table", help="default: a table to read")
+    p.add_argument("--exact", action="store_true", help="in CSV: names as they are, for programs alone")
     p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
     p.add_argument("--top", type=positive, default=3, metavar="K", help="so many classes of each image (default: 3)")
     p.add_argument(
@@ -97,11 +118,11 @@ def predict(args: argparse.Namespace) -> Found:
     from ..inspect.predict import probabilities
 
     run = finished(run_folder(args.run))
-    files, refused = files_of(args.images)
-    images = []
+    files, refused, left_out = files_of(expanded(args.images), run.class_names)
+    images, outcome_of = [], {}
     title = f"{run.run_id}: predicting"
     with Display(title, len(files), "image") if sys.stderr.isatty() else nullcontext() as display:
-        outcomes = probabilities(run, files, pick_device(args.device), args.batch_size) if files else ()
+        outcomes = probabilities(run, list(files), pick_device(args.device), args.batch_size) if files else ()
         for done, (file, outcome) in enumerate(outcomes, 1):
             image = spelled_out(str(file))
             if isinstance(outcome, BaseException):
@@ -113,41 +134,96 @@ def predict(args: argparse.Namespace) -> Found:
                     for index in best
                 ]
                 images.append({"image": image, "classes": classes})
+                outcome_of[file] = classes[0]["class"]
             if display:
                 display.update(done)
     for image, why in refused.items():
         log.error(f"{image}: {why}")
-    return Found(run.run_id, images, refused)
+    if left_out:
+        log.info(f"left out: {len(left_out)}: {shorten_list([f'{name} ({why})' for name, why in left_out.items()])}")
+    labelled = compared(files, outcome_of)
+    if labelled:
+        log.info(
+            f"{labelled['n']} of {len(files)} images lie in folders that are named as classes: "
+            f"{labelled['accuracy']:.2f} % of them ({labelled['right']}) are predicted right"
+        )
+        worst = [f"{one['class']} as {one['predicted']} ({one['n']})" for one in labelled["confused"]]
+        if worst:
+            log.info(f"taken for another class: {shorten_list(worst)}")
+    return Found(run.run_id, images, refused, left_out, labelled)
+
+
+def compared(truth: dict[Path, str | None], predicted: dict[Path, str]) -> dict[str, Any] | None:
+    """Counts and accuracy in percent, and which classes are taken for which, the most frequent first."""
+    pairs = [(name, predicted[file]) for file, name in truth.items() if name is not None and file in predicted]
+    if not pairs:
+        return None
+    confused = Counter(pair for pair in pairs if pair[0] != pair[1])
+    right = len(pairs) - confused.total()
+    return {
+        **{"n": len(pairs), "right": right, "accuracy": 100 * right / len(pairs)},
+        "confused": [{"class": a, "predicted": b, "n": n} for (a, b), n in confused.most_common()],
+    }
+
+
+def expanded(named: Sequence[str]) -> list[Path]:
+    """The paths of the command line, with those that lists name in the place of the lists."""
+    paths: list[Path] = []
+    for name in named:
+        if name != "-" and not name.startswith("@"):
+            paths.append(Path(name))
+            continue
+        content = sys.stdin.buffer.read() if name == "-" else Path(name[1:]).read_bytes()
+        lines = [os.fsdecode(line.rstrip(b"\r")) for line in content.removeprefix(BOM_UTF8).split(b"\n")]
+        found = [Path(line) for line in lines if line.strip()]
+        if not found:
+            raise UserError(f"{name} names no image: a list has a path in each line.")
+        paths += found
+    return paths
 
 
 def first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def files_of(named: Sequence[Path]) -> tuple[list[Path], dict[str, str]]:
-    """The images, each once, in the order of `named`; and those that cannot be predicted, with the reason."""
-    from ..data.tree import list_images  # imports Pillow
+def files_of(
+    named: Sequence[Path], classes: Sequence[str]
+) -> tuple[dict[Path, str | None], dict[str, str], dict[str, str]]:
+    """The images, each once, in the order of `named`, and the one of `classes` that a folder around it names, if any;
+    those that cannot be predicted, with the reason; and what lies in a folder and is no image, with the reason.
+    """
+    from ..data.tree import NO_FAULT, list_images  # imports Pillow
 
-    files: dict[Path, None] = {}
+    files: dict[Path, str | None] = {}
     refused: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    known = {same_letters(name): name for name in classes}
     for path in named:
         if path.is_dir():
             listing = list_images(path)
-            files |= dict.fromkeys(path / image for image in listing.images)
-            refused |= {spelled_out(str(path / name)): f"left out, {why}" for name, why in listing.left_out.items()}
+            for image in listing.images:
+                around = map(same_letters, PurePosixPath(image).parent.parts)
+                files[path / image] = next((known[folder] for folder in around if folder in known), None)
+            for name, why in listing.left_out.items():
+                (left_out if why in NO_FAULT else refused)[spelled_out(str(path / name))] = why
             if not listing.images:
                 refused[spelled_out(str(path))] = "a folder without an image"
         elif path.exists():
-            files[path] = None
+            files.setdefault(path, None)
         else:
             refused[spelled_out(str(path))] = "there is no such file or folder"
-    return list(files), refused
+    return files, refused, left_out
+
+
+def same_letters(name: str) -> str:
+    """A name in one Unicode form, as file systems store it in several."""
+    return unicodedata.normalize("NFC", name)
 
 
 # --- Output ---------------------------------------------------------------------------------------------------------
 
 
-def as_table(found: Found, terminal: bool) -> str:
+def as_table(found: Found, terminal: bool, exact: bool) -> str:
     if not found.images:
         return ""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -165,20 +241,26 @@ def as_table(found: Found, terminal: bool) -> str:
     return captured.get()
 
 
-def as_csv(found: Found, terminal: bool) -> str:
+def as_csv(found: Found, terminal: bool, exact: bool) -> str:
     """One line for each image and class."""
     text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
+    # Quotation marks keep a text one cell where a spreadsheet expects semicolons between cells.
+    out = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     out.writerow(["image", "rank", "index", "class", "probability"])
     for image in found.images:
         for rank, found_class in enumerate(image["classes"], 1):
-            out.writerow(map(no_formula, [image["image"], rank, *found_class.values()]))
+            name, label = image["image"], found_class["class"]
+            if not exact:
+                name, label = name if no_formula(name) == name else f"./{name}", no_formula(label)
+            out.writerow([name, rank, found_class["index"], label, found_class["probability"]])
     return text.getvalue()
 
 
-def as_json(found: Found, terminal: bool) -> str:
+def as_json(found: Found, terminal: bool, exact: bool) -> str:
     refused = [{"image": image, "reason": why} for image, why in found.refused.items()]
-    made = {"run_id": found.run_id, "images": found.images, "refused": refused}
+    made: dict[str, Any] = {"run_id": found.run_id, "images": found.images, "refused": refused}
+    made |= {"left_out": [{"file": name, "reason": why} for name, why in found.left_out.items()]}
+    made |= {"labelled": found.labelled} if found.labelled else {}
     return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
 
 

@@ -21,6 +21,7 @@ RAW_SUFFIXES = {".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", 
 UNFINISHED_SUFFIXES = {".part", ".partial", ".crdownload", ".download", ".tmp"}
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"RIFF", b"P")
 HEIC_MARKS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+NO_IMAGE, BACKUP = "no image", "an editor's backup copy"
 NO_HEIC = "HEIC, which is read after pip install 'delta-transfer[heif]'"
 NO_AVIF = "AVIF, which this build of Pillow does not read: pip install -U pillow"
 # Pixel modes that mean a picture: converting them to RGB loses nothing of what it shows.
@@ -59,7 +60,7 @@ def why_no_image(path: Path) -> str | None:
     if suffix in UNFINISHED_SUFFIXES:
         return "an unfinished file"
     if path.name.endswith("~"):
-        return "an editor's backup copy"
+        return BACKUP
     try:
         head = first_bytes(path)
     except OSError:
@@ -69,12 +70,12 @@ def why_no_image(path: Path) -> str | None:
     if _is_heic(head):
         return None if heif() else NO_HEIC
     if suffix not in FORMATS_BY_SUFFIX and not head.startswith(SIGNATURES) and head[4:8] != b"ftyp":
-        return "no image"
+        return NO_IMAGE
     try:
         with _open(path):
             return None
     except UNREADABLE:
-        return "no image"
+        return NO_IMAGE
 
 
 def first_bytes(path: Path) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..common.console import shorten_list
 from ..records.files import OUTPUT_MARK
-from .images import SUFFIXES, why_no_image
+from .images import BACKUP, NO_IMAGE, SUFFIXES, why_no_image
 
 # Folders and files of other programs, in lower case. Whatever lies in such a folder is no image of a person's own.
 JUNK_FOLDERS = {
@@ -39,6 +39,7 @@ OUTPUT_HOLDS = (
 )
 TRUSTED = SUFFIXES - {".avif"}  # not every build of Pillow reads it
 IGNORED, HIDDEN, OUTPUT = "dataset.ignore matches it", "hidden", "output of this program"
+NO_FAULT = {IGNORED, HIDDEN, OUTPUT, NO_IMAGE, BACKUP}  # what nobody expects to be read as an image
 DANGLING = "a link that leads nowhere"
 
 
