@@ -43,6 +43,10 @@ def without(monkeypatch, name: str) -> None:
     monkeypatch.setattr(doctor, "version", installed)
 
 
+def lines_of(found):
+    return [f"{state.text:8} {what.text:10} {words.text}" for state, what, words in found.rows]
+
+
 def test_everything_is_looked_at(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     photos = write_folder(tmp_path / "photos", **{"ants": 5, "bees": 5})
@@ -60,7 +64,7 @@ def test_everything_is_looked_at(tmp_path, monkeypatch, capsys):
 def test_a_missing_extra_is_no_trouble(found, monkeypatch):
     without(monkeypatch, "tensorboard")
     doctor.packages(found)
-    (line,) = [line for line in found.lines if "tensorboard is not installed" in line]
+    (line,) = [line for line in lines_of(found) if "tensorboard is not installed" in line]
     assert line.startswith("missing") and "pip install 'delta-transfer[tensorboard]'" in line
     assert found.troubles == 0
 
@@ -68,20 +72,20 @@ def test_a_missing_extra_is_no_trouble(found, monkeypatch):
 def test_a_missing_package_is(found, monkeypatch):
     without(monkeypatch, "safetensors")
     doctor.packages(found)
-    assert found.troubles == 1 and any("safetensors is not installed: pip install" in line for line in found.lines)
+    assert found.troubles == 1 and any("safetensors is not installed: pip install" in line for line in lines_of(found))
 
 
 def test_a_package_that_is_too_old_is_named(found, monkeypatch):
     monkeypatch.setattr(doctor, "version", lambda name: "1.0" if name == "torch" else version(name))
     doctor.packages(found)
-    assert found.troubles == 1 and any("torch 1.0 is not torch>=2" in line for line in found.lines)
+    assert found.troubles == 1 and any("torch 1.0 is not torch>=2" in line for line in lines_of(found))
 
 
 def test_a_broken_torch_is_a_finding_and_no_stack_trace(found, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with found.looking_at("torch"):
         doctor.torch_and_devices(found)
-    assert found.troubles == 1 and "torchvision" in found.lines[-1]
+    assert found.troubles == 1 and "torchvision" in lines_of(found)[-1]
 
 
 def test_folders_that_cannot_be_written_are_a_trouble(found, tmp_path):
@@ -89,7 +93,7 @@ def test_folders_that_cannot_be_written_are_a_trouble(found, tmp_path):
     doctor.disk(
         found, composed("folder", [f"results_dir={tmp_path / 'file' / 'results'}", f"cache_dir={tmp_path / 'cache'}"])
     )
-    assert found.troubles == 1 and "cannot be written: set results_dir=DIR" in found.lines[0]
+    assert found.troubles == 1 and "cannot be written: set results_dir=DIR" in lines_of(found)[0]
 
 
 def test_little_memory_and_a_full_disk_are_named(found, tmp_path, monkeypatch):
@@ -97,14 +101,16 @@ def test_little_memory_and_a_full_disk_are_named(found, tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "ENOUGH_DISK", 2**60)
     doctor.memory(found)
     doctor.disk(found, composed("folder", [f"results_dir={tmp_path}"]))
-    assert [line.split()[0] for line in found.lines] == ["missing"] * 3 and "backbone=resnet18" in found.lines[0]
+    assert [line.split()[0] for line in lines_of(found)] == ["missing"] * 3 and "backbone=resnet18" in lines_of(found)[
+        0
+    ]
 
 
 def test_weights_are_in_the_cache_or_will_be_downloaded(found, tmp_path):
     doctor.weights(found, ["backbone=resnet18"])
-    assert found.lines[-1].startswith("missing") and "set backbone.weights=FILE" in found.lines[-1]
+    assert lines_of(found)[-1].startswith("missing") and "set backbone.weights=FILE" in lines_of(found)[-1]
     doctor.weights(found, ["backbone=resnet18", f"backbone.weights={tmp_path / 'none.pth'}"])
-    assert found.troubles == 1 and "none.pth" in found.lines[-1]
+    assert found.troubles == 1 and "none.pth" in lines_of(found)[-1]
 
 
 def test_of_which_network_a_file_of_weights_is(found, tmp_path):
@@ -112,22 +118,22 @@ def test_of_which_network_a_file_of_weights_is(found, tmp_path):
     small = composed("folder", ["backbone=small_resnet", "backbone.weights=none"]).backbone
     save_file(build_source(small, 0).weights(), path)
     doctor.weights(found, [f"backbone.weights={path}"])
-    assert found.lines == [f"ok       weights    {path}: fits backbone=small_resnet"]
+    assert lines_of(found) == [f"ok       weights    {path}: fits backbone=small_resnet"]
     save_file({"weight": torch.zeros(1)}, path)
     doctor.weights(found, [f"backbone.weights={path}"])
-    assert found.troubles == 1 and "of no network of conf/backbone" in found.lines[-1]
+    assert found.troubles == 1 and "of no network of conf/backbone" in lines_of(found)[-1]
     for problem in (b"nothing", None):
         path.unlink() if problem is None else path.write_bytes(problem)
         with found.looking_at("weights"):
             doctor.weights(found, [f"backbone.weights={path}"])
-        assert str(path) in found.lines[-1] and "of no network" not in found.lines[-1]
+        assert str(path) in lines_of(found)[-1] and "of no network" not in lines_of(found)[-1]
     assert found.troubles == 3
 
 
 def test_what_is_no_file_is_not_tried_on_networks(found, monkeypatch):
     monkeypatch.setattr("delta_transfer.models.zoo._download", lambda *arguments: pytest.fail("a download"))
     doctor.weights(found, ["backbone.weights=IMAGENET1K_V1"])
-    assert "delta-run downloads them into" in found.lines[-1]
+    assert "delta-run downloads them into" in lines_of(found)[-1]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +149,7 @@ def test_memory_that_a_container_has_left(limit, left, tmp_path):
 
 def test_what_to_do_about_absent_data_sets(found, tmp_path):
     doctor.data_sets(found, composed("folder", [f"data_dir={tmp_path}"]), [f"data_dir={tmp_path}"])
-    absent = [line for line in found.lines if line.startswith("missing")]
+    absent = [line for line in lines_of(found) if line.startswith("missing")]
     assert "cifar10" in absent[0] and "dataset.download=true" in absent[0]
     assert "cub, dogs" in absent[1] and "delta-data verify NAME" in absent[1]
 
@@ -153,10 +159,10 @@ def test_a_root_belongs_to_the_data_set_that_is_named(found, tmp_path):
     doctor.data_sets(found, composed("cub", words[1:]), words)
     root = write_cub(tmp_path / "birds")
     doctor.data_sets(found, composed("cub", words[1:]), words)
-    assert any(f"subset: 3 classes, 18 training and 6 test images, {root}" in line for line in found.lines)
+    assert any(f"subset: 3 classes, 18 training and 6 test images, {root}" in line for line in lines_of(found))
 
 
 def test_a_folder_of_images_that_is_not_there_is_a_trouble(tmp_path, found):
     missing = [f"dataset.root={tmp_path / 'photos'}"]
     doctor.data_sets(found, composed("folder", missing), missing)
-    assert found.troubles == 1 and "There is no folder" in found.lines[0]
+    assert found.troubles == 1 and "There is no folder" in lines_of(found)[0]

@@ -14,13 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from ..common.console import Display, log, shorten_list, stoppable
 from ..common.errors import UserError
+from ..common.tables import Entry, Table, entries, on_screen
 from ..data import fetch, load_dataset, locate, look_for, publication
 from ..data.archives import unpack_archives
 from ..data.dataset import Counts, Dataset, expected_counts
@@ -89,33 +85,27 @@ def parser() -> argparse.ArgumentParser:
 def show_list(overrides: Sequence[str]) -> None:
     from .compose import choices, compose_dataset
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("name", no_wrap=True)
-    for title in ("classes", "train", "test"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("status", no_wrap=True)
-    table.add_column("root", overflow="fold")
-    troubles = []
+    rows, troubles = [], []
     for name in choices("dataset"):
         config = compose_dataset(name, overrides).dataset
         counts, official, state, trouble = look_for(config)
         if trouble:
             troubles.append(f"{name}: {trouble}")
         cells = [_found_of(counts, official, key) for key in ("classes", "train", "test")]
-        table.add_row(*map(Text, [name, *cells, state, config.root or ""]))
-    table.caption = "found / official; one number where they agree"
-    table.caption_justify = "left"
-    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
+        rows.append(entries(name, *cells, state, config.root or ""))
+    header = ["name", "classes", "train", "test", "status", "root"]
+    table = Table("", header, rows, 1, notes=["found / official; one number where they agree"])
+    sys.stdout.write(on_screen([table], sys.stdout.isatty()))
     for trouble in troubles:
         log.info(trouble)
 
 
-def _found_of(counts: Counts | None, official: OfficialCounts | None, key: str) -> str:
+def _found_of(counts: Counts | None, official: OfficialCounts | None, key: str) -> Entry:
     """Found / official; one number where they agree or where there is only one."""
     numbers = [f"{getattr(c, key):,}" for c in (counts, official) if c is not None]
     if counts is None and official is not None:
         numbers = ["-", *numbers]
-    return " / ".join(dict.fromkeys(numbers))
+    return Entry(" / ".join(dict.fromkeys(numbers)), getattr(counts or official, key, None))
 
 
 # --- verify ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
-from ..common.console import Display, log, shorten_list
+from ..common.console import Display, log, shorten_list, spelled_out
 from ..common.errors import UserError
+from ..common.tables import Entry, Table, entries, on_screen
 from ..data import load_dataset, look_for, publication
 from ..data.examination import examine
 
@@ -32,22 +34,22 @@ PACKAGE = "delta-transfer"
 
 @dataclass
 class Findings:
-    """One line each. delta-run cannot work with a trouble; a line about something missing says what to do."""
+    """A row each. delta-run cannot work with a trouble; a line about something missing says what to do."""
 
-    lines: list[str] = field(default_factory=list)
+    rows: list[list[Entry]] = field(default_factory=list)
     troubles: int = 0
 
     def fine(self, what: str, words: str) -> None:
-        self.lines.append(f"ok       {what:10} {words}")
+        self.rows.append(entries("ok", what, spelled_out(words)))
 
     def note(self, what: str, words: str) -> None:
-        self.lines.append(f"note     {what:10} {words}")
+        self.rows.append(entries("note", what, spelled_out(words)))
 
     def missing(self, what: str, words: str) -> None:
-        self.lines.append(f"missing  {what:10} {words}")
+        self.rows.append(entries("missing", what, spelled_out(words)))
 
     def trouble(self, what: str, words: str) -> None:
-        self.lines.append(f"TROUBLE  {what:10} {words}")
+        self.rows.append(entries("TROUBLE", what, spelled_out(words)))
         self.troubles += 1
 
     @contextmanager
@@ -79,8 +81,7 @@ def doctor(overrides: Sequence[str]) -> int:
             data_sets(found, config, overrides)
         with found.looking_at("weights"):
             weights(found, overrides)
-    for line in found.lines:
-        log.info(line)
+    sys.stdout.write(on_screen([Table("", ["state", "of", "what was found"], found.rows, 1)], sys.stdout.isatty()))
     if found.troubles:
         log.info(f"delta-run cannot work here yet: {found.troubles} to mend, marked TROUBLE")
     else:

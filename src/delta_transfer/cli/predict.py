@@ -37,14 +37,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from ..common.console import Display, log, shorten_list, spelled_out, stoppable
 from ..common.errors import UserError
-from ..common.tables import UNCUT
+from ..common.tables import Entry, Table, entries, on_screen
 from ..common.untrusted import no_formula
 from ..records.files import make_output_folder, write_atomically
 
@@ -226,19 +221,16 @@ def same_letters(name: str) -> str:
 def as_table(found: Found, terminal: bool, exact: bool) -> str:
     if not found.images:
         return ""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("image", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("probability", justify="right", no_wrap=True)
-    for image in found.images:
-        for rank, found_class in enumerate(image["classes"]):
-            percent = f"{100 * found_class['probability']:.1f} %"
-            # Text: a name with [brackets] is not markup
-            table.add_row(*map(Text, ["" if rank else image["image"], found_class["class"], percent]))
-    console = Console(file=None if terminal else io.StringIO(), highlight=False, width=None if terminal else UNCUT)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get()
+    rows = [
+        entries(
+            "" if rank else image["image"],
+            found_class["class"],
+            Entry(f"{100 * found_class['probability']:.1f} %", found_class["probability"]),
+        )
+        for image in found.images
+        for rank, found_class in enumerate(image["classes"])
+    ]
+    return on_screen([Table("", ["image", "class", "probability"], rows, 1)], terminal)
 
 
 def as_csv(found: Found, terminal: bool, exact: bool) -> str:

@@ -8,21 +8,20 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from ..common.console import Display, log, show_messages
 from ..common.errors import UserError
 from ..common.options import require
+from ..common.tables import Entry, Table, entries, on_screen
 from ..engine import devices
 from ..engine.config import RunConfig
 from ..engine.devices import Stopped, forget_stop, stop_deferred, stop_enabled, stop_signal
@@ -55,12 +54,13 @@ def main(config_name: str = "config") -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process speaks for all
     if "dry_run=true" in sys.argv:  # looks at all jobs in this process, whatever would launch them
         sys.argv = [word for word in sys.argv if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
-    command = sys.argv
+    command, words_of_sweep = sys.argv, sys.argv[1:]
     planned: list[Plan] = []
 
     @hydra.main(version_base="1.3", config_path="pkg://delta_transfer.conf", config_name=config_name)
     def job(composed: DictConfig) -> Outcome | None:
         sys.argv = command  # a worker has another one, but the record calls this the run's command
+        Display.run_of_sweep = which_of_sweep(words_of_sweep)
         return run_job(composed, planned)
 
     def compose_first_job(words: list[str]) -> tuple[RunConfig, dict[str, str]]:
@@ -72,7 +72,7 @@ def main(config_name: str = "config") -> None:
             check_overrides(words_of_job())
             config = to_run_config(composed)
             check_values(words_of_job(), config)
-            found.append((config, dict(HydraConfig.get().sweeper.params)))
+            found.append((config, dict(HydraConfig.get().sweeper.params or {})))
 
         sys.argv = [command[0], *words, "hydra.mode=RUN"]
         first()
@@ -81,6 +81,7 @@ def main(config_name: str = "config") -> None:
     def sweep(words: list[str]) -> list[Made]:
         """Carries out the jobs of another command as a part of this one, or plans them."""
         ended, seen = len(outcomes), len(planned[0].jobs) if planned else 0
+        words_of_sweep[:] = words
         sys.argv = [command[0], "-m", *words]
         job()
         if stop_signal() is not None:
@@ -110,7 +111,7 @@ def main(config_name: str = "config") -> None:
         if outcome.unseen:
             log.error(outcome.reason)
     if any(outcome.of_sweep for outcome in outcomes):
-        show(outcomes)
+        sys.stdout.write("\n" + on_screen([table(outcomes)], sys.stdout.isatty()))
     for line in verdict:
         log.info(line)
     devices.leave()
@@ -158,6 +159,18 @@ class Outcome:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.of_this_command.append(self)
+
+
+def which_of_sweep(words: Sequence[str]) -> str:
+    """run 3 of 18, of the sweep that a command's `words` ask for; empty for a single run. In a running Hydra."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return ""
+    params = [f"{key}={values}" for key, values in (hydra_config.sweeper.params or {}).items()]
+    overrides = OverridesParser.create().parse_overrides([*params, *(word for word in words if word[0] != "-")])
+    last = {override.key_or_group: override for override in overrides}
+    sweeps = [override for override in last.values() if override.is_sweep_override()]
+    return f"run {hydra_config.job.num + 1} of {prod(len(list(one.sweep_iterator())) for one in sweeps)}"
 
 
 def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
@@ -238,28 +251,19 @@ def _recipe() -> RunConfig:
     return compose_config("pretrain", [])
 
 
-def show(outcomes: Sequence[Outcome]) -> None:
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
-    console.print()
-    console.print(table(outcomes))
-
-
 def table(outcomes: Sequence[Outcome]) -> Table:
     """Runs by state. Those that were not made stand one by one: what sets each apart, and the reason's first line."""
-    made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    made.add_column("runs", justify="right")
-    made.add_column("")
-    made.add_column("which", overflow="fold")
-    made.add_column("reason", overflow="fold")
+    rows = []
     common = set.intersection(*(set(outcome.overrides) for outcome in outcomes))
     for state in STATES:
         members = [outcome for outcome in outcomes if outcome.state == state]
         if members and state in ("done", "skipped"):
-            made.add_row(str(len(members)), state)
+            rows.append(entries(state, Entry(str(len(members)), len(members)), "", ""))
             continue
         for index, outcome in enumerate(members):
             which = " ".join(override for override in outcome.overrides if override not in common)
             reason = (outcome.reason.splitlines() or [""])[0]
-            # Text keeps brackets from being read as markup.
-            made.add_row("" if index else str(len(members)), "" if index else state, Text(which), Text(reason))
-    return made
+            count = Entry("" if index else str(len(members)), len(members))
+            rows.append(entries("" if index else state, count, which, reason))
+    made = Table("", ["", "runs", "which", "reason"], rows, 1)
+    return made if any(row[2].text or row[3].text for row in rows) else made.columns([0, 1])

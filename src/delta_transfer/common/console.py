@@ -5,12 +5,14 @@ import re
 import signal
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import wraps
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.progress import Progress, ProgressColumn, Task
+from rich.text import Text
 
 log = logging.getLogger("delta_transfer")  # `show_messages` shows what it is told
 
@@ -25,10 +27,19 @@ def is_loss(name: str) -> bool:
     return not OTHER_KEYS.fullmatch(name)
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a progress line says beside how far the task is."""
+
+    numbers: str = ""  # accuracies and speed, which are never cut
+    losses: tuple[str, ...] = ()
+
+
 class Display:
     """The progress of one task of `total` steps. Use it as a context manager."""
 
     bars = True  # False in parallel jobs, whose bars would overwrite each other
+    run_of_sweep = ""  # run 3 of 18
 
     def __init__(self, title: str, total: int, unit: str = "iteration"):
         self.title, self.total, self.unit = title, total, unit
@@ -38,23 +49,9 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self.bars and self.console.is_terminal:
-            self.progress = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(compact=True),
-                # A narrow terminal cuts the text and never wraps it.
-                TextColumn(
-                    "{task.fields[text]}",
-                    markup=False,
-                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
-                ),
-                console=self.console,
-                transient=True,
-                expand=True,
-            )
+            self.progress = Progress(_Line(self), console=self.console, transient=True)
             self.progress.start()
-            self.task = self.progress.add_task(self.title, total=self.total, text="")
+            self.task = self.progress.add_task("", total=self.total, report=Report())
         return self
 
     def __exit__(self, *_) -> None:
@@ -67,9 +64,9 @@ class Display:
         if self.progress:
             self.progress.update(self.task, completed=step)
 
-    def update(self, step: int, text: str = "") -> None:
+    def update(self, step: int, report: Report = Report()) -> None:
         if self.progress:
-            self.progress.update(self.task, completed=step, text=text)
+            self.progress.update(self.task, completed=step, report=report)
             return
         tenth = 10 * step // self.total
         if tenth == self.last_tenth:
@@ -77,7 +74,7 @@ class Display:
         if self.last_tenth < 0 and not self.first_step:
             self.first_step = step - 1  # it begins here, or an earlier attempt stopped here
         self.last_tenth = tenth
-        parts = [f"{self.title}: {self.unit} {step}/{self.total}", text]
+        parts = [f"{self.title}: {self.unit} {step}/{self.total}", *report.losses, report.numbers]
         if 0 < tenth < 10:  # the first step says nothing about the others
             elapsed = time.monotonic() - self.started
             parts.append(f"{elapsed / max(1, step - self.first_step) * (self.total - step):.0f} s left")
@@ -85,10 +82,49 @@ class Display:
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Shows one line of metrics."""
-        losses = "  ".join(f"{name} {value:.3g}" for name, value in line.items() if is_loss(name))
+        losses = tuple(f"{name} {value:.3g}" for name, value in line.items() if is_loss(name))
         shown = {f"{part}_top1": part for part in ("train", "val", "test")} | {"test_pair_accuracy": "test pairs"}
-        accuracy = "  ".join(f"{name} {line[key]:.1f} %" for key, name in shown.items() if key in line)
-        self.update(line["step"], f"{losses}  {accuracy}  {line['images_per_second']:.0f} images/s")
+        accuracies = [f"{name} {line[key]:.1f} %" for key, name in shown.items() if key in line]
+        self.update(line["step"], Report("  ".join([*accuracies, f"{line['images_per_second']:.0f} images/s"]), losses))
+
+
+class _Line(ProgressColumn):
+    """The whole line, fitted to the width that the terminal has at the moment."""
+
+    def __init__(self, display: Display):
+        super().__init__()
+        self.display = display
+
+    def render(self, task: Task) -> Text:
+        left = task.time_remaining
+        time_left = "" if left is None else str(timedelta(seconds=round(left)))
+        display, report = self.display, task.fields["report"]
+        how_far = display.run_of_sweep, int(task.completed), display.total
+        line = progress_line(display.console.width, *how_far, time_left, report, display.title)
+        return Text(line, no_wrap=True)
+
+
+BAR, SHORTEST = 12, 8  # columns of the bar, and of a name that is shortened
+
+
+def progress_line(width: int, run: str, step: int, total: int, time_left: str, report: Report, name: str) -> str:
+    """What has room in `width` columns; what does not is left out whole, only the name is shortened.
+
+    Accuracies and speed come before all else, then how far the task is.
+    """
+    done = BAR * step // max(1, total)
+    parts = [run, "━" * done + "─" * (BAR - done), f"{step}/{total}", time_left, report.numbers, *report.losses]
+    by_weight = [4, 2, 0, 3, 1, *range(5, len(parts))]
+    kept: set[int] = set()
+    room = width
+    for index in by_weight:
+        if parts[index] and (needed := len(parts[index]) + 2 * bool(kept)) <= room:
+            kept.add(index)
+            room -= needed
+    shown = [part for index, part in enumerate(parts) if index in kept]
+    if room >= SHORTEST + 2:
+        shown.append(name if len(name) <= room - 2 else f"{name[: room - 3]}…")
+    return "  ".join(shown)
 
 
 class _Terminal(logging.Handler):

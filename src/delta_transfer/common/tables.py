@@ -100,7 +100,7 @@ def entries(*cells: "str | Entry") -> list[Entry]:
 # ---- on a screen -----------------------------------------------------------------------------------------
 
 UNCUT = 100_000  # columns, so that tables are not wrapped in a pipe or a file
-NAMES, WORDS = 20, 24  # columns that names and words keep where numbers need the rest
+NAMES, WORDS = 20, 16  # columns that names and words keep where numbers need the rest
 
 
 def on_screen(tables: list[Table], terminal: bool) -> str:
@@ -200,9 +200,8 @@ def in_lines(table: Table, width: int) -> list[RenderableType]:
 
 
 def of_words(table: Table, column: int) -> bool:
-    """True if a column has more words than a number has, and no numbers: such as what differs from a published one."""
-    cells = [row[column] for row in table.rows]
-    return all(cell.value is None for cell in cells) and any(len(cell.text) > 30 for cell in cells)
+    """True if a column has no number: its words may wrap."""
+    return all(row[column].value is None and not row[column].bar for row in table.rows)
 
 
 # ---- to paste --------------------------------------------------------------------------------------------
@@ -241,6 +240,7 @@ def markdown(table: Table) -> str:
     return "\n".join([*above, *grid, "", *under]).rstrip("\n") + "\n"
 
 
+LONG = 30  # letters, from which on words wrap
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -271,7 +271,8 @@ def latex(table: Table) -> str:
     head = " & ".join(map(latex_text, table.header)) + r" \\"
     body = [" & ".join(map(text_of, row)) + r" \\" for row in table.rows]
     # Words, such as what differs from a published setting, have to wrap.
-    columns = ["p{5cm}" if of_words(table, i) else "l" if i < table.names else "r" for i in range(len(table.header))]
+    long = [of_words(table, i) and any(len(row[i].text) > LONG for row in table.rows) for i in range(len(table.header))]
+    columns = ["p{5cm}" if wraps else "l" if i < table.names else "r" for i, wraps in enumerate(long)]
     bold = any(entry.bold for row in table.rows for entry in row)
     said = [table.title, table.verdict.removesuffix("."), table.notes[0] if bold and table.notes else ""]
     star = "*" * (len(table.header) > 7)  # as wide as both columns of a page

@@ -1,18 +1,16 @@
 """What a run or a whole sweep needs and costs, without carrying it out: `dry_run=true`."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from ..common.console import duration, log
 from ..common.errors import UserError
+from ..common.tables import Entry, Table, entries, on_screen
 from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
 from ..data.options import DatasetConfig, OfficialCounts
@@ -174,8 +172,7 @@ class Plan:
     # --- what a person sees ---
 
     def show(self) -> None:
-        console = Console(highlight=False, width=None if Console().is_terminal else 120)
-        console.print(self.table())
+        sys.stdout.write(on_screen([self.table()], sys.stdout.isatty()))
         left = [job for job in self.jobs if job.to_do]
         states = {
             state: sum(job.state == state for job in self.jobs) for state in ("finished", "interrupted", "failed")
@@ -213,10 +210,7 @@ class Plan:
         return len({job.config.split.folds is None for job in self.jobs}) > 1
 
     def table(self) -> Table:
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        table.add_column("dataset, backbone, reg")
-        for title in ("runs", "finished", "to do", "each", "GPU memory"):
-            table.add_column(title, justify="right")
+        rows = []
         groups: dict[tuple[str, ...], list[Job]] = {}
         for job in self.jobs:
             key = [job.config.dataset.name, job.config.backbone.name, job.config.reg.name]
@@ -232,9 +226,11 @@ class Plan:
                 else f"{duration(min(each))} - {duration(max(each))}"
             )
             memory = max(job.cost.memory_bytes for job in jobs)
-            cells = (len(jobs), finished, sum(job.to_do for job in jobs), span, in_bytes(memory))
-            table.add_row(", ".join(names), *map(str, cells))
-        return table
+            counts = [len(jobs), finished, sum(job.to_do for job in jobs)]
+            cells = [Entry(span, min(each)), Entry(in_bytes(memory), memory)]
+            rows.append(entries(", ".join(names), *(Entry(str(count), count) for count in counts), *cells))
+        header = ["dataset, backbone, reg", "runs", "finished", "to do", "each", "GPU memory"]
+        return Table("", header, rows, 1)
 
 
 def sizes(config: RunConfig, splits: Splits | None) -> tuple[int, int]:

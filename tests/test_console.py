@@ -1,0 +1,30 @@
+"""The progress line: what has room is whole, and the name of the run is the last to be shown."""
+
+import pytest
+
+from delta_transfer.common.console import Report, progress_line
+
+REPORT = Report("train 55.2 %  test 51.0 %  812 images/s", ("cross_entropy 1.44", "feature_maps 0.031"))
+
+
+@pytest.mark.parametrize("width", [50, 80, 100, 140, 200])
+@pytest.mark.parametrize("run", ["", "run 3 of 18"])
+def test_a_progress_line_never_cuts_a_number(width, run):
+    name = "cub-resnet18-delta-s0-0123abcd"
+    line = progress_line(width, run, 120, 300, "0:02:10", REPORT, name)
+    assert len(line) <= width and "\n" not in line
+    assert REPORT.numbers in line and "120/300" in line
+    if width >= 80:
+        assert run in line and "0:02:10" in line
+    if width >= 200:
+        assert line.endswith(f"{'  '.join(REPORT.losses)}  {name}")
+    for loss in REPORT.losses:
+        assert loss in line or loss.split()[0] not in line
+    *_, last = line.split("  ")
+    shortened = last.removesuffix("…")
+    assert name.startswith(shortened) or last in (REPORT.numbers.split("  ")[-1], *REPORT.losses)
+
+
+def test_the_bar_is_full_at_the_end():
+    assert "━" * 12 in progress_line(80, "", 300, 300, "", Report(), "x")
+    assert "━" not in progress_line(80, "", 0, 300, "", Report(), "x")
