@@ -35,7 +35,8 @@ NOT_SETTINGS = {
     *("dataset.root", "dataset.name", "dataset.download", "dataset.official", "dataset.train_root"),
     *("dataset.title", "dataset.source", "dataset.archives", "dataset.torchvision", "dataset.images"),
     *("dataset.train_list", "dataset.test_list", "dataset.line", "dataset.path", "dataset.joined"),
-    *("dataset.classes", "dataset.class_line", "dataset.words"),
+    *("dataset.classes", "dataset.class_line", "dataset.words", "dataset.labels", "dataset.ignore"),
+    *("dataset.allow_empty", "dataset.nested", "dataset.unreadable", "dataset.max_pixels"),
     *("backbone.weights", "backbone.name", "reg.attention.forward_images"),
     *("schedule.log_every", "schedule.eval_every", "schedule.checkpoint_seconds"),
 }
