@@ -43,6 +43,7 @@ from delta_transfer.models.zoo import BackboneConfig, _download, build_source
 from delta_transfer.records import arrays
 from delta_transfer.records import reading as runs
 from delta_transfer.records.checkpoints import read_checkpoint
+from delta_transfer.records.files import OUTPUT_MARK
 
 from .miniature import composed, delta_run, source_for
 from .test_report import record, save
@@ -441,6 +442,7 @@ def test_class_folders_with_malicious_names_go_the_whole_road(tmp_path, monkeypa
     assert {path.name for path in out.iterdir() if not path.name.startswith("report")} == {
         *(f"{stem}.{kind}" for stem in ("chosen", "unused_channels") for kind in ("png", "pdf", "txt")),
         "unused_channels.md",
+        OUTPUT_MARK,
     }
 
 

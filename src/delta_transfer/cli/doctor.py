@@ -201,10 +201,11 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
         dataset = compose_dataset(name, [word for word in overrides if not word.startswith(of_others)]).dataset
         if name == "folder" and dataset.root is None:
             continue
+        called = dataset.name if name == "folder" else name
         remarks: list[str] = []
         counts, _, state, problem = look_for(dataset, remarks.append)
         for sentence in remarks:
-            found.note(dataset.name, sentence)
+            found.note(called, sentence)
         if problem and name == named:  # which was asked for
             found.trouble(name, problem)
         elif problem:
@@ -213,7 +214,7 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
             (fetched if publication(dataset).download else by_hand).append(name)
         else:
             size = f"{counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images"
-            found.fine(dataset.name, f"{state}: {size}, {dataset.root or 'embedded'}")
+            found.fine(called, f"{state}: {size}, {dataset.root or 'embedded'}")
             if name == named and dataset.root:
                 images(found, dataset)
     where = f"data_dir={config.data_dir}"

@@ -57,6 +57,8 @@ def why_no_image(path: Path) -> str | None:
         return None
     if suffix in RAW_SUFFIXES:
         return "a camera's raw file (convert it to .jpg)"
+    if FORMATS_BY_SUFFIX.get(suffix) == "HEIF" and not heif():
+        return NO_HEIC
     if suffix in UNFINISHED_SUFFIXES:
         return "an unfinished file"
     if path.name.endswith("~"):
