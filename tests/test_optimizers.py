@@ -8,7 +8,7 @@ from torch import nn
 
 from delta_transfer.cli.compose import compose_config
 from delta_transfer.common.errors import UserError
-from delta_transfer.engine.config import check_choices, task_loss
+from delta_transfer.engine.config import check_choices
 from delta_transfer.engine.layer_decay import depths_below_head
 from delta_transfer.engine.loop import TrainState, train_step
 from delta_transfer.engine.optimizers import (
@@ -19,6 +19,7 @@ from delta_transfer.engine.optimizers import (
     make_optimizer,
     set_learning_rate,
 )
+from delta_transfer.engine.tasks import TASKS
 from delta_transfer.methods import L2
 from delta_transfer.methods.base import Batch
 
@@ -157,8 +158,9 @@ def test_labels_are_smoothed_in_the_loss_of_a_run(modern):
     logits, labels = torch.randn(4, 5), torch.tensor([0, 3, 1, 4])
     smooth = 0.9 * F.one_hot(labels, 5) + 0.1 / 5
     expected = -(smooth * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    assert torch.allclose(task_loss(modern)(logits, labels), expected)
-    assert task_loss(modern.replace(schedule=modern.schedule.replace(label_smoothing=0.0))) is F.cross_entropy
+    assert torch.allclose(TASKS[modern.task].loss(modern)(logits, labels), expected)
+    plain = modern.replace(schedule=modern.schedule.replace(label_smoothing=0.0))
+    assert TASKS[plain.task].loss(plain) is F.cross_entropy
 
 
 @pytest.mark.parametrize("change", [{"clip_norm": 1.0}, {"decay_vectors": False}])

@@ -29,17 +29,17 @@ from .common import tables
 from .common.console import log, shorten_list, show_messages, stoppable
 from .common.errors import UserError
 from .records.files import make_output_folder
-from .records.reading import Damaged, Record, folds, read_all, run_id, transfers
+from .records.reading import Damaged, Record, folds, is_number, read_all, run_id, transfers
 from .reporting import export, sections
 from .reporting.comparison import Comparison, compare, together
 from .reporting.leaderboard import leaderboards
 from .reporting.published import PROTOCOLS
-from .reporting.record_views import METRICS, contradiction, problem
+from .reporting.record_views import METRICS, OF_OTHER_TASKS, contradiction, problem, validates
 from .reporting.selection import Selection, choose, command, refused
 
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
-PAIRS = "test_pair_accuracy"  # the metric of verification runs
+PAIRS = "test_pair_accuracy"  # the metric of verification runs, which have a table more
 # Modules with a main(argv) of their own; the first two import torch.
 COMMANDS = {"case-study": "cli.case_study", "attention": "cli.attention", "publish": "reporting.publishing"}
 
@@ -74,13 +74,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    usable, verified, failed = finished_and_failed(args)
+    usable, others, failed = finished_and_failed(args)
     groups = by_question(usable, args)
-    if not groups and not args.against and not args.per_image and (of_pairs := by_question(verified, args)):
-        args.metric, groups, verified = PAIRS, of_pairs, []
-    if verified and (args.against or args.per_image or args.format in NUMBERS):
-        log.info(f"left out: {len(verified)} verification runs, which have no top-1 accuracy (--metric {PAIRS})")
-        verified = []
+    if not groups and not args.against and not args.per_image and others:
+        args.metric = next(iter(others))
+        groups = by_question(others.pop(args.metric), args)
+    if args.against or args.per_image or args.format in NUMBERS:
+        for metric, records in others.items():
+            task = f"{len(records)} {OF_OTHER_TASKS[metric]} runs"
+            log.info(f"left out: {task}, which have no {args.metric} (--metric {metric})")
+        others = {}
     if not groups:
         cut = {"cv": " and split.folds", "val": " and split.val_fraction"}.get(args.select, "")
         kind = " that transfer between networks" if args.transfer else ""
@@ -89,10 +92,11 @@ def report(args: argparse.Namespace) -> int:
         return 1
 
     comparisons, selections = [compare(group, args.metric) for group in groups], []
-    if args.metric == "val_top1":
+    if validates(args.metric):
         selections = [choose(comparison, failed) for comparison in comparisons]
         comparisons = [with_choices(*both, args) for both in zip(comparisons, selections, strict=True)]
-    comparisons += [compare(group, PAIRS) for group in by_question(verified, args)]
+    for metric, records in others.items():
+        comparisons += [compare(group, metric) for group in by_question(records, args)]
     for comparison in comparisons:
         for warning in comparison.warnings:
             log.info(warning)
@@ -176,7 +180,7 @@ def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Names
         if args.per_image:
             made.append(sections.by_image_table(comparison, baseline, log.info))
         made.append(sections.mean_ranks(comparison))
-    if args.layout == "matrix" and comparison.metric != "val_top1":
+    if args.layout == "matrix" and not validates(comparison.metric):
         made.append(sections.costs(comparison))
     if args.against:
         made.append(sections.beside_published(comparison, args.against))
@@ -185,15 +189,15 @@ def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Names
 
 def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
     """The method that others are compared with, if it is there; None on validation data, which serve to choose."""
-    if comparison.metric == "val_top1":
+    if validates(comparison.metric):
         return None
     usual = "scratch" if comparison.transfers and "scratch" in comparison.methods else "l2"
     wanted = args.baseline or (usual if usual in comparison.methods else comparison.methods[0])
     return wanted if wanted in comparison.methods else None
 
 
-def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], list[Record], list[Record]]:
-    """The records for the table, those of verification runs, and those of failed runs.
+def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], dict[str, list[Record]], list[Record]]:
+    """The records for the table, those of other tasks by their metric, and those of failed runs.
 
     stderr gets a line about every other run.
     """
@@ -201,19 +205,25 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], list[Re
         log.info(f"no such folder: {absent}")
     records, unfinished = read_all(args.dirs)
 
-    usable, verified, failed, classified = [], [], [], 0
+    usable: list[Record] = []
+    failed: list[Record] = []
+    others: dict[str, list[Record]] = {}
+    classified = 0
     without_validation, on_folds, otherwise_validated = 0, 0, 0
     for record in records:
         reason = problem(record, args.metric)
-        if reason is None and args.metric != "val_top1":
+        if reason is None and not validates(args.metric):
             reason = against_predictions(record, say=not args.per_image)
-        if reason == "no val_top1":  # a final run, which trains on all training images
+        other = next((metric for metric in OF_OTHER_TASKS if problem(record, metric) is None), None)
+        unvalidated = reason == f"no {args.metric}" and validates(args.metric)
+        if unvalidated and not any(is_number(record.get(key)) for key in METRICS if validates(key)):
+            # A final run, which trains on all training images.
             without_validation += 1
         elif reason == f"no {args.metric}" and folds(record):  # a run that serves to choose settings
             on_folds += 1
-        elif reason == "no test_top1" and problem(record, PAIRS) is None:
-            verified.append(record)
-        elif reason == f"no {PAIRS}" and problem(record) is None:
+        elif reason == "no test_top1" and other is not None:
+            others.setdefault(other, []).append(record)
+        elif unvalidated or (reason == f"no {args.metric}" and (other is not None or problem(record) is None)):
             classified += 1
         elif reason is not None:
             log.info(f"skipped {run_id(record)}: {reason}")
@@ -226,14 +236,14 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], list[Re
     if without_validation:
         log.info(f"left out: {without_validation} runs without a validation split")
     if classified:
-        log.info(f"left out: {classified} classification runs, which have no pairs")
+        log.info(f"left out: {classified} runs of other tasks, which have no {args.metric}")
     if on_folds:
         log.info(f"left out: {on_folds} runs on folds, which are validated and not tested")
     if otherwise_validated:
         log.info(f"left out: {otherwise_validated} runs {'without' if args.select == 'cv' else 'with'} split.folds")
     if unfinished:
         log.info(f"unfinished: {len(unfinished)} ({', '.join(unfinished)})")
-    return usable, verified, failed
+    return usable, others, failed
 
 
 def against_predictions(record: Record, say: bool) -> str | None:
@@ -268,7 +278,7 @@ def emit(selections: list[Selection], seeds: int, with_paths: bool) -> int:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     p = parser()
     args = p.parse_args(argv)
-    if args.select and args.metric in ("test_top1", PAIRS):
+    if args.select and args.metric and not validates(args.metric):
         p.error("--select chooses on validation data, never on test data: leave out --metric")
     args.metric = args.metric or ("val_top1" if args.select else "test_top1")
     if args.emit_overrides and not args.select:
@@ -277,10 +287,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         p.error("--seeds must be at least 1")
     if args.format == "html" and not args.output:
         p.error("--format html needs --output FILE: a page of some megabytes")
-    if args.metric == "val_top1" and (args.against or args.baseline or args.per_image):
+    if validates(args.metric) and (args.against or args.baseline or args.per_image):
         p.error("--against, --baseline and --per-image are about test accuracies: leave out --metric and --select")
-    if args.metric == PAIRS and (args.against or args.per_image):
-        p.error("--against and --per-image are about top-1 accuracies: leave out --metric")
+    if args.metric in OF_OTHER_TASKS and (args.per_image or (args.against and args.metric == PAIRS)):
+        p.error("--per-image, and --against for pairs, are about top-1 accuracies: leave out --metric")
     if args.per_image and args.format in NUMBERS:
         p.error("--per-image makes a table of words: not with --format csv or json")
     if args.pictures and args.format != "html":
@@ -317,7 +327,7 @@ def parser() -> argparse.ArgumentParser:
         "data set and a column for each method",
     )
     p.add_argument(
-        "--metric", choices=list(METRICS), help="default: test_top1, and verification runs in tables of their own"
+        "--metric", choices=list(METRICS), help="default: test_top1, and runs of other tasks in tables of their own"
     )
     p.add_argument(
         "--against",

@@ -23,10 +23,11 @@ from ..data.registry import READERS
 from ..engine.callbacks import AVERAGES
 from ..engine.config import RunConfig
 from ..engine.optimizers import OPTIMIZERS, ScheduleConfig
+from ..engine.tasks import TASKS
 from ..methods import METHODS
 from ..methods.sum import about_term
 from ..models.sources import SourceConfig
-from ..models.zoo import BackboneConfig
+from ..models.zoo import BackboneConfig, GraphBackboneConfig, options_of_backbone
 from ..records.cards import SUFFIX, read_card
 
 CONF = "delta_transfer.conf"
@@ -41,8 +42,10 @@ def register_schemas() -> None:
     OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
     OmegaConf.register_new_resolver("described_keys", _described_keys, replace=True)
     _store("schema", "run", RunConfig)
-    _store("schema/task", "verification", {"task": "verification"})  # data sets of pairs bring it
+    for task in TASKS:  # data sets for another task than the default bring it
+        _store("schema/task", task, {"task": task})
     _store("schema/backbone", "network", BackboneConfig)
+    _store("schema/backbone", "graph_network", GraphBackboneConfig)
     _store("schema/schedule", "schedule", ScheduleConfig)
     for group, registry in (
         ("schema/dataset", READERS),
@@ -250,7 +253,7 @@ def named_backbone(name: str) -> BackboneConfig:
     values = OmegaConf.create((files(CONF) / "backbone" / f"{name}.yaml").read_text(encoding="utf-8"))
     assert isinstance(values, DictConfig)
     del values["defaults"]  # it names the schema
-    return from_mapping(BackboneConfig, OmegaConf.to_container(values))  # type: ignore[arg-type]
+    return from_mapping(options_of_backbone(name), OmegaConf.to_container(values))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -22,6 +22,13 @@ OTHER_KEYS = re.compile(
 )
 
 
+OTHER_MEASURES = {  # what stands in the place of accuracy, in percent, by the key of a record
+    "test_pair_accuracy": "test pairs",
+    "val_roc_auc": "val ROC-AUC",
+    "test_roc_auc": "test ROC-AUC",
+}
+
+
 def is_loss(name: str) -> bool:
     """Whether a key of a metrics line is a term of the loss."""
     return not OTHER_KEYS.fullmatch(name)
@@ -83,7 +90,7 @@ class Display:
     def metrics(self, line: dict[str, Any]) -> None:
         """Shows one line of metrics."""
         losses = tuple(f"{name} {value:.3g}" for name, value in line.items() if is_loss(name))
-        shown = {f"{part}_top1": part for part in ("train", "val", "test")} | {"test_pair_accuracy": "test pairs"}
+        shown = {f"{part}_top1": part for part in ("train", "val", "test")} | OTHER_MEASURES
         accuracies = [f"{name} {line[key]:.1f} %" for key, name in shown.items() if key in line]
         self.update(line["step"], Report("  ".join([*accuracies, f"{line['images_per_second']:.0f} images/s"]), losses))
 

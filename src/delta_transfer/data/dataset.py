@@ -40,6 +40,7 @@ class Dataset:
     pairs: Pairs | None = None  # the pairs that a verification is tested on
     remarks: tuple[str, ...] = ()  # sentences about how the files were understood, and what is left out
     left_out: Mapping[str, str] = field(default_factory=dict)  # file: why
+    is_val: np.ndarray | None = None  # (N,) bool, where the data set has a validation split of its own
 
     def class_of(self, index: int) -> str:
         """The class of image `index`, or the image's name if its class is not trained on."""
@@ -146,9 +147,16 @@ def expected_counts(config: DatasetConfig) -> OfficialCounts | None:
 def make_splits(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Splits:
     """Draws training images as `draw` says, then holds out the validation split, both class by class.
 
-    The test split is the data set's own. Raises UserError for a class without training images, or with too few for the
-    draw or the split.
+    The test split is the data set's own, and so is the validation split of some. Raises UserError for a class without
+    training images, or with too few for the draw or the split.
     """
+    if dataset.is_val is not None:
+        if split.folds or split.val_fraction:
+            raise UserError(
+                f"{dataset.name} has a validation split of its own: leave out split.folds and split.val_fraction."
+            )
+        own = (~(dataset.is_val | dataset.is_test), dataset.is_val, dataset.is_test)
+        return Splits(*map(np.flatnonzero, own))
     train, val = [], []
     for label, name in enumerate(dataset.classes):
         members = np.flatnonzero((dataset.labels == label) & ~dataset.is_test)

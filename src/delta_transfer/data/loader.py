@@ -6,6 +6,7 @@ batches, and a resumed run goes on with the batch that it would have seen.
 
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,66 @@ def images_at_once(device: torch.device) -> int:
     return 256 if device.type == "cuda" else 4 * torch.get_num_threads()
 
 
-class Loader:
+class BatchSource:
+    """Batches of a data set, on the device. The order follows from (seed, stream, iteration) alone.
+
+    A subclass makes batches of indices (`drawn_batch`, `test_batches`). `share`: the part of every training batch that
+    this process makes, where several processes share a batch.
+    """
+
+    batch_size: int
+    seed: int
+    device: torch.device
+    share: slice
+    ten_crops = False
+    images_at_once: int  # in evaluation
+
+    def train_batch(self, indices: np.ndarray, iteration: int) -> tuple[Any, Tensor]:
+        """Inputs and labels (B, ...): this process's share of batch `iteration`."""
+        return self.drawn_batch(indices, iteration, "train", self.seed, self.share)
+
+    def train_view(self, indices: np.ndarray, iteration: int, view: int) -> Any:
+        """The inputs of `train_batch` once more, augmented anew for each `view` from 1 on."""
+        return self.drawn_batch(indices, iteration, "train", self.seed, self.share, view)[0]
+
+    def drawn_batch(
+        self, indices: np.ndarray, iteration: int, stream: str, seed: int, share: slice = slice(None), view: int = 0
+    ) -> tuple[Any, Tensor]:
+        """A training batch of a stream of random numbers."""
+        raise NotImplementedError
+
+    def test_batches(self, indices: np.ndarray, ten_crops: bool | None = None) -> Iterator[tuple[Any, Tensor]]:
+        """Inputs and labels in the order of `indices`, without augmentation."""
+        raise NotImplementedError
+
+    def order(self, indices: np.ndarray, iteration: int, stream: str, seed: int) -> np.ndarray:
+        """The inputs (B,) of a batch: one shuffled pass over `indices` after the other, cut into full batches."""
+        position = iteration * self.batch_size + np.arange(self.batch_size)
+        epoch, offset = position // len(indices), position % len(indices)
+        chosen = np.empty(self.batch_size, dtype=np.int64)
+        for number in np.unique(epoch):
+            order = _generator(seed, stream, 0, number).permutation(indices)
+            chosen[epoch == number] = order[offset[epoch == number]]
+        return chosen
+
+    def passes(self, indices: np.ndarray, stream: str, seed: int) -> "Passes":
+        """Training batches as an iterable. Each iteration over it is one further pass over `indices`."""
+        return Passes(self, indices, stream, seed)
+
+    def centres(self, indices: np.ndarray) -> "Centres":
+        """The inputs of `indices` without augmentation (centre crops), in their order, as an iterable of batches."""
+        return Centres(self, indices)
+
+    def step_seed(self, iteration: int) -> int:
+        """Seed of the network's own randomness (dropout) in training step `iteration`. Each process has its own."""
+        return int(_generator(self.seed, "dropout", self.share.start or 0, iteration).integers(2**63))
+
+    def method_seed(self, iteration: int) -> int:
+        """Seed of a method's draws before training step `iteration`. It is the same in all processes."""
+        return int(_generator(self.seed, "method", 0, iteration).integers(2**63))
+
+
+class Loader(BatchSource):
     """Random crops and mirror images for training; the centre crop, or ten crops, for evaluation.
 
     Args:
@@ -77,30 +137,19 @@ class Loader:
         self.scale = (1 / (255 * torch.tensor(std))).to(device)
         self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(device)
 
-    def train_batch(self, indices: np.ndarray, iteration: int) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, crop, crop) fp32 channels_last and labels (B,): this process's share of batch `iteration`.
+    def drawn_batch(
+        self, indices: np.ndarray, iteration: int, stream: str, seed: int, share: slice = slice(None), view: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, crop, crop) fp32 channels_last and labels (B,), with crops and mirroring of their own by view.
 
-        The order is one shuffled pass over `indices` after the other, cut into full batches. A step splits a batch into
-        micro-batches after it was made, so these do not change its images.
+        A step splits a batch into micro-batches after it was made, so these do not change its images.
         """
-        return self._batch(*self._shared(self._drawn(indices, iteration, "train", self.seed)))
-
-    def train_view(self, indices: np.ndarray, iteration: int, view: int) -> Tensor:
-        """The images of `train_batch` once more, with crops and mirroring of their own for each `view` from 1 on."""
-        return self._batch(*self._shared(self._drawn(indices, iteration, "train", self.seed, view)))[0]
-
-    def _shared(self, drawn: Drawn) -> Drawn:
-        images, boxes, mirrored = drawn
-        return images[self.share], boxes[:, self.share], mirrored[self.share]
+        images, boxes, mirrored = self._drawn(indices, iteration, stream, seed, view)
+        return self._batch(images[share], boxes[:, share], mirrored[share])
 
     def _drawn(self, indices: np.ndarray, iteration: int, stream: str, seed: int, view: int = 0) -> Drawn:
         """Images (B,), boxes (4, B) and mirroring (B,) of a training batch."""
-        position = iteration * self.batch_size + np.arange(self.batch_size)
-        epoch, offset = position // len(indices), position % len(indices)
-        chosen = np.empty(self.batch_size, dtype=np.int64)
-        for number in np.unique(epoch):
-            order = _generator(seed, stream, 0, number).permutation(indices)
-            chosen[epoch == number] = order[offset[epoch == number]]
+        chosen = self.order(indices, iteration, stream, seed)
         random = _generator(seed, stream, 1 + view, iteration)
         heights, widths = self.heights[chosen], self.widths[chosen]
         if self.min_crop_area is None:
@@ -109,22 +158,6 @@ class Loader:
         else:
             boxes = random_boxes(random, heights, widths, self.min_crop_area)
         return chosen, boxes, (random.random(self.batch_size) < 0.5) & self.mirror
-
-    def passes(self, indices: np.ndarray, stream: str, seed: int) -> "Passes":
-        """Training batches as an iterable. Each iteration over it is one further pass over `indices`."""
-        return Passes(self, indices, stream, seed)
-
-    def centres(self, indices: np.ndarray) -> "Centres":
-        """The centre crops of `indices`, in their order, as an iterable of batches."""
-        return Centres(self, indices)
-
-    def step_seed(self, iteration: int) -> int:
-        """Seed of the network's own randomness (dropout) in training step `iteration`. Each process has its own."""
-        return int(_generator(self.seed, "dropout", self.share.start or 0, iteration).integers(2**63))
-
-    def method_seed(self, iteration: int) -> int:
-        """Seed of a method's draws before training step `iteration`. It is the same in all processes."""
-        return int(_generator(self.seed, "method", 0, iteration).integers(2**63))
 
     def test_batches(self, indices: np.ndarray, ten_crops: bool | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, 3, crop, crop), the V views of an image one after the other, and the label (B,) of each.
@@ -253,27 +286,26 @@ def resized(box: Tensor, side: int) -> Tensor:
 class Passes:
     """A re-iterable over training batches: each `for` loop sees the next pass, freshly shuffled and augmented."""
 
-    def __init__(self, loader: Loader, indices: np.ndarray, stream: str, seed: int):
+    def __init__(self, loader: BatchSource, indices: np.ndarray, stream: str, seed: int):
         self.loader, self.indices, self.stream, self.seed = loader, indices, stream, seed
         self.next_iteration = 0
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.loader.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         for _ in range(len(self)):
             self.next_iteration += 1
-            drawn = self.loader._drawn(self.indices, self.next_iteration - 1, self.stream, self.seed)
-            yield self.loader._batch(*drawn)
+            yield self.loader.drawn_batch(self.indices, self.next_iteration - 1, self.stream, self.seed)
 
 
 class Centres:
     """A re-iterable over the centre crops of images."""
 
-    def __init__(self, loader: Loader, indices: np.ndarray):
+    def __init__(self, loader: BatchSource, indices: np.ndarray):
         self.loader, self.indices = loader, indices
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         yield from self.loader.test_batches(self.indices, ten_crops=False)
 
 

@@ -34,6 +34,8 @@ class OfficialCounts(Options):
 @dataclass
 class DatasetConfig(Options):
     key: ClassVar[str] = "dataset"
+    task: ClassVar[str] = "classification"  # what such data sets are for
+    own_validation: ClassVar[bool] = False  # they have a validation split of their own
 
     reader: str = option(
         MISSING, "how the files are read: lists, folder, glyphs, or a reader for one publisher's format"
@@ -119,6 +121,8 @@ class EmbeddedConfig(DatasetConfig):
 @dataclass
 class PairsConfig(DatasetConfig):
     """A data set for task=verification: classes to train on, and pairs of images of other classes to test on."""
+
+    task: ClassVar[str] = "verification"
 
 
 @dataclass

@@ -80,7 +80,7 @@ class Position:
 
     state: TrainState
     begun: Progress
-    end: int  # the iteration after the last one
+    end: int  # the iteration after the last one; a callback may bring it forward
     window: MetricsWindow
     clock: Clock
     done: int = 0
@@ -113,6 +113,7 @@ class AverageConfig(Options):
     """Options of every average of the target's weights."""
 
     key: ClassVar[str] = "average"
+    chooses: ClassVar[bool] = False  # among the evaluations of a run, whose distance then decides its result
 
     trained_backbone: ClassVar[bool] = False  # it would do nothing where the backbone is frozen
 
@@ -127,6 +128,8 @@ class AverageConfig(Options):
 class Average(Callback):
     """The weights that are evaluated and kept: here those of the last step. Others are in engine/averages/."""
 
+    selection: ClassVar[str] = "last iteration"  # whose weights count, for the record
+
     def __init__(self, config: AverageConfig):
         self.config = config
 
@@ -136,6 +139,9 @@ class Average(Callback):
         images: makes one pass of training batches, for statistics, always the same. validate: the accuracy of the
         target as it is on validation images, in percent.
         """
+
+    def finish(self, measure: Callable[[], Line]) -> None:
+        """Called when training has ended. `measure` measures anew, where other weights count than those of the end."""
 
     @contextmanager
     def applied(self, target: Network) -> Iterator[None]:
@@ -259,6 +265,7 @@ class StageRunner:
         self.ended: list[Line] = []  # what the stages before came to
         self.modules: dict[str, Tensor] = {}  # what their methods learned, by stage
         self.seconds = 0.0  # of training, of all stages
+        self.iterations_done = 0
         self._checkpoint: dict[str, Any] | None = None
 
     @property
@@ -305,9 +312,9 @@ class StageRunner:
                 raise Stopped
         return progress
 
-    def end(self, seconds: float, measured: Line) -> None:
+    def end(self, at: Position, measured: Line) -> None:
         """Notes what the stage came to, and what its method learned."""
-        self.seconds = seconds
+        self.seconds, self.iterations_done = at.clock.seconds, at.done
         self.ended = [*self.ended, self._planned(self.stages[self.index]) | measured]
         for name, parameter in self.method.named_parameters():
             if parameter.requires_grad:

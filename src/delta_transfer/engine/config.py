@@ -1,47 +1,30 @@
 """The options of a run: its four choices (dataset, backbone, reg, schedule), and what they describe, built."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from ..common.console import Display, log, shorten_list
+from ..common.console import log, shorten_list
 from ..common.options import MISSING, Options, from_mapping, option, require
 from ..data.dataset import Counts, Dataset, Splits, expected_counts
-from ..data.examination import constant_images
-from ..data.loader import Loader
-from ..data.options import DatasetConfig, PairsConfig, SplitConfig
+from ..data.options import DatasetConfig, SplitConfig
 from ..data.registry import READERS
-from ..data.store import Store, open_store
 from ..methods import method_config
 from ..methods.base import MapShapes, OutputShapes, Regularizer, Stage
-from ..models import ArcFaceLoss, CosineHead, Network, frozen_maps
+from ..models import Network, frozen_maps
 from ..models.sources import SourceConfig, SourceNetwork, frozen, shapes_of
-from ..models.zoo import BackboneConfig, untrained
+from ..models.zoo import BackboneConfig, options_of_backbone, untrained
 from ..records.identity import run_id, run_identity
-from . import averages, devices  # noqa: F401 - averages register themselves
+from . import averages, devices, graph_tasks  # noqa: F401 - averages and tasks register themselves
 from .callbacks import AVERAGES, AverageConfig, require_live_view
 from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig
+from .tasks import TASKS, ArcFaceConfig
 
-TASKS = ("classification", "verification")
 EMBEDDED = "glyphs"  # backbone.weights that stand for the source network of the embedded data
-
-
-@dataclass
-class ArcFaceConfig(Options):
-    """The loss of task=verification, with its published values."""
-
-    key: ClassVar[str] = "arcface"
-
-    scale: float = option(64.0, "factor on the cosines", above=0)
-    margin: float = option(0.5, "margin between classes, in radians", at_least=0, below=math.pi)
 
 
 @dataclass
@@ -55,7 +38,7 @@ class RunConfig(Options):
     average: AverageConfig = field(default_factory=AverageConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
-    task: str = option("classification", "what the test images measure; the data set brings it", choices=TASKS)
+    task: str = option("classification", "what the test images measure; the data set brings it", choices=list(TASKS))
     # Entries of the command line, which cli/ resolves to a list of SourceConfig.
     source: Any = option(None, "networks to learn from, where they are not the one that backbone.weights names")
     seed: int = option(0, "seed of the head, the order of the images, their crops and the method's draws", at_least=0)
@@ -90,13 +73,16 @@ class RunConfig(Options):
         self.require(
             pad < side, "schedule.pad", f"schedule.pad ({pad}) must be less than backbone.image_size ({side})."
         )
-        pairs = isinstance(self.dataset, PairsConfig)
         self.require(
-            self.task == ("verification" if pairs else "classification"),
+            self.task == self.dataset.task,
             "task",
-            f"task={self.task}: this data set is "
-            + ("tested on pairs of images (task=verification)." if pairs else "for task=classification.")
-            + ("" if pairs else " There are pairs to verify in dataset=lfw and dataset=glyph_pairs."),
+            f"task={self.task}: dataset={self.dataset.name} is for task={self.dataset.task}.",
+        )
+        TASKS[self.task].check(self)
+        self.require(
+            not self.average.chooses or self.schedule.eval_epochs is not None,
+            "average.name",
+            f"average={self.average.name} chooses among evaluations: set schedule.eval_epochs, such as 1.",
         )
         for key, registry in (("optimizer", OPTIMIZERS), ("average", AVERAGES)):
             options = getattr(self, key)
@@ -107,19 +93,12 @@ class RunConfig(Options):
                 f"{key}.name={options.name} has other options: choose it by {key}={options.name}.",
             )
         self.require(
-            pairs or self.arcface == ArcFaceConfig(),
-            "arcface",
-            "arcface belongs to task=verification: this data set is for task=classification.",
-        )
-        self.require(
-            not self.average.on_validation or self.split.folds is not None or self.split.val_fraction > 0,
+            not self.average.on_validation
+            or self.dataset.own_validation
+            or self.split.folds is not None
+            or self.split.val_fraction > 0,
             "average",
             f"average={self.average.name} chooses on validation images: set split.val_fraction=0.2, or split.folds.",
-        )
-        self.require(
-            not pairs or self.schedule.label_smoothing == 0,
-            "schedule.label_smoothing",
-            "schedule.label_smoothing belongs to task=classification: ArcFace's margin has no smoothed form.",
         )
 
 
@@ -127,6 +106,7 @@ def run_config_from(values: Mapping[str, Any]) -> RunConfig:
     """The checked configuration that plain data stand for, such as a record's `config`. Raises OptionError."""
     groups: dict[str, type[Options]] = {
         "dataset": READERS[values["dataset"]["reader"]].options,
+        "backbone": options_of_backbone(values["backbone"]["name"]),
         "optimizer": OPTIMIZERS[values["optimizer"]["name"]].options,
     }
     if "average" in values:  # a record from before this group has its default
@@ -141,42 +121,9 @@ def run_config_from(values: Mapping[str, Any]) -> RunConfig:
 # --- What a configuration describes ---
 
 
-def open_loader(config: RunConfig, dataset: Dataset, device: torch.device) -> Loader:
-    """Batches of `dataset`. Its images are decoded first, unless they were before."""
-    title = f"{dataset.name}: decoding images"
-    with devices.rank0_first(), Display(title, len(dataset.labels), "image") as display:
-        store = open_store(
-            dataset, config.backbone.resize, config.schedule.aspect, Path(config.cache_dir), display.update
-        )
-    if empty := store.constant().tolist():
-        log.info(f"{dataset.name}: {constant_images([dataset.names[index] for index in empty])}")
-    return loader_of(config, store, dataset.labels, device)
-
-
-def loader_of(config: RunConfig, store: Store, labels: np.ndarray, device: torch.device) -> Loader:
-    """Batches of decoded images with labels (N,)."""
-    schedule = config.schedule
-    return Loader(
-        store,
-        labels,
-        crop=config.backbone.image_size,
-        mirror=config.dataset.mirror,
-        mean=config.backbone.mean,
-        std=config.backbone.std,
-        batch_size=schedule.batch_size,
-        seed=config.seed,
-        device=device,
-        min_crop_area=schedule.min_crop_area if schedule.train_crop == "random_resized" else None,
-        pad=schedule.pad,
-        ten_crops=schedule.test_crops == 10,
-        share=devices.share(),
-    )
-
-
 def new_target(source: Network, config: RunConfig, classes: int) -> Network:
     """The network that a run trains, before the first step: the source with a new head."""
-    head = partial(CosineHead, scale=config.arcface.scale) if config.task == "verification" else None
-    return source.with_new_head(classes, config.seed, head)
+    return source.with_new_head(classes, config.seed, TASKS[config.task].head(config))
 
 
 def frozen_source(
@@ -211,15 +158,6 @@ def source_shapes(
     if sources is None:
         return {**shapes, "logits": (source.classes,)} if with_logits else None
     return shapes_of(sources, 1, config.backbone.image_size, with_logits)
-
-
-def task_loss(config: RunConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of logits (B, K) and labels (B,) that the target is trained on, beside the method's penalty."""
-    if config.task == "verification":
-        return ArcFaceLoss(**vars(config.arcface))
-    if config.schedule.label_smoothing:
-        return partial(F.cross_entropy, label_smoothing=config.schedule.label_smoothing)
-    return F.cross_entropy
 
 
 def seed_of_modules(seed: int, stage: int) -> int:
@@ -258,13 +196,13 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
     if conflicts := dataset.copies_of_other_classes():
         words = shorten_list([f"{one} = {other}" for one, other in conflicts])
         log.info(f"{dataset.name}: label conflicts, one image with two labels: {len(conflicts):,} ({words})")
-    schedule, side = config.schedule, config.backbone.image_size
+    schedule, inputs = config.schedule, TASKS[config.task].in_words(config)
     images = f"{len(splits.train):,} training"
     images += f", {len(splits.val):,} validation" if len(splits.val) else ""
     images += f", {len(splits.test):,} test" if config.split.measures_test else ""
     log.info(
         f"{name}: {images} images of {len(dataset.classes):,} classes ({shorten_list(dataset.classes, 3)}); "
-        f"{schedule.length(len(splits.train)):,} iterations of {schedule.batch_size} images of {side} x {side} pixels"
+        f"{schedule.length(len(splits.train)):,} iterations of {schedule.batch_size} {inputs}"
     )
     if stages > 1:
         log.info(f"{name}: {stages} stages of {schedule.length(len(splits.train)):,} iterations")
@@ -283,9 +221,23 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
 def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
     """Raises UserError if the four choices do not go together."""
     require_live_view(config.logging)
-    reg, methods = f"reg={config.reg.name}", [stage.method for stage in stages]
+    reg, methods, task = f"reg={config.reg.name}", [stage.method for stage in stages], TASKS[config.task]
     model = untrained(config.backbone.name)
+    require(
+        task.inputs == "images" or (devices.processes() == 1 and config.source is None),
+        f"task={task.name} runs in one process (without torchrun), and from its own source (source=null).",
+    )
     for method in methods:
+        for part in (method, *method.parts_to_fit()):
+            part.sample_loss = task.sample_loss
+        require(
+            task.inputs == "images" or not method.needs.images,
+            f"{reg} compares maps with a height and a width: it needs images, and task={task.name} has {task.inputs}.",
+        )
+        require(
+            task.one_label or not method.needs.one_label,
+            f"{reg} needs one label of K classes for each input, which task={task.name} does not have.",
+        )
         method.requires(model, config.optimizer.name, devices.processes())
     require(
         bool(config.backbone.taps) or not any(method.needs.taps for method in methods),

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from torch import Tensor
 from ..common.console import log
 from ..common.errors import UserError
 from ..common.pair_metrics import pair_metrics
-from ..data.dataset import Pairs, Splits
-from ..data.loader import Loader
+from ..data.dataset import Pairs
+from ..data.loader import BatchSource
 from ..models import Network
 from . import devices
 
@@ -48,12 +47,13 @@ class MetricsWindow:
         self.correct: list[Tensor] = []
         self.images = 0
 
-    def add(self, logits: Tensor, labels: Tensor, losses: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
+    def add(self, correct: Tensor, count: int, losses: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
+        """correct: how many of `count` inputs are right, a scalar."""
         values = losses | extra
         self.losses, self.extra = list(losses), list(extra)
         self.rows.append(torch.stack([value.float() for value in values.values()]))
-        self.correct.append((logits.argmax(dim=1) == labels).sum())
-        self.images += len(labels) * devices.processes()
+        self.correct.append(correct)
+        self.images += count * devices.processes()
 
     def close(self, rate: Callable[[int], float]) -> Line:
         """The means of all values, the whole loss, the training accuracy in percent; raises NotFinite.
@@ -86,51 +86,24 @@ class MetricsWindow:
         return window
 
 
-Averaged = Callable[[Network], AbstractContextManager[None]]
+def correct_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many labels (B,) the largest of the logits (B, K) tells, a scalar."""
+    return (logits.argmax(dim=1) == labels).sum()
 
 
-class Evaluator:
-    """Measures a target on validation and test images. Nothing is selected: the last measurement is what counts."""
-
-    def __init__(self, loader: Loader, splits: Splits, pairs: Pairs | None, measures_test: bool):
-        self.loader, self.splits, self.pairs = loader, splits, pairs
-        self.measured = (["val"] if len(splits.val) else []) + (["test"] if measures_test else [])
-        self.latest: dict[str, dict[str, Any]] = {}  # by split
-
-    def __call__(self, target: Network, averaged: Averaged) -> Line:
-        """Accuracy in percent, loss and rates, named <split>_<what>. averaged: gives `target` its averaged weights."""
-        with averaged(target):
-            for split in self.measured:
-                indices = getattr(self.splits, split)
-                if split == "test" and self.pairs is not None:
-                    self.latest[split] = evaluate_pairs(target, self.loader, indices, self.pairs)
-                else:
-                    self.latest[split] = evaluate(target, self.loader, indices)
-        return self.scalars()
-
-    def scalars(self) -> Line:
-        named = {f"{split}_{key}": value for split, found in self.latest.items() for key, value in found.items()}
-        return {name: value for name, value in named.items() if isinstance(value, float)}
-
-
-def evaluate(network: Network, loader: Loader, indices: np.ndarray) -> dict[str, Any]:
+def evaluate(network: Network, loader: BatchSource, indices: np.ndarray) -> dict[str, Any]:
     """Logits (N, K) fp32, labels (N,), top-1 accuracy in percent and mean cross-entropy on test crops of `indices`."""
     logits, labels = outputs_of(network, loader, indices, "logits")
     return {
         "logits": logits.numpy(),
         "labels": labels.numpy(),
+        "index": indices,
         "top1": 100 * (logits.argmax(dim=1) == labels).double().mean().item(),
         "loss": F.cross_entropy(logits, labels).item(),
     }
 
 
-def accuracy(network: Network, loader: Loader, indices: np.ndarray) -> float:
-    """Top-1 accuracy in percent."""
-    found: float = evaluate(network, loader, indices)["top1"]
-    return found
-
-
-def evaluate_pairs(network: Network, loader: Loader, indices: np.ndarray, pairs: Pairs) -> dict[str, Any]:
+def evaluate_pairs(network: Network, loader: BatchSource, indices: np.ndarray, pairs: Pairs) -> dict[str, Any]:
     """The similarity (P,) of each pair, which is the cosine of its embeddings, with `pairs` and their rates.
 
     `indices`: all images of the pairs, ascending; each goes through the network once.
@@ -143,8 +116,8 @@ def evaluate_pairs(network: Network, loader: Loader, indices: np.ndarray, pairs:
 
 
 @torch.inference_mode()
-def outputs_of(network: Network, loader: Loader, indices: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
-    """What `network` returns as `name` for test crops of `indices`, (N, D) fp32, and the labels (N,), on the CPU.
+def outputs_of(network: Network, loader: BatchSource, indices: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
+    """What `network` returns as `name` for test crops of `indices`, (N, D) fp32, and the labels (N, ...), on the CPU.
 
     It computes in fp32, whatever the precision of the training: delta-predict and exported files, which compute in fp32
     too, give the same numbers. Several crops of an image give their mean. Where memory does not suffice, fewer images
@@ -160,7 +133,7 @@ def outputs_of(network: Network, loader: Loader, indices: np.ndarray, name: str)
             log.info(f"Out of memory in the evaluation: it goes on with {loader.images_at_once} images at once")
 
 
-def _outputs_of(network: Network, loader: Loader, indices: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
+def _outputs_of(network: Network, loader: BatchSource, indices: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
     network.eval()
     outputs, labels = [], []
     # Every process gets as many images, some of them twice; what is too much is cut off again.
@@ -171,5 +144,5 @@ def _outputs_of(network: Network, loader: Loader, indices: np.ndarray, name: str
             outputs.append(network(images)[name])
         labels.append(batch_labels)
     mean = torch.cat(outputs).view(len(own), -1, outputs[0].shape[1]).mean(dim=1)
-    first = torch.cat(labels).view(len(own), -1)[:, 0]
+    first = torch.cat(labels).view(len(own), -1, *labels[0].shape[1:])[:, 0]
     return devices.gather(mean.cpu())[: len(indices)], devices.gather(first.cpu())[: len(indices)]

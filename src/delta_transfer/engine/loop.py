@@ -2,21 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.loader import Loader
+from ..data.loader import BatchSource
 from ..methods.base import Batch, Outputs, Regularizer
 from ..models import Network, forward_in_chunks, frozen_backbone
 from . import devices
 from .callbacks import Callback, Clock, Position, Progress
-from .evaluation import GRADIENT_NORM, Line, MetricsWindow, check_finite
+from .evaluation import GRADIENT_NORM, Line, MetricsWindow, check_finite, correct_labels
 from .optimizers import ScheduleConfig, learning_rate, set_learning_rate
 
-Loss = Callable[[Tensor, Tensor], Tensor]  # of logits (B, K) and labels (B,)
+Loss = Callable[[Tensor, Tensor], Tensor]  # a scalar of logits (B, K) and labels (B,), or the task's own
 
 
 @dataclass
@@ -32,6 +33,7 @@ class TrainState:
     accumulate: int = 1  # micro-batches of a step
     loss: Loss = F.cross_entropy
     clip_norm: float | None = None  # largest norm of the gradient
+    correct: Loss = correct_labels  # how many inputs of a batch are right
 
     def __post_init__(self) -> None:
         self._frozen = not any(p.requires_grad for p in self.target.backbone_parameters().values())
@@ -46,14 +48,14 @@ class TrainState:
     def _compiled(self, network: nn.Module) -> nn.Module:
         return torch.compile(network) if self.compiled else network  # type: ignore[return-value]
 
-    def forward(self, images: Tensor) -> Outputs:
-        """What the target returns for images (B, 3, H, W)."""
+    def forward(self, images: Any) -> Outputs:
+        """What the target returns for images (B, 3, H, W), or for other inputs of the task."""
         with devices.autocast(images.device, self.precision):
             return forward_in_chunks(self._target, images) if self._frozen else self._target(images)
 
     @torch.no_grad()
-    def forward_source(self, images: Tensor) -> Outputs | None:
-        """What the frozen source returns for images (B, 3, H, W); None without a source."""
+    def forward_source(self, images: Any) -> Outputs | None:
+        """What the frozen source returns for the same; None without a source."""
         if self._source is None:
             return None
         with devices.autocast(images.device, self.precision):
@@ -120,7 +122,7 @@ def mean_of(scalars: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([one[name] for one in scalars]).mean(dim=0) for name in scalars[0]}
 
 
-def make_batch(method: Regularizer, loader: Loader, indices: np.ndarray, iteration: int) -> Batch:
+def make_batch(method: Regularizer, loader: BatchSource, indices: np.ndarray, iteration: int) -> Batch:
     """This process' images of the batch of an iteration, with as many views as the method needs."""
     views = (loader.train_view(indices, iteration, view) for view in range(1, method.needs.views))
     return Batch(*loader.train_batch(indices, iteration), tuple(views))
@@ -129,7 +131,7 @@ def make_batch(method: Regularizer, loader: Loader, indices: np.ndarray, iterati
 def train(
     state: TrainState,
     method: Regularizer,
-    loader: Loader,
+    loader: BatchSource,
     indices: np.ndarray,
     schedule: ScheduleConfig,
     progress: Progress,
@@ -138,8 +140,8 @@ def train(
     lr_factor: float = 1.0,
     labels: Line | None = None,
     evaluate: Callable[[], Line] = dict,
-) -> float:
-    """Trains to the end of the schedule; returns the seconds of training, evaluations left out.
+) -> Position:
+    """Trains to the end of the schedule, or until a callback ends it earlier; returns where it ended.
 
     Args:
         indices: the training images.
@@ -149,11 +151,11 @@ def train(
             training accuracy, and images/s.
         lr_factor: multiplies the schedule's learning rate.
         labels: what every line of metrics says of this part of the run.
-        evaluate: measures the target every `schedule.eval_every` iterations and at the end; its line is added.
+        evaluate: measures the target as often as the schedule says, and at the end; its line is added.
 
     Raises NotFinite with term and iteration if a loss or the gradient is not finite.
     """
-    length = schedule.length(len(indices))
+    length, eval_every = schedule.length(len(indices)), schedule.evaluation_interval(len(indices))
     first, end = progress.first_iteration, progress.first_iteration + length
     window = MetricsWindow.resumed(progress.iterations_done, progress.window, loader.device)
     at = Position(state, progress, end, window, Clock.resumed(progress))
@@ -169,12 +171,12 @@ def train(
         method.before_step(state, iteration - first, length, loader.method_seed(iteration))
         torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
         logits, losses, extra_metrics = train_step(state, method, batch)
-        at.window.add(logits, batch.labels, losses, extra_metrics)
+        at.window.add(state.correct(logits, batch.labels), len(batch.labels), losses, extra_metrics)
 
         at.done = done = iteration + 1
         for callback in callbacks:
             callback.on_update(at)
-        evaluating = done == end or bool(schedule.eval_every and done % schedule.eval_every == 0)
+        evaluating = done == end or bool(eval_every and done % eval_every == 0)
         if done % schedule.log_every == 0 or evaluating:
             # Nothing else in the loop waits for the device.
             line = {"step": done} | (labels or {}) | {"lr": lr} | at.window.close(rate)
@@ -191,4 +193,6 @@ def train(
             at.clock.restart()
         for callback in callbacks:
             callback.on_step(at)
-    return at.clock.seconds
+        if at.done >= at.end:
+            break
+    return at

@@ -130,6 +130,9 @@ class ScheduleConfig(Options):
     eval_every: int = option(
         0, "iterations between evaluations on test or validation images; 0: at the end only", at_least=0, identity=False
     )
+    eval_epochs: float | None = option(
+        None, "passes over the training images between evaluations; replaces schedule.eval_every", above=0
+    )
     checkpoint_seconds: float = option(
         60.0, "seconds between checkpoints; more where one takes over 1 % of that", above=0, identity=False
     )
@@ -185,6 +188,12 @@ class ScheduleConfig(Options):
             return int(self.iterations)
         return max(1, round(self.epochs * n_train / self.batch_size))
 
+    def evaluation_interval(self, n_train: int) -> int:
+        """Iterations between two evaluations in a run on `n_train` images; 0: at the end only."""
+        if self.eval_epochs is None:
+            return self.eval_every
+        return max(1, round(self.eval_epochs * n_train / self.batch_size))
+
 
 # --- Optimizers ---
 
@@ -223,6 +232,11 @@ class AdamWConfig(OptimizerConfig):
     eps: float = option(1e-8, "added to the root of the mean squared gradient", above=0)
 
 
+@dataclass
+class AdamConfig(AdamWConfig):
+    name: str = option("adam", "name of the optimizer")
+
+
 Groups = list[dict[str, Any]]  # of parameters
 Make = Callable[[Groups, Any, float, float], torch.optim.Optimizer]  # of groups, options, lr and weight decay
 OPTIMIZERS: Registry[Make] = Registry("optimizer.name")
@@ -238,6 +252,12 @@ def sgd(groups: Groups, config: SGDConfig, lr: float, weight_decay: float) -> to
 def adamw(groups: Groups, config: AdamWConfig, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Adam whose weight decay is decoupled from the gradient (Loshchilov, Hutter, ICLR 2019)."""
     return torch.optim.AdamW(groups, lr, (config.beta1, config.beta2), config.eps, weight_decay, fused=True)
+
+
+@OPTIMIZERS.register("adam", "Adam", AdamConfig)
+def adam(groups: Groups, config: AdamConfig, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam, whose weight decay is a part of the gradient (Kingma, Ba, ICLR 2015)."""
+    return torch.optim.Adam(groups, lr, (config.beta1, config.beta2), config.eps, weight_decay, fused=True)
 
 
 def make_optimizer(

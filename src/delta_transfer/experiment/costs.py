@@ -6,6 +6,7 @@ from what a step keeps for its backward pass.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from ..engine.config import RunConfig, frozen_source, source_shapes
 from ..engine.devices import full_precision, reset_peak_memory
 from ..engine.loop import TrainState, train_step
 from ..engine.optimizers import make_optimizer
+from ..engine.tasks import TASKS
 from ..methods.base import Batch, Stage
 from ..models import Network
 from ..models.sources import SourceNetwork
@@ -65,13 +67,11 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
     target = source.with_new_head(num_classes, 0).requires_grad_(True).train(not method.needs.frozen_backbone)
     previous = target.copy() if len(stages) > 1 else None  # the network that a stage left is kept through the next
 
-    def random_images(count: int) -> Tensor:
-        images = torch.rand(count, 3, backbone.image_size, backbone.image_size, device=device)
-        return images.contiguous(memory_format=torch.channels_last)
-
+    task = TASKS[config.task]
+    example = partial(task.example, config, classes=num_classes, device=device)
     fit_seconds = (0.0, 0.0)
     for part in method.parts_to_fit():
-        fitted, per_image, beside = part.estimate_fit(source, random_images(PROBE_BATCH), num_classes)
+        fitted, per_image, beside = part.estimate_fit(source, example(PROBE_BATCH)[0], num_classes)
         part.load_fitted(fitted)
         fit_seconds = fit_seconds[0] + per_image, fit_seconds[1] + beside
     reset_peak_memory(device)
@@ -81,11 +81,11 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
     method.to(device)
     optimizer = make_optimizer(target, method, config.optimizer, config.schedule)
     maps = frozen_source(config, stage, source, others, None, device)
-    state = TrainState(target, maps, optimizer, config.precision, backbone.aux_weight)
+    state = TrainState(target, maps, optimizer, config.precision, backbone.aux_weight, loss=task.loss(config))
 
     def step(count: int) -> Callable[[], object]:
-        images, *views = (random_images(count) for _ in range(method.needs.views))
-        made = Batch(images, torch.zeros(count, dtype=torch.int64, device=device), tuple(views))
+        (images, labels), *views = (example(count) for _ in range(method.needs.views))
+        made = Batch(images, labels, tuple(view for view, _ in views))
         return lambda: train_step(state, method, made)
 
     kept = {}
@@ -109,9 +109,9 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
         weights = sum(v.nbytes for network in networks for v in (*network.parameters(), *network.buffers()))
         memory = int(kept[PROBE_BATCH] + per_image * (batch - PROBE_BATCH)) + weights + gradient_and_momentum
     target.eval()
-    images = random_images(images_at_once(device))
+    images, labels = example(images_at_once(device))
     with torch.inference_mode(), full_precision(device):
-        view_seconds = seconds_of(lambda: target(images), device) / len(images)
+        view_seconds = seconds_of(lambda: target(images), device) / len(labels)
     weights_bytes = sum(v.nbytes for v in target.weights().values())
     return Cost(step_seconds, view_seconds, fit_seconds, memory, weights_bytes)
 

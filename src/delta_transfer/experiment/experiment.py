@@ -19,7 +19,7 @@ from ..common.console import Display, log
 from ..common.errors import RunFailed, UserError
 from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
-from ..data.loader import Loader
+from ..data.loader import BatchSource
 from ..data.registry import READERS
 from ..engine import devices
 from ..engine.callbacks import AVERAGES, Checkpoints, OnLine, StageRunner, live_view
@@ -30,19 +30,18 @@ from ..engine.config import (
     frozen_source,
     name_of,
     new_target,
-    open_loader,
     say_what_it_trains,
     seed_of_modules,
     source_shapes,
-    task_loss,
     weights_name,
 )
-from ..engine.evaluation import Evaluator, NotFinite, accuracy
+from ..engine.evaluation import NotFinite
 from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
+from ..engine.tasks import TASKS, Classification, Evaluator
 from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source
-from ..records.arrays import PREDICTIONS, SIMILARITIES, predictions
+from ..records.arrays import predictions
 from ..records.cards import in_words, make_card, metadata_of
 from ..records.checked import MODEL, fingerprint, save_with_checksum
 from ..records.files import make_output_folder
@@ -63,7 +62,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     """
     device = devices.set_up(config.device, config.deterministic)
     config.precision = devices.pick_precision(config.precision, device)
-    stages = config.reg.build().stages()
+    task, stages = TASKS[config.task], config.reg.build().stages()
     check_choices(config, stages)
     if config.schedule.iterations != "auto":  # that also chooses the batch size
         check_micro_batches(config, stages)
@@ -98,7 +97,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     for other in sources or ():  # a network that does not fit is found here, before there is a run
         other.network.map_shapes(1, config.backbone.image_size, training=False)
     say_what_it_trains(name, config, dataset, splits, len(stages))
-    loader = open_loader(config, dataset, device)
+    loader = task.open_loader(config, dataset, device)
     with directory:
         meanwhile = devices.broadcast_from_rank0(directory.summary)
         if meanwhile is not None and meanwhile != before and (finished := finished_before(name, meanwhile, False)):
@@ -110,7 +109,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
         untrained_target = partial(new_target, source, config, len(dataset.classes))
         runner = StageRunner(stages, length, directory, device, untrained_target)
         summary["iterations"] = runner.iterations
-        evaluator = Evaluator(loader, splits, dataset.pairs, config.split.measures_test)
+        evaluator = Evaluator(task, loader, dataset, splits, config.split.measures_test)
         with failures_recorded(summary, config, directory, runner, loader, splits.train):
             for network in (source, *(other.network for other in sources or ())):
                 network.to(device).to(memory_format=torch.channels_last).freeze()
@@ -140,8 +139,9 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                     config.backbone.aux_weight,
                     config.compile,
                     config.schedule.accumulate,
-                    task_loss(config),
+                    task.loss(config),
                     config.schedule.clip_norm,
+                    task.correct,
                 )
 
                 # --- Training ---
@@ -150,7 +150,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                 average.begin(
                     target,
                     partial(loader.passes, splits.train, "fit", config.seed),
-                    partial(accuracy, target, loader, splits.val),
+                    partial(task.score, target, loader, dataset, splits.val),
                 )
                 progress = runner.begin(state, average)
                 with (
@@ -159,7 +159,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                     devices.stop_deferred(),
                 ):
                     display.start_at(progress.iterations_done)
-                    seconds = train(
+                    ended = train(
                         state,
                         method,
                         loader,
@@ -175,14 +175,16 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                         labels={"stage": runner.index + 1} if len(stages) > 1 else {},
                         evaluate=partial(evaluator, target, average.applied),
                     )
-                runner.end(seconds, evaluator.scalars())
-                del state, optimizer, target  # the next stage needs their memory
+                average.finish(partial(evaluator, target, average.applied))
+                runner.end(ended, evaluator.scalars())
+                del ended, state, optimizer, target  # the next stage needs their memory
 
-            # --- Evaluation: the last iteration counts, nothing is selected ---
+            # --- Evaluation: nothing is selected on test data ---
 
             measured = evaluator.scalars() | {
+                "iterations": runner.iterations_done,
                 "train_seconds": runner.seconds,
-                "images_per_second": runner.iterations * config.schedule.batch_size / runner.seconds,
+                "images_per_second": runner.iterations_done * config.schedule.batch_size / runner.seconds,
             }
 
             # --- Record ---
@@ -190,7 +192,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
             summary |= measured | runner.record() | runner.average.report()
             summary |= {"peak_memory_bytes": devices.peak_memory(device), "finished": timestamp()}
             with runner.average.applied(runner.trained()):
-                write_outputs(config, directory, runner, dataset, splits, evaluator.latest.get("test"), summary)
+                write_outputs(config, directory, runner, task, dataset, evaluator.latest.get("test"), summary)
             directory.write_summary(summary)
         directory.remove_checkpoint()
     result = RunResult(summary, skipped=False)
@@ -207,7 +209,7 @@ def failures_recorded(
     config: RunConfig,
     directory: RunDirectory,
     runner: StageRunner,
-    loader: Loader,
+    loader: BatchSource,
     indices: np.ndarray,
 ) -> Iterator[None]:
     """Whatever ends the run within this is written into its record and raised as RunFailed.
@@ -267,7 +269,7 @@ def describe(
         "num_classes": len(dataset.classes),
         "dataset_fingerprint": dataset.fingerprint,
         "weights_fingerprint": weights_name(config, weights),
-        "selection": "last iteration",
+        "selection": AVERAGES[config.average.name].thing.selection,
         "versions": devices.versions(),
         "device": devices.device_name(device),
         "processes": devices.processes(),
@@ -287,8 +289,8 @@ def write_outputs(
     config: RunConfig,
     directory: RunDirectory,
     runner: StageRunner,
+    task: Classification,
     dataset: Dataset,
-    splits: Splits,
     test: dict[str, Any] | None,
     summary: dict[str, Any],
 ) -> None:
@@ -299,12 +301,10 @@ def write_outputs(
     digests = summary[DIGESTS] = {}
     if test is not None:
         arrays = {name: value for name, value in test.items() if isinstance(value, np.ndarray)}
-        if dataset.pairs is None:
-            arrays["index"] = splits.test
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        directory.write("pairs.npz" if dataset.pairs else "predictions.npz", buffer.getvalue())
-        what, kept = ("pairs", SIMILARITIES) if dataset.pairs else ("predictions", PREDICTIONS)
+        what, kept = task.outputs
+        directory.write(f"{what}.npz", buffer.getvalue())
         digests[what] = array_digest({key: arrays[key] for key in kept})
     directory.write(CLASSES, json.dumps(dataset.classes).encode())
     if runner.modules:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..common.errors import UserError
-from ..data.loader import Loader
+from ..data.loader import BatchSource
 from ..engine.callbacks import StageRunner
 from ..engine.config import RunConfig
 from ..engine.evaluation import NotFinite
@@ -15,7 +15,7 @@ from ..methods.base import MethodConfig, Regularizer
 
 
 def explain(
-    error: Exception, config: RunConfig, runner: StageRunner, loader: Loader, indices: np.ndarray
+    error: Exception, config: RunConfig, runner: StageRunner, loader: BatchSource, indices: np.ndarray
 ) -> tuple[str | None, str]:
     """The kind of failure (diverged, input, out of memory, program) and what to tell a person.
 
@@ -43,7 +43,7 @@ def explain(
 
 
 def _cause(
-    error: NotFinite, config: RunConfig, state: TrainState, loader: Loader, indices: np.ndarray
+    error: NotFinite, config: RunConfig, state: TrainState, loader: BatchSource, indices: np.ndarray
 ) -> tuple[str, str]:
     """Whether the input of the step was in order. If it was, the training diverged."""
     images, _ = loader.train_batch(indices, error.iteration)  # the same batch again
@@ -66,7 +66,7 @@ def strengths(reg: MethodConfig, key: str = "reg") -> list[str]:
 
 
 def _what_would_fit(
-    config: RunConfig, state: TrainState | None, method: Regularizer, loader: Loader, indices: np.ndarray
+    config: RunConfig, state: TrainState | None, method: Regularizer, loader: BatchSource, indices: np.ndarray
 ) -> tuple[str | None, str]:
     """Tries a step in ever more micro-batches, in what is left of a failed run. Returns what `explain` does."""
     schedule, kind = config.schedule, "out of memory"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..common.console import log
 from ..common.options import require
 from ..data.dataset import Dataset, Splits
-from ..data.loader import Loader
+from ..data.loader import BatchSource
 from ..engine import devices
 from ..engine.config import RunConfig
 from ..methods.base import Batches, Regularizer
@@ -29,7 +29,7 @@ def fit_part(
     config: RunConfig,
     dataset: Dataset,
     splits: Splits,
-    loader: Loader,
+    loader: BatchSource,
     directory: RunDirectory,
 ) -> None:
     """Fits a method, or a term of a sum, on the training images. weights: fingerprint of the source's weights."""

@@ -14,9 +14,9 @@ from ..common.tables import Entry, Table, entries, on_screen
 from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
 from ..data.options import DatasetConfig, OfficialCounts
-from ..data.store import store_bytes, store_path
 from ..engine.config import EMBEDDED, RunConfig, check_choices, name_of
 from ..engine.devices import device_name, pick_device, pick_precision
+from ..engine.tasks import TASKS
 from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source, not_downloaded
 from ..records.checked import fingerprint
@@ -45,7 +45,8 @@ class Job:
         """Training and evaluation; without what is computed once for several runs."""
         schedule = self.config.schedule
         iterations = schedule.length(self.n_train)
-        evaluations = 1 + ((iterations - 1) // schedule.eval_every if schedule.eval_every else 0)
+        every = schedule.evaluation_interval(self.n_train)
+        evaluations = 1 + ((iterations - 1) // every if every else 0)
         crops = (
             schedule.test_crops if self.config.dataset.mirror or schedule.test_crops == 1 else schedule.test_crops // 2
         )
@@ -97,12 +98,7 @@ class Plan:
             # Without the data set its configuration stands for it.
             shared = (json.dumps([*to_fit.values()]), None if splits else repr((config.dataset, config.split)))
             self.fits[shared] = cost.fit_seconds[0] * n_train + cost.fit_seconds[1]
-        size, aspect = config.backbone.resize, config.schedule.aspect
-        if dataset is None:
-            official = official_counts(config.dataset)
-            self.stores[config.dataset.name, size, aspect] = store_bytes(official.train + official.test, size, aspect)
-        elif not (path := store_path(dataset, size, aspect, Path(config.cache_dir))).exists():
-            self.stores[path] = store_bytes(len(dataset.labels), size, aspect)
+        self.stores |= TASKS[config.task].stores_to_build(config, dataset)
 
     def _dataset(self, config: DatasetConfig, cache_dir: Path) -> Dataset | None:
         def load() -> Dataset | None:

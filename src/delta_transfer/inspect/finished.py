@@ -38,16 +38,16 @@ class Finished:
 
 
 def finished(folder: Path) -> Finished:
-    """The run in `folder`, which must be one that classifies.
+    """The run in `folder`, which must be one that classifies images.
 
-    Raises UserError if the run failed or verifies pairs, if it has no network, and for a record that cannot be read.
+    Raises UserError if the run failed or has another task, if it has no network, and for a record that cannot be read.
     """
     record = record_of(folder)
     config = config_of(record)
-    if config.task == "verification":
+    if config.task != "classification":
         raise UserError(
-            f"{record['run_id']} verifies whether two images show the same: it tells no classes apart. "
-            "Name a run that classifies (task=classification)."
+            f"{record['run_id']} has task={config.task}, which tells no classes of images apart. Name a run that does "
+            "(task=classification)."
         )
     weights = trained_weights(record)
     backbone, classes = config.backbone, record.get("num_classes")

@@ -22,9 +22,10 @@ from torch import Tensor
 from ..common.errors import UserError
 from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
-from ..data.loader import Loader
-from ..engine.config import RunConfig, new_target, open_loader
+from ..data.loader import BatchSource
+from ..engine.config import RunConfig, new_target
 from ..engine.devices import pick_device
+from ..engine.tasks import TASKS
 from ..models import Network
 from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source
@@ -74,9 +75,9 @@ class Replay:
         return found
 
     @cached_property
-    def loader(self) -> Loader:
+    def loader(self) -> BatchSource:
         """The run's loader. It decodes the images if no store of them is there."""
-        return open_loader(self.config, self.dataset, self.device)
+        return TASKS[self.config.task].open_loader(self.config, self.dataset, self.device)
 
     def images(self, indices: np.ndarray) -> Iterator[Tensor]:
         """Centre crops, normalised, of images of the data set in the order of `indices`: batches (B, 3, H, W)."""

@@ -110,7 +110,7 @@ class ChannelAttention(nn.Module):
 class LearnedAttention(Regularizer):
     """What the two stages of AFA share."""
 
-    needs = Needs(source=True, taps=True)
+    needs = Needs(source=True, taps=True, images=True)
     attention: ClassVar[type[SpatialAttention] | type[ChannelAttention]]
     over: ClassVar[str]  # positions | channels: what the weights of an image sum to 1 over
 

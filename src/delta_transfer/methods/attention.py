@@ -26,9 +26,9 @@ from ..common.errors import UserError
 from ..common.options import LONGEST, Options, option
 from ..common.timing import seconds_of
 from ..data.loader import images_at_once
-from ..models import HookedNetwork, Network, call, forward_in_chunks, frozen_backbone
-from .base import UNLABELLED, Batches, check_labels, options_in
-from .fast.channel_ablation import Kept, Suffix, Suffixes, WholePasses
+from ..models import Network, forward_in_chunks, frozen_backbone
+from .base import UNLABELLED, Batches, SampleLoss, check_labels, options_in
+from .fast.channel_ablation import Suffix, Suffixes, WholePass, WholePasses, suffixes_of
 
 
 @dataclass
@@ -89,6 +89,7 @@ def channel_attention(
     batches: Batches,
     num_classes: int | None = None,
     options: AttentionConfig | Mapping[str, Any] | None = None,
+    loss: SampleLoss = F.cross_entropy,
 ) -> ChannelImportance:
     """How much the cross-entropy of `network` rises when one channel of one of its tapped maps is set to 0.
 
@@ -101,6 +102,7 @@ def channel_attention(
             trained on `batches` first, with all else frozen. None: the head belongs to the labels.
         options: options of the probe, or a dict of some, and how many samples are tried (256 by default). Of tensors
             exactly that many are taken, of other inputs whole batches until there are as many.
+        loss: what stands for the cross-entropy where labels are no classes.
 
     In a traced network only the part behind a tap is computed again; a HookedNetwork takes a whole pass for every
     channel and batch. On a GPU convolutions use TF32, unless `torch.backends.cudnn.allow_tf32` forbids it. This is 2.4
@@ -111,20 +113,24 @@ def channel_attention(
     `batches` has no labelled sample, such as the second pass over a generator.
     """
     options = options_in(AttentionConfig, options)
-    probe = network.copy().freeze() if num_classes is None else train_probe(network, batches, num_classes, options)
+    if num_classes is None:
+        probe = network.copy().freeze()
+    else:
+        probe = train_probe(network, batches, num_classes, options, loss)
     measure = taylor_importance if options.method == "taylor" else channel_importance
-    return ChannelImportance(measure(probe, batches, options.images, options.forward_images), options.temperature)
+    return ChannelImportance(measure(probe, batches, options.images, options.forward_images, loss), options.temperature)
 
 
-def train_probe(source: Network, batches: Batches, num_classes: int, options: AttentionConfig) -> Network:
+def train_probe(
+    source: Network, batches: Batches, num_classes: int, options: AttentionConfig, loss: SampleLoss = F.cross_entropy
+) -> Network:
     """`source` with a new head for `num_classes`, trained on `batches`; everything else stays as it is.
 
     It is trained by SGD with momentum 0.9. The learning rate falls exponentially, to a tenth after 6 epochs (official
     code).
     """
     probe = source.with_new_head(num_classes, options.seed).freeze()
-    hooked = isinstance(probe, HookedNetwork)
-    frozen = probe if hooked else frozen_backbone(probe)
+    frozen = frozen_backbone(probe)
     parameters = list(probe.head_parameters().values())
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -133,16 +139,20 @@ def train_probe(source: Network, batches: Batches, num_classes: int, options: At
         optimizer.param_groups[0]["lr"] = options.head_lr * 0.1 ** (epoch / 6)
         for inputs, labels in batches:
             optimizer.zero_grad(set_to_none=True)
-            check_labels(labels, num_classes)
-            outputs = call(frozen, inputs) if hooked else forward_in_chunks(frozen, inputs)
-            F.cross_entropy(outputs["logits"], labels).backward()
+            if loss is F.cross_entropy:
+                check_labels(labels, num_classes)
+            loss(forward_in_chunks(frozen, inputs)["logits"], labels).backward()
             optimizer.step()
     return probe.freeze()
 
 
 @torch.no_grad()
 def channel_importance(
-    probe: Network, batches: Batches, images: int, forward_images: int | None = None
+    probe: Network,
+    batches: Batches,
+    images: int,
+    forward_images: int | None = None,
+    loss: SampleLoss = F.cross_entropy,
 ) -> dict[str, Tensor]:
     """Rise of each image's cross-entropy when one channel of a tapped map is set to 0, {tap: (images, C_l) fp64}.
 
@@ -150,17 +160,21 @@ def channel_importance(
     if one is too short. `forward_images` bounds how many images go through the network at once, counting each removed
     channel's copy; it changes no result. None: as many as suit the device.
     """
-    suffixes = WholePasses(probe) if isinstance(probe, HookedNetwork) else Suffixes(probe)
+    suffixes = suffixes_of(probe)
     forward_images = forward_images or images_at_once(next(probe.parameters()).device)
     rises: dict[str, list[Tensor]] = {tap: [] for tap in probe.taps}
     for inputs, labels in samples(batches, images, forward_images):
-        for tap, rise in _rises_on(suffixes, inputs, labels, forward_images).items():
+        for tap, rise in _rises_on(suffixes, inputs, labels, forward_images, loss).items():
             rises[tap].append(rise)
     return {tap: torch.cat(parts) for tap, parts in rises.items()}
 
 
 def taylor_importance(
-    probe: Network, batches: Batches, images: int, forward_images: int | None = None
+    probe: Network,
+    batches: Batches,
+    images: int,
+    forward_images: int | None = None,
+    loss: SampleLoss = F.cross_entropy,
 ) -> dict[str, Tensor]:
     """First-order estimate of the same, -sum_{h,w} a * dCE/da of each channel, {tap: (images, C_l)}; one backward pass.
 
@@ -175,7 +189,7 @@ def taylor_importance(
         maps = [outputs[tap] for tap in probe.taps]
         if any(len(feature_map) != len(labels) for feature_map in maps):
             raise UserError("method=taylor needs maps with as many rows as labels: choose method=exact.")
-        gradients = torch.autograd.grad(F.cross_entropy(outputs["logits"], labels, reduction="sum"), maps)
+        gradients = torch.autograd.grad(loss(outputs["logits"], labels, reduction="sum"), maps)
         for tap, feature_map, gradient in zip(probe.taps, maps, gradients, strict=True):
             estimates[tap].append(-(feature_map.detach() * gradient).sum(dim=(2, 3)))
     return {tap: torch.cat(parts) for tap, parts in estimates.items()}
@@ -203,23 +217,23 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def removal_cost(
-    source: Network, images: Tensor, forward_images: int | None = None
+    source: Network, images: Any, forward_images: int | None = None
 ) -> tuple[dict[str, int], float, float]:
     """The channels of each tap, and the measured seconds per image of a forward pass and of removing all channels."""
-    suffixes = Suffixes(source)
+    suffixes = suffixes_of(source)
     forward_images = forward_images or images_at_once(images.device)
     forward = seconds_of(lambda: suffixes.run_intact(images), images.device)
     _, kept = suffixes.run_intact(images)
     removal, channels = 0.0, {}
     for tap, suffix in suffixes.taps.items():
-        channels[tap] = kept[suffix.tap].shape[1]
+        channels[tap] = source.map_shapes_on(images)[tap][0]
         removed, _ = _first_removal(suffix, kept, forward_images)
         first = seconds_of(partial(_first_removal, suffix, kept, forward_images), images.device)
         removal += first / len(removed) * channels[tap]
     return channels, forward / len(images), removal / len(images)
 
 
-def _first_removal(suffix: Suffix, kept: Kept, forward_images: int) -> tuple[Tensor, Tensor]:
+def _first_removal(suffix: Suffix | WholePass, kept: Any, forward_images: int) -> tuple[Tensor, Tensor]:
     return next(suffix.removals(kept, forward_images))
 
 
@@ -249,22 +263,29 @@ def samples(batches: Batches, count: int, at_once: int) -> Iterator[tuple[Any, T
                 yield from zip(inputs.split(at_once), labels.split(at_once), strict=True)
             else:
                 yield inputs, labels
-            count -= int((labels != UNLABELLED).sum())
+            count -= int(_labelled(labels).sum())
             if count <= 0:
                 return
         if count == before:
             raise ValueError("A pass over the batches was empty: give a DataLoader or a list, not a generator.")
 
 
-def _rises_on(suffixes: Suffixes | WholePasses, inputs: Any, labels: Tensor, forward_images: int) -> dict[str, Tensor]:
+def _labelled(labels: Tensor) -> Tensor:
+    """Which samples (B,) have a label."""
+    return (labels != UNLABELLED).view(len(labels), -1).any(dim=1)
+
+
+def _rises_on(
+    suffixes: Suffixes | WholePasses, inputs: Any, labels: Tensor, forward_images: int, loss: SampleLoss
+) -> dict[str, Tensor]:
     """The rises on one batch, {tap: (B, C_l) fp64}, without samples that have no label."""
     logits, kept = suffixes.run_intact(inputs)
-    intact = F.cross_entropy(logits.double(), labels, reduction="none")
+    intact = loss(logits.double(), labels, reduction="none")
     rises = {}
     for tap, suffix in suffixes.taps.items():
         losses = [
-            F.cross_entropy(logits.double().flatten(0, 1), labels.repeat(len(removed)), reduction="none")
+            loss(logits.double().flatten(0, 1), torch.cat([labels] * len(removed)), reduction="none")
             for removed, logits in suffix.removals(kept, forward_images)
         ]
-        rises[tap] = (torch.cat(losses).view(-1, len(labels)).T - intact[:, None])[labels != UNLABELLED]
+        rises[tap] = (torch.cat(losses).view(-1, len(labels)).T - intact[:, None])[_labelled(labels)]
     return rises

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..common.console import shorten_list
@@ -33,6 +34,8 @@ NO_SHAPES: MapShapes = MappingProxyType({})
 # Pairs of images (B, 3, H, W), or whatever inputs models.call hands to the network, and labels (B,). Each iteration is
 # one pass over the training images.
 Batches = Iterable[tuple[Any, Tensor]]
+# The loss of logits (B, K) and labels, as F.cross_entropy: reduction="mean" (the default), "sum", or "none" for (B,).
+SampleLoss = Callable[..., Tensor]
 
 
 @dataclass
@@ -93,15 +96,21 @@ class Needs:
     micro_batches_again: bool = False  # `after_step` gets the micro-batches of the step
     same_steps: bool = False  # it computes steps of the optimizer itself, without clipping, with one weight decay
     own_steps: bool = False  # it changes what a step of the optimizer does
+    images: bool = False  # the inputs are images, whose maps have a height and a width
+    one_label: bool = False  # each input has one label of K classes
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, 3, H, W), their labels (B,), and further views of the images, shaped like them."""
+    """Images (B, 3, H, W), their labels (B,), and further views of the images, shaped like them.
 
-    images: Tensor
+    In the place of images stands what the task reads, such as graphs: it has a device, and `chunk` and `split` as
+    tensors do.
+    """
+
+    images: Any
     labels: Tensor
-    views: tuple[Tensor, ...] = ()
+    views: tuple[Any, ...] = ()
 
     def split(self, count: int) -> "list[Batch]":
         """`count` micro-batches of equal size."""
@@ -143,6 +152,7 @@ class Regularizer(nn.Module):
     # Over how many micro-batches the loss is averaged, in all processes. A penalty that is a sum over the batch
     # multiplies by it.
     loss_scale: int = 1
+    sample_loss: SampleLoss = staticmethod(F.cross_entropy)  # the task's, for heads that a method trains itself
     memory_option: str | None = None  # the key, below reg, that bounds the memory of `fit`
     fit_seed: int = 0  # seed of the order and the crops of the batches that `fit` sees
     term: str | None = None  # the name of this method in a sum

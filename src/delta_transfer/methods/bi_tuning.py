@@ -66,7 +66,7 @@ class BiTuning(Regularizer):
     of your own call `follow(target)` before each step.
     """
 
-    needs = Needs(views=2)
+    needs = Needs(views=2, images=True, one_label=True)
     projection: nn.Linear
     key_projection: nn.Linear
     key_encoder: Network

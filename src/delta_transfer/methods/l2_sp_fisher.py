@@ -74,7 +74,7 @@ class L2SPFisher(L2SP):
     L2-SP: choose it on validation data. Call `fit` or `load_fitted` before `setup`.
     """
 
-    needs = Needs(fitted="fisher")
+    needs = Needs(fitted="fisher", images=True)
 
     def __init__(
         self,

@@ -6,12 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..common.options import LONGEST, OptionError, Options, option
 from ..common.timing import seconds_of
 from ..models import Network
-from ..models.batchnorm import replace_batchnorm
+from ..models.batchnorm import AnyBatchNorm, replace_batchnorm
 from .base import (
     METHODS,
     NO_SHAPES,
@@ -51,7 +51,7 @@ class LPFTConfig(DecayConfig):
     probe: ProbeConfig = option(ProbeConfig, "the regression that gives the first head")
 
 
-class FixedBatchNorm(nn.BatchNorm2d):
+class FixedBatchNorm(AnyBatchNorm):
     """BatchNorm that uses its moving statistics in training too and never changes them; scale and shift are trained."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class LPFT(Regularizer):
     before `setup`.
     """
 
-    needs = Needs(fitted="probe", fit_on="centre crops")
+    needs = Needs(fitted="probe", fit_on="centre crops", one_label=True)
 
     def __init__(
         self,

@@ -129,7 +129,7 @@ def joined(pairs: Sequence[Pair], values: Mapping[str, Tensor], dim: int = 1) ->
 class PairedMaps(Regularizer):
     """Compares feature maps S_m of the source with T_n of the target, for the pairs (m, n) of `choose_pairs`."""
 
-    needs = Needs(source=True, taps=True, other_sources=True)
+    needs = Needs(source=True, taps=True, other_sources=True, images=True)
 
     def __init__(self, alpha: float, beta: float = 0.0, weight_decay: float = 1e-4, pairs: str = "one_to_one"):
         super().__init__(beta=beta, weight_decay=weight_decay)

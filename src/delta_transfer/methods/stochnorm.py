@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..common.errors import UserError
 from ..common.options import option
 from ..models import Network
-from ..models.batchnorm import replace_batchnorm
+from ..models.batchnorm import AnyBatchNorm, replace_batchnorm
 from .base import METHODS, NO_SHAPES, DecayConfig, MapShapes, Needs, OutputShapes, Regularizer
 
 
@@ -20,7 +20,7 @@ class StochNormConfig(DecayConfig):
     p: float = option(0.5, "probability that a channel is normalised by the batch", at_least=0, at_most=1)
 
 
-class StochasticBatchNorm(nn.BatchNorm2d):
+class StochasticBatchNorm(AnyBatchNorm):
     """z = (1 - r) BN(x; moving statistics before this step) + r BN(x; batch statistics), r (C,) ~ Bernoulli(p).
 
     There is one r for each channel and step, drawn from PyTorch's generator, which the training loop seeds in every
@@ -40,7 +40,7 @@ class StochasticBatchNorm(nn.BatchNorm2d):
         mean, variance = self.running_mean.clone(), self.running_var.clone()  # which the next line changes
         by_batch = super().forward(images)
         by_moving = F.batch_norm(images, mean, variance, self.weight, self.bias, eps=self.eps)
-        return torch.where(r.view(-1, 1, 1), by_batch, by_moving)
+        return torch.where(r.view(-1, *[1] * (images.dim() - 2)), by_batch, by_moving)
 
 
 @METHODS.register("stochnorm", "StochNorm", StochNormConfig)

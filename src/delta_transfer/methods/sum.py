@@ -137,6 +137,8 @@ class Sum(Regularizer):
             micro_batches_again=any(each.micro_batches_again for each in needs),
             same_steps=any(each.same_steps for each in needs),
             own_steps=any(each.own_steps for each in needs),
+            images=any(each.images for each in needs),
+            one_label=any(each.one_label for each in needs),
         )
 
     def by_name(self) -> dict[str, Regularizer]:

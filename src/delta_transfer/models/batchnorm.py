@@ -1,10 +1,19 @@
 """Other BatchNorm layers in the place of a network's own."""
 
-from torch import nn
+from collections.abc import Callable
+
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def sharing(module: _BatchNorm, made: nn.BatchNorm2d) -> nn.BatchNorm2d:
+class AnyBatchNorm(_BatchNorm):
+    """BatchNorm of values (B, C, ...), whatever follows the channels: pixels of images, or nothing for nodes."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+def sharing(module: _BatchNorm, made: _BatchNorm) -> _BatchNorm:
     """`made`, with the parameters and statistics of `module`: what changes one changes the other."""
     made.train(module.training)
     made.eps, made.momentum = module.eps, module.momentum
@@ -14,7 +23,7 @@ def sharing(module: _BatchNorm, made: nn.BatchNorm2d) -> nn.BatchNorm2d:
     return made
 
 
-def replace_batchnorm(network: nn.Module, make: type[nn.BatchNorm2d], **options) -> None:
+def replace_batchnorm(network: nn.Module, make: Callable[..., _BatchNorm], **options) -> None:
     """In a traced network: the model that it was traced from keeps its layers, and shares their values."""
     for name, module in list(network.named_modules()):
         if isinstance(module, _BatchNorm):

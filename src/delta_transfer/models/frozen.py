@@ -1,22 +1,30 @@
 """The frozen source network as training needs it: its tapped feature maps, at the least cost."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..data.loader import images_at_once
-from .taps import Network
+from .hooked import HookedNetwork
+from .taps import Network, call
 
 
-def frozen_maps(source: Network, with_logits: bool = False, precision: str = "fp32") -> fx.GraphModule:
+def frozen_maps(source: Network, with_logits: bool = False, precision: str = "fp32") -> nn.Module:
     """A network images (B, 3, H, W) -> {tap: (B, C, h, w)}: the maps of `source` in evaluation mode, up to rounding.
 
     It is a copy, so that `source` stays as it is. BatchNorm is folded into the convolution before it, except behind a
     tap, whose map is wanted before BatchNorm. Nothing behind the last tap is computed, unless `with_logits`. For
-    precision="bf16" the convolutions' weights are cast once, since autocast would do it in every step.
+    precision="bf16" the convolutions' weights are cast once, since autocast would do it in every step. A HookedNetwork
+    is copied as it is.
     """
+    return source.copy().freeze() if isinstance(source, HookedNetwork) else traced_maps(source, with_logits, precision)
+
+
+def traced_maps(source: Network, with_logits: bool = False, precision: str = "fp32") -> fx.GraphModule:
+    """`frozen_maps` of a traced network."""
     # torchvision's tracer keeps blocks of convolution, BatchNorm and activation whole: this looks into them.
     traced = fx.symbolic_trace(source.copy().freeze().traced)
     graph = traced.graph
@@ -43,11 +51,13 @@ def frozen_maps(source: Network, with_logits: bool = False, precision: str = "fp
     return traced.eval().requires_grad_(False)
 
 
-def frozen_backbone(network: Network, precision: str = "fp32") -> fx.GraphModule:
+def frozen_backbone(network: Network, precision: str = "fp32") -> nn.Module:
     """`network` in evaluation mode, up to rounding, at the least cost for training its head alone.
 
-    The head is the network's own; everything else is a frozen copy.
+    The head is the network's own; everything else is a frozen copy. A HookedNetwork stands for itself.
     """
+    if isinstance(network, HookedNetwork):
+        return network
     frozen = frozen_maps(network, with_logits=True, precision=precision)
     frozen.set_submodule(network.head, network.traced.get_submodule(network.head))
     return frozen
@@ -96,8 +106,13 @@ def _columns(normalisation: tuple[Sequence[float], Sequence[float]]) -> list[Ten
     return [torch.tensor(values, dtype=torch.float64).view(3, 1, 1) for values in normalisation]
 
 
-def forward_in_chunks(frozen: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """The outputs of a network in evaluation mode, computed for as many images at a time as suit the device."""
+def forward_in_chunks(frozen: nn.Module, images: Any) -> dict[str, Tensor]:
+    """The outputs of a network in evaluation mode, computed for as many images at a time as suit the device.
+
+    A HookedNetwork computes all at once: nobody knows where its inputs can be cut.
+    """
+    if isinstance(frozen, HookedNetwork):
+        return call(frozen, images)
     chunks: list[dict[str, Tensor]] = [frozen(chunk) for chunk in images.split(images_at_once(images.device))]
     if len(chunks) == 1:
         return chunks[0]

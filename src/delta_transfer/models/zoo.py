@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from ..common.errors import UserError
-from ..common.options import LARGEST_SIDE, Options, option
+from ..common.options import LARGEST_SIDE, MISSING, Options, option
+from .graph_networks import GRAPH_NETWORKS, GraphEncoder, GraphNetwork
 from .resnet32 import ResNet32
 from .small_resnet import SmallResNet
 from .taps import Network
@@ -26,12 +27,14 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "resnet32": ResNet32,
     "vgg9_bn": VGG9,
     "small_vgg": partial(VGG9, width=16),
+    **GRAPH_NETWORKS,
 }
 
 
 @dataclass
 class BackboneConfig(Options):
     key: ClassVar[str] = "backbone"
+    inputs: ClassVar[str] = "images"  # what such networks take
 
     name: str = option(help="torchvision's name of the network, or a network of models/zoo.py")
     weights: str = option(help="torchvision's name of the weights, a file with a state dict, none, or glyphs")
@@ -60,6 +63,42 @@ class BackboneConfig(Options):
             f"backbone.aux_weight is {self.aux_weight}, but this backbone has no auxiliary head.",
         )
 
+    def network_of(self, model: nn.Module, tapped: bool) -> Network:
+        """`model` with its head and, if wanted, its tapped maps."""
+        aux_head = self.aux_head if self.aux_weight > 0 else None
+        return Network(model, self.head, self.taps if tapped else (), aux_head)
+
+
+@dataclass
+class GraphBackboneConfig(BackboneConfig):
+    """A network of models/graph_networks.py. Graphs have no pixels."""
+
+    inputs: ClassVar[str] = "graphs"
+
+    name: str = option(help="gcn, gin, sage or gat")
+    weights: str = option("none", "a file with a state dict as Hu et al. publish it, or none")
+    image_size: int = option(1, "of no use for graphs", at_least=1, at_most=1)
+    resize: int = option(1, "of no use for graphs", at_least=1, at_most=1)
+    dropout: float = option(0.5, "probability of dropout after each layer", at_least=0, below=1)
+
+    def check(self) -> None:
+        super().check()
+        self.require(
+            self.name == MISSING or self.name in GRAPH_NETWORKS,
+            "name",
+            f"backbone.name={self.name} is no graph network: there is only {', '.join(GRAPH_NETWORKS)}.",
+        )
+
+    def network_of(self, model: nn.Module, tapped: bool) -> Network:
+        assert isinstance(model, GraphEncoder)
+        model.dropout = self.dropout
+        return GraphNetwork(model, self.head, self.taps if tapped else ())
+
+
+def options_of_backbone(name: object) -> type[BackboneConfig]:
+    """The options of the network of that name."""
+    return GraphBackboneConfig if name in GRAPH_NETWORKS else BackboneConfig
+
 
 def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Network:
     """The source network with the head its weights came with; random weights from `seed` where there are none.
@@ -74,8 +113,7 @@ def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Netw
         model = _construct(config.name, num_classes=num_classes)
     if state is not None:
         _load(model, state, config)
-    aux_head = config.aux_head if config.aux_weight > 0 else None
-    return Network(model, config.head, config.taps if tapped else (), aux_head)
+    return config.network_of(model, tapped)
 
 
 def untrained(name: str) -> nn.Module:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ..common.console import log
+from ..common.console import OTHER_MEASURES, log
 from ..common.errors import RunFailed, UserError
 from ..common.untrusted import read_regular
 from .files import naming, remove_unfinished, sync, sync_folder, whole_file
@@ -131,7 +131,7 @@ class RunResult:
     skipped: bool  # it was finished before
 
     def __str__(self) -> str:
-        names = {"val_top1": "val top-1", "test_top1": "test top-1", "test_pair_accuracy": "test pairs"}
+        names = {"val_top1": "val top-1", "test_top1": "test top-1"} | OTHER_MEASURES
         found = [(name, self.summary.get(key)) for key, name in names.items()]
         return ", ".join(f"{name} {value:.1f} %" for name, value in found if value is not None)
 

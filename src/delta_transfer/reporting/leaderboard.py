@@ -6,13 +6,12 @@ from ..common.console import duration
 from ..common.tables import MISSING, Entry, Table, bars, entries
 from ..records.reading import is_number
 from .comparison import Cell, Comparison, Row, grouped
-from .record_views import show
+from .record_views import show, validates
 from .sections import BOLD, without_empty_settings
 from .statistics import Contest, Difference, contests, paired, signed, standing, winner
 
 NAMED = 5  # methods in a sentence
 MANY = 10  # methods beside the baseline, from which on one of them may well seem different by chance
-SORTED = {"val_top1": "validation mean"}
 
 
 def leaderboards(comparison: Comparison, baseline: str | None) -> list[Table]:
@@ -34,7 +33,7 @@ def leaderboards(comparison: Comparison, baseline: str | None) -> list[Table]:
 def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, baseline: str | None) -> Table:
     lines = [(method, row, row.cells[method]) for method in comparison.methods for row in rows if method in row.cells]
     lines.sort(key=lambda line: -line[2].mean)
-    best = None if comparison.metric == "val_top1" else winner(contest)
+    best = None if validates(comparison.metric) else winner(contest)
     base = contest.cells.get(baseline or "")
     found = [paired(cell, base) if base and cell is not base else None for _, _, cell in lines]
     drawn = iter(bars([span_of(one) for one in found if one]) if any(found) else [])
@@ -72,7 +71,7 @@ def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, basel
             "The intervals are not corrected for the number of methods: of 20 methods that are like "
             f"{name}, one is expected to seem different"
         )
-    by = SORTED.get(comparison.metric, "mean")
+    by = "validation mean" if validates(comparison.metric) else "mean"
     table = Table(
         f"{place}: {comparison.measured[:1].lower()}{comparison.measured[1:]}, sorted by {by}",
         header,
@@ -101,7 +100,7 @@ def time_of(cell: Cell) -> Entry:
 def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> str:
     """What the table says, in plain English; empty if there is nothing to compare."""
     cells, display = contest.cells, comparison.display
-    if comparison.metric == "val_top1":
+    if validates(comparison.metric):
         return "Validation accuracies serve to choose settings. Test accuracies say how good a choice is."
     if contest.several:
         several = enumerated(list(map(display, contest.several)))

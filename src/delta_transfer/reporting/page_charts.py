@@ -29,9 +29,11 @@ TITLES = {
     "val_top1": "Validation accuracy (%)",
     "test_top1": "Test accuracy (%)",
     "test_pair_accuracy": "Test pair accuracy (%)",
+    "val_roc_auc": "Validation ROC-AUC (%)",
+    "test_roc_auc": "Test ROC-AUC (%)",
 }
 
-ACCURACIES = [name for name in TITLES if name.endswith(("_top1", "_accuracy"))]
+ACCURACIES = [name for name in TITLES if name.endswith(("_top1", "_accuracy", "_auc"))]
 
 
 @dataclass(frozen=True)

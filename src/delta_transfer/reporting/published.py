@@ -12,7 +12,7 @@ from importlib.resources import files
 from ..records.reading import Record, section
 from .comparison import Cell, Comparison, Row
 
-IMAGE_SIZES = {"inception_v3": 299, "vgg9_bn": 32}  # else 224
+IMAGE_SIZES = {"inception_v3": 299, "vgg9_bn": 32, "gin": 1}  # else 224; graphs have none
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,12 @@ class Protocol:
 DELTA = {"weights": "ImageNet", "iterations": 9000, "batch_size": 64, "lr": 0.01, "train_crop": "random"}
 TLL = {"weights": "ImageNet", "iterations": 10000, "batch_size": 48, "train_crop": "random_resized"}
 BEST_ON_TEST = "the best epoch on the test part, one seed"
+
+GTOT: dict[str, object] = {"batch_size": 32}
+GTOT_REMARK = (
+    "mean ROC-AUC of the GIN of Hu et al. over 10 run seeds, of the epoch that is best on validation molecules; Adam "
+    "with ReduceLROnPlateau; settings of the baselines are not published; DELTA without the factor C"
+)
 
 PROTOCOLS = {
     "paper": Protocol(
@@ -61,6 +67,8 @@ PROTOCOLS = {
         {"weights": "ImageNet", "batch_size": 64, "lr": 0.01},
         "penalties of other forms than the papers'",
     ),
+    "gtot_contextpred": Protocol("GTOT-Tuning (IJCAI 2022), contextpred", GTOT, GTOT_REMARK),
+    "gtot_supervised": Protocol("GTOT-Tuning (IJCAI 2022), supervised_contextpred", GTOT, GTOT_REMARK),
 }
 
 
@@ -73,7 +81,7 @@ class Published:
     classes: int | None
     n_train: int | None
     n_test: int | None
-    mean: float  # top-1 accuracy, percent
+    mean: float  # percent: top-1 accuracy, or the ROC-AUC of data sets that are measured so
     std: float | None
     source: str
 

@@ -25,8 +25,12 @@ from ..records.run_directory import SCHEMA
 METRICS = {
     "test_top1": "Test top-1 accuracy",
     "val_top1": "Validation top-1 accuracy",
-    "test_pair_accuracy": "Test pair accuracy",  # of verification runs, in tables of their own
+    # Runs of other tasks have tables of their own.
+    "test_pair_accuracy": "Test pair accuracy",
+    "test_roc_auc": "Test ROC-AUC",
+    "val_roc_auc": "Validation ROC-AUC",
 }
+OF_OTHER_TASKS = {"test_pair_accuracy": "verification", "test_roc_auc": "graph_properties"}  # what the test measures
 
 # Keys that change no result, or that a table shows in another way: the seed is what a cell averages over, names are the
 # table's rows and columns, data and weights are compared by their fingerprints. A key includes all that is below it.
@@ -40,6 +44,12 @@ NOT_SETTINGS = {
     *("backbone.weights", "backbone.name", "reg.attention.forward_images"),
     *("schedule.log_every", "schedule.eval_every", "schedule.checkpoint_seconds"),
 }
+
+
+def validates(metric: str) -> bool:
+    """Whether a metric is measured on validation data."""
+    return metric.startswith("val_")
+
 
 Settings = tuple[tuple[str, object], ...]  # ((key, value), ...)
 Replicate = tuple[int, int | None]  # seed and fold; None where folds are not averaged over
@@ -93,7 +103,7 @@ def replicate(record: Record, metric: str) -> Replicate:
     number = seed(record)
     assert isinstance(number, int)  # `problem` has looked
     fold = section(record, "split").get("fold") or 0
-    return number, fold if metric == "val_top1" and folds(record) else None
+    return number, fold if validates(metric) and folds(record) else None
 
 
 def dataset_and_backbone(record: Record) -> tuple[str, str]:
@@ -109,7 +119,7 @@ def dataset_and_backbone(record: Record) -> tuple[str, str]:
 def settings(record: Record, metric: str) -> dict[str, object]:
     """All that must agree between runs of one row, outside `reg`."""
     # Each fold is validated on its own images, and together they are the training split: a cell is their mean.
-    ignored = NOT_SETTINGS | {"reg"} | ({"split.fold"} if metric == "val_top1" else set())
+    ignored = NOT_SETTINGS | {"reg"} | ({"split.fold"} if validates(metric) else set())
     flat = flatten(config_of(record))
     kept = {key: value for key, value in flat.items() if not within(key, ignored)}
     kept |= {key: value for key, value in versions(record).items() if not within(key, ["reg"])}

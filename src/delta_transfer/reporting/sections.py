@@ -10,7 +10,7 @@ from ..records.arrays import Predictions
 from ..records.reading import Damaged, Record, is_number, stages
 from .comparison import Cell, Comparison, distinct_runs, grouped
 from .published import PROTOCOLS, against, what_is_known
-from .record_views import Replicate, facts, show
+from .record_views import Replicate, facts, show, validates
 from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paired, ranks, signed, winner
 
 PredictionsOf = dict[Replicate, Predictions]
@@ -23,7 +23,7 @@ NOT_JUDGED = "Several settings, none of which is picked by test accuracy, so wit
 def accuracies(comparison: Comparison) -> Table:
     """The main table: a row for each data set, backbone and setting, a column for each method."""
     # Validation data serve to choose: what is best there proves nothing.
-    decided = contests(comparison) if comparison.metric != "val_top1" else []
+    decided = contests(comparison) if not validates(comparison.metric) else []
     best = {id(contest.cells[method]) for contest in decided if (method := winner(contest))}
 
     def entry(cell: Cell | None) -> Entry:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..records.reading import Record, config_of, folds, is_number, section
 from .comparison import Cell, Comparison, grouped, settings_order
-from .record_views import Replicate, Settings, common, reg_settings, settings, show, strengths
+from .record_views import Replicate, Settings, common, reg_settings, settings, show, strengths, validates
 
 # The final runs train on all training images, with seeds of their own, wherever they are started.
 NOT_FINAL = {"split", "seed", "device", "dry_run"}
@@ -56,7 +56,7 @@ class Selection:
 
 def choose(comparison: Comparison, failed: list[Record]) -> Selection:
     """The best candidate of each method, dataset, backbone and setting outside reg; `failed`: records of its runs."""
-    if comparison.metric != "val_top1":
+    if not validates(comparison.metric):
         raise ValueError(f"settings are chosen on validation data, not by {comparison.metric}")
     made = Selection([], [], [])
     for (dataset, backbone, shared), rows in grouped(comparison.rows, lambda row: row.place):

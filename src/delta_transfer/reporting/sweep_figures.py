@@ -13,7 +13,7 @@ from ..records.reading import is_number
 from .comparison import Cell, Comparison, averaged_over, grouped
 from .drawing import COLUMN, LONG, MOST, PAGE, Named, averages, look, our_look, sheet, stem_of
 from .logs import Warn
-from .record_views import METRICS, reg_settings, settings
+from .record_views import METRICS, reg_settings, settings, validates
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def sweep_figure(title: str, lines: list[Swept], sweep: Sweep, comparison: Compa
 
     caption = averages([cell.n for cell in cells], averaged_over(cells), "bar")
     caption += " Points at one value are drawn side by side." if len(lines) > 1 else ""
-    if comparison.metric != "val_top1" and sweep.key.startswith("reg."):
+    if not validates(comparison.metric) and sweep.key.startswith("reg."):
         caption += " On test data, so not for choosing settings."
 
     width = PAGE if max(len(str(handle.get_label())) for handle in handles) > LONG else COLUMN

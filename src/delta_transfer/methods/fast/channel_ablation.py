@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ...models.frozen import frozen_maps
+from ...models.frozen import traced_maps
 from ...models.hooked import HookedNetwork
 from ...models.taps import Network, call, forbid_inplace
 
@@ -38,7 +38,7 @@ class Suffixes:
     """The parts of the frozen `network` behind its taps, in `taps` by the tap's name."""
 
     def __init__(self, network: Network):
-        self.traced = frozen_maps(network, with_logits=True)
+        self.traced = traced_maps(network, with_logits=True)
         graph = self.traced.graph
         forbid_inplace(self.traced, graph, set(graph.nodes))  # kept values stay what they were
         for node in graph.nodes:
@@ -78,6 +78,11 @@ class WholePass:
         inputs, outputs = kept
         for channel in range(outputs[self.tap].shape[1]):
             yield torch.tensor([channel]), self.network.logits_without(self.tap, channel, inputs)[None]
+
+
+def suffixes_of(network: Network) -> Suffixes | WholePasses:
+    """What computes logits without a channel, at the least cost that the network allows."""
+    return WholePasses(network) if isinstance(network, HookedNetwork) else Suffixes(network)
 
 
 class Suffix:

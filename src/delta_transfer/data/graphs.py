@@ -1,0 +1,158 @@
+"""Graphs: batches of different sizes, a data set of them, and its batches on the device."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .dataset import Dataset
+from .loader import BatchSource
+
+Graph = tuple[np.ndarray, np.ndarray, np.ndarray]  # nodes (n, 2), edges (2, e), edge features (e, 2)
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A batch of B graphs, one after the other. It has a device, and is cut, as tensors are.
+
+    Each edge stands in both directions. Node features are (atomic number, chirality) and edge features (bond type,
+    direction) as models/graph_networks.py embeds them; the label of a node without chemistry stands in the first.
+    """
+
+    nodes: Tensor  # (N, 2) int64
+    edges: Tensor  # (2, E) int64, from and to, indices into `nodes`
+    edge_features: Tensor  # (E, 2) int64
+    graph: Tensor  # (N,) int64, the graph of each node
+    node_counts: tuple[int, ...]  # of each graph
+    edge_counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.node_counts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.nodes.device
+
+    def isfinite(self) -> Tensor:
+        """True: integers are."""
+        return torch.ones((), dtype=torch.bool)
+
+    def split(self, size: int) -> "list[Graphs]":
+        """Batches of `size` graphs, the last one of what is left."""
+        node_starts, edge_starts = (list(accumulate(c, initial=0)) for c in (self.node_counts, self.edge_counts))
+        parts = []
+        for first in range(0, len(self), size):
+            last = min(first + size, len(self))
+            nodes, edges = (slice(s[first], s[last]) for s in (node_starts, edge_starts))
+            parts.append(
+                Graphs(
+                    self.nodes[nodes],
+                    self.edges[:, edges] - node_starts[first],
+                    self.edge_features[edges],
+                    self.graph[nodes] - first,
+                    self.node_counts[first:last],
+                    self.edge_counts[first:last],
+                )
+            )
+        return parts
+
+    def chunk(self, count: int) -> "list[Graphs]":
+        """At most `count` batches of equal size."""
+        return self.split(-(-len(self) // count))
+
+
+@dataclass(frozen=True)
+class PackedGraphs:
+    """All G graphs of a data set, one after the other."""
+
+    nodes: np.ndarray  # (N, 2) int64
+    edges: np.ndarray  # (2, E) int64, indices of nodes within their graph
+    edge_features: np.ndarray  # (E, 2) int64
+    node_counts: np.ndarray  # (G,) int64
+    edge_counts: np.ndarray
+
+    @classmethod
+    def of(cls, graphs: Sequence[Graph]) -> "PackedGraphs":
+        nodes, edges, features = zip(*graphs, strict=True)
+        return cls(
+            np.concatenate(nodes).astype(np.int64),
+            np.concatenate(edges, axis=1).astype(np.int64),
+            np.concatenate(features).astype(np.int64),
+            np.array([len(one) for one in nodes], dtype=np.int64),
+            np.array([len(one) for one in features], dtype=np.int64),
+        )
+
+    def batch(self, chosen: np.ndarray, device: torch.device) -> Graphs:
+        """The graphs `chosen` (B,), in that order."""
+        node_counts, edge_counts = self.node_counts[chosen], self.edge_counts[chosen]
+        nodes = _ranges((np.cumsum(self.node_counts) - self.node_counts)[chosen], node_counts)
+        edges = _ranges((np.cumsum(self.edge_counts) - self.edge_counts)[chosen], edge_counts)
+        offsets = np.repeat(np.cumsum(node_counts) - node_counts, edge_counts)
+
+        def on_device(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).to(device)
+
+        return Graphs(
+            on_device(self.nodes[nodes]),
+            on_device(self.edges[:, edges] + offsets),
+            on_device(self.edge_features[edges]),
+            on_device(np.repeat(np.arange(len(chosen)), node_counts)),
+            tuple(node_counts.tolist()),
+            tuple(edge_counts.tolist()),
+        )
+
+
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """start, start + 1, ..., start + count - 1 of each pair, one after the other."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(starts - before, counts) + np.arange(counts.sum())
+
+
+def chains(count: int, nodes: int = 25, device: torch.device | str = "cpu") -> Graphs:
+    """`count` chains of carbon atoms of the usual size of a drug's molecule, for measuring what a step costs."""
+    first = np.arange(nodes - 1)
+    edges = np.concatenate([np.array([first, first + 1]), np.array([first + 1, first])], axis=1)
+    chain = np.tile([5, 0], (nodes, 1)), edges, np.zeros((edges.shape[1], 2))
+    return PackedGraphs.of([chain]).batch(np.zeros(count, dtype=np.int64), torch.device(device))
+
+
+@dataclass(frozen=True)
+class GraphDataset(Dataset):
+    """A labelled collection of graphs. `load` raises, since there are no pictures.
+
+    labels: (G,) class of each graph, or (G, T) properties: 1 yes, -1 no, 0 not known.
+    """
+
+    graphs: PackedGraphs = field(kw_only=True)
+
+
+class GraphLoader(BatchSource):
+    """Batches of graphs, without augmentation: the order alone follows from the seed."""
+
+    def __init__(
+        self, dataset: GraphDataset, *, batch_size: int, seed: int, device: torch.device, share: slice = slice(None)
+    ):
+        self.graphs, self.batch_size, self.seed, self.device, self.share = (
+            dataset.graphs,
+            batch_size,
+            seed,
+            device,
+            share,
+        )
+        self.labels = torch.from_numpy(dataset.labels).to(device)
+        self.images_at_once = 256
+
+    def drawn_batch(
+        self, indices: np.ndarray, iteration: int, stream: str, seed: int, share: slice = slice(None), view: int = 0
+    ) -> tuple[Graphs, Tensor]:
+        return self._batch(self.order(indices, iteration, stream, seed)[share])
+
+    def test_batches(self, indices: np.ndarray, ten_crops: bool | None = None) -> Iterator[tuple[Graphs, Tensor]]:
+        for start in range(0, len(indices), self.images_at_once):
+            yield self._batch(indices[start : start + self.images_at_once])
+
+    def _batch(self, chosen: np.ndarray) -> tuple[Graphs, Tensor]:
+        return self.graphs.batch(chosen, self.device), self.labels[torch.from_numpy(chosen).to(self.device)]

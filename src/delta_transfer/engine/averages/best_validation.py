@@ -1,0 +1,96 @@
+"""Early stopping: the weights of the best evaluation on the validation split count, as in the graph papers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ...common.errors import UserError
+from ...common.options import option
+from ...models import Network
+from ..callbacks import AVERAGES, Average, AverageConfig, Position
+from ..evaluation import Line
+
+
+@dataclass
+class BestValidationConfig(AverageConfig):
+    chooses: ClassVar[bool] = True
+
+    name: str = option("best_validation", "name of the average of the target's weights")
+    measure: str = option("roc_auc", "measure on the validation split, such as roc_auc or top1; more is better")
+    patience: int = option(20, "evaluations without a better one after which training ends", at_least=1)
+
+    @property
+    def on_validation(self) -> bool:
+        return True
+
+
+@AVERAGES.register("best_validation", "best on validation", BestValidationConfig)
+class BestValidation(Average):
+    """theta of the step with the highest validation measure, the first one among equals; it is no average.
+
+    Training ends `patience` evaluations after the best one. A schedule with `eval_epochs` says when they come. The
+    record of such a run says "best validation" in the place of "last iteration". Each stage of a method has a best
+    step of its own, and the next stage starts there.
+    """
+
+    selection: ClassVar[str] = "best validation"
+    config: BestValidationConfig
+
+    def __init__(self, config: BestValidationConfig):
+        super().__init__(config)
+        self.best: float | None = None
+        self.best_step, self.waited = 0, 0
+        self.weights: dict[str, Tensor] = {}
+        self.better = self.ended = False
+
+    def on_line(self, line: Line) -> None:
+        key = f"val_{self.config.measure}"
+        if key not in line:
+            if any(name.startswith(("val_", "test_")) for name in line):
+                raise UserError(f"average=best_validation: the validation split has no {self.config.measure}.")
+            return
+        self.better = self.best is None or line[key] > self.best
+        if self.better:
+            self.best, self.best_step, self.waited = line[key], line["step"], 0
+        else:
+            self.waited += 1
+
+    def on_step(self, at: Position) -> None:
+        if self.better:
+            self.weights = {name: value.clone() for name, value in at.state.target.weights().items()}
+            self.better = False
+        if self.waited >= self.config.patience:
+            at.end = at.done
+
+    def finish(self, measure: Callable[[], Line]) -> None:
+        self.ended = True
+        measure()
+
+    @contextmanager
+    def applied(self, target: Network) -> Iterator[None]:
+        """Within it `target` has the best weights, once training has ended; before that it keeps its own."""
+        if not self.ended:
+            yield
+            return
+        own = target.weights()
+        kept = {name: value.clone() for name, value in own.items()}
+        for name, value in self.weights.items():
+            own[name].copy_(value)
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                own[name].copy_(value)
+
+    def report(self) -> Line:
+        return {"best_step": self.best_step}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("best", "best_step", "waited", "weights")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)

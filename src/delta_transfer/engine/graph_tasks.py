@@ -1,0 +1,136 @@
+"""Tasks on graphs: one label of K classes, or yes/no properties of which some may not be known."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..common.errors import UserError
+from ..common.options import OptionError
+from ..data.dataset import Dataset
+from ..data.graphs import GraphDataset, GraphLoader, Graphs, chains
+from ..data.loader import BatchSource
+from ..models import Network
+from ..records.arrays import PREDICTIONS
+from . import devices
+from .evaluation import outputs_of
+from .loop import Loss
+from .optimizers import ScheduleConfig
+from .tasks import TASKS, Classification, refuse_label_smoothing
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+
+OF_IMAGES = ("aspect", "train_crop", "min_crop_area", "pad", "test_crops")  # options of the schedule
+
+
+class GraphClassification(Classification):
+    """One label of K classes for each graph."""
+
+    name = "graph_classification"
+    inputs = "graphs"
+
+    def check(self, config: "RunConfig") -> None:
+        super().check(config)
+        usual = {entry.name: entry.default for entry in fields(ScheduleConfig)}
+        for name in OF_IMAGES:
+            if getattr(config.schedule, name) != usual[name]:
+                raise OptionError(
+                    f"schedule.{name}", f"schedule.{name} is for images, and {config.dataset.name} has none."
+                )
+
+    def open_loader(self, config: "RunConfig", dataset: Dataset, device: torch.device) -> BatchSource:
+        assert isinstance(dataset, GraphDataset)
+        size = config.schedule.batch_size
+        return GraphLoader(dataset, batch_size=size, seed=config.seed, device=device, share=devices.share())
+
+    def stores_to_build(self, config: "RunConfig", dataset: Dataset | None) -> dict[Any, int]:
+        return {}
+
+    def example(self, config: "RunConfig", count: int, classes: int, device: torch.device) -> tuple[Graphs, Tensor]:
+        return chains(count, device=device), torch.zeros(count, dtype=torch.int64, device=device)
+
+    def in_words(self, config: "RunConfig") -> str:
+        return "graphs"
+
+
+class GraphProperties(GraphClassification):
+    """T yes/no properties of each graph: labels (B, T) are 1, -1, or 0 where a property is not known.
+
+    The loss is the binary cross-entropy, a mean over the known labels. The measure is the mean ROC-AUC in percent over
+    the properties that have both labels in a split.
+    """
+
+    name = "graph_properties"
+    chosen_by = "roc_auc"
+    one_label = False
+    outputs = ("properties", PREDICTIONS)
+
+    def check(self, config: "RunConfig") -> None:
+        super().check(config)
+        refuse_label_smoothing(config)
+
+    @staticmethod
+    def sample_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+        """mean: over all known labels. none: for each graph the mean over its known labels, (B,); sum: their sum."""
+        known = labels != 0
+        losses = F.binary_cross_entropy_with_logits(logits, (labels > 0).to(logits), reduction="none") * known
+        if reduction == "mean":
+            return losses.sum() / known.sum().clamp(min=1)
+        each = losses.sum(dim=1) / known.sum(dim=1).clamp(min=1)
+        return each.sum() if reduction == "sum" else each
+
+    def loss(self, config: "RunConfig") -> Loss:
+        return self.sample_loss
+
+    def example(self, config: "RunConfig", count: int, classes: int, device: torch.device) -> tuple[Graphs, Tensor]:
+        return chains(count, device=device), torch.ones(count, classes, dtype=torch.int64, device=device)
+
+    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The sum over graphs of the fraction of its known labels that are right."""
+        known = labels != 0
+        right = ((logits > 0) == (labels > 0)) & known
+        return (right.sum(dim=1) / known.sum(dim=1).clamp(min=1)).sum()
+
+    def measure(
+        self, network: Network, loader: BatchSource, dataset: Dataset, split: str, indices: np.ndarray
+    ) -> dict[str, Any]:
+        logits, labels = outputs_of(network, loader, indices, "logits")
+        scores = {
+            name: roc_auc(column.numpy(), wanted.numpy())
+            for name, column, wanted in zip(dataset.classes, logits.T, labels.T, strict=True)
+        }
+        found = [score for score in scores.values() if score is not None]
+        if not found:
+            raise UserError(
+                f"{dataset.name}: no property has both labels in the {split} split, so that none has a score."
+            )
+        return {
+            "logits": logits.numpy(),
+            "labels": labels.numpy(),
+            "index": indices,
+            "roc_auc": 100 * sum(found) / len(found),
+            "scored_properties": float(len(found)),
+            "loss": self.sample_loss(logits, labels).item(),
+        }
+
+
+def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
+    """The area under the ROC curve, from 0 to 1: how often a yes (1) scores higher than a no (-1); ties count half.
+
+    Labels of 0 are left out. None if one of both is missing. It is the rank sum of Mann and Whitney.
+    """
+    from scipy.stats import rankdata  # slow to import
+
+    known = labels != 0
+    scores, yes = scores[known], labels[known] > 0
+    n_yes, n_no = int(yes.sum()), int((~yes).sum())
+    if not n_yes or not n_no:
+        return None
+    return float((rankdata(scores)[yes].sum() - n_yes * (n_yes + 1) / 2) / (n_yes * n_no))
+
+
+TASKS |= {task.name: task for task in (GraphClassification(), GraphProperties())}
