@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults lint bench docs
+.PHONY: help install demo test test-all test-faults lint bench docs
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -19,8 +19,13 @@ demo: $(STAMP) ## compare methods on a small embedded task and print the table
 	$(VENV)/bin/delta-run +experiment=demo reg=l2,delta schedule.iterations=600  # as many as AFA's two stages together
 	$(VENV)/bin/delta-report results
 
-test: $(STAMP) ## run the tests, several files at a time
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+test: $(STAMP) ## run the tests, several at a time
+	$(PYTEST)
+
+test-all: $(STAMP) ## run also the tests marked slow, such as every command of the documentation
+	$(PYTEST) -m "not faults"
 
 test-faults: $(STAMP) ## inject every fault and many random ones (docs/reliability.md; a quarter of an hour)
 	DELTA_FAULTS=1 $(PY) -m pytest -m "" $$(grep -o 'test_[a-z]*\.py' docs/reliability.md | sort -u | sed 's|^|tests/|')

@@ -1,11 +1,16 @@
 import gc
+from itertools import zip_longest
 
 import pytest
 import torch
+from hydra._internal.hydra import Hydra
+from hydra.plugins.sweeper import Sweeper
 from torch import nn
 
 from delta_transfer.common.console import show_messages
 from delta_transfer.models import Network
+
+from .miniature import GROUPS, composed, names
 
 gc.set_threshold(50_000, 20, 100)  # by default a third of the time in which Hydra composes is garbage collection
 
@@ -14,6 +19,42 @@ gc.set_threshold(50_000, 20, 100)  # by default a third of the time in which Hyd
 def messages():
     """Shows messages as delta-run does, whatever a command of the test before made of them."""
     show_messages()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def each_job_is_composed_once():
+    """Hydra composes a command once more to find its mode, and the jobs of a sweep before the first begins.
+
+    That takes half of the time of a command on tiny data. Commands in processes of their own (test_launchers.py) do
+    all of it.
+    """
+
+    def mode_of(self, config_name, overrides):
+        decides = any(word.lstrip("+~").startswith(("experiment", "hydra.mode")) for word in overrides)
+        return get_mode(self, config_name, overrides) if decides else None
+
+    get_mode = Hydra.get_mode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", mode_of)
+        patch.setattr(Sweeper, "validate_batch_is_legal", lambda *_: None)
+        yield
+
+
+# What a choice does not go without.
+NEEDS = {"reg=scratch": ["backbone.weights=none"], "reg=sum": ["+reg@reg.terms.at=at"]}
+
+
+@pytest.fixture(scope="session")
+def every_choice() -> dict[str, dict[str, object]]:
+    """The options of every choice of every group, by group and name. One composition tries a choice of each group."""
+    found = {group: {} for group in GROUPS}
+    for combined in zip_longest(*([f"{group}={name}" for name in names(group)] for group in GROUPS)):
+        choices = [choice for choice in combined if choice]
+        needed = [word for choice in choices for word in NEEDS.get(choice, [])]
+        config = composed(*choices, *needed)
+        for group, name in (choice.split("=") for choice in choices):
+            found[group][name] = getattr(config, group)
+    return found
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

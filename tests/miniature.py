@@ -16,6 +16,14 @@ from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.integrity import with_digest
 from delta_transfer.train import main
 
+CONF = Path(__file__).parent.parent / "conf"
+GROUPS = ("dataset", "backbone", "reg", "schedule", "optimizer")
+
+
+def names(group: str) -> list[str]:
+    """The choices of a group of conf/."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
 
 def write_cub(root: Path, classes: int = 3, train: int = 6, test: int = 2, seed: int = 0) -> Path:
     """Images of `classes` colours with noise; the first image is grey, as two of the published ones are.

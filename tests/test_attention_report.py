@@ -331,6 +331,7 @@ def test_patches_are_the_largest_of_all_test_images(tiny_run):
     found = strongest(frozen_maps(run.source), run.images(indices), indices, channels, keep=3)
 
     model = run.source.copy()._model[0].eval()
+    assert list(weights) == list(run.config.backbone.taps) != []
     for tap in weights:
         seen = []
         handle = model.get_submodule(tap).register_forward_hook(lambda module, args, output, s=seen: s.append(output))

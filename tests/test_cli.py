@@ -13,16 +13,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from delta_transfer.cli.compose import sources_of
 from delta_transfer.cli.run import fit
 from delta_transfer.common.options import OptionError
 from delta_transfer.data import load_dataset
 from delta_transfer.data.dataset import make_splits
+from delta_transfer.engine.config import RunConfig
 from delta_transfer.experiment.fitting import describe_fit, fitted_path
 from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.run_directory import git_commit
 
-from .miniature import composed, delta_run, source_for, tiny_overrides, write_cub
-from .test_config import names
+from .miniature import composed, delta_run, names, source_for, tiny_overrides, write_cub
 
 DELTA_OPTIONS = ["reg.attention.images=6", "reg.attention.head_epochs=2"]
 
@@ -30,6 +31,12 @@ DELTA_OPTIONS = ["reg.attention.images=6", "reg.attention.head_epochs=2"]
 @pytest.fixture(scope="module")
 def cub_root(tmp_path_factory) -> Path:
     return write_cub(tmp_path_factory.mktemp("data") / "CUB_200_2011")
+
+
+@pytest.fixture(scope="module")
+def tiny(cub_root, tmp_path_factory) -> RunConfig:
+    """A run of three iterations, whose image store is made once."""
+    return composed(*tiny_overrides(cub_root, tmp_path_factory.mktemp("results")))
 
 
 def summaries(results: Path) -> dict[str, dict]:
@@ -42,14 +49,17 @@ def only_run(results: Path) -> Path:
 
 
 @pytest.mark.parametrize("reg", names("reg"))
-def test_every_method_runs(reg, cub_root, tmp_path, monkeypatch, capsys):
-    options = {"delta": DELTA_OPTIONS, "sum": ["+reg@reg.terms.l2_sp=l2_sp", "reg.name=sums"]}
-    overrides = [*tiny_overrides(cub_root, tmp_path), f"reg={reg}", *options.get(reg, [])]
-    overrides += source_for(reg, tmp_path)
-    assert delta_run(monkeypatch, *overrides) == 0
+def test_every_method_runs(reg, every_choice, tiny, tmp_path):
+    method = every_choice["reg"][reg]
+    if reg == "sum":
+        method = method.replace(name="sums", terms={"l2_sp": every_choice["reg"]["l2_sp"]})
+    if reg == "delta":
+        method = method.replace(attention=method.attention.replace(images=6, head_epochs=2))
+    source = sources_of([word.removeprefix("source=") for word in source_for(reg, tmp_path)] or None)
+    fit(tiny.replace(reg=method, source=source, results_dir=str(tmp_path)), [])
     run = only_run(tmp_path)
     summary = summaries(tmp_path)[run.name]
-    assert re.fullmatch(rf"cub-small_resnet-{reg}s?-s0-[0-9a-f]{{8}}", run.name)
+    assert re.fullmatch(rf"cub-small_resnet-{method.name}-s0-[0-9a-f]{{8}}", run.name)
     assert (summary["n_train"], summary["n_test"], summary["num_classes"]) == (18, 6, 3)
     assert summary["error"] is None and 0 <= summary["test_top1"] <= 100
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -64,11 +74,15 @@ def test_every_method_runs(reg, cub_root, tmp_path, monkeypatch, capsys):
     )
     assert not (run / "last.pt").exists()
     assert (run / "attention.safetensors").exists() == (reg == "delta")
-    # The same command again does not run again.
-    before = (run / "summary.json").read_bytes()
+
+
+def test_the_same_command_again_does_not_run_again(cub_root, tmp_path, monkeypatch, capsys):
+    overrides = [*tiny_overrides(cub_root, tmp_path), "reg=delta", *DELTA_OPTIONS]
+    assert delta_run(monkeypatch, *overrides) == 0
+    before = (only_run(tmp_path) / "summary.json").read_bytes()
     assert delta_run(monkeypatch, *overrides) == 0
     assert "done, skipped" in capsys.readouterr().out
-    assert (run / "summary.json").read_bytes() == before
+    assert (only_run(tmp_path) / "summary.json").read_bytes() == before
 
 
 def test_sweep_over_methods_strengths_and_seeds(cub_root, tmp_path, monkeypatch):

@@ -253,12 +253,12 @@ def test_a_damaged_store_is_named_and_built_again(tmp_path, damage, capsys):
 def test_a_store_that_was_copied_is_checked_once(tmp_path, monkeypatch):
     data = dataset_of([0, 1], [False, True], lambda i: pytest.fail("decoded again") if copied else picture(i))
     copied = False
-    open_store(data, 12, "squash", tmp_path / "a")
+    pixels = np.array(open_store(data, 12, "squash", tmp_path / "a").pixels)
     copied = True
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     open_store(data, 12, "squash", tmp_path / "b")
     monkeypatch.setattr("delta_transfer.data.store.wrong_checksums", lambda path: pytest.fail("checked again"))
-    open_store(data, 12, "squash", tmp_path / "b")
+    assert (open_store(data, 12, "squash", tmp_path / "b").pixels == pixels).all()
 
 
 def test_images_that_change_while_they_are_decoded_are_named(tmp_path):

@@ -76,6 +76,7 @@ def test_the_reference_has_every_method_and_every_key(docs_registry):
     assert wanted - rows == {"reg"}
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_warnings_and_loads_nothing_from_elsewhere(tmp_path):
     """In a process of its own, as `make docs` does: MkDocs and its plugins import modules in another order."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]

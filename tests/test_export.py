@@ -123,6 +123,7 @@ def test_onnx_computes_the_same_for_any_number_of_images(tiny, onnx_file):
     assert [value.shape[0] for value in (*session.get_inputs(), *session.get_outputs())] == ["batch", "batch"]
 
 
+@pytest.mark.slow
 def test_onnx_of_torchvisions_network_too(run, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     export(run, "onnx", tmp_path / "bird.onnx")

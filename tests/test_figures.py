@@ -258,6 +258,7 @@ def test_nothing_lies_on_anything_else(tmp_path, name):
         records.append(run(tmp_path, "delta", 0, log([5, 3], [1, 2]), alpha=alpha))
     comparison = compare(records)
     made = [*learning_curves(comparison, print), *against_setting(comparison, ALPHA, print), *intervals(comparison)]
+    assert len(made) == 3
     for _, figure in made:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()

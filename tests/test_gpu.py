@@ -304,7 +304,7 @@ def test_bf16_penalties_are_those_of_fp32_but_for_the_maps(exact):
         method = DELTA(1e-4)
         state, batch = learning(method, GPU, precision=precision)
         terms.append(train_step(state, method, batch)[1])
-    assert all(value.dtype == torch.float32 for value in terms[1].values())
+    assert terms[1] and all(value.dtype == torch.float32 for value in terms[1].values())
     for name, value in terms[0].items():
         assert terms[1][name].item() == pytest.approx(value.item(), rel=0.05), name
 
@@ -316,6 +316,7 @@ def test_channel_importance_is_that_of_the_cpu(exact):
         network = state.target.eval().freeze()
         rises = channel_importance(network, [(batch.images, batch.labels)], 8)
         found.append({tap: rise.mean(dim=0).cpu() for tap, rise in rises.items()})
+    assert found[0] and found[0].keys() == found[1].keys()
     for tap, rise in found[0].items():
         torch.testing.assert_close(found[1][tap], rise, rtol=1e-2, atol=1e-5)
 

@@ -293,7 +293,9 @@ def test_the_constructor_has_the_defaults_of_the_options(name):
     entry = METHODS[name]
     options = entry.options(name=name, **({"terms": {"at": METHODS["at"].options(name="at")}} if name == "sum" else {}))
     parameters = signature(entry.thing).parameters
-    for key in [field.name for field in fields(options) if field.name != "name"]:
+    keys = [field.name for field in fields(options) if field.name != "name"]
+    assert {"weight_decay"} <= set(keys)
+    for key in keys:
         value, parameter = getattr(options, key), parameters[key]
         if is_dataclass(value):  # of another group: made by default
             assert parameter.default is None and value == type(value)()

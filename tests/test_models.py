@@ -116,6 +116,7 @@ def test_a_tap_may_be_the_output_of_a_whole_stage():
     network = Network(model, "fc", ("layer1", "layer2", "layer3", "layer4")).eval()
     images = torch.randn(2, 3, 64, 64)
     outputs, x = network(images), model.maxpool(model.relu(model.bn1(model.conv1(images))))
+    assert len(network.taps) == 4
     for tap in network.taps:
         x = model.get_submodule(tap)(x)
         assert torch.equal(outputs[tap], x) and (x >= 0).all()

@@ -15,8 +15,7 @@ from delta_transfer.experiment.costs import Cost, measure
 from delta_transfer.experiment.planning import Job, in_bytes
 from delta_transfer.methods import method_config
 
-from .miniature import composed, delta_run, tiny_overrides, write_cub
-from .test_config import CONF, names
+from .miniature import CONF, composed, delta_run, names, tiny_overrides, write_cub
 
 COST = Cost(step_seconds=2.0, view_seconds=0.01, fit_seconds=(0.5, 30.0), memory_bytes=2**30, weights_bytes=2**20)
 

@@ -239,7 +239,8 @@ def test_bf16_keeps_penalties_in_full_precision(tiny_source, loader):
 @pytest.mark.parametrize(
     ("method", "backend"),
     [
-        (DELTAWithoutAttention, "inductor"),  # what compile=true takes; the others need no C++ compiler
+        # What compile=true takes; the others need no C++ compiler, which takes half a minute.
+        pytest.param(DELTAWithoutAttention, "inductor", marks=pytest.mark.slow),
         *((method, "aot_eager") for method in (L2FE, L2SP, spatial, channel)),
     ],
 )

@@ -36,6 +36,7 @@ WRONG = {
 }
 
 
+@pytest.mark.slow  # a minute where there is no cache yet
 def test_a_type_checker_knows_the_library(tmp_path, pytestconfig):
     pytest.importorskip("mypy")
     (tmp_path / "use.py").write_text(USE + "\n".join(WRONG))

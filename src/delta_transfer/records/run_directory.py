@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -156,6 +157,7 @@ def unreadable(summary: dict[str, Any]) -> str | None:
     return None if schema == SCHEMA else f"its schema is {schema!r}, and this version reads {SCHEMA}"
 
 
+@cache
 def git_commit() -> str | None:
     """Commit of the checkout that tracks this file, "-dirty" appended if it has uncommitted changes."""
     here = Path(__file__)
