@@ -80,7 +80,7 @@ def test_a_record_that_was_changed_is_named_everywhere(change, run, capsys):
     with pytest.raises(UserError, match=run.name):
         RunDirectory(run).summary()
     assert predict([str(run), "image.jpg"]) == export([str(run), "--format", "safetensors"]) == 1
-    assert capsys.readouterr().err.count(f"{run}: ") == 2
+    assert capsys.readouterr().err.count(f"{run / 'summary.json'}: ") == 2
 
 
 def test_done_and_skipped_looks_at_record_and_predictions(made, command, tmp_path, monkeypatch, capsys):

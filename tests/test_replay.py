@@ -117,7 +117,7 @@ def test_records_that_are_not_of_a_finished_run_are_refused(made, tmp_path):
             config_of({"run_id": made["run"].name, "config": config})
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "summary.json").write_text("{")
-    with pytest.raises(UserError, match="broken: "):
+    with pytest.raises(UserError, match="broken.summary.json: "):
         replay(tmp_path / "broken")
 
 

@@ -279,7 +279,7 @@ def test_skipped_and_unfinished_runs_are_listed(tmp_path, capsys):
     assert skipped[0].startswith("skipped cut: ")
     assert skipped[1:] == [
         "skipped failed: failed: boom",
-        "skipped list: its record cannot be used: not a JSON object",
+        "skipped list: its summary.json cannot be used: not a JSON object",
         f"skipped new: unknown schema 9 (this version reads {SCHEMA})",
         "unfinished: 1 (going)",
     ]

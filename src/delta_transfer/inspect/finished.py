@@ -82,7 +82,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     record = read(folder)
     problem = record.get("unreadable") or unreadable(record)
     if problem or record.get("error"):
-        raise UserError(f"{folder}: {problem or 'the run failed: ' + str(record['error'])}")
+        raise UserError(f"{folder / 'summary.json'}: {problem or 'the run failed: ' + str(record['error'])}")
     return record
 
 

@@ -60,7 +60,8 @@ def problem(record: object, metric: str = "test_top1") -> str | None:
     if not isinstance(record, dict):
         return "not a JSON object"
     if record.get("unreadable"):
-        return f"its record cannot be used: {one_line(record['unreadable'])}"
+        what = "record" if record.get("bundled") else "summary.json"
+        return f"its {what} cannot be used: {one_line(record['unreadable'])}"
     if record.get("schema") != SCHEMA:
         return f"unknown schema {record.get('schema')!r} (this version reads {SCHEMA})"
     if record.get("error"):
@@ -83,15 +84,17 @@ def contradiction(record: Record) -> str | None:
 
     Raises Damaged for a file that cannot be read or was changed.
     """
-    found: dict[str, float] = {}
+    found: dict[tuple[str, str], float] = {}
     if (made := predictions(record)) is not None:
-        found["test_top1"] = 100 * float(made.correct.mean())
+        found["test_top1", "predictions.npz"] = 100 * float(made.correct.mean())
     if (pairs := pair_similarities(record)) is not None:
-        found["test_pair_accuracy"] = pair_metrics(pairs.similarities, pairs.same, pairs.fold)["pair_accuracy"]
-    for key, value in found.items():
+        found["test_pair_accuracy", "pairs.npz"] = pair_metrics(pairs.similarities, pairs.same, pairs.fold)[
+            "pair_accuracy"
+        ]
+    for (key, file), value in found.items():
         recorded = record.get(key)
         if is_number(recorded) and abs(recorded - value) > 1e-6:  # type: ignore[operator]
-            return f"its {key} is {recorded}, but its predictions give {value:.4f}: {WHAT_TO_DO}"
+            return f"its {key} is {recorded}, but its {file} gives {value:.4f}, so one was changed: {WHAT_TO_DO}"
     return None
 
 
