@@ -66,7 +66,10 @@ def test_names_of_splits(name, split):
 
 @pytest.mark.parametrize(
     ("train", "test"),
-    [("train_set", "test_set"), ("seg_train", "seg_test"), ("TrainImages", "ValImages"), ("train", "test_set")],
+    [
+        *(("train_set", "test_set"), ("seg_train", "seg_test"), ("TrainImages", "ValImages"), ("train", "test_set")),
+        ("trainval", "test"),
+    ],
 )
 def test_splits_under_other_names(tmp_path, train, test):
     counts = {f"{train}/ants": 3, f"{train}/bees": 3, f"{test}/ants": 2, f"{test}/bees": 1, "seg_pred": 0}
@@ -90,6 +93,12 @@ def test_a_level_that_is_no_classes_is_refused(tmp_path, names):
     assert "ants, bees" in message and f"dataset.root={root / names[0]}" in message and "dataset.nested=true" in message
     assert read(root, nested=True).classes == names
     assert read(root / names[0]).classes == ("ants", "bees")
+
+
+def test_splits_inside_the_folders_of_classes_are_refused(tmp_path):
+    root = write_folder(tmp_path, **{f"{kind}/{part}": 3 for kind in ("ants", "bees") for part in ("train", "test")})
+    assert "train/ants" in refused(root)
+    assert read(root, nested=True).classes == ("ants", "bees")
 
 
 def test_masks_beside_the_images_of_each_class_are_not_taken_for_images(tmp_path):

@@ -1,8 +1,11 @@
 """A folder of one's own images: what delta-run chooses by itself."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from delta_transfer.cli.data import main
 from delta_transfer.data import load_dataset
@@ -11,7 +14,7 @@ from delta_transfer.engine import optimizers
 from delta_transfer.engine.optimizers import automatic_length
 
 from .miniature import composed, delta_run
-from .trees import write_folder
+from .trees import write_folder, write_image
 
 
 @pytest.mark.parametrize(
@@ -69,6 +72,30 @@ def test_a_run_is_named_by_what_was_chosen_for_it(tmp_path, photos, short, monke
     (made,) = records(tmp_path)
     assert made["iterations"] == made["config"]["schedule"]["iterations"] == 2
     assert made["config"]["schedule"]["batch_size"] == 4
+
+
+def test_a_run_says_and_records_what_verify_says(tmp_path, photos, short, monkeypatch, capsys):
+    train = tmp_path / "photos" / "train"
+    for number, path in enumerate((tmp_path / "photos").rglob("bees/*.jpg"), 100):  # ants look like them otherwise
+        write_image(path, number)
+    for name in ("train/ants", "train/bees"):
+        Image.new("RGB", (9, 9), "black").save(tmp_path / "photos" / name / "plain.png")
+    Image.effect_noise((20, 20), 80).save(train / "ants" / "twice.png")
+    shutil.copy(train / "ants" / "twice.png", train / "bees" / "twice.png")
+    (train / "bees" / "cut.png").write_bytes((train / "bees" / "twice.png").read_bytes()[:200])
+    (train / "bees" / "notes.txt").touch()
+    assert main(["verify", "folder", photos[1]]) == 1
+    verified = capsys.readouterr().out
+    assert delta_run(monkeypatch, *photos) == 1
+    assert "cut.png" in capsys.readouterr().err
+    assert delta_run(monkeypatch, *photos, "dataset.unreadable=skip") == 0
+    said = capsys.readouterr().out
+    for words in ("cut.png", "notes.txt", "plain.png", "twice.png"):
+        assert words in said and words in verified
+    (made,) = records(tmp_path)
+    assert made["left_out"]["count"] == 2
+    assert [Path(name).name for name in made["left_out"]["files"]] == ["cut.png", "notes.txt"]
+    assert made["run_id"].startswith("photos-") and made["identity"]["dataset"]["name"] == "folder"
 
 
 def test_runs_on_folds_are_as_long_as_the_final_ones(tmp_path, photos, short, monkeypatch):

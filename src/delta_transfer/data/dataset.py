@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,8 @@ from PIL import Image
 from ..common.errors import UserError
 from .contents import Contents, contents_of, stamps_of
 from .options import DatasetConfig, OfficialCounts, SplitConfig
+
+RECORDED = 1000  # names of files in a record
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,12 @@ class Dataset:
             files=tuple(self.files[index] for index in kept),
             load=lambda index: self.load(int(kept[index])),
             listing=hashlib.sha256("\n".join([self.listing, *names]).encode(errors="surrogateescape")).hexdigest(),
-            left_out={**self.left_out, **dict(zip(names, dropped.values(), strict=True))},
+            left_out={**dict(zip(names, dropped.values(), strict=True)), **self.left_out},
         )
+
+    def left_out_in_record(self) -> dict[str, Any]:
+        """What a run's record says: how many files were left out, and which; of very many files the first ones."""
+        return {"count": len(self.left_out), "files": dict(list(self.left_out.items())[:RECORDED])}
 
     def copies_of_other_classes(self) -> list[tuple[str, str]]:
         """Pairs of images whose files have the same bytes and whose classes differ."""

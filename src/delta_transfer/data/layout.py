@@ -94,6 +94,11 @@ def check_level(tree: Path, listings: dict[str, Listing], is_root: bool, nested:
     if len(deep) > len(direct) and len(repeated) > 1 and all(repeated & set(below[name]) for name in deep):
         if nested:
             return
+        if all(map(split_named, repeated)):
+            raise UserError(
+                f"{tree}: the splits ({shorten_list(sorted(repeated))}) are inside the folders of the classes. Make it "
+                f"train/{deep[0]} and so on, or set dataset.nested=true to draw another test split from all images."
+            )
         raise UserError(
             f"{tree}: the folders {shorten_list(deep)} are not the classes, it seems: the same folders "
             f"({shorten_list(sorted(repeated))}) repeat below each. Rename the splits to train/ and test/, take "

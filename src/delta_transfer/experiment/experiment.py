@@ -275,7 +275,7 @@ def describe(
         "processes": devices.processes(),
         "git_commit": git_commit(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "left_out": dict(dataset.left_out),
+        "left_out": dataset.left_out_in_record(),
         "fit": {},
         "test_top1": None,
         "val_top1": None,

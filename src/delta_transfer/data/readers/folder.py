@@ -182,15 +182,10 @@ class _Folder:
         }
         like_train = train or [name for name, split in others.items() if split == "train"]
         known = {spelling(name) for part in like_train for name in self._class_names(part)}
-        like_test = [
-            name
-            for split in ("test", "val")
-            for name in others
-            if others[name] == split and known & set(map(spelling, self._class_names(name)))
-        ]
-        if not (train or like_test) and len(folders) > 1:  # steam_train beside bus
+        alike = [name for name in (*tests, *others) if known & set(map(spelling, self._class_names(name)))]
+        if not train and set(alike) <= set(like_train) and len(folders) > 1:  # steam_train beside bus
             return train, tests
-        return like_train, tests + like_test
+        return like_train, tests + [name for split in ("test", "val") for name in alike if others.get(name) == split]
 
     def _class_names(self, split: str) -> list[str]:
         return subfolders(self.root / self._class_level(split), self.config.ignore, split)[0]
