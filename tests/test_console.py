@@ -1,5 +1,8 @@
 """The progress line: what has room is whole, and the name of the run is the last to be shown."""
 
+import subprocess
+import sys
+
 import pytest
 
 from delta_transfer.common.console import Report, progress_line
@@ -28,3 +31,12 @@ def test_a_progress_line_never_cuts_a_number(width, run):
 def test_the_bar_is_full_at_the_end():
     assert "━" * 12 in progress_line(80, "", 300, 300, "", Report(), "x")
     assert "━" not in progress_line(80, "", 0, 300, "", Report(), "x")
+
+
+def test_a_closed_pipe_ends_a_command_quietly():
+    code = "import sys; from delta_transfer.common.console import stoppable; "
+    code += "sys.exit(stoppable(lambda: [print('x' * 99) for _ in range(9999)] and 0)())"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)

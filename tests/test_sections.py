@@ -85,6 +85,18 @@ def test_beside_published():
     assert made.remarks == ["cub was not published with resnet18, only with resnet101, inception_v3"]
 
 
+def test_equivalences():
+    runs = [*three_methods(), *(record("afa", s, v) for s, v in enumerate([51.0, 49.0, 57.0]))]
+    made = sections.equivalences(compare(runs), "l2", 1.0)
+    assert [(row[2].text, row[4].text) for row in made.rows] == [
+        ("L2-SP", "equal within 1 point"),
+        ("DELTA", "no worse by more than 1 point"),
+        ("AFA", "open"),
+    ]
+    assert made.rows[2][-1].value > 10 and made.rows[0][-1].value is None
+    assert sections.equivalences(compare([record("l2"), record("delta")]), "l2", 1.0) is None
+
+
 # ---- predictions -----------------------------------------------------------------------------------------
 
 
@@ -201,6 +213,8 @@ def test_validation_tables_prove_nothing(tmp_path, capsys):
         ["--against", "paper", "--metric", "val_top1"],
         ["--per-image", "--select", "cv"],
         ["--per-image", "--format", "csv"],
+        ["--margin", "0"],
+        ["--margin", "--format", "csv"],
     ],
 )
 def test_options_that_make_no_sense(options):

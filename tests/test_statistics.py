@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from delta_transfer.records.arrays import Predictions
+from delta_transfer.reporting import statistics
 from delta_transfer.reporting.comparison import Cell, compare
 from delta_transfer.reporting.published import published
 from delta_transfer.reporting.statistics import by_image, contests, mcnemar, paired, ranks, winner
@@ -146,3 +147,46 @@ def test_few_rows_have_no_critical_difference():
     made = ranks([{"l2": 1.0, "delta": 2.0, "l2_sp": 2.0}] * 2)
     assert made.mean == {"l2": 3.0, "delta": 1.5, "l2_sp": 1.5} and made.critical_difference is None
     assert ranks([{"l2": 1.0, "delta": 2.0}]) is None and ranks([]) is None
+
+
+# ---- equivalence -----------------------------------------------------------------------------------------
+
+
+def cells_of(differences):
+    values = {(seed, None): 50.0 + 3 * seed for seed in range(len(differences))}
+    ours = {key: value + difference for (key, value), difference in zip(values.items(), differences, strict=True)}
+    return Cell(ours), Cell(values)
+
+
+def test_equivalence_worked_example():
+    """Differences 1, 2, 3: mean 2, sd 1, so t = 3 sqrt(3) and sqrt(3) with 2 degrees of freedom (closed form of t)."""
+    made = statistics.equivalence(*cells_of([1.0, 2.0, 3.0]), margin=1.0)
+    below, above = 3 * math.sqrt(3), math.sqrt(3)
+    assert made.p_no_worse == pytest.approx(0.5 - below / (2 * math.sqrt(2 + below**2)))
+    assert made.p_no_better == pytest.approx(0.5 + above / (2 * math.sqrt(2 + above**2)))
+    assert made.p_worse == pytest.approx(1 - made.p_no_worse) and made.found == "no worse"
+
+
+@pytest.mark.parametrize(
+    ("differences", "found"),
+    [
+        ([0.0, 0.1, -0.1, 0.05], "equal"),
+        ([-3.0, -3.2, -2.9], "worse"),
+        ([-3.0, 2.0, 1.0], "open"),
+        ([5.0, 5.2, 4.9], "no worse"),
+    ],
+)
+def test_what_equivalence_finds(differences, found):
+    assert statistics.equivalence(*cells_of(differences), margin=1.0).found == found
+
+
+def test_no_equivalence_without_a_spread_and_no_margin_of_nothing():
+    assert statistics.equivalence(*cells_of([1.0]), margin=1.0) is None
+    assert statistics.equivalence(*cells_of([1.0, 1.0]), margin=1.0) is None
+    with pytest.raises(ValueError):
+        statistics.equivalence(*cells_of([1.0, 2.0]), margin=0.0)
+
+
+@pytest.mark.parametrize(("effect", "seeds"), [(0.5, 27), (0.8, 12), (0.01, None)])
+def test_seeds_needed_is_what_g_power_says_of_a_one_sided_paired_t_test(effect, seeds):
+    assert statistics.seeds_needed(effect) == seeds

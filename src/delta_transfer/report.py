@@ -4,6 +4,7 @@
     delta-report --layout matrix                   # as papers have it: data sets by methods
     delta-report --format markdown --output table.md
     delta-report --against paper                   # beside published numbers, and what differs in how they were made
+    delta-report --margin 1                        # which methods are no worse than L2 by more than a point
     delta-report --per-image                       # differences over the same test images, from the stored predictions
     delta-report --figures figures                 # learning curves, accuracy against alpha, intervals: PNG and PDF
     delta-report --format html --output report.html
@@ -179,6 +180,8 @@ def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Names
     if baseline:
         if args.per_image:
             made.append(sections.by_image_table(comparison, baseline, log.info))
+        if args.margin is not None:
+            made.append(sections.equivalences(comparison, baseline, args.margin))
         made.append(sections.mean_ranks(comparison))
     if args.layout == "matrix" and not validates(comparison.metric):
         made.append(sections.costs(comparison))
@@ -293,6 +296,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         p.error("--per-image, and --against for pairs, are about top-1 accuracies: leave out --metric")
     if args.per_image and args.format in NUMBERS:
         p.error("--per-image makes a table of words: not with --format csv or json")
+    if args.margin is not None and not 0 < args.margin <= 100:
+        p.error("--margin is a number of points, more than 0")
+    if args.margin is not None and (args.metric == "val_top1" or args.format in NUMBERS):
+        p.error("--margin makes a table of words about test accuracies: not with --select, val_top1, csv or json")
     if args.pictures and args.format != "html":
         p.error("--pictures go into the page of --format html")
     return args
@@ -342,6 +349,15 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--per-image", action="store_true", help="also differences over the same test images, with bootstrap intervals"
+    )
+    p.add_argument(
+        "--margin",
+        type=float,
+        nargs="?",
+        const=1.0,
+        metavar="POINTS",
+        help="also which methods are no worse than the baseline by more than so many points of accuracy (without a "
+        "number: 1), and how many seeds would settle it",
     )
     p.add_argument(
         "--transfer",

@@ -59,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 
         config = compose_dataset(args.name, args.overrides)
         return {"verify": verify, "prepare": prepare}[args.command](config)
+    except BrokenPipeError:
+        raise  # whoever reads has had enough
     except (UserError, OSError) as error:
         log.error(str(error))
         return 1

@@ -38,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         export(args.run, args.format, args.output)
+    except BrokenPipeError:
+        raise  # whoever reads has had enough
     except (UserError, OSError) as error:
         log.error(str(error))
         return 1

@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
             if isinstance(sys.stdout, io.TextIOWrapper):  # letters that its encoding lacks become their numbers
                 sys.stdout.reconfigure(errors="backslashreplace")
             sys.stdout.write(text)
+    except BrokenPipeError:
+        raise  # whoever reads has had enough
     except (UserError, OSError) as error:
         log.error(str(error))
         return 1

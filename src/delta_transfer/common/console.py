@@ -1,8 +1,10 @@
 """Messages and progress: a progress bar on a terminal, plain lines in a pipe or a file."""
 
 import logging
+import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,16 +164,24 @@ def show_messages(information_on_stderr: bool = False) -> None:
 
 
 def stoppable(main: Callable[..., int]) -> Callable[..., int]:
-    """A decorator for commands: Ctrl-C ends them with one sentence and the exit status that shells expect."""
+    """A decorator for commands: Ctrl-C ends them with one sentence, a closed pipe (`| head`) ends them quietly.
+
+    Both have the exit status that shells expect.
+    """
 
     @wraps(main)
     def stopped(*arguments) -> int:
         show_messages()
         try:
-            return main(*arguments)
+            status = main(*arguments)
+            sys.stdout.flush()
+            return status
         except KeyboardInterrupt:
             log.error("stopped by SIGINT")
             return 128 + signal.SIGINT
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
+            return 128 + signal.SIGPIPE
 
     return stopped
 

@@ -11,7 +11,19 @@ from ..records.reading import Damaged, Record, is_number, stages
 from .comparison import Cell, Comparison, distinct_runs, grouped
 from .published import PROTOCOLS, against, what_is_known
 from .record_views import Replicate, facts, show, validates
-from .statistics import ENOUGH_ROWS, Contest, by_image, contests, mcnemar, paired, ranks, signed, winner
+from .statistics import (
+    ENOUGH_ROWS,
+    MOST_SEEDS,
+    Contest,
+    by_image,
+    contests,
+    equivalence,
+    mcnemar,
+    paired,
+    ranks,
+    signed,
+    winner,
+)
 
 PredictionsOf = dict[Replicate, Predictions]
 
@@ -176,6 +188,43 @@ def by_image_table(comparison: Comparison, baseline: str, warn: Callable[[str], 
     if made is None:
         warn(f"no per-image test: no stored predictions of {name} and another method with the same seed")
     return made
+
+
+def equivalences(comparison: Comparison, baseline: str, margin: float) -> Table | None:
+    """Whether each method is no worse than the baseline by more than `margin` points; None without two shared seeds."""
+    name, points = comparison.display(baseline), f"{margin:g} point{'s' * (margin != 1)}"
+    words = {
+        "equal": f"equal within {points}",
+        "no worse": f"no worse by more than {points}",
+        "worse": f"worse by more than {points}",
+        "open": "open",
+    }
+    rows = []
+    for contest in contests(comparison):
+        for method, cell in contest.cells.items():
+            base = contest.cells.get(baseline)
+            found = equivalence(cell, base, margin) if base and method != baseline else None
+            difference = paired(cell, base) if base and found else None
+            if found is None or difference is None:
+                continue
+            p, seeds = Entry(f"{found.p_no_worse:.2g}", found.p_no_worse), Entry(MISSING)
+            if found.found == "open":
+                known = found.seeds is not None
+                seeds = Entry(f"about {found.seeds}" if known else f"over {MOST_SEEDS}", found.seeds or MOST_SEEDS + 1)
+            place = comparison.dataset_title(contest.dataset), contest.backbone, show(contest.shared)
+            shown = Entry(difference.without_n, difference.mean)
+            rows.append(entries(*place, comparison.display(method), shown, words[found.found], p, seeds))
+    if not rows:
+        return None
+    notes = [
+        "One-sided t tests at 5 % of the differences paired by seed; equal: two of them (TOST). p: of being worse by "
+        f"{points} or more",
+        "Seeds to settle it: with 80 % power, if the difference and its spread are those that were observed, of which "
+        "few seeds know little",
+    ]
+    header = ["dataset", "backbone", "settings", "method", f"difference to {name}", "found", "p", "seeds to settle it"]
+    table = Table(f"No worse than {name} by more than {points}?", header, rows, 4, notes=notes)
+    return without_empty_settings(table)
 
 
 def predictions_of(cell: Cell, warn: Callable[[str], None]) -> PredictionsOf:

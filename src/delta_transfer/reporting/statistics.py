@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from ..records.arrays import Predictions
 
 CONFIDENCE = 0.95
+ERROR, POWER = 0.05, 0.8  # of one-sided tests
+MOST_SEEDS = 200  # that it is worth to speak of
 RESAMPLES = 2000  # for the bootstrap
 ENOUGH_IMAGES = 6  # differing images: with 5, all on one side, the sign test's p is still 0.06
 ENOUGH_ROWS = 5  # for a critical difference: with fewer, ranks can hardly differ by more than chance
@@ -47,12 +49,17 @@ def signed(points: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
+def paired_values(ours: Cell, theirs: Cell) -> list[float]:
+    """ours - theirs for each seed that both have."""
+    return [ours.values[key] - theirs.values[key] for key in sorted(ours.values.keys() & theirs.values.keys())]
+
+
 def paired(ours: Cell, theirs: Cell) -> Difference | None:
     """Mean of ours - theirs over the seeds that both have, t interval with n - 1 degrees of freedom; None without any.
 
     Runs of one seed are pairs because all methods see the same batches.
     """
-    differences = [ours.values[key] - theirs.values[key] for key in sorted(ours.values.keys() & theirs.values.keys())]
+    differences = paired_values(ours, theirs)
     if not differences:
         return None
     n, mean = len(differences), math.fsum(differences) / len(differences)
@@ -64,6 +71,55 @@ def paired(ours: Cell, theirs: Cell) -> Difference | None:
     error = float(stats.sem(differences))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
     return Difference(mean, mean - half, mean + half, n)
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Whether ours is no worse than theirs by more than a margin, and equal within it: one-sided tests at 5 %."""
+
+    p_no_worse: float  # of the hypothesis that ours is worse by the margin or more
+    p_no_better: float  # of the hypothesis that ours is better by the margin or more
+    p_worse: float  # of the hypothesis that ours is not worse by more than the margin
+    seeds: int | None  # that would show with 80 % power what the mean suggests; None: more than MOST_SEEDS
+
+    @property
+    def found(self) -> str:
+        """equal | no worse | worse | open"""
+        if max(self.p_no_worse, self.p_no_better) < ERROR:
+            return "equal"
+        return "no worse" if self.p_no_worse < ERROR else "worse" if self.p_worse < ERROR else "open"
+
+
+def equivalence(ours: Cell, theirs: Cell, margin: float) -> Equivalence | None:
+    """Two one-sided t tests of the differences paired by seed (Schuirmann, 1987).
+
+    None with fewer than two seeds in common or without a spread. Raises ValueError for a margin that is not positive.
+    """
+    if margin <= 0:
+        raise ValueError(f"a margin is positive, got {margin}")
+    differences = paired_values(ours, theirs)
+    if len(differences) < 2 or math.isclose(min(differences), max(differences), abs_tol=1e-9):
+        return None
+    from scipy import stats
+
+    no_worse = stats.ttest_1samp(differences, -margin, alternative="greater")
+    no_better = stats.ttest_1samp(differences, margin, alternative="less")
+    mean, spread = math.fsum(differences) / len(differences), float(stats.tstd(differences))
+    needed = seeds_needed(abs(mean + margin) / spread)
+    return Equivalence(float(no_worse.pvalue), float(no_better.pvalue), 1 - float(no_worse.pvalue), needed)
+
+
+def seeds_needed(effect: float) -> int | None:
+    """The fewest pairs with which a one-sided t test at 5 % finds an effect, in standard deviations, with 80 % power.
+
+    The power is that of the noncentral t distribution. None if it takes more than MOST_SEEDS.
+    """
+    from scipy import stats
+
+    for n in range(2, MOST_SEEDS + 1):
+        if stats.nct.sf(stats.t.ppf(1 - ERROR, n - 1), n - 1, effect * math.sqrt(n)) >= POWER:
+            return n
+    return None
 
 
 def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
