@@ -82,7 +82,7 @@ def test_without_an_average_the_last_weights_count(target):
 
 
 def batches_of(*seeds: int):
-    return [(torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed)), None) for seed in seeds]
+    return [(torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed)), torch.zeros(6)) for seed in seeds]
 
 
 def wise_of(target, validate=lambda: 0.0, **options) -> Wise:

@@ -6,16 +6,18 @@ batches, and a resumed run goes on with the batch that it would have seen.
 
 import warnings
 from collections.abc import Iterable, Iterator
+from copy import copy
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .jitter import Jitter
 from .store import Store
 
 # Streams of random numbers that must not influence one another. `fit`: batches that a method sees before training.
-STREAMS = {"train": 0, "fit": 1, "dropout": 2, "method": 3}
+STREAMS = {"train": 0, "fit": 1, "dropout": 2, "method": 3, "jitter": 4}
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]  # images (B,), boxes (4, B) and mirroring (B,)
 
 
@@ -69,9 +71,14 @@ class BatchSource:
             chosen[epoch == number] = order[offset[epoch == number]]
         return chosen
 
-    def passes(self, indices: np.ndarray, stream: str, seed: int) -> "Passes":
-        """Training batches as an iterable. Each iteration over it is one further pass over `indices`."""
-        return Passes(self, indices, stream, seed)
+    def passes(self, indices: np.ndarray, stream: str, seed: int, batch_size: int | None = None) -> "Passes":
+        """Training batches as an iterable. Each iteration over it is one further pass over `indices`.
+
+        batch_size: inputs of these batches, if not as many as in training.
+        """
+        source = copy(self)
+        source.batch_size = batch_size or self.batch_size
+        return Passes(source, indices, stream, seed)
 
     def centres(self, indices: np.ndarray) -> "Centres":
         """The inputs of `indices` without augmentation (centre crops), in their order, as an iterable of batches."""
@@ -101,6 +108,8 @@ class Loader(BatchSource):
         min_crop_area: None for crops of crop x crop pixels; else random resized crops, a box with this fraction of
             the image's area or more and sides of 3:4 to 4:3, resized to crop x crop (torchvision's RandomResizedCrop).
         pad: pixels of black around training images that crops of crop x crop pixels may reach into.
+        whole: evaluate on the whole image, resized to crop x crop, instead of on the centre.
+        jitter: changes of the colours of training images.
         ten_crops: evaluate on the four corners and the centre, each also mirrored, instead of on the centre.
         share: the images of every training batch that this process makes, where several processes share a batch.
     """
@@ -120,10 +129,13 @@ class Loader(BatchSource):
         min_crop_area: float | None = None,
         pad: int = 0,
         ten_crops: bool = False,
+        whole: bool = False,
+        jitter: Jitter | None = None,
         share: slice = slice(None),
     ):
         self.crop, self.mirror, self.batch_size, self.seed, self.device = crop, mirror, batch_size, seed, device
         self.min_crop_area, self.pad, self.ten_crops, self.share = min_crop_area, pad, ten_crops, share
+        self.whole, self.jitter = whole, jitter
         self.images_at_once = images_at_once(device)  # in evaluation
         self.heights, self.widths = store.sizes.T
         self.starts = store.starts
@@ -144,8 +156,15 @@ class Loader(BatchSource):
 
         A step splits a batch into micro-batches after it was made, so these do not change its images.
         """
-        images, boxes, mirrored = self._drawn(indices, iteration, stream, seed, view)
-        return self._batch(images[share], boxes[:, share], mirrored[share])
+        chosen, boxes, mirrored = self._drawn(indices, iteration, stream, seed, view)
+        images, labels = self._batch(chosen[share], boxes[:, share], mirrored[share])
+        if self.jitter is not None and stream == "train":
+            random = _generator(seed, "jitter", view, iteration).random((self.batch_size, 3))[share]
+            # From what the network sees to pixels in 0..1, and back.
+            scale, shift = (255 * self.scale).view(3, 1, 1), self.shift.view(3, 1, 1)
+            pixels = (images - shift) / scale
+            images = self.jitter.apply(pixels, torch.from_numpy(random).to(images)) * scale + shift
+        return images, labels
 
     def _drawn(self, indices: np.ndarray, iteration: int, stream: str, seed: int, view: int = 0) -> Drawn:
         """Images (B,), boxes (4, B) and mirroring (B,) of a training batch."""
@@ -167,6 +186,8 @@ class Loader(BatchSource):
         """
         corners, mirrored = self._views(indices, self.ten_crops if ten_crops is None else ten_crops)
         chosen, boxes = indices.repeat(mirrored.size), self._square(*corners.reshape(2, -1))
+        if self.whole and ten_crops is None:
+            boxes = np.array([0 * indices, 0 * indices, self.heights[indices], self.widths[indices]])
         mirrored = mirrored.repeat(len(indices), 0).ravel()
         step = self.images_at_once
         for start in range(0, len(chosen), step):
@@ -199,7 +220,7 @@ class Loader(BatchSource):
         if self.device.type == "cpu":
             return self._normalised(self._crops(chosen, boxes, mirrored), len(chosen)).permute(0, 3, 1, 2), labels
         # One gather for all crops on a GPU; on a CPU slices are several times as fast.
-        gather = self.pixels.is_cuda and self.min_crop_area is None
+        gather = self.pixels.is_cuda and bool((boxes[2:] == self.crop).all())
         batch = (self._gathered if gather else self._sliced)(chosen, boxes, mirrored)
         if batch.device.type != self.device.type:  # the store did not fit on the GPU: through pinned memory
             batch, labels = (t.pin_memory().to(self.device, non_blocking=True) for t in (batch, labels))

@@ -123,6 +123,23 @@ class ScheduleConfig(Options):
     pad: int = option(
         0, "pixels of black around training images, which random crops may reach into", at_least=0, at_most=LARGEST_SIDE
     )
+    brightness: float = option(
+        0.0, "largest random shift of a training image's brightness, as a fraction of the whole range", at_least=0
+    )
+    saturation: float = option(
+        0.0,
+        "s: a training image's saturation is multiplied by a random number in 1 - s .. 1 + s",
+        at_least=0,
+        at_most=1,
+    )
+    contrast: float = option(
+        0.0, "c: a training image's contrast is multiplied by a random number in 1 - c .. 1 + c", at_least=0, at_most=1
+    )
+    test_image: str = option(
+        "crop",
+        "crop: test images are cropped (test_crops); whole: the whole stored image becomes backbone.image_size",
+        choices=("crop", "whole"),
+    )
     test_crops: int = option(
         1, "1: the centre crop; 10: corners and centre, also mirrored, whose mean logits count", choices=(1, 10)
     )
@@ -165,6 +182,11 @@ class ScheduleConfig(Options):
             all(self.decay_at <= at for at in self.decay_also_at),
             "decay_also_at",
             f"schedule.decay_also_at must be in [schedule.decay_at, 1], got {self.decay_also_at}.",
+        )
+        self.require(
+            self.test_image == "crop" or self.test_crops == 1,
+            "test_image",
+            f"schedule.test_image=whole leaves no crops: set schedule.test_crops=1, not {self.test_crops}.",
         )
         self.require(
             self.pad == 0 or self.train_crop == "random",

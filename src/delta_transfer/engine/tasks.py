@@ -20,6 +20,7 @@ from ..common.console import Display, log
 from ..common.options import OptionError, Options, option
 from ..data.dataset import Dataset, Splits
 from ..data.examination import constant_images
+from ..data.jitter import Jitter
 from ..data.loader import BatchSource, Loader
 from ..data.store import Store, open_store, store_bytes, store_path
 from ..methods.base import SampleLoss
@@ -203,6 +204,7 @@ def refuse_label_smoothing(config: "RunConfig") -> None:
 def loader_of(config: "RunConfig", store: Store, labels: np.ndarray, device: torch.device) -> Loader:
     """Batches of decoded images with labels (N,)."""
     schedule = config.schedule
+    jitter = schedule.brightness, schedule.contrast, schedule.saturation
     return Loader(
         store,
         labels,
@@ -216,5 +218,7 @@ def loader_of(config: "RunConfig", store: Store, labels: np.ndarray, device: tor
         min_crop_area=schedule.min_crop_area if schedule.train_crop == "random_resized" else None,
         pad=schedule.pad,
         ten_crops=schedule.test_crops == 10,
+        whole=schedule.test_image == "whole",
+        jitter=Jitter(*jitter) if any(jitter) else None,
         share=devices.share(),
     )

@@ -37,7 +37,7 @@ def fit_part(
     if method.needs.fit_on == "centre crops":
         batches: Batches = loader.centres(splits.train)
     else:
-        batches = loader.passes(splits.train, "fit", method.fit_seed)
+        batches = loader.passes(splits.train, "fit", method.fit_seed, method.fit_batch_size)
     with devices.rank0_first():
         fit_or_reuse(method, source, batches, len(dataset.classes), fitted_to, directory, Path(config.cache_dir))
 
@@ -96,7 +96,7 @@ def describe_fit(config: RunConfig, method: Regularizer, weights: str, data: str
         "data": data,
         "pixels": [backbone.resize, backbone.image_size, backbone.mean, backbone.std, config.dataset.mirror],
         "crops": [schedule.aspect, schedule.train_crop, schedule.min_crop_area, schedule.pad],
-        "batch_size": schedule.batch_size,
+        "batch_size": method.fit_batch_size or schedule.batch_size,
         "options": method.fit_options(),
         "seed": method.fit_seed,
     }

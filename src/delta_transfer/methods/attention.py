@@ -2,12 +2,16 @@
 
 `channel_attention` does all of it, for any loop:
 
-1. `train_probe`: a new head on the frozen source network (L2-FE), BatchNorm in evaluation mode.
+1. `train_probe`: a new head on the frozen source network (L2-FE), BatchNorm in evaluation mode by default.
 2. `channel_importance`: for every tapped channel, cross-entropy without it minus cross-entropy with it. Only the part
    of the network behind the tap is computed again, for many removed channels in one batch.
 3. `attention_weights`: the importances, standardised per layer, through a softmax with a temperature.
 
-Source: official DELTA code. It removes a channel by setting its filter to 0. At a tap that is a convolution without
+Source: official DELTA code (lixingjian/DELTA at 45054d4, channel_eval.py). It trains the head with BatchNorm in
+training mode, by accident: batch statistics normalise, and running statistics move to the new data. Importance is then
+measured with these. Here BatchNorm stays the source's by default, since it is the source's channels that are weighed;
+probe_batchnorm=train does as the code does. run.sh there takes batches of 32 and 128 images (4 batches):
+batch_size=32, images=128. It removes a channel by setting its filter to 0. At a tap that is a convolution without
 bias this equals setting the channel of the tapped map to 0. The latter is done here, so that it is also defined at taps
 that are not convolutions (Inception's blocks).
 """
@@ -23,10 +27,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..common.options import LONGEST, Options, option
+from ..common.options import LARGEST_BATCH, LONGEST, Options, option
 from ..common.timing import seconds_of
 from ..data.loader import images_at_once
-from ..models import Network, forward_in_chunks, frozen_backbone
+from ..models import Network, call, forward_in_chunks, frozen_backbone
 from .base import UNLABELLED, Batches, SampleLoss, check_labels, options_in
 from .fast.channel_ablation import Suffix, Suffixes, WholePass, WholePasses, suffixes_of
 
@@ -49,6 +53,14 @@ class AttentionConfig(Options):
     head_lr: float = option(0.01, "learning rate of the probe's head in its first epoch", above=0)
     head_weight_decay: float = option(1e-4, "weight decay of the probe's head", at_least=0)
     temperature: float = option(5.0, "temperature of the softmax over a layer's standardised importances", above=0)
+    probe_batchnorm: str = option(
+        "eval",
+        "BatchNorm while the head is trained: eval, the source's statistics; train, of batches, and they move on",
+        choices=("eval", "train"),
+    )
+    batch_size: int | None = option(
+        None, "images of a batch of the probe; null: schedule.batch_size", above=0, at_most=LARGEST_BATCH
+    )
     forward_images: int | None = option(
         None,
         "images per forward pass while probing, which bounds the memory; null: as many as suit the device",
@@ -127,10 +139,12 @@ def train_probe(
     """`source` with a new head for `num_classes`, trained on `batches`; everything else stays as it is.
 
     It is trained by SGD with momentum 0.9. The learning rate falls exponentially, to a tenth after 6 epochs (official
-    code).
+    code). With probe_batchnorm=train whole batches go through the network in training mode: BatchNorm normalises by
+    them, its statistics move, and dropout draws.
     """
     probe = source.with_new_head(num_classes, options.seed).freeze()
-    frozen = frozen_backbone(probe)
+    adapts = options.probe_batchnorm == "train"
+    frozen = probe.train() if adapts else frozen_backbone(probe)
     parameters = list(probe.head_parameters().values())
     for parameter in parameters:
         parameter.requires_grad_(True)
@@ -141,7 +155,8 @@ def train_probe(
             optimizer.zero_grad(set_to_none=True)
             if loss is F.cross_entropy:
                 check_labels(labels, num_classes)
-            loss(forward_in_chunks(frozen, inputs)["logits"], labels).backward()
+            outputs = call(frozen, inputs) if adapts else forward_in_chunks(frozen, inputs)
+            loss(outputs["logits"], labels).backward()
             optimizer.step()
     return probe.freeze()
 

@@ -155,6 +155,7 @@ class Regularizer(nn.Module):
     sample_loss: SampleLoss = staticmethod(F.cross_entropy)  # the task's, for heads that a method trains itself
     memory_option: str | None = None  # the key, below reg, that bounds the memory of `fit`
     fit_seed: int = 0  # seed of the order and the crops of the batches that `fit` sees
+    fit_batch_size: int | None = None  # images of these batches; None: as many as in training
     term: str | None = None  # the name of this method in a sum
     skips_source: bool = False  # this step needs nothing of the source; `before_step` sets it
 

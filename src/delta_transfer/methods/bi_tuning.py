@@ -33,6 +33,9 @@ class BiTuningConfig(PenaltyConfig):
     queue: int = option(40, "past keys that each class keeps", above=0, at_most=LARGEST_BATCH)
     temperature: float = option(0.07, "temperature of the softmax over similarities", above=0)
     momentum: float = option(0.999, "share of the key encoder's weights that a step keeps", at_least=0, below=1)
+    head_std: float | None = option(
+        None, "the head begins with weights of this standard deviation and biases of 0; null: PyTorch's", at_least=0
+    )
     dimensions: int = option(128, "dimensions of the projected embeddings", above=0, at_most=LARGEST_BATCH)
 
 
@@ -58,9 +61,10 @@ class BiTuning(Regularizer):
 
     Source: paper and Transfer-Learning-Library, with its alpha 1, Q 40, T 0.07, m 0.999, 128 dimensions and weight
     decay 5e-4. P has the backbone's learning rate. As in the library, u_c is constant, so that L_y trains the encoder
-    alone, through g_q u_c, and the keys of the batch enter the queues after L_z and before L_y. With
-    schedule.accumulate, each micro-batch finds the keys of the micro-batches before it in the queues. The second view
-    is drawn from (seed, iteration), as the first one is.
+    alone, through g_q u_c, and the keys of the batch enter the queues after L_z and before L_y. Deviation: the
+    library's head begins with N(0, 0.01) and biases of 0, which head_std=0.01 does; here it begins as in every method.
+    With schedule.accumulate, each micro-batch finds the keys of the micro-batches before it in the queues. The second
+    view is drawn from (seed, iteration), as the first one is.
 
     `penalty` takes the second views as outputs["view_2"], (B, 3, H, W), and raises UserError without them. In a loop
     of your own call `follow(target)` before each step.
@@ -83,11 +87,12 @@ class BiTuning(Regularizer):
         temperature: float = 0.07,
         momentum: float = 0.999,
         dimensions: int = 128,
+        head_std: float | None = None,
     ):
         super().__init__(beta=beta, weight_decay=weight_decay)
         not_negative(alpha=alpha)
         self.alpha, self.queue, self.temperature = alpha, queue, temperature
-        self.momentum, self.dimensions = momentum, dimensions
+        self.momentum, self.dimensions, self.head_std = momentum, dimensions, head_std
 
     def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
         if processes > 1:
@@ -101,6 +106,9 @@ class BiTuning(Regularizer):
         self.projection = nn.Linear(features, self.dimensions).to(like)
         self.key_projection = nn.Linear(features, self.dimensions).to(like).requires_grad_(False)
         self.key_projection.load_state_dict(self.projection.state_dict())
+        if self.head_std is not None:
+            for name, parameter in target.head_parameters().items():
+                nn.init.normal_(parameter, std=self.head_std if name.endswith("weight") else 0.0)
         self.key_encoder = target.copy().freeze().train()
         for name, size in (("queue_z", self.dimensions), ("queue_g", features + 1)):
             self.register_buffer(name, F.normalize(torch.randn(classes, self.queue, size), dim=2).to(like))

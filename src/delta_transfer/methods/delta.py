@@ -138,13 +138,16 @@ class DELTA(DELTAWithoutAttention):
     ):
         super().__init__(alpha, beta, weight_decay, normalize_maps=normalize_maps, every=every)
         self.attention = options_in(AttentionConfig, attention)
-        self.fit_seed = self.attention.seed
+        self.fit_seed, self.fit_batch_size = self.attention.seed, self.attention.batch_size
         self._fitted: dict[str, Tensor] = {}
         self._relative_weights: dict[str, Tensor] = {}
 
     def fit_options(self) -> dict[str, Any]:
-        # forward_images bounds the memory, and the softmax with its temperature comes after `fit`.
-        return {k: v for k, v in asdict(self.attention).items() if k not in ("forward_images", "temperature", "seed")}
+        # forward_images bounds the memory, the softmax with its temperature comes after `fit`, and the size of batches
+        # is described beside these. Results from before probe_batchnorm have its default.
+        left_out = {"forward_images", "temperature", "seed", "batch_size"}
+        left_out |= {"probe_batchnorm"} if self.attention.probe_batchnorm == "eval" else set()
+        return {k: v for k, v in asdict(self.attention).items() if k not in left_out}
 
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
         """Importance v_l of every channel, {tap: (C_l,) fp32}: how much the probe's loss rises without it.

@@ -47,6 +47,9 @@ class L2SP(Regularizer):
     scope="all": every parameter but the head's, BatchNorm scale and shift included (official DELTA code, alpha 0.01).
     scope="conv": convolution kernels only (the L2-SP authors' code, alpha 0.1). The authors also leave the head's bias
     out of the beta term; here that term always includes it.
+    Their code also changes the colours of training images: brightness by up to 63/255 of a grey level (of 255, next to
+    nothing), saturation by 0.5 to 1.5 and contrast by 0.2 to 1.8 (holyseven/TransferLearningClassification at 11e5ddd,
+    database/dataset_reader.py). Here nothing does, unless the schedule says so (+experiment=l2_sp_official).
     decoupled=True: no Omega in the loss; before each step p <- p - lr alpha (p - p0), with the learning rate of p. This
     is AdamW's weight decay towards p0 (derived; the baseline of SPD's paper). With SGD without momentum it is the same
     as the penalty, with Adam it is not, since Adam divides a penalty's gradient by its size.

@@ -1,6 +1,6 @@
 """LwF: learning without forgetting (Li, Hoiem, ECCV 2016), for a source of any architecture."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from ..models import Network
 from .base import (
     METHODS,
     NO_SHAPES,
+    Batches,
     MapShapes,
     Needs,
     Outputs,
@@ -21,7 +22,10 @@ from .base import (
     module_name,
     not_negative,
     of_source,
+    one_of,
 )
+
+HEADS = ("new", "source")
 
 
 @dataclass
@@ -29,6 +33,11 @@ class LwFConfig(PenaltyConfig):
     alpha: float = option(1.0, "strength of the distillation; not published for this comparison", at_least=0)
     weight_decay: float = option(1e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
     temperature: float = option(2.0, "temperature of the softmax over both networks' logits", above=0)
+    head: str = option(
+        "new",
+        "what predicts the source's logits: new, a layer that is trained; source, the source's own head, frozen",
+        choices=HEADS,
+    )
 
 
 @METHODS.register("lwf", "LwF", LwFConfig)
@@ -39,20 +48,37 @@ class LwF(Regularizer):
     with the target, on the embedding e, the input of the target's head. The mean is over all B * K elements; T is the
     temperature. With several sources each has its own h, and D is the sum.
 
-    The utility in the L2T-ww authors' code also multiplies CE by 1 - a. Here CE has the weight 1, as in every method,
-    and alpha multiplies the KL alone, so that penalties can be added. Their loss is 1 - a times this one at
-    alpha = a / (1 - a), which amounts to another learning rate and weight decay. Neither a nor T was found for their
-    baseline: tune alpha and T on validation data.
+    head="source": h is the source's own head, which stays as it is, for a target that starts at its source. This is the
+    method of the paper and of Transfer-Learning-Library, whose loss lam * KL, a mean over the batch without T^2, is
+    D with alpha = lam K / (2 T^2); its lam is 4, its T 3. Deviation: that library stores z of one crop of each image
+    once and compares it with those of other crops; here z belongs to the crop that the target sees.
 
-    Call `setup(target, {}, {"logits": (K,)})` before training; raises ValueError without the shape of the logits.
+    The utility in the L2T-ww authors' code (utils/utils.py at 6883556, in its git history only) also multiplies CE by
+    1 - a. Here CE has the weight 1, as in every method, and alpha multiplies the KL alone, so that penalties can be
+    added. Their loss is 1 - a times this one at alpha = a / (1 - a), which amounts to another learning rate and weight
+    decay. Neither a nor T was found for their baseline: tune alpha and T on validation data.
+
+    Call `setup(target, {}, {"logits": (K,)})` before training; raises ValueError without the shape of the logits. With
+    head="source" call `fit` or `load_fitted` before it.
     """
 
     needs = Needs(source=True, source_logits=True, other_sources=True)
 
-    def __init__(self, alpha: float = 1.0, beta: float = 0.0, weight_decay: float = 1e-4, temperature: float = 2.0):
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        weight_decay: float = 1e-4,
+        temperature: float = 2.0,
+        head: str = "new",
+    ):
         super().__init__(beta=beta, weight_decay=weight_decay)
         not_negative(alpha=alpha)
         self.alpha, self.temperature = alpha, temperature
+        self.own_head = one_of("head", head, *HEADS) == "source"
+        if self.own_head:
+            self.needs = replace(type(self).needs, other_sources=False, fitted="source_head", fit_on="centre crops")
+        self.fitted: dict[str, Tensor] = {}
         self.heads = nn.ModuleDict()
         self.names: dict[str, str] = {}  # of the logits in what the source returns, by head
 
@@ -62,9 +88,30 @@ class LwF(Regularizer):
         logits = {key: shape[0] for key, shape in (source_shapes or {}).items() if len(shape) == 1}
         if not logits:
             raise ValueError("LwF needs to know how many logits the source has: source_shapes={'logits': (K,)}.")
+        if self.own_head:
+            if not self.fitted:
+                raise RuntimeError("LwF has no head of the source: call fit() or load_fitted() before setup().")
+            weight, bias = self.fitted["weight"], self.fitted.get("bias")
+            head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)
+            head.load_state_dict(self.fitted)
+            self.heads, self.names = nn.ModuleDict({"logits": head.requires_grad_(False)}), {"logits": "logits"}
+            return
         features = target.head_parameters()[f"{target.head}.weight"].shape[1]
         self.heads = nn.ModuleDict({module_name(key): nn.Linear(features, count) for key, count in logits.items()})
         self.names = {module_name(key): key for key in logits}
+
+    def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
+        """Weight (K, D) and bias (K,) of the source's head. It looks at no image."""
+        head = source.traced.get_submodule(source.head)
+        fitted = {name: p.detach().clone() for name, p in head.named_parameters()}
+        self.load_fitted(fitted)
+        return fitted
+
+    def estimate_fit(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
+        return self.fit(source, [], num_classes), 0.0, 0.0
+
+    def load_fitted(self, fitted: dict[str, Tensor]) -> None:
+        self.fitted = dict(fitted)
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         if not self.heads:

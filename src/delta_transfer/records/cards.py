@@ -45,6 +45,7 @@ def make_card(summary: dict[str, Any], classes: tuple[str, ...] | None, weights_
             "aspect": schedule["aspect"],
             "interpolation": "bilinear, antialiased",
             "center_crop": backbone["image_size"],
+            **({"test_image": "whole"} if schedule.get("test_image") == "whole" else {}),
             **{key: backbone[key] for key in ("mean", "std")},
         },
         "precision": {"training": config["precision"], "evaluation": "fp32" if in_fp32 else config["precision"]},
@@ -115,6 +116,8 @@ def steps(card: dict[str, Any]) -> list[str]:
         resized = f"The shorter side is resized to {size} pixels, the longer one in proportion, rounded down to pixels"
     views = f"the centre crop of {side} x {side} pixels is taken"
     mean = ""
+    if pixels.get("test_image") == "whole":
+        resized = f"{resized}, and the whole of it to {side} x {side}"
     if measured["crops"] == 10:
         views = f"crops of {side} x {side} pixels are taken at the four corners and in the centre"
         views += ", and at the same places of the picture mirrored left to right" if measured["mirrored"] else ""

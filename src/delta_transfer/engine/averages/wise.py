@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 
 from ...common.options import option
-from ...models import Network
+from ...models import Network, call
 from ..callbacks import AVERAGES, Average, AverageConfig, Position
 from ..evaluation import Line
 from .ema import floating_point
@@ -96,21 +96,27 @@ class Wise(Average):
             not torch.equal(self.start[n], own[n]) for n in names if n.endswith(("running_mean", "running_var"))
         )
         if moved and 0 < a < 1:
-            layers = [module for module in target.traced.modules() if isinstance(module, _BatchNorm)]
-            counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
-            counts = [counter.clone() for counter in counters]
-            update_bn(self._batches(), target.traced)
-            for counter, count in zip(counters, counts, strict=True):
-                counter.copy_(count)
+            self._estimate_statistics(target)
 
-    def _batches(self) -> Iterator[Tensor]:
-        """Whole batches, as many as hold the wanted number of images."""
-        seen = 0
-        for images, _ in self.images():
-            yield images
-            seen += len(images)
+    def _estimate_statistics(self, target: Network) -> None:
+        """BatchNorm's statistics become the mean of those of whole batches, as many as hold the wanted images."""
+        layers = [module for module in target.traced.modules() if isinstance(module, _BatchNorm)]
+        before = [(layer.momentum, layer.num_batches_tracked, deepcopy(layer.num_batches_tracked)) for layer in layers]
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # a mean in which all batches weigh the same
+        training, seen = target.training, 0
+        target.train()
+        for images, labels in self.images():
+            call(target, images)
+            seen += len(labels)
             if seen >= self.config.images:
-                return
+                break
+        target.train(training)
+        for layer, (momentum, counter, count) in zip(layers, before, strict=True):
+            layer.momentum = momentum
+            if counter is not None and count is not None:
+                counter.copy_(count)
 
     def report(self) -> Line:
         chosen: Line = {"a": self.a}
