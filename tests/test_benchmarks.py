@@ -21,11 +21,11 @@ def threads():
 
 
 # bench_compile.py spends a minute in the compiler; compile=true has a test of its own (test_training.py).
-OTHERS = sorted({path.name for path in SCRIPTS.glob("bench_*.py")} - {"bench_compile.py", "bench_memory.py"})
+OTHERS = sorted({path.name for path in SCRIPTS.glob("bench_*.py")} - {"bench_compile.py", "bench_evaluation.py"})
 
 
 @pytest.mark.parametrize(
-    "script", ["bench_memory.py", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+    "script", ["bench_evaluation.py", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 )
 def test_benchmark_measures_something(script, tmp_path, monkeypatch, capsys):
     """In this process: importing torch for each would take most of the time."""
