@@ -17,7 +17,7 @@ from delta_transfer.common.style import STYLES
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.curve_figures import learning_curves
 from delta_transfer.reporting.figures import write_figures
-from delta_transfer.reporting.interval_figures import intervals
+from delta_transfer.reporting.interval_figures import differences, intervals
 from delta_transfer.reporting.sweep_figures import SWEEPS, against_setting
 
 from .test_report import record
@@ -197,6 +197,28 @@ def test_other_images_are_another_line():
 # ---- intervals -------------------------------------------------------------------------------------------
 
 
+def test_differences_with_their_intervals_the_best_first_and_an_outlier_at_the_edge():
+    l2 = [50.0, 52.0, 54.0]
+    plus = {"delta": [0.9, 1.0, 1.1], "afa": [2.0, 0.5, 1.0], "bss": [0.1, -0.2, 0.1], "rifle": [-30.0, -31.0, -32.0]}
+    records = [record("l2", s, v) for s, v in enumerate(l2)]
+    records += [record(m, s, l2[s] + v) for m, values in plus.items() for s, v in enumerate(values)]
+    stem, figure = only(differences(compare(records), "l2"))
+    assert stem == "differences-cub-resnet18"
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["AFA", "DELTA", "bss", "rifle"]
+    means = [
+        line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "None" and len(line.get_xdata()) == 1
+    ]
+    assert axes.get_xlim()[0] > -30 and any(mean == pytest.approx(1.0) for mean in means)
+    markers = {line.get_marker(): line for line in axes.lines}
+    assert (
+        "<" in markers
+        and markers["v"].get_markerfacecolor() != "white"
+        and markers["P"].get_markerfacecolor() == "white"
+    )
+    assert differences(compare([record("l2", 0)]), "l2") == []
+
+
 def test_intervals_of_the_mean():
     records = [*(record("l2", s, v) for s, v in enumerate([50.0, 52.0, 54.0])), record("delta", 0, 57.4)]
     stem, figure = only(intervals(compare(records)))
@@ -279,7 +301,7 @@ def test_files(tmp_path):
     records += [record("l2", 1, precision="x", folder=tmp_path / "absent", dataset__name="a/b $x_$", schedule__lr=1)]
     warnings, folder = [], tmp_path / "new" / "figures"
     before = dict(matplotlib.rcParams)
-    paths = write_figures(compare(records), folder, warnings.append)
+    paths = write_figures(compare(records), folder, warnings.append, "l2")
     assert dict(matplotlib.rcParams) == before
     stems = ["curves-cub-resnet18", "intervals-a_b_x__-resnet18-1"]
     stems += ["intervals-a_b_x__-resnet18-2", "intervals-cub-resnet18"]

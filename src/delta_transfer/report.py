@@ -117,7 +117,7 @@ def report(args: argparse.Namespace) -> int:
         from .reporting.figures import write_figures
 
         for one in comparisons:
-            for path in write_figures(one, args.figures, log.info):
+            for path in write_figures(one, args.figures, log.info, baseline_of(one, args)):
                 log.info(f"written: {path}")
     return emit(selections, args.seeds, args.with_paths) if args.emit_overrides else 0
 
@@ -298,8 +298,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         p.error("--per-image makes a table of words: not with --format csv or json")
     if args.margin is not None and not 0 < args.margin <= 100:
         p.error("--margin is a number of points, more than 0")
-    if args.margin is not None and (args.metric == "val_top1" or args.format in NUMBERS):
-        p.error("--margin makes a table of words about test accuracies: not with --select, val_top1, csv or json")
+    if args.margin is not None and (validates(args.metric) or args.format in NUMBERS):
+        p.error("--margin makes a table of words about test accuracies: not on validation data, nor as csv or json")
     if args.pictures and args.format != "html":
         p.error("--pictures go into the page of --format html")
     return args
@@ -365,7 +365,12 @@ def parser() -> argparse.ArgumentParser:
         help="only runs whose target begins at random weights or has a source= of its own (L2T-ww, LwF, Scratch ...); "
         "else they have tables of their own beside those of fine-tuning",
     )
-    p.add_argument("--figures", type=Path, metavar="DIR", help="also write figures there, PNG and PDF")
+    p.add_argument(
+        "--figures",
+        type=Path,
+        metavar="DIR",
+        help="also write figures there, PNG and PDF; the first: differences to the baseline",
+    )
     p.add_argument("--pictures", type=Path, metavar="DIR", help="for --format html: show the PNGs of a case study")
     p.add_argument(
         "--select",

@@ -9,19 +9,22 @@ from ..records.files import make_output_folder, write_atomically
 from .comparison import Comparison
 from .curve_figures import learning_curves
 from .drawing import our_look
-from .interval_figures import intervals, roc_curves
+from .interval_figures import differences, intervals, roc_curves
 from .logs import Warn
 from .matching_figures import matching_figures
 from .sweep_figures import SWEEPS, against_setting
 
 
 @our_look()
-def write_figures(comparison: Comparison, folder: Path, warn: Warn) -> list[Path]:
+def write_figures(comparison: Comparison, folder: Path, warn: Warn, baseline: str | None = None) -> list[Path]:
     """All figures that the records have data for, each as PNG (150 dpi) and PDF; the paths written.
+
+    The first are the differences to the method `baseline`, what every conclusion rests on.
 
     `warn` gets a line for whatever could not be drawn. Raises UserError if `folder` cannot be written to.
     """
-    made = learning_curves(comparison, warn)
+    made = differences(comparison, baseline) if baseline else []
+    made += learning_curves(comparison, warn)
     for sweep in SWEEPS:
         made += against_setting(comparison, sweep, warn)
     made += intervals(comparison)

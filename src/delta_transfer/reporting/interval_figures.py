@@ -1,6 +1,7 @@
-"""Figures of the accuracy of each method and setting with the t interval of its mean, and ROC curves of test pairs."""
+"""Figures of differences to a baseline and of accuracies, both with 95 % t intervals, and ROC curves of test pairs."""
 
 import math
+from statistics import median
 from textwrap import wrap
 
 import numpy as np
@@ -16,7 +17,56 @@ from .comparison import Cell, Comparison, averaged_over, grouped
 from .drawing import COLUMN, LINE, MOST, PAGE, Named, look, our_look, place_name, sheet, stem_of
 from .logs import Warn
 from .record_views import METRICS
-from .statistics import CONFIDENCE
+from .statistics import CONFIDENCE, Difference, contests, paired, signed
+
+
+@our_look()
+def differences(comparison: Comparison, baseline: str) -> list[Named]:
+    """The difference of each method to the baseline, paired by seed, with its t interval; a figure for each contest."""
+    made: list[Named] = []
+    for contest in contests(comparison):
+        base = contest.cells.get(baseline)
+        found = {m: d for m, cell in contest.cells.items() if base and m != baseline and (d := paired(cell, base))}
+        if not found:
+            continue
+        title = f"Difference to {comparison.display(baseline)}: "
+        title += place_name((comparison.dataset_title(contest.dataset), contest.backbone, contest.shared))
+        figure = differences_figure(title, dict(sorted(found.items(), key=lambda item: -item[1].mean)), comparison)
+        made.append((stem_of("differences", contest.dataset, contest.backbone), figure))
+    return made
+
+
+def differences_figure(title: str, found: dict[str, Difference], comparison: Comparison) -> Figure:
+    labels = ["\n".join(wrap(comparison.display(method), 50)) for method in found]
+    caption = f"Marker: mean of the differences paired by seed; bar: its {CONFIDENCE:.0%} t interval".replace("%", " %")
+    caption += " (none for one seed or equal differences)" if any(one.low is None for one in found.values()) else ""
+    caption += ". Filled: the interval leaves out 0. Right: mean (n)."
+    # One method that fails would press all others against each other: it is drawn at the edge, as an arrow.
+    limit = 3 * median(max(abs(one.low or one.mean), abs(one.high or one.mean)) for one in found.values()) or 1.0
+    beyond = [method for method, one in found.items() if abs(one.mean) > limit]
+    caption += " Arrow: beyond the axis." if beyond else ""
+    figure = sheet(PAGE if max(map(len, labels)) > 24 else COLUMN, 0.6 + 0.25 * len(found), title, caption, [])
+    axes = figure.add_subplot(xlabel=f"Difference in points, {CONFIDENCE:.0%} interval".replace("%", " %"))
+    axes.axvline(0, color="black", linewidth=0.8)
+    inside = [one for method, one in found.items() if method not in beyond]
+    least = min([0.0, *(max(-limit, one.mean if one.low is None else one.low) for one in inside)])
+    most = max([0.0, *(min(limit, one.mean if one.high is None else one.high) for one in inside)])
+    margin = 0.06 * (most - least) or 1.0
+    axes.set_xlim(least - margin, most + margin)
+    for y, (method, one) in enumerate(found.items()):
+        style = style_of(method, comparison.methods)
+        half = None if one.high is None else [one.high - one.mean]
+        if method in beyond:
+            axes.plot([least if one.mean < 0 else most], [y], "<" if one.mean < 0 else ">", color=style.colour)
+        else:
+            fill = style.colour if one.excludes_zero else "white"
+            axes.errorbar([one.mean], [y], xerr=half, fmt=style.marker, color=style.colour, mfc=fill, capsize=2)
+        axes.text(1.02, y, f"{signed(one.mean)} ({one.n})", transform=axes.get_yaxis_transform(), va="center")
+    axes.set_yticks(range(len(found)), labels)
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    return figure
 
 
 @our_look()
