@@ -18,7 +18,7 @@ import torch
 from bench_profile import now
 from bench_step import batch_of, count_flops
 from benchmarking import Report, arguments, side_by_side
-from delta_transfer.cli.compose import named_backbone
+from delta_transfer.cli.sources import named_backbone
 from delta_transfer.engine.loop import TrainState, train_step
 from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer
 from delta_transfer.methods import l2t_ww, look_ahead

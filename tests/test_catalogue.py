@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from delta_transfer.cli.compose import choices
 from delta_transfer.cli.data import main
+from delta_transfer.cli.sources import choices
 from delta_transfer.data.store import open_store
 
 from .miniature import delta_run, tiny_overrides, write_cub

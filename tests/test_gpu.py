@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from safetensors.torch import load_file
 
-from delta_transfer.cli.compose import choices
+from delta_transfer.cli.sources import choices
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
 from delta_transfer.engine import loop

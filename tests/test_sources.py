@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from delta_transfer.cli import pretrain
-from delta_transfer.cli.compose import named_backbone, sources_of
+from delta_transfer.cli.sources import named_backbone, sources_of
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import from_mapping
 from delta_transfer.engine.config import name_of

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torchvision.datasets import LFWPairs
 
 from delta_transfer import report
-from delta_transfer.cli.compose import choices
 from delta_transfer.cli.data import main as delta_data
+from delta_transfer.cli.sources import choices
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.pair_metrics import best_threshold, fold_accuracies, pair_metrics, roc
 from delta_transfer.data import load_dataset

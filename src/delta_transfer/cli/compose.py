@@ -1,24 +1,24 @@
 """Hydra's part: the command line and conf/ become a checked RunConfig. Nothing outside of cli/ knows Hydra."""
 
-import os
+import dataclasses
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from hydra import compose, initialize_config_module
+from hydra import initialize_config_module
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ..common.errors import UserError
-from ..common.options import OptionError, Options, as_word, describe, from_mapping, require
+from ..common.options import OptionError, Options, as_word, describe, require
 from ..data.registry import READERS
 from ..engine.callbacks import AVERAGES
 from ..engine.config import RunConfig
@@ -26,11 +26,13 @@ from ..engine.optimizers import OPTIMIZERS, ScheduleConfig
 from ..engine.tasks import TASKS
 from ..methods import METHODS
 from ..methods.sum import about_term
-from ..models.sources import SourceConfig
-from ..models.zoo import BackboneConfig, GraphBackboneConfig, options_of_backbone
-from ..records.cards import SUFFIX, read_card
+from ..models.zoo import BackboneConfig, GraphBackboneConfig
+from .sources import CONF, sources_of
+from .words import MULTIRUN, did_you_mean, for_hydra, kinds_of_keys, nearest, quoted, takes_list
 
-CONF = "delta_transfer.conf"
+KEYS_OF_METHODS = {
+    name: frozenset(f"reg.{each.name}" for each in describe(entry.options)) for name, entry in METHODS.entries.items()
+}
 
 
 def register_schemas() -> None:
@@ -93,20 +95,57 @@ def _described_keys(_root_: DictConfig) -> str:
     return "\n".join(lines(_root_, "")).replace("$", "$$")  # Hydra's template is a string.Template
 
 
-def compose_config(config_name: str, overrides: Sequence[str]) -> RunConfig:
-    """The checked configuration of conf/<config_name>.yaml with `overrides`. Raises UserError."""
+@contextmanager
+def running_hydra(config_dir: str | None = None) -> Iterator[ConfigLoader]:
+    """Hydra's reader of conf/, and of a folder of one's own."""
     register_schemas()
+    if GlobalHydra.instance().is_initialized():  # within a job
+        yield GlobalHydra.instance().config_loader()
+        return
+    with initialize_config_module(CONF, version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        if config_dir:
+            loader.get_search_path().prepend("command-line", f"file://{Path(config_dir).absolute()}")
+            loader.repository.initialize_sources(loader.get_search_path())  # type: ignore[attr-defined]
+        yield loader
+
+
+def compose_config(config_name: str, words: Sequence[str]) -> RunConfig:
+    """The checked configuration of conf/<config_name>.yaml with `words`, as a person types them. Raises UserError."""
+    words = for_hydra(words, several=False)
+    with running_hydra() as loader:
+        return checked_config(compose(loader, config_name, words), words)
+
+
+def is_sweep(config_name: str, options: Sequence[str], words: Sequence[str], config_dir: str | None) -> bool:
+    """Whether a command asks for several runs: by -m, or by an experiment that is a sweep."""
+    if set(options) & set(MULTIRUN):
+        return True
+    words = [word for word in words if word.lstrip("+").startswith(("experiment=", "hydra.mode="))]
+    if not words:
+        return False
+    with running_hydra(config_dir) as loader:
+        return bool(compose(loader, config_name, for_hydra(words, False)).hydra.mode == RunMode.MULTIRUN)
+
+
+def compose(loader: ConfigLoader, config_name: str, words: Sequence[str]) -> DictConfig:
+    """The configuration of one job, with Hydra's own options below `hydra`. Raises UserError."""
     try:
-        if GlobalHydra.instance().is_initialized():  # within a job
-            composed = compose(config_name, list(overrides))
-        else:
-            with initialize_config_module(CONF, version_base="1.3"):
-                composed = compose(config_name, list(overrides))
-                check_overrides(overrides)
-        config = to_run_config(composed)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(str(error)) from error
-    check_values(overrides, config)
+        return loader.load_configuration(config_name, list(words), RunMode.RUN)
+    except Exception:  # of many types
+        raise explain(loader, config_name, words) from None
+
+
+def checked_config(composed: DictConfig, words: Sequence[str]) -> RunConfig:
+    """A composed configuration as options, and nothing in it or in `words` that would be ignored. Raises UserError."""
+    check_keys(composed)
+    if "hydra" in composed:
+        composed = composed.copy()
+        with open_dict(composed):
+            del composed["hydra"]
+    check_overrides(words)
+    config = to_run_config(composed)
+    check_values(words, config)
     return config
 
 
@@ -126,17 +165,14 @@ def to_run_config(composed: DictConfig) -> RunConfig:
                     OmegaConf.to_object(OmegaConf.create({"term": terms[name]}))
         config = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:  # of interpolations, which are resolved only here
-        raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+        key = error.full_key or "configuration"
+        raise OptionError(
+            key,
+            f"{key}: its value refers (${{...}}) to no key or variable that is here, or to one of another type.",
+        ) from None
     assert isinstance(config, RunConfig)
     config.source = sources_of(config.source)
     return config
-
-
-def words_of_job() -> list[str]:
-    """The overrides that this job was composed from, in a running Hydra. Their interpolations are not resolved."""
-    words = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
-    assert isinstance(words, list)
-    return words
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
@@ -149,7 +185,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
             known = GlobalHydra.instance().config_loader().get_group_options("experiment/values")
             name = override.partition("=")[2]
             if name not in known:
-                raise OptionError("experiment/values", f"experiment/values={name}: there is only {', '.join(known)}.")
+                raise unknown_choice("experiment/values", name, known)
 
 
 def check_values(overrides: Sequence[str], config: RunConfig) -> None:
@@ -171,108 +207,173 @@ def check_values(overrides: Sequence[str], config: RunConfig) -> None:
             raise OptionError(key, f"{override}: a sum has one reg.{term[1]} for all its terms.")
 
 
-def choices(group: str) -> list[str]:
-    """The files of a group of conf/."""
-    folder = files(CONF) / group
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+def check_keys(composed: DictConfig, prefix: str = "") -> None:
+    """Raises OptionError for a key that no schema has (+reg.alhpa=1), and for one that was taken away (~reg.alpha)."""
+    known = _fields(composed)
+    names = _names(composed)
+    for name in names if known else ():
+        if name not in known and name != "hydra":
+            raise unknown_key(composed, prefix + name, inside=prefix)
+    for name in (
+        known if issubclass(OmegaConf.get_type(composed) or dict, Options) else ()
+    ):  # Hydra takes some of its own
+        if name not in names:
+            raise taken_away(prefix + name)
+    for name, node in _inner(composed):
+        if name != "hydra":  # which Hydra itself changes
+            check_keys(node, f"{prefix}{name}.")
 
 
-# --- source= ---
+def _names(node: DictConfig) -> list[str]:
+    return list(map(str, node))
 
 
-def sources_of(entries: object) -> list[SourceConfig] | None:
-    """The source networks that `source=` names, in its order.
-
-    An entry is one of
-        path/model.safetensors             written by delta-pretrain, or its run's folder; its model card says which
-                                           network it is
-        resnet34                           a file of conf/backbone, with its weights and taps
-        resnet34:path/weights.safetensors  the same with other weights
-        {use: one of these, taps: [...]}   the same with other taps
-
-    Raises UserError for anything else, and for a network or a model card that does not exist.
-    """
-    if entries is None:
-        return None
-    named = entries if isinstance(entries, list) else [entries]
-    require(bool(named), "source=[] names no network: null stands for the one that backbone.weights names.")
-    found: list[SourceConfig] = []
-    for entry in named:
-        backbone, expected = _described(_checked(entry))
-        # The second and later ones of a network are called resnet32_2, resnet32_3.
-        count = 1 + sum(other.backbone.name == backbone.name for other in found)
-        name = backbone.name if count == 1 else f"{backbone.name}_{count}"
-        found.append(SourceConfig(name=name, backbone=backbone, expected=expected))
-    return found
+def _inner(node: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """The groups and dictionaries in a node."""
+    for name in node:
+        known = not OmegaConf.is_missing(node, name) and not OmegaConf.is_interpolation(node, str(name))
+        if known and isinstance(inner := node[name], DictConfig):
+            yield str(name), inner
 
 
-def _checked(entry: object) -> dict[str, Any]:
-    mapping = entry if isinstance(entry, dict) else {"use": entry}
-    taps = mapping.get("taps", [])
-    named = mapping.keys() <= {"use", "taps"} and isinstance(mapping.get("use"), str) and bool(mapping["use"])
-    if not (named and isinstance(taps, list) and all(isinstance(tap, str) for tap in taps)):
-        raise OptionError(
-            "source",
-            "source is a .safetensors file of delta-pretrain's, a name of conf/backbone, NAME:WEIGHTS, or "
-            f"{{use: one of these, taps: [...]}}, or a list of them, got {entry!r}.",
-        )
-    return mapping
+def _fields(node: DictConfig) -> dict[str, type]:
+    """The names that a node's schema has; none of a dictionary, which takes any."""
+    kind = OmegaConf.get_type(node)
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        return {}
+    return {entry.name: entry.type for entry in dataclasses.fields(kind)}  # type: ignore[misc]
 
 
-def _described(entry: dict[str, Any]) -> tuple[BackboneConfig, str | None]:
-    """The network of an entry, and the fingerprint of its weights where a model card gives it."""
-    use: str = entry["use"]
-    of_run = Path(use).expanduser() / f"model{SUFFIX}"
-    if "/" in use and of_run.is_file():  # a name without a slash names a network
-        use = str(of_run)
-    name, _, weights = use.partition(":")
-    expected = None
-    if name.endswith(SUFFIX):
-        card = read_card(Path(use).expanduser())
-        try:
-            backbone = from_mapping(BackboneConfig, card["network"] | {"weights": use})
-        except (OptionError, TypeError) as error:
-            raise UserError(f"source: the model card of {use} cannot be used: {error}") from None
-        expected = card["weights_fingerprint"]
-    else:
-        backbone = named_backbone(name)
-        backbone = backbone.replace(weights=weights or backbone.weights)
+# --- Errors in our words ---
+
+
+def explain(loader: ConfigLoader, config_name: str, words: Sequence[str]) -> UserError:
+    """What is wrong with the words of one job, which Hydra cannot compose: they are tried one by one."""
+    parser = OverridesParser.create(config_loader=loader)
+    overrides = [(word, parser.parse_overrides([word])[0]) for word in words]
     try:
-        return backbone.replace(taps=list(entry.get("taps", backbone.taps))), expected
+        for word, override in overrides:
+            if override.is_sweep_override():
+                raise several_values(word, override)
+        of_groups = []
+        for word, override in overrides:
+            if is_group(loader, override):
+                check_choice(loader, override)
+                of_groups.append(word)
+                try:
+                    base = loader.load_configuration(config_name, of_groups, RunMode.RUN)
+                except Exception:
+                    raise UserError(f"{quoted(word)} cannot be used here.") from None
+        base = loader.load_configuration(config_name, of_groups, RunMode.RUN)
+        for word, override in overrides:
+            if word not in of_groups:
+                apply(base, word, override)
     except UserError as error:
-        raise UserError(f"source={use}: {error}") from None
+        return error
+    return UserError(f"These words make no configuration together: {' '.join(map(quoted, words))}")
 
 
-def named_backbone(name: str) -> BackboneConfig:
-    """The network of a file of conf/backbone."""
-    known = choices("backbone")
-    require(
-        name in known,
-        f"source={name} is neither a {SUFFIX} file of delta-pretrain's nor one of conf/backbone: {', '.join(known)}.",
+def is_group(loader: ConfigLoader, override: Override) -> bool:
+    group = override.key_or_group
+    return override.package is not None or ("." not in group and bool(loader.get_group_options(group)))
+
+
+def check_choice(loader: ConfigLoader, override: Override) -> None:
+    """Raises OptionError if a group has no such choice."""
+    group, value = override.key_or_group, override.value()
+    known = loader.get_group_options(group)
+    if override.is_delete():
+        return
+    if isinstance(value, list | dict):
+        several = " The sum of two is reg=sum +reg@reg.terms.lwf=lwf +reg@reg.terms.at=at" if group == "reg" else ""
+        raise OptionError(group, f"{group} is one choice, such as {group}={known[0]}.{several}")
+    for name in override.sweep_string_iterator() if override.is_sweep_override() else [as_word(value)]:
+        if name not in known:
+            raise unknown_choice(group, name, known)
+
+
+def unknown_choice(group: str, name: str, known: Sequence[str]) -> OptionError:
+    return OptionError(group, f"no {group} {name}{did_you_mean(name, known)} Choices: {', '.join(known)}")
+
+
+def several_values(word: str, override: Override) -> OptionError:
+    key, _, values = word.partition("=")
+    alternative = f" A list is {quoted(f'{key}=[{values}]')}." if takes_list(key) else ""
+    return OptionError(
+        override.key_or_group,
+        f"{quoted(word)} names several values. delta-run -m makes a run for each; without -m name one.{alternative}",
     )
-    values = OmegaConf.create((files(CONF) / "backbone" / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert isinstance(values, DictConfig)
-    del values["defaults"]  # it names the schema
-    return from_mapping(options_of_backbone(name), OmegaConf.to_container(values))  # type: ignore[arg-type]
 
 
-@contextmanager
-def hydra_raises() -> Iterator[None]:
-    """Within this Hydra raises its errors, as it does for HYDRA_FULL_ERROR, and prints nothing."""
-    asked = "HYDRA_FULL_ERROR" in os.environ
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+def apply(composed: DictConfig, word: str, override: Override) -> None:
+    """Sets what a KEY=VALUE says. Raises OptionError for a key that is not there, or a value that it does not take."""
+    key = override.key_or_group
+    parent, name = parent_of(composed, key)
+    added = override.is_add() or override.is_force_add()
+    if parent is None or (name not in _names(parent) and not (added and not _fields(parent))):
+        raise unknown_key(composed, key)
+    if override.is_delete():
+        if name in _fields(parent):
+            raise taken_away(key)
+        with open_dict(parent):
+            del parent[name]
+        return
+    if override.is_add() and name in _names(parent):
+        raise OptionError(key, f"{key} is there already: type {quoted(word.lstrip('+'))}")
     try:
-        yield
-    finally:
-        if not asked:
-            del os.environ["HYDRA_FULL_ERROR"]
+        OmegaConf.update(composed, key, override.value(), merge=True, force_add=added)
+    except OmegaConfBaseException:
+        raise wrong_value(parent, name, word, override) from None
 
 
-def in_our_words(error: Exception) -> str:
-    """What to tell a person about an error of the configuration or of a launcher."""
-    reason = "\n".join(str(e) for e in (error, error.__cause__) if e) or type(error).__name__
-    if "schema/reg@reg" in reason:  # reg=[lwf,at]
-        return "reg is one method: the sum of two is reg=sum +reg@reg.terms.lwf=lwf +reg@reg.terms.at=at."
-    if isinstance(error, HydraException) and "Unknown function" in reason:  # dataset.root=photos (1)
-        reason += "\nA value with brackets is quoted twice, once for the shell: \"dataset.root='photos (1)'\""
-    return reason
+def parent_of(composed: DictConfig, key: str) -> tuple[DictConfig | None, str]:
+    """The node that holds a key, if it is there, and the key's name in it."""
+    node: object = composed
+    *path, name = key.split(".")
+    for part in path:
+        node = node[part] if isinstance(node, DictConfig) and part in _names(node) else None
+    return (node if isinstance(node, DictConfig) else None), name
+
+
+def has_key(composed: DictConfig, key: str) -> bool:
+    parent, name = parent_of(composed, key)
+    return parent is not None and name in _names(parent)
+
+
+def unknown_key(composed: DictConfig, key: str, inside: str = "") -> OptionError:
+    """inside: what stands before the keys of `composed`."""
+    known = [inside + one for one in dotted_keys(composed) if inside + one != key]
+    if not key.startswith("hydra"):
+        known = [one for one in known if not one.startswith("hydra.")]
+    others = [f"reg={name}" for name, keys in KEYS_OF_METHODS.items() if key in keys]
+    if others and (reg := OmegaConf.select(composed, "reg.name")):
+        return OptionError(key, f"no key {key} with reg={reg}: it belongs to {', '.join(sorted(others))}.")
+    return OptionError(key, f"no key {key}{did_you_mean(key, known if nearest(key, known) else kinds_of_keys())}")
+
+
+def taken_away(key: str) -> OptionError:
+    return OptionError(
+        key, f"~{key}: every run has this key, and it cannot be taken away. Without the word it keeps its default."
+    )
+
+
+def dotted_keys(node: DictConfig) -> Iterator[str]:
+    """The keys of a configuration, from the outermost inwards."""
+    yield from _names(node)
+    for name, inner in _inner(node):
+        yield from (f"{name}.{one}" for one in dotted_keys(inner))
+
+
+def wrong_value(parent: DictConfig, name: str, word: str, override: Override) -> OptionError:
+    """A value of another type: what the key takes."""
+    key, group = override.key_or_group, OmegaConf.get_type(parent)
+    words = {one.name: one for one in describe(group)} if group and issubclass(group, Options) else {}
+    if name in words:
+        typed = word.partition("=")[2]
+        hint = f" Type {quoted(f'{key}=[{typed}]')}" if takes_list(key) and not typed.startswith("[") else ""
+        return OptionError(key, f"{quoted(word)}: {key} takes {words[name].in_words} ({words[name].help}).{hint}")
+    inner = [one for one in words if one.startswith(f"{name}.")]
+    if inner:
+        keys = ", ".join(f"{key.removesuffix(name)}{one}" for one in inner)
+        return OptionError(key, f"{quoted(word)}: {key} is no key, but the beginning of {keys}.")
+    return OptionError(key, f"{quoted(word)}: {key} takes no such value.")

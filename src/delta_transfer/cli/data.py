@@ -85,7 +85,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def show_list(overrides: Sequence[str]) -> None:
-    from .compose import choices, compose_dataset
+    from .compose import compose_dataset
+    from .sources import choices
 
     rows, troubles = [], []
     for name in choices("dataset"):

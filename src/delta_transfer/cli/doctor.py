@@ -190,7 +190,8 @@ def disk(found: Findings, config: "RunConfig") -> None:
 
 
 def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) -> None:
-    from .compose import choices, compose_dataset
+    from .compose import compose_dataset
+    from .sources import choices
 
     fetched: list[str] = []
     by_hand: list[str] = []
@@ -245,7 +246,8 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
 
     from ..models.weights import is_file_name
     from ..models.zoo import build_source, not_downloaded
-    from .compose import choices, compose_dataset, named_backbone
+    from .compose import compose_dataset
+    from .sources import choices, named_backbone
 
     file = next((word.partition("=")[2] for word in overrides if word.startswith("backbone.weights=")), None)
     given = any(word.startswith("backbone=") for word in overrides)
@@ -283,7 +285,7 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
 def which_fits(found: Findings, file: str) -> None:
     """Finds the networks that a file of weights fits."""
     from ..models.zoo import bare_network, read_weights
-    from .compose import choices, named_backbone
+    from .sources import choices, named_backbone
 
     fitting = []
     for name in choices("backbone"):

@@ -1,24 +1,25 @@
 """delta-run: compose a configuration, check it, carry out the run. The road of a run is experiment/experiment.py."""
 
+import copy
 import os
-import re
+import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache
-from math import prod
 from pathlib import Path
 from typing import Any, ClassVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from ..common.console import Display, log, show_messages
+from .. import __version__
+from ..common.console import Display, log, quiet_pipe, show_messages
 from ..common.errors import UserError
 from ..common.options import require
 from ..common.tables import Entry, Table, entries, on_screen
@@ -33,80 +34,110 @@ from ..records.locks import InUse
 from ..records.run_directory import RunResult
 from . import which_is_best
 from .compose import (
-    check_overrides,
-    check_values,
+    check_keys,
+    checked_config,
+    compose,
     compose_config,
-    hydra_raises,
-    in_our_words,
+    explain,
+    is_sweep,
     register_schemas,
-    to_run_config,
-    words_of_job,
+    running_hydra,
 )
+from .sweep import CheckedSweeper, take_the_sweepers_place
+from .words import MULTIRUN, SHOWS, UsageError, first_values, for_hydra, for_sweep, option_value, parsed, split_options
 
 register_schemas()  # on import, so that they are also there in the worker processes of a launcher
+take_the_sweepers_place()
+PROGRAMS = {"config": "delta-run", "pretrain": "delta-pretrain"}
+WHICH_IS_BEST = "+experiment=which_is_best"
 
 
+@quiet_pipe()
 def main(config_name: str = "config") -> None:
     show_messages()
     Outcome.of_this_command.clear()
     forget_stop()
     if devices.shared() and os.environ["RANK"] != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process speaks for all
-    if "dry_run=true" in sys.argv:  # looks at all jobs in this process, whatever would launch them
-        sys.argv = [word for word in sys.argv if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
-    command, words_of_sweep = sys.argv, sys.argv[1:]
+    program = program_of(sys.argv[0], PROGRAMS.get(config_name, ""))
+    try:
+        options, typed = split_options(sys.argv[1:])
+    except UsageError as error:
+        log.error(f"{error} See {program} --help")
+        sys.exit(2)
+    if "--version" in options:
+        print(f"{program} {__version__}")
+        sys.exit(0)
+    sys.exit(carry_out(config_name, program, options, typed))
+
+
+def carry_out(config_name: str, program: str, options: list[str], typed: list[str]) -> int:
+    """The exit status of a command with these options and words."""
+    command, config_dir = sys.argv, option_value(options, "-cd", "--config-dir")
+    only_shown = any(option.partition("=")[0] in SHOWS for option in options)
     planned: list[Plan] = []
+    outcomes = Outcome.of_this_command
+    alone = not devices.shared()
+    words: list[str] = []
+    several = False
 
     @hydra.main(version_base="1.3", config_path="pkg://delta_transfer.conf", config_name=config_name)
     def job(composed: DictConfig) -> Outcome | None:
-        sys.argv = command  # a worker has another one, but the record calls this the run's command
-        Display.run_of_sweep = which_of_sweep(words_of_sweep)
+        sys.argv = command  # Hydra's words and a worker's are others, but the record calls this the run's command
+        Display.run_of_sweep = run_of_sweep()
         return run_job(composed, planned)
+
+    def start(options: list[str], words: list[str]) -> None:
+        sys.argv = [command[0], *options, *words]
+        job()
+        look_again(outcomes)
 
     def compose_first_job(words: list[str]) -> tuple[RunConfig, dict[str, str]]:
         """The configuration of the first of the jobs that a command has, and the parameters of its sweep."""
-        found: list[tuple[RunConfig, dict[str, str]]] = []
-
-        @hydra.main(version_base="1.3", config_path="pkg://delta_transfer.conf", config_name=config_name)
-        def first(composed: DictConfig) -> None:
-            check_overrides(words_of_job())
-            config = to_run_config(composed)
-            check_values(words_of_job(), config)
-            found.append((config, dict(HydraConfig.get().sweeper.params or {})))
-
-        sys.argv = [command[0], *words, "hydra.mode=RUN"]
-        first()
-        return found[0]
+        with running_hydra(config_dir) as loader:
+            composed = compose(loader, config_name, words)
+            return checked_config(composed, words), dict(composed.hydra.sweeper.params or {})
 
     def sweep(words: list[str]) -> list[Made]:
         """Carries out the jobs of another command as a part of this one, or plans them."""
         ended, seen = len(outcomes), len(planned[0].jobs) if planned else 0
-        words_of_sweep[:] = words
-        sys.argv = [command[0], "-m", *words]
-        job()
+        start([option for option in options if option not in MULTIRUN] + ["-m"], for_sweep(words))
         if stop_signal() is not None:
             raise Stopped
         jobs = planned[0].jobs[seen:] if planned else []
         return [(outcome.state, outcome.record) for outcome in outcomes[ended:]] + [(j.state, j.record) for j in jobs]
 
-    outcomes = Outcome.of_this_command
     stopped_by, composed, verdict = None, True, []
-    alone = not devices.shared()
     try:
         # Between its own jobs this process waits for workers. They get a terminal's Ctrl-C themselves, and end.
         with hydra_raises(), stop_enabled() if alone else nullcontext(), stop_deferred([signal.SIGINT]):
-            if "+experiment=which_is_best" in command and not any(map(ONLY_SHOWN.fullmatch, command)):
-                require(alone, "+experiment=which_is_best makes many runs: start it without torchrun.")
-                verdict = which_is_best.compare_methods(command[1:], compose_first_job, sweep)
+            several = is_sweep(config_name, options, typed, config_dir)
+            words = for_hydra(typed, several)
+            if "dry_run=true" in words:  # looks at all jobs in this process, whatever would launch them
+                words = [word for word in words if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
+            if only_shown:
+                words, options = first_values(words), [option for option in options if option not in MULTIRUN]
+                with running_hydra(config_dir) as loader:
+                    check_keys(compose(loader, config_name, words))
+                start(options, words)
+            elif WHICH_IS_BEST in words:
+                require(alone, f"{WHICH_IS_BEST} makes many runs: start it without torchrun.")
+                verdict = which_is_best.compare_methods(words, compose_first_job, sweep)
             else:
-                job()
+                start(options, for_sweep(words) if several else words)
     except KeyboardInterrupt:
         stopped_by = signal.SIGINT
     except Exception as error:  # of the configuration or a launcher: a job returns what happens in it
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
         composed = False
-        log.error(in_our_words(error))
+        if isinstance(error, HydraException) or not isinstance(error, UserError | OSError):
+            with running_hydra(config_dir) as loader:
+                swept = [word for word in words if several and parsed(word).is_sweep_override()]
+                error = explain(loader, config_name, [word for word in words if word not in swept])
+        log.error(str(error) or type(error).__name__)
+    finally:
+        sys.argv = command
     for outcome in outcomes:
         if outcome.unseen:
             log.error(outcome.reason)
@@ -117,18 +148,57 @@ def main(config_name: str = "config") -> None:
     devices.leave()
     for plan_of_all in planned:
         plan_of_all.show()
+    again = shlex.join([*program.split(), *command[1:]])
     if (number := stop_signal() or stopped_by) is not None:
-        log.error(f"stopped by {signal.Signals(number).name}: the same command goes on where it was")
-        sys.exit(128 + number)
+        log.error(f"stopped by {signal.Signals(number).name}: the same command goes on where it was: {again}")
+        return 128 + number
+    if planned and composed:
+        log.info(f"Next: {shlex.join([*program.split(), *(w for w in command[1:] if not w.startswith('dry_run='))])}")
+    elif alone:
+        for line in next_steps(outcomes, again):
+            log.info(line)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if verdict:
         failed = [outcome for outcome in failed if not ruled_out(outcome.record)]
-    sys.exit(0 if composed and not failed else 1)
+    return 0 if composed and not failed else 1
+
+
+def program_of(started: str, usual: str) -> str:
+    """The program's name as a person types it."""
+    name = Path(started).name
+    if not name.endswith(".py"):
+        return name
+    return usual if name in ("train.py", "pretrain.py", "run.py") else f"python {shlex.quote(started)}"
+
+
+def next_steps(outcomes: "Sequence[Outcome]", again: str) -> list[str]:
+    """What a person does after these runs, as commands to copy."""
+    lines = []
+    if elsewhere := sum(outcome.state == "in work" for outcome in outcomes):
+        them = "1 run is" if elsewhere == 1 else f"{elsewhere} runs are"
+        lines.append(f"{them} in work elsewhere. Once that has ended, repeat the command: {again}")
+    if any(outcome.state == "failed" and outcome.record for outcome in outcomes):
+        lines.append(f"To try failed runs again: {again} retry_failed=true")
+    ended = [outcome for outcome in outcomes if outcome.state in ("done", "skipped")]
+    for folder, on_folds in dict.fromkeys((one.results_dir, one.on_folds) for one in ended):
+        lines.append(f"Next: {shlex.join(['delta-report', folder, *(['--select', 'cv'] if on_folds else [])])}")
+    return lines
+
+
+@contextmanager
+def hydra_raises() -> Iterator[None]:
+    """Within this Hydra raises its errors, as it does for HYDRA_FULL_ERROR, and prints nothing."""
+    asked = "HYDRA_FULL_ERROR" in os.environ
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    try:
+        yield
+    finally:
+        if not asked:
+            del os.environ["HYDRA_FULL_ERROR"]
 
 
 # --- Jobs ---
 
-ONLY_SHOWN = re.compile(r"-h|--help|--hydra-help|--version|-c|--cfg(=.*)?|-i|--info(=.*)?|-sc|--shell-completion")
 STATES = ("done", "skipped", "failed", "in work", "stopped")
 
 
@@ -142,48 +212,46 @@ class Outcome:
 
     of_this_command: "ClassVar[list[Outcome]]" = []
 
-    def __init__(
-        self,
-        overrides: list[str],
-        state: str,
-        reason: str,
-        unseen: bool,
-        of_sweep: bool,
-        record: dict[str, Any] | None = None,
-    ):
-        self.overrides, self.state, self.reason = overrides, state, reason
-        self.record = record  # the summary of a run that finished or failed
-        self.unseen, self.of_sweep = unseen, of_sweep  # unseen: a worker wrote the reason into a file
+    def __init__(self, overrides: list[str], config: RunConfig | None, of_sweep: bool):
+        self.overrides, self.config, self.of_sweep = overrides, config, of_sweep
+        self.state, self.reason = "failed", ""
+        self.record: dict[str, Any] | None = None  # the summary of a run that finished or failed
+        self.unseen = False  # a worker wrote the reason into a file
         self.of_this_command.append(self)
+
+    def ended(self, result: RunResult) -> None:
+        self.state, self.reason, self.record = "skipped" if result.skipped else "done", str(result), result.summary
+
+    @property
+    def results_dir(self) -> str:
+        return self.config.results_dir if self.config else ""
+
+    @property
+    def on_folds(self) -> bool:
+        return self.config is not None and self.config.split.folds is not None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.of_this_command.append(self)
 
 
-def which_of_sweep(words: Sequence[str]) -> str:
-    """run 3 of 18, of the sweep that a command's `words` ask for; empty for a single run. In a running Hydra."""
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode != RunMode.MULTIRUN:
-        return ""
-    params = [f"{key}={values}" for key, values in (hydra_config.sweeper.params or {}).items()]
-    overrides = OverridesParser.create().parse_overrides([*params, *(word for word in words if word[0] != "-")])
-    last = {override.key_or_group: override for override in overrides}
-    sweeps = [override for override in last.values() if override.is_sweep_override()]
-    return f"run {hydra_config.job.num + 1} of {prod(len(list(one.sweep_iterator())) for one in sweeps)}"
+def run_of_sweep() -> str:
+    """run 3 of 18; empty for a single run, and in a launcher's worker. In a running Hydra."""
+    hydra_config, count = HydraConfig.get(), CheckedSweeper.count
+    return f"run {hydra_config.job.num + 1} of {count}" if hydra_config.mode == RunMode.MULTIRUN and count else ""
 
 
 def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
     """One job, in this process or in a launcher's worker. A dry run adds it to the one Plan in `planned` instead."""
     show_messages()
-    hydra_config, overrides = HydraConfig.get(), words_of_job()
+    hydra_config = HydraConfig.get()
+    overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
+    assert isinstance(overrides, list)
     launcher = hydra_config.runtime.choices["hydra/launcher"]
     sweep = hydra_config.mode == RunMode.MULTIRUN
     parallel = sweep and launcher != "basic"
     Display.bars = not parallel
-
-    def ended(state: str, reason: str = "", unseen: bool = False, record: dict[str, Any] | None = None) -> Outcome:
-        return Outcome(overrides, state, reason, unseen, of_sweep=sweep, record=record)
+    outcome = Outcome(overrides, None, sweep)
 
     # A job in this process leaves signals to the command. submitit's workers and torchrun handle them themselves.
     in_worker = parallel and launcher == "joblib"
@@ -192,40 +260,55 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
             if stop_signal() is not None:
                 raise Stopped
             # The whole configuration is checked before anything slow is read.
-            check_overrides(overrides)
-            config = to_run_config(composed)
-            check_values(overrides, config)
+            config = checked_config(composed, overrides)
             if not config.dry_run:
-                result = fit(config, overrides)
-                return ended("skipped" if result.skipped else "done", str(result), record=result.summary)
+                outcome.config = copy.deepcopy(config)
+                outcome.ended(fit(config, overrides))
+                return outcome
             require(not parallel, "dry_run=true looks at all jobs in one process: it needs hydra/launcher=basic.")
             if not sweep:
                 log.info(OmegaConf.to_yaml(composed, resolve=True))
             if not planned:
                 planned.append(Plan(pretraining_recipe))
             planned[0].add(config)
+            Outcome.of_this_command.remove(outcome)
             return None
     except KeyboardInterrupt:
-        outcome = ended("stopped")
+        outcome.state = "stopped"
         if not in_worker:  # it ends the sweep
             raise
-        return outcome
     except InUse as error:  # a sweep in another shell has this run: no failure, if there are others to do
-        log.error(str(error))
-        if devices.shared():
-            sys.exit(1)
-        return ended("in work" if sweep else "failed", str(error))
+        outcome.reason = str(error)
+        if sweep and not devices.shared():
+            outcome.state = "in work"
+            log.info(f"left to another process: {error}")
+        else:
+            log.error(str(error))
     except Exception as error:
         told = isinstance(error, UserError | OSError)  # OSError: a full disk, a folder that cannot be written
         if not told:  # the program is wrong: the place in it helps
             traceback.print_exc()
-        message = str(error) if told else f"{type(error).__name__}: {error}"
-        log.error(message)
-        if devices.shared():
-            sys.exit(1)  # the other processes wait for this one, and torchrun ends them
-        # The other jobs of a sweep go on.
-        unseen = parallel and launcher.startswith("submitit")
-        return ended("failed", message, unseen, record=getattr(error, "record", None))
+        outcome.reason = str(error) if told else f"{type(error).__name__}: {error}"
+        outcome.record = getattr(error, "record", None)
+        outcome.unseen = parallel and launcher.startswith("submitit")
+        log.error(outcome.reason)
+    if devices.shared() and outcome.state != "stopped":
+        sys.exit(1)  # the other processes wait for this one, and torchrun ends them
+    return outcome  # the other jobs of a sweep go on
+
+
+def look_again(outcomes: Sequence[Outcome]) -> None:
+    """Looks again at the runs that another process had in work: it may have finished or left them meanwhile."""
+    for outcome in outcomes:
+        if outcome.state == "in work" and outcome.config and stop_signal() is None:
+            try:
+                outcome.ended(fit(copy.deepcopy(outcome.config), outcome.overrides))
+            except InUse:
+                continue
+            except (UserError, OSError) as error:
+                outcome.state, outcome.reason = "failed", str(error)
+                outcome.record = getattr(error, "record", None)
+                log.error(outcome.reason)
 
 
 def fit(config: RunConfig, overrides: Sequence[str]) -> RunResult:

@@ -6,7 +6,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
@@ -136,6 +137,12 @@ def progress_line(width: int, run: str, step: int, total: int, time_left: str, r
     return "  ".join(shown)
 
 
+class _Lines(Console):
+    def on_broken_pipe(self) -> None:
+        """Leaves it to `quiet_pipe`; rich would end the process."""
+        raise BrokenPipeError
+
+
 class _Terminal(logging.Handler):
     """Shows messages as plain lines: information on standard output, errors on standard error.
 
@@ -149,7 +156,7 @@ class _Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         error = record.levelno >= logging.ERROR
         message = printable(record.getMessage())
-        console = Console(stderr=error or self.information_on_stderr, soft_wrap=True, highlight=False, emoji=False)
+        console = _Lines(stderr=error or self.information_on_stderr, soft_wrap=True, highlight=False, emoji=False)
         console.print(f"error: {message}" if error else message, markup=False)
 
 
@@ -163,6 +170,24 @@ def show_messages(information_on_stderr: bool = False) -> None:
     log.disabled = False  # another package's logging configuration may have switched it off
 
 
+@contextmanager
+def quiet_pipe() -> Iterator[None]:
+    """A decorator for commands: nothing is said when nobody reads the output any more (`| head`).
+
+    The exit status is then 128 + SIGPIPE, as a shell expects.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # Python writes what is left when it ends
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
 def stoppable(main: Callable[..., int]) -> Callable[..., int]:
     """A decorator for commands: Ctrl-C ends them with one sentence, a closed pipe (`| head`) ends them quietly.
 
@@ -170,18 +195,14 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
     """
 
     @wraps(main)
+    @quiet_pipe()
     def stopped(*arguments) -> int:
         show_messages()
         try:
-            status = main(*arguments)
-            sys.stdout.flush()
-            return status
+            return main(*arguments)
         except KeyboardInterrupt:
             log.error("stopped by SIGINT")
             return 128 + signal.SIGINT
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
-            return 128 + signal.SIGPIPE
 
     return stopped
 

@@ -141,6 +141,18 @@ def _broken_rule(value: object, bounds: Mapping[str, float | None]) -> str | Non
     return None if representable else "is out of range"
 
 
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "None": "null",
+    "list[str]": "a list [a,b]",
+    "list[float]": "a list of numbers [0.1,0.2]",
+    "list[int]": "a list of whole numbers [1,2]",
+}
+
+
 class Description(NamedTuple):
     """An option in words, for the reference and for help."""
 
@@ -149,6 +161,17 @@ class Description(NamedTuple):
     kind: str  # the type as it is written in Python; "" for any
     default: str  # as on a command line; "" for an option that has to be given
     allowed: str  # bounds or choices; "" for any value of the type
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it takes any text, such as a path."""
+        return self.kind in ("str", "str | None") and not self.allowed
+
+    @property
+    def in_words(self) -> str:
+        """What values it takes."""
+        words = " or ".join(_KINDS.get(kind, kind) for kind in self.kind.split(" | "))
+        return f"{words}, {self.allowed}" if self.allowed else words
 
 
 def describe(group: type[Options]) -> Iterator[Description]:

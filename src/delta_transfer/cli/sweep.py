@@ -1,0 +1,115 @@
+"""The jobs of a sweep: all are checked before the first begins, and a method's key goes to the methods that have it."""
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from ..common.console import log
+from ..common.errors import UserError
+from ..common.options import OptionError
+from .compose import apply, checked_config, compose, has_key, is_group, unknown_key
+from .words import quoted
+
+BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def take_the_sweepers_place() -> None:
+    """Hydra uses CheckedSweeper from now on. It accepts sweepers of other names from a package of plugins only."""
+    Plugins.instance().class_name_to_class[BASIC] = CheckedSweeper
+
+
+class CheckedSweeper(Sweeper):
+    """Hydra's own sweeper composes each job twice. Here jobs of the same choices are composed once to be checked."""
+
+    launcher: Launcher
+    count: ClassVar[int] = 0  # jobs of the sweep that this process carries out
+
+    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None):
+        self.batch_size, self.params = max_batch_size, params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.composed, self.loader = config, hydra_context.config_loader
+        self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        jobs = self.checked(self.jobs([*(f"{key}={value}" for key, value in self.params.items()), *arguments]))
+        CheckedSweeper.count = len(jobs)
+        folder = Path(self.composed.hydra.sweep.dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(self.composed, folder / "multirun.yaml")
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written: {error.strerror}.") from None
+        at_once = self.batch_size or len(jobs)
+        for first in range(0, len(jobs), at_once):
+            for job in self.launcher.launch(jobs[first : first + at_once], initial_job_idx=first):
+                _ = job.return_value  # raises what ended it
+
+    def jobs(self, words: Sequence[str]) -> list[list[str]]:
+        """The words of each job. Of a key that is there twice the last word counts."""
+        parser = OverridesParser.create(config_loader=self.loader)
+        values: dict[str, list[str]] = {}
+        for override in parser.parse_overrides(list(words)):
+            key = override.get_key_element()
+            if override.is_interval_sweep():
+                raise UserError(f"{quoted(str(override.input_line))}: name the values, such as {key}=0.1,1")
+            swept = override.is_sweep_override()
+            found = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
+            values[key] = [f"{key}={value}" for value in found]
+        return [list(job) for job in itertools.product(*values.values())]
+
+    def checked(self, jobs: list[list[str]]) -> list[list[str]]:
+        """The jobs, each once, without the keys that their methods do not have. Raises UserError."""
+        config_name = self.composed.hydra.job.config_name
+        for_all = OmegaConf.to_container(self.composed.hydra.overrides.hydra)
+        assert isinstance(for_all, list)
+        parser = OverridesParser.create(config_loader=self.loader)
+        overrides = {word: parser.parse_override(word) for job in jobs for word in job}
+        groups = {word for word, override in overrides.items() if is_group(self.loader, override)}
+        bases: dict[tuple[str, ...], DictConfig] = {}
+
+        def base_of(words: Sequence[str]) -> DictConfig:
+            choices = tuple(word for word in words if word in groups)
+            if choices not in bases:
+                bases[choices] = compose(self.loader, config_name, [*for_all, *choices])
+            return bases[choices]
+
+        of_methods = {
+            word for word, one in overrides.items() if one.key_or_group.startswith("reg.") and not one.is_add()
+        } - groups
+        owners: dict[str, dict[str, None]] = {}  # of a key: methods of the sweep, in its order
+        others: dict[str, dict[str, None]] = {}
+        made: dict[tuple[str, ...], None] = {}
+        for job in jobs:
+            base, kept = base_of(job), []
+            for word in job:
+                lacks = word in of_methods and not has_key(base, key := overrides[word].key_or_group)
+                if word in of_methods:
+                    (others if lacks else owners).setdefault(key, {})[base.reg.name] = None
+                if not lacks:
+                    kept.append(word)
+            made[tuple(kept)] = None
+        for key, methods in others.items():
+            if key not in owners:
+                raise unknown_key(base_of(jobs[0]), key)
+            log.info(f"{key} is set for {', '.join(owners[key])}, and not for {', '.join(methods)}, without that key")
+        for words in made:
+            config = copy.deepcopy(base_of(words))
+            for word in words:
+                if word not in groups:
+                    apply(config, word, overrides[word])
+            try:
+                checked_config(config, words)
+            except OptionError as error:
+                its_own = " ".join(quoted(word) for word in words if any(word not in other for other in made))
+                raise OptionError(error.key, f"{error} (in {its_own})" if its_own else str(error)) from None
+        return [list(words) for words in made]
