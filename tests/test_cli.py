@@ -207,8 +207,8 @@ BAD = {
     "head that is no layer": (["backbone.head=flatten"], "has no layer 'flatten'"),
     "head among the taps": (["reg=delta_noatt", "backbone.taps=[fc]"], "backbone.head and backbone.taps both name"),
     "reader without its options": (["dataset.reader=glyphs"], "dataset.reader=glyphs needs options"),
-    "interpolation of a group": (["logging=${reg}"], "logging: While dereferencing interpolation"),
-    "interpolation of nothing": (["logging=${nothing}"], "logging: Interpolation key 'nothing' not found"),
+    "interpolation of a group": (["logging=${reg}"], "logging: its value"),
+    "interpolation of nothing": (["logging=${nothing}"], "logging: its value"),
 }
 # Values that an option cannot have, and the option that the error is about.
 REFUSED = {

@@ -29,13 +29,13 @@ def test_a_parallel_sweep_skips_runs_and_survives_a_failure(launcher, tmp_path, 
     (finished,) = Path("results/runs").glob("*/summary.json")
     before = finished.read_bytes()
 
-    # Three jobs: one finished, one to do, and one that fails.
-    arguments = ["-m", *tiny, *LAUNCHERS[launcher], "seed=-1,0,1"]
+    # Four jobs: one finished, one to do, and two that fail.
+    arguments = ["-m", *tiny, *LAUNCHERS[launcher], "seed=0,1", "split.val_fraction=0,0.01"]
     command = [str(Path(sys.executable).with_name("delta-run")), *arguments]
     sweep = subprocess.run(command, capture_output=True, text=True)
     assert sweep.returncode == 1, sweep.stderr
-    # One message, no traceback, nothing of Hydra's.
-    assert re.fullmatch(r"error: seed must be at least 0, got -1 \(.*\)\.\n", sweep.stderr)
+    # One message each, no traceback, nothing of Hydra's.
+    assert re.fullmatch(r"(error: .*validation split.*\n){2}", sweep.stderr)
 
     assert finished.read_bytes() == before
     (new,) = (path for path in Path("results/runs").glob("*/summary.json") if path != finished)

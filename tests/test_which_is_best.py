@@ -271,8 +271,6 @@ def test_what_is_compared_is_told_from_what_all_runs_share():
 def test_showing_the_configuration_runs_nothing(monkeypatch, capsys):
     assert delta_run(monkeypatch, "+experiment=which_is_best", "dataset.root=nowhere", "--cfg", "job") == 0
     assert "root: nowhere" in capsys.readouterr().out
-    assert all(map(run.ONLY_SHOWN.fullmatch, ("-h", "--help", "-c", "--cfg", "--cfg=job", "--info=all", "-sc")))
-    assert not any(map(run.ONLY_SHOWN.fullmatch, ("-m", "--multirun", "reg=l2", "--config-dir")))
 
 
 # ---- the whole command -----------------------------------------------------------------------------------
@@ -293,7 +291,7 @@ def test_both_sweeps_of_a_command(command, tmp_path, monkeypatch, capsys):
     assert delta_run(monkeypatch, *command, "dry_run=true") == 0
     before = capsys.readouterr().out
     assert "First 4 runs on 2 folds" in before and "for which L2-SP stands here" in before
-    counts = dict(re.findall(r"^folder, small_resnet, (\w+, [\w ]+?) {2,}(\d+) ", before, re.M))
+    counts = dict(re.findall(r"^\w+, small_resnet, (\w+, [\w ]+?) {2,}(\d+) ", before, re.M))
     assert counts == {"l2, on 2 folds": "2", "l2_sp, on 2 folds": "2", "l2, final": "2", "l2_sp, final": "2"}
     assert not (tmp_path / "results" / "runs").exists()
 

@@ -27,7 +27,7 @@ from importlib import import_module
 from pathlib import Path
 
 from .common import tables
-from .common.console import log, shorten_list, show_messages, stoppable
+from .common.console import command_parser, log, shorten_list, show_messages, stoppable
 from .common.errors import UserError
 from .records.files import make_output_folder
 from .records.reading import Damaged, Record, folds, is_number, read_all, run_id, transfers
@@ -306,12 +306,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="delta-report",
-        description=__doc__,
-        epilog=MORE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = command_parser("delta-report", __doc__, MORE)
     p.add_argument(
         "dirs",
         nargs="*",

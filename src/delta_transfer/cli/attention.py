@@ -16,7 +16,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..common import tables
-from ..common.console import log, show_messages
+from ..common.console import command_parser, log, show_messages
 from ..common.errors import UserError
 from ..inspect.attention import Attention, attention_of, distinct, names_of
 from ..inspect.attention_report import histograms, overlap_table, weight_table
@@ -95,9 +95,7 @@ def save(figure: Figure, stem: Path) -> None:
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:
-    p = argparse.ArgumentParser(
-        prog="delta-report attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser("delta-report attention", __doc__)
     p.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run of reg=delta, or its id below results/runs")
     p.add_argument(
         "--output",

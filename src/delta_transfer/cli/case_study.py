@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..common.console import log, show_messages
+from ..common.console import command_parser, log, show_messages
 from ..common.errors import UserError
 from ..common.tables import as_markdown, on_screen
 from ..inspect.case_study import check_comparable, labels_of
@@ -39,9 +39,7 @@ def main(argv: list[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="delta-report case-study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser("delta-report case-study", __doc__)
     p.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or its id below results/runs; first A, B")
     p.add_argument("--images", type=indices, metavar="INDEX,...", help="show these test images, by data set index")
     p.add_argument("--count", type=positive, default=3, metavar="N", help="images of each kind (default: 3)")

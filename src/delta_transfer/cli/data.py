@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common.console import Display, log, shorten_list, stoppable
-from ..common.errors import UserError
+from ..common.console import Display, command_parser, log, shorten_list, stoppable
 from ..common.tables import Entry, Table, entries, on_screen
 from ..data import fetch, load_dataset, locate, look_for, publication
 from ..data.archives import unpack_archives
@@ -49,27 +48,19 @@ exit status:
 @stoppable
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        if args.command == "list":
-            show_list(args.overrides)
-            return 0
-        if args.command == "doctor":
-            return doctor(args.overrides)
-        from .compose import compose_dataset  # imports torch
+    if args.command == "list":
+        show_list(args.overrides)
+        return 0
+    if args.command == "doctor":
+        return doctor(args.overrides)
+    from .compose import compose_dataset  # imports torch
 
-        config = compose_dataset(args.name, args.overrides)
-        return {"verify": verify, "prepare": prepare}[args.command](config)
-    except BrokenPipeError:
-        raise  # whoever reads has had enough
-    except (UserError, OSError) as error:
-        log.error(str(error))
-        return 1
+    config = compose_dataset(args.name, args.overrides)
+    return {"verify": verify, "prepare": prepare}[args.command](config)
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="delta-data", description=__doc__, epilog=MORE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser("delta-data", __doc__, MORE)
     commands = p.add_subparsers(dest="command", required=True)
     for name, text in (
         ("list", "every data set: official and found counts, where, ready or not"),

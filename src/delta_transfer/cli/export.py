@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..common.console import log, stoppable
+from ..common.console import command_parser, log, stoppable
 from ..common.errors import UserError
 from ..records.cards import metadata_of
 from ..records.files import make_output_folder, write_atomically
@@ -36,20 +36,12 @@ CARD = "MODEL_CARD.md"
 @stoppable
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        export(args.run, args.format, args.output)
-    except BrokenPipeError:
-        raise  # whoever reads has had enough
-    except (UserError, OSError) as error:
-        log.error(str(error))
-        return 1
+    export(args.run, args.format, args.output)
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="delta-export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser("delta-export", __doc__)
     p.add_argument("run", metavar="RUN", help="a run's folder, or its name below results/runs")
     p.add_argument("--format", choices=list(SUFFIXES), required=True)
     p.add_argument(

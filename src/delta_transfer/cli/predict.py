@@ -37,7 +37,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..common.console import Display, log, shorten_list, spelled_out, stoppable
+from ..common.console import Display, command_parser, log, shorten_list, spelled_out, stoppable
 from ..common.errors import UserError
 from ..common.tables import Entry, Table, entries, on_screen
 from ..common.untrusted import no_formula
@@ -58,32 +58,24 @@ class Found:
 @stoppable
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        if args.output and args.output.is_dir():
-            raise UserError(f"--output {args.output} is a folder: name a file in it.")
-        with redirect_stdout(sys.stderr):  # stdout is for the result alone
-            found = predict(args)
-        terminal = not args.output and sys.stdout.isatty()
-        text = FORMATS[args.format](found, terminal, args.exact)
-        if args.output:
-            make_output_folder(args.output.parent)
-            write_atomically(args.output, text.encode())
-        else:
-            if isinstance(sys.stdout, io.TextIOWrapper):  # letters that its encoding lacks become their numbers
-                sys.stdout.reconfigure(errors="backslashreplace")
-            sys.stdout.write(text)
-    except BrokenPipeError:
-        raise  # whoever reads has had enough
-    except (UserError, OSError) as error:
-        log.error(str(error))
-        return 1
+    if args.output and args.output.is_dir():
+        raise UserError(f"--output {args.output} is a folder: name a file in it.")
+    with redirect_stdout(sys.stderr):  # stdout is for the result alone
+        found = predict(args)
+    terminal = not args.output and sys.stdout.isatty()
+    text = FORMATS[args.format](found, terminal, args.exact)
+    if args.output:
+        make_output_folder(args.output.parent)
+        write_atomically(args.output, text.encode())
+    else:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # letters that its encoding lacks become their numbers
+            sys.stdout.reconfigure(errors="backslashreplace")
+        sys.stdout.write(text)
     return 1 if found.refused else 0
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="delta-predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser("delta-predict", __doc__)
     p.add_argument("run", metavar="RUN", help="a run's folder, or its name below results/runs")
     p.add_argument(
         "images",

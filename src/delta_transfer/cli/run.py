@@ -127,6 +127,8 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
                 start(options, for_sweep(words) if several else words)
     except KeyboardInterrupt:
         stopped_by = signal.SIGINT
+    except BrokenPipeError:
+        raise
     except Exception as error:  # of the configuration or a launcher: a job returns what happens in it
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
@@ -284,6 +286,8 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
             log.info(f"left to another process: {error}")
         else:
             log.error(str(error))
+    except BrokenPipeError:  # nobody reads the output: the command ends
+        raise
     except Exception as error:
         told = isinstance(error, UserError | OSError)  # OSError: a full disk, a folder that cannot be written
         if not told:  # the program is wrong: the place in it helps

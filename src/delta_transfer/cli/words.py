@@ -155,7 +155,7 @@ def for_hydra(words: Sequence[str], several: bool) -> list[str]:
         word = sign + word.lstrip("+") if sign != "~" else word
         if value is not None and "text" in takes(key):
             word = f"{sign}{key}={_text(value, several, key == 'source' or takes_list(key))}"
-        elif value is not None and takes_list(key) and re.fullmatch(r"\[[^][{}'\"]*\]", value):
+        elif value is not None and takes_list(key) and re.fullmatch(r"\[[^][{}'\"]+\]", value):
             word = f"{sign}{key}=[{','.join(_text(one.strip(), False, False) for one in value[1:-1].split(','))}]"
         parsed(word)
         made.append(word)

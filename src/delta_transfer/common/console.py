@@ -1,5 +1,6 @@
 """Messages and progress: a progress bar on a terminal, plain lines in a pipe or a file."""
 
+import argparse
 import logging
 import os
 import re
@@ -11,11 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
+from importlib.metadata import version
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
+
+from .errors import UserError
 
 log = logging.getLogger("delta_transfer")  # `show_messages` shows what it is told
 
@@ -191,7 +195,7 @@ def quiet_pipe() -> Iterator[None]:
 def stoppable(main: Callable[..., int]) -> Callable[..., int]:
     """A decorator for commands: Ctrl-C ends them with one sentence, a closed pipe (`| head`) ends them quietly.
 
-    Both have the exit status that shells expect.
+    Both have the exit status that shells expect. An error for people has exit status 1.
     """
 
     @wraps(main)
@@ -203,6 +207,11 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
         except KeyboardInterrupt:
             log.error("stopped by SIGINT")
             return 128 + signal.SIGINT
+        except BrokenPipeError:
+            raise
+        except (UserError, OSError) as error:
+            log.error(str(error))
+            return 1
 
     return stopped
 
@@ -231,3 +240,16 @@ def spelled_out(text: str, keep: str = "") -> str:
 def printable(text: str) -> str:
     """A message of one or several lines that any terminal can show."""
     return spelled_out(text.expandtabs(4), keep="\n")
+
+
+def command_parser(prog: str, text: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser of a command's arguments, with --version. Line breaks of its texts stay."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=text,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('delta-transfer')}")
+    return parser

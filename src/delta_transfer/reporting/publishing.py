@@ -7,14 +7,13 @@ The folder gets records.jsonl, with a line for each run, and predictions.npz, if
 pairs or channel weights. `delta-report FOLDER --format markdown` makes the tables for a README.md beside them.
 """
 
-import argparse
 import io
 import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..common.console import log
+from ..common.console import command_parser, log
 from ..common.errors import UserError
 from ..common.untrusted import read_regular
 from ..records.arrays import channel_attention, pair_similarities, predictions
@@ -29,9 +28,7 @@ PATH = re.compile(r"""(?:^|(?<=[=:,'"[{]))(?!//)[/~][^,'"\]}]*""")  # not the //
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="delta-report publish", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("delta-report publish", __doc__)
     parser.add_argument(
         "dirs", nargs="+", type=Path, metavar="RUNS", help="a results_dir, run folders or a published folder"
     )
