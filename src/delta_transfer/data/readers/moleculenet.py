@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from ...common.console import log, shorten_list
+from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...common.options import option
 from ..dataset import Dataset
@@ -69,23 +69,22 @@ def molecules(root: Path, config: MoleculesConfig) -> Dataset:
     """
     path = root / config.file
     names, rows = _read(path, config)
-    graphs, scaffolds, smiles, labels, unreadable = [], [], [], [], []
+    graphs, scaffolds, smiles, labels = [], [], [], []
+    unreadable: dict[str, str] = {}  # place and SMILES: why
     for number, (text, values) in enumerate(rows, 2):
         try:
             molecule = read_molecule(text)
             graphs.append(graph_of(molecule))
         except ValueError as error:
-            unreadable.append(f"line {number} {text} ({error})")
+            unreadable[f"line {number}, {text}"] = str(error)
             continue
         scaffolds.append(scaffold_of(molecule))
         smiles.append(text)
         labels.append(values)
     if not graphs:
         raise UserError(f"{path} has no molecule that can be read.")
-    if unreadable:
-        log.info(
-            f"{config.name}: left out {len(unreadable)} of {len(rows):,} molecules: {shorten_list(unreadable, 20)}"
-        )
+    named = shorten_list([f"{name} ({why})" for name, why in unreadable.items()])
+    remarks = (f"{config.name}: left out {len(unreadable)} of {len(rows):,} molecules: {named}",) if unreadable else ()
     if config.cut == "scaffold":
         val, test = scaffold_split(scaffolds)
     elif config.cut == "random_scaffold":
@@ -105,6 +104,8 @@ def molecules(root: Path, config: MoleculesConfig) -> Dataset:
         no_picture,
         digest.hexdigest(),
         is_val=val,
+        remarks=remarks,
+        left_out=unreadable,
         graphs=packed,
     )
 
