@@ -10,7 +10,7 @@ from torch import nn
 from delta_transfer.common.console import show_messages
 from delta_transfer.models import Network
 
-from .miniature import GROUPS, composed, names
+from .miniature import CONF, GROUPS, composed, names
 
 gc.set_threshold(50_000, 20, 100)  # by default a third of the time in which Hydra composes is garbage collection
 
@@ -48,7 +48,12 @@ NEEDS = {"reg=scratch": ["backbone.weights=none"], "reg=sum": ["+reg@reg.terms.a
 def every_choice() -> dict[str, dict[str, object]]:
     """The options of every choice of every group, by group and name. One composition tries a choice of each group."""
     found = {group: {} for group in GROUPS}
-    for combined in zip_longest(*([f"{group}={name}" for name in names(group)] for group in GROUPS)):
+    every = {group: [f"{group}={name}" for name in names(group)] for group in GROUPS}
+    files = {one: (CONF / f"{one.replace('=', '/')}.yaml").read_text() for of in every.values() for one in of}
+    graphs = [one for one, text in files.items() if "@_global_: graph_" in text or "_: graph_network" in text]
+    of_images = zip_longest(*([one for one in of if one not in graphs] for of in every.values()))
+    of_graphs = zip_longest(*([one for one in graphs if one.startswith(group)] for group in ("dataset", "backbone")))
+    for combined in (*of_images, *of_graphs):
         choices = [choice for choice in combined if choice]
         needed = [word for choice in choices for word in NEEDS.get(choice, [])]
         config = composed(*choices, *needed)

@@ -41,7 +41,7 @@ def test_every_file_of_every_group_composes(made):
 
 def test_every_pair_of_method_and_backbone_goes_together(made):
     config = composed("dataset=cub")
-    for backbone in made["backbone"].values():
+    for backbone in (one for one in made["backbone"].values() if one.inputs == "images"):
         for reg in made["reg"].values():
             weights = "none" if reg.name == "scratch" else backbone.weights
             both = config.replace(backbone=backbone.replace(weights=weights), reg=reg)  # which checks them
@@ -198,7 +198,8 @@ def test_nesterovs_form_needs_momentum():
 
 def test_data_sets_have_the_official_counts(made):
     counts = {name: vars(config.official) for name, config in made["dataset"].items() if config.official}
-    assert counts.keys() == set(names("dataset")) - {"glyphs", "glyphs_source", "glyph_pairs", "folder", "lfw"}
+    without = {"glyphs", "glyphs_source", "glyph_pairs", "folder", "lfw", "bace", "clintox", "tox21"}
+    assert counts.keys() == set(names("dataset")) - without
     assert counts["cub"] == {"classes": 200, "train": 5994, "test": 5794}
     assert counts["caltech256_60"] == {"classes": 257, "train": 15420, "test": 5140}
     for config in made["dataset"].values():

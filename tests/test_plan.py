@@ -66,6 +66,8 @@ EXPECTED = {
     "l2tww_main_224": (["cub", "mit67", "stanford40", "dogs"], ["resnet18"], 1, L2T, "range(3)"),
     "l2tww_quick": (["glyphs"], ["small_vgg"], 1, L2T, "range(3)"),
     "limited_data": (["cifar10"], ["vgg9_bn"], 5, L2T, "range(3)"),
+    "graphs_main": (["bbbp", "sider"], ["gcn", "sage", "gat"], 1, f"{ALL},bss,stochnorm", "range(10)"),
+    "graphs_proteins": (["proteins"], ["gin"], 10, "scratch", None),
     "multi_source": (["stl10"], ["vgg9_bn"], 3, "l2t_ww", "range(3)"),
     "sample_rates": (["cub", "cars", "aircraft"], ["resnet50"], 4, ALL, "range(5)"),
 }

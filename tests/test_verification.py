@@ -486,7 +486,7 @@ def test_verifications_have_tables_of_their_own(results, tmp_path, capsys):
 
     assert report.main([str(results), "--metric", "test_pair_accuracy", "--format", "csv"]) == 0
     said = capsys.readouterr()
-    assert "cub" not in said.out and "left out: 1 classification runs, which have no pairs" in said.err
+    assert "cub" not in said.out and "left out: 1 runs of other tasks" in said.err
 
 
 def test_a_report_of_verifications_alone_needs_no_option(results, tmp_path, capsys):

@@ -35,6 +35,10 @@ class TUConfig(DatasetConfig):
         files = tuple(f"{self.prefix}_{name}.txt" for name in ("A", "graph_indicator", "graph_labels"))
         return Publication(self.title or self.name, files, of_reader.source)
 
+    @property
+    def as_published(self) -> bool:
+        return (self.fold, self.folds) == (0, 10)  # `official` counts this fold
+
     def check(self) -> None:
         super().check()
         self.require(self.fold < self.folds, "fold", f"dataset.fold must be in 0..{self.folds - 1}, got {self.fold}.")
