@@ -24,6 +24,10 @@ from delta_transfer.methods.base import Batch, Regularizer
 from delta_transfer.methods.delta import DELTA, DELTAWithoutAttention
 from delta_transfer.methods.l2 import L2, L2FE
 from delta_transfer.methods.l2_sp import L2SP
+from delta_transfer.methods.ldifs import LDIFS
+from delta_transfer.methods.lora import LoRA
+from delta_transfer.methods.partial_tuning import BitFit, LNTune
+from delta_transfer.methods.spd import SPD
 from delta_transfer.models import Network, frozen_maps
 
 TAPS = {
@@ -31,7 +35,19 @@ TAPS = {
     "resnet50": ["layer1.2.conv3", "layer2.3.conv3", "layer3.5.conv3", "layer4.2.conv3"],
     "resnet101": ["layer1.2.conv3", "layer2.3.conv3", "layer3.22.conv3", "layer4.2.conv3"],
 }
-METHODS = {"l2": L2, "l2_fe": L2FE, "l2_sp": L2SP, "delta_noatt": DELTAWithoutAttention, "delta": DELTA}
+LATER = {
+    "delta_every_2": partial(DELTA, every=2),
+    "delta_every_4": partial(DELTA, every=4),
+    "delta_normalize_maps": partial(DELTA, normalize_maps=True),
+    "ldifs": LDIFS,
+    "spd": partial(SPD, alpha=1.0),
+    "l2_sp_decoupled": partial(L2SP, decoupled=True),
+    "lora": LoRA,
+    "bitfit": BitFit,
+    "ln_tune": LNTune,
+}
+WITHOUT_ALPHA = ("l2", "l2_fe", "spd", "lora", "bitfit", "ln_tune")
+METHODS = {"l2": L2, "l2_fe": L2FE, "l2_sp": L2SP, "delta_noatt": DELTAWithoutAttention, "delta": DELTA} | LATER
 CLASSES, ALPHA = 50, 1e-6  # so weak that random weights do not diverge; the cost does not depend on it
 
 
@@ -52,7 +68,8 @@ def time_steps(report: Report, name: str, batch: int, size: int, rounds: int, de
     """Ratios of the methods' steps, and of the plain implementation's, in one table row each."""
     fast = "bf16" if device.type == "cuda" else "fp32"
     what = f"{name}, {size} px, batch {batch}, {fast}, {rounds} rounds; "
-    steps = {method: step_of(method, name, batch, size, device, fast) for method in METHODS if method != "l2_fe"}
+    papers = [method for method in METHODS if method != "l2_fe" and method not in LATER]
+    steps = {method: step_of(method, name, batch, size, device, fast) for method in papers}
     times = side_by_side(steps, device, rounds, warm=True)
     for method in ("l2_sp", "delta_noatt", "delta"):
         ratio = times.ratio(method, "l2")
@@ -70,6 +87,12 @@ def time_steps(report: Report, name: str, batch: int, size: int, rounds: int, de
     of_l2 = f"{fe_times.seconds('l2_fe') / times.seconds('l2'):.2f} of an L2 step"
     ratio = fe_times.ratio("l2_fe", "forward")
     report.add(f"step_l2_fe_{name}", ratio.value, f"{what}{ratio}; {of_l2}")
+    for method in LATER:  # two at a time, since each has a network of its own
+        steps = {kind: step_of(kind, name, batch, size, device, fast) for kind in ("l2", method)}
+        every = getattr(METHODS[method](), "every", 1)
+        steps["l2"] = partial(repeated, steps["l2"], every)  # as many steps as the other
+        ratio = side_by_side(steps, device, rounds).ratio(method, "l2")
+        report.add(f"step_{method}_{name}", ratio.value, what + str(ratio))
 
 
 def report_rate(report: Report, name: str, step, seconds: float, batch: int, device: torch.device, kind: str) -> None:
@@ -83,7 +106,7 @@ def state_of(
     name: str, network: str, batch: int, size: int, device: torch.device, precision: str, compiled: bool = False
 ) -> tuple[TrainState, Regularizer, Batch]:
     """A method at the start of training, as a run sets it up, and one random batch."""
-    method = METHODS[name](**({"alpha": ALPHA} if name not in ("l2", "l2_fe") else {}))
+    method = METHODS[name](**({"alpha": ALPHA} if name not in WITHOUT_ALPHA else {}))
     torch.manual_seed(0)
     model = torchvision.models.get_model(network, num_classes=1000)
     source = Network(model, "fc", TAPS[network] if method.needs.taps else ()).freeze()
@@ -93,15 +116,31 @@ def state_of(
         channels = {tap: model.get_submodule(tap).out_channels for tap in TAPS[network]}
         method.load_fitted({tap: torch.randn(count, device=device) for tap, count in channels.items()})
     method.setup(target)
-    frozen = frozen_maps(source, precision=precision) if method.needs.source else None
+    frozen = frozen_maps(source, method.needs.source_logits, precision) if method.needs.source else None
     optimizer = make_optimizer(target, method, SGDConfig(), ScheduleConfig(iterations=1))
     state = TrainState(target, frozen, optimizer, precision, compiled=compiled)
     return state, method, Batch(*batch_of(batch, size, device))
 
 
 def step_of(*arguments, **options) -> Callable[[], object]:
-    """One training step of a method as the loop makes it, as a function without arguments."""
-    return partial(train_step, *state_of(*arguments, **options))
+    """One training step of a method as the loop makes it, as a function without arguments.
+
+    With every=k it makes k steps in turn, of which one has the penalty.
+    """
+    state, method, batch = state_of(*arguments, **options)
+    every = getattr(method, "every", 1)
+
+    def step() -> None:
+        for number in range(every):
+            method.before_step(state, number, every, 0)
+            train_step(state, method, batch)
+
+    return step
+
+
+def repeated(step: Callable[[], object], times: int) -> None:
+    for _ in range(times):
+        step()
 
 
 def forward_of(name: str, batch: int, size: int, device: torch.device, precision: str):
