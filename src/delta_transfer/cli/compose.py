@@ -172,6 +172,9 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         ) from None
     assert isinstance(config, RunConfig)
     config.source = sources_of(config.source)
+    probe = config.evaluate.probe
+    if isinstance(probe, str) and "/" not in probe and not Path(probe).is_dir():  # a name of conf/dataset
+        config.evaluate.probe = compose_dataset(probe, [f"data_dir={config.data_dir}"]).dataset
     return config
 
 

@@ -21,6 +21,7 @@ from ..models.zoo import BackboneConfig, options_of_backbone, untrained
 from ..records.identity import run_id, run_identity
 from . import averages, devices, graph_tasks  # noqa: F401 - averages and tasks register themselves
 from .callbacks import AVERAGES, AverageConfig, require_live_view
+from .kept import EvaluateConfig
 from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 from .tasks import TASKS, ArcFaceConfig
 
@@ -37,6 +38,7 @@ class RunConfig(Options):
     optimizer: OptimizerConfig = MISSING
     average: AverageConfig = field(default_factory=AverageConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
     task: str = option("classification", "what the test images measure; the data set brings it", choices=list(TASKS))
     # Entries of the command line, which cli/ resolves to a list of SourceConfig.
@@ -112,6 +114,10 @@ def run_config_from(values: Mapping[str, Any]) -> RunConfig:
     if "average" in values:  # a record from before this group has its default
         groups["average"] = AVERAGES[values["average"]["name"]].options
     made: dict[str, Any] = {name: from_mapping(group, values[name]) for name, group in groups.items()}
+    probe = values.get("evaluate", {}).get("probe")
+    if isinstance(probe, Mapping):
+        made["evaluate"] = from_mapping(EvaluateConfig, values["evaluate"])
+        made["evaluate"].probe = from_mapping(READERS[probe["reader"]].options, probe)
     made["reg"] = method_config(values["reg"])
     if values.get("source") is not None:
         made["source"] = [from_mapping(SourceConfig, entry) for entry in values["source"]]

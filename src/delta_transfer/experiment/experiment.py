@@ -36,6 +36,7 @@ from ..engine.config import (
     weights_name,
 )
 from ..engine.evaluation import NotFinite
+from ..engine.kept import FurtherSets
 from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
 from ..engine.tasks import TASKS, Classification, Evaluator
@@ -76,6 +77,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         data = dataset.fingerprint
     splits = make_splits(dataset, config.dataset, config.split)
+    further = FurtherSets(config, dataset.classes)
     config.schedule = config.schedule.fitted_to(splits.for_training)
     micro_batch = check_micro_batches(config, stages)
 
@@ -84,11 +86,13 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     with devices.rank0_first():  # it may download
         source = build_source(config.backbone, config.seed, tapped=tapped)
         sources = load_sources(config.source, tapped) if config.source else None
+    further.require_head(source)
     weights = fingerprint(source.weights())
     name, identity = name_of(config, data, weights, sources)
     directory = RunDirectory(Path(config.results_dir) / "runs" / name, writes=devices.rank() == 0)
     before = devices.broadcast_from_rank0(directory.summary)
     if (finished := finished_before(name, before, config.retry_failed)) is not None:
+        config.evaluate.require_in(finished.summary, name)
         predictions(finished.summary | {"folder": directory.path})  # raises Damaged if they were changed
         directory.clear_away()
         return finished
@@ -189,6 +193,9 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
 
             # --- Record ---
 
+            with runner.average.applied(runner.trained()):
+                test_images = splits.test if config.split.measures_test else splits.val
+                measured |= further.measure(source, runner.trained(), loader, test_images, task)
             summary |= measured | runner.record() | runner.average.report()
             summary |= {"peak_memory_bytes": devices.peak_memory(device), "finished": timestamp()}
             with runner.average.applied(runner.trained()):

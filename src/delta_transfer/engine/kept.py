@@ -1,0 +1,147 @@
+"""What is measured after a run beside its test images: what the network kept of its source, and further test sets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..common.console import shorten_list
+from ..common.errors import UserError
+from ..common.options import OptionError, Options, option
+from ..data import load_dataset
+from ..data.dataset import Dataset
+from ..data.loader import BatchSource
+from ..data.readers.folder import FolderConfig
+from ..methods.lp_ft import logistic_regression
+from ..models import Network
+from .evaluation import Line, evaluate, outputs_of
+
+if TYPE_CHECKING:
+    from .config import RunConfig
+
+C, STEPS = 1.0, 200  # of the linear probe: LP-FT's regression with a fixed strength
+
+
+@dataclass
+class EvaluateConfig(Options):
+    """Measurements after training. They change nothing of the run."""
+
+    key: ClassVar[str] = "evaluate"
+
+    forgetting: bool = option(
+        False, "measure what the network still knows of the source, beside what it knew before", identity=False
+    )
+    # Its name or folder on the command line, which cli/ resolves to a DatasetConfig.
+    probe: Any = option(None, "another data set, or a folder, for a linear probe of the embeddings", identity=False)
+    source_labels: bool = option(
+        False, "the classes of evaluate.probe are those of the source network's head, in its order", identity=False
+    )
+    also: dict[str, str] = option(
+        {},
+        "further test sets with the run's classes: +evaluate.also.NAME=FOLDER adds one",
+        identity=False,
+    )
+
+    def check(self) -> None:
+        needed = {"probe": self.probe is not None, "source_labels": self.source_labels}
+        for name, given in needed.items():
+            self.require(self.forgetting or not given, name, f"evaluate.{name} belongs to evaluate.forgetting=true.")
+        self.require(
+            self.probe is not None or not self.source_labels, "source_labels", "evaluate.source_labels needs a probe."
+        )
+        for name in self.also:
+            self.require(name.isidentifier(), "also", f"evaluate.also: {name!r} is no name: use letters, digits and _.")
+
+    def require_in(self, summary: Mapping[str, Any], name: str) -> None:
+        """Raises UserError if a finished run's record lacks what is asked for."""
+        wanted = [f"also_{one}_top1" for one in self.also]
+        wanted += ["kept_agreement"] if self.forgetting else []
+        wanted += ["kept_probe_top1"] if self.probe is not None else []
+        wanted += ["kept_source_top1"] if self.source_labels else []
+        if missing := [key for key in wanted if key not in summary]:
+            raise UserError(
+                f"{name} is finished, and its record has no {shorten_list(missing)}: make the run with evaluate.* in "
+                "another results_dir=FOLDER."
+            )
+
+
+class FurtherSets:
+    """The data sets of `evaluate.*`, read and checked before the run begins. Raises UserError if one does not fit."""
+
+    def __init__(self, config: "RunConfig", classes: tuple[str, ...]):
+        self.config, self.options, cache = config, config.evaluate, Path(config.cache_dir)
+        if (self.options.forgetting or self.options.also) and config.task != "classification":
+            raise OptionError("evaluate", f"evaluate.* is for task=classification, not {config.task}.")
+        self.also: dict[str, Dataset] = {}
+        for name, folder in self.options.also.items():
+            read = load_dataset(FolderConfig(reader="folder", name=name, root=folder), cache)
+            if unknown := sorted(set(read.classes) - set(classes)):
+                raise OptionError(
+                    "evaluate.also",
+                    f"evaluate.also={name}={folder} has classes that the run does not train: {shorten_list(unknown)}.",
+                )
+            mapped = np.array([classes.index(one) for one in read.classes])[read.labels]
+            self.also[name] = replace(read, labels=mapped, classes=classes)
+        probe = self.options.probe
+        if isinstance(probe, str):
+            probe = FolderConfig(reader="folder", name=Path(probe).name or "probe", root=probe)
+        self.probe: Dataset | None = None if probe is None else load_dataset(probe, cache)
+
+    def require_head(self, source: Network) -> None:
+        """Raises OptionError unless the probe can have the classes of the source's head."""
+        if self.options.source_labels and self.probe is not None and len(self.probe.classes) != source.classes:
+            raise OptionError(
+                "evaluate.source_labels",
+                f"evaluate.source_labels: {self.probe.name} has {len(self.probe.classes)} classes, and the source's "
+                f"head {source.classes}.",
+            )
+
+    def measure(self, source: Network, target: Network, loader: BatchSource, test: np.ndarray, task: Any) -> Line:
+        """Accuracies in percent. test: images that the run measures; those of the validation split on folds.
+
+        kept_agreement: on how many of `test` the source's own head says the same on the target's embeddings as on the
+        source's, which is 100 before training. kept_probe_top1: of a logistic regression on the embeddings of the
+        probe's training images, on its test images; kept_probe_top1_before: the same with the source's embeddings.
+        kept_source_top1, kept_source_top1_before: of the source's head on the probe's test images.
+        also_NAME_top1, also_NAME_loss: of the target on all images of a further set.
+        """
+        device, found = loader.device, Line()
+        sets = {name: dataset.fingerprint for name, dataset in self.also.items()}
+        for name, dataset in self.also.items():
+            measured = evaluate(target, task.open_loader(self.config, dataset, device), np.arange(len(dataset.labels)))
+            found |= {f"also_{name}_{key}": measured[key] for key in ("top1", "loss")}
+        if self.options.forgetting:
+            both = [outputs_of(network, loader, test, "embedding")[0] for network in (source, target)]
+            said = [source_head(source, embedding).argmax(dim=1) for embedding in both]
+            found["kept_agreement"] = percent(said[0] == said[1])
+        if self.probe is not None:
+            sets[self.probe.name] = self.probe.fingerprint
+            other = task.open_loader(self.config, self.probe, device)
+            for network, suffix in ((source, "_before"), (target, "")):
+                found |= {f"{key}{suffix}": value for key, value in self._probed(source, network, other).items()}
+        return found | ({"further_sets": sets} if sets else {})
+
+    def _probed(self, source: Network, network: Network, loader: BatchSource) -> Line:
+        assert self.probe is not None
+        parts = [np.flatnonzero(~self.probe.is_test), np.flatnonzero(self.probe.is_test)]
+        (train, labels), (test, wanted) = (outputs_of(network, loader, part, "embedding") for part in parts)
+        found: Line = {}
+        if self.options.source_labels:
+            found["kept_source_top1"] = percent(source_head(source, test).argmax(dim=1) == wanted)
+        mean, std = train.mean(), train.std()
+        head = logistic_regression((train - mean) / std, labels.clone(), len(self.probe.classes), C, STEPS)
+        return found | {"kept_probe_top1": percent(F.linear((test - mean) / std, *head).argmax(dim=1) == wanted)}
+
+
+def source_head(source: Network, embedding: Tensor) -> Tensor:
+    """The logits of the source's own head, (N, K_s), for embeddings (N, D) on the CPU."""
+    head = {name.rpartition(".")[2]: p.detach().cpu() for name, p in source.head_parameters().items()}
+    return F.linear(embedding, head["weight"], head.get("bias"))
+
+
+def percent(right: Tensor) -> float:
+    return 100 * right.double().mean().item()

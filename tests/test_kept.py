@@ -1,0 +1,98 @@
+"""What is measured after a run: what the network kept of its source, and further test sets."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from delta_transfer.common.errors import UserError
+from delta_transfer.common.options import OptionError
+from delta_transfer.engine.config import run_config_from
+from delta_transfer.engine.kept import EvaluateConfig, FurtherSets, source_head
+from delta_transfer.experiment.experiment import run
+from delta_transfer.records.arrays import predictions
+
+from .miniature import composed, tiny_overrides, write_cub
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return write_cub(tmp_path_factory.mktemp("data") / "CUB")
+
+
+@pytest.fixture(scope="module")
+def words(root, tmp_path_factory) -> list[str]:
+    return [*tiny_overrides(root, tmp_path_factory.mktemp("results")), "reg=l2_fe"]  # the backbone stays
+
+
+def also(root: Path, folder: Path, classes: int) -> str:
+    """A folder with the images of some classes."""
+    for source in sorted((root / "images").iterdir())[:classes]:
+        shutil.copytree(source, folder / source.name)
+    return f"+evaluate.also.few={folder}"
+
+
+def test_a_run_measures_what_it_is_asked_for_and_keeps_its_name(root, words, tmp_path):
+    asked = [also(root, tmp_path / "few", 2), "evaluate.forgetting=true", f"evaluate.probe={root / 'images'}"]
+    config = composed(*words, *asked)
+    record = run(config).summary
+    assert record["kept_agreement"] == 100.0  # the backbone is the source's
+    assert record["kept_probe_top1"] == record["kept_probe_top1_before"]
+    assert set(record["further_sets"]) == {"few", "images"} and 0 <= record["also_few_top1"] <= 100
+    assert "evaluate" not in record["identity"]
+    again = run_config_from(json.loads(json.dumps(asdict(config))))
+    assert again.evaluate == config.evaluate
+    assert run(composed(*words, *asked)).skipped
+
+
+def test_a_finished_run_without_the_measurement_is_no_answer(root, words, tmp_path):
+    plain = [*words, "seed=1"]
+    run(composed(*plain))
+    assert run(composed(*plain)).skipped
+    with pytest.raises(UserError):
+        run(composed(*plain, "evaluate.forgetting=true"))
+
+
+def test_accuracy_on_a_further_set_is_that_of_its_classes_in_the_runs_order(root, words, tmp_path):
+    """The test images of the run as a further set: what predictions.npz says of them."""
+    arrays_of = run(composed(*words, "seed=2")).summary
+    folder = tmp_path / "test"
+    config = composed(*words, "seed=2")
+    results = Path(config.results_dir) / "runs" / arrays_of["run_id"]
+    stored = predictions(arrays_of | {"folder": results})
+    from delta_transfer.data import load_dataset
+
+    dataset = load_dataset(config.dataset)
+    for index in np.flatnonzero(dataset.is_test):
+        file = dataset.files[index]
+        (folder / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / file.parent.name / file.name)
+    elsewhere = [word for word in words if not word.startswith("results_dir=")] + [f"results_dir={tmp_path / 'r'}"]
+    record = run(composed(*elsewhere, "seed=2", f"+evaluate.also.same={folder}")).summary
+    right = stored["logits"].argmax(axis=1) == stored["labels"]
+    assert record["also_same_top1"] == pytest.approx(100 * right.mean()) == record["test_top1"]
+
+
+def test_the_sources_head_is_applied_to_any_embedding(tiny_source):
+    found = tiny_source(torch.randn(4, 3, 8, 8))
+    assert torch.allclose(source_head(tiny_source, found["embedding"]), found["logits"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"probe": "x"}, {"forgetting": True, "source_labels": True}, {"also": {"a b": "x"}}],
+)
+def test_options_that_do_not_go_together_are_refused(options):
+    with pytest.raises(OptionError):
+        EvaluateConfig(**options)
+
+
+def test_classes_that_the_run_does_not_train_are_named_before_it_begins(root, words, tmp_path):
+    config = composed(*words, also(root, tmp_path / "few", 3))
+    FurtherSets(config, tuple(sorted(folder.name for folder in (root / "images").iterdir())))
+    with pytest.raises(OptionError):
+        FurtherSets(config, ("another",))
