@@ -21,6 +21,8 @@ from delta_transfer.data.dataset import make_splits
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.experiment.fitting import describe_fit, fitted_path
 from delta_transfer.models.zoo import BackboneConfig, build_source
+from delta_transfer.records.arrays import image_names, predictions
+from delta_transfer.records.reading import read
 from delta_transfer.records.run_directory import git_commit
 
 from .miniature import composed, delta_run, names, source_for, tiny_overrides, write_cub
@@ -348,6 +350,11 @@ def test_validation_part_is_cut_from_train_only(cub_root, tmp_path, monkeypatch)
     (summary,) = summaries(tmp_path).values()
     assert (summary["n_train"], summary["n_val"], summary["n_test"]) == (12, 6, 6)
     assert summary["val_top1"] is not None
+    record = read(tmp_path / "runs" / summary["run_id"])
+    for what, key in (("validation", "val_top1"), ("predictions", "test_top1")):
+        found = predictions(record, what)
+        assert 100 * found.correct.mean() == pytest.approx(summary[key])
+        assert len(image_names(record, what)) == 6 and what in summary["digests"]
 
 
 def test_runs_on_folds_do_not_look_at_the_test_part(cub_root, tmp_path, monkeypatch, capsys):

@@ -11,13 +11,14 @@
     delta-report --metric val_top1                 # the best hyper-parameters on validation data
     delta-report --select cv                       # the same by cross-validation: runs with split.folds only
     delta-report --select cv --emit-overrides      # the commands of the final runs with what was chosen, for | sh
+    delta-report trust RUN ...                     # classes, confusions, calibration, wrong labels, worst images
     delta-report case-study RUN_A RUN_B            # activation maps, and channels that came to life
     delta-report attention RUN ...                 # the channel weights of DELTA
     delta-report publish RUNS --to FOLDER          # the records of many runs in one folder, to commit
 
 The tables have the mean ± sample standard deviation over seeds of finished runs, and differences to a baseline, paired
-by seed. They go to stdout or --output; stderr names the runs that were left out, and why. case-study, attention and
-publish have options of their own (--help).
+by seed. They go to stdout or --output; stderr names the runs that were left out, and why. trust, case-study,
+attention and publish have options of their own (--help).
 """
 
 import argparse
@@ -42,7 +43,12 @@ TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
 PAIRS = "test_pair_accuracy"  # the metric of verification runs, which have a table more
 # Modules with a main(argv) of their own; the first two import torch.
-COMMANDS = {"case-study": "cli.case_study", "attention": "cli.attention", "publish": "reporting.publishing"}
+COMMANDS = {
+    "case-study": "cli.case_study",
+    "attention": "cli.attention",
+    "publish": "reporting.publishing",
+    "trust": "reporting.trust",
+}
 
 MORE = """\
 files:

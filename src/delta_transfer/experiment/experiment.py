@@ -42,7 +42,7 @@ from ..engine.optimizers import make_optimizer
 from ..engine.tasks import TASKS, Classification, Evaluator
 from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source
-from ..records.arrays import predictions
+from ..records.arrays import PREDICTIONS, VALIDATION, predictions
 from ..records.cards import in_words, make_card, metadata_of
 from ..records.checked import MODEL, fingerprint, save_with_checksum
 from ..records.files import make_output_folder
@@ -199,7 +199,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
             summary |= measured | runner.record() | runner.average.report()
             summary |= {"peak_memory_bytes": devices.peak_memory(device), "finished": timestamp()}
             with runner.average.applied(runner.trained()):
-                write_outputs(config, directory, runner, task, dataset, evaluator.latest.get("test"), summary)
+                write_outputs(config, directory, runner, task, dataset, evaluator.latest, summary)
             directory.write_summary(summary)
         directory.remove_checkpoint()
     result = RunResult(summary, skipped=False)
@@ -298,21 +298,26 @@ def write_outputs(
     runner: StageRunner,
     task: Classification,
     dataset: Dataset,
-    test: dict[str, Any] | None,
+    measured: dict[str, dict[str, Any]],
     summary: dict[str, Any],
 ) -> None:
-    """Test predictions, class names, the trained weights, and what the method learned; a model card on request.
+    """Predictions of each split, class names, the trained weights, what the method learned; a model card on request.
 
     The summary gets the digests of what is written.
     """
     digests = summary[DIGESTS] = {}
-    if test is not None:
-        arrays = {name: value for name, value in test.items() if isinstance(value, np.ndarray)}
+    kinds = {"val": (VALIDATION, PREDICTIONS), "test": task.outputs}
+    for split, found in measured.items():
+        if split == "val" and not task.one_label:
+            continue
+        what, kept = kinds[split]
+        arrays = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+        digests[what] = array_digest({key: arrays[key] for key in kept})
+        if kept == PREDICTIONS:
+            arrays["names"] = np.array([dataset.names[index] for index in arrays["index"]])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        what, kept = task.outputs
         directory.write(f"{what}.npz", buffer.getvalue())
-        digests[what] = array_digest({key: arrays[key] for key in kept})
     directory.write(CLASSES, json.dumps(dataset.classes).encode())
     if runner.modules:
         directory.write("method.safetensors", save_with_checksum(runner.modules))

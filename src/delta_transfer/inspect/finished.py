@@ -6,7 +6,6 @@
 Neither its images nor its source weights need to be here; `replay.py` rebuilds those too.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from ..common.errors import UserError
-from ..common.untrusted import read_regular
 from ..engine.config import RunConfig, run_config_from
 from ..models import Network
 from ..models.zoo import bare_network
 from ..records.checked import MODEL, load_trained
-from ..records.reading import harmless, read
-from ..records.run_directory import CLASSES, unreadable
+from ..records.reading import read
+from ..records.run_directory import class_names, unreadable
 
 RUNS = Path("results/runs")  # delta-run puts them there by default
 
@@ -111,15 +109,3 @@ def trained_weights(record: dict[str, Any]) -> dict[str, Tensor]:
 def not_of_this_run(record: dict[str, Any], error: object) -> UserError:
     path = record["folder"] / MODEL
     return UserError(f"{path} is not the network of this run: {str(error).strip().splitlines()[0]}")
-
-
-def class_names(record: dict[str, Any]) -> tuple[str, ...]:
-    """Raises UserError for a file that is missing or damaged."""
-    path = record["folder"] / CLASSES
-    try:
-        names = harmless(json.loads(read_regular(path)))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if not isinstance(names, list) or len(names) != record.get("num_classes"):
-        raise UserError(f"{path} does not hold the names of the run's {record.get('num_classes')} classes.")
-    return tuple(map(str, names))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.console import spelled_out
 from ..common.untrusted import check_header, most_unpacked, open_regular
 from .integrity import WHAT_TO_DO, array_digest, digest_of
 from .reading import ARRAYS, Damaged, Record, attention_options, is_number, run_id, section
@@ -18,13 +19,14 @@ if TYPE_CHECKING:  # slow to import, and most tables do not need it
 
 PREDICTIONS = ("labels", "logits", "index")
 SIMILARITIES = ("similarities", "same", "fold")
+VALIDATION = "validation"  # the file of the predictions for held-out training images, beside predictions.npz
 ATTENTION = "attention.safetensors"
 LARGEST = 64 * 2**30  # bytes of a file of arrays
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The outputs for the N test images at the last iteration."""
+    """The outputs for N test images, or held-out training images, at the last iteration."""
 
     labels: "np.ndarray"  # (N,)
     logits: "np.ndarray"  # (N, K)
@@ -55,20 +57,38 @@ class ChannelAttention:
     source: str | None  # the fingerprint of the source network's weights, if it is known
 
 
-def predictions(record: Record) -> Predictions | None:
-    """The predictions of a run; None if it has none. Raises Damaged."""
+def predictions(record: Record, what: str = "predictions") -> Predictions | None:
+    """The predictions of a run for its test images, or for the held-out ones (VALIDATION); None if it has none.
+
+    Bundles hold those of test images alone. Raises Damaged.
+    """
     import numpy as np
 
-    arrays, place = _arrays(record, "predictions.npz", PREDICTIONS)
+    if what == VALIDATION and record.get("bundled"):
+        return None
+    arrays, place = _arrays(record, f"{what}.npz", PREDICTIONS)
     if arrays is None:
         return None
-    _check_digest(record, "predictions", arrays, place)
+    _check_digest(record, what, arrays, place)
     made = Predictions(**arrays)
     numbers = made.logits.dtype.kind == "f" and made.labels.dtype.kind == made.index.dtype.kind == "i"
     n = made.logits.shape[0] if numbers and made.logits.ndim == 2 and made.logits.shape[1] else 0
     if not n or not made.labels.shape == made.index.shape == (n,) or not np.isfinite(made.logits).all():
         raise Damaged(f"{place}: labels, logits and index do not belong together")
     return made
+
+
+def image_names(record: Record, what: str = "predictions") -> list[str] | None:
+    """The names (N,) of the images that `predictions` are of; None if they were not recorded. Raises Damaged."""
+    if record.get("bundled"):
+        return None
+    arrays, place = _arrays(record, f"{what}.npz", (), optional=("names",))
+    names = (arrays or {}).get("names")
+    if names is None:
+        return None
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise Damaged(f"{place}: names are no list of texts")
+    return [spelled_out(str(name)) for name in names]
 
 
 def pair_similarities(record: Record) -> PairSimilarities | None:
@@ -154,7 +174,9 @@ def _check_digest(record: Record, what: str, arrays: "dict[str, np.ndarray]", pl
         raise Damaged(f"{place}: the {what} of {run_id(record)} were changed after the run ended: {WHAT_TO_DO}")
 
 
-def _arrays(record: Record, name: str, keys: Iterable[str]) -> "tuple[dict[str, np.ndarray] | None, str]":
+def _arrays(
+    record: Record, name: str, keys: Iterable[str], optional: Iterable[str] = ()
+) -> "tuple[dict[str, np.ndarray] | None, str]":
     """The arrays `keys` of a run, from its file `name` or its bundle, and that file; None if absent. Raises Damaged."""
     import numpy as np
 
@@ -170,6 +192,7 @@ def _arrays(record: Record, name: str, keys: Iterable[str]) -> "tuple[dict[str, 
         with open_regular(path, LARGEST) as opened, np.load(opened, allow_pickle=False) as arrays:
             if bundled and not any(prefix + key in arrays.files for key in keys):
                 return None, str(path)
-            return {key: arrays[prefix + key] for key in keys}, str(path)
+            there = [key for key in optional if prefix + key in arrays.files]
+            return {key: arrays[prefix + key] for key in [*keys, *there]}, str(path)
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         raise Damaged(f"{path} cannot be read: {error}") from None

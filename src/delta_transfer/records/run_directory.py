@@ -16,7 +16,7 @@ from ..common.untrusted import read_regular
 from .files import naming, remove_unfinished, sync, sync_folder, whole_file
 from .integrity import problem_of, with_digest
 from .locks import InUse, try_lock
-from .reading import LONGEST_RECORD
+from .reading import LONGEST_RECORD, harmless
 
 SCHEMA = 3  # of summary.json and the files beside it
 LOCK = ".lock"
@@ -155,6 +155,21 @@ def unreadable(summary: dict[str, Any]) -> str | None:
     """Why this version cannot read a record; None if it can."""
     schema = summary.get("schema")
     return None if schema == SCHEMA else f"its schema is {schema!r}, and this version reads {SCHEMA}"
+
+
+def class_names(record: dict[str, Any]) -> tuple[str, ...]:
+    """The class names of a finished run, in the order of the logits.
+
+    Raises UserError for names that are missing or damaged.
+    """
+    path = record["folder"] / CLASSES
+    try:
+        names = harmless(record.get("classes") if record.get("bundled") else json.loads(read_regular(path)))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if not isinstance(names, list) or len(names) != record.get("num_classes"):
+        raise UserError(f"{path} does not hold the names of the run's {record.get('num_classes')} classes.")
+    return tuple(map(str, names))
 
 
 @cache

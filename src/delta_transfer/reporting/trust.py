@@ -1,0 +1,141 @@
+"""delta-report trust: can a model be trusted? Its predictions tell.
+
+    delta-report trust results/runs/photos-resnet18-delta-s0-0123abcd
+    delta-report trust results                      # all runs in one table
+    delta-report trust RUN OTHER_RUN                # also which images only one of them gets right
+    delta-report trust RUN --format markdown --output trust.md
+
+For each run with predictions.npz: accuracy by class, the largest confusions, calibration, accuracy of the surest
+images, and the worst images. Whatever is fitted, such as a temperature, is fitted on predictions for held-out training
+images (validation.npz of the run, or of runs on folds with its settings) and never on test images. These also show
+which training images may have a wrong label.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from ..common import tables
+from ..common.console import log, spelled_out
+from ..common.errors import UserError
+from ..records.arrays import VALIDATION, Predictions, image_names, predictions
+from ..records.files import make_output_folder
+from ..records.reading import Damaged, Record, folds, method_of, read_all, run_id
+from ..records.run_directory import class_names
+from .record_views import Settings, contradiction, dataset_and_backbone, problem, reg_settings, settings, within
+from .trust_tables import HeldOut, Trusted, as_json, trust_tables
+
+# ---- reading ---------------------------------------------------------------------------------------------
+
+
+def question(record: Record) -> tuple[object, ...]:
+    """What runs on folds and the final runs of one method and setting have in common."""
+    shared = {k: v for k, v in settings(record, "val_top1").items() if not within(k, ["split"])}
+    pairs: list[Settings] = [tuple(sorted(one.items())) for one in (shared, reg_settings(record))]
+    return (*dataset_and_backbone(record), method_of(record), *pairs)
+
+
+def trusted(records: list[Record]) -> list[Trusted]:
+    """The runs with predictions of classes. A log line says what is left out."""
+    tested: list[tuple[Record, Predictions]] = []
+    validated: dict[tuple[object, ...], list[tuple[Record, Predictions]]] = {}
+    without = 0
+    for record in records:
+        reasons = [problem(record, metric) for metric in ("test_top1", "val_top1")]
+        if None not in reasons and reasons[0] != "no test_top1":
+            log.info(f"skipped {run_id(record)}: {reasons[0]}")
+            continue
+        try:
+            if said := contradiction(record):
+                log.info(f"skipped {run_id(record)}: {said}")
+                continue
+            found = predictions(record) if reasons[0] is None else None
+            own = predictions(record, VALIDATION) if reasons[1] is None else None
+        except Damaged as error:
+            log.info(str(error))
+            continue
+        if found:
+            tested.append((record, found))
+        if own:
+            validated.setdefault(question(record), []).append((record, own))
+        without += not (found or own)
+    if without:
+        log.info(f"left out: {without} runs without predictions of classes")
+    pooled = {key: pool(parts) for key, parts in validated.items()}
+    made = []
+    for record, found in tested:
+        itself = [(r, p) for r, p in validated.get(question(record), []) if r is record]
+        held_out = pool(itself) if itself else pooled.get(question(record))
+        made.append(Trusted(record, found, classes_of(record, found), images_of(record, found), held_out, True))
+    answered = {question(record) for record, _ in tested}
+    for key, held_out in pooled.items():
+        if key not in answered:
+            record, index = validated[key][0][0], np.array(list(held_out.images))
+            found = Predictions(held_out.labels, held_out.logits, index)
+            names = list(held_out.images.values())
+            made.append(Trusted(record, found, classes_of(record, found), names, held_out, False))
+    return made
+
+
+def pool(parts: list[tuple[Record, Predictions]]) -> HeldOut:
+    images: dict[int, str] = {}
+    index = np.concatenate([p.index for _, p in parts])
+    for record, found in parts:
+        images |= dict(zip(found.index.tolist(), images_of(record, found, VALIDATION), strict=True))
+    numbers, place, count = np.unique(index, return_inverse=True, return_counts=True)
+    logits = np.zeros((len(numbers), parts[0][1].logits.shape[1]))
+    np.add.at(logits, place, np.concatenate([p.logits for _, p in parts]))
+    labels = np.zeros(len(numbers), int)
+    labels[place] = np.concatenate([p.labels for _, p in parts])
+    on_folds = any(folds(record) for record, _ in parts)
+    return HeldOut({i: images[i] for i in numbers.tolist()}, labels, logits / count[:, None], on_folds)
+
+
+def classes_of(record: Record, found: Predictions) -> list[str]:
+    try:
+        return list(class_names(record))
+    except UserError as error:
+        log.info(f"classes by number: {error}")
+        return [f"class {i}" for i in range(found.logits.shape[1])]
+
+
+def images_of(record: Record, found: Predictions, what: str = "predictions") -> list[str]:
+    return image_names(record, what) or [f"image {i}" for i in found.index]
+
+
+# ---- command ---------------------------------------------------------------------------------------------
+
+
+def main(argv: list[str]) -> int:
+    p = argparse.ArgumentParser(
+        prog="delta-report trust", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("dirs", nargs="+", type=Path, metavar="RUN", help="run folders, a results_dir or a published folder")
+    p.add_argument("--format", choices=["table", "markdown", "json"], default="table", help="default: for the terminal")
+    p.add_argument("--most", type=int, default=10, metavar="N", help="lines of a table (default: 10)")
+    p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
+    args = p.parse_args(argv)
+    if args.most < 1:
+        p.error("--most must be at least 1")
+    for absent in [top for top in args.dirs if not top.is_dir()]:
+        log.info(f"no such folder: {absent}")
+    found = trusted(read_all(args.dirs)[0])
+    if not found:
+        raise UserError(f"No finished run with predictions in {', '.join(spelled_out(str(d)) for d in args.dirs)}.")
+    if args.format == "json":
+        text = as_json(found)
+    elif args.format == "markdown":
+        text = tables.as_markdown(trust_tables(found, args.most))
+    else:
+        text = tables.on_screen(trust_tables(found, args.most), terminal=not args.output and sys.stdout.isatty())
+    if not args.output:
+        sys.stdout.write(text)
+        return 0
+    try:
+        make_output_folder(args.output.parent)
+        args.output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{args.output} cannot be written: {error}") from None
+    return 0

@@ -1,0 +1,318 @@
+"""What the predictions of a run tell about trusting it, as numbers, tables and JSON."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ..common.console import log
+from ..common.tables import MISSING, Bar, Entry, Table, entries
+from ..records.arrays import Predictions
+from ..records.reading import Record, method_title, run_id, seed
+from .calibration import (
+    BINS,
+    KNOWN,
+    Judged,
+    accuracy_at,
+    averages,
+    calibration_error,
+    confusion,
+    none_of_these,
+    reliability,
+    softmax,
+    suspects,
+    temperature,
+    top_k,
+    wilson,
+)
+from .record_views import dataset_and_backbone
+from .statistics import mcnemar
+
+MOST = 4  # runs that are shown with their classes and images
+COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Predictions of networks that did not train on the images, of all runs that answer for one set of settings."""
+
+    images: dict[int, str]  # names, or numbers in the data set, by number in the data set
+    labels: np.ndarray
+    logits: np.ndarray  # mean over the runs that held an image out
+    on_folds: bool
+
+    @cached_property
+    def judged(self) -> Judged:
+        return Judged(self.labels, softmax(self.logits))
+
+
+@dataclass(frozen=True)
+class Trusted:
+    """A run with its predictions, or, without any final run, the folds of one set of settings together."""
+
+    record: Record
+    made: Predictions
+    classes: list[str]
+    images: list[str]  # by position in the arrays
+    held_out: HeldOut | None  # None: not recorded
+    tested: bool  # False: `made` are the held-out predictions themselves
+
+    @cached_property
+    def judged(self) -> Judged:
+        return Judged(self.made.labels, softmax(self.made.logits))
+
+    @property
+    def name(self) -> str:
+        dataset, backbone = dataset_and_backbone(self.record)
+        which = f"seed {seed(self.record)}" if self.tested else "folds"
+        return f"{method_title(self.record)} on {dataset}, {backbone}, {which}"
+
+    @cached_property
+    def temperature(self) -> float | None:
+        known = self.held_out if self.tested else None
+        return temperature(known.labels, known.logits) if known else None
+
+    @cached_property
+    def numbers(self) -> dict[str, Any]:
+        """Everything that is one number, as a fraction; None for what nothing held out tells."""
+        judged, t = self.judged, self.temperature
+        scaled = None if t is None else Judged(judged.labels, softmax(self.made.logits, t))
+        low, high = wilson(int(judged.right.sum()), len(judged.labels))
+        least = none_of_these(self.held_out.judged) if self.held_out and self.tested else None
+        return {
+            "n": len(judged.labels),
+            "accuracy": float(judged.right.mean()),
+            "accuracy_interval": [low, high],
+            **averages(confusion(judged)),
+            "top5": top_k(judged, 5) if len(self.classes) > 5 else None,
+            "confidence": float(judged.confidence.mean()),
+            "calibration_error": calibration_error(judged),
+            "temperature": t,
+            "calibration_error_at_temperature": calibration_error(scaled) if scaled else None,
+            "none_below": least,
+            "none_of_these": None if least is None else float((judged.confidence < least).mean()),
+        }
+
+
+# ---- tables ----------------------------------------------------------------------------------------------
+
+
+def percent(part: float | None) -> Entry:
+    return Entry(MISSING) if part is None else Entry(f"{100 * part:.1f}", part)
+
+
+def rate(right: int, n: int, zero: float) -> tuple[Entry, Entry]:
+    """A rate with its interval, as text and as a bar on 0..1; `zero`: where its mark stands."""
+    if not n:
+        return Entry(MISSING), Entry("")
+    low, high = wilson(right, n)
+    text = f"{100 * right / n:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
+    return Entry(text, right / n), Entry("", bar=Bar(zero, low, right / n, high))
+
+
+def summary(found: list[Trusted]) -> Table:
+    header = ["run", "accuracy", "balanced", "macro-F1", "top-5", "ECE", "temperature", "ECE with it", "surest 80 %"]
+    rows = []
+    for one in found:
+        n = one.numbers
+        t = n["temperature"]
+        right, kept = accuracy_at(one.judged, 0.8)
+        rows.append(
+            entries(
+                one.name,
+                rate(int(one.judged.right.sum()), n["n"], 0)[0],
+                *(percent(n[key]) for key in ("balanced_accuracy", "macro_f1", "top5", "calibration_error")),
+                Entry(MISSING) if t is None else Entry(f"{t:.2f}", t),
+                percent(n["calibration_error_at_temperature"]),
+                percent(right / kept),
+            )
+        )
+    notes = [
+        "Accuracy on test images in %, with Wilson's 95 % interval over images; balanced: mean over classes. ECE: mean "
+        f"distance between probability and accuracy in points, {BINS} bins",
+    ]
+    if any(one.temperature for one in found):
+        notes.append(
+            "Temperature: what logits are divided by; fitted on held-out training images, never on tested ones"
+        )
+    if not all(one.held_out for one in found):
+        notes.append("No temperature: nothing held out was predicted (split.val_fraction, or runs with split.folds)")
+    if not all(one.tested for one in found):
+        notes.append("folds: no run was tested, so each training image counts as the run that held it out predicted it")
+    table = Table("Can the model be trusted?", header, rows, 1, notes=notes)
+    kept_columns = [i for i in range(len(header)) if i < 4 or any(row[i].value is not None for row in rows)]
+    return table.columns(kept_columns)
+
+
+def in_words(one: Trusted) -> str:
+    n = one.numbers
+    gap = n["confidence"] - n["accuracy"]
+    how = "overconfident" if gap > 0.02 else "too careful" if gap < -0.02 else "well calibrated on average"
+    said = (
+        f"It gets {100 * n['accuracy']:.1f} % of {n['n']} images right and gives its answers a probability of "
+        f"{100 * n['confidence']:.1f} % on average: it is {how}."
+    )
+    t = n["temperature"]
+    if t is not None and n["calibration_error_at_temperature"] < n["calibration_error"]:
+        said += f" Logits divided by {t:.2f} bring the calibration error from {100 * n['calibration_error']:.1f} to "
+        said += f"{100 * n['calibration_error_at_temperature']:.1f} points."
+    return said
+
+
+def by_class(one: Trusted, most: int) -> Table:
+    counts = confusion(one.judged)
+    own, true, said = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    rows = []
+    order = sorted(range(len(one.classes)), key=lambda k: (own[k] / true[k] if true[k] else 2, one.classes[k]))
+    for k in order[:most]:
+        others = counts[k].copy()
+        others[k] = 0
+        taken = f"{one.classes[others.argmax()]} ({others.max()})" if others.max() else ""
+        f1 = 2 * own[k] / (true[k] + said[k]) if true[k] + said[k] else None
+        text, bar = rate(int(own[k]), int(true[k]), one.numbers["accuracy"])
+        rows.append(entries(one.classes[k], text, bar, percent(f1), Entry(str(true[k]), int(true[k])), taken))
+    notes = ["Accuracy in % with Wilson's 95 % interval; the mark in the bar is the accuracy on all images"]
+    if len(order) > most:
+        notes.append(f"The worst {most} of {len(order)} classes (--most {len(order)} for all)")
+    header = ["class", "accuracy", "", "F1", "n", "most often taken for"]
+    return Table(f"{one.name}: classes, the worst first", header, rows, 1, notes=notes, verdict=in_words(one))
+
+
+def confusions(one: Trusted, most: int) -> Table | None:
+    counts = confusion(one.judged)
+    true = counts.sum(axis=1)
+    pairs = [(counts[i, j], i, j) for i, j in np.argwhere(counts) if i != j]
+    rows = [
+        entries(one.classes[i], one.classes[j], Entry(str(n), int(n)), percent(n / true[i]))
+        for n, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))[:most]
+    ]
+    header = ["class", "taken for", "images", "% of the class"]
+    return Table(f"{one.name}: largest confusions", header, rows, 2) if rows else None
+
+
+def calibration(one: Trusted) -> Table:
+    rows = []
+    for found in reliability(one.judged, 10):
+        text, bar = rate(found.right, found.n, found.confidence)
+        rows.append(entries(percent(found.confidence), text, bar, Entry(str(found.n), found.n)))
+    notes = ["Images by the probability of their answer, the mark in the bar; the point is their accuracy"]
+    header = ["probability", "accuracy", "", "n"]
+    return Table(f"{one.name}: is 90 % right in 90 %?", header, rows, 0, notes=notes)
+
+
+def rejection(one: Trusted) -> Table:
+    rows = []
+    for coverage in COVERAGES:
+        right, kept = accuracy_at(one.judged, coverage)
+        rows.append(entries(percent(coverage), *rate(right, kept, one.numbers["accuracy"]), Entry(str(kept), kept)))
+    least, notes = one.numbers["none_below"], []
+    if least is not None:
+        notes.append(
+            f'Answer "none of these" below a probability of {least:.2f}: {100 * KNOWN:.0f} % of held-out training '
+            f"images are above it, and {100 * (1 - one.numbers['none_of_these']):.1f} % of these images"
+        )
+    title = f"{one.name}: accuracy if only the surest images are answered"
+    return Table(title, ["% answered", "accuracy", "", "n"], rows, 0, notes=notes)
+
+
+def worst(one: Trusted, most: int) -> Table | None:
+    judged = one.judged
+    order = [i for i in np.argsort(-judged.confidence, kind="stable") if not judged.right[i]][:most]
+    rows = [
+        entries(
+            one.images[i],
+            one.classes[judged.labels[i]],
+            one.classes[judged.predicted[i]],
+            percent(float(judged.confidence[i])),
+        )
+        for i in order
+    ]
+    header = ["image", "class", "taken for", "probability"]
+    return Table(f"{one.name}: worst images, the surest mistakes first", header, rows, 3) if rows else None
+
+
+def suspicious(one: Trusted, most: int) -> Table | None:
+    """Training images whose label may be wrong; None without predictions for held-out ones."""
+    if one.held_out is None:
+        return None
+    judged, names = one.held_out.judged, list(one.held_out.images.values())
+    order, wrong = suspects(judged)
+    rows = [
+        entries(
+            names[i],
+            one.classes[judged.labels[i]],
+            percent(float(judged.probabilities[i, judged.labels[i]])),
+            one.classes[judged.predicted[i]],
+            percent(float(judged.confidence[i])),
+        )
+        for i in order[:most]
+        if not judged.right[i]
+    ]
+    if not rows:
+        return None
+    verdict = f"{wrong.sum()} of {len(names)} held-out training images may have a wrong label: look at these first."
+    header = ["image", "label", "its probability", "looks like", "probability"]
+    title = f"{one.name}: training images whose label may be wrong"
+    notes = ["Each was predicted by a network that did not train on it; sorted by the margin of its label"]
+    return Table(title, header, rows, 1, notes=notes, verdict=verdict)
+
+
+def flips(first: Trusted, other: Trusted, most: int) -> Table | None:
+    """Images that only one of two runs gets right; None for runs of different images."""
+    both = first.made, other.made
+    if not all(np.array_equal(getattr(both[0], name), getattr(both[1], name)) for name in ("index", "labels")):
+        log.info(f"no comparison of {first.name} and {other.name}: they were not tested on the same images")
+        return None
+    ours, theirs, p = mcnemar(*both)
+    rows = []
+    for one, against in ((first, other), (other, first)):
+        for i in np.flatnonzero(one.judged.right & ~against.judged.right)[:most]:
+            took = against.classes[against.judged.predicted[i]]
+            rows.append(entries(one.images[i], one.classes[one.judged.labels[i]], one.name, took))
+    verdict = (
+        f"Only {first.name} gets {ours} images right, only {other.name} {theirs}: "
+        f"{'more than chance' if p < 0.05 else 'that may be chance'} (McNemar, exact, p={p:.2g})."
+    )
+    header = ["image", "class", "right", "the other one's answer"]
+    return Table(
+        f"Images that one of two runs gets right: {first.name}; {other.name}", header, rows, 4, verdict=verdict
+    )
+
+
+def trust_tables(found: list[Trusted], most: int) -> list[Table]:
+    of_all = summary(found)
+    made: list[Table | None] = [of_all]
+    if len(found) > MOST:
+        of_all.notes.append(f"Classes and images are shown for up to {MOST} runs: name those to look at")
+        return [of_all]
+    asked: set[int] = set()  # held-out images that were shown, which seeds of one method share
+    for one in found:
+        made += [by_class(one, most), confusions(one, most), calibration(one), rejection(one)]
+        made.append(worst(one, most) if one.tested else None)
+        if id(one.held_out) not in asked:
+            made.append(suspicious(one, most))
+            asked.add(id(one.held_out))
+    made += [flips(found[0], other, most) for other in found[1:]]
+    return [table for table in made if table]
+
+
+def as_json(found: list[Trusted]) -> str:
+    """All numbers, as fractions, with the whole confusion matrix and every suspicious image."""
+    runs = []
+    for one in found:
+        order, wrong = suspects(one.held_out.judged) if one.held_out else (np.zeros(0, int), np.zeros(0, bool))
+        names = list(one.held_out.images.values()) if one.held_out else []
+        runs.append(
+            {"run_id": run_id(one.record), "tested": one.tested}
+            | one.numbers
+            | {
+                "classes": one.classes,
+                "confusion": confusion(one.judged).tolist(),
+                "reliability": [vars(b) for b in reliability(one.judged)],
+                "coverage": {str(c): accuracy_at(one.judged, c)[0] / accuracy_at(one.judged, c)[1] for c in COVERAGES},
+                "suspicious": [names[i] for i in order if wrong[i]],
+            }
+        )
+    return json.dumps({"runs": runs}, indent=1, ensure_ascii=False) + "\n"
