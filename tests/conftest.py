@@ -41,7 +41,8 @@ def each_job_is_composed_once():
 
 
 # What a choice does not go without.
-NEEDS = {"reg=scratch": ["backbone.weights=none"], "reg=sum": ["+reg@reg.terms.at=at"]}
+NEEDS = {f"backbone={library}": ["backbone.name=resnet18"] for library in ("timm", "torchvision")}
+NEEDS |= {"reg=scratch": ["backbone.weights=none"], "reg=sum": ["+reg@reg.terms.at=at"]}
 
 
 @pytest.fixture(scope="session")

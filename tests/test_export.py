@@ -18,7 +18,7 @@ from delta_transfer.cli.export import main
 from delta_transfer.cli.predict import main as predict
 from delta_transfer.inspect.finished import finished
 from delta_transfer.models import Network, portable
-from delta_transfer.models.zoo import bare_network, options_for
+from delta_transfer.models.zoo import BackboneConfig, bare_network, options_for
 from delta_transfer.records.cards import read_card
 from delta_transfer.records.files import OUTPUT_MARK
 
@@ -91,7 +91,7 @@ def test_auxiliary_branches_that_were_not_trained_are_left_out(name):
         whole = torchvision.models.get_model(name, num_classes=3, init_weights=False)
     weights = Network(whole, "fc").weights()
     assert options_for(name, weights) == {"aux_logits": False} and len(weights) < len(whole.state_dict())
-    bare_network(name, 3, weights)
+    bare_network(BackboneConfig(name, "none", 64, 64, head="fc", taps=[]), 3, weights)
     assert options_for(name, whole.state_dict()) == {}
 
 

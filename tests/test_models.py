@@ -30,7 +30,7 @@ def backbone(name: str, **changes) -> BackboneConfig:
     return dataclasses.replace(BackboneConfig(**values), weights="none", **changes)
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONF.glob("*.yaml")} - {"timm", "torchvision"}))
 def test_every_backbone_returns_logits_and_its_taps(name):
     config = backbone(name)
     target = build_source(config, seed=0).with_new_head(7, seed=0).eval()

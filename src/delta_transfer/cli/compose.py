@@ -26,6 +26,7 @@ from ..engine.optimizers import OPTIMIZERS, ScheduleConfig
 from ..engine.tasks import TASKS
 from ..methods import METHODS
 from ..methods.sum import about_term
+from ..models.named import NamedBackboneConfig
 from ..models.zoo import BackboneConfig, GraphBackboneConfig
 from .sources import CONF, sources_of
 from .words import MULTIRUN, did_you_mean, for_hydra, kinds_of_keys, nearest, quoted, takes_list
@@ -48,6 +49,7 @@ def register_schemas() -> None:
         _store("schema/task", task, {"task": task})
     _store("schema/backbone", "network", BackboneConfig)
     _store("schema/backbone", "graph_network", GraphBackboneConfig)
+    _store("schema/backbone", "named", NamedBackboneConfig)
     _store("schema/schedule", "schedule", ScheduleConfig)
     for group, registry in (
         ("schema/dataset", READERS),
@@ -171,6 +173,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
             f"{key}: its value refers (${{...}}) to no key or variable that is here, or to one of another type.",
         ) from None
     assert isinstance(config, RunConfig)
+    config = config.replace(backbone=config.backbone.complete())
     config.source = sources_of(config.source)
     probe = config.evaluate.probe
     if isinstance(probe, str) and "/" not in probe and not Path(probe).is_dir():  # a name of conf/dataset

@@ -3,6 +3,7 @@
     delta-data list [data_dir=/data]
     delta-data verify cub [dataset.root=/data/CUB_200_2011]
     delta-data prepare cub [backbone=inception_v3] [schedule=paper_augmented] [dataset.download=true]
+    delta-data taps backbone=timm backbone.name=convnext_tiny
     delta-data doctor [data_dir=/data] [dataset.root=photos] [backbone.weights=FILE]
 
 NAME is a file of conf/dataset; key=value are overrides as delta-run takes them.
@@ -54,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if args.command == "doctor":
         return doctor(args.overrides)
+    if args.command == "taps":
+        show_taps(args.overrides)
+        return 0
     from .compose import compose_dataset  # imports torch
 
     config = compose_dataset(args.name, args.overrides)
@@ -67,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
         ("list", "every data set: official and found counts, where, ready or not"),
         ("verify", "counts against the official ones, images that do not decode, show nothing, or are there twice"),
         ("doctor", "what is installed and found here for delta-run, and what to do about what is missing"),
+        ("taps", "the layers of a network whose feature maps can be tapped, with their shapes"),
         ("prepare", "unpack the publisher's archives, decode every image once into the store that runs read"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -74,6 +79,25 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("name", metavar="NAME", help="a name that delta-data list shows")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="as for delta-run")
     return p
+
+
+def show_taps(overrides: Sequence[str]) -> None:
+    """A line for each layer: its name, its class and the shape of its output; those that are tapped are marked."""
+    from ..models.named import tappable  # imports torch
+    from .compose import compose_dataset
+
+    backbone = compose_dataset("glyphs", overrides).backbone
+
+    log.info(
+        f"{backbone.name}: {backbone.image_size} pixels of {backbone.resize}, {backbone.interpolation}, mean "
+        f"{backbone.mean}, std {backbone.std}, head {backbone.head}, maps {backbone.layout}"
+    )
+    entries = tappable(backbone)
+    width = max((len(entry.name) for entry in entries), default=0)
+    for entry in entries:
+        shape = " x ".join(map(str, entry.shape))
+        log.info(f"{'*' if entry.name in backbone.taps else ' '} {entry.name:{width}}  {shape:14}  {entry.kind}")
+    log.info(f"* tapped: backbone.taps=[{','.join(backbone.taps)}]")
 
 
 def show_list(overrides: Sequence[str]) -> None:
@@ -132,7 +156,7 @@ def verify(config: "RunConfig") -> int:
         log.info(f"  images   {len(dataset.labels):,} decode")
     for line in found.lines():
         log.info(f"  {line}")
-    damaged = _damaged_in_store(dataset, store_path(dataset, config.backbone.resize, config.schedule.aspect, cache))
+    damaged = _damaged_in_store(dataset, store_path(dataset, config.backbone.resize, config.resizing, cache))
     return 1 if found.unreadable or damaged or state == "more than official" else 0
 
 
@@ -163,7 +187,7 @@ def prepare(config: "RunConfig") -> int:
     if root and published.archives:
         for archive in unpack_archives(published.needs, published.archives, root):
             log.info(f"unpacked {archive}")
-    size, aspect, cache = config.backbone.resize, config.schedule.aspect, Path(config.cache_dir)
+    size, aspect, cache = config.backbone.resize, config.resizing, Path(config.cache_dir)
     dataset = load_dataset(config.dataset, cache)
     if isinstance(dataset, GraphDataset):
         log.info(f"{config.dataset.name}: {len(dataset.labels):,} graphs, which runs read as they are")
@@ -171,7 +195,7 @@ def prepare(config: "RunConfig") -> int:
     make_output_folder(cache)
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
         store = open_store(dataset, size, aspect, cache, display.update)
-    shape = f"{size} x {size} pixels" if aspect == "squash" else f"shorter side {size} pixels"
+    shape = f"{size} x {size} pixels" if aspect.startswith("squash") else f"shorter side {size} pixels"
     log.info(
         f"{config.dataset.name}: {len(dataset.labels):,} images, {shape}, {store.pixels.nbytes / 2**20:,.0f} MiB in "
         f"{store_path(dataset, size, aspect, cache)}"

@@ -247,7 +247,7 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
     from ..models.weights import is_file_name
     from ..models.zoo import build_source, not_downloaded
     from .compose import compose_dataset
-    from .sources import choices, named_backbone
+    from .sources import named_backbone, networks
 
     file = next((word.partition("=")[2] for word in overrides if word.startswith("backbone.weights=")), None)
     given = any(word.startswith("backbone=") for word in overrides)
@@ -270,7 +270,7 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
         return
     here: list[str] = []
     absent: list[str] = []
-    for name in choices("backbone"):
+    for name in networks():
         backbone = named_backbone(name)
         if backbone.weights.startswith("IMAGENET"):
             (absent if not_downloaded(backbone) else here).append(name)
@@ -285,16 +285,16 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
 def which_fits(found: Findings, file: str) -> None:
     """Finds the networks that a file of weights fits."""
     from ..models.zoo import bare_network, read_weights
-    from .sources import choices, named_backbone
+    from .sources import named_backbone, networks
 
     fitting = []
-    for name in choices("backbone"):
+    for name in networks():
         backbone = named_backbone(name).replace(weights=file)
         state = read_weights(backbone) or {}  # a file that cannot be read is a finding
         head = state.get(f"{backbone.head}.weight")
         with suppress(RuntimeError):
             if head is not None:
-                bare_network(backbone.name, len(head), state)
+                bare_network(backbone, len(head), state)
                 fitting.append(f"backbone={name}")
     if fitting:
         found.fine("weights", f"{file}: fits {', '.join(fitting)}")

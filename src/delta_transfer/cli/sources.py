@@ -84,9 +84,14 @@ def _described(entry: dict[str, Any]) -> tuple[BackboneConfig, str | None]:
         raise UserError(f"source={use}: {error}") from None
 
 
+def networks() -> list[str]:
+    """The files of conf/backbone that are one network each, and not a whole library."""
+    return [name for name in choices("backbone") if name not in ("timm", "torchvision")]
+
+
 def named_backbone(name: str) -> BackboneConfig:
     """The network of a file of conf/backbone."""
-    known = choices("backbone")
+    known = networks()
     require(
         name in known,
         f"source={name} is neither a {SUFFIX} file of delta-pretrain's nor one of conf/backbone: {', '.join(known)}.",

@@ -67,6 +67,7 @@ def open_store(
 
     Args:
         size: pixels. aspect "squash": every image becomes size x size. "keep": its shorter side becomes `size`.
+            Bilinear, or bicubic with "squash-bicubic" and "keep-bicubic".
         progress: called with the number of images done.
 
     An interrupted build goes on where it stopped, and a damaged store is built again; a lock keeps two processes from
@@ -147,13 +148,13 @@ def store_path(dataset: Dataset, size: int, aspect: str, cache_dir: Path) -> Pat
 
 def store_bytes(count: int, size: int, aspect: str) -> int:
     """Size on disk; for aspect "keep" an estimate that takes 3:4 as the usual shape."""
-    return count * size * size * 3 * (4 if aspect == "keep" else 3) // 3
+    return count * size * size * 3 * (4 if aspect.startswith("keep") else 3) // 3
 
 
 def fit(image: Image.Image, size: int, aspect: str) -> Image.Image:
-    """Bilinear: squashed to size x size, or with the shorter side at `size` (the longer one rounded down)."""
+    """Squashed to size x size, or with the shorter side at `size` (the longer one rounded down); see `open_store`."""
     width, height = image.size
-    if aspect == "squash":
+    if aspect.startswith("squash"):
         target = (size, size)
     elif width <= height:
         target = (size, size * height // width)
@@ -161,7 +162,8 @@ def fit(image: Image.Image, size: int, aspect: str) -> Image.Image:
         target = (size * width // height, size)
     if Image.MAX_IMAGE_PIXELS and target[0] * target[1] > Image.MAX_IMAGE_PIXELS:  # a line of pixels, enlarged
         raise ValueError(f"{width} x {height} pixels would become {target[0]} x {target[1]}")
-    return image.resize(target, Image.Resampling.BILINEAR)
+    bicubic = aspect.endswith("-bicubic")
+    return image.resize(target, Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR)
 
 
 def _build(

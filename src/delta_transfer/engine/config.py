@@ -70,10 +70,18 @@ class RunConfig(Options):
         backbones = [self.backbone, *(source.backbone for source in self.source or ())]
         return [backbone for backbone in backbones if backbone.weights == EMBEDDED]
 
+    @property
+    def resizing(self) -> str:
+        """How images become those of the store (data.store.open_store)."""
+        bicubic = self.backbone.interpolation == "bicubic"
+        return f"{self.schedule.aspect}-bicubic" if bicubic else self.schedule.aspect
+
     def check(self) -> None:
         pad, side = self.schedule.pad, self.backbone.image_size
         self.require(
-            pad < side, "schedule.pad", f"schedule.pad ({pad}) must be less than backbone.image_size ({side})."
+            pad < side or not side,  # 0: of a network by name, before `complete`
+            "schedule.pad",
+            f"schedule.pad ({pad}) must be less than backbone.image_size ({side}).",
         )
         self.require(
             self.task == self.dataset.task,
@@ -228,7 +236,7 @@ def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
     """Raises UserError if the four choices do not go together."""
     require_live_view(config.logging)
     reg, methods, task = f"reg={config.reg.name}", [stage.method for stage in stages], TASKS[config.task]
-    model = untrained(config.backbone.name)
+    model = untrained(config.backbone)
     require(
         task.inputs == "images" or (devices.processes() == 1 and config.source is None),
         f"task={task.name} runs in one process (without torchrun), and from its own source (source=null).",

@@ -227,12 +227,10 @@ def synchronise_batchnorm(network: nn.Module, device: torch.device) -> None:
     if processes() == 1:
         return
     for name, module in list(network.named_modules()):
-        if type(module) is nn.BatchNorm2d:
-            if device.type == "cuda":
-                whole: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-            else:  # PyTorch's works on GPUs only
-                whole = sharing(module, WholeBatchNorm(module.num_features))
-            network.set_submodule(name, whole)
+        if isinstance(module, nn.BatchNorm2d):  # timm's have an activation inside
+            # PyTorch's works on GPUs only.
+            make = nn.SyncBatchNorm if device.type == "cuda" else WholeBatchNorm
+            network.set_submodule(name, sharing(module, make(module.num_features)))
 
 
 class _Average(torch.autograd.Function):

@@ -76,16 +76,14 @@ class Classification:
         """Batches of `dataset`. Its images are decoded first, unless they were before."""
         title = f"{dataset.name}: decoding images"
         with devices.rank0_first(), Display(title, len(dataset.labels), "image") as display:
-            store = open_store(
-                dataset, config.backbone.resize, config.schedule.aspect, Path(config.cache_dir), display.update
-            )
+            store = open_store(dataset, config.backbone.resize, config.resizing, Path(config.cache_dir), display.update)
         if empty := store.constant().tolist():
             log.info(f"{dataset.name}: {constant_images([dataset.names[index] for index in empty])}")
         return loader_of(config, store, dataset.labels, device)
 
     def stores_to_build(self, config: "RunConfig", dataset: Dataset | None) -> dict[Any, int]:
         """What a run would decode and keep, in bytes; without the data set as many images as its publisher counts."""
-        size, aspect = config.backbone.resize, config.schedule.aspect
+        size, aspect = config.backbone.resize, config.resizing
         if dataset is None:
             official = config.dataset.official
             assert official is not None, "a plan knows the size of a data set that is not here"

@@ -95,7 +95,7 @@ def describe_fit(config: RunConfig, method: Regularizer, weights: str, data: str
         "taps": backbone.taps,
         "data": data,
         "pixels": [backbone.resize, backbone.image_size, backbone.mean, backbone.std, config.dataset.mirror],
-        "crops": [schedule.aspect, schedule.train_crop, schedule.min_crop_area, schedule.pad],
+        "crops": [config.resizing, schedule.train_crop, schedule.min_crop_area, schedule.pad],
         "batch_size": method.fit_batch_size or schedule.batch_size,
         "options": method.fit_options(),
         "seed": method.fit_seed,

@@ -20,13 +20,13 @@ def exported(run: Finished, form: str, metadata: dict[str, str]) -> tuple[bytes,
     Raises UserError if the network cannot be exported, or if the file computes something else than the network does.
     """
     backbone, weights = run.config.backbone, run.network.weights()
-    network = Normalised(bare_network(backbone.name, run.network.classes, weights), backbone.mean, backbone.std).eval()
+    network = Normalised(bare_network(backbone, run.network.classes, weights), backbone.mean, backbone.std).eval()
     make, outputs_of = FORMATS[form]
     images = some_images(3, backbone.image_size)
     batches = images, images[:1]
     try:
         data = make(network, backbone.image_size, metadata)
-        outputs = [outputs_of(data, batch, network, backbone.name) for batch in batches]
+        outputs = [outputs_of(data, batch, network, backbone) for batch in batches]
     except UserError:
         raise
     except Exception as error:  # an exporter can raise nearly anything about a network that it does not understand
@@ -54,6 +54,8 @@ def card_of(run: Finished, stem: str) -> tuple[dict[str, Any], str]:
         options = "".join(f", {key}={value}" for key, value in options_for(name, weights).items())
         call = f'torchvision.models.get_model("{name}", num_classes={classes}{options})'
         build = f"import torchvision\n\nnetwork = {call}"
+        if run.config.backbone.library == "timm":
+            build = f'import timm\n\nnetwork = timm.create_model("{name}", num_classes={classes})'
     try:
         card = make_card(run.record, run.class_names, fingerprint(weights))
         return card, in_words(card, USE.format(build=build, side=run.config.backbone.image_size, file=stem))

@@ -53,7 +53,7 @@ def finished(folder: Path) -> Finished:
     if not isinstance(classes, int) or head is None or head.dim() != 2 or len(head) != classes:
         raise not_of_this_run(record, f"its layer {backbone.head} is not a head of {classes} classes.")
     try:
-        network = Network(bare_network(backbone.name, classes, weights), backbone.head).freeze()
+        network = backbone.network_of(bare_network(backbone, classes, weights), tapped=False).freeze()
     except RuntimeError as error:
         raise not_of_this_run(record, error) from None
     return Finished(record, config, network, class_names(record))

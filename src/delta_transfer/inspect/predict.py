@@ -34,7 +34,7 @@ def probabilities(
         return read_image(files[index], reading)
 
     images = Dataset("images", (), no_labels, no_labels < 0, names, load, listing="")
-    outcomes = decoded(images, run.config.backbone.resize, run.config.schedule.aspect)
+    outcomes = decoded(images, run.config.backbone.resize, run.config.resizing)
     at_once = batch_size or images_at_once(device)
     while batch := list(islice(outcomes, batch_size or at_once)):
         readable = {index: image for index, image in batch if not isinstance(image, BaseException)}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd import grad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..models import Network
 from .base import Outputs
@@ -20,9 +21,11 @@ def forward_with(target: Network, parameters: Mapping[str, Tensor], images: Tens
 
     BatchNorm's statistics stay as they are. The network is never compiled, so that this can be differentiated twice.
     """
-    buffers = {name: buffer.clone() for name, buffer in target.traced.named_buffers()}
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        outputs: Outputs = torch.func.functional_call(target.traced, {**parameters, **buffers}, (images,))
+    buffers = {f"traced.{name}": buffer.clone() for name, buffer in target.traced.named_buffers()}
+    values = {f"traced.{name}": value for name, value in parameters.items()} | buffers
+    autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
+    with autocast, sdpa_kernel(SDPBackend.MATH):  # of attention's kernels this one can be differentiated twice
+        outputs: Outputs = torch.func.functional_call(target, values, (images,))
         return outputs
 
 

@@ -59,7 +59,8 @@ def frozen_backbone(network: Network, precision: str = "fp32") -> nn.Module:
     if isinstance(network, HookedNetwork):
         return network
     frozen = frozen_maps(network, with_logits=True, precision=precision)
-    frozen.set_submodule(network.head, network.traced.get_submodule(network.head))
+    inside = frozen.traced if isinstance(frozen, HookedNetwork) else frozen
+    inside.set_submodule(network.head, network.traced.get_submodule(network.head))
     return frozen
 
 

@@ -20,6 +20,7 @@ class HookedNetwork(Network):
         head: name of the classification layer, a torch.nn.Linear whose output are the logits.
         taps: names of modules that run once per pass and return a tensor, or a tuple that begins with it.
         layout: of the tapped maps, one of layouts.LAYOUTS, or one for each tap by name.
+        prefix_tokens: how many tokens in front of a map (B, N, C) are left out of it, such as a class token.
 
     forward(...) takes the model's own arguments and returns {"logits", "embedding", each tap: a view (B, C, H, W)};
     what the model itself returns is not kept. Raises UserError for a layer that is missing, or does not run just once.
@@ -29,9 +30,17 @@ class HookedNetwork(Network):
     tapped map, since nobody can tell whether what comes next would overwrite it.
     """
 
-    def __init__(self, model: nn.Module, head: str, taps: Sequence[str] = (), layout: str | Mapping[str, str] = "BCHW"):
+    def __init__(
+        self,
+        model: nn.Module,
+        head: str,
+        taps: Sequence[str] = (),
+        layout: str | Mapping[str, str] = "BCHW",
+        prefix_tokens: int = 0,
+    ):
         super().__init__(model, head, taps)
         self.layouts = layouts_of(self.taps, layout)
+        self.prefix_tokens = prefix_tokens
 
     # The model itself is what Network calls `traced`.
     def _trace(self, model: nn.Module) -> nn.Module:
@@ -44,7 +53,7 @@ class HookedNetwork(Network):
         return model
 
     def _with_model(self, model: nn.Module) -> "HookedNetwork":
-        return HookedNetwork(model, self.head, self.taps, self.layouts)
+        return HookedNetwork(model, self.head, self.taps, self.layouts, self.prefix_tokens)
 
     def forward(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
         return self._run(inputs, named, removed=None)
@@ -71,12 +80,14 @@ class HookedNetwork(Network):
                 value = output[0] if isinstance(output, tuple) else output
                 if not isinstance(value, Tensor):
                     raise UserError(f"{tap!r} returns a {type(value).__name__}, not a map: tap a layer inside it.")
-                feature_map = as_feature_map(value, self.layouts[tap])
+                tokens = self.prefix_tokens if self.layouts[tap] == "BNC" else 0
+                feature_map = as_feature_map(value[:, tokens:] if tokens else value, self.layouts[tap])
                 if removed is not None and removed[0] == tap:
                     feature_map = feature_map.clone()
                     feature_map[:, removed[1]] = 0
                 keep(tap, feature_map)
-                passed_on = in_layout(feature_map, self.layouts[tap]).clone()
+                passed_on = in_layout(feature_map, self.layouts[tap])
+                passed_on = torch.cat([value[:, :tokens], passed_on], dim=1) if tokens else passed_on.clone()
                 return (passed_on, *output[1:]) if isinstance(output, tuple) else passed_on
 
             return hook

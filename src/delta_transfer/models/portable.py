@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..common.errors import UserError
 from ..records.checked import save_with_checksum
-from .zoo import StateDict, bare_network
+from .weights import StateDict
+from .zoo import BackboneConfig, bare_network
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1: what another order of additions may change
 
@@ -83,18 +84,18 @@ def _program(network: Normalised, size: int) -> torch.export.ExportedProgram:
         return torch.export.export(network, (some_images(2, size),), dynamic_shapes=shapes)
 
 
-def logits_of_safetensors(data: bytes, images: Tensor, network: Normalised, name: str) -> Tensor:
+def logits_of_safetensors(data: bytes, images: Tensor, network: Normalised, backbone: BackboneConfig) -> Tensor:
     """The logits of a new network into which the file was loaded strictly."""
     weights: StateDict = load(data)
-    loaded = bare_network(name, len(network(images)[0]), weights)
+    loaded = bare_network(backbone, len(network(images)[0]), weights)
     return Normalised(loaded, network.mean.flatten().tolist(), network.std.flatten().tolist())(images)
 
 
-def logits_of_torch_export(data: bytes, images: Tensor, network: Normalised, name: str) -> Tensor:
+def logits_of_torch_export(data: bytes, images: Tensor, network: Normalised, backbone: BackboneConfig) -> Tensor:
     return torch.export.load(io.BytesIO(data)).module()(images)
 
 
-def logits_of_onnx(data: bytes, images: Tensor, network: Normalised, name: str) -> Tensor | None:
+def logits_of_onnx(data: bytes, images: Tensor, network: Normalised, backbone: BackboneConfig) -> Tensor | None:
     """None if onnxruntime is not installed."""
     try:
         import onnxruntime

@@ -107,7 +107,9 @@ class Network(nn.Module):
 
         Raises UserError if `batch` images of this size cannot pass, or a tap is no feature map.
         """
-        shapes = {name: value.to("meta") for name, value in self.state_dict().items()}
+        # Not the state dict: it lacks buffers that a model makes anew.
+        own = [*self.named_parameters(), *self.named_buffers()]
+        shapes = {name: value.to("meta") for name, value in own}
         images, before = torch.empty(batch, 3, image_size, image_size, device="meta"), self.training
         try:
             outputs = torch.func.functional_call(self.train(training), shapes, (images,))

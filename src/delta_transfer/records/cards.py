@@ -43,7 +43,7 @@ def make_card(summary: dict[str, Any], classes: tuple[str, ...] | None, weights_
             "scale": config["dataset"].get("scale"),  # of pixels with more than 8 bits
             "resize": backbone["resize"],
             "aspect": schedule["aspect"],
-            "interpolation": "bilinear, antialiased",
+            "interpolation": f"{backbone.get('interpolation', 'bilinear')}, antialiased",
             "center_crop": backbone["image_size"],
             **({"test_image": "whole"} if schedule.get("test_image") == "whole" else {}),
             **{key: backbone[key] for key in ("mean", "std")},
@@ -115,6 +115,7 @@ def steps(card: dict[str, Any]) -> list[str]:
     else:
         resized = f"The shorter side is resized to {size} pixels, the longer one in proportion, rounded down to pixels"
     views = f"the centre crop of {side} x {side} pixels is taken"
+    filter_name = pixels["interpolation"].partition(",")[0].upper()
     mean = ""
     if pixels.get("test_image") == "whole":
         resized = f"{resized}, and the whole of it to {side} x {side}"
@@ -126,7 +127,7 @@ def steps(card: dict[str, Any]) -> list[str]:
         "The picture is turned as its EXIF orientation says (Pillow: `ImageOps.exif_transpose`).",
         "Transparent pixels are put on white (`Image.alpha_composite`).",
         f"It is converted to RGB with 8 bits per channel.{scale}",
-        f"{resized} ({pixels['interpolation']}; `Image.resize` with `Resampling.BILINEAR`), in 8 bits again.",
+        f"{resized} ({pixels['interpolation']}; `Image.resize` with `Resampling.{filter_name}`), in 8 bits again.",
         f"From it {views}. The margin on the left and at the top is half of what is left over, rounded; a half is "
         "rounded to the even number.",
         f"The values are divided by 255 (RGB in 0..1), minus {pixels['mean']}, divided by {pixels['std']}, channel by "

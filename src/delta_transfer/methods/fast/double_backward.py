@@ -270,4 +270,19 @@ def _cast(*tensors: Tensor | None) -> Iterator[Tensor | None]:
     return (t if t is None or kind is None or t.dtype == torch.float64 else t.to(kind) for t in tensors)
 
 
-REPLACED: dict[Any, Callable[..., Tensor]] = {F.conv2d: convolution, F.batch_norm: batch_norm}
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """F.hardsigmoid, whose backward pass PyTorch does not differentiate; that of relu6 it does."""
+    return F.relu6(input + 3) / 6
+
+
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
+    """F.hardswish, likewise."""
+    return input * hardsigmoid(input)
+
+
+REPLACED: dict[Any, Callable[..., Tensor]] = {
+    F.conv2d: convolution,
+    F.batch_norm: batch_norm,
+    F.hardsigmoid: hardsigmoid,
+    F.hardswish: hardswish,
+}
