@@ -73,7 +73,7 @@ def _keys() -> Iterator[str]:
     yield "### `reg`\n"
     yield _table("reg.", MethodConfig)
     yield "The other keys of a method stand with [the method](#methods).\n"
-    for group in ("backbone", "schedule", "split", "arcface"):
+    for group in ("backbone", "schedule", "split", "evaluate", "arcface"):
         yield f"### `{group}`\n"
         yield _table(f"{group}.", groups[group])
 
