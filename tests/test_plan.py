@@ -82,7 +82,8 @@ def params_of(experiment: str) -> dict[str, object]:
 
 
 def test_every_experiment_has_its_expectation():
-    assert sorted([*EXPECTED, "which_is_best"]) == names("experiment")  # which has its own tests, and needs images
+    without_sweep = ["when_does_it_help", "which_is_best"]  # one is planned by a script, the other has its own tests
+    assert sorted([*EXPECTED, *without_sweep]) == sorted(names("experiment"))
 
 
 @pytest.mark.parametrize("experiment", EXPECTED)

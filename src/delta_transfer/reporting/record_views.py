@@ -36,6 +36,7 @@ OF_OTHER_TASKS = {"test_pair_accuracy": "verification", "test_roc_auc": "graph_p
 # table's rows and columns, data and weights are compared by their fingerprints. A key includes all that is below it.
 NOT_SETTINGS = {
     *("device", "data_dir", "results_dir", "cache_dir", "logging", "dry_run", "retry_failed", "model_card", "seed"),
+    "evaluate",
     *("dataset.root", "dataset.name", "dataset.download", "dataset.official", "dataset.train_root"),
     *("dataset.title", "dataset.source", "dataset.archives", "dataset.torchvision", "dataset.images"),
     *("dataset.train_list", "dataset.test_list", "dataset.line", "dataset.path", "dataset.joined"),
