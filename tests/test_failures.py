@@ -264,10 +264,10 @@ def test_a_sweep_says_what_was_done_skipped_and_failed(cub_root, tmp_path, monke
     assert delta_run(monkeypatch, *sweep) == 1
     output = capsys.readouterr()
     rows = [line.split() for line in output.out.splitlines()]
-    assert ["1", "done"] in rows and ["1", "skipped"] in rows
-    (first,) = (row for row in rows if row[:2] == ["1", "failed"])
+    assert ["done", "1"] in rows and ["skipped", "1"] in rows
+    (first,) = (row for row in rows if row[:2] == ["failed", "1"])
     assert first[2:] == ["reg.alpha=0.5", "ValueError:", "[red]", "map"]  # the first line, and no markup
     assert output.err.count("Traceback") == 1
     assert delta_run(monkeypatch, *sweep) == 1
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["2", "skipped"] in rows and "done" not in [word for row in rows[-12:] for word in row]
+    assert ["skipped", "2"] in rows and "done" not in [word for row in rows[-12:] for word in row]
