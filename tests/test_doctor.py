@@ -25,7 +25,7 @@ CHOICES = {
 @pytest.fixture(autouse=True)
 def few_choices(monkeypatch) -> None:
     """Composing every file of conf/ takes a while; tests/test_config.py does that."""
-    monkeypatch.setattr("delta_transfer.cli.compose.choices", CHOICES.get)
+    monkeypatch.setattr("delta_transfer.cli.sources.choices", CHOICES.get)
 
 
 @pytest.fixture

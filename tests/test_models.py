@@ -11,6 +11,7 @@ from torchvision.models import get_model, mobilenet_v2, resnet18
 
 from delta_transfer.common.errors import UserError
 from delta_transfer.models import Network, frozen_maps
+from delta_transfer.models.graph_networks import GRAPH_NETWORKS
 from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.checked import fingerprint, save_with_checksum
 
@@ -30,7 +31,9 @@ def backbone(name: str, **changes) -> BackboneConfig:
     return dataclasses.replace(BackboneConfig(**values), weights="none", **changes)
 
 
-@pytest.mark.parametrize("name", sorted({path.stem for path in CONF.glob("*.yaml")} - {"timm", "torchvision"}))
+@pytest.mark.parametrize(
+    "name", sorted({path.stem for path in CONF.glob("*.yaml")} - {"timm", "torchvision", *GRAPH_NETWORKS})
+)
 def test_every_backbone_returns_logits_and_its_taps(name):
     config = backbone(name)
     target = build_source(config, seed=0).with_new_head(7, seed=0).eval()
