@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,7 @@ def test_scratch_stands_beside_every_source_that_others_of_its_settings_had():
     assert made.warnings == [] and made.transfers
 
 
-def test_a_run_in_several_rows_is_counted_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "plotly_script", lambda: "")
+def test_a_run_in_several_rows_is_counted_once(tmp_path):
     records = [scratch(0), scratch(1), moved("l2t_ww", 0), moved("lwf", 0, sources=BOTH)]
     save(tmp_path, records)
     made = compare([runs.read(folder) for folder in sorted((tmp_path / "runs").iterdir())])
@@ -212,8 +212,7 @@ def test_amounts_at_the_end_and_over_training_are_drawn_pair_by_pair(tmp_path):
     assert "n = 2" in caption and "not how much a layer matters" in caption
 
 
-def test_the_page_has_maps_and_curves_of_the_amounts(tmp_path, monkeypatch):
-    monkeypatch.setattr(page, "plotly_script", lambda: "")
+def test_the_page_has_maps_and_curves_of_the_amounts(tmp_path):
     pairs = [f"attention_resnet32/{m}>{n}" for m in ("layer1", "layer2") for n in ("a/conv", "b&c")]
     pairs = [*pairs[:3], "attention_resnet34/layer1>b&c"]  # not all pairs
     runs = [
@@ -222,16 +221,21 @@ def test_the_page_has_maps_and_curves_of_the_amounts(tmp_path, monkeypatch):
         logged(tmp_path, scratch(), [], {10: []}),
     ]
     (group,) = matched_amounts(compare(runs))
-    assert group.title == "L2T-ww, cub, resnet32 + resnet34 -> vgg9_bn"
+    assert group.title == "L2T-ww, CUB-200-2011, resnet32 + resnet34 -> vgg9_bn"
     assert [(key.label, key.n) for key in group.keys] == [("a.conv", 2), ("b&c", 2)]
     first, layer1, layer2, second, other = group.charts
-    (map_,) = first.traces
-    assert (map_["y"], map_["x"]) == (["layer1", "layer2"], ["a.conv", "b&amp;c"])
-    assert map_["z"] == [[0.5, 2], [3, None]] and second.traces[0]["z"] == [[5]]
-    assert map_["zmax"] == second.traces[0]["zmax"] == 5  # colours mean the same in both
-    assert [trace["legendgroup"] for trace in layer1.traces] == ["a.conv", "b&c"]
-    assert (layer1.traces[0]["y"], layer1.traces[0]["customdata"][0]) == ([1, 0.5], 0)
-    assert other.title == "Amounts of layer1 of resnet34" and other.traces[0]["y"] == [1, 5]
+    cells = re.findall(r'fill-opacity="(.*?)"><title>(.*?)</title>', first[1] + second[1])
+    assert cells == [  # colours mean the same in both
+        ("0.07", "layer1 > a.conv: 0.5"),
+        ("0.28", "layer1 > b&amp;c: 2"),
+        ("0.42", "layer2 > a.conv: 3"),
+        ("0.70", "layer1 > b&amp;c: 5"),
+    ]
+    assert re.findall(r"<title>(.*?)</title>", layer1[1]) == [
+        "a.conv: 0.5 ± 0.71 at the end",
+        "b&amp;c: 2 ± 0 at the end",
+    ]
+    assert layer2[1].count("<polyline") == 1 and other[0] == "Amounts of layer1 of resnet34"
     text = page.page([], compare(runs), [], pytest.fail)
     assert '<a href="#matching">' in text
     assert 'id="matching"' not in page.page([], compare(runs[2:]), [], pytest.fail)

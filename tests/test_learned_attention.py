@@ -120,7 +120,6 @@ def test_the_case_study_draws_the_attention_of_each_stage(finished, tmp_path):
         (picture,) = tmp_path.glob(f"attention-*-stage{stage}.png")
         assert picture.stat().st_size > 5000
         assert f"Stage {stage}." in picture.with_suffix(".txt").read_text()
-    pytest.importorskip("plotly")
     page = tmp_path / "report.html"
     arguments = [str(finished), "--format", "html", "--pictures", str(tmp_path), "--output", str(page)]
     assert report.main(arguments) == 0

@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 import subprocess
-import sys
 from base64 import b64decode
 from html import unescape
 from pathlib import Path
@@ -14,15 +13,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from delta_transfer.common.errors import UserError
 from delta_transfer.common.tables import Entry, Table, entries
 from delta_transfer.records import reading as runs
 from delta_transfer.reporting import page as module
+from delta_transfer.reporting import svg
 from delta_transfer.reporting.comparison import compare
+from delta_transfer.reporting.leaderboard import leaderboards
 from delta_transfer.reporting.page import page, table_html
 from delta_transfer.reporting.page_charts import POINTS, attention_histograms, learning_curves
 
-from .test_report import assert_golden, record, save
+from .test_report import assert_golden, record, save, three_methods
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 PNG = b64decode(PIXEL)
@@ -41,6 +41,12 @@ def read_back(folder, records, logs=None):
     return [runs.read(path) for path in runs.run_folders([folder])]
 
 
+def lines_of(chart):
+    """The points (N, 2) of each line of a chart."""
+    found = re.findall(r'<polyline points="(.*?)"', chart)
+    return [np.array([point.split(",") for point in line.split()], float) for line in found]
+
+
 def log(values, name="loss", every=10):
     return [{"step": every * (i + 1), name: value} for i, value in enumerate(values)]
 
@@ -53,8 +59,7 @@ def two_seeds(folder, first, second):
 
 @pytest.fixture
 def markers(monkeypatch):
-    """In place of plotly and of the page's own style and script."""
-    monkeypatch.setattr(module, "plotly_script", lambda: "PLOTLY")
+    """In place of the page's own style and script."""
     monkeypatch.setattr(module, "own_file", lambda name: f"{name}\n")
 
 
@@ -84,11 +89,12 @@ def test_table():
 <th scope="col" class="number"><button type="button">L2</button></th>\
 <th scope="col"><button type="button">differs</button></th></tr></thead>
 <tbody>
-<tr><td>cub &amp; co</td><td>a</td><td class="number" data-value="52.0"><strong>52.0 ± 2.0 (3)</strong></td>\
-<td>weights</td></tr>
-<tr><td>dogs</td><td>b</td><td class="number">–</td>\
-<td class="long">a long list of settings that differ, with commas</td></tr>
-<tr><td>cars</td><td>c</td><td class="number">nan</td><td></td></tr>
+<tr><td data-title="dataset">cub &amp; co</td><td>a</td><td class="number" data-title="L2" data-value="52.0">\
+<strong>52.0 ± 2.0 (3)</strong></td><td data-title="differs">weights</td></tr>
+<tr><td data-title="dataset">dogs</td><td>b</td><td class="number" data-title="L2">–</td>\
+<td class="long" data-title="differs">a long list of settings that differ, with commas</td></tr>
+<tr><td data-title="dataset">cars</td><td>c</td><td class="number" data-title="L2">nan</td>\
+<td data-title="differs"></td></tr>
 </tbody>
 </table>
 </div>
@@ -122,16 +128,9 @@ def test_the_order_of_records_makes_no_difference(tmp_path, markers):
     assert page([], compare(found), [], never) == page([], compare(found[::-1]), [], never)
 
 
-def test_without_charts_there_is_no_plotly(tmp_path, markers):
+def test_a_time_that_is_not_recorded_is_said(tmp_path, markers):
     text = page([], compare(read_back(tmp_path, [record()])), [], lambda _: None)
-    assert "PLOTLY" not in text and "not recorded" in text  # nor a time of the newest
     assert "the newest finished at a time that is not recorded." in text
-
-
-def test_plotly_missing(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(UserError, match=re.escape("pip install 'delta-transfer[report]'")):
-        page([], compare(read_back(tmp_path, [record()])), [], never)
 
 
 def test_many_data_sets_are_counted_not_listed(tmp_path, markers):
@@ -160,9 +159,7 @@ def evil_page(folder):
 def test_everything_is_escaped(tmp_path, markers):
     text = evil_page(tmp_path)
     assert "<script>hacked" not in text and "<img src=x" not in text
-    assert text.count("<script") == text.count("</script>") == 3
-    data = json.loads(text.split('id="charts">')[1].split("</script>")[0])
-    assert data["chart-1"]["data"][0]["legendgroup"] == EVIL
+    assert text.count("<script") == text.count("</script>") == 1
 
 
 # ---- learning curves -------------------------------------------------------------------------------------
@@ -170,8 +167,12 @@ def test_everything_is_escaped(tmp_path, markers):
 
 def test_mean_and_std_at_the_steps_of_all_seeds(tmp_path):
     [group] = learning_curves(two_seeds(tmp_path, log([4.0, 2.0, 1.0, 9.0]), log([2.0, 2.0, 3.0])), never)
-    [trace] = group.charts[0].traces
-    assert (trace["x"], trace["y"], trace["customdata"]) == ([10, 20, 30], [3.0, 2.0, 2.0], [1.4142, 0.0, 1.4142])
+    [(title, chart)] = group.charts
+    assert title == "Training loss, all terms" and "DELTA: 2 ± 1.4" in chart
+    [line] = lines_of(chart)  # three steps at equal distances; the means fall by one, then not at all
+    assert np.diff(line[:, 0]) == pytest.approx([150, 150], abs=0.2)
+    assert line[0, 1] < line[1, 1] == line[2, 1]
+    assert chart.count("<polygon") == 1
     assert [(key.label, key.n) for key in group.keys] == [("DELTA", 2)]
 
 
@@ -179,28 +180,28 @@ def test_what_is_drawn_and_in_which_order(tmp_path):
     line = {"lr": 0.1, "cross_entropy": 1.0, "head": 0.5, "loss": 1.5, "train_top1": 50.0, "images_per_second": 9.0}
     lines = [{"step": s} | line | ({"test_top1": 40.0, "test_loss": 2.0} if s > 1 else {}) for s in (1, 2, 3)]
     [group] = learning_curves(two_seeds(tmp_path, lines, lines), never)
-    assert [chart.title for chart in group.charts] == [
+    assert [title for title, _ in group.charts] == [
+        "Test accuracy (%)",
+        "Training accuracy (%)",
         "Training loss, all terms",
         "Training cross-entropy",
         "Penalty: head",
-        "Training accuracy (%)",
-        "Test accuracy (%)",
     ]
-    assert group.charts[-1].traces[0]["x"] == [2, 3]
+    assert len(lines_of(group.charts[0][1])[0]) == 2
     lines[1].pop("test_top1")
     [group] = learning_curves(two_seeds(tmp_path / "once", lines, lines), never)
-    assert "Test accuracy (%)" not in [chart.title for chart in group.charts]
+    assert "Test accuracy (%)" not in [title for title, _ in group.charts]
 
 
 def test_a_single_seed_has_no_band(tmp_path):
     records = read_back(tmp_path, [record()], {record()["run_id"]: log([2.0, 1.0])})
     [group] = learning_curves(compare(records), never)
-    assert "customdata" not in group.charts[0].traces[0]
+    assert "<polygon" not in group.charts[0][1]
 
 
 def test_a_value_that_is_not_finite_is_a_gap(tmp_path):
     [group] = learning_curves(two_seeds(tmp_path, log([4.0, math.inf, 2.0]), log([2.0, 1.0, 2.0])), never)
-    assert group.charts[0].traces[0]["x"] == [10, 30]
+    assert len(lines_of(group.charts[0][1])[0]) == 2
 
 
 def test_missing_and_damaged_logs_are_named(tmp_path):
@@ -209,16 +210,23 @@ def test_missing_and_damaged_logs_are_named(tmp_path):
     (found[1]["folder"] / "metrics.jsonl").write_text("{\n")
     said = []
     [group] = learning_curves(compare(found), said.append)
-    assert group.keys[0].n == 1 and group.charts[0].traces[0]["y"] == [2.0, 1.0]
+    assert group.keys[0].n == 1 and len(lines_of(group.charts[0][1])[0]) == 2
     assert len(said) == 2 and records[1]["run_id"] in said[0] and records[0]["run_id"] in said[1]
 
 
 def test_long_curves_are_thinned(tmp_path):
     long = log([1.0] * 3000, every=1)
     [group] = learning_curves(two_seeds(tmp_path, long, long), never)
-    steps = group.charts[0].traces[0]["x"]
-    assert len(steps) == POINTS and (steps[0], steps[-1]) == (1, 3000)
-    assert {after - before for before, after in zip(steps, steps[1:], strict=False)} <= {7, 8}
+    [line] = lines_of(group.charts[0][1])
+    assert len(line) == POINTS and np.diff(line[:, 0]).max() < 300 / POINTS + 0.3
+    assert (line[0, 0], line[-1, 0]) == (svg.LEFT, svg.WIDTH - svg.RIGHT)
+
+
+def test_a_wide_range_has_a_logarithmic_axis(tmp_path):
+    [group] = learning_curves(two_seeds(tmp_path, log([1000.0, 1.0, 10.0]), log([1000.0, 1.0, 10.0])), never)
+    [line] = lines_of(group.charts[0][1])
+    high, low, middle = line[:, 1]
+    assert (low - middle) / (low - high) == pytest.approx(1 / 3, abs=0.01)
 
 
 def test_a_line_for_each_setting_of_a_method(tmp_path):
@@ -228,7 +236,7 @@ def test_a_line_for_each_setting_of_a_method(tmp_path):
     labels = ["L2", "DELTA, alpha=0.001", "DELTA, alpha=0.01", "DELTA, alpha=0.1"]
     assert [key.label for key in group.keys] == labels
     assert len({key.colour for key in group.keys}) == 2
-    assert len({(key.colour, key.opacity) for key in group.keys}) == 4
+    assert len({(key.colour, key.look) for key in group.keys}) == 4
 
 
 # ---- channel attention -----------------------------------------------------------------------------------
@@ -248,22 +256,23 @@ def attention_of(folder, *importances):
 def test_weights_that_seeds_share_are_counted_once(tmp_path):
     same = {"layer1": [0.0, 0.0, 9.0], "layer2": [1.0] * 4}
     [group] = attention_of(tmp_path, same, same, None)
-    assert (group.title, group.remarks) == ("DELTA, cub, resnet18", [])
+    assert (group.title, group.remarks) == ("DELTA, CUB-200-2011, resnet18", [])
     # Standardised 2^-1/2 and -2^1/2, over a temperature of 5.
     heavy = 3 * math.exp(2**0.5 / 5) / (math.exp(2**0.5 / 5) + 2 * math.exp(-(2**-0.5) / 5))
-    assert [chart.title for chart in group.charts] == [
+    assert [title for title, _ in group.charts] == [
         f"layer1: 3 channels, largest weight {heavy:.2f}",
         "layer2: 4 channels, largest weight 1.00",
     ]
-    [trace] = group.charts[0].traces
-    assert (trace["y"][0], trace["y"][-1], sum(trace["y"])) == (2, 1, 3)
-    assert trace["width"][0] == pytest.approx((heavy - (3 - heavy) / 2) / 40, rel=1e-4)
+    counts = re.findall(r"<title>\S+ to \S+: (\d+)</title>", group.charts[0][1])
+    assert counts == ["2", "1"]
+    x, width = map(float, re.search(r'<rect x="(\S+)" .*?width="(\S+)"', group.charts[0][1]).groups())
+    assert x == svg.LEFT and width == pytest.approx((svg.WIDTH - svg.LEFT - svg.RIGHT) / 40, abs=0.1)
 
 
 def test_different_weights_are_pooled_and_that_is_said(tmp_path):
     [group] = attention_of(tmp_path, {"a": [0.0, 1.0]}, {"a": [1.0, 0.0]}, {"a": [0.0, 0.0]})
     assert len(group.remarks) == 1 and group.remarks[0].startswith("3 ")
-    assert sum(group.charts[0].traces[0]["y"]) == 6
+    assert sum(map(int, re.findall(r"to \S+: (\d+)</title>", group.charts[0][1]))) == 6
 
 
 def test_damaged_weights_are_named_and_no_file_is_no_attention(tmp_path):
@@ -313,15 +322,15 @@ setTimeout(async () => {
 """
 
 
-def in_browser(folder: Path, text: str, script: str) -> dict:
+def in_browser(folder: Path, text: str, script: str, width: int = 1280) -> dict:
     """What `script` returns in the page; complaints of the browser, addresses it loaded."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if not browser:
         pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    text, end = text.replace("<title>", f"{LISTEN}<title>", 1).rsplit("</body>", 1)  # plotly holds these words too
+    text, end = text.replace("<title>", f"{LISTEN}<title>", 1).rsplit("</body>", 1)
     (folder / "page.html").write_text(f"{text}{ASK % script}</body>{end}", encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    options += ["--window-size=1280,3000", "--virtual-time-budget=10000", "--dump-dom"]
+    options += [f"--window-size={width},3000", "--virtual-time-budget=10000", "--dump-dom"]
     command = [browser, *options, (folder / "page.html").as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120)
     answer = re.search("ANSWER(.*)END", done.stdout, re.DOTALL)
@@ -330,8 +339,7 @@ def in_browser(folder: Path, text: str, script: str) -> dict:
 
 
 def real_page(folder):
-    """With plotly, curves of two methods and a table of numbers that sort otherwise than their text."""
-    pytest.importorskip("plotly", reason="plotly is not installed: pip install 'delta-transfer[report]'")
+    """Curves of two methods and a table of numbers that sort otherwise than their text."""
     records = [record(method, seed) for method in ("l2", "delta") for seed in range(2)]
     found = read_back(folder, records, {r["run_id"]: log([4.0, 2.0 + r["seed"], 1.0]) for r in records})
     rows = [entries(name, Entry(text, value)) for name, text, value in (("b", "9.5", 9.5), ("a", "–", None))]
@@ -340,28 +348,35 @@ def real_page(folder):
 
 
 SORT = """
-  const heads = document.querySelectorAll("table.sortable th"), orders = [];
+  const heads = document.querySelectorAll("#tables th"), orders = [];
   for (const column of [1, 1, 0, 0]) {
     heads[column].firstElementChild.click();
-    const cells = [...document.querySelectorAll("table.sortable tbody td:first-child")];
+    const cells = [...document.querySelectorAll("#tables tbody td:first-child")];
     orders.push([[...heads].map(head => head.getAttribute("aria-sort")), cells.map(cell => cell.textContent)]);
   }
   return orders;
 """
 
 CHARTS = """
-  const chart = document.getElementById("chart-1"), button = document.querySelectorAll(".legend button")[1];
-  const lines = () => chart.querySelectorAll(".scatterlayer .trace").length;
+  const chart = document.querySelector("figure svg"), button = document.querySelectorAll(".legend button")[1];
+  const lines = () => [...chart.querySelectorAll("g[data-key]")].map(line => getComputedStyle(line).display !== "none");
   const before = lines();
   button.click();
-  await new Promise(done => setTimeout(done, 500));
-  const hidden = lines();
-  const area = chart.querySelector(".nsewdrag"), box = area.getBoundingClientRect();
-  const middle = {clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true, view: window};
-  for (const kind of ["mouseover", "mousemove"]) area.dispatchEvent(new MouseEvent(kind, middle));
-  await new Promise(done => setTimeout(done, 500));
-  const buttons = [...chart.querySelectorAll(".modebar-btn")].map(button => button.dataset.title);
-  return {before, hidden, pressed: button.ariaPressed, hover: chart.querySelector(".hoverlayer").textContent, buttons};
+  return {before, hidden: lines(), pressed: button.ariaPressed};
+"""
+
+FILTER = """
+  const select = document.querySelector(".filter select"), rows = [...document.querySelectorAll(".filtered tbody tr")];
+  const shown = () => rows.filter(row => row.getBoundingClientRect().height).length, all = shown();
+  select.value = select.options[1].value;
+  select.dispatchEvent(new Event("change"));
+  return [all, shown(), [...select.options].map(option => option.textContent)];
+"""
+
+NARROW = """
+  const out = [...document.querySelectorAll("#tables td, #tables th, figure")].filter(
+    part => part.getBoundingClientRect().right > innerWidth);
+  return [innerWidth, out.length, document.documentElement.scrollWidth];
 """
 
 
@@ -376,27 +391,32 @@ def test_a_click_on_a_title_sorts(tmp_path):
     ]
 
 
-def test_charts_hide_lines_and_answer_to_the_mouse(tmp_path):
-    text = real_page(tmp_path)
-    answer = in_browser(tmp_path, text, CHARTS)
-    found = answer["found"]
+def test_a_name_in_the_legend_hides_its_line(tmp_path):
+    answer = in_browser(tmp_path, real_page(tmp_path), CHARTS)
     assert answer["complaints"] == [] and answer["loaded"] == []
-    assert (found["before"], found["hidden"], found["pressed"]) == (4, 2, "false")  # two lines, a band behind each
-    assert found["hover"] == "iteration 20L2 : 2.500 ± 0.71"
-    # Of plotly's own buttons one sends the chart to a server.
-    assert found["buttons"] == ["Zoom", "Pan", "Reset axes", "Download plot as a PNG"]
+    assert answer["found"] == {"before": [True, True], "hidden": [True, False], "pressed": "false"}
 
 
-def test_no_address_outside_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "plotly_script", lambda: "PLOTLY")  # it names addresses; what it loads is tested above
+def test_runs_are_filtered_by_method(tmp_path):
+    answer = in_browser(tmp_path, real_page(tmp_path), FILTER)
+    assert answer["found"] == [4, 2, ["every method", "L2", "DELTA"]] and answer["complaints"] == []
+
+
+def test_a_narrow_screen_shows_every_column(tmp_path):
+    page_of = three_methods(finished="2026-11-21T23:26:00+0100")
+    comparison = compare(read_back(tmp_path, page_of, {r["run_id"]: log([2.0, 1.0]) for r in page_of}))
+    answer = in_browser(tmp_path, page(leaderboards(comparison, "l2"), comparison, [], never), NARROW, width=500)
+    assert answer["found"] == [500, 0, 500]
+
+
+def test_no_address_outside_the_page(tmp_path):
     records = [record("l2", seed) for seed in range(2)]
     found = read_back(tmp_path, records, {r["run_id"]: log([2.0, 1.0]) for r in records})
     text = page([], compare(found), [], never)
-    assert "PLOTLY" in text and not re.search(r"//[\w-]+\.\w|@import|url\(", text)
+    assert not re.search(r"//[\w-]+\.\w|@import|url\(", text)
 
 
 def test_what_a_person_wrote_does_not_run(tmp_path):
-    pytest.importorskip("plotly", reason="plotly is not installed: pip install 'delta-transfer[report]'")
     script = "return [typeof hacked, document.querySelector('.legend button').textContent, document.images.length];"
     answer = in_browser(tmp_path, evil_page(tmp_path), script)
     assert answer["found"][0] == "undefined" and "<script>hacked" in answer["found"][1]

@@ -411,7 +411,6 @@ EVIL = ["<script>alert(1)<", "[bold]$\\frac{$ | & %", "a..\x1b[2J\n= #"]  # no s
 def test_class_folders_with_malicious_names_go_the_whole_road(tmp_path, monkeypatch, capsys):
     """Data set, runs, tables, page, case study: nothing is executed, steered or written elsewhere."""
     pytest.importorskip("pytorch_grad_cam", reason="grad-cam is not installed: pip install 'delta-transfer[report]'")
-    pytest.importorskip("plotly", reason="plotly is not installed: pip install 'delta-transfer[report]'")
     images, results, out = tmp_path / "images", tmp_path / "results", tmp_path / "out"
     for label, name in enumerate(EVIL):
         for number in range(6):
@@ -483,8 +482,6 @@ def evil_records(folder: Path) -> Path:
 
 @pytest.mark.parametrize("form", ["table", "markdown", "latex", "csv", "json", "html"])
 def test_names_in_records_are_only_text(tmp_path, form, capsys):
-    if form == "html":
-        pytest.importorskip("plotly", reason="plotly is not installed: pip install 'delta-transfer[report]'")
     folder, output = evil_records(tmp_path), tmp_path / "report"
     more = {"table": ["--figures", str(tmp_path / "figures")], "markdown": ["--layout", "matrix"]}
     assert report.main([str(folder), "--format", form, "--output", str(output), *more.get(form, [])]) == 0

@@ -295,7 +295,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     if args.seeds < 1:
         p.error("--seeds must be at least 1")
     if args.format == "html" and not args.output:
-        p.error("--format html needs --output FILE: a page of some megabytes")
+        p.error("--format html needs --output FILE")
     if validates(args.metric) and (args.against or args.baseline or args.per_image):
         p.error("--against, --baseline and --per-image are about test accuracies: leave out --metric and --select")
     if args.metric in OF_OTHER_TASKS and (args.per_image or (args.against and args.metric == PAIRS)):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Style:
     colour: str  # "#rrggbb"
-    line: str  # matplotlib's; plotly's names are in DASHES
+    line: str  # matplotlib's
     marker: str
 
 
@@ -44,8 +44,6 @@ STYLES = {
     "l2t_ww": Style("#332288", "-", "*"),
 }
 OTHERS = [Style("#999933", "--", "p"), Style("#882255", "-.", "h"), Style("#661100", ":", "d")]  # Tol's
-
-DASHES = {"-": "solid", "--": "dash", "-.": "dashdot", ":": "dot"}
 
 
 def style_of(method: str, methods: list[str]) -> Style:

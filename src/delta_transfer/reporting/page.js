@@ -18,64 +18,37 @@ function inOrder(a, b, sign) {
   return x === undefined ? 1 : -1;  // what has no number comes last in either order
 }
 
-// Charts, each drawn when it comes near the screen: a page may have hundreds.
-const charts = JSON.parse(document.getElementById("charts").textContent);
-// Only buttons that stay on this page: plotly's own choice includes one that sends the chart to its makers' servers.
-const settings = {
-  responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
-  showSendToCloud: false, plotlyServerURL: "",
-};
-
-function draw(div) {
-  if (div.data) return;  // plotly keeps the traces there
-  const {data, x, reference} = charts[div.id];
-  const isCurve = data[0].type === "scatter", isMap = data[0].type === "heatmap";
-  const names = isMap ? {type: "category", automargin: true} : {};  // also where a tap is called 1
-  const together = isCurve && data.length <= 8;  // all lines in one box; of more, only the nearest one's
-  if (isCurve && !together) data.forEach(line => { line.hovertemplate = `${x} %{x}: ${line.hovertemplate}`; });
-  Plotly.newPlot(div, [...data.filter(line => line.customdata).map(band), ...data], {
-    height: 260,
-    margin: {l: 48, r: 12, t: 28, b: 40},  // above: room for the buttons
-    font: {family: "system-ui, sans-serif", size: 12, color: "#222"},
-    paper_bgcolor: "#fff",
-    plot_bgcolor: "#fff",
-    showlegend: false,
-    hovermode: together ? "x unified" : "closest",
-    bargap: 0,
-    xaxis: {title: {text: x, standoff: 6}, unifiedhovertitle: {text: `${x} %{x}`}, gridcolor: "#e8e8e8", zeroline: false, ...names},
-    yaxis: {gridcolor: "#e8e8e8", zeroline: false, rangemode: isCurve ? "normal" : "tozero", ...names, ...(isMap && {autorange: "reversed"})},
-    shapes: reference === null ? [] : [
-      {type: "line", x0: reference, x1: reference, yref: "paper", y0: 0, y1: 1, line: {width: 1, dash: "dash", color: "#222"}},
-    ],
-  }, settings);
+// Above the table of runs a choice of data set, backbone and method, where there are several.
+for (const table of document.querySelectorAll("table.filtered")) {
+  const rows = [...table.tBodies[0].rows], chosen = new Map(), bar = document.createElement("p");
+  bar.className = "filter";
+  for (const column of [0, 1, 2]) {
+    const names = [...new Set(rows.map(row => row.cells[column].textContent))];
+    if (names.length < 2) continue;
+    const select = document.createElement("select");
+    const title = table.tHead.rows[0].cells[column].textContent;
+    select.append(new Option(`every ${title}`, ""), ...names.map(name => new Option(name, name)));
+    select.setAttribute("aria-label", title);
+    select.addEventListener("change", () => {
+      chosen.set(column, select.value);
+      for (const row of rows) row.hidden = [...chosen].some(([i, name]) => name && row.cells[i].textContent !== name);
+    });
+    bar.append(select);
+  }
+  table.parentElement.before(bar);
 }
-
-// The area mean ± std behind a line.
-function band(line) {
-  const high = line.y.map((mean, i) => mean + line.customdata[i]);
-  const low = line.y.map((mean, i) => mean - line.customdata[i]);
-  return {
-    type: "scatter", mode: "lines", x: [...line.x, ...[...line.x].reverse()], y: [...high, ...low.reverse()],
-    fill: "toself", fillcolor: line.line.color, line: {width: 0}, opacity: 0.15 * line.opacity,
-    legendgroup: line.legendgroup, hoverinfo: "skip",
-  };
-}
-
-const places = [...document.querySelectorAll(".chart")];
-const watch = new IntersectionObserver(
-  seen => seen.filter(entry => entry.isIntersecting).forEach(entry => draw(entry.target)), {rootMargin: "300px"});
-places.forEach(div => watch.observe(div));
-window.addEventListener("beforeprint", () => places.filter(div => div.checkVisibility()).forEach(draw));
 
 // A name in the legend hides and shows its line in all charts of its group.
 for (const button of document.querySelectorAll(".legend button")) {
   button.addEventListener("click", () => {
     const shown = button.getAttribute("aria-pressed") !== "true";
     button.setAttribute("aria-pressed", shown);
-    for (const div of button.closest(".group").querySelectorAll(".chart")) {
-      draw(div);
-      const lines = div.data.flatMap((line, i) => line.legendgroup === button.value ? [i] : []);
-      if (lines.length) Plotly.restyle(div, {visible: shown}, lines);
+    for (const line of button.closest(".group").querySelectorAll(`[data-key="${button.value}"]`)) {
+      line.style.display = shown ? "" : "none";
     }
   });
 }
+
+// Paper shows the charts that are folded up, too.
+const folded = [...document.querySelectorAll("details.group:not([open])")];
+window.addEventListener("beforeprint", () => folded.forEach(part => { part.open = true; }));

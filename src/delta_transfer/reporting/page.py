@@ -1,26 +1,29 @@
 """delta-report --format html: a comparison -> one page that needs no network and works from a file.
 
-The page has tables that sort, learning curves, histograms and maps with values under the mouse (Plotly), pictures, and
-how each run was made. page.css has its looks, page.js its behaviour. Its text depends on records and pictures alone.
+The page has tables that sort, learning curves, histograms and maps, pictures, and a table of all runs with how each was
+made. page.css has its looks, page.js its behaviour. Its text depends on records and pictures alone.
 """
 
-import json
 import math
 from base64 import b64encode
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
-from itertools import count
 from pathlib import Path
+from typing import Any
 
-from ..common.errors import UserError
-from ..common.tables import Bar, Entry, Table
+from ..common.console import duration
+from ..common.tables import MISSING, Bar, Entry, Table, entries
 from ..common.untrusted import MIB, read_regular
-from ..records.reading import Record, one_line, run_id
+from ..records.reading import Record, is_number, one_line, run_id
 from .comparison import Comparison, Row, distinct_runs
 from .logs import Warn
-from .page_charts import Chart, Group, Key, attention_histograms, learning_curves, matched_amounts
+from .page_charts import Group, Key, attention_histograms, learning_curves, matched_amounts
+from .record_views import METRICS
+from .svg import painted
+from .trust import trusted
+from .trust_tables import summary
 
 # With this policy the browser refuses everything that is not in the file.
 POLICY = (
@@ -32,7 +35,6 @@ LARGEST_PICTURE = 64 * MIB
 MAX_OPEN = 4  # groups of charts; more are folded up, so that a page of many data sets stays short
 MAX_NAMES = 6  # in the line below the title
 LONG = 40  # characters, from which on the words of a cell get a wide column of small print
-STROKES = {"solid": "", "dash": "8 4", "dashdot": "8 3 2 3", "dot": "2 3"}  # SVG's dashes by plotly's names
 
 CURVES = (
     "Mean over the seeds of a cell, at the iterations that all its runs logged; the band is ± the sample standard "
@@ -55,25 +57,22 @@ MATCHING = (
 def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn: Warn) -> str:
     """The whole page. `pictures`: PNG files; a text file beside one, of the same stem, is its caption.
 
-    `warn` names what is missing or cannot be read, which is left out. Raises UserError without the package plotly.
+    `warn` names what is missing or cannot be read, which is left out.
     """
-    plotly = plotly_script()
     curves, histograms = learning_curves(comparison, warn), attention_histograms(comparison, warn)
-    amounts = matched_amounts(comparison)
-    ids = (f"chart-{number}" for number in count(1))
-    drawn: dict[str, Chart] = {}
+    judged = trusted(records_of(comparison.rows), lambda _: None)  # the report has named damaged files
     sections = [
-        ("tables", "Tables", "\n".join(map(table_html, tables))),
-        ("curves", "Learning curves", groups_html(curves, CURVES, ids, drawn)),
-        ("attention", "Channel attention", groups_html(histograms, ATTENTION, ids, drawn)),
-        ("matching", "What is matched, how much", groups_html(amounts, MATCHING, ids, drawn)),
+        ("tables", "Leaderboard", "\n".join(map(table_html, tables))),
+        ("curves", "Learning curves", groups_html(curves, CURVES)),
+        ("attention", "Channel attention", groups_html(histograms, ATTENTION)),
+        ("matching", "What is matched, how much", groups_html(matched_amounts(comparison), MATCHING)),
+        ("trust", "Can the models be trusted?", table_html(summary(judged)) if judged else ""),
         ("pictures", "Case study", "\n".join(filter(None, (picture_html(path, warn) for path in pictures)))),
-        ("runs", "Runs", "\n".join(runs_html(row, comparison) for row in comparison.rows)),
+        ("runs", "Runs", runs_html(comparison)),
     ]
     sections = [section for section in sections if section[2]]
     links = "\n".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
     body = "\n".join(f'<section id="{name}">\n<h2>{title}</h2>\n{inner}\n</section>' for name, title, inner in sections)
-    data = {name: {"data": c.traces, "x": c.x, "reference": c.reference} for name, c in drawn.items()}
     return f"""\
 <!doctype html>
 <html lang="en">
@@ -88,7 +87,7 @@ def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn
 </head>
 <body>
 <header>
-<h1>delta-transfer: a comparison of fine-tuning methods</h1>
+<h1>A comparison of fine-tuning methods</h1>
 <p>{escape(summary_line(comparison))}</p>
 <nav aria-label="Sections">
 {links}
@@ -97,10 +96,6 @@ def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn
 <main>
 {body}
 </main>
-<script type="application/json" id="charts">{script_json(data)}</script>
-<script>
-{plotly if drawn else ""}
-</script>
 <script>
 {own_file("page.js")}</script>
 </body>
@@ -108,22 +103,8 @@ def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn
 """
 
 
-def plotly_script() -> str:
-    """plotly.js as the package brings it, about 4.8 MB. Raises UserError if it is not installed."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise UserError("--format html draws with plotly: pip install 'delta-transfer[report]'") from None
-    return str(get_plotlyjs())
-
-
 def own_file(name: str) -> str:
     return (files(__package__) / name).read_text(encoding="utf-8")
-
-
-def script_json(data: object) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 # ---- summary ---------------------------------------------------------------------------------------------
@@ -156,6 +137,7 @@ def finished(record: Record) -> datetime | None:
 
 def names(comparison: Comparison, part: str) -> str:
     found = list(dict.fromkeys(getattr(row, part) for row in comparison.rows))
+    found = [comparison.dataset_title(name) for name in found] if part == "dataset" else found
     more = [f"{len(found) - MAX_NAMES} more"] if len(found) > MAX_NAMES else []
     return ", ".join(found[:MAX_NAMES] + more)
 
@@ -168,6 +150,19 @@ def counted(number: int, what: str) -> str:
 
 
 def table_html(table: Table) -> str:
+    return "\n".join(
+        [
+            f"<h3>{escape(table.title)}</h3>",
+            *([f'<p class="verdict">{escape(table.verdict)}</p>'] if table.verdict else []),
+            grid_html(table),
+            *list_html("remarks", table.remarks),
+            *list_html("notes", table.notes),
+        ]
+    )
+
+
+def grid_html(table: Table, kind: str = "sortable", details: Sequence[str] = ()) -> str:
+    """The rows of a table; `details`: HTML for a last cell of each."""
     # A column of words among the numbers, such as what differs from a published number, is set like names.
     numeric = [
         i >= table.names and any(row[i].value is not None for row in table.rows) for i in range(len(table.header))
@@ -177,26 +172,27 @@ def table_html(table: Table) -> str:
         button = f'<button type="button">{escape(title)}</button>' if title else ""
         return f'<th scope="col"{css_class("number" if is_numeric else "")}>{button}</th>'
 
-    def cell(entry: Entry, is_numeric: bool) -> str:
+    def cell(entry: Entry, title: str, is_numeric: bool) -> str:
         kind = "number" if is_numeric else "long" if len(entry.text) > LONG else ""
         value = f' data-value="{entry.value!r}"' if entry.value is not None and math.isfinite(entry.value) else ""
         text = bar_html(entry.bar) if entry.bar else escape(entry.text)
-        return f"<td{css_class(kind)}{value}>{f'<strong>{text}</strong>' if entry.bold else text}</td>"
+        name = f' data-title="{escape(title)}"' if title else ""
+        return f"<td{css_class(kind)}{name}{value}>{f'<strong>{text}</strong>' if entry.bold else text}</td>"
 
-    head_line = "".join(map(head, table.header, numeric))
-    body = "\n".join(f"<tr>{''.join(map(cell, row, numeric))}</tr>" for row in table.rows)
+    lines = ["".join(map(cell, row, table.header, numeric)) for row in table.rows]
+    if details:
+        lines = [f"{line}<td>{more}</td>" for line, more in zip(lines, details, strict=True)]
+    last = '<th scope="col">how it was made</th>' if details else ""
     return "\n".join(
         [
-            f"<h3>{escape(table.title)}</h3>",
-            *([f'<p class="verdict">{escape(table.verdict)}</p>'] if table.verdict else []),
             '<div class="scroll" tabindex="0">',
-            f'<table class="sortable" aria-label="{escape(table.title)}">',
-            f"<thead><tr>{head_line}</tr></thead>",
-            f"<tbody>\n{body}\n</tbody>",
+            f'<table class="{kind}" aria-label="{escape(table.title)}">',
+            f"<thead><tr>{''.join(map(head, table.header, numeric))}{last}</tr></thead>",
+            "<tbody>",
+            *(f"<tr>{line}</tr>" for line in lines),
+            "</tbody>",
             "</table>",
             "</div>",
-            *list_html("remarks", table.remarks),
-            *list_html("notes", table.notes),
         ]
     )
 
@@ -224,8 +220,7 @@ def list_html(name: str, lines: list[str]) -> list[str]:
 # ---- charts ----------------------------------------------------------------------------------------------
 
 
-def groups_html(groups: list[Group], remark: str, ids: Iterator[str], drawn: dict[str, Chart]) -> str:
-    """Empty places for the charts, which page.js fills; adds them to `drawn` by the id of their place."""
+def groups_html(groups: list[Group], remark: str) -> str:
     if not groups:
         return ""
     is_open = " open" if len(groups) <= MAX_OPEN else ""
@@ -234,27 +229,19 @@ def groups_html(groups: list[Group], remark: str, ids: Iterator[str], drawn: dic
         lines += [f'<details class="group"{is_open}>', f"<summary>{escape(group.title)}</summary>"]
         lines += [f"<p>{escape(line)}</p>" for line in group.remarks]
         if group.keys:
-            lines += ['<div class="legend">', *map(key_html, group.keys), "</div>"]
+            lines += ['<div class="legend">', *(key_html(i, key) for i, key in enumerate(group.keys)), "</div>"]
         lines.append('<div class="charts">')
-        for chart in group.charts:
-            drawn[name := next(ids)] = chart
-            title = escape(chart.title)
-            lines.append(
-                f'<figure><figcaption>{title}</figcaption><div class="chart" id="{name}" role="img" '
-                f'aria-label="{title}"></div></figure>'
-            )
+        lines += [f"<figure><figcaption>{escape(title)}</figcaption>{chart}</figure>" for title, chart in group.charts]
         lines += ["</div>", "</details>"]
     return "\n".join(lines)
 
 
-def key_html(key: Key) -> str:
-    line = (
-        f'<line x1="0" y1="5" x2="30" y2="5" stroke="{key.colour}" stroke-width="2.5" '
-        f'stroke-dasharray="{STROKES[key.dash]}" opacity="{key.opacity}"/>'
-    )
+def key_html(number: int, key: Key) -> str:
+    line = f'<path d="M0 5H30" {painted(key.colour)} stroke-width="2.5"{key.look}/>'
     return (
-        f'<button type="button" aria-pressed="true" value="{escape(key.label)}">'
-        f'<svg width="30" height="10" aria-hidden="true">{line}</svg>{escape(key.label)} ({key.n})</button>'
+        f'<button type="button" aria-pressed="true" value="{number}">'
+        f'<svg class="chart" width="30" height="10" aria-hidden="true">{line}</svg>'
+        f"{escape(key.label)} ({key.n})</button>"
     )
 
 
@@ -282,22 +269,35 @@ def picture_html(path: Path, warn: Warn) -> str | None:
 # ---- how each run was made -------------------------------------------------------------------------------
 
 
-def runs_html(row: Row, comparison: Comparison) -> str:
-    """A folded list for each row of the comparison, in it one for each run."""
-    title = ", ".join(filter(None, [row.dataset, row.backbone, row.settings]))
-    runs = [(method, run) for method in comparison.methods if method in row.cells for run in row.cells[method].runs]
-    return "\n".join(
-        [
-            f"<details>\n<summary>{escape(title)}: {counted(len(runs), 'run')}</summary>",
-            *(run_html(comparison.display(method), run, comparison.metric) for method, run in runs),
-            "</details>",
-        ]
-    )
+def runs_html(comparison: Comparison) -> str:
+    """A table with a line for each run, which page.js filters, and in it how the run was made."""
+    rows, made = [], []
+    for row in comparison.rows:
+        for method in comparison.methods:
+            cell = row.cells.get(method)
+            for (number, fold), run in zip(cell.values, cell.runs, strict=True) if cell else ():
+                seconds: Any = run.get("train_seconds")
+                value = run[comparison.metric]
+                rows.append(
+                    entries(
+                        comparison.dataset_title(row.dataset),
+                        row.backbone,
+                        comparison.display(method),
+                        row.settings.replace("reg.", ""),
+                        f"{number}" + ("" if fold is None else f", fold {fold}"),
+                        Entry(f"{value:.2f}", value),
+                        Entry(duration(seconds), seconds) if is_number(seconds) else Entry(MISSING),
+                    )
+                )
+                made.append(f"<details><summary>show</summary>{run_html(run)}</details>")
+    header = ["data set", "backbone", "method", "settings", "seed", f"{METRICS[comparison.metric]} (%)", "time"]
+    return grid_html(Table("Runs", header, rows, 5), "sortable filtered", made)
 
 
-def run_html(title: str, record: Record, metric: str) -> str:
+def run_html(record: Record) -> str:
     versions, overrides = record.get("versions"), record.get("overrides")
-    entries = {
+    found = {
+        "run": run_id(record),
         "command": record.get("command"),
         "overrides": " ".join(map(one_line, overrides)) if isinstance(overrides, list) else None,
         "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else None,
@@ -305,13 +305,11 @@ def run_html(title: str, record: Record, metric: str) -> str:
         "commit": record.get("git_commit"),
         "finished": record.get("finished"),
     }
-    lines = [f"<dt>{name}</dt><dd>{value_html(name, value)}</dd>" for name, value in entries.items()]
-    summary = f"<code>{escape(run_id(record))}</code> {escape(title)}, {record[metric]:.2f} %"
-    return f'<details class="run"><summary>{summary}</summary><dl>\n' + "\n".join(lines) + "\n</dl></details>"
+    return f"<dl>{''.join(f'<dt>{name}</dt><dd>{value_html(name, value)}</dd>' for name, value in found.items())}</dl>"
 
 
 def value_html(name: str, value: object) -> str:
     if value in (None, ""):
         return "not recorded"
     text = escape(str(value))
-    return f"<code>{text}</code>" if name in ("command", "overrides") else text
+    return f"<code>{text}</code>" if name in ("run", "command", "overrides") else text

@@ -1,24 +1,19 @@
-"""Records -> what the HTML page draws: learning curves of each cell, channel attention, the pairs that L2T-ww matched.
+"""Records -> what the HTML page draws: learning curves, channel attention, the pairs that L2T-ww matched."""
 
-A chart holds Plotly's traces; how charts look (fonts, axes, bands) is in page.js.
-"""
-
-from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..common.style import DASHES, style_of
+from ..common.style import style_of
 from ..records.arrays import channel_weights
 from ..records.reading import Damaged
+from . import svg
 from .comparison import Cell, Comparison, Row, grouped
 from .logs import Curves, Warn, curves_of, matched_curves, penalty_terms
 from .record_views import show
 
-POINTS = 400  # per line; a screen hardly has more
+POINTS = 80  # per line; a small chart hardly shows more
 BINS = 40
 # Tol's colours, for target taps.
 TAPS = ["#332288", "#cc6677", "#117733", "#ddcc77", "#88ccee", "#aa4499", "#999933", "#882255"]
@@ -33,32 +28,23 @@ TITLES = {
     "test_roc_auc": "Test ROC-AUC (%)",
 }
 
-ACCURACIES = [name for name in TITLES if name.endswith(("_top1", "_accuracy", "_auc"))]
-
-
-@dataclass(frozen=True)
-class Chart:
-    title: str
-    x: str  # title of the horizontal axis
-    traces: list[dict[str, Any]]  # plotly's; `customdata` of a line is the sample std at each point
-    reference: float | None = None  # a vertical line there
+ACCURACIES = sorted(name for name in TITLES if name.endswith(("_top1", "_accuracy", "_auc")))  # test first
 
 
 @dataclass(frozen=True)
 class Key:
-    """A line of the legend, which all charts of a group share: a click on it hides the traces of that `legendgroup`."""
+    """A line of the legend, which all charts of a group share."""
 
     label: str
     n: int  # runs
     colour: str
-    dash: str  # plotly's
-    opacity: float
+    look: str  # attributes of its strokes
 
 
 @dataclass(frozen=True)
 class Group:
     title: str
-    charts: list[Chart]
+    charts: list[tuple[str, str]]  # title, SVG
     keys: list[Key]
     remarks: list[str]
 
@@ -80,53 +66,41 @@ def learning_curves(comparison: Comparison, warn: Warn) -> list[Group]:
                 # Several settings of a method: from strong to faint.
                 opacity = round(1 - 0.65 * number / max(1, len(own) - 1), 2)
                 label = comparison.label(method, one.row.reg)
-                lines.append((Key(label, one.n, style.colour, DASHES[style.line], opacity), one))
+                lines.append((Key(label, one.n, style.colour, svg.attributes(style.line, opacity)), one))
         if charts := [chart for name in quantities(curves) if (chart := chart_of(name, lines))]:
             row = curves[0].row
-            title = ", ".join(filter(None, [row.dataset, row.backbone, show(row.shared)]))
+            title = ", ".join(filter(None, [comparison.dataset_title(row.dataset), row.backbone, show(row.shared)]))
             groups.append(Group(title, charts, [key for key, _ in lines], []))
     return groups
 
 
 def title_of(comparison: Comparison, method: str, row: Row) -> str:
-    parts = [comparison.label(method, row.reg), row.dataset, row.backbone, show(row.shared)]
+    parts = [comparison.label(method, row.reg), comparison.dataset_title(row.dataset), row.backbone, show(row.shared)]
     return ", ".join(filter(None, parts))
 
 
 def quantities(curves: list[Curves]) -> list[str]:
-    """The logged quantities in the order in which they are drawn: loss, its terms, accuracies."""
+    """The logged quantities in the order in which they are drawn: accuracies, loss, its terms."""
     names = dict.fromkeys(str(name) for one in curves for name in one.mean.columns)
-    return [name for name in ("loss", "cross_entropy", *penalty_terms(names), *ACCURACIES) if name in names]
+    return [name for name in (*ACCURACIES, "loss", "cross_entropy", *penalty_terms(names)) if name in names]
 
 
-def chart_of(name: str, lines: list[tuple[Key, Curves]]) -> Chart | None:
+def chart_of(name: str, lines: list[tuple[Key, Curves]]) -> tuple[str, str] | None:
     """The chart of one quantity; None if no line has two points, because the tables have single ones."""
-    drawn = [(key, *curves.of(name)) for key, curves in lines if name in curves.mean]
-    if not any(len(mean) > 1 for _, mean, _ in drawn):
+    drawn = [(i, key, *curves.of(name)) for i, (key, curves) in enumerate(lines) if name in curves.mean]
+    if not any(len(mean) > 1 for _, _, mean, _ in drawn):
         return None
-    traces = [trace_of(*line) for line in drawn if len(line[1])]
-    return Chart(TITLES.get(name, f"Penalty: {name}"), "iteration", traces)
+    title = TITLES.get(name, f"Penalty: {name.replace('_', ' ').replace('.', ': ')}")
+    return title, svg.lines_chart(title, "iteration", [line_of(*line) for line in drawn if len(line[2])])
 
 
-def trace_of(key: Key, curve: pd.Series, std: pd.Series) -> dict[str, Any]:
+def line_of(i: int, key: Key, curve: pd.Series, std: pd.Series) -> svg.Line:
     """A line, with its band where `std` is known at all of its points."""
-    points = thinned(curve)
-    trace: dict[str, Any] = {
-        "type": "scatter",
-        "name": escape(key.label, quote=False),  # plotly reads a few tags
-        "legendgroup": key.label,
-        "x": points.index.tolist(),
-        "y": rounded(points.tolist()),
-        "mode": "lines" if len(points) > 20 else "lines+markers",
-        "line": {"color": key.colour, "dash": key.dash, "width": 1.8},
-        "marker": {"size": 4},
-        "opacity": key.opacity,
-        "hovertemplate": "%{y:.4g}",
-    }
-    std = std.reindex(points.index)
-    if std.notna().all():
-        trace |= {"customdata": rounded(std.tolist()), "hovertemplate": "%{y:.4g} ± %{customdata:.2g}"}
-    return trace
+    shown = thinned(curve)
+    std = std.reindex(shown.index)
+    spread = std.tolist() if std.notna().all() else None
+    title = f"{key.label}: {shown.iloc[-1]:.4g}" + (f" ± {spread[-1]:.2g}" if spread else "")
+    return svg.Line(i, f"{title} at the end", key.look, key.colour, shown.index.tolist(), shown.tolist(), spread)
 
 
 def thinned(curve: pd.Series) -> pd.Series:
@@ -134,11 +108,6 @@ def thinned(curve: pd.Series) -> pd.Series:
     if len(curve) <= POINTS:
         return curve
     return curve.iloc[np.linspace(0, len(curve) - 1, POINTS).round().astype(int)]
-
-
-def rounded(values: Sequence[float]) -> list[float]:
-    """To 5 significant digits: the page holds them as text."""
-    return [float(f"{value:.5g}") for value in values]
 
 
 # ---- channel attention -----------------------------------------------------------------------------------
@@ -177,20 +146,11 @@ def distinct_weights(cell: Cell, warn: Warn) -> list[dict[str, np.ndarray]]:
     return list(found.values())
 
 
-def histogram(tap: str, weights: list[np.ndarray], colour: str) -> Chart:
+def histogram(tap: str, weights: list[np.ndarray], colour: str) -> tuple[str, str]:
     values = np.concatenate(weights)
     counts, edges = np.histogram(values, bins=BINS)
-    trace = {
-        "type": "bar",
-        "x": rounded(((edges[1:] + edges[:-1]) / 2).tolist()),
-        "y": counts.tolist(),
-        "width": rounded(np.diff(edges).tolist()),
-        "marker": {"color": colour},
-        "hovertext": [f"{low:.3g} to {high:.3g}" for low, high in zip(edges, edges[1:], strict=False)],
-        "hovertemplate": "weight %{hovertext}: %{y} channels<extra></extra>",
-    }
     title = f"{tap}: {len(weights[0])} channels, largest weight {values.max():.2f}"
-    return Chart(title, "channel weight, mean 1", [trace], reference=1.0)
+    return title, svg.bars_chart(title, "channel weight, mean 1", edges, counts, colour, reference=1.0)
 
 
 # ---- matched pairs ---------------------------------------------------------------------------------------
@@ -204,7 +164,7 @@ def matched_amounts(comparison: Comparison) -> list[Group]:
     groups = []
     for curves, sources in matched_curves(comparison):
         targets = dict.fromkeys(target for pairs in sources.values() for _, target in pairs)
-        keys = {tap: Key(tap, curves.n, TAPS[i % len(TAPS)], "solid", 1.0) for i, tap in enumerate(targets)}
+        keys = {tap: Key(tap, curves.n, TAPS[i % len(TAPS)], "") for i, tap in enumerate(targets)}
         columns = [column for pairs in sources.values() for column in pairs.values()]
         highest = max(curves.of(column)[0].iloc[-1] for column in columns)
         charts = []
@@ -212,25 +172,16 @@ def matched_amounts(comparison: Comparison) -> list[Group]:
             at_the_end = {pair: curves.of(column)[0].iloc[-1] for pair, column in pairs.items()}
             charts.append(amounts_map(source, at_the_end, highest))
             for tap, own in grouped(pairs, lambda pair: pair[0]):
-                lines = [trace_of(keys[pair[1]], *curves.of(pairs[pair])) for pair in own]
-                charts.append(Chart(f"Amounts of {tap} of {source}", "iteration", lines))
+                lines = [line_of(list(keys).index(n), keys[n], *curves.of(pairs[m, n])) for (m, n) in own]
+                title = f"Amounts of {tap} of {source}"
+                charts.append((title, svg.lines_chart(title, "iteration", lines)))
         groups.append(Group(title_of(comparison, curves.method, curves.row), charts, list(keys.values()), []))
     return groups
 
 
-def amounts_map(source: str, amounts: dict[tuple[str, str], float], highest: float) -> Chart:
-    """A heat map by (source tap, target tap), empty where there is no pair. `highest`: where the colours end."""
+def amounts_map(source: str, amounts: dict[tuple[str, str], float], highest: float) -> tuple[str, str]:
+    """A map by (source tap, target tap), empty where there is no pair. `highest`: where the colours end."""
     rows, columns = (list(dict.fromkeys(pair[side] for pair in amounts)) for side in (0, 1))
-    trace = {
-        "type": "heatmap",
-        "x": [escape(tap, quote=False) for tap in columns],
-        "y": [escape(tap, quote=False) for tap in rows],
-        "z": [[rounded([amounts[m, n]])[0] if (m, n) in amounts else None for n in columns] for m in rows],
-        "zmin": 0,
-        "zmax": float(highest) or 1.0,
-        "colorscale": "Viridis",
-        "showscale": False,
-        "texttemplate": "%{z:.2f}",
-        "hovertemplate": "%{y} > %{x}: %{z:.4g}<extra></extra>",
-    }
-    return Chart(f"Amounts at the end, by tap of {source}", "target tap", [trace])
+    title = f"Amounts at the end, by tap of {source}"
+    values = [[amounts.get((m, n)) for n in columns] for m in rows]
+    return title, svg.numbers_map(title, rows, columns, values, float(highest) or 1.0)

@@ -24,55 +24,65 @@ from ..records.arrays import VALIDATION, Predictions, image_names, predictions
 from ..records.files import make_output_folder
 from ..records.reading import Damaged, Record, folds, method_of, read_all, run_id
 from ..records.run_directory import class_names
-from .record_views import Settings, contradiction, dataset_and_backbone, problem, reg_settings, settings, within
+from .comparison import grouped, grouped_by_varying
+from .logs import Warn
+from .record_views import contradiction, dataset_and_backbone, problem, reg_settings, settings, within
 from .trust_tables import HeldOut, Trusted, as_json, trust_tables
 
 # ---- reading ---------------------------------------------------------------------------------------------
 
 
-def question(record: Record) -> tuple[object, ...]:
-    """What runs on folds and the final runs of one method and setting have in common."""
-    shared = {k: v for k, v in settings(record, "val_top1").items() if not within(k, ["split"])}
-    pairs: list[Settings] = [tuple(sorted(one.items())) for one in (shared, reg_settings(record))]
-    return (*dataset_and_backbone(record), method_of(record), *pairs)
+def questions(records: list[Record]) -> dict[int, int]:
+    """By id(record) a number, which runs on folds and the final runs of one method and setting have in common."""
+
+    def view(record: Record) -> dict[str, object]:
+        shared = {k: v for k, v in settings(record, "val_top1").items() if not within(k, ["split"])}
+        return shared | reg_settings(record)
+
+    alike: list[list[Record]] = []
+    for _, same in grouped(records, lambda record: (dataset_and_backbone(record), method_of(record))):
+        alike += [runs for _, runs in grouped_by_varying(same, view)]
+    return {id(record): number for number, runs in enumerate(alike) for record in runs}
 
 
-def trusted(records: list[Record]) -> list[Trusted]:
-    """The runs with predictions of classes. A log line says what is left out."""
+def trusted(records: list[Record], warn: Warn = log.info) -> list[Trusted]:
+    """The runs with predictions of classes. `warn` is told what is left out."""
     tested: list[tuple[Record, Predictions]] = []
-    validated: dict[tuple[object, ...], list[tuple[Record, Predictions]]] = {}
+    validated: list[tuple[Record, Predictions]] = []
     without = 0
     for record in records:
         reasons = [problem(record, metric) for metric in ("test_top1", "val_top1")]
         if None not in reasons and reasons[0] != "no test_top1":
-            log.info(f"skipped {run_id(record)}: {reasons[0]}")
+            warn(f"skipped {run_id(record)}: {reasons[0]}")
             continue
         try:
             if said := contradiction(record):
-                log.info(f"skipped {run_id(record)}: {said}")
+                warn(f"skipped {run_id(record)}: {said}")
                 continue
             found = predictions(record) if reasons[0] is None else None
             own = predictions(record, VALIDATION) if reasons[1] is None else None
         except Damaged as error:
-            log.info(str(error))
+            warn(str(error))
             continue
         if found:
             tested.append((record, found))
         if own:
-            validated.setdefault(question(record), []).append((record, own))
+            validated.append((record, own))
         without += not (found or own)
     if without:
-        log.info(f"left out: {without} runs without predictions of classes")
-    pooled = {key: pool(parts) for key, parts in validated.items()}
+        warn(f"left out: {without} runs without predictions of classes")
+    asked = questions([record for record, _ in tested + validated])
+    by_question = dict(grouped(validated, lambda pair: asked[id(pair[0])]))
+    pooled = {number: pool(parts) for number, parts in by_question.items()}
     made = []
     for record, found in tested:
-        itself = [(r, p) for r, p in validated.get(question(record), []) if r is record]
-        held_out = pool(itself) if itself else pooled.get(question(record))
+        itself = [(r, p) for r, p in validated if r is record]
+        held_out = pool(itself) if itself else pooled.get(asked[id(record)])
         made.append(Trusted(record, found, classes_of(record, found), images_of(record, found), held_out, True))
-    answered = {question(record) for record, _ in tested}
-    for key, held_out in pooled.items():
-        if key not in answered:
-            record, index = validated[key][0][0], np.array(list(held_out.images))
+    answered = {asked[id(record)] for record, _ in tested}
+    for number, held_out in pooled.items():
+        if number not in answered:
+            record, index = by_question[number][0][0], np.array(list(held_out.images))
             found = Predictions(held_out.labels, held_out.logits, index)
             names = list(held_out.images.values())
             made.append(Trusted(record, found, classes_of(record, found), names, held_out, False))

@@ -141,7 +141,7 @@ def summary(found: list[Trusted]) -> Table:
         notes.append("No temperature: nothing held out was predicted (split.val_fraction, or runs with split.folds)")
     if not all(one.tested for one in found):
         notes.append("folds: no run was tested, so each training image counts as the run that held it out predicted it")
-    table = Table("Can the model be trusted?", header, rows, 1, notes=notes)
+    table = Table("Accuracy and calibration of each run", header, rows, 1, notes=notes)
     kept_columns = [i for i in range(len(header)) if i < 4 or any(row[i].value is not None for row in rows)]
     return table.columns(kept_columns)
 
@@ -189,7 +189,7 @@ def confusions(one: Trusted, most: int) -> Table | None:
         for n, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))[:most]
     ]
     header = ["class", "taken for", "images", "% of the class"]
-    return Table(f"{one.name}: largest confusions", header, rows, 2) if rows else None
+    return Table(f"{one.name}: largest confusions", header, rows, 1) if rows else None
 
 
 def calibration(one: Trusted) -> Table:
@@ -230,7 +230,7 @@ def worst(one: Trusted, most: int) -> Table | None:
         for i in order
     ]
     header = ["image", "class", "taken for", "probability"]
-    return Table(f"{one.name}: worst images, the surest mistakes first", header, rows, 3) if rows else None
+    return Table(f"{one.name}: worst images, the surest mistakes first", header, rows, 1) if rows else None
 
 
 def suspicious(one: Trusted, most: int) -> Table | None:
@@ -267,17 +267,20 @@ def flips(first: Trusted, other: Trusted, most: int) -> Table | None:
         return None
     ours, theirs, p = mcnemar(*both)
     rows = []
-    for one, against in ((first, other), (other, first)):
-        for i in np.flatnonzero(one.judged.right & ~against.judged.right)[:most]:
+    names = [method_title(one.record) for one in (first, other)]
+    names = names if names[0] != names[1] else [first.name, other.name]
+    for one, against, name in ((first, other, names[0]), (other, first, names[1])):
+        sure = against.judged.confidence
+        for i in sorted(np.flatnonzero(one.judged.right & ~against.judged.right), key=lambda i: -sure[i])[:most]:
             took = against.classes[against.judged.predicted[i]]
-            rows.append(entries(one.images[i], one.classes[one.judged.labels[i]], one.name, took))
+            rows.append(entries(one.images[i], one.classes[one.judged.labels[i]], name, took, percent(float(sure[i]))))
     verdict = (
-        f"Only {first.name} gets {ours} images right, only {other.name} {theirs}: "
+        f"{names[0]} alone gets {ours} images right, and {names[1]} alone {theirs}: "
         f"{'more than chance' if p < 0.05 else 'that may be chance'} (McNemar, exact, p={p:.2g})."
     )
-    header = ["image", "class", "right", "the other one's answer"]
+    header = ["image", "class", "right", "the other's answer", "its probability"]
     return Table(
-        f"Images that one of two runs gets right: {first.name}; {other.name}", header, rows, 4, verdict=verdict
+        f"Images that one of two runs gets right: {first.name}; {other.name}", header, rows, 1, verdict=verdict
     )
 
 
@@ -294,7 +297,8 @@ def trust_tables(found: list[Trusted], most: int) -> list[Table]:
         if id(one.held_out) not in asked:
             made.append(suspicious(one, most))
             asked.add(id(one.held_out))
-    made += [flips(found[0], other, most) for other in found[1:]]
+    tested = [one for one in found if one.tested]
+    made += [flips(tested[0], other, most) for other in tested[1:]]
     return [table for table in made if table]
 
 
