@@ -116,6 +116,7 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
             if "dry_run=true" in words:  # looks at all jobs in this process, whatever would launch them
                 words = [word for word in words if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
             if only_shown:
+                which_is_best.refuse_elsewhere(words)
                 words, options = first_values(words), [option for option in options if option not in MULTIRUN]
                 with running_hydra(config_dir) as loader:
                     check_keys(compose(loader, config_name, words))
@@ -124,6 +125,7 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
                 require(alone, f"{WHICH_IS_BEST} makes many runs: start it without torchrun.")
                 verdict = which_is_best.compare_methods(words, compose_first_job, sweep)
             else:
+                which_is_best.refuse_elsewhere(words)
                 start(options, for_sweep(words) if several else words)
     except KeyboardInterrupt:
         stopped_by = signal.SIGINT

@@ -1,26 +1,45 @@
 """delta-run +experiment=which_is_best dataset.root=photos: which method is best on these images, and by how much.
 
-It makes several sweeps in one command. The first runs every method and alpha on folds of the training images; the one
-that does best on the images held out is chosen, as delta-report --select cv does. The second trains that one and L2,
-the baseline, on all training images with several seeds, and only they see the test images: these say how good the
-choice is, and change nothing about it. Finished runs are skipped, as in any sweep.
+It makes several sweeps in one command. The first ones run every backbone, method and alpha on folds of the training
+images; what does best on the images held out is chosen, as delta-report --select cv does. The last ones train it, L2,
+the baseline, and L2-FE on all training images with several seeds, and only they see the test images: these say how
+good the choice is, and change nothing about it. Finished runs are skipped, as in any sweep. budget=45m or preset=good
+chooses what is compared, and how thoroughly (experiment/budget.py).
 """
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from ..common import tables
-from ..common.console import log
+from ..common.console import duration, log
 from ..common.errors import UserError
-from ..common.options import require
+from ..common.options import describe, require
 from ..common.style import method_order
+from ..data import load_dataset
 from ..engine.config import RunConfig
-from ..experiment.choosing import Made, alpha_of, best_of, folds_of, named, on_all_folds, verdict, without_a_gpu
+from ..experiment import budget
+from ..experiment.choosing import (
+    Made,
+    alpha_of,
+    best_of,
+    folds_of,
+    named,
+    number_of_folds,
+    on_all_folds,
+    training_images,
+    verdict,
+    without_a_gpu,
+)
+from ..experiment.costs import seconds_beside_steps
+from ..experiment.planning import Plan
 from ..methods import METHODS
-from ..records.reading import method_of
+from ..records.reading import Record, method_of, section
 from ..reporting import sections
 from ..reporting.comparison import compare
 from ..reporting.record_views import problem
@@ -32,31 +51,130 @@ ALPHAS = {
     "delta_noatt": ["0.0001", "0.001", "0.01"],
     "delta": ["0.0001", "0.001", "0.01"],
 }
+OWN = ("budget", "preset")  # keys of this command alone
+COMPARED = ("reg", "reg.alpha", "backbone", "seed", "split.folds")
+LENGTH = {"schedule", "schedule.iterations", "schedule.epochs", "schedule.batch_size"}
+SIZE = {"backbone.image_size", "backbone.resize"}
+ATTENTION = "reg.attention.method"
+
+Asked = dict[str, list[str]]
+Compose = Callable[[list[str]], tuple[RunConfig, dict[str, str]]]
+Sweep = Callable[[list[str]], list[Made]]
 
 
-def compare_methods(
-    words: list[str],
-    compose_first_job: Callable[[list[str]], tuple[RunConfig, dict[str, str]]],
-    sweep: Callable[[list[str]], list[Made]],
-) -> list[str]:
+@dataclass(frozen=True)
+class Result:
+    lines: list[str]  # in words
+    choice: budget.Place | None = None
+    made: list[Made] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is compared, and the words of its runs."""
+
+    rest: list[str]  # of all runs
+    backbones: dict[str, list[str]]  # words, by name
+    methods: dict[str, list[str]]  # words, by name; L2, the baseline, is the first
+    alphas: dict[str, list[str]]  # of the methods that are tried with several
+    folds: int
+    seeds: list[str]
+    configs: dict[budget.Place, RunConfig]  # of a run of each backbone and method
+    images: dict[str, int]  # for training, by class
+
+    def words(self, backbone: str, method: str) -> list[str]:
+        return [*self.rest, *self.backbones[backbone], f"reg={method}", *self.methods[method]]
+
+    def on_folds(self, backbone: str, method: str) -> list[str]:
+        strength = [f"reg.alpha={','.join(self.alphas[method])}"] if method in self.alphas else []
+        held_out = [f"split.folds={self.folds}", f"split.fold={','.join(map(str, range(self.folds)))}"]
+        return [*self.words(backbone, method), *strength, f"seed={self.seeds[0]}", *held_out]
+
+    def final(self, backbone: str, method: str, alpha: float | None = None) -> list[str]:
+        strength = [f"reg.alpha={alpha}"] if method in self.alphas and alpha is not None else []
+        return [*self.words(backbone, method), *strength, "split.folds=null", f"seed={','.join(self.seeds)}"]
+
+    def in_final(self, method: str) -> list[str]:
+        """The methods of the final runs where `method` was chosen."""
+        return list(dict.fromkeys([*(one for one in budget.BASELINES if one in self.methods), method]))
+
+    def backbone_of(self, record: Record) -> str:
+        name = section(record, "backbone")["name"]
+        return next(one for one in self.backbones if self.configs[one, "l2"].backbone.name == name)
+
+    def planned(self, plan: budget.Chosen) -> "Grid":
+        """What a plan leaves of it, with the plan's settings. Seeds that the command names stay as they are."""
+        level, configs = plan.level, self.configs
+        set_by_level = {one: budget.settings(level, configs[one, "l2"], plan.images) for one in level.backbones}
+        return replace(
+            self,
+            backbones={
+                one: [*self.backbones[one], *(f"{key}={value}" for key, value in values.items())]
+                for one, values in set_by_level.items()
+            },
+            methods={one: words for one, words in self.methods.items() if one in level.methods},
+            folds=level.folds,
+            seeds=self.seeds if len(self.seeds) == level.seeds else [str(seed) for seed in range(level.seeds)],
+        )
+
+
+def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) -> list[str]:
     """Makes the comparison that a command's `words` ask for; returns its result in sentences.
 
     compose_first_job: composes the first job of a command and returns the parameters of its sweep, too.
     sweep: carries a command out.
     """
+    began = time.monotonic()
     asked, of_methods, rest = asked_and_rest(words)
-    config, usual = compose_first_job([*rest, "reg=l2"])
+    limits = {key: ",".join(asked.pop(key)) for key in OWN if key in asked}
+    levels = levels_for(limits, words, asked) if limits else []
+    if not levels:
+        return choose_and_train(grid_of(asked, of_methods, rest, compose_first_job), sweep).lines
+    # All that a level may compare is looked at, so that what is misspelt is found now.
+    asked |= {"backbone": several(level.backbones for level in levels), "reg": several(one.methods for one in levels)}
+    options = [each.name for one in asked["reg"] if one in METHODS for each in describe(METHODS[one].options)]
+    if ATTENTION.removeprefix("reg.") in options and ATTENTION not in dict(of_methods):
+        of_methods = [*of_methods, (ATTENTION, f"{ATTENTION}=taylor")]
+    grid = grid_of(asked, of_methods, rest, compose_first_job)
+    config = grid.configs[next(iter(grid.backbones)), "l2"]
+    path = budget.plan_path(config.results_dir, words)
+    plan = budget.read_plan(path)
+    if plan:
+        log.info(f"The plan of this command's first start stands in {path}. Delete it, and the command plans anew.")
+    else:
+        plan = plan_of(grid, levels, limits, began)
+        if not config.dry_run:
+            budget.write_plan(path, plan)
+    grid = grid.planned(plan)
+    said = [
+        f"Planned: {plan.level}. It takes about {duration(plan.estimate.total)}, one run after the other.",
+        plan.more,
+    ]
+    if config.dry_run:
+        return [*said, "The command without dry_run=true measures anew, and keeps its plan."]
+    for line in said:
+        log.info(line)
+    result = choose_and_train(grid, sweep)
+    return [*result.lines, *against_estimate(plan.estimate, result, time.monotonic() - began)]
+
+
+def several(groups: Any) -> list[str]:
+    return list(dict.fromkeys(one for group in groups for one in group))
+
+
+# --- What is compared ---
+
+
+def grid_of(asked: Asked, of_methods: list[tuple[str, str]], rest: list[str], compose: Compose) -> Grid:
+    """Every backbone and method, with all that it is to be run with, is composed: what is misspelt is found now."""
+    first = [f"backbone={asked['backbone'][0]}"] if "backbone" in asked else []
+    config, usual = compose([*rest, *first, "reg=l2"])
     asked = asked_and_rest([f"{key}={values}" for key, values in usual.items()])[0] | asked
-    wanted = asked["split.folds"]
-    require(
-        len(wanted) == 1 and wanted[0].isdecimal() and int(wanted[0]) > 1,
-        f"split.folds must be one number, 2 or more, got {','.join(wanted)}.",
-    )
+    folds = number_in(asked["split.folds"])
     methods = ["l2", *(method for method in asked["reg"] if method != "l2")]  # the baseline is always there
-    # Every method, with all that it is to be run with, is looked at before any is run: what is misspelt is found now.
-    options = {method: compose_first_job([*rest, f"reg={method}"])[0].reg for method in methods}
+    options = {method: compose([*rest, *first, f"reg={method}"])[0].reg for method in methods}
     own = {method: [w for key, w in of_methods if has(options[method], key)] for method in methods}
-    alphas = ALPHAS
+    alphas = {method: ALPHAS[method] for method in methods if method in ALPHAS}
     if "reg.alpha" in asked:
         of_methods = [*of_methods, ("reg.alpha", f"reg.alpha={','.join(asked['reg.alpha'])}")]
         alphas = dict.fromkeys([m for m in methods if has(options[m], "reg.alpha")], asked["reg.alpha"])
@@ -64,30 +182,125 @@ def compare_methods(
         require(any(has(reg, key) for reg in options.values()), f"{word}: none of {', '.join(methods)} has it.")
     for method in methods:
         for strength in [[f"reg.alpha={alpha}"] for alpha in alphas.get(method, [])] or [[]]:
-            compose_first_job([*rest, f"reg={method}", *own[method], *strength])
-    folds, seeds = folds_of(config, int(asked["split.folds"][0])), asked["seed"]
+            options[method] = compose([*rest, *first, f"reg={method}", *own[method], *strength])[0].reg
+    backbones = {name: [f"backbone={name}"] for name in asked.get("backbone", [])} or {config.backbone.name: []}
+    networks = {name: compose([*rest, *words, "reg=l2"])[0] if words else config for name, words in backbones.items()}
+    require(
+        len({network.backbone.name for network in networks.values()}) == len(networks),
+        f"backbone={','.join(backbones)}: two of them are the same network.",
+    )
+    configs = {(one, method): networks[one].replace(reg=options[method]) for one in networks for method in methods}
+    images = training_images(config)
+    return Grid(rest, backbones, own, alphas, folds_of(images, folds), asked["seed"], configs, images)
 
-    validated: list[Made] = []
-    for method in methods:
-        strength = [f"reg.alpha={','.join(alphas[method])}"] if method in alphas else []
-        held_out = [f"split.folds={folds}", f"split.fold={','.join(map(str, range(folds)))}"]
-        validated += sweep([*rest, f"reg={method}", *own[method], *strength, f"seed={seeds[0]}", *held_out])
+
+def number_in(folds: list[str]) -> int:
+    """The number of folds, of the words that say it."""
+    require(
+        len(folds) == 1 and folds[0].isdecimal() and int(folds[0]) > 1,
+        f"split.folds must be one number, 2 or more, got {','.join(folds)}.",
+    )
+    return int(folds[0])
+
+
+# --- The plan for a budget ---
+
+
+def levels_for(limits: dict[str, str], words: list[str], asked: Asked) -> list[budget.Level]:
+    """The levels of a comparison that a budget or a preset chooses among, with what the command says itself."""
+    keys = {word.partition("=")[0].lstrip("+") for word in words}
+    require(len(limits) == 1, "budget= and preset= both say how much is compared: name one of them.")
+    require(
+        not any(key.startswith("hydra/launcher") for key in keys),
+        "budget= and preset= plan runs one after the other: leave out hydra/launcher.",
+    )
+    fixed: dict[str, Any] = {"iterations": None} if keys & LENGTH else {}
+    fixed |= {"image_size": None} if keys & SIZE else {}
+    fixed |= {"backbones": tuple(asked["backbone"])} if "backbone" in asked else {}
+    fixed |= {"methods": ("l2", *(one for one in asked["reg"] if one != "l2"))} if "reg" in asked else {}
+    fixed |= {"seeds": len(asked["seed"])} if "seed" in asked else {}
+    fixed |= {"folds": number_in(asked["split.folds"])} if "split.folds" in asked else {}
+    if "preset" not in limits:
+        budget.seconds_in(limits["budget"])
+        return budget.levels_with(fixed)
+    name = limits["preset"]
+    require(name in budget.PRESETS, f"preset must be one of {', '.join(budget.PRESETS)}, got {name}.")
+    return budget.levels_with(fixed, [budget.LEVELS[budget.PRESETS[name]]])
+
+
+def plan_of(grid: Grid, levels: list[budget.Level], limits: dict[str, str], began: float) -> budget.Chosen:
+    """Measures levels from the cheapest on, and takes the dearest that ends in time; or the preset's one."""
+
+    def no_recipe(config: RunConfig) -> RunConfig:
+        raise UserError("budget= and preset= measure networks that are there: train the source network first.")
+
+    first = grid.configs[next(iter(grid.backbones)), "l2"]
+    dataset, images = load_dataset(first.dataset, Path(first.cache_dir)), sum(grid.images.values())
+    beside = {one: seconds_beside_steps(grid.configs[one, "l2"]) for one in grid.backbones}
+    strengths = {method: len(values) for method, values in grid.alphas.items()}
+    measured = Plan(no_recipe)
+
+    def estimate_of(level: budget.Level) -> budget.Estimate:
+        configs = {}
+        for backbone in level.backbones:
+            values = budget.settings(level, grid.configs[backbone, "l2"], images)
+            for method in level.methods:
+                configs[backbone, method] = budget.with_settings(grid.configs[backbone, method], values)
+        return budget.estimate(level, dataset, configs, strengths, beside, measured)
+
+    def seconds_left() -> float:
+        return budget.seconds_in(limits["budget"]) - (time.monotonic() - began)
+
+    most = number_of_folds(grid.images, max(level.folds for level in levels))
+    levels = budget.levels_with({}, [replace(level, folds=min(level.folds, most)) for level in levels])
+    if "preset" in limits:
+        level, found, more = levels[0], estimate_of(levels[0]), "budget=TIME takes what fits into a time."
+    else:
+        level, found, more = budget.dearest_within(levels, seconds_left, estimate_of)
+    found = replace(found, before=found.before + time.monotonic() - began)
+    return budget.Chosen(level, found, images, more)
+
+
+def against_estimate(estimate: budget.Estimate, result: Result, seconds: float) -> list[str]:
+    """Compares the time that the command took with the estimate of what it made."""
+    if result.choice is None:
+        return []
+    estimated = estimate.of(*result.choice)
+    if any(state != "done" for state, _ in result.made):
+        return [f"Estimated: {duration(estimated)} for all runs. Some were there before, so that nothing compares."]
+    off = 100 * (seconds / estimated - 1)
+    return [f"Estimated: {duration(estimated)}. It took {duration(seconds)} ({off:+.0f} %)."]
+
+
+# --- The comparison ---
+
+
+def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
+    """Chooses on folds, and trains what was chosen on all training images. sweep: carries a command out."""
+    config = next(iter(grid.configs.values()))
+    validated = [
+        made for one in grid.backbones for method in grid.methods for made in sweep(grid.on_folds(one, method))
+    ]
     records = [record for _, record in validated if record and problem(record, "val_top1") is None]
     failed = [record for _, record in validated if record and record.get("error")]
-    on_all = [*rest, "split.folds=null", f"seed={','.join(seeds)}"]
     if config.dry_run and any(state in ("missing", "interrupted") for state, _ in validated):
-        dearest = max(methods, key=method_order)
-        sweep([*on_all, "reg=l2", *own["l2"]])
-        if dearest != "l2":
-            sweep([*on_all, f"reg={dearest}", *own[dearest]])
-        return [
-            f"First {len(validated)} runs on {folds} folds of the training images choose a method and alpha. Then L2 "
-            f"and what was chosen, for which {METHODS[dearest].title} stands here, are trained on all of them with "
-            f"{len(seeds)} seeds each.",
-            *without_a_gpu(config, any(has(reg, "reg.attention.method") for reg in options.values())),
-        ]
+        backbone, dearest = list(grid.backbones)[-1], max(grid.methods, key=method_order)
+        for method in grid.in_final(dearest):
+            sweep(grid.final(backbone, method))
+        attention = any(has(one.reg, ATTENTION) for one in grid.configs.values())
+        stands = METHODS[dearest].title + (f" on {backbone}" if len(grid.backbones) > 1 else "")
+        return Result(
+            [
+                f"First {len(validated)} runs on {grid.folds} folds of the training images choose a method and alpha. "
+                f"Then what was chosen, for which {stands} stands here, is trained on all of them with "
+                f"{len(grid.seeds)} seeds, beside L2 and L2-FE where they are compared.",
+                *without_a_gpu(config, attention),
+            ]
+        )
     if elsewhere := sum(state == "in work" for state, _ in validated):
-        return [f"{elsewhere} runs are in work elsewhere: the same command, once they are done, chooses among all."]
+        return Result(
+            [f"{elsewhere} runs are in work elsewhere: the same command, once they are done, chooses among all."]
+        )
     if not any(method_of(record) == "l2" for record in records):
         raise UserError("There is nothing to choose from: the runs of L2, the baseline, failed.")
 
@@ -96,26 +309,30 @@ def compare_methods(
     log.info(tables.on_screen([sections.accuracies(validation)], terminal=False))
     for line in (*selection.warnings, *selection.undecided, *map(str, selection.choices)):
         log.info(line)
-    if without := [METHODS[method].title for method in methods if method not in validation.methods]:
+    if without := [METHODS[method].title for method in grid.methods if method not in validation.methods]:
         log.info(f"not compared: {', '.join(without)}: every run failed")
-    chosen = best_of(on_all_folds(selection.choices, folds))
-    method = method_of(chosen.best.cell.runs[0])
-    strength = [f"reg.alpha={alpha_of(chosen)}"] if method in alphas else []
-    final = sweep([*on_all, "reg=l2", *own["l2"]])
-    if method != "l2":
-        final += sweep([*on_all, f"reg={method}", *own[method], *strength])
+    chosen = best_of(on_all_folds(selection.choices, grid.folds))
+    run = chosen.best.cell.runs[0]
+    backbone, method = grid.backbone_of(run), method_of(run)
+    final = [
+        made
+        for one in grid.in_final(method)
+        for made in sweep(grid.final(backbone, one, alpha_of(chosen) if one == method else None))
+    ]
     if config.dry_run:
-        return [f"On folds {named(chosen)} did best: it is what the final runs train beside L2."]
+        return Result([f"On folds {named(chosen)} did best: it is what the final runs train beside L2."])
     runs_dir = Path(config.results_dir) / "runs"
     finished = [
         record | {"folder": runs_dir / record["run_id"]} for _, record in final if record and problem(record) is None
     ]
     if len(finished) < len(final):
-        return [f"{len(final) - len(finished)} of {len(final)} final runs are not there: no verdict without them."]
-    return verdict(chosen, records + failed, finished)
+        return Result(
+            [f"{len(final) - len(finished)} of {len(final)} final runs are not there: no verdict without them."]
+        )
+    return Result(verdict(chosen, records + failed, finished), (backbone, method), validated + final)
 
 
-def asked_and_rest(words: list[str]) -> tuple[dict[str, list[str]], list[tuple[str, str]], list[str]]:
+def asked_and_rest(words: list[str]) -> tuple[Asked, list[tuple[str, str]], list[str]]:
     """The values of what is compared, options of methods (key and word), and the words that all runs share.
 
     Raises UserError if another key has several values.
@@ -128,18 +345,28 @@ def asked_and_rest(words: list[str]) -> tuple[dict[str, list[str]], list[tuple[s
             override is None or override.package is None,
             f"{word}: +experiment=which_is_best compares methods as they are, no sums of them.",
         )
-        if override and override.key_or_group in ("reg", "reg.alpha", "seed", "split.folds"):
+        if override and override.key_or_group in (*COMPARED, *OWN):
             asked[override.key_or_group] = values_of(override)
         elif word not in ("-m", "--multirun"):
             require(
                 override is None or not override.is_sweep_override(),
-                f"{word}: +experiment=which_is_best compares methods only: name one value.",
+                f"{word}: +experiment=which_is_best compares methods and backbones only: name one value.",
             )
             if override and override.key_or_group.startswith("reg."):
                 of_methods.append((override.key_or_group, word))
             else:
                 rest.append(word)
     return asked, of_methods, rest
+
+
+def refuse_elsewhere(words: list[str]) -> None:
+    """Raises UserError for a key of this command in another one."""
+    for word in words:
+        key = word.partition("=")[0].lstrip("+")
+        require(
+            key not in OWN,
+            f"{word}: only +experiment=which_is_best has {key}=, to make runs or with dry_run=true.",
+        )
 
 
 def has(options: object, key: str) -> bool:

@@ -42,10 +42,14 @@ def without_a_gpu(config: RunConfig, attention: bool) -> list[str]:
 # ---- folds -----------------------------------------------------------------------------------------------
 
 
-def folds_of(config: RunConfig, wanted: int) -> int:
+def training_images(config: RunConfig) -> dict[str, int]:
+    """The number of training images of each class."""
     dataset = load_dataset(config.dataset, Path(config.cache_dir))
     train = make_splits(dataset, config.dataset, config.split).train
-    images = {name: int((dataset.labels[train] == label).sum()) for label, name in enumerate(dataset.classes)}
+    return {name: int((dataset.labels[train] == label).sum()) for label, name in enumerate(dataset.classes)}
+
+
+def folds_of(images: dict[str, int], wanted: int) -> int:
     folds = number_of_folds(images, wanted)
     smallest = min(images, key=lambda name: images[name])
     if folds < wanted:
@@ -105,7 +109,8 @@ def verdict(chosen: Choice, validated: list[Record], final: list[Record]) -> lis
     training images, each with its `folder`.
     """
     method, name = method_of(chosen.best.cell.runs[0]), named(chosen)
-    cells = {key: cell_of([run for run in final if method_of(run) == key], "test_top1", []) for key in ("l2", method)}
+    kept = dict.fromkeys(["l2", method, *map(method_of, final)])
+    cells = {key: cell_of([run for run in final if method_of(run) == key], "test_top1", []) for key in kept}
     lines = [f"Chosen on images held out of training: {name}, {chosen.best.cell.mean:.1f} % of them right."]
     if method == "l2":
         rivals = {method_of(run) for run in validated} - {"l2"}
@@ -113,6 +118,8 @@ def verdict(chosen: Choice, validated: list[Record], final: list[Record]) -> lis
         lines.append(f"That is plain fine-tuning: {than}. On the test images: {of(cells['l2'])}.")
     else:
         lines.append(result(name, cells[method], cells["l2"], over_images(cells[method], cells["l2"])))
+    others = [f"{method_title(cell.runs[0])} {of(cell)}" for key, cell in cells.items() if key not in ("l2", method)]
+    lines += [f"Beside them on the test images: {', '.join(others)}."] if others else []
     lines += at_the_edge(chosen, validated)
     n_test = final[0].get("n_test")
     if isinstance(n_test, int) and 0 < n_test < 1000:

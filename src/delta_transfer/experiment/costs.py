@@ -5,16 +5,25 @@ from what a step keeps for its backward pass.
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from time import perf_counter
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..common.console import log
 from ..common.options import Options
 from ..common.timing import seconds_of
+from ..data import load_dataset
+from ..data.dataset import Dataset, make_splits
+from ..data.images import UNREADABLE
 from ..data.loader import images_at_once
+from ..data.store import fit
 from ..engine.config import RunConfig, frozen_source, source_shapes
 from ..engine.devices import full_precision, reset_peak_memory
 from ..engine.loop import TrainState, train_step
@@ -24,6 +33,7 @@ from ..methods.base import Batch, Stage
 from ..models import Network
 from ..models.sources import SourceNetwork
 from ..models.zoo import BackboneConfig, build_source
+from ..records.checked import fingerprint, save_with_checksum
 
 PROBE_BATCH = 4  # images of a step in which something is only counted
 
@@ -94,12 +104,10 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
         with saved:
             step(count)()
         kept[count] = saved.bytes
-    count, probe_seconds = batch, 0.0
-    if device.type != "cuda":  # as many images as take about a second
-        probe_seconds = seconds_of(step(PROBE_BATCH), device, at_least=0.1)
-        count = min(batch, max(PROBE_BATCH, round(PROBE_BATCH / probe_seconds)))
-    step_seconds = probe_seconds if count == PROBE_BATCH else seconds_of(step(count), device)
-    step_seconds *= accumulate * batch / count
+    if device.type == "cuda":
+        step_seconds = accumulate * seconds_of(step(batch), device)
+    else:
+        step_seconds = accumulate * _on_a_cpu(lambda count: seconds_of(step(count), device, at_least=0.3), batch)
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
     else:
@@ -114,6 +122,47 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
         view_seconds = seconds_of(lambda: target(images), device) / len(labels)
     weights_bytes = sum(v.nbytes for v in target.weights().values())
     return Cost(step_seconds, view_seconds, fit_seconds, memory, weights_bytes)
+
+
+def _on_a_cpu(seconds: Callable[[int], float], batch: int) -> float:
+    """Seconds for `batch` images, from steps of a few images and of as many as take about a second.
+
+    The difference is the time of the images. The rest, such as the optimizer's, does not depend on their number.
+    """
+    few, few_seconds = PROBE_BATCH, seconds(PROBE_BATCH)
+    more = min(batch, max(2 * few, round(few / few_seconds)))
+    more_seconds = seconds(more)
+    if more >= batch:
+        return more_seconds
+    per_image = max(0.0, more_seconds - few_seconds) / (more - few)
+    return more_seconds + per_image * (batch - more)
+
+
+def seconds_beside_steps(config: RunConfig) -> float:
+    """What a run takes outside of its steps: it lists the images, builds its networks and writes the trained one."""
+    start = perf_counter()
+    dataset = load_dataset(config.dataset.replace(download=False), Path(config.cache_dir))
+    make_splits(dataset, config.dataset, config.split)
+    source = build_source(config.backbone.replace(weights="none"), 0, tapped=True)
+    fingerprint(source.weights())
+    weights = source.with_new_head(len(dataset.classes), 0).cpu_weights()
+    fingerprint(weights)
+    save_with_checksum(weights)
+    return perf_counter() - start
+
+
+def seconds_of_decoding(dataset: Dataset, size: int, aspect: str) -> float:
+    """What an image takes, of a few from the whole data set that all cores decode."""
+
+    def decode(index: int) -> None:
+        with suppress(UNREADABLE):  # the first run names it
+            fit(dataset.load(index), size, aspect)
+
+    few = np.unique(np.linspace(0, len(dataset.labels) - 1, 8 * PROBE_BATCH).round().astype(int)).tolist()
+    start = perf_counter()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(decode, few))
+    return (perf_counter() - start) / len(few)
 
 
 def random_sources(config: RunConfig, tapped: bool) -> list[SourceNetwork]:
