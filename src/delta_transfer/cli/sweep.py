@@ -11,7 +11,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ..common.console import log
 from ..common.errors import UserError
@@ -80,7 +80,9 @@ class CheckedSweeper(Sweeper):
         def base_of(words: Sequence[str]) -> DictConfig:
             choices = tuple(word for word in words if word in groups)
             if choices not in bases:
-                bases[choices] = compose(self.loader, config_name, [*for_all, *choices])
+                bases[choices] = base = compose(self.loader, config_name, [*for_all, *choices])
+                with open_dict(base):
+                    del base["hydra"]  # no job sets it, and to copy it takes time
             return bases[choices]
 
         of_methods = {
