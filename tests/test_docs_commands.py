@@ -272,6 +272,7 @@ SMALLER = {
     'weights="IMAGENET1K_V1"': "weights=None",
     "(224, 224)": "(32, 32)",
     "batch_size=32": "batch_size=10",
+    'backbone="resnet50", method="delta", settings={': 'backbone="small_resnet", method="delta", settings={**SMALL, ',
     "DELTA(alpha=0.01, beta=0.01)": "DELTA(alpha=0.01, beta=0.01, attention=AttentionConfig(images=4))",
 }
 PYTHON = [(page, first, text) for page in PAGES for first, _, text in blocks(page, "python")]
@@ -292,7 +293,9 @@ def test_python_of_the_documentation_works(page, first, text, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for said, smaller in SMALLER.items():
         text = text.replace(said, smaller)
-    names = {"__name__": "documentation"}
+    numbers = {key: int(value) for key, value in SMALL.items() if value.isdecimal()}
+    taps = {"backbone.weights": "none", "backbone.taps": ["layer1.1.conv2"]}
+    names = {"__name__": "documentation", "SMALL": numbers | taps}
     if page.name == "README.md":
         exec(GIVEN, names)
     exec(compile("\n" * (first - 1) + text, str(page), "exec"), names)

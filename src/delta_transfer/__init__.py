@@ -1,5 +1,12 @@
 """Transfer learning with DELTA and its relatives: a run is one dataset, backbone, reg and schedule.
 
+On a folder of images, as delta-run does:
+
+    from delta_transfer import fine_tune
+
+    tuned = fine_tune("photos", backbone="resnet50", method="delta")
+    print(tuned.record["test_top1"], tuned.network)
+
 In a loop of your own, on any torch.nn.Module (examples/ of the repository):
 
     from delta_transfer import DELTA, tapped
@@ -15,6 +22,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # For editors and type checkers. At run time the methods' names follow from their registry.
+    from .experiment.fine_tune import FineTuned as FineTuned
+    from .experiment.fine_tune import fine_tune as fine_tune
     from .methods.afa import AFA as AFA
     from .methods.afa import AFAChannel as AFAChannel
     from .methods.afa import AFASpatial as AFASpatial
@@ -53,11 +62,13 @@ __version__ = version("delta-transfer")
 _HOMES = {
     "AttentionConfig": ".methods.attention",
     "ChannelImportance": ".methods.attention",
+    "FineTuned": ".experiment.fine_tune",
     "HookedNetwork": ".models",
     "Network": ".models",
     "Regularizer": ".methods",
     "call": ".models",
     "channel_attention": ".methods.attention",
+    "fine_tune": ".experiment.fine_tune",
     "tapped": ".models",
 }
 

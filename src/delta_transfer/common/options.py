@@ -229,7 +229,7 @@ def from_mapping(group: type[T], values: Mapping[str, Any]) -> T:
             value = from_mapping(nested, value)
         elif not _has_type(value, hints[name]):
             raise OptionError(f"{key}.{name}", f"{key}.{name} has a value of another type: {value!r}.")
-        made[name] = value
+        made[name] = _as_float(value, hints[name])
     for name, entry in known.items():
         if made.get(name, entry.default) == MISSING:
             raise OptionError(f"{key}.{name}", f"{key}.{name} has no value.")
@@ -249,6 +249,15 @@ def _has_type(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         return isinstance(value, int | hint) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def _as_float(value: Any, hint: Any) -> Any:
+    """Whole numbers of a field of floating-point numbers are those: 1 and 1.0 are one setting, and one identity."""
+    if isinstance(value, list) and typing.get_origin(hint) is list:
+        return [_as_float(one, typing.get_args(hint)[0]) for one in value]
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and float in kinds and int not in kinds else value
 
 
 def _group_in(hint: Any) -> type[Options] | None:
