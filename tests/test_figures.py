@@ -16,6 +16,7 @@ from delta_transfer.common.errors import UserError
 from delta_transfer.common.style import STYLES
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.curve_figures import learning_curves
+from delta_transfer.reporting.drawing import COLUMN, INTERVAL, Style, our_look
 from delta_transfer.reporting.figures import write_figures
 from delta_transfer.reporting.interval_figures import differences, intervals
 from delta_transfer.reporting.sweep_figures import SWEEPS, against_setting
@@ -53,7 +54,7 @@ def drawn(figure):
         labels = [line.get_label() for line in axes.lines if not line.get_label().startswith("_")]
         labels += [c.get_label() for c in axes.containers]
         xy = {label: ([*line.get_xdata()], [*line.get_ydata()]) for label, line in zip(labels, lines, strict=True)}
-        content[axes.get_ylabel().replace("\n", " ")] = xy
+        content[axes.get_ylabel().replace("\n", " ").removesuffix(f", {INTERVAL}")] = xy
     return content
 
 
@@ -88,12 +89,15 @@ def test_curves_are_means_over_seeds(tmp_path):
         "Penalty: feature maps": {"DELTA": ([10, 20], [5, 0.01])},  # which L2 does not have
         "Test top-1 accuracy (%)": {"L2": ([10, 20], [52, 63]), "DELTA": ([10, 20], [70, 71])},
     }
-    loss, penalty, _ = figure.axes
+    accuracy, loss, penalty = figure.axes  # what counts stands first
+    assert all(axes.get_ylabel().replace("\n", " ").endswith(INTERVAL) for axes in figure.axes)
     assert (loss.get_yscale(), penalty.get_yscale()) == ("linear", "log")
     (band,) = loss.collections  # a single run has none
     heights = {(x, round(float(y), 6)) for x, y in band.get_paths()[0].vertices}
-    assert {(10, round(3 - 2**0.5, 6)), (10, round(3 + 2**0.5, 6))} <= heights
-    assert "sample std" in texts(figure) and "n = 1 to 2; none for n = 1" in texts(figure)
+    half = 12.706205  # the t quantile of 0.975 with 1 degree of freedom, from a table, times 2^0.5 / 2^0.5
+    assert {(10, round(3 - half, 4)), (10, round(3 + half, 4))} <= {(x, round(y, 4)) for x, y in heights}
+    assert loss.get_ylim()[1] < 8 + half / 2  # which does not flatten the lines
+    assert "95 % t interval" in texts(figure) and "n = 1 to 2; none for n = 1" in texts(figure)
 
 
 def test_curves_keep_to_the_steps_that_all_seeds_share(tmp_path):
@@ -105,7 +109,7 @@ def test_curves_keep_to_the_steps_that_all_seeds_share(tmp_path):
     _, figure = only(learning_curves(compare(records), warnings.append))
     assert drawn(figure) == {"Training loss": {"L2": ([0], [4])}}  # at step 20 alone: one point
     assert figure.axes[0].get_xticklabels()[0].get_text() == "20"
-    assert warnings == ["Learning curves: cub, resnet18: no step at which all runs of L2 have test_top1"]
+    assert warnings == ["Learning curves: CUB-200-2011, resnet18: no step at which all runs of L2 have test_top1"]
 
 
 def test_missing_and_damaged_files_are_named(tmp_path):
@@ -127,7 +131,7 @@ def test_every_setting_of_a_method_is_drawn_up_to_six(tmp_path):
     _, figure = only(learning_curves(compare(records), warnings.append))
     # The first ones by alpha, not the best ones.
     assert [*drawn(figure)["Training loss"]] == [f"DELTA, alpha={a}" for a in sorted(alphas)[:6]]
-    assert warnings == ["learning curves of cub, resnet18: only the first 6 of 8 settings of DELTA"]
+    assert warnings == ["learning curves of CUB-200-2011, resnet18: only the first 6 of 8 settings of DELTA"]
     fills = {(line.get_color(), line.get_fillstyle()) for line in figure.axes[0].lines}
     assert len(fills) == 6
 
@@ -149,9 +153,10 @@ def test_accuracy_against_alpha():
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "0.01", "0.1"]
     assert [text.get_text() for text in axes.texts] == ["//"]
     (container,) = axes.containers
-    assert bars(container) == [pytest.approx((51 - 2**0.5, 51 + 2**0.5)), pytest.approx((62 - 8**0.5, 62 + 8**0.5))]
+    t = 12.706205  # the quantile of 0.975 with 1 degree of freedom; the intervals are 51 ± t and 62 ± 2 t
+    assert bars(container) == [pytest.approx((51 - t, 51 + t)), pytest.approx((62 - 2 * t, 62 + 2 * t))]
     low, high = axes.get_ylim()
-    assert low < 51 - 2**0.5 and high > 62 + 8**0.5
+    assert low < 62 - 2 * t and high > 62 + 2 * t
     assert "none for n = 1" in texts(figure) and "not for choosing" in texts(figure)
 
 
@@ -245,7 +250,7 @@ def test_folds_are_said():
     records = [record("l2", 0, val_top1=50.0 + f, split__folds=3, split__fold=f) for f in range(3)]
     _, figure = only(intervals(compare(records, "val_top1")))
     assert "over folds" in texts(figure)
-    assert figure.axes[0].get_xlabel() == "Validation top-1 accuracy (%)"
+    assert figure.axes[0].get_xlabel() == f"Validation top-1 accuracy (%), {INTERVAL}"
 
 
 # ---- all of them -----------------------------------------------------------------------------------------
@@ -271,17 +276,21 @@ def test_a_method_looks_the_same_in_every_figure(tmp_path):
     assert looks == {(to_rgb(STYLES["l2"].colour), STYLES["l2"].marker)}
 
 
+@pytest.mark.parametrize("style", [None, Style(paper=True), Style(caption=False)])
 @pytest.mark.parametrize("name", ["short", "a_long_name_" * 5])
-def test_nothing_lies_on_anything_else(tmp_path, name):
+def test_nothing_lies_on_anything_else(tmp_path, name, style):
     records = some_records(tmp_path)
     for made in records[2:4]:  # of DELTA
         made["config"]["reg"]["option_of_" + name] = name
     for alpha in (0.1, 1):
         records.append(run(tmp_path, "delta", 0, log([5, 3], [1, 2]), alpha=alpha))
     comparison = compare(records)
-    made = [*learning_curves(comparison, print), *against_setting(comparison, ALPHA, print), *intervals(comparison)]
+    with our_look(style):
+        made = [*learning_curves(comparison, print), *against_setting(comparison, ALPHA, print), *intervals(comparison)]
     assert len(made) == 3
     for _, figure in made:
+        assert style is None or not style.paper or figure.get_figwidth() == COLUMN
+        assert style is None or style.caption or not texts(figure).strip()
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         renderer = canvas.get_renderer()
@@ -306,7 +315,7 @@ def test_files(tmp_path):
     stems = ["curves-cub-resnet18", "intervals-a_b_x__-resnet18-1"]
     stems += ["intervals-a_b_x__-resnet18-2", "intervals-cub-resnet18"]
     assert [path.name for path in paths] == [f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")]
-    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in paths)
+    assert sorted(path.name for path in folder.glob("*.p*")) == sorted(path.name for path in paths)
     assert len(warnings) == 1
 
 
@@ -332,7 +341,7 @@ write_figures(compare(some_records(folder / "runs")[:2]), folder / "figures", pr
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "there")], env=env, check=True)
     write_figures(compare(some_records(tmp_path / "here" / "runs")[:2]), tmp_path / "here" / "figures", print)
     here, there = (
-        {path.name: path.read_bytes() for path in (tmp_path / place / "figures").iterdir()}
+        {path.name: path.read_bytes() for path in (tmp_path / place / "figures").glob("*.p*")}
         for place in ("here", "there")
     )
     assert len(here) == 4 and here == there

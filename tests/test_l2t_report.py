@@ -232,8 +232,8 @@ def test_the_page_has_maps_and_curves_of_the_amounts(tmp_path):
         ("0.70", "layer1 > b&amp;c: 5"),
     ]
     assert re.findall(r"<title>(.*?)</title>", layer1[1]) == [
-        "a.conv: 0.5 ± 0.71 at the end",
-        "b&amp;c: 2 ± 0 at the end",
+        "a.conv at the end: 0.5 ± 6.4 (95 % interval)",
+        "b&amp;c at the end: 2 ± 0 (95 % interval)",
     ]
     assert layer2[1].count("<polyline") == 1 and other[0] == "Amounts of layer1 of resnet34"
     text = page.page([], compare(runs), [], pytest.fail)

@@ -168,7 +168,7 @@ def test_everything_is_escaped(tmp_path, markers):
 def test_mean_and_std_at_the_steps_of_all_seeds(tmp_path):
     [group] = learning_curves(two_seeds(tmp_path, log([4.0, 2.0, 1.0, 9.0]), log([2.0, 2.0, 3.0])), never)
     [(title, chart)] = group.charts
-    assert title == "Training loss, all terms" and "DELTA: 2 ± 1.4" in chart
+    assert title == "Training loss, all terms" and "DELTA at the end: 2 ± 13 (95 % interval)" in chart
     [line] = lines_of(chart)  # three steps at equal distances; the means fall by one, then not at all
     assert np.diff(line[:, 0]) == pytest.approx([150, 150], abs=0.2)
     assert line[0, 1] < line[1, 1] == line[2, 1]

@@ -99,7 +99,7 @@ def test_a_method_with_stages_is_compared_where_its_iterations_are_the_same_in_a
         ("schedule.iterations=300", {"l2", "delta"}),
         ("schedule.iterations=600", {"delta", "afa"}),
     ]
-    assert "AFA: alpha=0.1, beta=0.01, stages=2" in made.notes
+    assert any("AFA (alpha=0.1, beta=0.01, stages=2)" in note for note in made.notes)
     assert [[entry.text for entry in row] for row in sections.costs(made).rows] == [
         ["L2", "300", "100.5 s", "335 ms", "2"],
         ["DELTA", "300", "100.5 s", "335 ms", "2"],

@@ -25,10 +25,10 @@ import argparse
 import sys
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 
+from .cli.report_options import PAIRS, arguments
 from .common import tables
-from .common.console import command_parser, log, shorten_list, show_messages, stoppable
+from .common.console import log, shorten_list, show_messages, stoppable
 from .common.errors import UserError
 from .records.files import make_output_folder
 from .records.reading import Damaged, Record, folds, is_number, read_all, run_id, transfers
@@ -41,7 +41,6 @@ from .reporting.selection import Selection, choose, command, refused
 
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
-PAIRS = "test_pair_accuracy"  # the metric of verification runs, which have a table more
 # Modules with a main(argv) of their own; the first two import torch.
 COMMANDS = {
     "case-study": "cli.case_study",
@@ -49,22 +48,6 @@ COMMANDS = {
     "publish": "reporting.publishing",
     "trust": "reporting.trust",
 }
-
-MORE = """\
-files:
-  RUN/summary.json      a finished run, as delta-run leaves it; beside it metrics.jsonl, for learning curves, and
-                        predictions.npz, for --per-image
-  DIR/records.jsonl     many runs, as delta-report publish leaves them; beside it predictions.npz
-
-exit status:
-  0  a table was made
-  1  there is nothing to compare, or something cannot be read or written: a message says what
-  2  a misspelt option, or options that contradict each other
-
-to choose settings by cross-validation:
-  delta-run -m reg=delta reg.alpha=0.001,0.01,0.1 split.folds=3 split.fold='range(3)'
-  delta-report --select cv --emit-overrides --with-paths | sh     # makes the final runs with what was chosen
-"""
 
 
 @stoppable
@@ -74,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv and argv[0] in COMMANDS:
             return int(import_module(f"delta_transfer.{COMMANDS[argv[0]]}").main(argv[1:]))
-        return report(arguments(argv))
+        return report(arguments(argv, __doc__ or ""))
     except UserError as error:
         log.info(f"delta-report: {error}")
         return 1
@@ -120,10 +103,12 @@ def report(args: argparse.Namespace) -> int:
     else:
         (sys.stderr if args.emit_overrides else sys.stdout).write(text)
     if args.figures:
+        from .reporting.drawing import Style
         from .reporting.figures import write_figures
 
+        style = Style(paper=args.style == "paper", caption=not args.no_caption)
         for one in comparisons:
-            for path in write_figures(one, args.figures, log.info, baseline_of(one, args)):
+            for path in write_figures(one, args.figures, log.info, baseline_of(one, args), style):
                 log.info(f"written: {path}")
     return emit(selections, args.seeds, args.with_paths) if args.emit_overrides else 0
 
@@ -282,116 +267,6 @@ def emit(selections: list[Selection], seeds: int, with_paths: bool) -> int:
             "take those of the records."
         )
     return 1 if None in commands or any(selection.undecided for selection in selections) else 0
-
-
-def arguments(argv: list[str] | None) -> argparse.Namespace:
-    p = parser()
-    args = p.parse_args(argv)
-    if args.select and args.metric and not validates(args.metric):
-        p.error("--select chooses on validation data, never on test data: leave out --metric")
-    args.metric = args.metric or ("val_top1" if args.select else "test_top1")
-    if args.emit_overrides and not args.select:
-        p.error("--emit-overrides needs --select: what should be chosen, and on which runs?")
-    if args.seeds < 1:
-        p.error("--seeds must be at least 1")
-    if args.format == "html" and not args.output:
-        p.error("--format html needs --output FILE")
-    if validates(args.metric) and (args.against or args.baseline or args.per_image):
-        p.error("--against, --baseline and --per-image are about test accuracies: leave out --metric and --select")
-    if args.metric in OF_OTHER_TASKS and (args.per_image or (args.against and args.metric == PAIRS)):
-        p.error("--per-image, and --against for pairs, are about top-1 accuracies: leave out --metric")
-    if args.per_image and args.format in NUMBERS:
-        p.error("--per-image makes a table of words: not with --format csv or json")
-    if args.margin is not None and not 0 < args.margin <= 100:
-        p.error("--margin is a number of points, more than 0")
-    if args.margin is not None and (validates(args.metric) or args.format in NUMBERS):
-        p.error("--margin makes a table of words about test accuracies: not on validation data, nor as csv or json")
-    if args.pictures and args.format != "html":
-        p.error("--pictures go into the page of --format html")
-    return args
-
-
-def parser() -> argparse.ArgumentParser:
-    p = command_parser("delta-report", __doc__, MORE)
-    p.add_argument(
-        "dirs",
-        nargs="*",
-        type=Path,
-        metavar="DIR",
-        default=[Path("results")],
-        help="a results_dir, its runs folder, any folder of run folders, or a published one (default: results)",
-    )
-    p.add_argument(
-        "--format",
-        choices=["table", *TEXTS, *NUMBERS, "html"],
-        default="table",
-        help="table: for the terminal (default); markdown, latex: to paste; csv, json: for programs; html: one page",
-    )
-    p.add_argument(
-        "--layout",
-        choices=["leaderboard", "matrix"],
-        default="leaderboard",
-        help="leaderboard: a row for each method, the best mean first (default); matrix: as in papers, a row for each "
-        "data set and a column for each method",
-    )
-    p.add_argument(
-        "--metric", choices=list(METRICS), help="default: test_top1, and runs of other tasks in tables of their own"
-    )
-    p.add_argument(
-        "--against",
-        choices=list(PROTOCOLS),
-        help="beside published numbers: of the DELTA paper (paper), AFA, L2T-ww, Transfer-Learning-Library (parts of "
-        "the training images; ten data sets; MoCo weights) or PaddleTransfer",
-    )
-    p.add_argument(
-        "--baseline",
-        metavar="METHOD",
-        help="what differences are taken to (default: l2, or scratch where targets begin at random)",
-    )
-    p.add_argument(
-        "--per-image", action="store_true", help="also differences over the same test images, with bootstrap intervals"
-    )
-    p.add_argument(
-        "--margin",
-        type=float,
-        nargs="?",
-        const=1.0,
-        metavar="POINTS",
-        help="also which methods are no worse than the baseline by more than so many points of accuracy (without a "
-        "number: 1), and how many seeds would settle it",
-    )
-    p.add_argument(
-        "--transfer",
-        action="store_true",
-        help="only runs whose target begins at random weights or has a source= of its own (L2T-ww, LwF, Scratch ...); "
-        "else they have tables of their own beside those of fine-tuning",
-    )
-    p.add_argument(
-        "--figures",
-        type=Path,
-        metavar="DIR",
-        help="also write figures there, PNG and PDF; the first: differences to the baseline",
-    )
-    p.add_argument("--pictures", type=Path, metavar="DIR", help="for --format html: show the PNGs of a case study")
-    p.add_argument(
-        "--select",
-        choices=["cv", "val"],
-        help="name the reg settings with the best validation accuracy for each method, data set and backbone: "
-        "mean over the folds of split.folds (cv), or on the images held out by split.val_fraction (val)",
-    )
-    p.add_argument(
-        "--emit-overrides",
-        action="store_true",
-        help="with --select: only the delta-run commands of the chosen settings to stdout, the table to stderr",
-    )
-    p.add_argument(
-        "--with-paths",
-        action="store_true",
-        help="with --emit-overrides: files and folders as the records name them, for records of your own",
-    )
-    p.add_argument("--seeds", type=int, default=5, metavar="N", help="how many seeds those commands run (default: 5)")
-    p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
-    return p
 
 
 if __name__ == "__main__":

@@ -127,6 +127,11 @@ class Comparison:
     def dataset_title(self, dataset: str) -> str:
         return self.datasets.get(dataset, dataset)
 
+    def place_title(self, place: tuple[str, str, Settings]) -> str:
+        """The words of a title for rows that can be compared."""
+        dataset, backbone, shared = place
+        return ", ".join(filter(None, [self.dataset_title(dataset), backbone, show(shared)]))
+
     def label(self, method: str, reg: Settings) -> str:
         """A method with the settings that set it apart, named as below `reg`."""
         return ", ".join(filter(None, [self.display(method), show(reg).replace("reg.", "")]))
@@ -249,13 +254,14 @@ def averaged_over(cells: list[Cell]) -> str:
 def describe(records: list[Record], comparison: Comparison) -> list[str]:
     """Hyper-parameters, settings common to all runs, hardware, versions, commits."""
     by_method = dict(grouped(records, method_of))
-    notes = []
+    chosen = []
     for method in comparison.methods:
         # Only what all runs of the column share; the rest is in the settings of the rows.
         views = [reg_settings(run) | {"stages": stages(run)} for run in by_method[method]]
         keys = strengths(views[0]) + ["stages"] * (views[0]["stages"] != 1)
         if constant := common(views, keys):
-            notes.append(f"{comparison.display(method)}: {show(constant).replace('reg.', '')}")
+            chosen.append(f"{comparison.display(method)} ({show(constant).replace('reg.', '')})")
+    notes = [f"Settings: {', '.join(chosen)}"] if chosen else []
     if constant := common([facts(record) for record in records], list(facts({}))):
         notes.append(f"All runs: {show(constant)}")
     if devices := distinct(record.get("device") for record in records):

@@ -11,11 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from .comparison import Comparison, averaged_over, grouped
-from .drawing import COLUMN, MOST, PAGE, Named, averages, look, our_look, place_name, sheet, stem_of
-from .logs import Curves, Warn, curves_of, penalty_terms
+from .drawing import COLUMN, MOST, Named, averages, look, our_look, sheet, stem_of, wide, with_interval
+from .logs import DECADES, Curves, Warn, curves_of, limits, penalty_terms
 from .record_views import METRICS
-
-DECADES = 100  # a panel whose largest value is so many times its smallest one gets a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Line:
         return self, *self.curves.of(column)
 
 
-Averaged = tuple[Line, pd.Series, pd.Series]  # one quantity: mean and sample std by step; std NaN for a single run
+Averaged = tuple[Line, pd.Series, pd.Series]  # one quantity: mean by step and half its interval; NaN for a single run
 
 
 @our_look()
@@ -43,12 +41,14 @@ def learning_curves(comparison: Comparison, warn: Warn) -> list[Named]:
         for method, own in grouped(group, lambda one: one.method):
             if len(own) > MOST:
                 many = f"{len(own)} settings of {comparison.display(method)}"
-                warn(f"learning curves of {place_name(place)}: only the first {MOST} of {many}")
+                warn(f"learning curves of {comparison.place_title(place)}: only the first {MOST} of {many}")
             for i, one in enumerate(own[:MOST]):
                 style = look(method, comparison.methods, i, len(own[:MOST]))
                 lines.append(Line(comparison.label(method, one.row.reg), style, one))
         over = averaged_over([line.curves.row.cells[line.curves.method] for line in lines])
-        figure = curves_figure(f"Learning curves: {place_name(place)}", lines, comparison.metric, over, warn)
+        figure = curves_figure(
+            f"Learning curves: {comparison.place_title(place)}", lines, comparison.metric, over, warn
+        )
         made.append((stem_of("curves", *place[:2]), figure))
     return made
 
@@ -56,9 +56,8 @@ def learning_curves(comparison: Comparison, warn: Warn) -> list[Named]:
 def curves_figure(title: str, lines: Sequence[Line], metric: str, over: str, warn: Warn) -> Figure:
     """A panel for each quantity. `over`: what the means are taken over, such as "seeds"."""
     columns = dict.fromkeys(str(column) for line in lines for column in line.curves.mean.columns)
-    panels = {"loss": "Training loss"}
+    panels = {metric: f"{METRICS[metric]} (%)", "loss": "Training loss"}
     panels |= {name: f"Penalty: {name.replace('_', ' ')}" for name in penalty_terms(columns) if name != "aux"}
-    panels |= {metric: f"{METRICS[metric]} (%)"}
 
     content: dict[str, list[Averaged]] = {}
     for column in panels:
@@ -77,10 +76,13 @@ def curves_figure(title: str, lines: Sequence[Line], metric: str, over: str, war
     caption = f"{averages(counts, over, 'band or bar')} Loss and penalties are means since the point before."
     last = max(line.curves.mean.index.max() for line in lines)
     across = len(content) if len(content) < 4 else 2 if len(content) == 4 else 3
+    across = min(across, round(wide() / COLUMN) + 1)
     down = -(-len(content) // across)
-    figure = sheet(COLUMN if across == 1 else PAGE, 1.75 * down, title, caption, handles)
+    figure = sheet(COLUMN if across == 1 else wide(), 1.75 * down, title, caption, handles)
     for i, (column, drawn) in enumerate(content.items()):
-        axes = figure.add_subplot(down, across, i + 1, ylabel="\n".join(wrap(panels[column], 21)))
+        axes = figure.add_subplot(
+            down, across, i + 1, ylabel="\n".join(wrap(with_interval(panels[column], counts), 21))
+        )
         if len({step for _, mean, _ in drawn for step in mean.index}) == 1:
             draw_points(axes, drawn)
         else:
@@ -91,11 +93,11 @@ def curves_figure(title: str, lines: Sequence[Line], metric: str, over: str, war
 
 
 def draw_curves(axes: Axes, averaged: list[Averaged]) -> None:
-    for i, (one, mean, std) in enumerate(averaged):
+    for i, (one, mean, half) in enumerate(averaged):
         apart = max(1, len(mean) // 5)  # markers: about five on a curve, not all curves at the same steps
         axes.plot(mean.index, mean, label=one.label, markevery=(i * apart // len(averaged), apart), **one.look)
         if one.curves.n > 1:
-            axes.fill_between(mean.index, mean - std, mean + std, color=one.look["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(mean.index, mean - half, mean + half, color=one.look["color"], alpha=0.15, linewidth=0)
     lowest, highest = (extreme(extreme(mean) for _, mean, _ in averaged) for extreme in (min, max))
     if lowest > 0 and highest >= DECADES * lowest:
         # A band may reach down to 0, which this axis cannot show: the curves decide where it begins.
@@ -103,12 +105,14 @@ def draw_curves(axes: Axes, averaged: list[Averaged]) -> None:
         axes.set_ylim(bottom=lowest / 1.5)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
+    else:
+        axes.set_ylim(limits([(mean, half if half.notna().all() else None) for _, mean, half in averaged]))
 
 
 def draw_points(axes: Axes, averaged: list[Averaged]) -> None:
     """Draws the values of a single step side by side, since the horizontal axis has nothing else to show."""
-    for i, (one, mean, std) in enumerate(averaged):
-        bar = [std.iloc[0]] if one.curves.n > 1 else None
+    for i, (one, mean, half) in enumerate(averaged):
+        bar = [half.iloc[0]] if one.curves.n > 1 else None
         axes.errorbar([i], [mean.iloc[0]], bar, label=one.label, capsize=2, **one.look | {"linestyle": "none"})
     axes.set_xlim(-0.7, len(averaged) - 0.3)
     axes.set_xticks([(len(averaged) - 1) / 2], [f"{averaged[0][1].index[0]}"])

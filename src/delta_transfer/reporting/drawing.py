@@ -5,9 +5,12 @@ names, a page (6.8 in) wide, in letters of 8 pt. They do without pyplot: no stat
 same files, byte for byte, with one version of matplotlib.
 """
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from textwrap import wrap
 from typing import Any
 
@@ -18,15 +21,16 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from ..common.style import style_of
-from .record_views import Settings, show
+from .comparison import Cell
+from .statistics import half_width
 
 Named = tuple[str, Figure]  # with the stem of its file name; figures of one name are numbered when they are written
 
 COLUMN, PAGE = 3.4, 6.8  # inches
+INTERVAL = "95\N{NO-BREAK SPACE}% interval"  # of every mean in every figure: Student's t over runs
 LETTER, LINE = 0.062, 0.15  # inches: mean width of a letter of 8 pt, height of a line
 LONG = 44  # letters: a legend that needs the width of a page
 MOST = 6  # lines of one method in one figure
-DECADES = 100  # a panel whose largest value is so many times its smallest one gets a logarithmic axis
 FILLS = ["full", "none", "left", "top", "right", "bottom"]  # fill styles of markers, for the lines of one method
 
 LOOK: dict[Any, Any] = {
@@ -51,17 +55,46 @@ LOOK: dict[Any, Any] = {
 }
 
 
+# The letters of most papers; matplotlib brings them.
+PAPER = {"font.family": "STIXGeneral", "mathtext.fontset": "stix"}
+
+
+@dataclass(frozen=True)
+class Style:
+    paper: bool = False  # serif letters, and every figure as wide as a column
+    caption: bool = True  # title and caption
+
+
+SCREEN = Style()
+_style = ContextVar("style", default=SCREEN)
+
+
 @contextmanager
-def our_look() -> Iterator[None]:
-    """matplotlib's defaults and LOOK instead of the person's own settings, which stay as they are."""
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(LOOK)
-        yield
+def our_look(style: Style | None = None) -> Iterator[None]:
+    """matplotlib's defaults and LOOK instead of the person's own settings, which stay as they are.
+
+    style: for this figure and all that are drawn within; None: that of the caller.
+    """
+    token = _style.set(style or _style.get())
+    try:
+        with matplotlib.rc_context():
+            matplotlib.rcdefaults()
+            matplotlib.rcParams.update(LOOK | (PAPER if _style.get().paper else {}))
+            yield
+    finally:
+        _style.reset(token)
+
+
+def wide() -> float:
+    """The width in inches of a figure that needs room: a page, or in a paper its column."""
+    return COLUMN if _style.get().paper else PAGE
 
 
 def sheet(width: float, height: float, title: str, caption: str, handles: list[Line2D]) -> Figure:
     """A figure with room for panels of `height` inches: the title above them, legend and caption below."""
+    line = LINE * (1.3 if _style.get().paper else 1)  # the lines of its letters are further apart
+    if not _style.get().caption:
+        title = caption = ""
     title_lines = wrap(title, int(width / LETTER / 1.12))
     caption_lines = wrap(caption, int(width / LETTER) - 2)
     for handle in handles:
@@ -70,9 +103,9 @@ def sheet(width: float, height: float, title: str, caption: str, handles: list[L
     columns = max(1, min(len(handles), int(width / (0.5 + longest * LETTER))))
     rows = -(-len(handles) // columns) + sum(str(handle.get_label()).count("\n") for handle in handles)
 
-    above = 0.1 + 1.1 * LINE * len(title_lines)
-    legend = 0.04 + LINE * rows if rows else 0
-    below = legend + 0.08 + LINE * len(caption_lines)
+    above = 0.1 + 1.1 * line * len(title_lines)
+    legend = 0.04 + line * rows if rows else 0
+    below = legend + 0.08 + line * len(caption_lines)
     total = above + height + below
     layout = ConstrainedLayoutEngine(rect=(0, below / total, 1, height / total))
     figure = Figure(figsize=(width, total), layout=layout)
@@ -93,6 +126,12 @@ def sheet(width: float, height: float, title: str, caption: str, handles: list[L
     return figure
 
 
+def side_labels(texts: Iterable[str]) -> tuple[list[str], float]:
+    """The labels beside the lines of a figure, wrapped, and the width in inches that it needs with them."""
+    labels = ["\n".join(wrap(text, 24 if _style.get().paper else 50)) for text in texts]
+    return labels, wide() if max(map(len, labels)) > 24 else COLUMN
+
+
 def look(method: str, methods: list[str], i: int, count: int) -> dict[str, Any]:
     """Keywords of line i of `count` of one method: its colour, paler with i, its line style, a marker filled by i."""
     style = style_of(method, methods)
@@ -102,18 +141,22 @@ def look(method: str, methods: list[str], i: int, count: int) -> dict[str, Any]:
 
 
 def averages(counts: list[int], over: str, mark: str) -> str:
-    """Words of a caption about means over so many runs and about the `mark` that shows their spread."""
+    """Words of a caption about means over so many runs and about the `mark` that shows their interval."""
     low, high = min(counts), max(counts)
     if high == 1:
         return f"Single runs (n = 1): no {mark}."
     single = "; none for n = 1" if low == 1 else ""
-    return f"Mean over {over}; {mark}: ± sample std, n = {low if low == high else f'{low} to {high}'}{single}."
+    return f"Mean over {over}; {mark}: its 95 % t interval, n = {low if low == high else f'{low} to {high}'}{single}."
 
 
-def place_name(place: tuple[str, str, Settings]) -> str:
-    """The words of a title for a group of comparable rows."""
-    dataset, backbone, shared = place
-    return f"{dataset}, {backbone}" + (f", {show(shared)}" if shared else "")
+def half_of(cell: Cell) -> float:
+    """Half the width of the interval of a cell's mean; NaN for a single run."""
+    return math.nan if cell.std is None else half_width(cell.std, cell.n)
+
+
+def with_interval(label: str, counts: list[int]) -> str:
+    """The label of an axis of means over so many runs."""
+    return f"{label}, {INTERVAL}" if max(counts) > 1 else label
 
 
 def stem_of(*parts: str) -> str:

@@ -8,42 +8,45 @@ from ..common.errors import UserError
 from ..records.files import make_output_folder, write_atomically
 from .comparison import Comparison
 from .curve_figures import learning_curves
-from .drawing import our_look
+from .drawing import Style, our_look
 from .interval_figures import differences, intervals, roc_curves
 from .logs import Warn
 from .matching_figures import matching_figures
 from .sweep_figures import SWEEPS, against_setting
 
 
-@our_look()
-def write_figures(comparison: Comparison, folder: Path, warn: Warn, baseline: str | None = None) -> list[Path]:
+def write_figures(
+    comparison: Comparison, folder: Path, warn: Warn, baseline: str | None = None, style: Style | None = None
+) -> list[Path]:
     """All figures that the records have data for, each as PNG (150 dpi) and PDF; the paths written.
 
     The first are the differences to the method `baseline`, what every conclusion rests on.
 
     `warn` gets a line for whatever could not be drawn. Raises UserError if `folder` cannot be written to.
     """
-    made = differences(comparison, baseline) if baseline else []
-    made += learning_curves(comparison, warn)
-    for sweep in SWEEPS:
-        made += against_setting(comparison, sweep, warn)
-    made += intervals(comparison)
-    if comparison.metric == "test_pair_accuracy":
-        made += roc_curves(comparison, warn)
-    made += matching_figures(comparison)
+    with our_look(style):
+        made = differences(comparison, baseline) if baseline else []
+        made += learning_curves(comparison, warn)
+        for sweep in SWEEPS:
+            made += against_setting(comparison, sweep, warn)
+        made += intervals(comparison)
+        if comparison.metric == "test_pair_accuracy":
+            made += roc_curves(comparison, warn)
+        made += matching_figures(comparison)
 
-    count, number = Counter(stem for stem, _ in made), Counter[str]()
-    paths: list[Path] = []
-    try:
-        make_output_folder(folder)
-        for stem, figure in made:
-            number[stem] += 1
-            name = stem if count[stem] == 1 else f"{stem}-{number[stem]}"
-            for kind in ("png", "pdf"):
-                content = io.BytesIO()
-                figure.savefig(content, format=kind, dpi=150, metadata={"CreationDate": None} if kind == "pdf" else {})
-                write_atomically(folder / f"{name}.{kind}", content.getvalue())
-                paths.append(folder / f"{name}.{kind}")
-    except OSError as error:
-        raise UserError(f"Figures cannot be written to {folder}: {error}. Name another folder.") from None
+        count, number = Counter(stem for stem, _ in made), Counter[str]()
+        paths: list[Path] = []
+        try:
+            make_output_folder(folder)
+            for stem, figure in made:
+                number[stem] += 1
+                name = stem if count[stem] == 1 else f"{stem}-{number[stem]}"
+                for kind in ("png", "pdf"):
+                    content = io.BytesIO()
+                    undated = {"CreationDate": None} if kind == "pdf" else {}
+                    figure.savefig(content, format=kind, dpi=150, metadata=undated)
+                    write_atomically(folder / f"{name}.{kind}", content.getvalue())
+                    paths.append(folder / f"{name}.{kind}")
+        except OSError as error:
+            raise UserError(f"Figures cannot be written to {folder}: {error}. Name another folder.") from None
     return paths

@@ -2,19 +2,17 @@
 
 import math
 from statistics import median
-from textwrap import wrap
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from scipy import stats
 
 from ..common.pair_metrics import roc
 from ..common.style import style_of
 from ..records.arrays import pair_similarities
 from ..records.reading import Damaged, Record, run_id
 from .comparison import Cell, Comparison, averaged_over, grouped
-from .drawing import COLUMN, LINE, MOST, PAGE, Named, look, our_look, place_name, sheet, stem_of
+from .drawing import COLUMN, LINE, MOST, Named, half_of, look, our_look, sheet, side_labels, stem_of, with_interval
 from .logs import Warn
 from .record_views import METRICS
 from .statistics import CONFIDENCE, Difference, contests, paired, signed
@@ -30,14 +28,14 @@ def differences(comparison: Comparison, baseline: str) -> list[Named]:
         if not found:
             continue
         title = f"Difference to {comparison.display(baseline)}: "
-        title += place_name((comparison.dataset_title(contest.dataset), contest.backbone, contest.shared))
+        title += comparison.place_title((contest.dataset, contest.backbone, contest.shared))
         figure = differences_figure(title, dict(sorted(found.items(), key=lambda item: -item[1].mean)), comparison)
         made.append((stem_of("differences", contest.dataset, contest.backbone), figure))
     return made
 
 
 def differences_figure(title: str, found: dict[str, Difference], comparison: Comparison) -> Figure:
-    labels = ["\n".join(wrap(comparison.display(method), 50)) for method in found]
+    labels, width = side_labels(map(comparison.display, found))
     caption = f"Marker: mean of the differences paired by seed; bar: its {CONFIDENCE:.0%} t interval".replace("%", " %")
     caption += " (none for one seed or equal differences)" if any(one.low is None for one in found.values()) else ""
     caption += ". Filled: the interval leaves out 0. Right: mean (n)."
@@ -45,8 +43,8 @@ def differences_figure(title: str, found: dict[str, Difference], comparison: Com
     limit = 3 * median(max(abs(one.low or one.mean), abs(one.high or one.mean)) for one in found.values()) or 1.0
     beyond = [method for method, one in found.items() if abs(one.mean) > limit]
     caption += " Arrow: beyond the axis." if beyond else ""
-    figure = sheet(PAGE if max(map(len, labels)) > 24 else COLUMN, 0.6 + 0.25 * len(found), title, caption, [])
-    axes = figure.add_subplot(xlabel=f"Difference in points, {CONFIDENCE:.0%} interval".replace("%", " %"))
+    figure = sheet(width, 0.6 + 0.25 * len(found), title, caption, [])
+    axes = figure.add_subplot(xlabel=with_interval("Difference in points", [one.n for one in found.values()]))
     axes.axvline(0, color="black", linewidth=0.8)
     inside = [one for method, one in found.items() if method not in beyond]
     least = min([0.0, *(max(-limit, one.mean if one.low is None else one.low) for one in inside)])
@@ -80,16 +78,9 @@ def intervals(comparison: Comparison) -> list[Named]:
             for row in rows
             if method in row.cells
         ]
-        title = f"{METRICS[comparison.metric].replace(' top-1', '')}: {place_name(place)}"
+        title = f"{METRICS[comparison.metric].replace(' top-1', '')}: {comparison.place_title(place)}"
         made.append((stem_of("intervals", *place[:2]), intervals_figure(title, lines, comparison)))
     return made
-
-
-def half_width(cell: Cell) -> float:
-    """Half the width of the t interval of the mean, n - 1 degrees of freedom; NaN for a single run."""
-    if cell.std is None:
-        return math.nan
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, cell.n - 1)) * cell.std / math.sqrt(cell.n)
 
 
 def intervals_figure(title: str, lines: list[tuple[str, str, Cell]], comparison: Comparison) -> Figure:
@@ -104,19 +95,18 @@ def intervals_figure(title: str, lines: list[tuple[str, str, Cell]], comparison:
     if "folds" in over and max(counts) > 1:
         caption += " Folds share training images, so that intervals tend to be too short."
 
-    labels = ["\n".join(wrap(label, 50)) for _, label, _ in lines]
-    width = PAGE if max(map(len, labels)) > 24 else COLUMN
+    labels, width = side_labels(label for _, label, _ in lines)
     apart = max(0.23, LINE * (1 + max(label.count("\n") for label in labels)))
     lowest, highest = limits(cells)
     caption += " The axis does not start at 0." if lowest > 0 else ""
     figure = sheet(width, 0.55 + apart * len(lines), title, caption, [])
-    axes = figure.add_subplot(xlabel=f"{METRICS[comparison.metric]} (%)", xlim=(lowest, highest))
+    axes = figure.add_subplot(xlabel=with_interval(f"{METRICS[comparison.metric]} (%)", counts), xlim=(lowest, highest))
     for y, (method, label, cell) in enumerate(lines):
         style = style_of(method, comparison.methods)
         if cell.n > 1:
             runs_at = [y + 0.27] * cell.n
             axes.plot(list(cell.values.values()), runs_at, "o", markersize=2, color=style.colour, alpha=0.5, mew=0)
-        half = half_width(cell)
+        half = half_of(cell)
         bar = None if math.isnan(half) else [half]
         axes.errorbar([cell.mean], [y], xerr=bar, fmt=style.marker, color=style.colour, capsize=2, label=label)
         text = f"{cell.mean:.1f} ({cell.n})"
@@ -130,7 +120,7 @@ def intervals_figure(title: str, lines: list[tuple[str, str, Cell]], comparison:
 
 def limits(cells: list[Cell]) -> tuple[float, float]:
     """The limits of the accuracy axis: all runs and intervals with a margin, within 0 to 100 %."""
-    halves = [0 if math.isnan(half) else half for half in map(half_width, cells)]
+    halves = [0 if math.isnan(half) else half for half in map(half_of, cells)]
     lows = [min(cell.mean - half, *cell.values.values()) for cell, half in zip(cells, halves, strict=True)]
     highs = [max(cell.mean + half, *cell.values.values()) for cell, half in zip(cells, halves, strict=True)]
     margin = max(0.05 * (max(highs) - min(lows)), 0.5)
@@ -152,7 +142,7 @@ def roc_curves(comparison: Comparison, warn: Warn) -> list[Named]:
                     lines.append((Line2D([], [], label=comparison.label(method, row.reg), **style), style, curves))
         if not lines:
             continue
-        title = f"ROC of test pairs: {place_name(place)}"
+        title = f"ROC of test pairs: {comparison.place_title(place)}"
         caption = "A curve for each run. The axis of false accepts is logarithmic, from one pair on."
         figure = sheet(COLUMN, 2.4, title, caption, [handle for handle, _, _ in lines])
         axes = figure.add_subplot(xlabel="False accept rate", ylabel="True accept rate", xscale="log", ylim=(0, 1.02))

@@ -58,8 +58,7 @@ def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, basel
     ]
     name = comparison.display(baseline or "")
     header = ["method", "settings", "mean ± std", f"difference to {name}", "", "n", "time of a run"]
-    dataset, backbone, shared = rows[0].place
-    place = ", ".join(filter(None, [comparison.dataset_title(dataset), backbone, show(shared)]))
+    place = comparison.place_title(rows[0].place)
     notes = [BOLD] if best else []
     notes += [f"± sample std over n {comparison.over}"] if any(cell.std is not None for _, _, cell in lines) else []
     if any(found):

@@ -1,13 +1,14 @@
 """The metrics of a cell's runs, averaged by step, for learning curves and for the pairs of taps that L2T-ww matched."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..common.console import is_loss, shorten_list
 from ..records.reading import Damaged, metrics, names_of_sources, run_id
 from .comparison import Comparison, Row, grouped
+from .statistics import half_width
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,27 +16,46 @@ if TYPE_CHECKING:
 Warn = Callable[[str], None]
 MatchedPairs = dict[tuple[str, str], str]  # (source tap, target tap) -> column of the amounts
 
+DECADES = 100  # curves whose largest value is so many times their smallest one get a logarithmic axis
+
 # The amount of a pair of taps that L2T-ww matched; `term` is the name of a term of a sum.
 PAIR = re.compile(r"attention_(?:(?P<term>[^>]*)\.)?(?P<source>[^.>]+)>(?P<target>[^.>]+)")
 
 
 @dataclass(frozen=True)
 class Curves:
-    """The logs of the runs of a cell: mean and sample std by step, a column for each quantity.
+    """The logs of the runs of a cell: mean by step and half its 95 % t interval, a column for each quantity.
 
-    Both are NaN where a run has no value, so that n is the same along a curve; the std of a single run is NaN too.
+    Both are NaN where a run has no value, so that n is the same along a curve; a single run has no interval.
     """
 
     method: str
     row: Row
     n: int  # runs
     mean: "pd.DataFrame"
-    std: "pd.DataFrame"
+    half: "pd.DataFrame"
 
     def of(self, column: str) -> "tuple[pd.Series, pd.Series]":
-        """Mean and std of one quantity, without the steps that some run lacks."""
+        """Mean and half interval of one quantity, without the steps that some run lacks."""
         mean = self.mean[column].dropna()
-        return mean, self.std[column].reindex(mean.index)
+        return mean, self.half[column].reindex(mean.index)
+
+
+def limits(lines: "Sequence[tuple[Sequence[float], Sequence[float] | None]]") -> tuple[float, float]:
+    """The ends of an axis for lines and half the heights of their bands: all lines, and bands as far as a third beyond.
+
+    The interval of two runs is so wide that it would flatten every line.
+    """
+    import numpy as np
+
+    means = [np.asarray(mean, float) for mean, _ in lines]
+    halves = [np.zeros(1) if half is None else np.asarray(half, float) for _, half in lines]
+    low, high = min(mean.min() for mean in means), max(mean.max() for mean in means)
+    least = min((mean - half).min() for mean, half in zip(means, halves, strict=True))
+    most = max((mean + half).max() for mean, half in zip(means, halves, strict=True))
+    room = (high - low) / 3 or max(most - high, 0.5)
+    margin = 0.05 * (high - low or abs(high) or 1)
+    return float(max(least, low - room) - margin), float(min(most, high + room) + margin)
 
 
 def curves_of(comparison: Comparison, warn: Warn) -> list[list[Curves]]:
@@ -76,7 +96,8 @@ def read_curves(method: str, row: Row, warn: Warn, without: list[str]) -> Curves
         return None
     steps = pd.concat(frames).groupby("step")
     complete = steps.count() == len(frames)
-    return Curves(method, row, len(frames), steps.mean().where(complete), steps.std().where(complete))
+    half = steps.std().where(complete) * (half_width(1, len(frames)) if len(frames) > 1 else 1)
+    return Curves(method, row, len(frames), steps.mean().where(complete), half)
 
 
 def matched_curves(comparison: Comparison) -> "Iterator[tuple[Curves, dict[str, MatchedPairs]]]":

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
 from .comparison import Comparison, averaged_over
-from .drawing import LINE, PAGE, Named, averages, our_look, place_name, sheet, stem_of
+from .drawing import LINE, PAGE, Named, averages, our_look, sheet, stem_of
 from .logs import matched_curves
 
 COLOURS = "viridis"
@@ -28,7 +28,7 @@ class Matched:
 
     source: str
     mean: dict[tuple[str, str], pd.Series]  # by (source tap, target tap): lambda by step
-    std: dict[tuple[str, str], pd.Series]  # over runs; NaN for a single one
+    half: dict[tuple[str, str], pd.Series]  # half its interval; NaN for a single run
 
     @cached_property
     def source_taps(self) -> list[str]:
@@ -51,10 +51,10 @@ def matching_figures(comparison: Comparison) -> list[Named]:
         found = []
         for source, pairs in sources.items():
             both = {pair: curves.of(column) for pair, column in pairs.items()}
-            mean, std = ({pair: one[i] for pair, one in both.items()} for i in (0, 1))
-            found.append(Matched(source, mean, std))
+            mean, half = ({pair: one[i] for pair, one in both.items()} for i in (0, 1))
+            found.append(Matched(source, mean, half))
         row, method = curves.row, curves.method
-        where = f"{place_name(row.place)}; {comparison.label(method, row.reg)}"
+        where = f"{comparison.place_title(row.place)}; {comparison.label(method, row.reg)}"
         figure = figure_of(found, where, curves.n, averaged_over([row.cells[method]]))
         made.append((stem_of("matching", row.dataset, row.backbone), figure))
     return made
@@ -108,7 +108,7 @@ def draw_panels(figure: Figure, place: SubplotSpec, one: Matched, last: int, hig
     for m, n in one.mean:
         axes = figure.add_subplot(grid[one.source_taps.index(m), one.target_taps.index(n)])
         axes.set_label(f"{one.source}: {m} > {n}")
-        draw_over_training(axes, one.mean[m, n], one.std[m, n])
+        draw_over_training(axes, one.mean[m, n], one.half[m, n])
         is_last = n == one.target_taps[-1]
         # Beside another panel there is no room for two numbers.
         axes.set_xticks([0, last], ["0", str(last) if is_last else ""])
@@ -122,8 +122,8 @@ def draw_panels(figure: Figure, place: SubplotSpec, one: Matched, last: int, hig
                 axes.set_xlabel("Iteration")
 
 
-def draw_over_training(axes: Axes, mean: pd.Series, std: pd.Series) -> None:
+def draw_over_training(axes: Axes, mean: pd.Series, half: pd.Series) -> None:
     single = len(mean) == 1  # a line would not show it
     axes.plot(mean.index, mean, color="#332288", marker="o" if single else "", markersize=2, linewidth=1)
-    if std.notna().any():
-        axes.fill_between(mean.index, mean - std, mean + std, color="#332288", alpha=0.2, linewidth=0)
+    if half.notna().any():
+        axes.fill_between(mean.index, mean - half, mean + half, color="#332288", alpha=0.2, linewidth=0)

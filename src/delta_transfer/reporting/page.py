@@ -37,8 +37,8 @@ MAX_NAMES = 6  # in the line below the title
 LONG = 40  # characters, from which on the words of a cell get a wide column of small print
 
 CURVES = (
-    "Mean over the seeds of a cell, at the iterations that all its runs logged; the band is ± the sample standard "
-    "deviation. Penalties are drawn as they were added to the loss, with alpha and beta. A quantity that was measured "
+    "Mean over the seeds of a cell, at the iterations that all its runs logged; the band is its 95 % t interval. "
+    "Penalties are drawn as they were added to the loss, with alpha and beta. A quantity that was measured "
     "only once is in the tables alone. A click on a name hides its line."
 )
 ATTENTION = (

@@ -11,7 +11,6 @@ from ..records.reading import Damaged
 from . import svg
 from .comparison import Cell, Comparison, Row, grouped
 from .logs import Curves, Warn, curves_of, matched_curves, penalty_terms
-from .record_views import show
 
 POINTS = 80  # per line; a small chart hardly shows more
 BINS = 40
@@ -68,15 +67,12 @@ def learning_curves(comparison: Comparison, warn: Warn) -> list[Group]:
                 label = comparison.label(method, one.row.reg)
                 lines.append((Key(label, one.n, style.colour, svg.attributes(style.line, opacity)), one))
         if charts := [chart for name in quantities(curves) if (chart := chart_of(name, lines))]:
-            row = curves[0].row
-            title = ", ".join(filter(None, [comparison.dataset_title(row.dataset), row.backbone, show(row.shared)]))
-            groups.append(Group(title, charts, [key for key, _ in lines], []))
+            groups.append(Group(comparison.place_title(curves[0].row.place), charts, [key for key, _ in lines], []))
     return groups
 
 
 def title_of(comparison: Comparison, method: str, row: Row) -> str:
-    parts = [comparison.label(method, row.reg), comparison.dataset_title(row.dataset), row.backbone, show(row.shared)]
-    return ", ".join(filter(None, parts))
+    return f"{comparison.label(method, row.reg)}, {comparison.place_title(row.place)}"
 
 
 def quantities(curves: list[Curves]) -> list[str]:
@@ -94,13 +90,13 @@ def chart_of(name: str, lines: list[tuple[Key, Curves]]) -> tuple[str, str] | No
     return title, svg.lines_chart(title, "iteration", [line_of(*line) for line in drawn if len(line[2])])
 
 
-def line_of(i: int, key: Key, curve: pd.Series, std: pd.Series) -> svg.Line:
-    """A line, with its band where `std` is known at all of its points."""
+def line_of(i: int, key: Key, curve: pd.Series, half: pd.Series) -> svg.Line:
+    """A line, with its band where `half` is known at all of its points."""
     shown = thinned(curve)
-    std = std.reindex(shown.index)
-    spread = std.tolist() if std.notna().all() else None
-    title = f"{key.label}: {shown.iloc[-1]:.4g}" + (f" ± {spread[-1]:.2g}" if spread else "")
-    return svg.Line(i, f"{title} at the end", key.look, key.colour, shown.index.tolist(), shown.tolist(), spread)
+    half = half.reindex(shown.index)
+    spread = half.tolist() if half.notna().all() else None
+    title = f"{key.label} at the end: {shown.iloc[-1]:.4g}" + (f" ± {spread[-1]:.2g} (95 % interval)" if spread else "")
+    return svg.Line(i, title, key.look, key.colour, shown.index.tolist(), shown.tolist(), spread)
 
 
 def thinned(curve: pd.Series) -> pd.Series:

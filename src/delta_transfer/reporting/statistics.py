@@ -43,6 +43,13 @@ class Difference:
         return f"{signed(self.mean)}{interval}"
 
 
+def half_width(std: float, n: int) -> float:
+    """Half the width of the 95 % t interval of a mean over n > 1 values with the sample standard deviation `std`."""
+    from scipy import stats
+
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
+
+
 def signed(points: float) -> str:
     """With its sign, a real minus, which is no hyphen; a rounded zero has none."""
     text = f"{points:+.1f}".replace("-", "−")

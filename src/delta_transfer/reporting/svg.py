@@ -10,10 +10,11 @@ from html import escape
 
 import numpy as np
 
+from .logs import DECADES, limits
+
 WIDTH, HEIGHT = 360, 230
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 8, 36  # margins, in units of the drawing
 DASHES = {"-": "", "--": "8 4", "-.": "8 3 2 3", ":": "2 3"}  # by matplotlib's name of a line style
-DECADES = 100  # a chart whose largest value is so many times its smallest one gets a logarithmic axis
 
 
 @dataclass(frozen=True)
@@ -87,20 +88,15 @@ def lines_chart(title: str, x_title: str, lines: list[Line]) -> str:
     values = np.concatenate([line.y for line in lines])
     lowest, highest = float(values.min()), float(values.max())
     log = lowest > 0 and highest >= DECADES * lowest
-    for line in lines if not log else ():
-        if line.spread is not None:
-            lowest = min(lowest, float(np.subtract(line.y, line.spread).min()))
-            highest = max(highest, float(np.add(line.y, line.spread).max()))
-    margin = 1.2 if log else 0.05 * (highest - lowest) or 0.5
-    limits = (lowest / margin, highest * margin) if log else (lowest - margin, highest + margin)
-    x, y = axes((min(steps), max(steps)), limits, log)
+    ends = (lowest / 1.2, highest * 1.2) if log else limits([(line.y, line.spread) for line in lines])
+    x, y = axes((min(steps), max(steps)), ends, log)
     parts = grid(x, y, x_title)
     for line in lines:
         across, mean = x.at(line.x), np.asarray(line.y)
         parts.append(f'<g data-key="{line.key}" {painted(line.colour)}{line.look}>')
         parts.append(f"<title>{escape(line.title)}</title>")
-        if line.spread is not None:  # on a logarithmic axis a band may leave the chart
-            edges = [y.at(np.clip(mean + sign * np.asarray(line.spread), *limits)) for sign in (1, -1)]
+        if line.spread is not None:  # a band may leave the chart
+            edges = [y.at(np.clip(mean + sign * np.asarray(line.spread), *ends)) for sign in (1, -1)]
             outline = [*zip(across, edges[0], strict=True), *zip(across[::-1], edges[1][::-1], strict=True)]
             parts.append(f'<polygon class="band" points="{points(outline)}"/>')
         at = list(zip(across, y.at(mean), strict=True))

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,7 +12,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from ..records.reading import is_number
 from .comparison import Cell, Comparison, averaged_over, grouped
-from .drawing import COLUMN, LONG, MOST, PAGE, Named, averages, look, our_look, sheet, stem_of
+from .drawing import COLUMN, LONG, MOST, Named, averages, half_of, look, our_look, sheet, stem_of, wide, with_interval
 from .logs import Warn
 from .record_views import METRICS, reg_settings, settings, validates
 
@@ -47,7 +48,7 @@ def against_setting(comparison: Comparison, sweep: Sweep, warn: Warn) -> list[Na
     """Accuracy against one key, a figure for each data set and backbone where a method was run with several values."""
     made: list[Named] = []
     for (dataset, backbone), rows in grouped(comparison.rows, lambda row: (row.dataset, row.backbone)):
-        title = f"Accuracy against {sweep.name.replace('_', ' ')}: {dataset}, {backbone}"
+        title = f"Accuracy against {sweep.name.replace('_', ' ')}: {comparison.place_title((dataset, backbone, ()))}"
         lines: list[Swept] = []
         for method in comparison.methods:
             cells = [row.cells[method] for row in rows if method in row.cells]
@@ -110,16 +111,17 @@ def sweep_figure(title: str, lines: list[Swept], sweep: Sweep, comparison: Compa
     if not validates(comparison.metric) and sweep.key.startswith("reg."):
         caption += " On test data, so not for choosing settings."
 
-    width = PAGE if max(len(str(handle.get_label())) for handle in handles) > LONG else COLUMN
+    width = wide() if max(len(str(handle.get_label())) for handle in handles) > LONG else COLUMN
     figure = sheet(width, 2.1, title, caption, handles)
-    axes = figure.add_subplot(xlabel=sweep.label, ylabel=f"{METRICS[comparison.metric]} (%)")
+    label = with_interval(f"{METRICS[comparison.metric]} (%)", [cell.n for cell in cells])
+    axes = figure.add_subplot(xlabel=sweep.label, ylabel="\n".join(wrap(label, 26)))
     at = horizontal_axis(axes, [value * sweep.unit for value in values], sweep.logarithmic)
     for i, (line, handle, style) in enumerate(zip(lines, handles, looks, strict=True)):
         aside = ScaledTranslation((i - (len(lines) - 1) / 2) * 1.5 / 72, 0, figure.dpi_scale_trans)
         drawn = axes.errorbar(
             [at[value * sweep.unit] for value in line.cells],
             [cell.mean for cell in line.cells.values()],
-            [math.nan if cell.std is None else cell.std for cell in line.cells.values()],
+            [half_of(cell) for cell in line.cells.values()],
             label=handle.get_label(),
             capsize=2,
             elinewidth=0.8,

@@ -11,14 +11,13 @@ images (validation.npz of the run, or of runs on folds with its settings) and ne
 which training images may have a wrong label.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from ..common import tables
-from ..common.console import log, spelled_out
+from ..common.console import command_parser, log, spelled_out
 from ..common.errors import UserError
 from ..records.arrays import VALIDATION, Predictions, image_names, predictions
 from ..records.files import make_output_folder
@@ -119,9 +118,7 @@ def images_of(record: Record, found: Predictions, what: str = "predictions") -> 
 
 
 def main(argv: list[str]) -> int:
-    p = argparse.ArgumentParser(
-        prog="delta-report trust", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = command_parser("delta-report trust", __doc__)
     p.add_argument("dirs", nargs="+", type=Path, metavar="RUN", help="run folders, a results_dir or a published folder")
     p.add_argument("--format", choices=["table", "markdown", "json"], default="table", help="default: for the terminal")
     p.add_argument("--most", type=int, default=10, metavar="N", help="lines of a table (default: 10)")

@@ -1,0 +1,147 @@
+"""The options of delta-report, and which of them contradict each other."""
+
+import argparse
+from pathlib import Path
+
+from ..common.console import command_parser
+from ..reporting.published import PROTOCOLS
+from ..reporting.record_views import METRICS, OF_OTHER_TASKS, validates
+
+NUMBERS = ("csv", "json")  # formats for other programs
+FORMATS = ("table", "markdown", "latex", *NUMBERS, "html")
+PAIRS = "test_pair_accuracy"  # the metric of verification runs, which have a table more
+
+MORE = """\
+files:
+  RUN/summary.json      a finished run, as delta-run leaves it; beside it metrics.jsonl, for learning curves, and
+                        predictions.npz, for --per-image
+  DIR/records.jsonl     many runs, as delta-report publish leaves them; beside it predictions.npz
+
+exit status:
+  0  a table was made
+  1  there is nothing to compare, or something cannot be read or written: a message says what
+  2  a misspelt option, or options that contradict each other
+
+to choose settings by cross-validation:
+  delta-run -m reg=delta reg.alpha=0.001,0.01,0.1 split.folds=3 split.fold='range(3)'
+  delta-report --select cv --emit-overrides --with-paths | sh     # makes the final runs with what was chosen
+"""
+
+
+def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
+    p = parser(description)
+    args = p.parse_args(argv)
+    if args.select and args.metric and not validates(args.metric):
+        p.error("--select chooses on validation data, never on test data: leave out --metric")
+    args.metric = args.metric or ("val_top1" if args.select else "test_top1")
+    if args.emit_overrides and not args.select:
+        p.error("--emit-overrides needs --select: what should be chosen, and on which runs?")
+    if args.seeds < 1:
+        p.error("--seeds must be at least 1")
+    if args.format == "html" and not args.output:
+        p.error("--format html needs --output FILE")
+    if validates(args.metric) and (args.against or args.baseline or args.per_image):
+        p.error("--against, --baseline and --per-image are about test accuracies: leave out --metric and --select")
+    if args.metric in OF_OTHER_TASKS and (args.per_image or (args.against and args.metric == PAIRS)):
+        p.error("--per-image, and --against for pairs, are about top-1 accuracies: leave out --metric")
+    if args.per_image and args.format in NUMBERS:
+        p.error("--per-image makes a table of words: not with --format csv or json")
+    if args.margin is not None and not 0 < args.margin <= 100:
+        p.error("--margin is a number of points, more than 0")
+    if args.margin is not None and (validates(args.metric) or args.format in NUMBERS):
+        p.error("--margin makes a table of words about test accuracies: not on validation data, nor as csv or json")
+    if (args.no_caption or args.style != "screen") and not args.figures:
+        p.error("--style and --no-caption are about --figures DIR")
+    if args.pictures and args.format != "html":
+        p.error("--pictures go into the page of --format html")
+    return args
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    p = command_parser("delta-report", description, MORE)
+    p.add_argument(
+        "dirs",
+        nargs="*",
+        type=Path,
+        metavar="DIR",
+        default=[Path("results")],
+        help="a results_dir, its runs folder, any folder of run folders, or a published one (default: results)",
+    )
+    p.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="table",
+        help="table: for the terminal (default); markdown, latex: to paste; csv, json: for programs; html: one page",
+    )
+    p.add_argument(
+        "--layout",
+        choices=["leaderboard", "matrix"],
+        default="leaderboard",
+        help="leaderboard: a row for each method, the best mean first (default); matrix: as in papers, a row for each "
+        "data set and a column for each method",
+    )
+    p.add_argument(
+        "--metric", choices=list(METRICS), help="default: test_top1, and runs of other tasks in tables of their own"
+    )
+    p.add_argument(
+        "--against",
+        choices=list(PROTOCOLS),
+        help="beside published numbers: of the DELTA paper (paper), AFA, L2T-ww, Transfer-Learning-Library (parts of "
+        "the training images; ten data sets; MoCo weights) or PaddleTransfer",
+    )
+    p.add_argument(
+        "--baseline",
+        metavar="METHOD",
+        help="what differences are taken to (default: l2, or scratch where targets begin at random)",
+    )
+    p.add_argument(
+        "--per-image", action="store_true", help="also differences over the same test images, with bootstrap intervals"
+    )
+    p.add_argument(
+        "--margin",
+        type=float,
+        nargs="?",
+        const=1.0,
+        metavar="POINTS",
+        help="also which methods are no worse than the baseline by more than so many points of accuracy (without a "
+        "number: 1), and how many seeds would settle it",
+    )
+    p.add_argument(
+        "--transfer",
+        action="store_true",
+        help="only runs whose target begins at random weights or has a source= of its own (L2T-ww, LwF, Scratch ...); "
+        "else they have tables of their own beside those of fine-tuning",
+    )
+    p.add_argument(
+        "--figures",
+        type=Path,
+        metavar="DIR",
+        help="also write figures there, PNG and PDF; the first: differences to the baseline",
+    )
+    p.add_argument(
+        "--style",
+        choices=["screen", "paper"],
+        default="screen",
+        help="of figures; paper: serif letters, and every figure as wide as a column",
+    )
+    p.add_argument("--no-caption", action="store_true", help="figures without title and caption, for a paper's own")
+    p.add_argument("--pictures", type=Path, metavar="DIR", help="for --format html: show the PNGs of a case study")
+    p.add_argument(
+        "--select",
+        choices=["cv", "val"],
+        help="name the reg settings with the best validation accuracy for each method, data set and backbone: "
+        "mean over the folds of split.folds (cv), or on the images held out by split.val_fraction (val)",
+    )
+    p.add_argument(
+        "--emit-overrides",
+        action="store_true",
+        help="with --select: only the delta-run commands of the chosen settings to stdout, the table to stderr",
+    )
+    p.add_argument(
+        "--with-paths",
+        action="store_true",
+        help="with --emit-overrides: files and folders as the records name them, for records of your own",
+    )
+    p.add_argument("--seeds", type=int, default=5, metavar="N", help="how many seeds those commands run (default: 5)")
+    p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
+    return p
