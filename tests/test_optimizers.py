@@ -1,5 +1,8 @@
 """Optimizers and schedules: depths of a network, groups of parameters, clipping, label smoothing."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +11,7 @@ from torch import nn
 
 from delta_transfer.cli.compose import compose_config
 from delta_transfer.common.errors import UserError
+from delta_transfer.common.options import OptionError
 from delta_transfer.engine.config import check_choices
 from delta_transfer.engine.layer_decay import depths_below_head
 from delta_transfer.engine.loop import TrainState, train_step
@@ -19,7 +23,7 @@ from delta_transfer.engine.optimizers import (
     make_optimizer,
     set_learning_rate,
 )
-from delta_transfer.engine.tasks import TASKS
+from delta_transfer.engine.tasks import TASKS, class_weights, refuse_options_of_classes
 from delta_transfer.methods import L2
 from delta_transfer.methods.base import Batch
 
@@ -161,6 +165,30 @@ def test_labels_are_smoothed_in_the_loss_of_a_run(modern):
     assert torch.allclose(TASKS[modern.task].loss(modern)(logits, labels), expected)
     plain = modern.replace(schedule=modern.schedule.replace(label_smoothing=0.0))
     assert TASKS[plain.task].loss(plain) is F.cross_entropy
+
+
+def test_balanced_weights_make_every_class_count_the_same(modern):
+    """Six, three and one image of the training split, and a class that it lacks."""
+    config = modern.replace(schedule=modern.schedule.replace(label_smoothing=0.0, class_weights="balanced"))
+    dataset = SimpleNamespace(labels=np.array([0] * 6 + [1] * 3 + [2] + [3] * 5), classes=list("abcd"))
+    weights = class_weights(config, dataset, np.arange(10), torch.device("cpu"))
+    torch.testing.assert_close(weights[:3], torch.tensor([10 / 18, 10 / 9, 10 / 3]))
+    labels, logits = torch.tensor(dataset.labels[:10]), torch.randn(10, 4)
+    each = F.cross_entropy(logits, labels, reduction="none")
+    of_classes = torch.stack([each[labels == label].mean() for label in range(3)])
+    loss = TASKS[config.task].loss(config, weights)
+    torch.testing.assert_close(loss(logits, labels), of_classes.mean())
+    halves = [loss(logits[part], labels[part]) for part in (slice(5), slice(5, 10))]
+    torch.testing.assert_close(sum(halves) / 2, of_classes.mean())  # micro-batches change nothing
+    assert class_weights(modern, dataset, np.arange(10), torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("name", ["class_weights", "label_smoothing"])
+def test_options_of_classes_are_refused_for_other_losses(modern, name):
+    schedule = modern.schedule.replace(**{"label_smoothing": 0.0} | {name: "balanced" if name[0] == "c" else 0.1})
+    with pytest.raises(OptionError) as refused:
+        refuse_options_of_classes(modern.replace(schedule=schedule))
+    assert refused.value.key == f"schedule.{name}"
 
 
 @pytest.mark.parametrize("change", [{"clip_norm": 1.0}, {"decay_vectors": False}])

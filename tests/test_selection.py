@@ -81,8 +81,7 @@ TABLE = """\
 - best on validation: L2-SP on cub, resnet18: reg.alpha=0.1, 56.0 ± 2.0 (3), best of 2; as accurate as \
 reg.alpha=0.01, lower validation loss
 - best on validation: DELTA on cub, resnet18: reg.alpha=0.01, 60.0 ± 2.0 (3), best of 2 (1 more not compared)
-- L2-SP: beta=0.01
-- DELTA: beta=0.01
+- Settings: L2-SP (beta=0.01), DELTA (beta=0.01)
 - All runs: iterations=300, batch_size=32, lr=0.01, image_size=160, n_train=500, precision=fp32
 - Hardware: cpu: Intel Xeon, 2 threads
 - Versions: python 3.11.7, torch 2.15.0

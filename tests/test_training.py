@@ -13,7 +13,7 @@ from torch import nn
 
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
-from delta_transfer.engine import loop
+from delta_transfer.engine import evaluation, loop
 from delta_transfer.engine.callbacks import Callback, Checkpoints, OnLine, Progress
 from delta_transfer.engine.evaluation import NotFinite, evaluate
 from delta_transfer.engine.loop import TrainState, train
@@ -156,6 +156,13 @@ def test_log_lines(tiny_source, loader):
         terms = line["cross_entropy"] + line["feature_maps"] + line["head"]
         assert line["loss"] == pytest.approx(terms, rel=1e-6)
         assert 0 <= line["train_top1"] <= 100 and line["images_per_second"] > 0
+
+
+def test_the_balanced_accuracy_is_the_mean_over_classes_with_images(monkeypatch):
+    logits, labels = torch.eye(4)[[0, 0, 1, 3]], torch.tensor([0, 0, 0, 3])
+    monkeypatch.setattr(evaluation, "outputs_of", lambda *_: (logits, labels))
+    found = evaluate(None, None, np.arange(4))
+    assert (found["top1"], found["balanced_accuracy"]) == (75, pytest.approx(100 * (2 / 3 + 1) / 2))
 
 
 def test_it_learns(tiny_source, loader):

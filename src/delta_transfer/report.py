@@ -230,7 +230,7 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], dict[st
     if without_validation:
         log.info(f"left out: {without_validation} runs without a validation split")
     if classified:
-        log.info(f"left out: {classified} runs of other tasks, which have no {args.metric}")
+        log.info(f"left out: {classified} runs of other tasks or of older versions, which have no {args.metric}")
     if on_folds:
         log.info(f"left out: {on_folds} runs on folds, which are validated and not tested")
     if otherwise_validated:

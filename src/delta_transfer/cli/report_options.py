@@ -9,6 +9,7 @@ from ..reporting.record_views import METRICS, OF_OTHER_TASKS, validates
 
 NUMBERS = ("csv", "json")  # formats for other programs
 FORMATS = ("table", "markdown", "latex", *NUMBERS, "html")
+BALANCED = "test_balanced_accuracy"
 PAIRS = "test_pair_accuracy"  # the metric of verification runs, which have a table more
 
 MORE = """\
@@ -42,8 +43,10 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
         p.error("--format html needs --output FILE")
     if validates(args.metric) and (args.against or args.baseline or args.per_image):
         p.error("--against, --baseline and --per-image are about test accuracies: leave out --metric and --select")
-    if args.metric in OF_OTHER_TASKS and (args.per_image or (args.against and args.metric == PAIRS)):
-        p.error("--per-image, and --against for pairs, are about top-1 accuracies: leave out --metric")
+    if (args.per_image and args.metric in (*OF_OTHER_TASKS, BALANCED)) or (
+        args.against and args.metric in (PAIRS, BALANCED)
+    ):
+        p.error("--per-image and --against are about top-1 accuracies: leave out --metric")
     if args.per_image and args.format in NUMBERS:
         p.error("--per-image makes a table of words: not with --format csv or json")
     if args.margin is not None and not 0 < args.margin <= 100:

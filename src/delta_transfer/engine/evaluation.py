@@ -92,13 +92,19 @@ def correct_labels(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def evaluate(network: Network, loader: BatchSource, indices: np.ndarray) -> dict[str, Any]:
-    """Logits (N, K) fp32, labels (N,), top-1 accuracy in percent and mean cross-entropy on test crops of `indices`."""
+    """Logits (N, K) fp32, labels (N,), accuracies in percent and mean cross-entropy on test crops of `indices`.
+
+    The balanced accuracy is the mean of the accuracies of the classes that have images.
+    """
     logits, labels = outputs_of(network, loader, indices, "logits")
+    right = (logits.argmax(dim=1) == labels).double()
+    images, of_class = torch.bincount(labels), torch.bincount(labels, weights=right)
     return {
         "logits": logits.numpy(),
         "labels": labels.numpy(),
         "index": indices,
-        "top1": 100 * (logits.argmax(dim=1) == labels).double().mean().item(),
+        "top1": 100 * right.mean().item(),
+        "balanced_accuracy": 100 * (of_class / images)[images > 0].mean().item(),
         "loss": F.cross_entropy(logits, labels).item(),
     }
 

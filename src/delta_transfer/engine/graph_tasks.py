@@ -19,7 +19,7 @@ from . import devices
 from .evaluation import outputs_of
 from .loop import Loss
 from .optimizers import ScheduleConfig
-from .tasks import TASKS, Classification, refuse_label_smoothing
+from .tasks import TASKS, Classification, refuse_options_of_classes
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -71,7 +71,7 @@ class GraphProperties(GraphClassification):
 
     def check(self, config: "RunConfig") -> None:
         super().check(config)
-        refuse_label_smoothing(config)
+        refuse_options_of_classes(config)
 
     @staticmethod
     def sample_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
@@ -83,7 +83,7 @@ class GraphProperties(GraphClassification):
         each = losses.sum(dim=1) / known.sum(dim=1).clamp(min=1)
         return each.sum() if reduction == "sum" else each
 
-    def loss(self, config: "RunConfig") -> Loss:
+    def loss(self, config: "RunConfig", weights: Tensor | None = None) -> Loss:
         return self.sample_loss
 
     def example(self, config: "RunConfig", count: int, classes: int, device: torch.device) -> tuple[Graphs, Tensor]:

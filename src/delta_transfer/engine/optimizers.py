@@ -107,6 +107,11 @@ class ScheduleConfig(Options):
     label_smoothing: float = option(
         0.0, "fraction of each label that is spread over all classes in training", at_least=0, below=1
     )
+    class_weights: str = option(
+        "none",
+        "none: every training image counts the same; balanced: every class does, whatever its number of images",
+        choices=("none", "balanced"),
+    )
     aspect: str = option(
         "squash",
         "squash: images become backbone.resize x backbone.resize; keep: their shorter side becomes backbone.resize",

@@ -107,11 +107,12 @@ class Classification:
         """Makes the target's head from its input's features and the number of classes; None: as the network does."""
         return None
 
-    def loss(self, config: "RunConfig") -> Loss:
-        """What the target is trained on, beside the method's penalty."""
-        if config.schedule.label_smoothing:
-            return partial(F.cross_entropy, label_smoothing=config.schedule.label_smoothing)
-        return F.cross_entropy
+    def loss(self, config: "RunConfig", weights: Tensor | None = None) -> Loss:
+        """What the target is trained on, beside the method's penalty. `weights`: of the classes (K,)."""
+        smoothing = config.schedule.label_smoothing
+        if weights is not None:
+            return partial(weighted_cross_entropy, weights, smoothing)
+        return partial(F.cross_entropy, label_smoothing=smoothing) if smoothing else F.cross_entropy
 
     # --- Metrics ---
 
@@ -139,12 +140,12 @@ class Verification(Classification):
 
     def check(self, config: "RunConfig") -> None:
         self.check_inputs(config)
-        refuse_label_smoothing(config)
+        refuse_options_of_classes(config)
 
     def head(self, config: "RunConfig") -> Callable[[int, int], nn.Linear]:
         return partial(CosineHead, scale=config.arcface.scale)
 
-    def loss(self, config: "RunConfig") -> Loss:
+    def loss(self, config: "RunConfig", weights: Tensor | None = None) -> Loss:
         return ArcFaceLoss(**vars(config.arcface))
 
     def measure(
@@ -192,11 +193,30 @@ class Evaluator:
         return {name: value for name, value in named.items() if isinstance(value, float)}
 
 
-def refuse_label_smoothing(config: "RunConfig") -> None:
-    """Raises OptionError: only the cross-entropy over classes has a smoothed form."""
-    if config.schedule.label_smoothing:
-        key = "schedule.label_smoothing"
-        raise OptionError(key, f"{key} is for losses over classes, which task={config.task} does not have.")
+def refuse_options_of_classes(config: "RunConfig") -> None:
+    """Raises OptionError: only the cross-entropy over classes has a smoothed and a weighted form."""
+    for name in ("label_smoothing", "class_weights"):
+        if getattr(config.schedule, name) not in (0, "none"):
+            key = f"schedule.{name}"
+            raise OptionError(key, f"{key} is for losses over classes, which task={config.task} does not have.")
+
+
+def class_weights(config: "RunConfig", dataset: Dataset, indices: np.ndarray, device: torch.device) -> Tensor | None:
+    """N / (K n_k) for each of the K classes with images among `indices`, (classes,); None without the option.
+
+    The mean weight of the N images is 1, so that the loss stays as large as the penalty was tuned for.
+    """
+    if config.schedule.class_weights == "none":
+        return None
+    counts = np.bincount(dataset.labels[indices], minlength=len(dataset.classes))
+    weights = len(indices) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return torch.tensor(weights, dtype=torch.float32, device=device)
+
+
+def weighted_cross_entropy(weights: Tensor, smoothing: float, logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over the batch of w_y * CE: to divide by the batch's weights would make micro-batches another loss."""
+    each = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+    return (weights[labels] * each).mean()
 
 
 def loader_of(config: "RunConfig", store: Store, labels: np.ndarray, device: torch.device) -> Loader:

@@ -39,7 +39,7 @@ from ..engine.evaluation import NotFinite
 from ..engine.kept import FurtherSets
 from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
-from ..engine.tasks import TASKS, Classification, Evaluator
+from ..engine.tasks import TASKS, Classification, Evaluator, class_weights
 from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source
 from ..records.arrays import PREDICTIONS, VALIDATION, predictions
@@ -143,7 +143,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                     config.backbone.aux_weight,
                     config.compile,
                     config.schedule.accumulate,
-                    task.loss(config),
+                    task.loss(config, class_weights(config, dataset, splits.train, device)),
                     config.schedule.clip_norm,
                     task.correct,
                 )

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 DIGESTS = "digests"
-PERCENTAGES = ("test_top1", "val_top1", "test_pair_accuracy", "test_roc_auc", "val_roc_auc")
+PERCENTAGES = (
+    *("test_top1", "val_top1", "test_balanced_accuracy", "val_balanced_accuracy"),
+    *("test_pair_accuracy", "test_roc_auc", "val_roc_auc"),
+)
 WHAT_TO_DO = "put the original back, or remove the run's folder and make the run again"
 
 

@@ -25,6 +25,8 @@ from ..records.run_directory import SCHEMA
 METRICS = {
     "test_top1": "Test top-1 accuracy",
     "val_top1": "Validation top-1 accuracy",
+    "test_balanced_accuracy": "Test balanced accuracy",
+    "val_balanced_accuracy": "Validation balanced accuracy",
     # Runs of other tasks have tables of their own.
     "test_pair_accuracy": "Test pair accuracy",
     "test_roc_auc": "Test ROC-AUC",
