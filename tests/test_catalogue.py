@@ -43,7 +43,7 @@ def test_list_says_what_is_found_and_what_is_official(tmp_path, delta_data):
 
 
 def test_list_goes_on_after_a_data_set_that_is_not_usable(tmp_path, delta_data, monkeypatch):
-    monkeypatch.setattr("delta_transfer.cli.compose.choices", lambda group: ["cub", "mit67"])
+    monkeypatch.setattr("delta_transfer.cli.sources.choices", lambda group: ["cub", "mit67"])
     root = write_cub(tmp_path / "CUB_200_2011")
     (root / "train_test_split.txt").unlink()
     write_mit67(tmp_path / "mit67")

@@ -337,7 +337,9 @@ def parent_of(composed: DictConfig, key: str) -> tuple[DictConfig | None, str]:
     node: object = composed
     *path, name = key.split(".")
     for part in path:
-        node = node[part] if isinstance(node, DictConfig) and part in _names(node) else None
+        if not isinstance(node, DictConfig) or part not in _names(node) or OmegaConf.is_missing(node, part):
+            return None, name
+        node = node[part]
     return (node if isinstance(node, DictConfig) else None), name
 
 
