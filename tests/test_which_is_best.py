@@ -46,7 +46,7 @@ def said(validated, runs=RUNS, lost=(), **accuracies) -> list[str]:
         for method, values in accuracies.items()
         for seed, top1 in enumerate(values)
     ]
-    return verdict(best, [*validated, *lost], [run | {"folder": runs / run["run_id"]} for run in final])
+    return verdict(best, best, [*validated, *lost], [run | {"folder": runs / run["run_id"]} for run in final])
 
 
 def predicted(folder: Path, right: int, n: int = 20) -> None:
@@ -188,6 +188,53 @@ def test_a_method_that_lacks_a_fold_is_not_chosen(photos, capsys):
         made(photos, {"l2": [80.0, 81.0, None], "l2_sp": [82.0, 83.0, None]})
 
 
+def test_among_equals_the_simplest_is_chosen_and_trained(photos, capsys):
+    words = [*photos, "reg=l2,l2_fe,l2_sp", "reg.alpha=0.1"]
+    results = {"l2": [80.0, 81.0, 80.0], "l2_fe": [70.0, 71.0, 75.0], "l2_sp": [82.0, 81.0, 79.0]}
+    lines, sweeps = made(words, results)
+    assert "L2, 80.3 %" in lines[0] and "L2-SP (reg.alpha=0.1) has 80.7 %" in lines[0]
+    assert "within noise of L2-SP on cub, resnet18, paired over 3 folds: L2 on" in capsys.readouterr().out
+    assert any("L2-FE 80.5 % ± 0.7" in line for line in lines)  # it is in the final runs, too
+    final = [words for words in sweeps if "split.folds=null" in words]
+    assert [next(w for w in words if w.startswith("reg=")) for words in final] == ["reg=l2", "reg=l2_fe"]
+    lines, sweeps = made([*words, "prefer=best"], results)
+    assert "Chosen on images held out of training: L2-SP (reg.alpha=0.1), 80.7 % of them right." in lines
+    final = [words for words in sweeps if "split.folds=null" in words]
+    assert len(final) == 3 and "reg.alpha=0.1" in final[-1]
+    with pytest.raises(UserError, match="simple, best"):
+        made([*words, "prefer=cheap"], results)
+
+
+def test_a_network_is_chosen_with_the_method(photos):
+    records = {
+        name: cross_validated("l2", 0.1, values)
+        for name, values in {"resnet18": [80.0, 81.0, 82.0], "resnet34": [90.0, 91.0, 93.0]}.items()
+    }
+    for name, runs in records.items():
+        for one in runs:
+            one["config"] = one["config"] | {"backbone": one["config"]["backbone"] | {"name": name}}
+            one["run_id"] = f"{name}-{one['run_id']}"
+    sweeps = []
+
+    def sweep(asked):
+        sweeps.append(asked)
+        name = next(word for word in asked if word.startswith("backbone=")).removeprefix("backbone=")
+        if "split.folds=null" in asked:
+            return [("done", record("l2", seed, 80.0 + seed, run_id=f"l2{seed}")) for seed in (0, 1)]
+        return [("done", run) for run in records[name]]
+
+    def look(asked):
+        return composed_once(*asked), {"reg": "l2", "seed": "0,1", "split.folds": "3"}
+
+    lines = compare_methods([*photos[:-1], "backbone=resnet18,resnet34"], look, sweep)
+    assert [word for words in sweeps for word in words if word.startswith("backbone=")] == [
+        "backbone=resnet18",
+        "backbone=resnet34",
+        "backbone=resnet34",
+    ]
+    assert "on resnet34" in lines[0]
+
+
 def test_a_method_of_which_every_run_diverged_is_named(photos, capsys):
     lines, _ = made(photos, {"l2": [80.0, 81.0, 82.0], "l2_sp": [None, None, None]})
     assert "That is plain fine-tuning" in lines[1]
@@ -301,6 +348,8 @@ def test_both_sweeps_of_a_command(command, tmp_path, monkeypatch, capsys):
     records = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("runs/*/summary.json")]
     on_folds = [run for run in records if run["config"]["split"]["folds"]]
     assert len(on_folds) == 4 and all(run["test_top1"] is None for run in on_folds)
+    kept = re.search(r"images held out: (.+)", first)[1].split()
+    assert len(kept) == 2 and all(Path(path).is_file() for path in kept)
     final = [run for run in records if run not in on_folds]
     assert all(run["n_val"] == 0 and run["n_train"] == 16 for run in final)
     assert {run["seed"] for run in final if run["config"]["reg"]["name"] == "l2"} == {0, 1}
@@ -316,7 +365,7 @@ def test_both_sweeps_of_a_command(command, tmp_path, monkeypatch, capsys):
 
     assert delta_run(monkeypatch, *command, "dry_run=true") == 0
     after = capsys.readouterr().out
-    assert "did best: it is what the final runs train beside L2" in after and "0 to do" in after
+    assert "was chosen: it is what the final runs train beside L2" in after and "0 to do" in after
     assert rows(after) == {}
 
 

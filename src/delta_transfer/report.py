@@ -37,6 +37,7 @@ from .reporting.comparison import Comparison, compare, together
 from .reporting.leaderboard import leaderboards
 from .reporting.published import PROTOCOLS
 from .reporting.record_views import METRICS, OF_OTHER_TASKS, contradiction, problem, validates
+from .reporting.rivals import between_methods
 from .reporting.selection import Selection, choose, command, refused
 
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
@@ -134,6 +135,7 @@ def with_choices(comparison: Comparison, selection: Selection, args: argparse.Na
     # Without --select this is a remark under the table: a method with one candidate needs none.
     chosen = [str(choice) for choice in selection.choices if args.select or choice.tried > 1]
     warnings = comparison.warnings + selection.warnings + selection.undecided
+    chosen += between_methods(selection.choices, args.prefer) if args.select else []
     return replace(comparison, chosen=chosen, warnings=warnings)
 
 

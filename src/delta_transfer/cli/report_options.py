@@ -6,6 +6,7 @@ from pathlib import Path
 from ..common.console import command_parser
 from ..reporting.published import PROTOCOLS
 from ..reporting.record_views import METRICS, OF_OTHER_TASKS, validates
+from ..reporting.rivals import RULES
 
 NUMBERS = ("csv", "json")  # formats for other programs
 FORMATS = ("table", "markdown", "latex", *NUMBERS, "html")
@@ -134,6 +135,13 @@ def parser(description: str) -> argparse.ArgumentParser:
         choices=["cv", "val"],
         help="name the reg settings with the best validation accuracy for each method, data set and backbone: "
         "mean over the folds of split.folds (cv), or on the images held out by split.val_fraction (val)",
+    )
+    p.add_argument(
+        "--prefer",
+        choices=RULES,
+        default=RULES[0],
+        help="with --select, between methods: the simplest within one standard error of the best, or the best "
+        "(default: simple)",
     )
     p.add_argument(
         "--emit-overrides",

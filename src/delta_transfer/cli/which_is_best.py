@@ -1,10 +1,10 @@
 """delta-run +experiment=which_is_best dataset.root=photos: which method is best on these images, and by how much.
 
 It makes several sweeps in one command. The first ones run every backbone, method and alpha on folds of the training
-images; what does best on the images held out is chosen, as delta-report --select cv does. The last ones train it, L2,
-the baseline, and L2-FE on all training images with several seeds, and only they see the test images: these say how
-good the choice is, and change nothing about it. Finished runs are skipped, as in any sweep. budget=45m or preset=good
-chooses what is compared, and how thoroughly (experiment/budget.py).
+images. What does best on the images held out is chosen, or the simplest that is as good (prefer=simple; prefer=best).
+The last ones train it, L2, the baseline, and L2-FE on all training images with several seeds, and only they see the
+test images: these say how good the choice is, and change nothing about it. Finished runs are skipped, as in any sweep.
+budget=45m or preset=good chooses what is compared, and how thoroughly (experiment/budget.py).
 """
 
 import time
@@ -43,6 +43,7 @@ from ..records.reading import Record, method_of, section
 from ..reporting import sections
 from ..reporting.comparison import compare
 from ..reporting.record_views import problem
+from ..reporting.rivals import RULES, in_words, rivals_of, simplest
 from ..reporting.selection import choose
 
 # From the published values, of thousands of images, down to those that are best for hundreds in results/published.
@@ -51,7 +52,8 @@ ALPHAS = {
     "delta_noatt": ["0.0001", "0.001", "0.01"],
     "delta": ["0.0001", "0.001", "0.01"],
 }
-OWN = ("budget", "preset")  # keys of this command alone
+LIMITS = ("budget", "preset")
+OWN = (*LIMITS, "prefer")  # keys of this command alone
 COMPARED = ("reg", "reg.alpha", "backbone", "seed", "split.folds")
 LENGTH = {"schedule", "schedule.iterations", "schedule.epochs", "schedule.batch_size"}
 SIZE = {"backbone.image_size", "backbone.resize"}
@@ -81,6 +83,7 @@ class Grid:
     seeds: list[str]
     configs: dict[budget.Place, RunConfig]  # of a run of each backbone and method
     images: dict[str, int]  # for training, by class
+    prefer: str  # which of those that are as good is chosen
 
     def words(self, backbone: str, method: str) -> list[str]:
         return [*self.rest, *self.backbones[backbone], f"reg={method}", *self.methods[method]]
@@ -126,7 +129,7 @@ def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) 
     """
     began = time.monotonic()
     asked, of_methods, rest = asked_and_rest(words)
-    limits = {key: ",".join(asked.pop(key)) for key in OWN if key in asked}
+    limits = {key: ",".join(asked.pop(key)) for key in LIMITS if key in asked}
     levels = levels_for(limits, words, asked) if limits else []
     if not levels:
         return choose_and_train(grid_of(asked, of_methods, rest, compose_first_job), sweep).lines
@@ -171,6 +174,8 @@ def grid_of(asked: Asked, of_methods: list[tuple[str, str]], rest: list[str], co
     config, usual = compose([*rest, *first, "reg=l2"])
     asked = asked_and_rest([f"{key}={values}" for key, values in usual.items()])[0] | asked
     folds = number_in(asked["split.folds"])
+    prefer = ",".join(asked.get("prefer", RULES[:1]))
+    require(prefer in RULES, f"prefer must be one of {', '.join(RULES)}, got {prefer}.")
     methods = ["l2", *(method for method in asked["reg"] if method != "l2")]  # the baseline is always there
     options = {method: compose([*rest, *first, f"reg={method}"])[0].reg for method in methods}
     own = {method: [w for key, w in of_methods if has(options[method], key)] for method in methods}
@@ -191,7 +196,7 @@ def grid_of(asked: Asked, of_methods: list[tuple[str, str]], rest: list[str], co
     )
     configs = {(one, method): networks[one].replace(reg=options[method]) for one in networks for method in methods}
     images = training_images(config)
-    return Grid(rest, backbones, own, alphas, folds_of(images, folds), asked["seed"], configs, images)
+    return Grid(rest, backbones, own, alphas, folds_of(images, folds), asked["seed"], configs, images, prefer)
 
 
 def number_in(folds: list[str]) -> int:
@@ -281,8 +286,10 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
     validated = [
         made for one in grid.backbones for method in grid.methods for made in sweep(grid.on_folds(one, method))
     ]
-    records = [record for _, record in validated if record and problem(record, "val_top1") is None]
-    failed = [record for _, record in validated if record and record.get("error")]
+    runs_dir = Path(config.results_dir) / "runs"
+    ended = [record | {"folder": runs_dir / record["run_id"]} for _, record in validated if record]
+    records = [record for record in ended if problem(record, "val_top1") is None]
+    failed = [record for record in ended if record.get("error")]
     if config.dry_run and any(state in ("missing", "interrupted") for state, _ in validated):
         backbone, dearest = list(grid.backbones)[-1], max(grid.methods, key=method_order)
         for method in grid.in_final(dearest):
@@ -311,7 +318,12 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
         log.info(line)
     if without := [METHODS[method].title for method in grid.methods if method not in validation.methods]:
         log.info(f"not compared: {', '.join(without)}: every run failed")
-    chosen = best_of(on_all_folds(selection.choices, grid.folds))
+    candidates = on_all_folds(selection.choices, grid.folds)
+    best = best_of(candidates)
+    rivals = rivals_of(best, candidates)
+    for line in in_words(best, rivals):
+        log.info(line)
+    chosen = best if grid.prefer == "best" else simplest(best, rivals)
     run = chosen.best.cell.runs[0]
     backbone, method = grid.backbone_of(run), method_of(run)
     final = [
@@ -320,8 +332,7 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
         for made in sweep(grid.final(backbone, one, alpha_of(chosen) if one == method else None))
     ]
     if config.dry_run:
-        return Result([f"On folds {named(chosen)} did best: it is what the final runs train beside L2."])
-    runs_dir = Path(config.results_dir) / "runs"
+        return Result([f"On folds {named(chosen)} was chosen: it is what the final runs train beside L2."])
     finished = [
         record | {"folder": runs_dir / record["run_id"]} for _, record in final if record and problem(record) is None
     ]
@@ -329,7 +340,7 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
         return Result(
             [f"{len(final) - len(finished)} of {len(final)} final runs are not there: no verdict without them."]
         )
-    return Result(verdict(chosen, records + failed, finished), (backbone, method), validated + final)
+    return Result(verdict(chosen, best, records + failed, finished), (backbone, method), validated + final)
 
 
 def asked_and_rest(words: list[str]) -> tuple[Asked, list[tuple[str, str]], list[str]]:

@@ -247,7 +247,7 @@ def as_budget(seconds: float) -> str:
 
 def plan_path(results_dir: str, words: Iterable[str]) -> Path:
     """Where the plan of a command is kept; the same for a dry run of it."""
-    kept = sorted(word for word in words if not word.startswith(("dry_run=", "retry_failed=")))
+    kept = sorted(word for word in words if not word.startswith(("dry_run=", "retry_failed=", "prefer=")))
     return Path(results_dir) / f"which_is_best-{sha256(json.dumps(kept).encode()).hexdigest()[:8]}.json"
 
 

@@ -17,6 +17,7 @@ from ..engine.devices import pick_device
 from ..records import arrays
 from ..records.reading import Record, method_of, method_title, section
 from ..reporting.comparison import Cell, cell_of
+from ..reporting.rivals import files_of, network_of
 from ..reporting.selection import Choice
 from ..reporting.statistics import Difference, by_image, paired
 
@@ -102,24 +103,32 @@ def named(choice: Choice) -> str:
 # ---- the verdict -----------------------------------------------------------------------------------------
 
 
-def verdict(chosen: Choice, validated: list[Record], final: list[Record]) -> list[str]:
+def verdict(chosen: Choice, best: Choice, validated: list[Record], final: list[Record]) -> list[str]:
     """Sentences that say what was chosen, how it differs from L2, whether that is noise, and where the model is.
 
-    `validated`: the records that `chosen` was chosen among, failed ones too; `final`: those of it and of L2 on all
-    training images, each with its `folder`.
+    `best`: what has the highest mean on held-out images; `validated`: the records that `chosen` was chosen among,
+    failed ones too; `final`: those of it and of L2 on all training images, each with its `folder`.
     """
     method, name = method_of(chosen.best.cell.runs[0]), named(chosen)
     kept = dict.fromkeys(["l2", method, *map(method_of, final)])
     cells = {key: cell_of([run for run in final if method_of(run) == key], "test_top1", []) for key in kept}
-    lines = [f"Chosen on images held out of training: {name}, {chosen.best.cell.mean:.1f} % of them right."]
+    several = len({section(run, "backbone")["name"] for run in validated}) > 1
+    ours, first = (named(one) + (f" on {network_of(one)}" if several else "") for one in (chosen, best))
+    lines = [f"Chosen on images held out of training: {ours}, {chosen.best.cell.mean:.1f} % of them right."]
+    if chosen is not best:
+        lines[0] += (
+            f" {first} has {best.best.cell.mean:.1f} %, and {ours} is the simplest within one standard error of that "
+            "(prefer=best takes the highest)."
+        )
     if method == "l2":
-        rivals = {method_of(run) for run in validated} - {"l2"}
-        than = "no other method did better there" if rivals else "no other was tried"
+        others = {method_of(run) for run in validated} - {"l2"}
+        better = "no other method did better there" if chosen is best else "no other method was clearly better there"
+        than = better if others else "no other was tried"
         lines.append(f"That is plain fine-tuning: {than}. On the test images: {of(cells['l2'])}.")
     else:
         lines.append(result(name, cells[method], cells["l2"], over_images(cells[method], cells["l2"])))
-    others = [f"{method_title(cell.runs[0])} {of(cell)}" for key, cell in cells.items() if key not in ("l2", method)]
-    lines += [f"Beside them on the test images: {', '.join(others)}."] if others else []
+    beside = [f"{method_title(cell.runs[0])} {of(cell)}" for key, cell in cells.items() if key not in ("l2", method)]
+    lines += [f"Beside them on the test images: {', '.join(beside)}."] if beside else []
     lines += at_the_edge(chosen, validated)
     n_test = final[0].get("n_test")
     if isinstance(n_test, int) and 0 < n_test < 1000:
@@ -129,6 +138,8 @@ def verdict(chosen: Choice, validated: list[Record], final: list[Record]) -> lis
     if method != "l2":
         lines.append(f"That of L2: {folders['l2']}")
     lines.append(f"Use it: delta-predict {folders[method]} IMAGES, delta-export {folders[method]} --format onnx")
+    held_out = files_of(chosen.best.cell.runs)
+    lines += [f"Its predictions for the images held out: {' '.join(held_out)}"] if held_out else []
     return lines
 
 

@@ -11,6 +11,8 @@ from .comparison import Cell, Comparison, grouped
 from .record_views import Settings
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..records.arrays import Predictions
 
 CONFIDENCE = 0.95
@@ -139,11 +141,7 @@ def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
     import numpy as np
     from scipy import stats
 
-    first = pairs[0][0]
-    for one in (one for pair in pairs for one in pair):
-        if not (np.array_equal(one.index, first.index) and np.array_equal(one.labels, first.labels)):
-            raise ValueError("predictions of different test images")
-    differences = np.mean([ours.correct.astype(float) - theirs.correct for ours, theirs in pairs], axis=0) * 100
+    differences = image_differences(pairs)
     mean = float(differences.mean())
     if np.ptp(differences) == 0 or np.count_nonzero(differences) < ENOUGH_IMAGES:
         return Difference(mean, None, None, len(differences))
@@ -157,6 +155,19 @@ def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
         rng=np.random.default_rng(0),
     ).confidence_interval
     return Difference(mean, float(interval.low), float(interval.high), len(differences))
+
+
+def image_differences(pairs: "list[tuple[Predictions, Predictions]]") -> "np.ndarray":
+    """(N,) ours - theirs of each image, in points and as a mean over the seeds. Raises ValueError if images differ."""
+    import numpy as np
+
+    first = pairs[0][0]
+    for one in (one for pair in pairs for one in pair):
+        if not (np.array_equal(one.index, first.index) and np.array_equal(one.labels, first.labels)):
+            raise ValueError("predictions of different test images")
+    each = [ours.correct.astype(float) - theirs.correct for ours, theirs in pairs]
+    found: np.ndarray = np.mean(each, axis=0) * 100
+    return found
 
 
 def mcnemar(ours: "Predictions", theirs: "Predictions") -> tuple[int, int, float]:

@@ -1,0 +1,169 @@
+"""Is the best on held-out images better by more than noise? And if not, which of its equals is the simplest?
+
+Differences are paired over the images that the folds held out, each of which one network of each candidate did not
+see. Where a run kept no predictions they are paired over folds. No test image has a part in this.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..common.style import method_order
+from ..records.arrays import VALIDATION, Predictions, predictions
+from ..records.reading import Record, is_number, method_of, section
+from .comparison import Cell, grouped
+from .record_views import dataset_and_backbone, settings
+from .selection import Choice
+from .statistics import Difference, by_image, image_differences, paired, paired_values, signed
+
+RULES = ("simple", "best")  # simple: the simplest within one standard error of the best
+CHEAPEST = ("l2_fe", "l2")  # a third of L2's cost, and nothing beside weight decay; others follow as tables have them
+
+
+@dataclass(frozen=True)
+class Rival:
+    choice: Choice
+    difference: Difference  # the best minus this one, in points
+    error: float | None  # the standard error of the difference; None: one value has none
+    over: str  # images | folds
+
+    @property
+    def standing(self) -> str:
+        """near: the 95 % interval has zero in it, or hardly an image differs; far; open: there is no interval."""
+        if self.difference.low is None:
+            return "near" if self.over == "images" or self.difference.mean == 0 else "open"
+        return "far" if self.difference.excludes_zero else "near"
+
+    @property
+    def equal(self) -> bool:
+        """Within one standard error of the best."""
+        return self.difference.mean <= (self.error or 0.0) + 1e-9
+
+    def __str__(self) -> str:
+        return f"{self.choice.what} ({signed(-self.difference.mean)} points)"
+
+
+def rivals_of(best: Choice, choices: Iterable[Choice]) -> list[Rival]:
+    """The other choices with the same folds and seeds as the best one, the nearest first. Raises Damaged."""
+    keys = best.best.cell.values.keys()
+    found = [compared(best, one) for one in choices if one is not best and one.best.cell.values.keys() == keys]
+    return sorted(found, key=lambda rival: rival.difference.mean)
+
+
+def compared(best: Choice, other: Choice) -> Rival:
+    ours, theirs = best.best.cell, other.best.cell
+    if pairs := pairs_of(ours, theirs):
+        of_images = image_differences(pairs)
+        return Rival(other, by_image(pairs), float(of_images.std(ddof=1)) / math.sqrt(len(of_images)), "images")
+    difference, each = paired(ours, theirs), paired_values(ours, theirs)
+    assert difference is not None, "both have the same folds"
+    error = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else None
+    return Rival(other, difference, error, "folds")
+
+
+def pairs_of(ours: Cell, theirs: Cell) -> list[tuple[Predictions, Predictions]]:
+    """For each seed the predictions of both for the same held-out images; [] if some are missing or differ."""
+    import numpy as np
+
+    pairs = [(one, other) for one, other in zip(held_out(ours), held_out(theirs), strict=True) if one and other]
+    same = all(np.array_equal(one.index, pairs[0][0].index) for pair in pairs for one in pair)
+    seeds = {seed for seed, _ in ours.values}
+    return pairs if same and len(pairs) == len(seeds) and len(pairs[0][0].index) > 1 else []
+
+
+def held_out(cell: Cell) -> list[Predictions | None]:
+    """For each seed the predictions for the images of all folds, in the order of the data set; None if some lack."""
+    import numpy as np
+
+    by_seed: dict[int, list[Predictions | None]] = {}
+    for (seed, _), run in zip(cell.values, cell.runs, strict=True):
+        by_seed.setdefault(seed, []).append(predictions(run, VALIDATION) if run.get("folder") else None)
+    made: list[Predictions | None] = []
+    for seed in sorted(by_seed):
+        parts = [part for part in by_seed[seed] if part is not None]
+        if len(parts) < len(by_seed[seed]):
+            made.append(None)
+            continue
+        order = np.argsort(np.concatenate([part.index for part in parts]), kind="stable")
+        joined = (
+            np.concatenate([getattr(part, name) for part in parts])[order] for name in ("labels", "logits", "index")
+        )
+        made.append(Predictions(*joined))
+    return made
+
+
+# ---- the rule --------------------------------------------------------------------------------------------
+
+
+def simplest(best: Choice, rivals: Sequence[Rival]) -> Choice:
+    """The one-standard-error rule: of the best and its equals the one with the cheapest network, then method."""
+    equals = [best, *(rival.choice for rival in rivals if rival.equal)]
+    costs = cost_of_networks([best, *(rival.choice for rival in rivals)])
+    return min(equals, key=lambda one: (costs[network_of(one)], *simplicity(method_of(one.best.cell.runs[0]))))
+
+
+def simplicity(method: str) -> tuple[int, tuple[int, str]]:
+    return CHEAPEST.index(method) if method in CHEAPEST else len(CHEAPEST), method_order(method)
+
+
+def network_of(choice: Choice) -> str:
+    return str(section(choice.best.cell.runs[0], "backbone")["name"])
+
+
+def cost_of_networks(choices: Sequence[Choice]) -> dict[str, int]:
+    """The rank of each network by the seconds of a run, of the same method for all of them where there is one."""
+    seconds: dict[str, dict[str, float]] = {}
+    for one in choices:
+        times = [run["train_seconds"] for run in one.best.cell.runs if is_number(run.get("train_seconds"))]
+        seconds.setdefault(network_of(one), {})[method_of(one.best.cell.runs[0])] = min(times, default=0.0)
+    shared = set.intersection(*({*found} for found in seconds.values()))
+    method = min(shared, key=method_order, default=None)
+
+    def cost(network: str) -> float:
+        found = seconds[network]
+        return found[method] if method else min(found.values())
+
+    return {network: rank for rank, network in enumerate(sorted(seconds, key=lambda one: (cost(one), one)))}
+
+
+# ---- words -----------------------------------------------------------------------------------------------
+
+
+def in_words(best: Choice, rivals: Sequence[Rival]) -> list[str]:
+    """Which choices are within noise of the best, and which are behind it by more than that."""
+    counts = {rival.over: rival.difference.n for rival in rivals}
+    over = " and ".join(f"{n} {'held-out images' if kind == 'images' else kind}" for kind, n in counts.items())
+    said = {
+        "near": f"within noise of {best.what}, paired over {over}",
+        "far": f"behind {best.what} by more than noise, paired over {over}",
+        "open": f"behind {best.what} by as much on every fold, which has no interval",
+    }
+    found = {kind: [str(rival) for rival in rivals if rival.standing == kind] for kind in said}
+    return [f"{said[kind]}: {', '.join(names)}" for kind, names in found.items() if names]
+
+
+def between_methods(choices: Sequence[Choice], prefer: str) -> list[str]:
+    """What can be said between the methods of each data set, network and setting outside reg; `prefer`: a RULE."""
+    lines = []
+    for _, alike in grouped(choices, place_of):
+        most = max(one.best.cell.n for one in alike)
+        whole = [one for one in alike if one.best.cell.n == most]  # a missing fold may be the hardest one
+        if len(whole) > 1:
+            best = max(whole, key=lambda one: one.best.cell.mean)
+            rivals = rivals_of(best, whole)
+            lines += in_words(best, rivals)
+            chosen = simplest(best, rivals) if prefer == "simple" else best
+            how = "the simplest within one standard error of the best" if prefer == "simple" else "the highest mean"
+            lines.append(f"between methods: {chosen.what}, {how}")
+    return lines
+
+
+def place_of(choice: Choice) -> str:
+    run = choice.best.cell.runs[0]
+    return repr((dataset_and_backbone(run), sorted(settings(run, "val_top1").items())))
+
+
+def files_of(runs: Iterable[Record]) -> list[str]:
+    """Where the predictions for the held-out images lie."""
+    return [str(run["folder"] / f"{VALIDATION}.npz") for run in runs if run.get("folder")]
