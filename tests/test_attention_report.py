@@ -212,10 +212,10 @@ def test_report(tmp_path, capsys):
     assert main([str(run), "--output", str(out)]) == 0
     assert (out / "attention.md").read_text(encoding="utf-8").startswith(TABLE)
     assert "1.252" in capsys.readouterr().out
-    first = {path.name: path.read_bytes() for path in out.iterdir()}
+    first = {path.name: path.read_bytes() for path in out.glob("[!.]*")}
     assert set(first) == {"attention.md", "histograms.png", "histograms.pdf"}
     assert main([str(run), "--output", str(out)]) == 0
-    assert first == {path.name: path.read_bytes() for path in out.iterdir()}  # no time of day in them
+    assert first == {path.name: path.read_bytes() for path in out.glob("[!.]*")}  # no time of day in them
 
 
 def test_weights_of_zero_are_in_the_histogram(tmp_path):

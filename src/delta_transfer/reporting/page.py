@@ -62,7 +62,11 @@ def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn
     curves, histograms = learning_curves(comparison, warn), attention_histograms(comparison, warn)
     judged = trusted(records_of(comparison.rows), lambda _: None)  # the report has named damaged files
     sections = [
-        ("tables", "Leaderboard", "\n".join(map(table_html, tables))),
+        (
+            "tables",
+            "Leaderboard" if any(table.verdict for table in tables) else "Results",
+            "\n".join(map(table_html, tables)),
+        ),
         ("curves", "Learning curves", groups_html(curves, CURVES)),
         ("attention", "Channel attention", groups_html(histograms, ATTENTION)),
         ("matching", "What is matched, how much", groups_html(matched_amounts(comparison), MATCHING)),
