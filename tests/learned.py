@@ -14,8 +14,10 @@ class Learned(DELTA):
         beta: float = 0.01,
         weight_decay: float = 0.0,
         attention: AttentionConfig | None = None,
+        normalize_maps: bool = False,
+        every: int = 1,
     ):
-        super().__init__(alpha, beta, weight_decay, attention)
+        super().__init__(alpha, beta, weight_decay, attention, normalize_maps, every)
         self.gate = nn.Linear(3, 1)
         with torch.no_grad():
             self.gate.weight.fill_(0.1)

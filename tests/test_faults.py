@@ -442,7 +442,7 @@ def test_ctrl_c_stops_a_parallel_sweep_after_saving(cub_root, tmp_path, monkeypa
                 break
         output = p.stdout.read()
     assert p.returncode == 128 + signal.SIGINT, output
-    assert re.search(r"^ *4 +stopped", output, re.MULTILINE) and "Traceback" not in output, output
+    assert re.search(r"^ *stopped +4\b", output, re.MULTILINE) and "Traceback" not in output, output
     runs = {path.name for path in (tmp_path / "results" / "runs").iterdir()}
     assert runs == training
     assert {path.parent.name for path in tmp_path.glob("results/runs/*/last.pt")} == training

@@ -242,7 +242,7 @@ def test_what_is_fitted_is_shared_with_the_term_alone():
     ("overrides", "key"),
     [
         (["reg=sum"], "reg.terms"),
-        (["reg=lwf_at", "+reg.terms.x.alpha=1"], "reg.terms.x"),
+        (["reg=lwf_at", "+reg.terms.x.alpha=1"], "reg.terms.x.alpha"),
         (["reg=lwf_at", "reg.terms.at.alpha=-1"], "reg.terms.at.alpha"),
         (["reg=lwf_at", "reg.terms.at.pairs=some"], "reg.terms.at.pairs"),
         (["reg=lwf", "reg.temperature=0"], "reg.temperature"),
