@@ -307,8 +307,8 @@ def test_files_are_read_once_and_again_when_they_changed(tmp_path, monkeypatch, 
     cache.mkdir()
     files_of(tmp_path, 4)
     read = []
-    whole = contents._digest
-    monkeypatch.setattr(contents, "_digest", lambda path: read.append(path.name) or whole(path))
+    whole = contents._read
+    monkeypatch.setattr(contents, "_read", lambda path: read.append(path.name) or whole(path))
     first = toy(tmp_path, cache).fingerprint
     assert sorted(read) == NAMES[:4]
     assert toy(tmp_path, cache).fingerprint == first and len(read) == 4

@@ -1,6 +1,7 @@
 """Folders as people have them: every file in a class folder is used, or known junk, or counted and named."""
 
 import os
+import shlex
 import shutil
 import unicodedata
 from pathlib import Path
@@ -503,6 +504,41 @@ def test_class_folders_beside_a_table_on_request(table):
     assert read(table, labels="none").classes == ("images", "wasps")
 
 
+def test_a_table_may_have_absolute_paths_below_the_folder(table, monkeypatch):
+    lines = (table / "labels.csv").read_text().splitlines()
+    found = read(table).names
+    (table / "labels.csv").write_text("\r\n".join([lines[0], *(f"{table}/{line}" for line in lines[1:])]))
+    assert read(table).names == found
+    monkeypatch.chdir(table.parent)
+    assert read(Path(table.name)).names == found
+
+
+def test_why_a_table_is_none_is_said_where_the_folder_is_refused(table):
+    (table / "labels.csv").write_text("Filename,Label\nimages/a.jpg,a\n")
+    assert "lacks file" in refused(table)
+
+
+def test_labels_that_are_one_number_are_named(table):
+    lines = (table / "labels.csv").read_text().splitlines()
+    names = [line.rpartition(",")[0] for line in lines[1:]]
+    rows = [f"{name},{'01' if number % 2 else '1'}" for number, name in enumerate(names)]
+    (table / "labels.csv").write_text("\n".join([lines[0], *rows]))
+    assert any("'01', '1' differ" in remark for remark in read(table).remarks)
+
+
+def test_a_file_as_the_folder_is_refused_with_what_to_type(table):
+    assert f"dataset.labels={table / 'labels.csv'}" in refused(table / "labels.csv")
+
+
+@pytest.mark.parametrize("folder", ["my photos", "it's", "a;b", "p(1)"])
+def test_advice_can_be_copied_into_a_shell(tmp_path, folder):
+    root = write_folder(tmp_path / folder, **{"in side/ants": 2, "in side/bees": 2})
+    (advice,) = shlex.split(refused(root).rpartition(": ")[2])
+    assert len(read(Path(advice.partition("=")[2])).names) == 4
+    (root / "in side" / "no thing").mkdir()
+    assert "'dataset.ignore=[no thing]' or " in refused(root / "in side")
+
+
 # ---- images ---------------------------------------------------------------------------------------------
 
 
@@ -516,7 +552,32 @@ def test_one_image_with_two_labels_is_named_with_both(photos):
     assert len(found.conflicts) == 1
     (line,) = [line for line in found.lines() if "ants/a.png" in line and "bees/b.png" in line]
     assert "(ants)" in line and "(bees)" in line
-    assert [set(pair) for pair in data.copies_of_other_classes()] == [{"ants/a.png", "bees/b.png"}]
+    assert [set(pair) for pair in data.copies()[0]] == [{"ants/a.png", "bees/b.png"}]
+
+
+def test_a_file_in_both_splits_is_found_without_decoding(gallery):
+    assert read(gallery).copies() == ([], [])
+    shutil.copy(gallery / "train" / "ants" / "1.jpg", gallery / "test" / "ants" / "copy.jpg")
+    shutil.copy(gallery / "train" / "ants" / "1.jpg", gallery / "train" / "ants" / "again.jpg")
+    assert read(gallery).copies() == ([], [("test/ants/copy.jpg", "train/ants/1.jpg")])
+
+
+@pytest.mark.parametrize("kind", ["gif", "tif", "png", "webp"])
+def test_files_of_several_pictures_are_named_by_all_who_read_them(photos, tmp_path, kind):
+    # copies: Pillow remembers how an image was saved
+    first, second = (photograph(tmp_path / "frames" / f"{n}.png", n, 20).copy() for n in range(2))
+    first.save(photos / "ants" / f"single.{kind}")
+    first.save(photos / "ants" / f"several.{kind}", save_all=True, append_images=[second])
+    for _ in range(2):  # the second time the cache knows
+        data = read(photos, tmp_path)
+        assert data.of_several_pictures() == [f"ants/several.{kind}"]
+    assert [data.names[index] for index in examine(data).several] == [f"ants/several.{kind}"]
+
+
+def test_the_preview_behind_a_telephones_photograph_is_no_second_picture(tmp_path):
+    first, second = (photograph(tmp_path / f"{n}.png", n) for n in range(2))
+    first.save(tmp_path / "photo.jpg", format="MPO", save_all=True, append_images=[second])
+    assert not images.holds_several_pictures(tmp_path / "photo.jpg")
 
 
 @pytest.fixture

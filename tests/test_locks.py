@@ -153,3 +153,21 @@ def test_without_locks_a_run_is_made_all_the_same(tmp_path, monkeypatch, capsys)
         directory.write("config.yaml", b"seed: 0")
     assert "No locks available): let no other process make this run" in capsys.readouterr().out
     assert (tmp_path / "run" / "config.yaml").read_bytes() == b"seed: 0"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\0{{{", b"filelock/2\npid=9\nho"])
+def test_a_damaged_lock_gives_way(tmp_path, content, monkeypatch):
+    monkeypatch.setattr(locks, "DAMAGED_SECONDS", 0.1)
+    (tmp_path / ".lock").write_bytes(content)
+    (tmp_path / "last.pt").touch()
+    RunDirectory(tmp_path).clear_away()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_loses_its_checkpoint_whoever_left_the_lock(tmp_path):
+    (tmp_path / ".lock").write_text("filelock/2\npid=9\nhost=elsewhere\nmode=lease\ntoken=a\nduration=5.0\n")
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(InUse):  # of other settings than ours
+        claim(tmp_path / ".lock")
+    RunDirectory(tmp_path).clear_away()
+    assert not (tmp_path / "last.pt").exists()

@@ -134,7 +134,7 @@ def test_with_one_seed_mcnemar_is_given(tmp_path, capsys):
 def test_damaged_or_missing_predictions_are_named(tmp_path, capsys):
     save_predictions(tmp_path, [record("l2"), record("delta")], {"l2": 0.6, "delta": 0.8})
     (tmp_path / "runs" / record("delta")["run_id"] / "predictions.npz").write_bytes(b"PK half")
-    assert report.main([str(tmp_path), str(tmp_path / "misspelt"), "--per-image", "--format", "markdown"]) == 0
+    assert report.main([str(tmp_path), str(tmp_path / "misspelt"), "--per-image", "--format", "markdown"]) == 1
     out, err = capsys.readouterr()
     assert "80.0" in out and "bootstrap" not in out and f"no such folder: {tmp_path / 'misspelt'}" in err
     assert record("delta")["run_id"] in err and "no per-image test" in err

@@ -20,6 +20,7 @@ from delta_transfer.common.options import OptionError
 from delta_transfer.records.locks import InUse
 from delta_transfer.records.run_directory import RunResult
 from delta_transfer.report import main as report
+from delta_transfer.report import next_step
 
 from .miniature import delta_run, tiny_overrides, write_cub
 
@@ -249,6 +250,20 @@ def test_a_run_that_another_shell_finished_meanwhile_is_not_in_work(monkeypatch)
     look_again([one])
     assert one.state == "skipped" and one.record == {"test_top1": 1.0}
     assert next_steps([one], "delta-run x") == ["Next: delta-report 'r s'"]
+
+
+def test_a_report_on_a_terminal_ends_with_a_command(monkeypatch, tmp_path):
+    args = SimpleNamespace(dirs=[tmp_path / "r s", tmp_path / "gone"], select=None)
+    args.dirs[0].mkdir()
+    assert shlex.split(next_step(args))[:2] == ["delta-report", str(args.dirs[0])]
+    args.select = "cv"
+    assert shlex.split(next_step(args))[2:] == ["--select", "cv", "--emit-overrides"]
+
+
+def test_a_dry_run_that_fails_has_no_next_command(monkeypatch, tmp_path, capsys):
+    words = ["dataset=folder", f"dataset.root={tmp_path}", "dry_run=true", f"results_dir={tmp_path}"]
+    assert delta_run(monkeypatch, *words) == 1
+    assert "Next: " not in capsys.readouterr().out
 
 
 def test_a_run_that_is_still_in_work_asks_for_the_same_command(monkeypatch):

@@ -22,6 +22,7 @@ attention and publish have options of their own (--help).
 """
 
 import argparse
+import shlex
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -111,7 +112,18 @@ def report(args: argparse.Namespace) -> int:
         for one in comparisons:
             for path in write_figures(one, args.figures, log.info, baseline_of(one, args), style):
                 log.info(f"written: {path}")
-    return emit(selections, args.seeds, args.with_paths) if args.emit_overrides else 0
+    if args.emit_overrides:
+        return emit(selections, args.seeds, args.with_paths)
+    if args.format == "table" and not args.output and sys.stdout.isatty():
+        log.info(f"Next: {next_step(args)}")
+    return 0 if all(top.is_dir() for top in args.dirs) else 1
+
+
+def next_step(args: argparse.Namespace) -> str:
+    """What a person does after a table on a screen, as a command to copy."""
+    choice = ["--select", args.select, "--emit-overrides"] if args.select else []
+    folders = [str(top) for top in args.dirs if top.is_dir()]
+    return shlex.join(["delta-report", *folders, *(choice or ["--format", "html", "--output", "report.html"])])
 
 
 def by_question(usable: list[Record], args: argparse.Namespace) -> list[list[Record]]:

@@ -17,6 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ..common.console import quoted
 from ..common.errors import UserError
 from ..common.options import OptionError, Options, as_word, describe, require
 from ..data.registry import READERS
@@ -29,7 +30,7 @@ from ..methods.sum import about_term
 from ..models.named import NamedBackboneConfig
 from ..models.zoo import BackboneConfig, GraphBackboneConfig
 from .sources import CONF, sources_of
-from .words import MULTIRUN, did_you_mean, for_hydra, kinds_of_keys, nearest, quoted, takes_list
+from .words import MULTIRUN, did_you_mean, for_hydra, kinds_of_keys, nearest, takes_list
 
 KEYS_OF_METHODS = {
     name: frozenset(f"reg.{each.name}" for each in describe(entry.options)) for name, entry in METHODS.entries.items()

@@ -102,6 +102,8 @@ def positive(text: str) -> int:
 
 def predict(args: argparse.Namespace) -> Found:
     """Predicts all images. Reports on stderr which images were refused, and why."""
+    from ..data.examination import only_first_pictures
+    from ..data.images import holds_several_pictures
     from ..engine.devices import pick_device  # imports torch
     from ..inspect.finished import finished, run_folder
     from ..inspect.predict import probabilities
@@ -130,6 +132,8 @@ def predict(args: argparse.Namespace) -> Found:
         log.error(f"{image}: {why}")
     if left_out:
         log.info(f"left out: {len(left_out)}: {shorten_list([f'{name} ({why})' for name, why in left_out.items()])}")
+    if several := [spelled_out(str(file)) for file in outcome_of if holds_several_pictures(file)]:
+        log.info(only_first_pictures(several))
     labelled = compared(files, outcome_of)
     if labelled:
         log.info(
@@ -162,7 +166,10 @@ def expanded(named: Sequence[str]) -> list[Path]:
         if name != "-" and not name.startswith("@"):
             paths.append(Path(name))
             continue
-        content = sys.stdin.buffer.read() if name == "-" else Path(name[1:]).read_bytes()
+        try:
+            content = sys.stdin.buffer.read() if name == "-" else Path(name[1:]).read_bytes()
+        except OSError as error:
+            raise UserError(f"{name}: the list {name[1:]} cannot be read: {error.strerror}.") from None
         lines = [os.fsdecode(line.rstrip(b"\r")) for line in content.removeprefix(BOM_UTF8).split(b"\n")]
         found = [Path(line) for line in lines if line.strip()]
         if not found:

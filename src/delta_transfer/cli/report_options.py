@@ -21,7 +21,7 @@ files:
 
 exit status:
   0  a table was made
-  1  there is nothing to compare, or something cannot be read or written: a message says what
+  1  there is nothing to compare, a folder is not there, or something cannot be read or written: a message says what
   2  a misspelt option, or options that contradict each other
 
 to choose settings by cross-validation:

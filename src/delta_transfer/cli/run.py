@@ -156,9 +156,9 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
     if (number := stop_signal() or stopped_by) is not None:
         log.error(f"stopped by {signal.Signals(number).name}: the same command goes on where it was: {again}")
         return 128 + number
-    if planned and composed:
+    if planned and composed and all(outcome.state != "failed" for outcome in outcomes):
         log.info(f"Next: {shlex.join([*program.split(), *(w for w in command[1:] if not w.startswith('dry_run='))])}")
-    elif alone:
+    elif alone and not planned:
         for line in next_steps(outcomes, again):
             log.info(line)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]

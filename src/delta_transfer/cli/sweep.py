@@ -13,11 +13,10 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ..common.console import log
+from ..common.console import log, quoted
 from ..common.errors import UserError
 from ..common.options import OptionError
 from .compose import apply, checked_config, compose, has_key, is_group, unknown_key
-from .words import quoted
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 

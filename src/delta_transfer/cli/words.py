@@ -7,7 +7,6 @@ numbers, lists [a,b], and in a sweep a,b and range(3).
 import difflib
 import os
 import re
-import shlex
 from collections.abc import Iterable, Sequence
 from functools import cache
 
@@ -15,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
+from ..common.console import quoted
 from ..common.errors import UserError
 from ..common.options import Options, Registry, describe
 from ..data.registry import READERS
@@ -45,6 +45,7 @@ QUOTED = re.compile(r"'([^'\\]|\\.)*'|\"([^\"\\]|\\.)*\"", re.DOTALL)
 TERM = re.compile(r"reg\.terms\.[^.]+\.")
 
 
+REGISTRIES: dict[str, Registry] = {"dataset": READERS, "reg": METHODS, "optimizer": OPTIMIZERS, "average": AVERAGES}
 GROUPS = ("dataset", "backbone", "reg", "schedule", "optimizer", "average")
 
 
@@ -115,13 +116,12 @@ def nearest(word: str, known: Sequence[str]) -> str | None:
 @cache
 def kinds_of_keys() -> dict[str, set[str]]:
     """The types of each key, of which a choice of its group has one. Those of a sum's terms stand as those of reg."""
-    registries: dict[str, Registry] = {"dataset": READERS, "reg": METHODS, "optimizer": OPTIMIZERS, "average": AVERAGES}
     groups: list[tuple[str, type[Options]]] = [
         ("", RunConfig),
         ("backbone.", BackboneConfig),
         ("backbone.", GraphBackboneConfig),
     ]
-    groups += [(f"{key}.", entry.options) for key, known in registries.items() for entry in known.entries.values()]
+    groups += [(f"{key}.", entry.options) for key, known in REGISTRIES.items() for entry in known.entries.values()]
     kinds: dict[str, set[str]] = {"source": {"text"}}
     for prefix, group in groups:
         for one in describe(group):
@@ -202,6 +202,8 @@ def check_shape(words: Sequence[str], index: int, sign: str, key: str, value: st
         hint = ""
         if before.endswith("=") or ("=" in before and os.path.lexists(f"{before.partition('=')[2]} {word}")):
             hint = f" Type {quoted(f'{before}{word}' if before.endswith('=') else f'{before} {word}')}"
+        elif group := next((group for group in ("dataset", "reg") if word in REGISTRIES[group]), None):
+            hint = f" Type {group}={word}"
         elif os.path.lexists(word):
             hint = f" For images of your own type dataset=folder {quoted(f'dataset.root={word}')}"
         raise UserError(f"{quoted(word)} is no KEY=VALUE, such as reg=delta.{hint}")
@@ -246,8 +248,3 @@ def parsed(word: str) -> Override:
         f"{quoted(word)} cannot be read{kinds}. Several values are {key}=a,b and a range of whole numbers "
         f"{quoted(f'{key}=range(3)')}"
     )
-
-
-def quoted(word: str) -> str:
-    """A word as it has to be typed in a shell."""
-    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)

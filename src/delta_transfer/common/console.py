@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -219,7 +220,7 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
 def shorten_list(names: Sequence[str], count: int = 5) -> str:
     """The first names, and the number of the others."""
     more = f", ... ({len(names) - count} more)" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return ", ".join(map(spelled_out, names[:count])) + more
 
 
 def duration(seconds: float) -> str:
@@ -235,6 +236,11 @@ def spelled_out(text: str, keep: str = "") -> str:
     Bytes of file names that are not UTF-8, which no file or figure takes, become escape sequences too.
     """
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
+def quoted(word: str) -> str:
+    """A word as it has to be typed in a shell."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,7 @@
-"""A digest of each image file's bytes, computed once and remembered with the file's size and time."""
+"""A digest of each image file's bytes, computed once and remembered with the file's size and time.
+
+Whether a file holds several pictures is found and remembered with it.
+"""
 
 import hashlib
 import os
@@ -7,12 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..common.console import log, shorten_list
 from ..common.errors import UserError
 from ..records.files import whole_file
+from .images import holds_several_pictures
 
 DIGEST_BYTES = 16
 
@@ -21,6 +26,7 @@ DIGEST_BYTES = 16
 class Contents:
     stamps: np.ndarray  # (N, 2) int64: size and time of the last change of each file, when it was looked at
     digests: np.ndarray  # (N, 16) uint8: of each file's bytes
+    several: np.ndarray  # (N,) bool: the file holds more pictures than the one that is read
 
 
 def contents_of(name: str, files: Sequence[Path], cache_dir: Path | None) -> Contents:
@@ -32,17 +38,18 @@ def contents_of(name: str, files: Sequence[Path], cache_dir: Path | None) -> Con
     now = stamps_of(files)
     key = hashlib.sha256("\n".join(map(os.path.abspath, files)).encode(errors="surrogateescape")).hexdigest()[:16]
     cache = cache_dir / "digests" / f"{name}-{key}.npz" if cache_dir else None
-    stamps, known = _remembered(cache, len(files))
+    stamps, known, several = _remembered(cache, len(files))
     stale = np.flatnonzero((stamps != now).any(axis=1) | ~now.any(axis=1)).tolist()
     if not stale:
-        return Contents(now, known)
+        return Contents(now, known, several)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        new = list(pool.map(_digest, [files[index] for index in stale]))
+        new = list(pool.map(_read, [files[index] for index in stale]))
     unreadable = [f"{files[i]} ({error})" for i, error in zip(stale, new, strict=True) if isinstance(error, OSError)]
     if unreadable:
         raise UserError(f"{len(unreadable)} images of {name} cannot be read: {'; '.join(unreadable)}.")
-    found = known.copy()
-    read = b"".join(digest for digest in new if isinstance(digest, bytes))
+    found, several = known.copy(), several.copy()
+    several[stale] = [outcome.several for outcome in new if isinstance(outcome, _Content)]
+    read = b"".join(outcome.digest for outcome in new if isinstance(outcome, _Content))
     found[stale] = np.frombuffer(read, dtype=np.uint8).reshape(-1, DIGEST_BYTES)
     changed = [files[i].name for i in stale if stamps[i].any() and (found[i] != known[i]).any()]
     if changed:
@@ -50,8 +57,8 @@ def contents_of(name: str, files: Sequence[Path], cache_dir: Path | None) -> Con
             f"{name}: {len(changed)} images changed ({shorten_list(changed)}). It is another data set now: "
             "its runs and stores get new names."
         )
-    _remember(cache, now, found)
-    return Contents(now, found)
+    _remember(cache, now, found, several)
+    return Contents(now, found, several)
 
 
 def stamps_of(files: Sequence[Path]) -> np.ndarray:
@@ -70,29 +77,36 @@ def _stamp(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _digest(path: Path) -> bytes | OSError:
+class _Content(NamedTuple):
+    digest: bytes
+    several: bool
+
+
+def _read(path: Path) -> _Content | OSError:
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST_BYTES)).digest()
+        return _Content(digest, holds_several_pictures(path))
     except OSError as error:
         return error
 
 
-def _remembered(cache: Path | None, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Stamps (N, 2) and digests (N, 16); zeros where nothing is known."""
+def _remembered(cache: Path | None, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stamps (N, 2), digests (N, 16) and which hold several pictures (N,); zeros where nothing is known."""
     if cache is not None:
         with suppress(Exception):  # a damaged cache: all files are read again
             with np.load(cache, allow_pickle=False) as arrays:
-                stamps, known = arrays["stamps"], arrays["digests"]
-            if stamps.shape == (count, 2) and known.shape == (count, DIGEST_BYTES) and known.dtype == np.uint8:
-                return stamps, known
-    return np.zeros((count, 2), dtype=np.int64), np.zeros((count, DIGEST_BYTES), dtype=np.uint8)
+                stamps, known, several = arrays["stamps"], arrays["digests"], arrays["several"]
+            shapes = stamps.shape, known.shape, several.shape
+            if shapes == ((count, 2), (count, DIGEST_BYTES), (count,)) and known.dtype == np.uint8:
+                return stamps, known, several
+    return np.zeros((count, 2), np.int64), np.zeros((count, DIGEST_BYTES), np.uint8), np.zeros(count, bool)
 
 
-def _remember(cache: Path | None, stamps: np.ndarray, known: np.ndarray) -> None:
+def _remember(cache: Path | None, stamps: np.ndarray, known: np.ndarray, several: np.ndarray) -> None:
     if cache is None or not cache.parent.parent.is_dir():  # a dry run makes no folder
         return
     with suppress(OSError):  # cache_dir cannot be written: the files are read again next time
         cache.parent.mkdir(exist_ok=True)
         with whole_file(cache) as file:
-            np.savez(file, stamps=stamps, digests=known)
+            np.savez(file, stamps=stamps, digests=known, several=several)

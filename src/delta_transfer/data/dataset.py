@@ -83,16 +83,25 @@ class Dataset:
         """What a run's record says: how many files were left out, and which; of very many files the first ones."""
         return {"count": len(self.left_out), "files": dict(list(self.left_out.items())[:RECORDED])}
 
-    def copies_of_other_classes(self) -> list[tuple[str, str]]:
-        """Pairs of images whose files have the same bytes and whose classes differ."""
+    def copies(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+        """Pairs of images whose files have the same bytes: of two classes; and of the test and the training split."""
         first: dict[bytes, int] = {}
-        pairs = []
+        same: dict[int, list[int]] = {}
         if self.files and self.pairs is None:
             for index, digest in enumerate(map(bytes, self._contents.digests)):
-                other = first.setdefault(digest, index)
-                if self.labels[other] != self.labels[index]:
-                    pairs.append((self.names[other], self.names[index]))
-        return pairs
+                if (other := first.setdefault(digest, index)) != index:
+                    same.setdefault(other, [other]).append(index)
+        classes, splits = [], []
+        for one, members in same.items():
+            classes += [(self.names[one], self.names[i]) for i in members if self.labels[i] != self.labels[one]]
+            train = next((i for i in members if not self.is_test[i]), None)
+            if train is not None:
+                splits += [(self.names[i], self.names[train]) for i in members if self.is_test[i]]
+        return classes, splits
+
+    def of_several_pictures(self) -> list[str]:
+        """Names of images whose files hold several pictures, of which the first is read."""
+        return [self.names[index] for index in np.flatnonzero(self._contents.several).tolist()] if self.files else []
 
     def changed_files(self) -> list[str]:
         """Names of images whose files changed, or went, since `fingerprint` was computed."""

@@ -15,9 +15,10 @@ from ..common.console import shorten_list
 from ..records.files import write_atomically
 from .contents import stamps_of
 from .dataset import Dataset
-from .images import UNREADABLE
+from .images import UNREADABLE, holds_several_pictures
 
 SHOWN = 20  # names in a line
+LEAKS = "test images that are also in train"
 # Two images are nearly the same if few of the 64 bits of their hashes differ, and if their thumbnails of 16 x 16 grey
 # values do, too: images of little contrast have hashes that say nothing.
 HASH_BITS, THUMBNAIL_LEVELS, LEAST_CONTRAST = 6, 5.0, 4.0
@@ -29,6 +30,7 @@ class Look:
 
     digest: bytes  # of its size and RGB pixels
     constant: bool  # all pixels are the same
+    several: bool  # its file holds more pictures, and the first was decoded
     bits: np.ndarray  # (64,) bool, a hash of its low frequencies
     thumbnail: np.ndarray  # (256,) float32 grey values
 
@@ -38,6 +40,7 @@ class Examination:
     dataset: Dataset
     unreadable: dict[int, str] = field(default_factory=dict)  # index: why
     constant: list[int] = field(default_factory=list)
+    several: list[int] = field(default_factory=list)
     leaks: list[tuple[int, int]] = field(default_factory=list)  # test image, training image: the same pixels
     conflicts: list[tuple[int, int]] = field(default_factory=list)  # the same pixels, and two labels
     twice: int = 0  # training images that are there more than once
@@ -47,7 +50,7 @@ class Examination:
     def lines(self) -> Iterator[str]:
         """Sentences about what was found; the first one is there always."""
         names, pairs = self.dataset.names, self._named
-        yield f"test images that are also in train: {pairs(self.leaks) or 'none'}"
+        yield f"{LEAKS}: {pairs(self.leaks) or 'none'}"
         if self.conflicts:
             yield f"label conflicts, one image with two labels: {pairs(self.conflicts, labels=True)}"
         if self.twice:
@@ -58,6 +61,8 @@ class Examination:
             yield f"images that look the same and have two labels: {pairs(self.near_conflicts, labels=True)}"
         if self.constant:
             yield constant_images([names[index] for index in self.constant])
+        if self.several:
+            yield only_first_pictures([names[index] for index in self.several])
 
     def _named(self, pairs: list[tuple[int, int]], labels: bool = False) -> str:
         def name(index: int) -> str:
@@ -72,6 +77,11 @@ def constant_images(names: list[str]) -> str:
     return f"images of one colour only, which show nothing: {len(names):,} ({shorten_list(names)})"
 
 
+def only_first_pictures(names: list[str]) -> str:
+    """The sentence about animations and files of many pages. A run and delta-predict say it too."""
+    return f"files of several pictures, of which only the first is read: {len(names):,} ({shorten_list(names)})"
+
+
 def examine(dataset: Dataset, progress: Callable[[int], None] = lambda done: None) -> Examination:
     """Decodes all images and compares them. progress: called with the number of images done."""
     found = Examination(dataset)
@@ -84,6 +94,7 @@ def examine(dataset: Dataset, progress: Callable[[int], None] = lambda done: Non
                 found.unreadable[index] = outcome
             progress(index + 1)
     found.constant = [index for index, look in looks.items() if look.constant]
+    found.several = [index for index, look in looks.items() if look.several]
     _compare_pixels(found, looks)
     if dataset.pairs is None and dataset.files:  # embedded images are drawn: many look alike by design
         _compare_appearance(found, {index: look for index, look in looks.items() if not look.constant})
@@ -97,7 +108,8 @@ def _look(dataset: Dataset, index: int) -> Look | str:
         constant = all(low == high for low, high in map(Image.Image.getextrema, image.split()))
         grey = image.convert("L")
         thumbnail = np.asarray(grey.resize((16, 16), Image.Resampling.BOX), dtype=np.float32).ravel()
-        return Look(digest, constant, perceptual_hash(grey), thumbnail)
+        several = bool(dataset.files) and holds_several_pictures(dataset.files[index])
+        return Look(digest, constant, several, perceptual_hash(grey), thumbnail)
     except UNREADABLE as error:
         return str(error) or type(error).__name__
 

@@ -20,6 +20,7 @@ FORMATS_BY_SUFFIX = {".tga": "TGA", ".jp2": "JPEG2000", ".j2k": "JPEG2000", ".he
 RAW_SUFFIXES = {".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"}
 UNFINISHED_SUFFIXES = {".part", ".partial", ".crdownload", ".download", ".tmp"}
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"RIFF", b"P")
+OF_SEVERAL = (b"GIF8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"RIFF")  # formats that may hold more pictures
 HEIC_MARKS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 NO_IMAGE, BACKUP = "no image", "an editor's backup copy"
 NO_HEIC = "HEIC, which is read after pip install 'delta-transfer[heif]'"
@@ -83,6 +84,21 @@ def why_no_image(path: Path) -> str | None:
 def first_bytes(path: Path) -> bytes:
     with open(path, "rb") as file:
         return file.read(64)
+
+
+def holds_several_pictures(path: Path) -> bool:
+    """Whether a file is an animation or has many pages. `read_image` reads the first picture.
+
+    The previews that cameras put behind a JPEG do not count.
+    """
+    try:
+        head = first_bytes(path)
+        if not head.startswith(OF_SEVERAL) and head[4:8] != b"ftyp":
+            return False
+        with _open(path) as image:
+            return bool(getattr(image, "is_animated", False)) and image.format != "HEIF"
+    except UNREADABLE:
+        return False
 
 
 def _is_heic(head: bytes) -> bool:

@@ -91,6 +91,8 @@ def read_table(path: Path, root: Path, split_named: Callable[[str], str | None],
             continue
         row = dict(zip(header, (unicodedata.normalize("NFC", cell.strip()) for cell in cells), strict=True))
         raw = cells[header.index("file")].strip().replace("\\", "/")
+        if posixpath.isabs(raw) and (Path(raw).is_relative_to(root.absolute()) or Path(raw).is_relative_to(root)):
+            raw = str(Path(raw).relative_to(root if root.is_absolute() else root.absolute()))
         file = next((name for name in _names(raw) if (root / name).is_file()), posixpath.normpath(raw))
         label, split = row["label"], row.get("split")
         if not raw or not label or split == "":

@@ -5,7 +5,7 @@ import unicodedata
 from collections import Counter
 from pathlib import Path
 
-from ..common.console import shorten_list
+from ..common.console import quoted, shorten_list
 from ..common.errors import UserError
 from .tree import Listing, loose_images, subfolders
 
@@ -44,14 +44,16 @@ def shown(name: str) -> str:
 
 
 def spelling(name: str) -> str:
-    """Equal for names that look the same but for upper and lower case."""
-    return shown(name).casefold()
+    """Equal for names that look the same but for upper and lower case, and for two spellings of a number (1, 01)."""
+    return (shown(name).lstrip("0") or "0") if shown(name).isdecimal() else shown(name).casefold()
 
 
 def difference(one: str, other: str) -> str:
     if unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other):
         return "their Unicode form"
-    return "a space" if shown(one) == shown(other) else "upper and lower case"
+    if shown(one) == shown(other):
+        return "a space"
+    return "zeros in front" if shown(one).isdecimal() else "upper and lower case"
 
 
 def is_split(parent: Path) -> bool:
@@ -77,7 +79,7 @@ def check_level(tree: Path, listings: dict[str, Listing], is_root: bool, nested:
     below = {name: sorted({image.split("/")[0] for image in listings[name].images}) for name in holding}
     if len(holding) == 1 and not direct:
         inner = class_folders_below(holding[0], listings[holding[0]].images)
-        advice = f"dataset.root={tree / inner}" if is_root else f"move them into {tree}"
+        advice = quoted(f"dataset.root={tree / inner}") if is_root else f"move them into {tree}"
         raise UserError(f"{tree} holds images in one folder only, {holding[0]}. The classes are in {inner}: {advice}")
     if len(names) < 2:
         raise UserError(f"{tree} holds a single class folder, {names[0]}; two or more are needed. {LAYOUTS}.")
@@ -86,7 +88,7 @@ def check_level(tree: Path, listings: dict[str, Listing], is_root: bool, nested:
         raise UserError(
             f"{tree / copies[0]} holds folders that are called like the classes beside it "
             f"({shorten_list([name for name in below[copies[0]] if name in names])}): it is no class. "
-            f"dataset.ignore=[{copies[0]}] leaves it out."
+            f"{quoted(f'dataset.ignore=[{copies[0]}]')} leaves it out."
         )
     times = Counter(one for name in holding for one in below[name] if name not in direct)
     repeated = {one for one, count in times.items() if count > 1}
@@ -101,6 +103,6 @@ def check_level(tree: Path, listings: dict[str, Listing], is_root: bool, nested:
             )
         raise UserError(
             f"{tree}: the folders {shorten_list(deep)} are not the classes, it seems: the same folders "
-            f"({shorten_list(sorted(repeated))}) repeat below each. Rename the splits to train/ and test/, take "
-            f"one folder (dataset.root={tree / deep[0]}), or set dataset.nested=true if they are the classes."
+            f"({shorten_list(sorted(repeated))}) repeat below each. Rename the splits to train/ and test/, take one "
+            f"folder ({quoted(f'dataset.root={tree / deep[0]}')}), or set dataset.nested=true if they are the classes."
         )

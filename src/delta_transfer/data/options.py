@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ..common.console import quoted
 from ..common.options import LONGEST, MISSING, Options, option
 
 
@@ -114,7 +115,7 @@ class EmbeddedConfig(DatasetConfig):
             self.root is None,
             "root",
             f"dataset.root={self.root}: {self.name} is embedded and has no folder. For images of your own: "
-            f"dataset=folder dataset.root={self.root}",
+            f"dataset=folder {quoted(f'dataset.root={self.root}')}",
         )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from ..common.console import log, shorten_list
 from ..common.options import MISSING, Options, from_mapping, option, require
 from ..data.dataset import Counts, Dataset, Splits, expected_counts
+from ..data.examination import LEAKS, only_first_pictures
 from ..data.options import DatasetConfig, SplitConfig
 from ..data.registry import READERS
 from ..methods import method_config
@@ -207,9 +208,13 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
             f"{dataset.name}: {counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images; "
             f"officially {official.classes:,}, {official.train:,}, {official.test:,}"
         )
-    if conflicts := dataset.copies_of_other_classes():
-        words = shorten_list([f"{one} = {other}" for one, other in conflicts])
-        log.info(f"{dataset.name}: label conflicts, one image with two labels: {len(conflicts):,} ({words})")
+    conflicts, leaks = dataset.copies()
+    for what, pairs in (("label conflicts, one image with two labels", conflicts), (LEAKS, leaks)):
+        if pairs:
+            words = shorten_list([f"{one} = {other}" for one, other in pairs])
+            log.info(f"{dataset.name}: {what}: {len(pairs):,} ({words})")
+    if several := dataset.of_several_pictures():
+        log.info(f"{dataset.name}: {only_first_pictures(several)}")
     schedule, inputs = config.schedule, TASKS[config.task].in_words(config)
     images = f"{len(splits.train):,} training"
     images += f", {len(splits.val):,} validation" if len(splits.val) else ""

@@ -8,18 +8,21 @@ since version 3.
 """
 
 import errno
+import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from filelock import SoftFileLease, Timeout
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
 
 from ..common.console import log
 from ..common.errors import UserError
 
 LEASE_SECONDS = 30.0
+DAMAGED_SECONDS = 3.0
 NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)  # what such disks answer
 Check = Callable[[], None]  # raises InUse if the lock is no longer this process' own; reads a small file
 
@@ -32,7 +35,8 @@ class InUse(UserError):
 def try_lock(path: Path, what: str) -> Iterator[Check]:
     """Holds the lock file `path` of `what` ("the run ..."). Raises InUse if a living process holds it.
 
-    If the owner is on another machine, this waits up to 1.5 * LEASE_SECONDS to learn whether it is alive.
+    If the owner is on another machine, this waits up to 1.5 * LEASE_SECONDS to learn whether it is alive. A damaged
+    lock file, which names no owner, gives way after DAMAGED_SECONDS.
     """
     lease = _lease(path)
     try:
@@ -40,9 +44,11 @@ def try_lock(path: Path, what: str) -> Iterator[Check]:
             lease.acquire(timeout=0)
         except Timeout:
             owner = lease.owner
+            if owner is None:
+                _break_damaged(lease)
             elsewhere = owner is not None and owner.hostname != _this_machine()
             lease.acquire(timeout=1.5 * LEASE_SECONDS if elsewhere else 0)
-    except Timeout:
+    except (Timeout, LeaseSettingsMismatch):
         raise InUse(f"{what} is in work: {_owner(lease)}") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:  # a full disk, a folder that cannot be written
@@ -81,6 +87,19 @@ def wait_for_lock(path: Path, work: str) -> Iterator[Check]:
 
 def _lease(path: Path) -> SoftFileLease:
     return SoftFileLease(path, lease_duration=LEASE_SECONDS, on_compromise=lambda _: None)
+
+
+def _break_damaged(lease: SoftFileLease) -> None:
+    """Waits for a process that is just ending, or just beginning. Removes a lock that names no owner even then.
+
+    A crash or a full disk may leave an empty lock file, which filelock keeps for good.
+    """
+    end = time.monotonic() + DAMAGED_SECONDS
+    while os.path.lexists(lease.lock_file) and lease.owner is None:
+        if time.monotonic() > end:
+            lease.force_break()
+            return
+        time.sleep(0.05)
 
 
 def _check(lease: SoftFileLease, what: str) -> None:

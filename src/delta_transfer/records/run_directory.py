@@ -108,7 +108,9 @@ class RunDirectory:
         """Removes the lock and the checkpoint of a finished run, which a process left that was killed at its end."""
         if self.writes and (self.checkpoint_path.exists() or (self.path / LOCK).exists()):
             with suppress(InUse, OSError), self:
-                self.remove_checkpoint()
+                pass  # the lock is free, or it was left behind: now it is gone
+            with suppress(OSError):
+                self.checkpoint_path.unlink(missing_ok=True)
 
     def append_metrics(self, line: dict[str, Any]) -> None:
         if self.writes:

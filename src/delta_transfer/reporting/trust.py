@@ -137,12 +137,13 @@ def main(argv: list[str]) -> int:
         text = tables.as_markdown(trust_tables(found, args.most))
     else:
         text = tables.on_screen(trust_tables(found, args.most), terminal=not args.output and sys.stdout.isatty())
+    status = 0 if all(top.is_dir() for top in args.dirs) else 1
     if not args.output:
         sys.stdout.write(text)
-        return 0
+        return status
     try:
         make_output_folder(args.output.parent)
         args.output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{args.output} cannot be written: {error}") from None
-    return 0
+    return status

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...common.console import shorten_list
+from ...common.console import quoted, shorten_list
 from ...common.errors import UserError
 from ...common.options import MISSING, option
 from ..dataset import Dataset
@@ -92,6 +92,9 @@ def folder(root: Path | None, config: FolderConfig) -> Dataset:
     """
     if root is None and config.labels in (None, "none"):
         raise UserError(f"dataset.root is not set. {LAYOUTS}.")
+    if root is not None and root.is_file():
+        hint = f" A table of labels is {quoted(f'dataset.labels={root}')}." if root.suffix == ".csv" else ""
+        raise UserError(f"{root} is a file, and dataset.root is a folder.{hint} {LAYOUTS}.")
     if root is not None and not root.is_dir():
         raise UserError(f"There is no folder {root}. {LAYOUTS}.")
     table, why_not = find_table(config.labels, root)
@@ -101,7 +104,10 @@ def folder(root: Path | None, config: FolderConfig) -> Dataset:
     found = _Folder(root, config)
     if why_not:
         found.remarks.append(why_not)
-    return found.from_folders()
+    try:
+        return found.from_folders()
+    except UserError as error:
+        raise UserError(f"{error} ({why_not}.)" if why_not else str(error)) from None
 
 
 class _Folder:
@@ -248,9 +254,11 @@ class _Folder:
             self.remarks.append(f"{tree}: images in no class folder are left out: {loose:,}")
         if empty := [name for name in names if not listings[name].images]:
             if not config.allow_empty:
+                simple = len(empty) <= 3 and all(re.fullmatch(r"[\w .-]+", name) for name in empty)
+                ignored = quoted(f"dataset.ignore=[{','.join(empty)}]") + " or " if simple else ""
                 raise UserError(
                     f"Class folders of {tree} without an image: {shorten_list(empty)}. "
-                    f"dataset.ignore=[{','.join(empty[:3])}] or dataset.allow_empty=true leaves them out."
+                    f"{ignored}dataset.allow_empty=true leaves them out."
                 )
             self.left_out |= {f"{prefix}{name}/": "a class folder without an image" for name in empty}
         self._say_alike(tree, names)
