@@ -518,6 +518,22 @@ def test_why_a_table_is_none_is_said_where_the_folder_is_refused(table):
     assert "lacks file" in refused(table)
 
 
+def test_tables_are_read_or_named(table):
+    expected = read(table).classes
+    (table / "labels.csv").rename(table / "Labels.CSV")
+    assert read(table).classes == expected
+    (table / "Labels.CSV").rename(table / "train.csv")
+    assert "train.csv" in refused(table) and "dataset.labels=" in refused(table)
+    write_folder(table, ants=2, bees=2)
+    assert any("not read: train.csv" in remark for remark in read(table, ignore=["images"]).remarks)
+
+
+def test_a_refusal_says_which_folders_were_left_out(photos):
+    for name in ("config.yaml", "metrics.jsonl"):
+        (photos / "ants" / name).touch()
+    assert "output of this program: 1 (ants/)" in refused(photos)
+
+
 def test_labels_that_are_one_number_are_named(table):
     lines = (table / "labels.csv").read_text().splitlines()
     names = [line.rpartition(",")[0] for line in lines[1:]]

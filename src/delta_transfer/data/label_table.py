@@ -48,7 +48,7 @@ class Table:
 
 
 def find_table(named: str | None, root: Path | None) -> tuple[Path | None, str | None]:
-    """The table that `dataset.labels` names, or labels.csv in `root`; or why the latter is none. See `FolderConfig`.
+    """The table that `dataset.labels` names, or labels.csv in `root`; or why the tables there are none.
 
     Raises UserError for a file that is not there.
     """
@@ -59,12 +59,18 @@ def find_table(named: str | None, root: Path | None) -> tuple[Path | None, str |
         if found := next((place for place in places if place.is_file()), None):
             return found, None
         raise UserError(f"dataset.labels={named}: there is no file {' or '.join(map(str, places))}.")
-    if root is None or not (path := root / NAME).is_file():
-        return None, None
+    tables = sorted(path for path in root.iterdir() if path.suffix.lower() in (".csv", ".tsv")) if root else []
+    path = next((path for path in tables if path.name.lower() == NAME and path.is_file()), None)
+    if path is None:
+        names = shorten_list([path.name for path in tables])
+        return None, f"not read: {names} (dataset.labels=NAME reads a table of labels)" if tables else None
     header, _ = _lines(path)
     if missing := {"file", "label"} - set(header):
         columns = ", ".join(header) or "none"
-        return None, f"{path} is no table of labels: it lacks {', '.join(sorted(missing))} (its columns: {columns})"
+        return (
+            None,
+            f"{path.name} is no table of labels: it lacks {', '.join(sorted(missing))} (its columns: {columns})",
+        )
     return path, None
 
 

@@ -103,11 +103,13 @@ def folder(root: Path | None, config: FolderConfig) -> Dataset:
     assert root is not None
     found = _Folder(root, config)
     if why_not:
-        found.remarks.append(why_not)
+        found.remarks.append(f"{root}: {why_not}")
     try:
         return found.from_folders()
     except UserError as error:
-        raise UserError(f"{error} ({why_not}.)" if why_not else str(error)) from None
+        folders = {name: why for name, why in found.left_out.items() if name.endswith("/")}
+        hints = [*([why_not] if why_not else []), *sentences(root, folders)]
+        raise UserError(" ".join([str(error), *(f"({hint}.)" for hint in hints)])) from None
 
 
 class _Folder:
