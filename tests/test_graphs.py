@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 
 from delta_transfer.common.errors import UserError
 from delta_transfer.data.dataset import make_splits
-from delta_transfer.data.graphs import GraphLoader, PackedGraphs, chains
+from delta_transfer.data.graphs import GraphLoader, batch_of, chains
 from delta_transfer.data.molecules import random_scaffold_split, scaffold_split
 from delta_transfer.data.options import SplitConfig
+from delta_transfer.data.packed_graphs import PackedGraphs
 from delta_transfer.data.readers.moleculenet import MoleculesConfig
 from delta_transfer.data.readers.tu import TUConfig, stratified_folds
 from delta_transfer.data.registry import READERS
@@ -47,7 +48,7 @@ def packed():
 
 
 def test_a_batch_holds_the_chosen_graphs_in_their_order(packed):
-    batch = packed.batch(np.array([3, 2, 0]), CPU)
+    batch = batch_of(packed, np.array([3, 2, 0]), CPU)
     assert batch.node_counts == (4, 1, 3) and batch.edge_counts == (8, 0, 6) and len(batch) == 3
     assert batch.nodes[:, 0].tolist() == [7, 7, 7, 7, 7, 5, 5, 5]
     assert batch.graph.tolist() == [0, 0, 0, 0, 1, 2, 2, 2]
@@ -58,7 +59,7 @@ def test_a_batch_holds_the_chosen_graphs_in_their_order(packed):
 def test_parts_of_a_batch_give_what_the_whole_batch_gives(packed, name):
     torch.manual_seed(0)
     network = GraphNetwork(GraphEncoder(LAYERS[name], 2).double(), "head").freeze()
-    batch = packed.batch(np.arange(4), CPU)
+    batch = batch_of(packed, np.arange(4), CPU)
     whole = network(batch)["logits"]
     for parts in (batch.split(3), batch.chunk(2)):
         assert len(parts) == 2
@@ -99,7 +100,7 @@ def naive(name: str, layer, x, neighbours):
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_is_its_formula_node_by_node(packed, name):
     torch.manual_seed(0)
-    layer, batch = LAYERS[name](300).double(), packed.batch(np.array([1, 2, 0]), CPU)
+    layer, batch = LAYERS[name](300).double(), batch_of(packed, np.array([1, 2, 0]), CPU)
     x, count = torch.randn(9, 300, dtype=torch.float64), 9
     neighbours = [[(i, 4, 0)] for i in range(count)]
     for (j, i), (bond, way) in zip(batch.edges.T.tolist(), batch.edge_features.tolist(), strict=True):
@@ -112,7 +113,7 @@ def test_a_layer_is_its_formula_node_by_node(packed, name):
 def test_gcn_and_gin_sum_as_pytorch_geometric_does(packed):
     geometric = pytest.importorskip("torch_geometric.nn")
     torch.manual_seed(0)
-    batch, x = packed.batch(np.arange(4), CPU), torch.randn(13, 300, dtype=torch.float64)
+    batch, x = batch_of(packed, np.arange(4), CPU), torch.randn(13, 300, dtype=torch.float64)
     edges = torch.cat([batch.edges, torch.arange(13).expand(2, -1)], dim=1)
     features = torch.zeros(edges.shape[1], 2, dtype=torch.int64)
     gcn, gin = LAYERS["gcn"](300).double(), LAYERS["gin"](300).double()
@@ -232,7 +233,7 @@ def tu_config(**options) -> TUConfig:
 def test_the_tu_layout_is_read(tmp_path):
     dataset = read(tu_config(fold=2), write_tu(tmp_path))
     assert dataset.classes == ("1", "2") and dataset.graphs.node_counts[:5].tolist() == [3, 4, 5, 6, 3]
-    batch = dataset.graphs.batch(np.array([0, 1]), CPU)
+    batch = batch_of(dataset.graphs, np.array([0, 1]), CPU)
     assert batch.edge_counts == (6, 12)  # each edge both ways, once
     assert batch.nodes[:, 0].tolist() == [0] * 3 + [1] * 4
     splits = make_splits(dataset, tu_config(fold=2), SplitConfig())
@@ -291,7 +292,7 @@ def source():
 
 
 def test_delta_is_half_the_squared_distance_summed_over_all_nodes(packed, source):
-    target, batch = source.with_new_head(1, 0).requires_grad_(True), packed.batch(np.arange(4), CPU)
+    target, batch = source.with_new_head(1, 0).requires_grad_(True), batch_of(packed, np.arange(4), CPU)
     with torch.no_grad():
         target.model.gnns[0].linear.weight.mul_(1.1)
     outputs, of_source = target(batch), source(batch)
@@ -302,7 +303,7 @@ def test_delta_is_half_the_squared_distance_summed_over_all_nodes(packed, source
 
 
 def test_attention_removes_channels_of_all_nodes_under_the_tasks_loss(packed, source):
-    batch, labels = packed.batch(np.arange(4), CPU), torch.tensor([[1, -1], [-1, 0], [1, 1], [-1, 1]])
+    batch, labels = batch_of(packed, np.arange(4), CPU), torch.tensor([[1, -1], [-1, 0], [1, 1], [-1, 1]])
     options = AttentionConfig(images=4, head_epochs=2)
     delta = DELTA(attention=options)
     delta.sample_loss = GraphProperties.sample_loss
@@ -326,7 +327,7 @@ def test_attention_removes_channels_of_all_nodes_under_the_tasks_loss(packed, so
 
 
 def test_stochnorm_normalises_nodes(packed, source):
-    target, batch = source.with_new_head(1, 0).requires_grad_(True).train(), packed.batch(np.arange(4), CPU)
+    target, batch = source.with_new_head(1, 0).requires_grad_(True).train(), batch_of(packed, np.arange(4), CPU)
     plain = target.copy().train()(batch)["logits"]
     StochNorm(p=1.0).setup(target)
     torch.testing.assert_close(target(batch)["logits"], plain)

@@ -21,8 +21,8 @@ from ..data import fetch, load_dataset, locate, look_for, publication
 from ..data.archives import unpack_archives
 from ..data.dataset import Counts, Dataset, expected_counts
 from ..data.examination import examine
-from ..data.graphs import GraphDataset
 from ..data.options import OfficialCounts
+from ..data.packed_graphs import GraphDataset
 from ..data.store import open_store, store_path, wrong_checksums
 from ..records.files import make_output_folder
 from .doctor import doctor

@@ -1,17 +1,15 @@
-"""Graphs: batches of different sizes, a data set of them, and its batches on the device."""
+"""Batches of graphs of different sizes, on the device."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .dataset import Dataset
 from .loader import BatchSource
-
-Graph = tuple[np.ndarray, np.ndarray, np.ndarray]  # nodes (n, 2), edges (2, e), edge features (e, 2)
+from .packed_graphs import GraphDataset, PackedGraphs
 
 
 @dataclass(frozen=True)
@@ -64,45 +62,24 @@ class Graphs:
         return self.split(-(-len(self) // count))
 
 
-@dataclass(frozen=True)
-class PackedGraphs:
-    """All G graphs of a data set, one after the other."""
+def batch_of(packed: PackedGraphs, chosen: np.ndarray, device: torch.device) -> Graphs:
+    """The graphs `chosen` (B,), in that order."""
+    node_counts, edge_counts = packed.node_counts[chosen], packed.edge_counts[chosen]
+    nodes = _ranges((np.cumsum(packed.node_counts) - packed.node_counts)[chosen], node_counts)
+    edges = _ranges((np.cumsum(packed.edge_counts) - packed.edge_counts)[chosen], edge_counts)
+    offsets = np.repeat(np.cumsum(node_counts) - node_counts, edge_counts)
 
-    nodes: np.ndarray  # (N, 2) int64
-    edges: np.ndarray  # (2, E) int64, indices of nodes within their graph
-    edge_features: np.ndarray  # (E, 2) int64
-    node_counts: np.ndarray  # (G,) int64
-    edge_counts: np.ndarray
+    def on_device(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values).to(device)
 
-    @classmethod
-    def of(cls, graphs: Sequence[Graph]) -> "PackedGraphs":
-        nodes, edges, features = zip(*graphs, strict=True)
-        return cls(
-            np.concatenate(nodes).astype(np.int64),
-            np.concatenate(edges, axis=1).astype(np.int64),
-            np.concatenate(features).astype(np.int64),
-            np.array([len(one) for one in nodes], dtype=np.int64),
-            np.array([len(one) for one in features], dtype=np.int64),
-        )
-
-    def batch(self, chosen: np.ndarray, device: torch.device) -> Graphs:
-        """The graphs `chosen` (B,), in that order."""
-        node_counts, edge_counts = self.node_counts[chosen], self.edge_counts[chosen]
-        nodes = _ranges((np.cumsum(self.node_counts) - self.node_counts)[chosen], node_counts)
-        edges = _ranges((np.cumsum(self.edge_counts) - self.edge_counts)[chosen], edge_counts)
-        offsets = np.repeat(np.cumsum(node_counts) - node_counts, edge_counts)
-
-        def on_device(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values).to(device)
-
-        return Graphs(
-            on_device(self.nodes[nodes]),
-            on_device(self.edges[:, edges] + offsets),
-            on_device(self.edge_features[edges]),
-            on_device(np.repeat(np.arange(len(chosen)), node_counts)),
-            tuple(node_counts.tolist()),
-            tuple(edge_counts.tolist()),
-        )
+    return Graphs(
+        on_device(packed.nodes[nodes]),
+        on_device(packed.edges[:, edges] + offsets),
+        on_device(packed.edge_features[edges]),
+        on_device(np.repeat(np.arange(len(chosen)), node_counts)),
+        tuple(node_counts.tolist()),
+        tuple(edge_counts.tolist()),
+    )
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -116,17 +93,7 @@ def chains(count: int, nodes: int = 25, device: torch.device | str = "cpu") -> G
     first = np.arange(nodes - 1)
     edges = np.concatenate([np.array([first, first + 1]), np.array([first + 1, first])], axis=1)
     chain = np.tile([5, 0], (nodes, 1)), edges, np.zeros((edges.shape[1], 2))
-    return PackedGraphs.of([chain]).batch(np.zeros(count, dtype=np.int64), torch.device(device))
-
-
-@dataclass(frozen=True)
-class GraphDataset(Dataset):
-    """A labelled collection of graphs. `load` raises, since there are no pictures.
-
-    labels: (G,) class of each graph, or (G, T) properties: 1 yes, -1 no, 0 not known.
-    """
-
-    graphs: PackedGraphs = field(kw_only=True)
+    return batch_of(PackedGraphs.of([chain]), np.zeros(count, dtype=np.int64), torch.device(device))
 
 
 class GraphLoader(BatchSource):
@@ -155,4 +122,4 @@ class GraphLoader(BatchSource):
             yield self._batch(indices[start : start + self.images_at_once])
 
     def _batch(self, chosen: np.ndarray) -> tuple[Graphs, Tensor]:
-        return self.graphs.batch(chosen, self.device), self.labels[torch.from_numpy(chosen).to(self.device)]
+        return batch_of(self.graphs, chosen, self.device), self.labels[torch.from_numpy(chosen).to(self.device)]

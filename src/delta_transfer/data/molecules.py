@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..common.errors import UserError
-from .graphs import Graph
+from .packed_graphs import Graph
 
 CHIRALITY = ("CHI_UNSPECIFIED", "CHI_TETRAHEDRAL_CW", "CHI_TETRAHEDRAL_CCW")  # there is no embedding for others
 BONDS = ("SINGLE", "DOUBLE", "TRIPLE", "AROMATIC")

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..common.errors import UserError
 from ..common.options import OptionError
 from ..data.dataset import Dataset
-from ..data.graphs import GraphDataset, GraphLoader, Graphs, chains
+from ..data.graphs import GraphLoader, Graphs, chains
 from ..data.loader import BatchSource
+from ..data.packed_graphs import GraphDataset
 from ..models import Network
 from ..records.arrays import PREDICTIONS
 from . import devices

@@ -14,9 +14,9 @@ from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...common.options import option
 from ..dataset import Dataset
-from ..graphs import GraphDataset, PackedGraphs
 from ..molecules import graph_of, random_scaffold_split, random_split, read_molecule, scaffold_of, scaffold_split
 from ..options import DatasetConfig, Publication
+from ..packed_graphs import GraphDataset, PackedGraphs
 from ..registry import reader
 
 VALUES = {"1": 1, "1.0": 1, "0": -1, "0.0": -1, "": 0}  # of a cell: yes, no, not known

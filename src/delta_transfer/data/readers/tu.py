@@ -12,8 +12,8 @@ from ...common.errors import UserError
 from ...common.options import option
 from ..dataset import Dataset
 from ..files import read_lines
-from ..graphs import GraphDataset, PackedGraphs
 from ..options import DatasetConfig, Publication
+from ..packed_graphs import GraphDataset, PackedGraphs
 from ..registry import reader
 from .moleculenet import no_picture
 
