@@ -12,9 +12,18 @@ import pytest
 
 import delta_transfer
 from delta_transfer.cli import data, export, predict, run
-from delta_transfer.cli.compose import compose_config
+from delta_transfer.cli.compose import compose_config, unknown_choice
 from delta_transfer.cli.run import Outcome, look_again, next_steps
-from delta_transfer.cli.words import UsageError, first_values, for_hydra, nearest, parsed, quoted, split_options
+from delta_transfer.cli.words import (
+    UsageError,
+    first_values,
+    for_hydra,
+    nearest,
+    parsed,
+    quoted,
+    repeated,
+    split_options,
+)
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import OptionError
 from delta_transfer.records.locks import InUse
@@ -116,7 +125,26 @@ SHAPES = {
     ("split.folds=(3",): "split.folds",
     ("=3",): "=3",
     ("photos",): "photos",
+    ("folder",): "dataset=folder",
+    ("delta",): "reg=delta",
 }
+
+
+def test_a_key_with_two_values_is_named():
+    assert not list(repeated(["seed=0", "reg=l2", "+seed=0", "~reg"]))
+    (line,) = repeated(["seed=0", "reg=l2", "++seed=1"])
+    assert "seed=1" in line
+
+
+def test_a_folder_as_the_data_set_is_answered_with_the_words_to_type(tmp_path):
+    (tmp_path / "my photos").mkdir()
+    words = unknown_choice("dataset", str(tmp_path / "my photos"), ["cub"])
+    assert f"dataset=folder 'dataset.root={tmp_path / 'my photos'}'" in str(words)
+
+
+def test_an_option_without_a_value_takes_none():
+    with pytest.raises(UsageError, match="--multirun"):
+        split_options(["--multirun=true"])
 
 
 @pytest.mark.parametrize("words", SHAPES)

@@ -101,7 +101,7 @@ def report(args: argparse.Namespace) -> int:
             make_output_folder(args.output.parent)
             args.output.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise UserError(f"{args.output} cannot be written: {error}") from None
+            raise UserError(f"{args.output} cannot be written: {error.strerror or error}") from None
     else:
         (sys.stderr if args.emit_overrides else sys.stdout).write(text)
     if args.figures:

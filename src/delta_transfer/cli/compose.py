@@ -300,7 +300,9 @@ def check_choice(loader: ConfigLoader, override: Override) -> None:
 
 
 def unknown_choice(group: str, name: str, known: Sequence[str]) -> OptionError:
-    return OptionError(group, f"no {group} {name}{did_you_mean(name, known)} Choices: {', '.join(known)}")
+    folder = f"dataset=folder {quoted(f'dataset.root={name}')}" if group == "dataset" and Path(name).is_dir() else ""
+    meant = f". For a folder of images type {folder}." if folder else did_you_mean(name, known)
+    return OptionError(group, f"no {group} {name}{meant} Choices: {', '.join(known)}")
 
 
 def several_values(word: str, override: Override) -> OptionError:

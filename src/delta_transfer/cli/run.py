@@ -44,7 +44,18 @@ from .compose import (
     running_hydra,
 )
 from .sweep import CheckedSweeper, take_the_sweepers_place
-from .words import MULTIRUN, SHOWS, UsageError, first_values, for_hydra, for_sweep, option_value, parsed, split_options
+from .words import (
+    MULTIRUN,
+    SHOWS,
+    UsageError,
+    first_values,
+    for_hydra,
+    for_sweep,
+    option_value,
+    parsed,
+    repeated,
+    split_options,
+)
 
 register_schemas()  # on import, so that they are also there in the worker processes of a launcher
 take_the_sweepers_place()
@@ -126,6 +137,8 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
                 verdict = which_is_best.compare_methods(words, compose_first_job, sweep)
             else:
                 which_is_best.refuse_elsewhere(words)
+                for line in repeated(typed):
+                    log.info(line)
                 start(options, for_sweep(words) if several else words)
     except KeyboardInterrupt:
         stopped_by = signal.SIGINT
@@ -157,7 +170,8 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
         log.error(f"stopped by {signal.Signals(number).name}: the same command goes on where it was: {again}")
         return 128 + number
     if planned and composed and all(outcome.state != "failed" for outcome in outcomes):
-        log.info(f"Next: {shlex.join([*program.split(), *(w for w in command[1:] if not w.startswith('dry_run='))])}")
+        made = shlex.join([*program.split(), *(word for word in command[1:] if not word.startswith("dry_run="))])
+        log.info(f"{'Once all is ready' if planned[0].not_ready else 'Next'}: {made}")
     elif alone and not planned:
         for line in next_steps(outcomes, again):
             log.info(line)

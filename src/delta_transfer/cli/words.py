@@ -7,7 +7,7 @@ numbers, lists [a,b], and in a sweep a,b and range(3).
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -66,6 +66,8 @@ def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         name, equals, value = word.partition("=")
         if name not in OPTIONS:
             raise UsageError(f"no option {name}{did_you_mean(name, OPTIONS)}")
+        if equals and name not in VALUES and name not in ("-i", "--info"):
+            raise UsageError(f"{name} takes no value: type {name} alone.")
         options.append(word)
         if name in ("-i", "--info") and not equals and left and left[0] in INFOS:
             options.append(left.pop(0))
@@ -160,6 +162,16 @@ def for_hydra(words: Sequence[str], several: bool) -> list[str]:
         parsed(word)
         made.append(word)
     return made
+
+
+def repeated(words: Sequence[str]) -> Iterator[str]:
+    """A sentence for each key that is there with two values. The last one counts, as scripts expect that pass "$@"."""
+    values: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        if values.get(key, value) != value:
+            yield f"{key} is there more than once: {quoted(f'{key}={value}')} counts"
+        values[key] = value
 
 
 def for_sweep(words: Sequence[str]) -> list[str]:

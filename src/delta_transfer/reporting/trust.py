@@ -145,5 +145,5 @@ def main(argv: list[str]) -> int:
         make_output_folder(args.output.parent)
         args.output.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{args.output} cannot be written: {error}") from None
+        raise UserError(f"{args.output} cannot be written: {error.strerror or error}") from None
     return status
