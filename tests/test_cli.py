@@ -192,7 +192,7 @@ BAD = {
         "reg.alpha must be at least 0, got -1.0 (strength of the penalty",
     ),
     "no taps": (["reg=delta_noatt", "backbone.taps=[]"], "backbone.taps is empty"),
-    "unknown network": (["backbone.name=foo", "backbone.weights=V1"], "has a network of that name"),
+    "unknown network": (["backbone.name=foo", "backbone.weights=V1"], "has no network of that name"),
     "misspelt key": (["reg=delta", "reg.alhpa=1"], "alhpa"),
     "wrong type": (["reg=delta", "reg.alpha=much"], "alpha"),
     "unknown option": (["reg=detla"], "detla"),
@@ -361,7 +361,7 @@ def test_runs_on_folds_do_not_look_at_the_test_part(cub_root, tmp_path, monkeypa
     tiny = tiny_overrides(cub_root, tmp_path)
     assert delta_run(monkeypatch, "-m", *tiny, "reg=l2", "split.folds=3", "split.fold=range(3)") == 0
     output = capsys.readouterr().out
-    assert "val top-1" in output and "test top-1" not in output and "test_" not in output
+    assert "val top-1" in output and "test top-1" not in output and "test_top1" not in output
     for name, summary in summaries(tmp_path).items():
         assert summary["test_top1"] is None and summary["val_top1"] is not None
         assert "split.folds=3" in summary["overrides"] and "reg=l2" in summary["overrides"]

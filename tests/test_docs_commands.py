@@ -24,10 +24,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.plugins import Plugins
-from hydra.plugins.sweeper import Sweeper
 from PIL import Image
 
+from delta_transfer.cli.sweep import CheckedSweeper
 from delta_transfer.engine.config import check_choices
 from delta_transfer.experiment import planning as plan
 from delta_transfer.inspect import patches
@@ -145,15 +144,13 @@ def call(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int
 
 
 def shorten_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not the class that an import gives: Hydra, which looks for its plugins, executes their modules again.
-    (basic,) = (plugin for plugin in Plugins.instance().discover(Sweeper) if plugin.__name__ == "BasicSweeper")
-    split = basic.split_arguments
+    every = CheckedSweeper.jobs
 
-    def some(overrides, max_batch_size):
-        (jobs,) = split(overrides, None)
-        return [[jobs[0], jobs[-1]] if len(jobs) > 2 else jobs]
+    def some(self: CheckedSweeper, words: list[str]) -> list[list[str]]:
+        jobs = every(self, words)
+        return [jobs[0], jobs[-1]] if len(jobs) > 2 else jobs
 
-    monkeypatch.setattr(basic, "split_arguments", staticmethod(some))
+    monkeypatch.setattr(CheckedSweeper, "jobs", some)
 
 
 def planned(program: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:

@@ -1,7 +1,5 @@
 """One run, from its configuration to its record. The headings are those of a paper's method section."""
 
-import io
-import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,16 +37,15 @@ from ..engine.evaluation import NotFinite
 from ..engine.kept import FurtherSets
 from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
-from ..engine.tasks import TASKS, Classification, Evaluator, class_weights
+from ..engine.tasks import TASKS, Evaluator, class_weights
 from ..models.sources import SourceNetwork, load_sources
 from ..models.zoo import build_source
 from ..records.arrays import PREDICTIONS, VALIDATION, predictions
-from ..records.cards import in_words, make_card, metadata_of
-from ..records.checked import MODEL, fingerprint, save_with_checksum
+from ..records.checked import fingerprint
 from ..records.files import make_output_folder
-from ..records.integrity import DIGESTS, array_digest
 from ..records.locks import InUse
-from ..records.run_directory import CLASSES, SCHEMA, RunDirectory, RunResult, finished_before, git_commit, timestamp
+from ..records.outputs import write_outputs
+from ..records.run_directory import SCHEMA, RunDirectory, RunResult, finished_before, git_commit, timestamp
 from .failures import explain
 from .fitting import fit_part
 
@@ -199,7 +196,9 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
             summary |= measured | runner.record() | runner.average.report()
             summary |= {"peak_memory_bytes": devices.peak_memory(device), "finished": timestamp()}
             with runner.average.applied(runner.trained()):
-                write_outputs(config, directory, runner, task, dataset, evaluator.latest, summary)
+                kinds = {"test": task.outputs} | ({"val": (VALIDATION, PREDICTIONS)} if task.one_label else {})
+                weights_now, modules = runner.trained().cpu_weights(), runner.modules
+                write_outputs(directory, summary, evaluator.latest, kinds, dataset, weights_now, modules)
             directory.write_summary(summary)
         directory.remove_checkpoint()
     result = RunResult(summary, skipped=False)
@@ -290,41 +289,3 @@ def describe(
         "failure": None,  # diverged | input | out of memory | program
     }
     return described if sources is None else described | {"sources": [source.record for source in sources]}
-
-
-def write_outputs(
-    config: RunConfig,
-    directory: RunDirectory,
-    runner: StageRunner,
-    task: Classification,
-    dataset: Dataset,
-    measured: dict[str, dict[str, Any]],
-    summary: dict[str, Any],
-) -> None:
-    """Predictions of each split, class names, the trained weights, what the method learned; a model card on request.
-
-    The summary gets the digests of what is written.
-    """
-    digests = summary[DIGESTS] = {}
-    kinds = {"val": (VALIDATION, PREDICTIONS), "test": task.outputs}
-    for split, found in measured.items():
-        if split == "val" and not task.one_label:
-            continue
-        what, kept = kinds[split]
-        arrays = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
-        digests[what] = array_digest({key: arrays[key] for key in kept})
-        if kept == PREDICTIONS:
-            arrays["names"] = np.array([dataset.names[index] for index in arrays["index"]])
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        directory.write(f"{what}.npz", buffer.getvalue())
-    directory.write(CLASSES, json.dumps(dataset.classes).encode())
-    if runner.modules:
-        directory.write("method.safetensors", save_with_checksum(runner.modules))
-    weights, metadata = runner.trained().cpu_weights(), {}
-    digests["weights"] = fingerprint(weights)
-    if config.model_card:
-        card = make_card(summary, dataset.classes, digests["weights"])
-        metadata = metadata_of(card)
-        directory.write("MODEL_CARD.md", in_words(card).encode())
-    directory.write(MODEL, save_with_checksum(weights, metadata))

@@ -31,7 +31,7 @@ from ..common.options import LARGEST_BATCH, LONGEST, Options, option
 from ..common.timing import seconds_of
 from ..data.loader import images_at_once
 from ..models import Network, call, forward_in_chunks, frozen_backbone
-from .base import UNLABELLED, Batches, SampleLoss, check_labels, options_in
+from .base import UNLABELLED, Batches, SampleLoss, options_in
 from .fast.channel_ablation import Suffix, Suffixes, WholePass, WholePasses, suffixes_of
 
 
@@ -304,3 +304,21 @@ def _rises_on(
         ]
         rises[tap] = (torch.cat(losses).view(-1, len(labels)).T - intact[:, None])[_labelled(labels)]
     return rises
+
+
+def check_labels(labels: Tensor, num_classes: int) -> None:
+    """Raises UserError unless labels (B,) are whole numbers below `num_classes`, or UNLABELLED.
+
+    It waits for the device, which a training step must not.
+    """
+    if labels.dim() != 1 or labels.is_floating_point():
+        raise UserError(
+            f"Labels are whole numbers, one for each image, (B,); these have the shape {tuple(labels.shape)} and are "
+            f"{labels.dtype}."
+        )
+    wrong = labels[(labels != UNLABELLED) & ((labels < 0) | (labels >= num_classes))]
+    if len(wrong):
+        raise UserError(
+            f"The label {int(wrong[0])} is none of the classes 0 to {num_classes - 1}: num_classes={num_classes} is "
+            "too small, or labels do not begin at 0."
+        )

@@ -340,24 +340,6 @@ def options_in(group: type[T], options: T | Mapping[str, Any] | None) -> T:
     return from_mapping(group, options or {}) if options is None or isinstance(options, Mapping) else options
 
 
-def check_labels(labels: Tensor, num_classes: int) -> None:
-    """Raises UserError unless labels (B,) are whole numbers below `num_classes`, or UNLABELLED.
-
-    It waits for the device, which a training step must not.
-    """
-    if labels.dim() != 1 or labels.is_floating_point():
-        raise UserError(
-            f"Labels are whole numbers, one for each image, (B,); these have the shape {tuple(labels.shape)} and are "
-            f"{labels.dtype}."
-        )
-    wrong = labels[(labels != UNLABELLED) & ((labels < 0) | (labels >= num_classes))]
-    if len(wrong):
-        raise UserError(
-            f"The label {int(wrong[0])} is none of the classes 0 to {num_classes - 1}: num_classes={num_classes} is "
-            "too small, or labels do not begin at 0."
-        )
-
-
 def of_tap(outputs: Outputs, tap: str, like: Tensor | None = None) -> Tensor:
     """The map at `tap` in what a source returned. Raises UserError if it has none, or one of another shape.
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ..common.options import option
 from ..common.timing import seconds_of
 from ..models import Network
+from .attention import check_labels
 from .base import (
     METHODS,
     NO_SHAPES,
@@ -18,7 +19,6 @@ from .base import (
     OutputShapes,
     PenaltyConfig,
     Regularizer,
-    check_labels,
     full_precision,
     labels_of,
     not_negative,

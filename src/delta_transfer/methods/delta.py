@@ -95,7 +95,9 @@ class DELTAWithoutAttention(FeaturePenalty):
         def omega() -> Tensor:
             return added([self.distance(tap, outputs[tap], of_source(source_outputs)) for tap in taps_of(target)])
 
-        return {"feature_maps": self.alpha * self.in_this_step(omega, outputs["logits"])} | self.head_penalty(target)
+        return {
+            "feature_maps": self.alpha * self.in_this_step(omega, next(iter(outputs.values())))
+        } | self.head_penalty(target)
 
     def distance(self, tap: str, target_map: Tensor, source_outputs: Outputs) -> Tensor:
         """The part of Omega of one tap, for maps (B, C, H, W)."""

@@ -12,6 +12,7 @@ from ..common.options import LONGEST, OptionError, Options, option
 from ..common.timing import seconds_of
 from ..models import Network
 from ..models.batchnorm import AnyBatchNorm, replace_batchnorm
+from .attention import check_labels
 from .base import (
     METHODS,
     NO_SHAPES,
@@ -21,7 +22,6 @@ from .base import (
     Needs,
     OutputShapes,
     Regularizer,
-    check_labels,
     options_in,
 )
 
