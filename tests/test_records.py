@@ -7,11 +7,13 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import Options, option
+from delta_transfer.engine.callbacks import CONTENT, Progress, StageRunner
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.engine.config import name_of as config_name
 from delta_transfer.methods import method_config
@@ -300,3 +302,23 @@ def test_a_checkpoint_of_another_version_is_named_and_not_used(tmp_path, monkeyp
     write(checkpoints.FORMAT - 1)
     assert checkpoints.read_checkpoint(path, "this machine") is None
     assert f"{path} cannot be used" in capsys.readouterr().out and not path.exists()
+
+
+@pytest.mark.parametrize("lacking", CONTENT)
+def test_a_checkpoint_without_a_part_is_named_and_removed(tmp_path, capsys, lacking):
+    whole = {name: kind() if isinstance(kind, type) else None for name, kind in CONTENT.items()}
+    whole["progress"] = Progress.beginning().state_dict()
+    runner = SimpleNamespace(stages=[None])
+    with open(tmp_path / "last.pt", "wb") as file:
+        checkpoints.write_checkpoint(file, {key: whole[key] for key in whole if key != lacking}, "this machine")
+
+    def read() -> dict | None:
+        return checkpoints.read_checkpoint(
+            tmp_path / "last.pt", "this machine", lambda state: StageRunner._fits(runner, state)
+        )
+
+    assert read() is None
+    assert "last.pt cannot be used" in capsys.readouterr().out and not (tmp_path / "last.pt").exists()
+    with open(tmp_path / "last.pt", "wb") as file:
+        checkpoints.write_checkpoint(file, whole, "this machine")
+    assert read() is not None
