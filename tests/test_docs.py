@@ -39,7 +39,7 @@ def test_prose_keeps_the_rules_of_language(page):
     lines = prose(page)
     assert any(lines)
     assert [number for number, line in enumerate(lines, 1) if len(line) > 120] == []
-    bent = re.compile(r"(?:^|[.:] )Of [a-z]|\b[Ww]hat is (?!\.\.\.)[^?.,:]{1,40} is ")
+    bent = re.compile(r"(?m)(?:^[-\d. ]*|[.:] )Of [a-z]|\b[Ww]hat is (?!\.\.\.)[^?.,:]{1,40} is ")
     assert bent.search("Of these two, one is left.") and bent.search("What is read again is checked.")
     assert [found[0] for found in bent.finditer("\n".join(lines))] == []
 
