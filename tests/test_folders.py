@@ -102,6 +102,11 @@ def test_splits_inside_the_folders_of_classes_are_refused(tmp_path):
     assert read(root, nested=True).classes == ("ants", "bees")
 
 
+@pytest.mark.parametrize("names", [("images", "masks"), ("JPEGImages", "Annotations", "SegmentationClass")])
+def test_images_and_what_was_drawn_into_them_are_no_classes(tmp_path, names):
+    assert "segmentation" in refused(write_folder(tmp_path / "photos", **dict.fromkeys(names, 4)))
+
+
 def test_masks_beside_the_images_of_each_class_are_not_taken_for_images(tmp_path):
     root = write_folder(tmp_path, **{f"{name}/{part}": 3 for name in ("ants", "bees") for part in ("images", "masks")})
     assert "images, masks" in refused(root)

@@ -122,6 +122,17 @@ def test_what_is_no_image_is_named_and_the_others_are_predicted(run, tmp_path, c
     assert all(f"error: {path}: " in errors for path in refused)
 
 
+def test_images_of_more_than_8_bits_need_a_scale(run, tmp_path, capsys):
+    grey = np.linspace(0, 65535, 48 * 48).reshape(48, 48).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    Image.fromarray((grey >> 8).astype(np.uint8)).save(tmp_path / "eight.png")
+    assert predicted(capsys, run, tmp_path / "deep.png", status=1)["images"] == []
+    main([str(run), str(tmp_path / "deep.png")])
+    assert "--scale" in capsys.readouterr().err
+    deep, eight = predicted(capsys, run, tmp_path, "--scale", "full")["images"]
+    assert deep["classes"] == eight["classes"]
+
+
 def test_nothing_but_refused_images_is_no_crash(run, tmp_path, capsys):
     (tmp_path / "text.jpg").write_text("not an image")
     assert main([str(run), str(tmp_path)]) == 1

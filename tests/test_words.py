@@ -170,6 +170,13 @@ def test_unknown_options_have_exit_status_2(arguments, monkeypatch, capsys):
     assert delta_run(monkeypatch, *arguments) == 2
 
 
+@pytest.mark.parametrize("main", [export.main, report])
+def test_commands_without_settings_refuse_one(main, capsys):
+    run = ["RUN", "--format", "onnx"] if main is export.main else ["RUN"]
+    assert main([*run, "+reg.alhpa=1"]) == 1
+    assert "+reg.alhpa=1" in capsys.readouterr().err
+
+
 def test_every_command_says_its_version(monkeypatch, capsys):
     assert delta_run(monkeypatch, "reg=l2", "--version") == 0
     for main in (data.main, export.main, predict.main, report):

@@ -11,7 +11,8 @@ set nor its source weights. Images are resized, cropped and normalised as the ru
 where it was tested on ten); probabilities are the softmax of its logits.
 
 In folders, images are the files that dataset=folder takes (.jpg, .png, ...), what is hidden left out. A file that is no
-image, is damaged, or is of another format (.heic, ...), is named on stderr, and the others are predicted.
+image, is damaged, or is of another format (.heic, ...), is named on stderr, and the others are predicted. Images of
+more than 8 bits need --scale, unless the run had dataset.scale.
 
 Where images lie in folders that are named as the run's classes, stderr says how many are predicted right, and which
 classes are taken for which; --format json has it as "labelled".
@@ -26,7 +27,9 @@ import argparse
 import csv
 import io
 import json
+import math
 import os
+import re
 import sys
 import unicodedata
 from codecs import BOM_UTF8
@@ -90,6 +93,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--batch-size", type=positive, metavar="N", help="images at once (default: 256 on a GPU, a few on a CPU)"
     )
+    p.add_argument(
+        "--scale", type=scale, help="dataset.scale for these images: full, minmax or a number (default: the run's)"
+    )
+    p.add_argument("--max-pixels", type=positive, metavar="N", help="dataset.max_pixels for these images")
     p.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: a GPU if there is one")
     return p
 
@@ -100,10 +107,22 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def scale(text: str) -> str | float:
+    value = text if text in ("full", "minmax") else float(text)
+    if not isinstance(value, str) and not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def as_options(text: str) -> str:
+    """Advice for delta-run, such as dataset.max_pixels=N, as options of this command."""
+    return re.sub(r"dataset\.(scale|max_pixels)(=?)", lambda m: f"--{m[1].replace('_', '-')}{' ' * len(m[2])}", text)
+
+
 def predict(args: argparse.Namespace) -> Found:
     """Predicts all images. Reports on stderr which images were refused, and why."""
     from ..data.examination import only_first_pictures
-    from ..data.images import holds_several_pictures
+    from ..data.images import Reading, holds_several_pictures
     from ..engine.devices import pick_device  # imports torch
     from ..inspect.finished import finished, run_folder
     from ..inspect.predict import probabilities
@@ -113,11 +132,13 @@ def predict(args: argparse.Namespace) -> Found:
     images, outcome_of = [], {}
     title = f"{run.run_id}: predicting"
     with Display(title, len(files), "image") if sys.stderr.isatty() else nullcontext() as display:
-        outcomes = probabilities(run, list(files), pick_device(args.device), args.batch_size) if files else ()
+        configured = run.config.dataset
+        reading = Reading(args.scale or configured.scale, args.max_pixels or configured.max_pixels)
+        outcomes = probabilities(run, list(files), reading, pick_device(args.device), args.batch_size) if files else ()
         for done, (file, outcome) in enumerate(outcomes, 1):
             image = spelled_out(str(file))
             if isinstance(outcome, BaseException):
-                refused[image] = f"no image that can be read ({spelled_out(first_line(outcome))})"
+                refused[image] = f"no image that can be read ({as_options(spelled_out(first_line(outcome)))})"
             else:
                 best = (-outcome).argsort(kind="stable")[: args.top].tolist()
                 classes = [

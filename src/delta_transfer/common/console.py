@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
@@ -248,9 +248,21 @@ def printable(text: str) -> str:
     return spelled_out(text.expandtabs(4), keep="\n")
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser of options. It refuses a setting KEY=VALUE with UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        left_over = message.removeprefix("unrecognized arguments: ")
+        if left_over != message and "=" in left_over and not left_over.startswith("-"):
+            raise UserError(
+                f"{self.prog} takes no settings: leave out {left_over} ({self.prog} --help lists its options)"
+            )
+        super().error(message)
+
+
 def command_parser(prog: str, text: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
     """A parser of a command's arguments, with --version. Line breaks of its texts stay."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=prog,
         description=text,
         epilog=epilog,

@@ -18,6 +18,21 @@ SPLIT_WORDS = {
     "test": {"test", "testing", "tests", "tst", "eval", "evaluation", "holdout"},
     "val": {"val", "valid", "validation", "dev"},
 }
+# Folders of data sets for segmentation or detection: pictures, and what was drawn into each.
+PICTURES = {"image", "images", "img", "imgs", "photo", "photos", "jpegimages", "input", "inputs"}
+DRAWN = {"mask", "masks", "label", "labels", "annotation", "annotations", "segmentation", "segmentations"} | {
+    *(
+        "segmentationclass",
+        "segmentationobject",
+        "groundtruth",
+        "ground_truth",
+        "gt",
+        "bbox",
+        "bboxes",
+        "target",
+        "targets",
+    )
+}
 LAYOUTS = "dataset=folder reads DIR/train/<class>/* with DIR/test/<class>/*, or DIR/<class>/* (dataset.root=DIR)"
 
 
@@ -83,6 +98,11 @@ def check_level(tree: Path, listings: dict[str, Listing], is_root: bool, nested:
         raise UserError(f"{tree} holds images in one folder only, {holding[0]}. The classes are in {inner}: {advice}")
     if len(names) < 2:
         raise UserError(f"{tree} holds a single class folder, {names[0]}; two or more are needed. {LAYOUTS}.")
+    if {name.lower() for name in names} <= PICTURES | DRAWN and not PICTURES.isdisjoint(map(str.lower, names)):
+        raise UserError(
+            f"{tree}: the folders {shorten_list(names)} are not classes, it seems, but images and what was drawn into "
+            f"them (for segmentation or detection). Classification needs a folder for each class. {LAYOUTS}."
+        )
     copies = [name for name in holding if name not in direct and set(below[name]) & (set(names) - {name})]
     if copies and direct:
         raise UserError(

@@ -18,7 +18,7 @@ from .finished import Finished
 
 
 def probabilities(
-    run: Finished, files: Sequence[Path], device: torch.device, batch_size: int | None
+    run: Finished, files: Sequence[Path], reading: Reading, device: torch.device, batch_size: int | None
 ) -> Iterator[tuple[Path, np.ndarray | BaseException]]:
     """The probabilities (K,) of each file in order, or the error that prevents them.
 
@@ -27,7 +27,6 @@ def probabilities(
     network = run.network.to(device).to(memory_format=torch.channels_last)
     no_labels = np.full(len(files), -1)
     names = tuple(map(str, files))
-    reading = Reading(run.config.dataset.scale, run.config.dataset.max_pixels)
     allow_pixels(reading.max_pixels)
 
     def load(index: int) -> Image.Image:
