@@ -16,7 +16,7 @@ from delta_transfer.methods.base import Batch
 from delta_transfer.models import HookedNetwork, Network, frozen_maps, libraries
 from delta_transfer.models.named import NamedBackboneConfig, tappable
 from delta_transfer.models.tapping import chain_of, choose_taps, layout_of, run_once
-from delta_transfer.models.zoo import BackboneConfig, build_source
+from delta_transfer.models.zoo import BackboneConfig, build_source, construct
 
 timm = pytest.importorskip("timm")
 
@@ -238,7 +238,7 @@ def test_weights_that_cannot_be_had_are_named_with_the_way_to_get_them(monkeypat
 
 @pytest.mark.parametrize("method", ["delta_noatt", "afa_spatial", "afa_channel", "at", "fm"])
 def test_penalties_are_the_same_for_hooks_and_a_traced_network(method):
-    traced = family("ResNet").double()  # float32 gradients differ in the order of their sums
+    traced = family("ResNet").copy().double()  # float32 gradients differ in the order of their sums
     assert type(traced) is Network
     images = torch.randn(3, 3, SIDE, SIDE, dtype=torch.float64)
     found = []
@@ -254,6 +254,21 @@ def test_penalties_are_the_same_for_hooks_and_a_traced_network(method):
         sum(terms.values()).backward()
         found.append([*terms.values(), target.model.layer1[0].conv1.weight.grad])
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(("library", "name"), [("timm", "test_vit"), ("torchvision", "convnext_tiny")])
+def test_drop_path_leaves_branches_out_in_training_alone(library, name):
+    config = NamedBackboneConfig(library=library, name=name, weights="none", image_size=64, drop_path=0.9).complete()
+    network, images = build_source(config, seed=0), torch.randn(1, 3, 64, 64)
+    outputs = [network.train()(images)["logits"] for _ in range(3)]
+    assert not torch.equal(outputs[0], outputs[1]) or not torch.equal(outputs[0], outputs[2])
+    assert torch.equal(network.eval()(images)["logits"], network(images)["logits"])
+
+
+@pytest.mark.parametrize(("library", "name"), [("timm", "vgg11"), ("torchvision", "resnet18")])
+def test_networks_without_drop_path_refuse_it(library, name):
+    with pytest.raises(UserError, match="drop_path"):
+        construct(BackboneConfig(name, "none", 64, 64, head="?", taps=[], library=library, drop_path=0.1), 10)
 
 
 def test_tokens_in_front_are_left_out_of_maps_and_go_on_in_the_network():

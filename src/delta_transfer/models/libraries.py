@@ -33,13 +33,24 @@ def timm_library() -> ModuleType:
     return timm
 
 
-def timm_model(name: str, image_size: int, num_classes: int) -> nn.Module:
-    """A network of timm without weights, for images of `image_size` pixels. Raises UserError for an unknown name."""
+def no_drop_path(name: str) -> UserError:
+    return UserError(f"backbone.drop_path: {name} has no drop path (stochastic depth).")
+
+
+def timm_model(name: str, image_size: int, num_classes: int, drop_path: float | None = None) -> nn.Module:
+    """A network of timm without weights, for images of `image_size` pixels.
+
+    drop_path: the largest probability that a residual branch is left out of a training step. Raises UserError for an
+    unknown name, and for a drop path of a network that has none.
+    """
     timm = timm_library()
     known(name, "timm")
+    options = {} if drop_path is None else {"drop_path_rate": drop_path}
     try:
-        model: nn.Module = timm.create_model(name, num_classes=num_classes, **_size_of(name, image_size))
+        model: nn.Module = timm.create_model(name, num_classes=num_classes, **options, **_size_of(name, image_size))
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        if "drop_path_rate" in str(error):
+            raise no_drop_path(name) from None
         raise UserError(
             f"backbone.name={name}: timm cannot make it for images of {image_size} pixels "
             f"(backbone.image_size): {type(error).__name__}."

@@ -57,9 +57,9 @@ class NamedBackboneConfig(BackboneConfig):
         values = said | {"image_size": side, "resize": max(side, round(side / said["crop"]))} | given
         crop = values.pop("crop")
         assert crop
-        partial = dict(library=self.library, name=name, weights=weights, taps=[], head="?") | {
-            key: values[key] for key in ("image_size", "resize", "mean", "std", "interpolation")
-        }
+        partial = dict(
+            library=self.library, name=name, weights=weights, taps=[], head="?", drop_path=self.drop_path
+        ) | {key: values[key] for key in ("image_size", "resize", "mean", "std", "interpolation")}
         found = _structure(self.library, name, side)
         head = found.head if self.head == AUTO else self.head
         taps = list(found.taps if self.taps == [AUTO] else self.taps)

@@ -22,6 +22,7 @@ from .layouts import LAYOUTS
 from .libraries import (
     INTERPOLATIONS,
     known,
+    no_drop_path,
     renamed_by_timm,
     timm_model,
     timm_not_downloaded,
@@ -68,6 +69,14 @@ class BackboneConfig(Options):
     interpolation: str = option("bilinear", "how images are resized to `resize`", choices=INTERPOLATIONS)
     layout: str = option("BCHW", "the axes of tapped maps; B images, N tokens, C channels", choices=LAYOUTS)
     prefix_tokens: int = option(0, "class tokens in front of each map of tokens that are left out", at_least=0)
+
+    drop_path: float | None = option(
+        None,
+        "largest probability that a residual branch is left out of a training step (stochastic depth); null: the "
+        "library's own",
+        at_least=0,
+        below=1,
+    )
 
     def complete(self) -> "BackboneConfig":
         """The options without a null."""
@@ -192,7 +201,7 @@ def bare_network(config: BackboneConfig, num_classes: int, state: StateDict) -> 
     return model.float().eval().requires_grad_(False)
 
 
-def options_for(name: str, state: StateDict) -> dict[str, bool]:
+def options_for(name: str, state: StateDict) -> dict[str, float]:
     """What torchvision's constructor must be told, so that `state` fits: files leave out auxiliary branches."""
     has_aux = any(key.startswith(("AuxLogits.", "aux1.")) for key in state)
     return {"aux_logits": False} if name in ("inception_v3", "googlenet") and not has_aux else {}
@@ -266,16 +275,22 @@ def _classes_of(state: StateDict, config: BackboneConfig) -> int:
     return len(weight)
 
 
-def construct(config: BackboneConfig, num_classes: int, **options: bool) -> nn.Module:
+def construct(config: BackboneConfig, num_classes: int, **options: float) -> nn.Module:
     """The network without weights. Raises UserError for a name that no library has."""
     name = config.name
     if name in NETWORKS:
+        if config.drop_path is not None:
+            raise no_drop_path(name)
         return NETWORKS[name](num_classes)
     if config.library == "timm":
-        return timm_model(name, config.image_size, num_classes)
+        return timm_model(name, config.image_size, num_classes, config.drop_path)
     known(name, config.library, sorted(NETWORKS))
     options |= {"transform_input": False, "init_weights": True} if name == "inception_v3" else {}
-    model: nn.Module = torchvision_models().get_model(name, weights=None, num_classes=num_classes, **options)
+    options |= {} if config.drop_path is None else {"stochastic_depth_prob": config.drop_path}
+    try:
+        model: nn.Module = torchvision_models().get_model(name, weights=None, num_classes=num_classes, **options)
+    except TypeError as error:
+        raise no_drop_path(name) if "stochastic_depth_prob" in str(error) else error from None
     return model
 
 
