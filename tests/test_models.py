@@ -10,10 +10,13 @@ from safetensors.torch import save_file
 from torchvision.models import get_model, mobilenet_v2, resnet18
 
 from delta_transfer.common.errors import UserError
+from delta_transfer.engine.config import user_of_source_head
 from delta_transfer.models import Network, frozen_maps
 from delta_transfer.models.graph_networks import GRAPH_NETWORKS
 from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.checked import fingerprint, save_with_checksum
+
+from .miniature import composed
 
 CONF = Path(__file__).parent.parent / "conf" / "backbone"
 PUBLISHED_CHANNELS = {
@@ -193,6 +196,18 @@ def test_source_keeps_the_head_of_its_weights_and_does_without_one(tmp_path):
     headless = {name: value for name, value in state.items() if not name.startswith("fc.")}
     save_file(headless, tmp_path / "headless.safetensors")
     assert torch.equal(load(tmp_path / "headless.safetensors").weights()["conv1.weight"], state["conv1.weight"])
+
+
+@pytest.mark.parametrize("setting", ["reg=lwf", "reg=co_tuning", "evaluate.forgetting=true"])
+def test_a_source_without_a_head_is_refused_where_its_head_is_used(setting, tmp_path):
+    state = {name: value for name, value in small_state().items() if not name.startswith("fc.")}
+    save_file(state, tmp_path / "headless.safetensors")
+    config = composed("dataset=glyphs", setting, f"backbone.weights={tmp_path / 'headless.safetensors'}")
+    user = user_of_source_head(config, config.reg.build().stages())
+    assert user == setting
+    with pytest.raises(UserError, match=setting):
+        build_source(config.backbone, 0, True, user)
+    assert user_of_source_head(composed("reg=delta"), []) is None
 
 
 def test_absent_head_is_the_same_for_every_seed(tmp_path):

@@ -294,6 +294,13 @@ def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
         )
 
 
+def user_of_source_head(config: RunConfig, stages: Sequence[Stage]) -> str | None:
+    """Which setting needs that the head of backbone.weights was trained; None if none does."""
+    if config.source is None and any(stage.method.needs.source_head for stage in stages):
+        return f"reg={config.reg.name}"
+    return "evaluate.forgetting=true" if config.evaluate.forgetting else None
+
+
 def check_micro_batches(config: RunConfig, stages: Sequence[Stage]) -> int:
     """Images of a micro-batch. Raises UserError if a batch cannot be cut into micro-batches of equal size."""
     schedule, processes = config.schedule, devices.processes()

@@ -31,6 +31,7 @@ from ..engine.config import (
     say_what_it_trains,
     seed_of_modules,
     source_shapes,
+    user_of_source_head,
     weights_name,
 )
 from ..engine.evaluation import NotFinite
@@ -81,7 +82,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     # --- Source and target ---
 
     with devices.rank0_first():  # it may download
-        source = build_source(config.backbone, config.seed, tapped=tapped)
+        source = build_source(config.backbone, config.seed, tapped, user_of_source_head(config, stages))
         sources = load_sources(config.source, tapped) if config.source else None
     further.require_head(source)
     weights = fingerprint(source.weights())

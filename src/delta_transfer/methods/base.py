@@ -85,6 +85,7 @@ class Needs:
 
     source: bool = False  # the frozen source network runs on every micro-batch
     source_logits: bool = False  # its logits and its embedding too, which otherwise are not computed
+    source_head: bool = False  # the source's own head must have been trained
     taps: bool = False  # tapped feature maps of the target, and of the source where it runs
     random_start: bool = False  # the target begins with random weights
     other_sources: bool = False  # the source may be of another architecture than the target

@@ -44,7 +44,7 @@ class CoTuning(Regularizer):
     with a file that has none, the head stays random. Call `fit` or `load_fitted` before `setup`.
     """
 
-    needs = Needs(fitted="relationship", fit_on="centre crops", one_label=True)
+    needs = Needs(source_head=True, fitted="relationship", fit_on="centre crops", one_label=True)
 
     def __init__(self, alpha: float = 2.3, beta: float = 0.0, weight_decay: float = 5e-4):
         super().__init__(beta=beta, weight_decay=weight_decay)

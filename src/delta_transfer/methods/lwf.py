@@ -62,7 +62,7 @@ class LwF(Regularizer):
     head="source" call `fit` or `load_fitted` before it.
     """
 
-    needs = Needs(source=True, source_logits=True, other_sources=True)
+    needs = Needs(source=True, source_logits=True, source_head=True, other_sources=True)
 
     def __init__(
         self,

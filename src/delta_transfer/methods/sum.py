@@ -131,6 +131,7 @@ class Sum(Regularizer):
         self.needs = Needs(
             source=any(each.source for each in needs),
             source_logits=any(each.source_logits for each in needs),
+            source_head=any(each.source_head for each in needs),
             taps=any(each.taps for each in needs),
             other_sources=all(each.other_sources for each in needs),
             own_batchnorm=bool(own),

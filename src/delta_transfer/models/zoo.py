@@ -150,12 +150,15 @@ def options_of_backbone(name: object) -> type[BackboneConfig]:
     return GraphBackboneConfig if name in GRAPH_NETWORKS else BackboneConfig
 
 
-def build_source(config: BackboneConfig, seed: int, tapped: bool = True) -> Network:
+def build_source(config: BackboneConfig, seed: int, tapped: bool = True, head_for: str | None = None) -> Network:
     """The source network with the head its weights came with; random weights from `seed` where there are none.
 
-    `tapped`: whether its feature maps are wanted.
+    tapped: whether its feature maps are wanted. head_for: who uses the source's own head. Raises UserError if the file
+    of weights lacks that.
     """
     state = read_weights(config)
+    if head_for and state is not None and f"{config.head}.weight" not in state:
+        raise UserError(f"{head_for} uses the source's own head, which backbone.weights={config.weights} lacks.")
     num_classes = 1000 if state is None else _classes_of(state, config)
     with torch.random.fork_rng(devices=[]):
         # A file without a head leaves the head random: the same one for every seed, it is part of the source.
