@@ -67,7 +67,22 @@ def test_accuracy_on_a_further_set_is_that_of_its_classes_in_the_runs_order(root
         shutil.copy(file, folder / file.parent.name / file.name)
     elsewhere = [word for word in words if not word.startswith("results_dir=")] + [f"results_dir={tmp_path / 'r'}"]
     record = run(composed(*elsewhere, "seed=2", f"+evaluate.also.same={folder}")).summary
-    assert record["also_same_top1"] == record["test_top1"] and record["also_same_loss"] == record["test_loss"]
+    assert record["also_same_top1"] == record["test_top1"]
+    assert record["also_same_loss"] == pytest.approx(record["test_loss"], rel=1e-4)
+
+
+def test_the_head_of_a_source_that_was_trained_on_the_probe_keeps_its_test_accuracy(root, words, tmp_path):
+    """evaluate.probe=NAME with the source's classes: the first network's test accuracy, while its backbone stays."""
+    (tmp_path / "CUB_200_2011").symlink_to(root)
+    first = composed(*words[:-1], "reg=l2", "seed=3", "schedule.iterations=12")
+    source = run(first).summary
+    asked = [
+        f"backbone.weights={Path(first.results_dir) / 'runs' / source['run_id'] / 'model.safetensors'}",
+        *(f"data_dir={tmp_path}", "evaluate.forgetting=true", "evaluate.probe=cub", "evaluate.source_labels=true"),
+    ]
+    record = run(composed(*words, *asked, "seed=4")).summary
+    assert record["kept_source_top1_before"] == record["kept_source_top1"] == source["test_top1"]
+    assert 0 < source["test_top1"] and set(record["further_sets"]) == {"cub"}
 
 
 def test_the_sources_head_is_applied_to_any_embedding(tiny_source):

@@ -1,12 +1,15 @@
 """The leaderboard and what it says in a sentence, on synthetic records."""
 
+import json
+
 import pytest
 
+from delta_transfer import report
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.leaderboard import leaderboards
 from delta_transfer.reporting.statistics import contests, standing
 
-from .test_report import record, three_methods
+from .test_report import record, save, three_methods
 
 
 def texts(table):
@@ -50,6 +53,48 @@ def test_a_seed_that_the_baseline_lacks_is_counted():
     runs = [record("l2", s, 50.0 + s) for s in (0, 1)] + [record("delta", s, 51.0 + s * s) for s in (0, 1, 2)]
     (made,) = leaderboards(compare(runs), "l2")
     assert made.rows[0][2].text.endswith("(2)") and made.rows[0][4].text == "3"
+
+
+def with_further(runs):
+    """Beside test images, sketches, the source's answers and a probe on dogs; the last run lacks them."""
+    for one in runs[:-1]:
+        one["config"]["evaluate"] = {"also": {"sketches": "/drawings"}}
+        one |= {"also_sketches_top1": one["test_top1"] - 20.0 + one["seed"], "kept_agreement": one["test_top1"]}
+        one |= {"kept_probe_top1": 40.0, "kept_probe_top1_before": 42.5}
+        one["further_sets"] = {"sketches": "a" * 64, "dogs": "b" * 64}
+    return runs
+
+
+def test_further_measures_are_columns_with_paired_intervals():
+    comparison = compare(with_further(three_methods()))
+    (made,) = leaderboards(comparison, "l2")
+    columns = ["sketches", "source's answers", "probe, dogs"]
+    at = made.header.index("sketches")
+    assert made.header[at : at + 3] == columns
+    delta, l2_sp, l2 = ([entry.text for entry in row[at : at + 3]] for row in made.rows)
+    assert all(text.endswith("(2)") for text in delta)
+    assert l2_sp == ["33.3, +0.3 [−0.4, +1.1]", "52.3, +0.3 [−0.4, +1.1]", "40.0, 0.0"]
+    assert l2 == ["33.0", "52.0", "40.0"]
+    assert any("42.5" in note for note in made.notes)
+
+
+def test_other_images_are_another_measure():
+    runs = with_further(three_methods())
+    runs[0]["further_sets"]["sketches"] = "c" * 64
+    (made,) = leaderboards(compare(runs), "l2")
+    assert {"sketches (aaaaaaaa)", "sketches (cccccccc)", "probe, dogs"} <= set(made.header)
+
+
+def test_further_measures_are_in_files_for_programs_and_in_every_text(tmp_path, capsys):
+    folder = save(tmp_path, with_further(three_methods()))
+    assert report.main([folder, "--format", "json"]) == 0
+    l2_sp = json.loads(capsys.readouterr().out)["cells"][1]
+    assert l2_sp["also_sketches_top1"] == 33.3333 and l2_sp["also_sketches_top1_difference"] == 0.3333
+    assert l2_sp["also_sketches_top1_low"] == -0.3838 and l2_sp["kept_probe_top1_low"] is None
+    for form in ("table", "markdown", "latex", "html"):
+        output = tmp_path / f"report.{form}"
+        assert report.main([folder, "--format", form, "--output", str(output)]) == 0
+        assert all(words in output.read_text("utf-8") for words in ("sketches", "33.3, +0.3", "probe, dogs"))
 
 
 def test_validation_tables_have_no_differences():

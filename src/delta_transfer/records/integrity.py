@@ -34,7 +34,8 @@ def problem_of(record: Mapping[str, Any]) -> str | None:
     digests = record.get(DIGESTS)
     if digests is not None and (not isinstance(digests, dict) or digests.get("record") != _digest(record)):
         return f"it was changed after the run ended: {WHAT_TO_DO}"
-    for key in PERCENTAGES:
+    further = [key for key in record if key.startswith(("kept_", "also_")) and not key.endswith("_loss")]
+    for key in (*PERCENTAGES, *further):
         value = record.get(key)
         if isinstance(value, int | float) and not 0 <= value <= 100:
             return f"its {key} is {value}, which is no percentage: {WHAT_TO_DO}"

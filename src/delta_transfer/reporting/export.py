@@ -5,8 +5,9 @@ import json
 from ..common.untrusted import no_formula
 from ..records.reading import run_id
 from .comparison import Cell, Comparison
+from .further import measures_in
 from .published import against
-from .statistics import contests, paired
+from .statistics import Difference, contests, paired
 
 Line = dict[str, object]
 
@@ -17,6 +18,7 @@ def lines(comparison: Comparison, baseline: str | None, protocol: str | None) ->
     for contest in contests(comparison):
         for cell in contest.cells.values():
             theirs[id(cell)] = contest.cells.get(baseline or "")
+    measures = measures_in((cell for row in comparison.rows for cell in row.cells.values()), by="key")
     matches = {id(match.cell): match for match in against(comparison, protocol)} if protocol else {}
     made = []
     for row in comparison.rows:
@@ -26,17 +28,25 @@ def lines(comparison: Comparison, baseline: str | None, protocol: str | None) ->
             cell = row.cells[method]
             line: Line = {"dataset": row.dataset, "backbone": row.backbone, "settings": row.settings, "method": method}
             line |= {"mean": rounded(cell.mean), "std": rounded(cell.std), "n": cell.n}
+            other = theirs.get(id(cell)) if method != baseline else None
             if baseline:
-                other = theirs.get(id(cell)) if method != baseline else None
                 difference = paired(cell, other) if other else None
-                line |= {"baseline": difference and baseline, "difference": difference and rounded(difference.mean)}
-                line |= {"low": difference and rounded(difference.low), "high": difference and rounded(difference.high)}
+                line |= {"baseline": difference and baseline} | numbers_of(difference)
             if protocol:
                 number, differing = matches[id(cell)].number, matches[id(cell)].differing
                 line |= {"published": number and number.mean, "published_std": number and number.std}
                 line |= {"published_source": number and number.source, "differs": ", ".join(differing) or None}
+            for name, measure in measures.items():
+                own, base = measure.of(cell), measure.of(other) if other else None
+                line |= {name: rounded(own.mean) if own.values else None}
+                line |= numbers_of(paired(own, base) if base else None, f"{name}_") if baseline else {}
             made.append((line, cell))
     return made
+
+
+def numbers_of(difference: Difference | None, prefix: str = "") -> Line:
+    names = {"difference": "mean", "low": "low", "high": "high"}
+    return {f"{prefix}{name}": difference and rounded(getattr(difference, key)) for name, key in names.items()}
 
 
 def rounded(value: float | None) -> float | None:

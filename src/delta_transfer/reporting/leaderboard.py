@@ -6,6 +6,7 @@ from ..common.console import duration
 from ..common.tables import MISSING, Entry, Table, bars, entries
 from ..records.reading import is_number
 from .comparison import Cell, Comparison, Row, grouped
+from .further import Measure, meanings, measures_in
 from .record_views import show, validates
 from .sections import BOLD, without_empty_settings
 from .statistics import Contest, Difference, contests, paired, signed, standing, winner
@@ -37,6 +38,8 @@ def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, basel
     base = contest.cells.get(baseline or "")
     found = [paired(cell, base) if base and cell is not base else None for _, _, cell in lines]
     drawn = iter(bars([span_of(one) for one in found if one]) if any(found) else [])
+    cells = [cell for _, _, cell in lines]
+    measures = {} if validates(comparison.metric) else measures_in(cells)  # no setting is chosen on further test sets
 
     def difference(cell: Cell, one: Difference | None) -> Entry:
         if one is None:
@@ -51,20 +54,24 @@ def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, basel
             Entry(str(cell).rpartition(" (")[0], cell.mean, bold=method == best),
             difference(cell, one),
             Entry("", bar=next(drawn)) if one else Entry(""),
+            *(measured(measure, cell, base) for measure in measures.values()),
             Entry(str(cell.n), cell.n),
             time_of(cell),
         )
         for (method, row, cell), one in zip(lines, found, strict=True)
     ]
     name = comparison.display(baseline or "")
-    header = ["method", "settings", "mean ± std", f"difference to {name}", "", "n", "time of a run"]
+    header = ["method", "settings", "mean ± std", f"difference to {name}", "", *measures, "n", "time of a run"]
     place = comparison.place_title(rows[0].place)
     notes = [BOLD] if best else []
     notes += [f"± sample std over n {comparison.over}"] if any(cell.std is not None for _, _, cell in lines) else []
     if any(found):
         notes.append(f"Difference: mean and 95 % t interval, in points, paired by seed; the bar shows it, 0 is {name}")
-    if any(one and one.n < cell.n for (_, _, cell), one in zip(lines, found, strict=True)):
-        notes.append(f"(k) after a difference: {name} has only k of its seeds")
+    if measures:
+        notes.append(f"{'; '.join(measures)}: mean in %" + (f", difference to {name} as before" if any(found) else ""))
+        notes += meanings(measures, cells)
+    if any(entry.text.endswith(")") for row in made for entry in row[3:]):
+        notes.append("(k) after a number: only k seeds have it, and what it is compared with")
     if sum(map(bool, found)) >= MANY:
         notes.append(
             "The intervals are not corrected for the number of methods: of 20 methods that are like "
@@ -82,6 +89,17 @@ def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, basel
     if not any(found):
         table = table.columns([i for i in range(len(header)) if i not in (3, 4)])
     return without_empty_settings(table)
+
+
+def measured(measure: Measure, cell: Cell, base: Cell | None) -> Entry:
+    """The mean of a further measure and, paired by seed, its difference to the baseline."""
+    own = measure.of(cell)
+    if not own.values:
+        return Entry(MISSING)
+    one = paired(own, measure.of(base)) if base and cell is not base else None
+    fewest = min(own.n, one.n) if one else own.n
+    words = [f"{own.mean:.1f}", *([one.without_n] if one else [])]
+    return Entry(", ".join(words) + (f" ({fewest})" if fewest < cell.n else ""), own.mean)
 
 
 def span_of(one: Difference) -> tuple[float, float, float]:
