@@ -1,0 +1,55 @@
+"""scripts/read_study.py: the tables of the study from cells of records."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from delta_transfer.reporting.comparison import Cell
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+TITLES = {"l2": "L2", "l2_fe": "L2-FE", "delta": "DELTA"}
+
+
+@pytest.fixture
+def study(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import read_study
+
+    return read_study
+
+
+def cell(*values: float) -> Cell:
+    return Cell({(seed, None): value for seed, value in enumerate(values)})
+
+
+def test_over_sets_is_a_t_interval_of_their_means(study):
+    found = study.over_sets([1.0, 2.0, 3.0])
+    assert (found.mean, found.n) == (2.0, 3)
+    assert found.high - found.mean == pytest.approx(4.302652730 / 3**0.5)  # t(0.975, 2) * 1 / sqrt(3)
+    assert study.over_sets([1.0, 2.0]).low is None and study.over_sets([]) is None
+
+
+def test_the_line_needs_four_data_sets(study):
+    slope, low, high = map(float, re.findall(r"[−+][\d.]+", study.line_through([0, 1, 2, 3], [0, 2, 4.1, 6])))
+    assert slope == pytest.approx(2.01) and low < slope < high
+    assert study.line_through([0, 1, 2], [0, 1, 2]) == study.line_through([1, 1, 1, 1], [0, 1, 2, 3]) == "-"
+
+
+def test_what_did_not_finish_is_a_dash(study):
+    sets = {"a": {"l2": cell(50, 51), "l2_fe": cell(52, 54)}, "b": {"l2": cell(60, 61), "delta": cell(61, 63)}}
+    text = study.reading(sets, TITLES)
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    assert rows["**mean over data sets**"].count("(1)") == 2
+    assert "| - |" in text and "53.0 ± 1.4 (2)" in text
+
+
+def test_two_runs_of_one_seed_are_refused(study):
+    run = {"schema": None, "folder": "x"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "problem", lambda record, metric: None)
+        patch.setattr(study, "folds", lambda record: None)
+        patch.setattr(study, "method_of", lambda record: "l2")
+        patch.setattr(study, "replicate", lambda record, metric: (0, None))
+        with pytest.raises(SystemExit):
+            study.cells_of([run | {"test_top1": 1.0}] * 2)
