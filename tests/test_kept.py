@@ -82,7 +82,7 @@ def test_the_head_of_a_source_that_was_trained_on_the_probe_keeps_its_test_accur
     ]
     record = run(composed(*words, *asked, "seed=4")).summary
     assert record["kept_source_top1_before"] == record["kept_source_top1"] == source["test_top1"]
-    assert 0 < source["test_top1"] and set(record["further_sets"]) == {"cub"}
+    assert source["test_top1"] > 0 and set(record["further_sets"]) == {"cub"}
 
 
 def test_the_sources_head_is_applied_to_any_embedding(tiny_source):

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torchvision.models import get_model, mobilenet_v2, resnet18
 
 from delta_transfer.common.errors import UserError
 from delta_transfer.engine.config import user_of_source_head
+from delta_transfer.experiment.experiment import run
 from delta_transfer.models import Network, frozen_maps
 from delta_transfer.models.graph_networks import GRAPH_NETWORKS
 from delta_transfer.models.zoo import BackboneConfig, build_source
@@ -208,6 +210,16 @@ def test_a_source_without_a_head_is_refused_where_its_head_is_used(setting, tmp_
     with pytest.raises(UserError, match=setting):
         build_source(config.backbone, 0, True, user)
     assert user_of_source_head(composed("reg=delta"), []) is None
+
+
+def test_a_failed_download_is_known_before_images_are_read(tmp_path, monkeypatch):
+    def no_network(*_arguments, **_options):
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    with pytest.raises(UserError, match="backbone.weights=/path/to/resnet18"):
+        run(composed("dataset=folder", f"dataset.root={tmp_path / 'nowhere'}", "backbone=resnet18", "device=cpu"))
 
 
 def test_absent_head_is_the_same_for_every_seed(tmp_path):

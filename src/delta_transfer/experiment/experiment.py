@@ -40,7 +40,7 @@ from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
 from ..engine.tasks import TASKS, Evaluator, class_weights
 from ..models.sources import SourceNetwork, load_sources
-from ..models.zoo import build_source
+from ..models.zoo import build_source, fetch_weights
 from ..records.arrays import PREDICTIONS, VALIDATION, predictions
 from ..records.checked import fingerprint
 from ..records.files import make_output_folder
@@ -66,6 +66,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     if config.schedule.iterations != "auto":  # that also chooses the batch size
         check_micro_batches(config, stages)
     tapped = any(stage.method.needs.taps for stage in stages)
+    with devices.rank0_first():  # before images are read: it may fail
+        fetch_weights(config.backbone)
 
     # --- Data ---
 
@@ -81,8 +83,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
 
     # --- Source and target ---
 
+    source = build_source(config.backbone, config.seed, tapped, user_of_source_head(config, stages))
     with devices.rank0_first():  # it may download
-        source = build_source(config.backbone, config.seed, tapped, user_of_source_head(config, stages))
         sources = load_sources(config.source, tapped) if config.source else None
     further.require_head(source)
     weights = fingerprint(source.weights())

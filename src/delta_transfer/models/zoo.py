@@ -259,6 +259,12 @@ def not_downloaded(config: BackboneConfig) -> str | None:
     return None if file.exists() else f"torchvision's {enum[choice]} will be downloaded from {enum[choice].url}"
 
 
+def fetch_weights(config: BackboneConfig) -> None:
+    """Downloads a library's weights unless they are here. Raises UserError where that fails."""
+    if not_downloaded(config):
+        read_weights(config)
+
+
 def _classes_of(state: StateDict, config: BackboneConfig) -> int:
     """The number of classes of the head in `state`, or 1000 without a head.
 
