@@ -29,7 +29,7 @@ from delta_transfer.inspect.patches import Place, ReceptiveFields, patch_figure,
 from delta_transfer.inspect.replay import replay
 from delta_transfer.models import Network
 from delta_transfer.models.frozen import frozen_maps
-from delta_transfer.models.small_resnet import SmallResNet
+from delta_transfer.models.zoo import SmallResNet
 from delta_transfer.records.reading import Damaged, read
 
 from .conftest import randomise_batchnorm

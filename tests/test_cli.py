@@ -20,7 +20,8 @@ from delta_transfer.data import load_dataset
 from delta_transfer.data.dataset import make_splits
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.experiment.fitting import describe_fit, fitted_path
-from delta_transfer.models.zoo import BackboneConfig, build_source
+from delta_transfer.models.weights import build_source
+from delta_transfer.models.zoo import BackboneConfig
 from delta_transfer.records.arrays import image_names, predictions
 from delta_transfer.records.reading import read
 from delta_transfer.records.run_directory import git_commit

@@ -24,7 +24,8 @@ from delta_transfer.experiment.experiment import run
 from delta_transfer.methods import DELTA, DELTAWithoutAttention, StochNorm
 from delta_transfer.methods.attention import AttentionConfig, channel_attention
 from delta_transfer.models.graph_networks import LAYERS, GraphEncoder, GraphNetwork
-from delta_transfer.models.zoo import GraphBackboneConfig, build_source
+from delta_transfer.models.weights import build_source
+from delta_transfer.models.zoo import GraphBackboneConfig
 
 from .miniature import composed
 

@@ -11,7 +11,7 @@ import torchvision
 from delta_transfer.common.errors import UserError
 from delta_transfer.inspect.image_maps import grad_cam, grad_cam_package, in_own_range, maps_of, with_last_map
 from delta_transfer.models import Network
-from delta_transfer.models.small_resnet import SmallResNet
+from delta_transfer.models.zoo import SmallResNet
 
 from .conftest import randomise_batchnorm
 

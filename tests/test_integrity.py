@@ -14,10 +14,10 @@ from delta_transfer import report
 from delta_transfer.cli.export import main as export
 from delta_transfer.cli.predict import main as predict
 from delta_transfer.common.errors import UserError
-from delta_transfer.common.untrusted import LONGEST_HEADER, read_regular
 from delta_transfer.inspect.finished import finished
 from delta_transfer.records import arrays, reading
 from delta_transfer.records.checked import load_with_checksum, save_with_checksum
+from delta_transfer.records.files import LONGEST_HEADER, read_regular
 from delta_transfer.records.integrity import with_digest
 from delta_transfer.records.run_directory import RunDirectory
 

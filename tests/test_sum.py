@@ -35,7 +35,7 @@ from delta_transfer.methods import (
 from delta_transfer.methods.base import Batch
 from delta_transfer.methods.sum import SumConfig, about_term
 from delta_transfer.models import Network
-from delta_transfer.models.small_resnet import SmallResNet
+from delta_transfer.models.zoo import SmallResNet
 from delta_transfer.records.checkpoints import read_checkpoint, write_checkpoint
 from delta_transfer.records.identity import run_identity
 from delta_transfer.reporting.comparison import compare

@@ -28,19 +28,17 @@ from torchvision.models import ResNet18_Weights
 
 from delta_transfer import report
 from delta_transfer.cli.case_study import main as case_study
-from delta_transfer.common import untrusted
-from delta_transfer.common.console import log
+from delta_transfer.common.console import log, no_formula
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.tables import Table, as_latex, as_markdown, entries, on_screen
-from delta_transfer.common.untrusted import no_formula
 from delta_transfer.data.archives import unpack
 from delta_transfer.data.images import FORMATS, UNREADABLE, read_image
 from delta_transfer.data.store import fit
 from delta_transfer.inspect.case_study import tidy
 from delta_transfer.models import Network
-from delta_transfer.models.weights import load_pickled
-from delta_transfer.models.zoo import BackboneConfig, _download, build_source
-from delta_transfer.records import arrays
+from delta_transfer.models.weights import _download, build_source, load_pickled
+from delta_transfer.models.zoo import BackboneConfig
+from delta_transfer.records import arrays, files
 from delta_transfer.records import reading as runs
 from delta_transfer.records.checkpoints import read_checkpoint
 from delta_transfer.records.files import OUTPUT_MARK
@@ -239,7 +237,7 @@ def test_a_name_in_a_weights_file_cannot_steer_the_terminal(tmp_path, capsys):
 @pytest.fixture
 def small_limit(monkeypatch):
     """What must be a gigabyte to be a bomb is a megabyte here."""
-    monkeypatch.setattr(untrusted, "GIB", MIB)
+    monkeypatch.setattr(files, "GIB", MIB)
 
 
 def check_refused(archive: Path, *expected: str) -> None:
@@ -306,7 +304,7 @@ def test_a_bomb_is_not_unpacked_to_list_its_members(tmp_path, small_limit, monke
     come, read = [], gzip.GzipFile.read
     monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: come.append(self.tell()) or read(self, size))
     check_refused(tmp_path / "in" / "bomb.tgz", "decompression bomb")
-    assert MIB < max(come) <= untrusted.most_unpacked((tmp_path / "in" / "bomb.tgz").stat().st_size) < 10 * MIB
+    assert MIB < max(come) <= files.most_unpacked((tmp_path / "in" / "bomb.tgz").stat().st_size) < 10 * MIB
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])

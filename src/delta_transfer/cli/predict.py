@@ -40,10 +40,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..common.console import Display, command_parser, log, shorten_list, spelled_out, stoppable
+from ..common.console import Display, command_parser, log, no_formula, shorten_list, spelled_out, stoppable
 from ..common.errors import UserError
 from ..common.tables import Entry, Table, entries, on_screen
-from ..common.untrusted import no_formula
 from ..records.files import make_output_folder, write_atomically
 
 

@@ -238,6 +238,20 @@ def spelled_out(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # the last four are the full-width forms of the first
+
+
+def no_formula(value: object) -> object:
+    """Puts an apostrophe before a text that a spreadsheet would compute. Numbers, also as texts, stay as they are."""
+    if not isinstance(value, str) or not value.startswith(FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
 def quoted(word: str) -> str:
     """A word as it has to be typed in a shell."""
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)

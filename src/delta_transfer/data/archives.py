@@ -17,7 +17,7 @@ from typing import IO, cast
 
 from ..common.console import shorten_list
 from ..common.errors import UserError
-from ..common.untrusted import most_unpacked
+from ..records.files import most_unpacked
 from ..records.locks import wait_for_lock
 
 # Errors that a damaged archive can raise. RuntimeError: it is encrypted, or compressed in an unknown way. ValueError,

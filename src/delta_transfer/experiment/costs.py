@@ -32,7 +32,8 @@ from ..engine.tasks import TASKS
 from ..methods.base import Batch, Stage
 from ..models import Network
 from ..models.sources import SourceNetwork
-from ..models.zoo import BackboneConfig, build_source
+from ..models.weights import build_source
+from ..models.zoo import BackboneConfig
 from ..records.checked import fingerprint, save_with_checksum
 
 PROBE_BATCH = 4  # images of a step in which something is only counted

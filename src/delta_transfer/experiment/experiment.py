@@ -40,7 +40,7 @@ from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
 from ..engine.tasks import TASKS, Evaluator, class_weights
 from ..models.sources import SourceNetwork, load_sources
-from ..models.zoo import build_source, fetch_weights
+from ..models.weights import build_source, fetch_weights
 from ..records.arrays import PREDICTIONS, VALIDATION, predictions
 from ..records.checked import fingerprint
 from ..records.files import make_output_folder

@@ -18,7 +18,7 @@ from ..engine.config import EMBEDDED, RunConfig, check_choices, name_of
 from ..engine.devices import device_name, pick_device, pick_precision
 from ..engine.tasks import TASKS
 from ..models.sources import SourceNetwork, load_sources
-from ..models.zoo import build_source, not_downloaded
+from ..models.weights import build_source, not_downloaded
 from ..records.checked import fingerprint
 from ..records.run_directory import RunDirectory
 from .costs import Cost, decides_cost, measure

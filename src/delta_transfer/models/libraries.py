@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..common.console import log
 from ..common.errors import UserError
-from .weights import StateDict
 
+StateDict = dict[str, Tensor]
 HUB = "hf-hub:"
 FREE = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause")
 INTERPOLATIONS = ("bilinear", "bicubic")

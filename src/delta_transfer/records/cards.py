@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ..common.console import shorten_list, spelled_out
 from ..common.errors import UserError
 from ..common.tables import markdown_text
-from ..common.untrusted import check_header
+from .files import check_header
 
 SUFFIX = ".safetensors"
 FORMAT = 1

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, uint8
 
-from ..common.untrusted import check_header
+from .files import check_header
 from .integrity import WHAT_TO_DO, digest_of
 
 CHECKSUM = "sha256"

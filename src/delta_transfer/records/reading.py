@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.console import spelled_out
 from ..common.errors import UserError
-from ..common.untrusted import MIB, read_regular
+from .files import MIB, read_regular
 from .integrity import problem_of
 
 if TYPE_CHECKING:  # slow to import, and most tables do not need it

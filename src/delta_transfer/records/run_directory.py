@@ -12,8 +12,7 @@ from typing import IO, Any
 
 from ..common.console import OTHER_MEASURES, log
 from ..common.errors import RunFailed, UserError
-from ..common.untrusted import read_regular
-from .files import naming, remove_unfinished, sync, sync_folder, whole_file
+from .files import naming, read_regular, remove_unfinished, sync, sync_folder, whole_file
 from .integrity import problem_of, with_digest
 from .locks import InUse, try_lock
 from .reading import LONGEST_RECORD, harmless

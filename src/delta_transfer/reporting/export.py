@@ -2,7 +2,7 @@
 
 import json
 
-from ..common.untrusted import no_formula
+from ..common.console import no_formula
 from ..records.reading import run_id
 from .comparison import Cell, Comparison
 from .further import measures_in

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..common.console import duration
 from ..common.tables import MISSING, Bar, Entry, Table, entries
-from ..common.untrusted import MIB, read_regular
+from ..records.files import MIB, read_regular
 from ..records.reading import Record, is_number, one_line, run_id
 from .comparison import Comparison, Row, distinct_runs
 from .logs import Warn

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..common.console import command_parser, log
 from ..common.errors import UserError
-from ..common.untrusted import read_regular
 from ..records.arrays import channel_attention, pair_similarities, predictions
-from ..records.files import write_atomically
+from ..records.files import read_regular, write_atomically
 from ..records.integrity import DIGESTS, with_digest
 from ..records.reading import ARRAYS, RECORDS, Record, harmless, log_lines, one_line, read_all, run_id
 
