@@ -14,6 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from delta_transfer.cli.compose import sources_of
+from delta_transfer.cli.data import main as data
+from delta_transfer.cli.export import main as export
+from delta_transfer.cli.help import GROUPS_WITH_HELP, names_in, sentence_of
+from delta_transfer.cli.predict import main as predict
 from delta_transfer.cli.run import fit
 from delta_transfer.common.options import OptionError
 from delta_transfer.data import load_dataset
@@ -25,6 +29,7 @@ from delta_transfer.models.zoo import BackboneConfig
 from delta_transfer.records.arrays import image_names, predictions
 from delta_transfer.records.reading import read
 from delta_transfer.records.run_directory import git_commit
+from delta_transfer.report import main as report
 
 from .miniature import composed, delta_run, names, source_for, tiny_overrides, write_cub
 
@@ -392,10 +397,35 @@ def test_help_says_what_each_key_is(monkeypatch, capsys):
     assert delta_run(monkeypatch, "--help", "reg=lwf_at", "dataset=cub") == 0
     said = capsys.readouterr().out
     for key in ("dataset.root=", "backbone.taps=", "reg.terms.at.alpha=", "schedule.lr=0.01", "optimizer.momentum=0.9"):
-        assert re.search(rf"(?m)^{re.escape(key)}\S*\s+\w", said), key
+        assert re.search(rf"(?m)^  {re.escape(key)}\S*\s+\w", said), key
     assert "learning rate of the head" in said and "hydra.run" not in said
-    assert delta_run(monkeypatch, "--help") == 0
-    assert "dataset.official=null\n" in capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 100  # values such as lists of taps do not fit
+
+
+@pytest.mark.parametrize("words", [["--help"], ["help"], *(["help", group] for group in GROUPS_WITH_HELP), ["reg=?"]])
+def test_help_fits_80_columns(words, monkeypatch, capsys):
+    assert delta_run(monkeypatch, *words) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80 and len(said.splitlines()) > 2
+
+
+@pytest.mark.parametrize("words", [(data,), (export,), (predict,), (report,), (report, "trust"), (report, "attention")])
+def test_help_of_the_other_commands_fits_80_columns(words, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    command, *subcommand = words
+    with pytest.raises(SystemExit):
+        command([*subcommand, "--help"])
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80 and "\n    delta-" in said
+
+
+@pytest.mark.parametrize("group", GROUPS_WITH_HELP)
+def test_every_choice_has_a_sentence(group):
+    assert not [name for name in names_in(group) if not re.search(r"\w+ \w+", sentence_of(group, name))]
+
+
+def test_an_unknown_group_has_exit_status_1(monkeypatch):
+    assert delta_run(monkeypatch, "help", "datset") == 1
 
 
 def test_a_host_program_keeps_its_loggers(cub_root, tmp_path, monkeypatch, capsys):

@@ -44,7 +44,6 @@ def register_schemas() -> None:
     """
     # A dry run writes nothing into results_dir, not even Hydra's record of a sweep.
     OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
-    OmegaConf.register_new_resolver("described_keys", _described_keys, replace=True)
     _store("schema", "run", RunConfig)
     for task in TASKS:  # data sets for another task than the default bring it
         _store("schema/task", task, {"task": task})
@@ -74,28 +73,6 @@ _stored: dict[tuple[str, str], object] = {}
 
 def _sweep_dir(results_dir: str, dry_run: bool) -> str:
     return str(Path(tempfile.gettempdir()) / "delta-run-dry") if dry_run else f"{results_dir}/sweep"
-
-
-def _described_keys(_root_: DictConfig) -> str:
-    """For --help: every key of a composed configuration with its value, and what it is."""
-
-    def group_of(node: DictConfig) -> type[Options] | None:
-        kind = OmegaConf.get_type(node)
-        return kind if kind is not None and issubclass(kind, Options) else None
-
-    def lines(node: DictConfig, prefix: str) -> Iterator[str]:
-        group = group_of(node)
-        words = {each.name: each.help for each in describe(group)} if group else {}
-        for name in map(str, node if prefix else [name for name in node if name != "hydra"]):
-            key, value = f"{prefix}{name}", "???" if OmegaConf.is_missing(node, name) else node[name]
-            if isinstance(value, DictConfig) and (group_of(value) or key == "reg.terms"):
-                yield from lines(value, f"{key}.")
-            else:
-                setting = f"{key}={as_word(OmegaConf.to_object(value) if OmegaConf.is_config(value) else value)}"
-                says = words.get(name, "")  # a group that is null has none
-                yield f"{setting}\n{'':40} {says}" if len(setting) > 40 else f"{setting:40} {says}".rstrip()
-
-    return "\n".join(lines(_root_, "")).replace("$", "$$")  # Hydra's template is a string.Template
 
 
 @contextmanager

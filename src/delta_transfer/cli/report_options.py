@@ -85,13 +85,17 @@ def parser(description: str) -> argparse.ArgumentParser:
         "data set and a column for each method",
     )
     p.add_argument(
-        "--metric", choices=list(METRICS), help="default: test_top1, and runs of other tasks in tables of their own"
+        "--metric",
+        choices=list(METRICS),
+        metavar="METRIC",
+        help=f"{', '.join(METRICS)} (default: test_top1, and runs of other tasks in tables of their own)",
     )
     p.add_argument(
         "--against",
         choices=list(PROTOCOLS),
+        metavar="PROTOCOL",
         help="beside published numbers: of the DELTA paper (paper), AFA, L2T-ww, Transfer-Learning-Library (parts of "
-        "the training images; ten data sets; MoCo weights) or PaddleTransfer",
+        f"the training images; ten data sets; MoCo weights) or PaddleTransfer: {', '.join(PROTOCOLS)}",
     )
     p.add_argument(
         "--baseline",

@@ -43,6 +43,7 @@ from .compose import (
     register_schemas,
     running_hydra,
 )
+from .help import group_asked_for, help_page, show_choices
 from .sweep import CheckedSweeper, take_the_sweepers_place
 from .words import (
     MULTIRUN,
@@ -79,6 +80,10 @@ def main(config_name: str = "config") -> None:
     if "--version" in options:
         print(f"{program} {__version__}")
         sys.exit(0)
+    if group := group_asked_for(typed):
+        sys.exit(show_choices(group))
+    if typed == ["help"]:
+        options, typed = ["--help"], []
     sys.exit(carry_out(config_name, program, options, typed))
 
 
@@ -130,8 +135,12 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
                 which_is_best.refuse_elsewhere(words)
                 words, options = first_values(words), [option for option in options if option not in MULTIRUN]
                 with running_hydra(config_dir) as loader:
-                    check_keys(compose(loader, config_name, words))
-                start(options, words)
+                    check_keys(shown := compose(loader, config_name, words))
+                    page = help_page(shown, words)
+                if set(options) & {"-h", "--help"}:
+                    sys.stdout.write(page)
+                else:
+                    start(options, words)
             elif WHICH_IS_BEST in words:
                 require(alone, f"{WHICH_IS_BEST} makes many runs: start it without torchrun.")
                 verdict = which_is_best.compare_methods(words, compose_first_job, sweep)

@@ -7,6 +7,7 @@ import re
 import shlex
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -274,12 +275,32 @@ class CommandParser(argparse.ArgumentParser):
         super().error(message)
 
 
+def wrapped(text: str, width: int = 80) -> str:
+    """`text` in lines of at most `width` letters. Indented lines stay; what explains a long one goes below it."""
+
+    def of_line(line: str) -> str:
+        indent = line[: len(line) - len(line.lstrip())] + "    "
+        if len(line) <= width:
+            return line
+        named, explained = (re.split(r"(?<=\S) {2,}", line, maxsplit=1) + [""])[:2]
+        first = textwrap.fill(named, width, subsequent_indent=indent)
+        rest = textwrap.fill(explained, width, initial_indent=indent, subsequent_indent=indent)
+        return f"{first}\n{rest}" if rest else first
+
+    def of_paragraph(paragraph: str) -> str:
+        if paragraph.startswith(" ") or "\n " in paragraph:
+            return "\n".join(map(of_line, paragraph.split("\n")))
+        return textwrap.fill(paragraph, width)
+
+    return "\n\n".join(map(of_paragraph, text.strip("\n").split("\n\n")))
+
+
 def command_parser(prog: str, text: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """A parser of a command's arguments, with --version. Line breaks of its texts stay."""
+    """A parser of a command's arguments, with --version. Indented lines of its texts stay, paragraphs are wrapped."""
     parser = CommandParser(
         prog=prog,
-        description=text,
-        epilog=epilog,
+        description=wrapped(text or ""),
+        epilog=wrapped(epilog or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

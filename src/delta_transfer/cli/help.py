@@ -1,0 +1,108 @@
+"""delta-run --help, and delta-run help GROUP: what there is to choose, with a sentence for each.
+
+The sentence of a choice is the first one of the comment in its file of conf/, after the command; an optimizer or an
+average without a file has the first line of its docstring.
+"""
+
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+
+from omegaconf import DictConfig, OmegaConf
+
+from ..common.console import log
+from ..common.options import Options, as_word, describe
+from .sources import CONF, choices
+from .words import GROUPS, REGISTRIES, did_you_mean
+
+WIDTH = 80
+GROUPS_WITH_HELP = (*GROUPS, "experiment", "experiment/values")
+# The keys that a person changes first. --help with a choice, such as --help reg=delta, has all.
+FIRST_KEYS = (
+    *("data_dir", "dataset.root", "dataset.name", "dataset.images_per_class"),
+    *("backbone.weights", "backbone.image_size", "reg.alpha", "reg.beta"),
+    *("schedule.iterations", "schedule.batch_size", "schedule.lr", "seed"),
+    *("split.val_fraction", "split.folds", "split.fold", "precision", "device", "results_dir", "dry_run"),
+)
+
+
+def group_asked_for(words: Sequence[str]) -> str | None:
+    """The group of `help GROUP` or `GROUP=?`; None for other words."""
+    if len(words) == 2 and words[0] == "help":
+        return words[1]
+    return next((word.removesuffix("=?") for word in words if word.endswith("=?")), None)
+
+
+def help_page(composed: DictConfig, words: Sequence[str]) -> str:
+    """What --help prints for a composed configuration: the groups and the first keys; with `words`, all keys."""
+    keys = dict(described_keys(composed))
+    parts = [composed.hydra.help.header]
+    if words:
+        parts += ["KEYS of this choice, with their values", *(_entry(key, says) for key, says in keys.items())]
+    else:
+        parts += ["GROUPS (delta-run help GROUP has a sentence for each choice)"]
+        parts += [_entry(group, ", ".join(names_in(group)), 12) for group in GROUPS]
+        parts += ["", "KEYS (delta-run --help reg=delta dataset=cub has all keys of a choice)"]
+        shown = {key: key.partition("=")[0] for key in keys}
+        parts += [_entry(key, keys[key]) for first in FIRST_KEYS for key in keys if shown[key] == first]
+    return "\n".join(parts) + "\n"
+
+
+def show_choices(group: str) -> int:
+    """Prints the choices of a group with a sentence each. The exit status: 1 for what is no group."""
+    if group not in GROUPS_WITH_HELP:
+        log.error(f"no group {group}{did_you_mean(group, GROUPS_WITH_HELP)} Groups: {', '.join(GROUPS_WITH_HELP)}")
+        return 1
+    sys.stdout.write(
+        "".join(_entry(f"{group}={name}", sentence_of(group, name), 30) + "\n" for name in names_in(group))
+    )
+    return 0
+
+
+def names_in(group: str) -> list[str]:
+    """The choices of a group: files of conf/, and what needs no file."""
+    without_file = REGISTRIES[group] if group in ("optimizer", "average") else ()
+    return sorted({*without_file, *(choices(group) if group != "average" else ())})
+
+
+def sentence_of(group: str, name: str) -> str:
+    """What a choice is, in one sentence."""
+    file = files(CONF) / group / f"{name}.yaml"
+    if not file.is_file():
+        return (inspect.getdoc(REGISTRIES[group][name].thing) or "").split("\n")[0]
+    comment = re.match(r"(?:#.*\n)*", file.read_text(encoding="utf-8"))
+    lines = [line.removeprefix("#").strip() for line in comment[0].splitlines()] if comment else []
+    text = " ".join(line for line in lines if not line.startswith(("delta-run ", "delta-pretrain", "@package")))
+    return re.split(r"(?<=[.?])\s+(?=[A-Z]|root )", text)[0]
+
+
+def described_keys(composed: DictConfig) -> Iterator[tuple[str, str]]:
+    """Every key of a configuration with its value, as KEY=VALUE, and what it is."""
+
+    def group_of(node: DictConfig) -> type[Options] | None:
+        kind = OmegaConf.get_type(node)
+        return kind if kind is not None and issubclass(kind, Options) else None
+
+    def entries(node: DictConfig, prefix: str) -> Iterator[tuple[str, str]]:
+        group = group_of(node)
+        says = {each.name: each.help for each in describe(group)} if group else {}
+        for name in map(str, node if prefix else [name for name in node if name != "hydra"]):
+            key, value = f"{prefix}{name}", "???" if OmegaConf.is_missing(node, name) else node[name]
+            if isinstance(value, DictConfig) and (group_of(value) or key == "reg.terms"):
+                yield from entries(value, f"{key}.")
+            else:
+                word = as_word(OmegaConf.to_object(value) if OmegaConf.is_config(value) else value)
+                yield f"{key}={word}", says.get(name, "")  # a group that is null has none
+
+    return entries(composed, "")
+
+
+def _entry(name: str, says: str, column: int = 34) -> str:
+    """A name and what it is, beside it where there is room, in lines of at most WIDTH letters."""
+    indent = " " * (column + 2)
+    if len(name) < column or not says:
+        return textwrap.fill(says, WIDTH, initial_indent=f"  {name:{column}}", subsequent_indent=indent) or f"  {name}"
+    return f"  {name}\n" + textwrap.fill(says, WIDTH, initial_indent=indent, subsequent_indent=indent)
