@@ -15,7 +15,7 @@ from benchmarking import Report, arguments, side_by_side
 from delta_transfer.data.loader import Loader, images_at_once
 from delta_transfer.data.store import Store
 from delta_transfer.engine.devices import full_precision
-from delta_transfer.engine.evaluation import evaluate
+from delta_transfer.engine.tasks import evaluate
 from delta_transfer.models import Network
 
 

@@ -21,9 +21,9 @@ from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
 from delta_transfer.engine import loop
 from delta_transfer.engine.callbacks import MetricsWindow
-from delta_transfer.engine.evaluation import evaluate
 from delta_transfer.engine.loop import TrainState, train_step
 from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer
+from delta_transfer.engine.tasks import evaluate
 from delta_transfer.methods import DELTA, FM, L2SP, L2TWW, AFAChannel, AFASpatial
 from delta_transfer.methods.attention import channel_importance
 from delta_transfer.methods.base import Batch

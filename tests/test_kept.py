@@ -12,8 +12,8 @@ import torch
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import OptionError
 from delta_transfer.data import load_dataset
-from delta_transfer.engine.config import run_config_from
-from delta_transfer.engine.kept import EvaluateConfig, FurtherSets, source_head
+from delta_transfer.engine.config import EvaluateConfig, run_config_from
+from delta_transfer.engine.kept import FurtherSets, source_head
 from delta_transfer.experiment.experiment import run
 
 from .miniature import composed, tiny_overrides, write_cub
@@ -99,8 +99,8 @@ def test_options_that_do_not_go_together_are_refused(options):
         EvaluateConfig(**options)
 
 
-def test_classes_that_the_run_does_not_train_are_named_before_it_begins(root, words, tmp_path):
+def test_classes_that_the_run_does_not_train_are_named_before_it_begins(root, words, tmp_path, tiny_source):
     config = composed(*words, also(root, tmp_path / "few", 3))
-    FurtherSets(config, tuple(sorted(folder.name for folder in (root / "images").iterdir())))
+    FurtherSets(config, tuple(sorted(folder.name for folder in (root / "images").iterdir())), tiny_source)
     with pytest.raises(OptionError):
-        FurtherSets(config, ("another",))
+        FurtherSets(config, ("another",), tiny_source)

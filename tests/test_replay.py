@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from delta_transfer.common.errors import UserError
-from delta_transfer.engine.evaluation import evaluate
+from delta_transfer.engine.tasks import evaluate
 from delta_transfer.inspect.finished import config_of, run_folder
 from delta_transfer.inspect.replay import replay
 

@@ -13,9 +13,8 @@ from torch import nn
 
 from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
-from delta_transfer.engine import evaluation, loop
+from delta_transfer.engine import loop, tasks
 from delta_transfer.engine.callbacks import Callback, Checkpoints, OnLine, Progress
-from delta_transfer.engine.evaluation import NotFinite, evaluate
 from delta_transfer.engine.loop import TrainState, train
 from delta_transfer.engine.optimizers import (
     AdamWConfig,
@@ -25,6 +24,7 @@ from delta_transfer.engine.optimizers import (
     learning_rate,
     make_optimizer,
 )
+from delta_transfer.engine.tasks import NotFinite, evaluate
 from delta_transfer.methods import DELTA, L2, L2FE, L2SP, AFAChannel, AFASpatial, DELTAWithoutAttention, Regularizer
 from delta_transfer.methods.base import Needs
 from delta_transfer.models import Network, frozen_maps
@@ -160,7 +160,7 @@ def test_log_lines(tiny_source, loader):
 
 def test_the_balanced_accuracy_is_the_mean_over_classes_with_images(monkeypatch):
     logits, labels = torch.eye(4)[[0, 0, 1, 3]], torch.tensor([0, 0, 0, 3])
-    monkeypatch.setattr(evaluation, "outputs_of", lambda *_: (logits, labels))
+    monkeypatch.setattr(tasks, "outputs_of", lambda *_: (logits, labels))
     found = evaluate(None, None, np.arange(4))
     assert (found["top1"], found["balanced_accuracy"]) == (75, pytest.approx(100 * (2 / 3 + 1) / 2))
 

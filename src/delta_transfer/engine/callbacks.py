@@ -20,7 +20,7 @@ from ..records.checkpoints import read_checkpoint, write_checkpoint
 from ..records.run_directory import RunDirectory
 from . import devices
 from .devices import Stopped, stop_signal
-from .evaluation import Line, MetricsWindow
+from .tasks import Line, MetricsWindow
 
 CHECKPOINT_SHARE = 0.01  # the largest part of the time that checkpoints may take
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,17 +16,51 @@ from ..data.options import DatasetConfig, SplitConfig
 from ..data.registry import READERS
 from ..methods import method_config
 from ..methods.base import MapShapes, OutputShapes, Regularizer, Stage
-from ..models import Network, frozen_maps
+from ..models import ArcFaceConfig, Network, frozen_maps
 from ..models.sources import SourceConfig, SourceNetwork, frozen, shapes_of
 from ..models.zoo import BackboneConfig, options_of_backbone, untrained
 from ..records.identity import run_id, run_identity
-from . import averages, devices, graph_tasks  # noqa: F401 - averages and tasks register themselves
+from . import averages, devices, graph_tasks, verification  # noqa: F401 - averages and tasks register themselves
 from .callbacks import AVERAGES, AverageConfig, require_live_view
-from .kept import EvaluateConfig
 from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig
-from .tasks import TASKS, ArcFaceConfig
+from .tasks import TASKS
 
 EMBEDDED = "glyphs"  # backbone.weights that stand for the source network of the embedded data
+
+
+@dataclass
+class EvaluateConfig(Options):
+    """Measurements after training. They change nothing of the run."""
+
+    key: ClassVar[str] = "evaluate"
+
+    forgetting: bool = option(
+        False, "measure what the network still knows of the source, beside what it knew before", identity=False
+    )
+    # Its name or folder on the command line, which cli/ resolves to a DatasetConfig.
+    probe: Any = option(None, "another data set, or a folder, for a linear probe of the embeddings", identity=False)
+    source_labels: bool = option(
+        False, "the classes of evaluate.probe are those of the source network's head, in its order", identity=False
+    )
+    also: dict[str, str] = option(
+        {},
+        "further test sets with the run's classes: +evaluate.also.NAME=FOLDER adds one",
+        identity=False,
+    )
+
+    def check(self) -> None:
+        needed = {"probe": self.probe is not None, "source_labels": self.source_labels}
+        for name, given in needed.items():
+            self.require(self.forgetting or not given, name, f"evaluate.{name} belongs to evaluate.forgetting=true.")
+        self.require(
+            self.probe is not None or not self.source_labels, "source_labels", "evaluate.source_labels needs a probe."
+        )
+        for name in self.also:
+            self.require(name.isidentifier(), "also", f"evaluate.also: {name!r} is no name: use letters, digits and _.")
+
+    @property
+    def asked(self) -> bool:
+        return self != EvaluateConfig()
 
 
 @dataclass

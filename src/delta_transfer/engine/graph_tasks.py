@@ -17,10 +17,8 @@ from ..data.packed_graphs import GraphDataset
 from ..models import Network
 from ..records.arrays import PREDICTIONS
 from . import devices
-from .evaluation import outputs_of
-from .loop import Loss
 from .optimizers import ScheduleConfig
-from .tasks import TASKS, Classification, refuse_options_of_classes
+from .tasks import TASKS, Classification, Loss, outputs_of, refuse_options_of_classes
 
 if TYPE_CHECKING:
     from .config import RunConfig

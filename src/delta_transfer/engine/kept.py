@@ -1,9 +1,9 @@
 """What is measured after a run beside its test images: what the network kept of its source, and further test sets."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..common.console import shorten_list
 from ..common.errors import UserError
-from ..common.options import OptionError, Options, option
+from ..common.options import OptionError
 from ..data import load_dataset
 from ..data.dataset import Dataset
 from ..data.loader import BatchSource
 from ..data.readers.folder import FolderConfig
 from ..methods.lp_ft import logistic_regression
 from ..models import Network
-from .evaluation import Line, evaluate, outputs_of
+from .tasks import Line, evaluate, outputs_of
 
 if TYPE_CHECKING:
     from .config import RunConfig
@@ -26,53 +26,13 @@ if TYPE_CHECKING:
 C, STEPS = 1.0, 200  # of the linear probe: LP-FT's regression with a fixed strength
 
 
-@dataclass
-class EvaluateConfig(Options):
-    """Measurements after training. They change nothing of the run."""
-
-    key: ClassVar[str] = "evaluate"
-
-    forgetting: bool = option(
-        False, "measure what the network still knows of the source, beside what it knew before", identity=False
-    )
-    # Its name or folder on the command line, which cli/ resolves to a DatasetConfig.
-    probe: Any = option(None, "another data set, or a folder, for a linear probe of the embeddings", identity=False)
-    source_labels: bool = option(
-        False, "the classes of evaluate.probe are those of the source network's head, in its order", identity=False
-    )
-    also: dict[str, str] = option(
-        {},
-        "further test sets with the run's classes: +evaluate.also.NAME=FOLDER adds one",
-        identity=False,
-    )
-
-    def check(self) -> None:
-        needed = {"probe": self.probe is not None, "source_labels": self.source_labels}
-        for name, given in needed.items():
-            self.require(self.forgetting or not given, name, f"evaluate.{name} belongs to evaluate.forgetting=true.")
-        self.require(
-            self.probe is not None or not self.source_labels, "source_labels", "evaluate.source_labels needs a probe."
-        )
-        for name in self.also:
-            self.require(name.isidentifier(), "also", f"evaluate.also: {name!r} is no name: use letters, digits and _.")
-
-    def require_in(self, summary: Mapping[str, Any], name: str) -> None:
-        """Raises UserError if a finished run's record lacks what is asked for."""
-        wanted = [f"also_{one}_top1" for one in self.also]
-        wanted += ["kept_agreement"] if self.forgetting else []
-        wanted += ["kept_probe_top1"] if self.probe is not None else []
-        wanted += ["kept_source_top1"] if self.source_labels else []
-        if missing := [key for key in wanted if key not in summary]:
-            raise UserError(
-                f"{name} is finished, and its record has no {shorten_list(missing)}: make the run with evaluate.* in "
-                "another results_dir=FOLDER."
-            )
-
-
 class FurtherSets:
-    """The data sets of `evaluate.*`, read and checked before the run begins. Raises UserError if one does not fit."""
+    """The data sets of `evaluate.*`, read and checked before the run begins.
 
-    def __init__(self, config: "RunConfig", classes: tuple[str, ...]):
+    Raises UserError for one that does not fit, and for a probe whose classes cannot be those of the source's head.
+    """
+
+    def __init__(self, config: "RunConfig", classes: tuple[str, ...], source: Network):
         self.config, self.options, cache = config, config.evaluate, Path(config.cache_dir)
         if (self.options.forgetting or self.options.also) and config.task != "classification":
             raise OptionError("evaluate", f"evaluate.* is for task=classification, not {config.task}.")
@@ -90,14 +50,23 @@ class FurtherSets:
         if isinstance(probe, str):
             probe = FolderConfig(reader="folder", name=Path(probe).name or "probe", root=probe)
         self.probe: Dataset | None = None if probe is None else load_dataset(probe, cache)
-
-    def require_head(self, source: Network) -> None:
-        """Raises OptionError unless the probe can have the classes of the source's head."""
         if self.options.source_labels and self.probe is not None and len(self.probe.classes) != source.classes:
             raise OptionError(
                 "evaluate.source_labels",
                 f"evaluate.source_labels: {self.probe.name} has {len(self.probe.classes)} classes, and the source's "
                 f"head {source.classes}.",
+            )
+
+    def require_in(self, summary: Mapping[str, Any], name: str) -> None:
+        """Raises UserError if a finished run's record lacks what is asked for."""
+        wanted = [f"also_{one}_top1" for one in self.options.also]
+        wanted += ["kept_agreement"] if self.options.forgetting else []
+        wanted += ["kept_probe_top1"] if self.options.probe is not None else []
+        wanted += ["kept_source_top1"] if self.options.source_labels else []
+        if missing := [key for key in wanted if key not in summary]:
+            raise UserError(
+                f"{name} is finished, and its record has no {shorten_list(missing)}: make the run with evaluate.* in "
+                "another results_dir=FOLDER."
             )
 
     def measure(self, source: Network, target: Network, loader: BatchSource, test: np.ndarray, task: Any) -> Line:

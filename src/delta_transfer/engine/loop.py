@@ -14,10 +14,8 @@ from ..methods.base import Batch, Outputs, Regularizer
 from ..models import Network, forward_in_chunks, frozen_backbone
 from . import devices
 from .callbacks import Callback, Clock, Position, Progress
-from .evaluation import GRADIENT_NORM, Line, MetricsWindow, check_finite, correct_labels
 from .optimizers import ScheduleConfig, learning_rate, set_learning_rate
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # a scalar of logits (B, K) and labels (B,), or the task's own
+from .tasks import GRADIENT_NORM, Line, Loss, MetricsWindow, check_finite, correct_labels
 
 
 @dataclass

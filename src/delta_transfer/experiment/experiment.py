@@ -34,11 +34,10 @@ from ..engine.config import (
     user_of_source_head,
     weights_name,
 )
-from ..engine.evaluation import NotFinite
 from ..engine.kept import FurtherSets
 from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
-from ..engine.tasks import TASKS, Evaluator, class_weights
+from ..engine.tasks import TASKS, Evaluator, NotFinite, class_weights
 from ..models.sources import SourceNetwork, load_sources
 from ..models.weights import build_source, fetch_weights
 from ..records.arrays import PREDICTIONS, VALIDATION, predictions
@@ -77,7 +76,6 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         data = dataset.fingerprint
     splits = make_splits(dataset, config.dataset, config.split)
-    further = FurtherSets(config, dataset.classes)
     config.schedule = config.schedule.fitted_to(splits.for_training)
     micro_batch = check_micro_batches(config, stages)
 
@@ -86,13 +84,14 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     source = build_source(config.backbone, config.seed, tapped, user_of_source_head(config, stages))
     with devices.rank0_first():  # it may download
         sources = load_sources(config.source, tapped) if config.source else None
-    further.require_head(source)
+    further = FurtherSets(config, dataset.classes, source) if config.evaluate.asked else None
     weights = fingerprint(source.weights())
     name, identity = name_of(config, data, weights, sources)
     directory = RunDirectory(Path(config.results_dir) / "runs" / name, writes=devices.rank() == 0)
     before = devices.broadcast_from_rank0(directory.summary)
     if (finished := finished_before(name, before, config.retry_failed)) is not None:
-        config.evaluate.require_in(finished.summary, name)
+        if further:
+            further.require_in(finished.summary, name)
         predictions(finished.summary | {"folder": directory.path})  # raises Damaged if they were changed
         directory.clear_away()
         return finished
@@ -193,9 +192,10 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
 
             # --- Record ---
 
-            with runner.average.applied(runner.trained()):
-                test_images = splits.test if config.split.measures_test else splits.val
-                measured |= further.measure(source, runner.trained(), loader, test_images, task)
+            if further:
+                with runner.average.applied(runner.trained()):
+                    test_images = splits.test if config.split.measures_test else splits.val
+                    measured |= further.measure(source, runner.trained(), loader, test_images, task)
             summary |= measured | runner.record() | runner.average.report()
             summary |= {"peak_memory_bytes": devices.peak_memory(device), "finished": timestamp()}
             with runner.average.applied(runner.trained()):

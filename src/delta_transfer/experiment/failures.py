@@ -9,8 +9,8 @@ from ..common.errors import UserError
 from ..data.loader import BatchSource
 from ..engine.callbacks import StageRunner
 from ..engine.config import RunConfig
-from ..engine.evaluation import NotFinite
 from ..engine.loop import TrainState, make_batch, train_step
+from ..engine.tasks import NotFinite
 from ..methods.base import MethodConfig, Regularizer
 
 

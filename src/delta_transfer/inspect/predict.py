@@ -12,8 +12,7 @@ from ..data.dataset import Dataset
 from ..data.images import Reading, allow_pixels, read_image
 from ..data.loader import images_at_once
 from ..data.store import Store, decoded
-from ..engine.evaluation import outputs_of
-from ..engine.tasks import loader_of
+from ..engine.tasks import loader_of, outputs_of
 from .finished import Finished
 
 

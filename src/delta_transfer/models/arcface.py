@@ -5,12 +5,25 @@ theta_j is the angle between an image's embedding x, which is what the head is g
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..common.options import Options, option
+
 SMALLEST = 1e-6  # of sin^2: below it the sine's gradient, which grows beyond all bounds, is taken as 0
+
+
+@dataclass
+class ArcFaceConfig(Options):
+    """The loss of task=verification, with its published values."""
+
+    key: ClassVar[str] = "arcface"
+
+    scale: float = option(64.0, "factor on the cosines", above=0)
+    margin: float = option(0.5, "margin between classes, in radians", at_least=0, below=math.pi)
 
 
 @fx.wrap  # one node of the traced network, whose input is the embedding

@@ -11,7 +11,7 @@ from ...common.errors import UserError
 from ...common.options import option
 from ...models import Network
 from ..callbacks import AVERAGES, Average, AverageConfig, Position
-from ..evaluation import Line
+from ..tasks import Line
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...common.options import option
 from ...models import Network, call
 from ..callbacks import AVERAGES, Average, AverageConfig, Position
-from ..evaluation import Line
+from ..tasks import Line
 from .ema import floating_point
 
 GRID = [number / 10 for number in range(11)]  # the authors'
