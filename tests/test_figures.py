@@ -23,7 +23,7 @@ from delta_transfer.reporting.sweep_figures import SWEEPS, against_setting
 
 from .test_report import record
 
-ALPHA, BETA, RATE, PER_CLASS = SWEEPS
+ALPHA, BETA, LABELS = SWEEPS
 
 
 def run(folder, method, seed, lines, **changes):
@@ -177,25 +177,28 @@ def test_values_that_never_differ_alone_are_said():
     assert len(warnings) == 1 and "no two settings of DELTA differ in reg.alpha alone" in warnings[0]
 
 
-def test_accuracy_against_the_training_images():
-    rates = [record("l2", 0, 100 * r, dataset__sample_rate=r, dataset__images_per_class=None) for r in (0.15, 0.5, 1.0)]
-    stem, figure = only(against_setting(compare(rates), RATE, pytest.fail))
-    assert stem == "sample_rate-cub-resnet18"
-    assert drawn(figure)["Test top-1 accuracy (%)"] == {"L2": ([15, 50, 100], [15, 50, 100])}
-    assert against_setting(compare(rates), PER_CLASS, pytest.fail) == []
+def drawn_from_each_class(n, top1, **changes):
+    return record("l2", 0, top1, n_train=10 * n, num_classes=10, **changes)
 
-    counts = [record("l2", 0, 50 + n, dataset__images_per_class=n) for n in (5, 10)]
-    everything = record("l2", 0, 80, dataset__images_per_class=None)
-    warnings = []
-    _, figure = only(against_setting(compare([*counts, everything]), PER_CLASS, warnings.append))
-    assert drawn(figure)["Test top-1 accuracy (%)"] == {"L2": ([5, 10], [55, 60])}
-    assert len(warnings) == 1 and "without a number as dataset.images_per_class" in warnings[0]
+
+def test_accuracy_against_the_training_images_however_they_were_drawn():
+    rates = {"dataset__images_per_class": None}
+    records = [drawn_from_each_class(n, 50 + n, dataset__sample_rate=n / 40, **rates) for n in (10, 20, 40)]
+    stem, figure = only(against_setting(compare(records), LABELS, pytest.fail))
+    assert stem == "labels-cub-resnet18"
+    found = drawn(figure)["Test top-1 accuracy (%)"]
+    assert found["L2"] == ([10, 20, 40], [60, 70, 90])
+    counts = [drawn_from_each_class(n, 50 + n, dataset__images_per_class=n) for n in (5, 10)]
+    everything = drawn_from_each_class(20, 80, **rates)
+    _, figure = only(against_setting(compare([*counts, everything]), LABELS, pytest.fail))
+    assert drawn(figure)["Test top-1 accuracy (%)"]["L2"] == ([5, 10, 20], [55, 60, 80])
 
 
 def test_other_images_are_another_line():
-    records = [record("l2", 0, 50, dataset__images_per_class=n, dataset_fingerprint=f"{n}" * 64) for n in (5, 9)]
+    others = {n: {"dataset__images_per_class": n, "dataset_fingerprint": f"{n}" * 64} for n in (5, 9)}
+    records = [drawn_from_each_class(n, 50, **changes) for n, changes in others.items()]
     warnings = []
-    assert against_setting(compare(records), PER_CLASS, warnings.append) == []
+    assert against_setting(compare(records), LABELS, warnings.append) == []
     assert len(warnings) == 1
 
 

@@ -40,6 +40,7 @@ from .reporting.published import PROTOCOLS
 from .reporting.record_views import METRICS, OF_OTHER_TASKS, contradiction, problem, validates
 from .reporting.rivals import between_methods
 from .reporting.selection import Selection, choose, command, refused
+from .reporting.sweeps import label_curves
 
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
@@ -188,6 +189,7 @@ def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Names
         if args.margin is not None:
             made.append(sections.equivalences(comparison, baseline, args.margin))
         made.append(sections.mean_ranks(comparison))
+        made += label_curves(comparison)
     if args.layout == "matrix" and not validates(comparison.metric):
         made.append(sections.costs(comparison))
     if args.against:

@@ -160,11 +160,11 @@ def expected_counts(config: DatasetConfig) -> OfficialCounts | None:
     return config.official if config.as_published else None
 
 
-def make_splits(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Splits:
+def make_splits(dataset: Dataset, draw: DatasetConfig, split: SplitConfig, seed: int = 0) -> Splits:
     """Draws training images as `draw` says, then holds out the validation split, both class by class.
 
-    The test split is the data set's own, and so is the validation split of some. Raises UserError for a class without
-    training images, or with too few for the draw or the split.
+    The test split is the data set's own, and so is the validation split of some. seed: the run's, which draw.redraw
+    asks for. Raises UserError for a class without training images, or with too few for the draw or the split.
     """
     if dataset.is_val is not None:
         if split.folds or split.val_fraction:
@@ -174,6 +174,7 @@ def make_splits(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Sp
         own = (~(dataset.is_val | dataset.is_test), dataset.is_val, dataset.is_test)
         return Splits(*map(np.flatnonzero, own))
     train, val = [], []
+    of_run = (5, seed) if draw.redraw else ()
     for label, name in enumerate(dataset.classes):
         members = np.flatnonzero((dataset.labels == label) & ~dataset.is_test)
         if len(members) == 0:
@@ -184,7 +185,7 @@ def make_splits(dataset: Dataset, draw: DatasetConfig, split: SplitConfig) -> Sp
                 f"dataset.images_per_class={wanted}, but class {name} of {dataset.name} "
                 f"has {len(members)} training images."
             )
-        drawn = np.random.default_rng((draw.subset_seed, label)).permutation(members)[:wanted]
+        drawn = np.random.default_rng((draw.subset_seed, label, *of_run)).permutation(members)[:wanted]
         # The split has a generator of its own, so that the draw does not depend on it.
         drawn = np.random.default_rng((split.seed, 1, label)).permutation(drawn)
         held_out = _held_out(len(drawn), split)

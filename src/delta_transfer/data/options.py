@@ -56,6 +56,7 @@ class DatasetConfig(Options):
     subset_seed: int = option(
         0, "seed of every draw of images; it does not depend on `seed`: runs of all seeds share the images", at_least=0
     )
+    redraw: bool = option(False, "let each `seed` draw training images of its own; the test images stay the same")
     mirror: bool = option(True, "mirror training images at random")
     unreadable: str = option(
         "refuse",

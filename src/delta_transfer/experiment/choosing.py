@@ -46,7 +46,7 @@ def without_a_gpu(config: RunConfig, attention: bool) -> list[str]:
 def training_images(config: RunConfig) -> dict[str, int]:
     """The number of training images of each class."""
     dataset = load_dataset(config.dataset, Path(config.cache_dir))
-    train = make_splits(dataset, config.dataset, config.split).train
+    train = make_splits(dataset, config.dataset, config.split, config.seed).train
     return {name: int((dataset.labels[train] == label).sum()) for label, name in enumerate(dataset.classes)}
 
 

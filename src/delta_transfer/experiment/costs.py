@@ -143,7 +143,7 @@ def seconds_beside_steps(config: RunConfig) -> float:
     """What a run takes outside of its steps: it lists the images, builds its networks and writes the trained one."""
     start = perf_counter()
     dataset = load_dataset(config.dataset.replace(download=False), Path(config.cache_dir))
-    make_splits(dataset, config.dataset, config.split)
+    make_splits(dataset, config.dataset, config.split, config.seed)
     source = build_source(config.backbone.replace(weights="none"), 0, tapped=True)
     fingerprint(source.weights())
     weights = source.with_new_head(len(dataset.classes), 0).cpu_weights()

@@ -75,7 +75,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
             make_output_folder(Path(folder))
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
         data = dataset.fingerprint
-    splits = make_splits(dataset, config.dataset, config.split)
+    splits = make_splits(dataset, config.dataset, config.split, config.seed)
     config.schedule = config.schedule.fitted_to(splits.for_training)
     micro_batch = check_micro_batches(config, stages)
 

@@ -73,7 +73,7 @@ class Plan:
         check_choices(config, stages)
         method = stages[0].method
         dataset = self._dataset(config.dataset, Path(config.cache_dir))
-        splits = make_splits(dataset, config.dataset, config.split) if dataset else None
+        splits = make_splits(dataset, config.dataset, config.split, config.seed) if dataset else None
         if config.schedule.iterations == "auto":
             images = splits.for_training if splits else drawn_of_official(config.dataset)
             config.schedule = config.schedule.fitted_to(round(images))

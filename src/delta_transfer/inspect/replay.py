@@ -127,7 +127,7 @@ def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None =
     # Random weights differ with the seed, but are one choice.
     actual = "none" if config.backbone.weights == "none" else fingerprint(source.weights())
     check(record, "weights_fingerprint", actual, f"source weights {config.backbone.weights}")
-    splits = make_splits(dataset, config.dataset, config.split)
+    splits = make_splits(dataset, config.dataset, config.split, config.seed)
     source = source.to(device).to(memory_format=torch.channels_last).freeze()
     return Replay(record, config, dataset, splits, device, source)
 

@@ -141,9 +141,7 @@ def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> s
 
 
 def beside(baseline: str, one: Difference) -> str:
-    interval = "" if one.low is None or one.high is None else f"95 % interval {signed(one.low)} to {signed(one.high)}, "
-    seeds = f"{one.n} seed{'s' * (one.n != 1)}"
-    return f"its difference to {baseline} is {signed(one.mean)} points ({interval}{seeds})"
+    return f"its difference to {baseline} is {signed(one.mean)} points ({one.certainty})"
 
 
 def enumerated(names: list[str]) -> str:

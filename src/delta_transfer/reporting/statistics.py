@@ -44,6 +44,14 @@ class Difference:
         interval = "" if self.low is None or self.high is None else f" [{signed(self.low)}, {signed(self.high)}]"
         return f"{signed(self.mean)}{interval}"
 
+    @property
+    def certainty(self) -> str:
+        """The interval in words, and the seeds that it rests on."""
+        seeds = f"{self.n} seed{'s' * (self.n != 1)}"
+        if self.low is None or self.high is None:
+            return seeds
+        return f"95 % interval {signed(self.low)} to {signed(self.high)}, {seeds}"
+
 
 def half_width(std: float, n: int) -> float:
     """Half the width of the 95 % t interval of a mean over n > 1 values with the sample standard deviation `std`."""

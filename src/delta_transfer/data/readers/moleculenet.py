@@ -48,7 +48,7 @@ class MoleculesConfig(DatasetConfig):
 
     def check(self) -> None:
         super().check()
-        for name, usual in (("images_per_class", None), ("sample_rate", 1.0)):
+        for name, usual in (("images_per_class", None), ("sample_rate", 1.0), ("redraw", False)):
             self.require(
                 getattr(self, name) == usual,
                 name,

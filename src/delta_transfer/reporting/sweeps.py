@@ -1,0 +1,189 @@
+"""Cells of one method along one setting; and the label curve: accuracy against training images per class, with a fit.
+
+SciPy and numpy are imported where they are used: most tables need neither.
+"""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from ..common.tables import MISSING, Entry, Table, entries
+from ..records.reading import is_number
+from .comparison import Cell, Comparison, grouped
+from .record_views import Settings, reg_settings, settings
+from .statistics import Difference, half_width, signed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LABELS = "n_train"  # stands for the mean number of training images per class
+DRAWN = ("dataset.images_per_class", "dataset.sample_rate")  # how many training images are drawn
+LENGTH = ("schedule.iterations", "schedule.batch_size")  # with schedule=own they follow from the number of images
+ENOUGH_SIZES = 3  # two sizes fit any power law
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Cells of one method that differ in one setting alone."""
+
+    method: str
+    settings: dict[str, object]  # all others, inside and outside reg
+    cells: dict[float, Cell]  # by value of the setting, ascending
+
+
+def settings_of(cell: Cell, metric: str) -> dict[str, object]:
+    """All settings of a cell, whose runs agree in them.
+
+    The fingerprint of the data set is among them: it is taken before training images are drawn, so that
+    dataset.sample_rate and dataset.images_per_class leave it as it is, and data sets that differ stay apart.
+    """
+    return settings(cell.runs[0], metric) | reg_settings(cell.runs[0])
+
+
+def value_of(cell: Cell, key: str, metric: str) -> object:
+    """A setting of a cell; for LABELS its mean number of training images per class. "absent": it has none."""
+    if key != LABELS:
+        return settings_of(cell, metric).get(key, "absent")
+    n, classes = (cell.runs[0].get(name) for name in ("n_train", "num_classes"))
+    return n / classes if n and classes and is_number(n) and is_number(classes) else "absent"
+
+
+def swept(method: str, cells: list[Cell], key: str, metric: str) -> list[Swept]:
+    """The cells in lines along `key`, without lines of a single value.
+
+    Lengths that follow from the number of training images set no lines apart.
+    """
+    made: list[Swept] = []
+    for keys in ((*DRAWN, *LENGTH), DRAWN) if key == LABELS else ((key,),):
+        lines: dict[frozenset[tuple[str, object]], dict[float, Cell]] = defaultdict(dict)
+        for cell in cells:
+            value = value_of(cell, key, metric)
+            if isinstance(value, (int, float)) and is_number(value) and value >= 0:
+                others = {name: one for name, one in settings_of(cell, metric).items() if name not in keys}
+                lines[frozenset(others.items())].setdefault(value, cell)
+        made = [Swept(method, dict(o), dict(sorted(found.items()))) for o, found in lines.items() if len(found) > 1]
+        if sum(map(len, lines.values())) == len(cells):  # no two in one place
+            break
+    return made
+
+
+def varying(lines: list[Swept]) -> list[Settings]:
+    """For each line of one method the settings that set it apart from the others."""
+    keys = sorted({key for line in lines for key in line.settings})
+    differing = [key for key in keys if len({line.settings.get(key, "absent") for line in lines}) > 1]
+    return [tuple((key, line.settings.get(key, "absent")) for key in differing) for line in lines]
+
+
+# ---- the label curve -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LabelCurve:
+    """The accuracy of a method, in percent, by the mean number of training images per class."""
+
+    line: Swept
+
+    @property
+    def largest(self) -> float:
+        return max(self.line.cells)
+
+    @cached_property
+    def fits(self) -> "np.ndarray":
+        """(seeds, 2): log a and b of accuracy = 100 - a n^-b, fitted for each seed that has every size (least squares).
+
+        Where no seed has, one fit to the means. The form is that of Hestness et al. (2017), without their constant.
+        """
+        import numpy as np
+        from scipy.optimize import least_squares
+
+        cells = self.line.cells
+        shared = sorted(set.intersection(*(set(cell.values) for cell in cells.values())))
+        each = [[cell.values[key] for cell in cells.values()] for key in shared]
+        each = each or [[cell.mean for cell in cells.values()]]
+        n = np.array(list(cells))
+        found = []
+        for accuracies in np.array(each):
+            slope, start = np.polyfit(np.log(n), np.log(np.maximum(100 - accuracies, 0.1)), 1)
+
+            def error(p: "np.ndarray", wanted: "np.ndarray" = accuracies) -> "np.ndarray":
+                made: np.ndarray = 100 - np.exp(p[0]) * n ** -p[1] - wanted
+                return made
+
+            found.append(least_squares(error, (start, -slope)).x)
+        return np.array(found)
+
+    def at(self, n: float) -> "np.ndarray":
+        """(seeds,) the fitted accuracies at n images per class."""
+        made: np.ndarray = 100 - self._errors(n)
+        return made
+
+    def _errors(self, n: float) -> "np.ndarray":
+        import numpy as np
+
+        made: np.ndarray = np.exp(self.fits[:, 0] - self.fits[:, 1] * math.log(n))
+        return made
+
+    @property
+    def doubling(self) -> Difference:
+        """What twice as many labels as the largest number are worth by the fit, with its t interval over seeds."""
+        gains = self._errors(self.largest) - self._errors(2 * self.largest)
+        mean, n = float(gains.mean()), len(gains)
+        half = half_width(float(gains.std(ddof=1)), n) if n > 1 else 0.0
+        return Difference(mean, mean - half, mean + half, n) if half > 0 else Difference(mean, None, None, n)
+
+    @property
+    def misfit(self) -> float:
+        """The root mean square distance of the fitted curve from the means, in points."""
+        cells = self.line.cells
+        return math.sqrt(fmean((float(self.at(n).mean()) - cell.mean) ** 2 for n, cell in cells.items()))
+
+
+def label_curves(comparison: Comparison) -> list[Table]:
+    """A table for each data set and backbone with enough sizes: accuracy by size, and what twice as many are worth."""
+    made = []
+    for (dataset, backbone), rows in grouped(comparison.rows, lambda row: (row.dataset, row.backbone)):
+        lines: list[tuple[LabelCurve, Settings]] = []
+        for method in comparison.methods:
+            cells = [row.cells[method] for row in rows if method in row.cells]
+            own = [one for one in swept(method, cells, LABELS, comparison.metric) if len(one.cells) >= ENOUGH_SIZES]
+            lines += zip(map(LabelCurve, own), varying(own), strict=True)
+        if lines:
+            made.append(label_table(f"{comparison.dataset_title(dataset)}, {backbone}", lines, comparison))
+    return made
+
+
+def label_table(place: str, lines: list[tuple[LabelCurve, Settings]], comparison: Comparison) -> Table:
+    sizes = sorted({n for curve, _ in lines for n in curve.line.cells})
+    rows = []
+    for curve, reg in lines:
+        cells = (curve.line.cells.get(n) for n in sizes)
+        gain = curve.doubling
+        rows.append(
+            entries(
+                comparison.label(curve.line.method, reg),
+                *(Entry(str(cell), cell.mean) if cell else Entry(MISSING) for cell in cells),
+                Entry(gain.without_n, gain.mean),
+            )
+        )
+    curve, _ = max(lines, key=lambda line: (line[0].line.method == "l2", line[0].largest))
+    worst = max(curve.misfit for curve, _ in lines)
+    notes = [
+        "Worth of twice as many: from the largest number on, by accuracy = 100 − a · n^−b fitted for each seed; mean "
+        "and 95 % t interval in points. It was not measured",
+        f"The fitted curves miss the means by up to {worst:.1f} points (root mean square over the sizes)",
+    ]
+    header = ["method", *(f"{n:.3g} per class" for n in sizes), "twice as many are worth"]
+    title = f"{place}: how many labels? {comparison.measured} by training images per class"
+    return Table(title, header, rows, 1, notes=notes, verdict=worth(curve, comparison.display(curve.line.method)))
+
+
+def worth(curve: LabelCurve, name: str) -> str:
+    gain, n = curve.doubling, curve.largest
+    points = signed(gain.mean).removeprefix("+")
+    return (
+        f"Doubling your labels, from {n:.3g} to {2 * n:.3g} images per class, is worth about {points} points "
+        f"with {name} ({gain.certainty})."
+    )
