@@ -4,11 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import yaml
 
 from delta_transfer.common.errors import UserError
 from delta_transfer.data.embedded.glyphs import FACES, SCRIPTS, _covers, glyphs, letter_shapes
 
-SOURCE = ("latin", "greek", "cyrillic")
+from .miniature import CONF
+
+SOURCE = tuple(yaml.safe_load((CONF / "dataset/glyphs_source.yaml").read_text())["scripts"])
 SMALL = dict(scripts=("georgian",), train_per_class=3, test_per_class=2, size=36, seed=0)
 
 

@@ -1,8 +1,8 @@
 """An embedded data set: letters that are drawn on the fly with the fonts of matplotlib. Nothing is downloaded.
 
-A source task (Latin, Greek, Cyrillic) and a target task in a script the source never saw (Georgian) make a
-transfer experiment that fits into minutes of one CPU core. Like photographs, the images hold much that says
-nothing about the class: face, colour, pose, stray strokes, blur, noise.
+A source task (Latin, Greek, Cyrillic and five other scripts) and a target task in a script that the source never saw
+(Georgian) make a transfer experiment that fits into minutes of one CPU core. Like photographs, the images hold much
+that says nothing about the class: face, colour, pose, stray strokes, blur, noise.
 
     source = glyphs(("latin", "greek", "cyrillic"), 80, 20, size=36, seed=0)
     target = glyphs(("georgian",), 10, 30, size=36, seed=0)
@@ -35,6 +35,11 @@ SCRIPTS = {
     "cyrillic": "АБВГДЕЖЗИЙКЛМНОПРСТУФХЦЧШЩЪЫЬЭЮЯабвгдежзийклмнопрстуфхцчшщъыьэюя",
     "georgian": "".join(map(chr, range(0x10D0, 0x10F1))),  # modern Mkhedruli, which has no capitals
     "armenian": "".join(map(chr, (*range(0x531, 0x557), *range(0x561, 0x588)))),
+    "hebrew": "".join(map(chr, range(0x5D0, 0x5EB))),
+    "arabic": "".join(map(chr, (*range(0x621, 0x63B), *range(0x641, 0x64B)))),  # isolated forms
+    "nko": "".join(map(chr, range(0x7CA, 0x7E8))),
+    "lao": "ກຂຄງຈຊຍດຕຖທນບປຜຝພຟມຢຣລວສຫອຮ",
+    "tifinagh": "".join(map(chr, range(0x2D30, 0x2D66))),
 }
 
 # Upright and slanted faces. True italics stay out: Cyrillic te, pe, i turn into the shapes of m, n, u there.
