@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from .trees import write_folder
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 NEEDED = {
     "plain_loop.py": (),
@@ -14,6 +16,7 @@ NEEDED = {
     "timm_backbone.py": ("timm",),
     "graph.py": ("torch_geometric",),
 }
+BY_HAND = ("own_images.py", "serve_onnx.py")  # they need images, or an exported run (test_export.py)
 PENALTIES = {"timm_backbone.py": ("feature_maps", "weights", "vit/feature_maps")}
 
 
@@ -28,7 +31,16 @@ def test_an_example_runs_and_its_penalty_acts(name):
         assert terms[penalty] > 0  # the target has left the source, and is held
 
 
+def test_the_example_of_own_images_compares_two_methods(tmp_path):
+    example = runpy.run_path(str(EXAMPLES / "own_images.py"))["main"]
+    tiny = {"backbone.weights": "none", "backbone.image_size": 32, "backbone.resize": 36}
+    tiny |= {"schedule.iterations": 1, "schedule.batch_size": 4}
+    photos = write_folder(tmp_path / "photos", ants=5, bees=5)
+    accuracies = example(str(photos), settings=tiny, results_dir=str(tmp_path / "results"), device="cpu")
+    assert set(accuracies) == {"L2", "DELTA w/o ATT"} and all(0 <= value <= 100 for value in accuracies.values())
+
+
 def test_no_example_is_left_out_and_all_are_short():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == set(NEEDED)
-    for name in NEEDED:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {*NEEDED, *BY_HAND}
+    for name in (*NEEDED, *BY_HAND):
         assert len((EXAMPLES / name).read_text().splitlines()) < 80, name

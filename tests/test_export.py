@@ -2,9 +2,14 @@
 
 import json
 import re
+import runpy
 import shutil
 import sys
+import threading
+from http.server import HTTPServer
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -278,6 +283,25 @@ def test_who_follows_the_card_gets_the_probabilities_of_delta_predict(schedule, 
     for image, picture in zip(found, pictures, strict=True):
         expected = {entry["index"]: entry["probability"] for entry in image["classes"]}
         np.testing.assert_allclose(follow(words, picture, network), [expected[k] for k in range(3)], atol=2e-6)
+
+
+def test_the_example_serves_the_probabilities_of_delta_predict(tiny, onnx_file, tmp_path, capsys):
+    example = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "serve_onnx.py"))
+    server = HTTPServer(("127.0.0.1", 0), example["handler"](example["Classifier"](str(onnx_file))))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    pictures = odd_pictures(tmp_path)
+    capsys.readouterr()
+    assert predict([str(tiny), *map(str, pictures), "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)["images"]
+    try:
+        for image, picture in zip(found, pictures, strict=True):
+            with urlopen(f"http://127.0.0.1:{server.server_port}", picture.read_bytes()) as answer:
+                served = {one["class"]: one["probability"] for one in json.load(answer)}
+            assert served == pytest.approx({one["class"]: one["probability"] for one in image["classes"]}, abs=1e-5)
+        with pytest.raises(HTTPError):
+            urlopen(f"http://127.0.0.1:{server.server_port}", b"no image")
+    finally:
+        server.shutdown()
 
 
 def test_names_of_classes_are_only_text_in_the_card(tiny, tmp_path):
