@@ -23,7 +23,7 @@ from delta_transfer.engine.graph_tasks import GraphProperties, roc_auc
 from delta_transfer.experiment.experiment import run
 from delta_transfer.methods import DELTA, DELTAWithoutAttention, StochNorm
 from delta_transfer.methods.attention import AttentionConfig, channel_attention
-from delta_transfer.models.graph_networks import LAYERS, GraphEncoder, GraphNetwork
+from delta_transfer.models.graph_networks import LAYERS, GraphEncoder, GraphNetwork, Neighbours, dropout_mask
 from delta_transfer.models.weights import build_source
 from delta_transfer.models.zoo import GraphBackboneConfig
 
@@ -106,17 +106,19 @@ def test_a_layer_is_its_formula_node_by_node(packed, name):
     neighbours = [[(i, 4, 0)] for i in range(count)]
     for (j, i), (bond, way) in zip(batch.edges.T.tolist(), batch.edge_features.tolist(), strict=True):
         neighbours[i].append((j, bond, way))
-    edges = torch.cat([batch.edges, torch.arange(count).expand(2, -1)], dim=1)
-    features = torch.cat([batch.edge_features, torch.tensor([[4, 0]] * count)])
-    torch.testing.assert_close(layer(x, edges, features), naive(name, layer, x, neighbours), atol=1e-9, rtol=1e-9)
+    found, expected = layer(x, Neighbours(batch)), naive(name, layer, x, neighbours)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+    parameters = dict(layer.named_parameters())
+    gradients = [torch.autograd.grad(out.square().sum(), [*parameters.values()]) for out in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-8)
 
 
 def test_gcn_and_gin_sum_as_pytorch_geometric_does(packed):
     geometric = pytest.importorskip("torch_geometric.nn")
     torch.manual_seed(0)
     batch, x = batch_of(packed, np.arange(4), CPU), torch.randn(13, 300, dtype=torch.float64)
-    edges = torch.cat([batch.edges, torch.arange(13).expand(2, -1)], dim=1)
-    features = torch.zeros(edges.shape[1], 2, dtype=torch.int64)
+    beside = Neighbours(batch)
     gcn, gin = LAYERS["gcn"](300).double(), LAYERS["gin"](300).double()
     for layer in (gcn, gin):  # theirs have no edges' vectors
         for embedding in (layer.edge_embedding1, layer.edge_embedding2):
@@ -124,9 +126,9 @@ def test_gcn_and_gin_sum_as_pytorch_geometric_does(packed):
     theirs = geometric.GCNConv(300, 300, bias=False).double()
     theirs.lin.weight.data.copy_(gcn.linear.weight)
     torch.nn.init.zeros_(gcn.linear.bias)
-    torch.testing.assert_close(gcn(x, edges, features), theirs(x, batch.edges))
+    torch.testing.assert_close(gcn(x, beside), theirs(x, batch.edges))
     theirs = geometric.GINConv(gin.mlp)  # which gives the network new values
-    torch.testing.assert_close(gin(x, edges, features), theirs(x, batch.edges))
+    torch.testing.assert_close(gin(x, beside), theirs(x, batch.edges))
 
 
 def test_published_weights_load_strictly(tmp_path):
@@ -142,6 +144,16 @@ def test_published_weights_load_strictly(tmp_path):
     assert all(torch.equal(source.weights()[name], value) for name, value in state.items())
     with pytest.raises(UserError):
         build_source(config.replace(name="gat"), 0)
+
+
+def test_dropout_leaves_out_a_share_and_keeps_the_mean(packed):
+    torch.manual_seed(0)
+    mask = dropout_mask(torch.ones(200, 300), 0.2)
+    assert set(mask.unique().tolist()) == {0.0, 1.25} and 0.18 < (mask == 0).float().mean() < 0.22
+    network, batch = GraphEncoder(LAYERS["gcn"], 2), batch_of(packed, np.arange(4), CPU)
+    network.dropout = 0.5
+    assert torch.equal(network.eval()(batch), network(batch))
+    assert not torch.equal(network.train()(batch), network(batch))
 
 
 # ---- molecules -------------------------------------------------------------------------------------------

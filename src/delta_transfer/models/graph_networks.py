@@ -19,16 +19,47 @@ SELF_LOOP = 4  # the bond type of a node's edge to itself
 WIDTH, DEPTH = 300, 5
 
 
+class Neighbours:
+    """The edges of a batch, with an edge of each node to itself, in the order of the nodes i that they end at.
+
+    Sums over j never hold a vector for each edge: x_j is added up where it is read, and the vectors e_ij, of which
+    there are few different ones, are counted first.
+    """
+
+    def __init__(self, graphs: Graphs):
+        nodes = len(graphs.nodes)
+        itself = torch.arange(nodes, device=graphs.device).expand(2, -1)
+        loop = graphs.edge_features.new_tensor([SELF_LOOP, 0]).expand(nodes, 2)
+        edges, features = torch.cat([graphs.edges, itself], dim=1), torch.cat([graphs.edge_features, loop])
+        order = edges[1].argsort(stable=True)
+        self.there, self.here = edges[:, order]  # (E,) each: j and i
+        self.kinds = features[order] + features.new_tensor([0, BONDS])  # (E, 2): rows of both embeddings' tables
+        self.degrees = torch.bincount(self.here, minlength=nodes)  # (N,), with the self-loop
+        self.starts = F.pad(self.degrees.cumsum(0), (1, 0))  # (N + 1,): where the edges of a node begin
+
+    def sum(self, x: Tensor, table: Tensor, weights: Tensor | None = None) -> Tensor:
+        """sum_j weight_ij (x_j + e_ij), (N, D), for x (N, D), a table (K, D) of rows e and weights (E,) or 1."""
+        each = x.new_ones(len(self.here)) if weights is None else weights.to(x)
+        summed = F.embedding_bag(
+            self.there, x, self.starts, mode="sum", per_sample_weights=each, include_last_offset=True
+        )
+        places = (self.here[:, None] * len(table) + self.kinds).flatten()
+        counted = _sum(each.repeat_interleave(2), places, len(x) * len(table)).view(len(x), len(table))
+        return summed + counted @ table.to(x)
+
+
 class GraphLayer(nn.Module):
-    """x (N, D), edges (2, E) with self-loops, edge features (E, 2) -> (N, D). A subclass says how messages add up."""
+    """x (N, D) and who is beside whom -> (N, D). A subclass says how messages add up."""
 
     def __init__(self, width: int, edge_width: int | None = None):
         super().__init__()
         self.edge_embedding1 = _embedding(BONDS, edge_width or width)
         self.edge_embedding2 = _embedding(DIRECTIONS, edge_width or width)
 
-    def edge_vectors(self, features: Tensor) -> Tensor:
-        return self.edge_embedding1(features[:, 0]) + self.edge_embedding2(features[:, 1])
+    @property
+    def edge_table(self) -> Tensor:
+        """(BONDS + DIRECTIONS, D): e_ij is the sum of two of its rows."""
+        return torch.cat([self.edge_embedding1.weight, self.edge_embedding2.weight])
 
 
 class GCNLayer(GraphLayer):
@@ -38,12 +69,10 @@ class GCNLayer(GraphLayer):
         super().__init__(width)
         self.linear = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, edges: Tensor, features: Tensor) -> Tensor:
+    def forward(self, x: Tensor, beside: Neighbours) -> Tensor:
         x = self.linear(x)
-        here, there = edges[1], edges[0]
-        scale = _count(here, len(x), x).rsqrt()
-        messages = (scale[here] * scale[there])[:, None] * (x[there] + self.edge_vectors(features))
-        return _sum(messages, here, len(x))
+        scale = beside.degrees.to(x).rsqrt()
+        return beside.sum(x, self.edge_table, scale[beside.here] * scale[beside.there])
 
 
 class GINLayer(GraphLayer):
@@ -53,8 +82,8 @@ class GINLayer(GraphLayer):
         super().__init__(width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
 
-    def forward(self, x: Tensor, edges: Tensor, features: Tensor) -> Tensor:
-        return self.mlp(_sum(x[edges[0]] + self.edge_vectors(features), edges[1], len(x)))
+    def forward(self, x: Tensor, beside: Neighbours) -> Tensor:
+        return self.mlp(beside.sum(x, self.edge_table))
 
 
 class SAGELayer(GraphLayer):
@@ -64,10 +93,8 @@ class SAGELayer(GraphLayer):
         super().__init__(width)
         self.linear = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, edges: Tensor, features: Tensor) -> Tensor:
-        x = self.linear(x)
-        summed = _sum(x[edges[0]] + self.edge_vectors(features), edges[1], len(x))
-        return F.normalize(summed / _count(edges[1], len(x), summed)[:, None])
+    def forward(self, x: Tensor, beside: Neighbours) -> Tensor:
+        return F.normalize(beside.sum(self.linear(x), self.edge_table) / beside.degrees[:, None])
 
 
 class GATLayer(GraphLayer):
@@ -82,16 +109,19 @@ class GATLayer(GraphLayer):
         self.bias = nn.Parameter(torch.zeros(width))
         nn.init.xavier_uniform_(self.att)
 
-    def forward(self, x: Tensor, edges: Tensor, features: Tensor) -> Tensor:
-        count, here = len(x), edges[1]
+    def forward(self, x: Tensor, beside: Neighbours) -> Tensor:
         x = self.weight_linear(x).view(-1, self.heads, self.width)
-        values = x[edges[0]] + self.edge_vectors(features).view(-1, self.heads, self.width)
-        scores = F.leaky_relu((torch.cat([x[here], values], dim=2) * self.att).sum(dim=2), 0.2)  # (E, heads)
-        index = here[:, None].expand_as(scores)
-        largest = scores.new_full((count, self.heads), -torch.inf).scatter_reduce(0, index, scores.detach(), "amax")
-        weights = (scores - largest[here]).exp()
-        weights = weights / _sum(weights, here, count)[here]
-        return _sum(weights[..., None] * values, here, count).mean(dim=1) + self.bias
+        table = self.edge_table.view(-1, self.heads, self.width).to(x)
+        of_here, of_there = self.att.to(x).split(self.width, dim=2)
+        scores = (x * of_here).sum(dim=2)[beside.here] + (x * of_there).sum(dim=2)[beside.there]
+        scores = scores + (table * of_there).sum(dim=2)[beside.kinds].sum(dim=1)
+        scores = F.leaky_relu(scores, 0.2)  # (E, heads)
+        index = beside.here[:, None].expand_as(scores)
+        largest = scores.new_full((len(x), self.heads), -torch.inf).scatter_reduce(0, index, scores.detach(), "amax")
+        weights = (scores - largest[beside.here]).exp()
+        weights = weights / _sum(weights, beside.here, len(x))[beside.here]
+        heads = zip(x.unbind(1), table.unbind(1), weights.unbind(1), strict=True)
+        return torch.stack([beside.sum(*(part.contiguous() for part in head)) for head in heads]).mean(0) + self.bias
 
 
 LAYERS: dict[str, type[GraphLayer]] = {"gcn": GCNLayer, "gin": GINLayer, "sage": SAGELayer, "gat": GATLayer}
@@ -113,16 +143,14 @@ class GraphEncoder(nn.Module):
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, graphs: Graphs) -> Tensor:
-        nodes, edges = graphs.nodes, graphs.edges
-        itself = torch.arange(len(nodes), device=nodes.device).expand(2, -1)
-        loop = graphs.edge_features.new_tensor([SELF_LOOP, 0]).expand(len(nodes), 2)
-        edges, features = torch.cat([edges, itself], dim=1), torch.cat([graphs.edge_features, loop])
+        nodes, beside = graphs.nodes, Neighbours(graphs)
         x = self.x_embedding1(nodes[:, 0]) + self.x_embedding2(nodes[:, 1])
         for number, (layer, norm) in enumerate(zip(self.gnns, self.batch_norms, strict=True), 1):
-            x = norm(layer(x, edges, features))
+            x = norm(layer(x, beside))
             if number < len(self.gnns):
                 x = F.relu(x)
-            x = F.dropout(x, self.dropout, self.training)
+            if self.training and self.dropout:
+                x = x * dropout_mask(x, self.dropout)
         pooled = _sum(x, graphs.graph, len(graphs)) / _count(graphs.graph, len(graphs), x)[:, None]
         return self.head(pooled)
 
@@ -148,6 +176,11 @@ def _embedding(rows: int, width: int) -> nn.Embedding:
     embedding = nn.Embedding(rows, width)
     nn.init.xavier_uniform_(embedding.weight)
     return embedding
+
+
+def dropout_mask(x: Tensor, p: float) -> Tensor:
+    """0 with probability p, else 1 / (1 - p). On many CPUs F.dropout takes thrice as long to draw it."""
+    return ((torch.rand(x.shape, device=x.device) >= p) / (1 - p)).to(x)
 
 
 def _sum(values: Tensor, places: Tensor, count: int) -> Tensor:

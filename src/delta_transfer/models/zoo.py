@@ -205,6 +205,7 @@ class BackboneConfig(Options):
 class GraphBackboneConfig(BackboneConfig):
     """A network of models/graph_networks.py. Graphs have no pixels."""
 
+    version: ClassVar[int] = 2  # sums over neighbours have another order of additions, and dropout other draws
     inputs: ClassVar[str] = "graphs"
 
     name: str = option(help="gcn, gin, sage or gat")
