@@ -7,6 +7,7 @@ from hydra._internal.hydra import Hydra
 from hydra.plugins.sweeper import Sweeper
 from torch import nn
 
+from delta_transfer.common import cores
 from delta_transfer.common.console import show_messages
 from delta_transfer.models import Network
 
@@ -19,6 +20,12 @@ gc.set_threshold(50_000, 20, 100)  # by default a third of the time in which Hyd
 def messages():
     """Shows messages as delta-run does, whatever a command of the test before made of them."""
     show_messages()
+
+
+@pytest.fixture(autouse=True)
+def nothing_else_runs(monkeypatch):
+    """What commands say of a busy machine is not in their output."""
+    monkeypatch.setattr(cores, "busy_others", lambda: 0.0)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -70,6 +70,7 @@ def test_every_method_runs(reg, every_choice, tiny, tmp_path):
     assert re.fullmatch(rf"cub-small_resnet-{method.name}-s0-[0-9a-f]{{8}}", run.name)
     assert (summary["n_train"], summary["n_test"], summary["num_classes"]) == (18, 6, 3)
     assert summary["error"] is None and 0 <= summary["test_top1"] <= 100
+    assert summary["train_seconds"] > 0 and summary["train_processor_seconds"] > 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, summary["iterations"] + 1))
     assert lines[-1]["test_top1"] == summary["test_top1"]

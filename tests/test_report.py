@@ -88,6 +88,23 @@ def four_methods():
     ]
 
 
+def test_processor_times_stand_beside_times_that_other_programs_lengthened():
+    def cells(**of_delta):
+        records = [record("l2", 0, 50.0, train_processor_seconds=90.0), record("delta", 0, 51.0, **of_delta)]
+        table = sections.costs(compare([*records, record("l2_sp", 0, 52.0)]))
+        return table.header.count("processor time"), [[entry.text for entry in row] for row in table.rows]
+
+    waited, rows = cells(train_processor_seconds=30.0)
+    assert waited == 1 and [row[:4] for row in rows] == [
+        ["L2", "300", "100.0 s", "90.0 s"],
+        ["L2-SP", "300", "100.0 s", "–"],  # a record from before there was such a time
+        ["DELTA", "300", "100.0 s", "30.0 s"],
+    ]
+    for quiet in ({"train_processor_seconds": 80.0}, {}):
+        waited, rows = cells(**quiet)
+        assert waited == 0 and {len(row) for row in rows} == {5}
+
+
 def test_a_method_with_stages_is_compared_where_its_iterations_are_the_same_in_all():
     """AFA takes the schedule twice: beside it stands a DELTA of twice the iterations, not one of half its cost."""
     both = {"iterations": 600, "stages": [{"iterations": 300}, {"iterations": 300}]}

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..common.console import log, shorten_list
+from ..common.cores import usable_cores
 from ..common.errors import UserError
 from ..records.files import naming, sync, sync_folder, write_atomically
 from ..records.locks import Check, wait_for_lock
@@ -124,7 +125,7 @@ def wrong_checksums(path: Path) -> list[int]:
     if len(expected) != len(store.sizes):
         raise ValueError("the number of checksums is wrong")
     ends = store.starts + store.sizes.prod(axis=1)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         found = pool.map(lambda start, end: zlib.crc32(store.pixels[start:end].data), store.starts, ends)
         return [index for index, checksum in enumerate(found) if checksum != expected[index]]
 
@@ -247,7 +248,7 @@ def decoded(
         except UNREADABLE as error:
             return error
 
-    cores = os.cpu_count() or 1
+    cores = usable_cores()
     # Threads suffice: Pillow decodes and resizes outside Python's global lock. The window bounds memory.
     with ThreadPoolExecutor(cores) as pool:
         ahead: deque[tuple[int, Future[np.ndarray | BaseException]]] = deque()

@@ -35,37 +35,43 @@ class Progress:
     first_iteration: int  # the number of the first batch: stages count on from one another
     iterations_done: int
     seconds: float = 0.0  # of training, of all stages
+    processor_seconds: float = 0.0  # of the training thread within them
     seconds_since_line: float = 0.0
     window: dict[str, Any] = field(default_factory=dict)  # what the next line of metrics has collected
 
     @classmethod
-    def beginning(cls, iteration: int = 0, seconds: float = 0.0) -> "Progress":
+    def beginning(cls, iteration: int = 0, seconds: float = 0.0, processor_seconds: float = 0.0) -> "Progress":
         """A training that begins with `iteration`, when the stages before it took `seconds`."""
-        return cls(iteration, iteration, seconds)
+        return cls(iteration, iteration, seconds, processor_seconds)
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class Clock:
-    """Seconds of training, in all and since the last lap. It stands still between `pause` and `restart`."""
+    """Seconds of training, in all and since the last lap. It stands still between `pause` and `restart`.
 
-    def __init__(self, seconds: float = 0.0, since_lap: float = 0.0):
-        self.seconds, self.since_lap = seconds, since_lap
+    Processor seconds are those of the training thread, which does its part of all work: beside other programs it waits
+    for a core, and they stay about what `seconds` are on an idle machine.
+    """
+
+    def __init__(self, seconds: float = 0.0, processor_seconds: float = 0.0, since_lap: float = 0.0):
+        self.seconds, self.processor_seconds, self.since_lap = seconds, processor_seconds, since_lap
         self.restart()
 
     @classmethod
     def resumed(cls, progress: Progress) -> "Clock":
-        return cls(progress.seconds, progress.seconds_since_line)
+        return cls(progress.seconds, progress.processor_seconds, progress.seconds_since_line)
 
     def restart(self) -> None:
-        self.started = time.perf_counter()
+        self.started, self.processor_started = time.perf_counter(), time.thread_time()
 
     def pause(self) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self.started
-        self.since_lap += now - self.started
-        self.started = now
+        began, processor_began = self.started, self.processor_started
+        self.restart()
+        self.seconds += self.started - began
+        self.since_lap += self.started - began
+        self.processor_seconds += self.processor_started - processor_began
 
     def lap(self, images: int) -> float:
         """Images per second since the last lap."""
@@ -89,7 +95,9 @@ class Position:
         """Where a training from here goes on. It waits for the device."""
         window = self.window.state_dict()
         self.clock.pause()
-        return Progress(self.begun.first_iteration, self.done, self.clock.seconds, self.clock.since_lap, window)
+        clock = self.clock
+        times = clock.seconds, clock.processor_seconds, clock.since_lap
+        return Progress(self.begun.first_iteration, self.done, *times, window)
 
 
 # --- Callbacks ---
@@ -264,7 +272,7 @@ class StageRunner:
         self.average: Average = Average(AverageConfig())
         self.ended: list[Line] = []  # what the stages before came to
         self.modules: dict[str, Tensor] = {}  # what their methods learned, by stage
-        self.seconds = 0.0  # of training, of all stages
+        self.seconds = self.processor_seconds = 0.0  # of training, of all stages
         self.iterations_done = 0
         self._checkpoint: dict[str, Any] | None = None
 
@@ -305,7 +313,7 @@ class StageRunner:
         if self._checkpoint is not None:
             checkpoint, self._checkpoint = self._checkpoint, None
             return self._resume(state, checkpoint)
-        progress = Progress.beginning(self.index * self.length, self.seconds)
+        progress = Progress.beginning(self.index * self.length, self.seconds, self.processor_seconds)
         if self.index:  # the result of the stage before is safe from here on
             self.save(progress)
             if stop_signal() is not None:
@@ -314,11 +322,18 @@ class StageRunner:
 
     def end(self, at: Position, measured: Line) -> None:
         """Notes what the stage came to, and what its method learned."""
-        self.seconds, self.iterations_done = at.clock.seconds, at.done
+        self.seconds, self.processor_seconds = at.clock.seconds, at.clock.processor_seconds
+        self.iterations_done = at.done
         self.ended = [*self.ended, self._planned(self.stages[self.index]) | measured]
         for name, parameter in self.method.named_parameters():
             if parameter.requires_grad:
                 self.modules[f"stage{self.index + 1}.{name}"] = parameter.detach().cpu().clone()
+
+    def speed(self, batch_size: int) -> Line:
+        """How long all stages took, for the record. On a GPU the training thread's processor time says nothing."""
+        on_cpu = {"train_processor_seconds": self.processor_seconds} if self.device.type == "cpu" else {}
+        rate = self.iterations_done * batch_size / self.seconds
+        return {"iterations": self.iterations_done, "train_seconds": self.seconds, "images_per_second": rate} | on_cpu
 
     def record(self) -> Line:
         """The stages for the run's record, if there are several. One that did not end has no measurements."""

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..common import cores
 from ..common.console import log
 from ..common.options import require
 from ..models.batchnorm import sharing
@@ -46,6 +47,7 @@ def pick_device(wanted: str) -> torch.device:
     available = torch.cuda.is_available()
     require(wanted != "cuda" or available, "device=cuda, but PyTorch sees no CUDA device; use device=cpu or auto.")
     if wanted == "cpu" or not available:
+        share_cores()
         return torch.device("cpu")
     if "LOCAL_RANK" in os.environ:  # torchrun has dealt out the GPUs
         index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
@@ -56,6 +58,19 @@ def pick_device(wanted: str) -> torch.device:
         return torch.device("cuda")
     torch.cuda.set_device(index)  # what names no device (synchronize, is_bf16_supported) means this one
     return torch.device("cuda", index)
+
+
+@cache  # said once per process
+def share_cores() -> None:
+    """Computes with no more threads than a container allows cores; says how much longer other work makes all last."""
+    if not cores.of_a_command:  # another program chooses its threads itself
+        return
+    usable, others = cores.usable_cores(), cores.busy_others()
+    if "OMP_NUM_THREADS" not in os.environ and usable < torch.get_num_threads():
+        torch.set_num_threads(usable)
+    times = cores.slowdown(torch.get_num_threads(), others, os.cpu_count() or 1)
+    if times >= cores.NOTABLE:
+        log.info(f"{usable} cores, load {others:.0f} of other programs: it takes about {times:.0f} times as long")
 
 
 @cache  # a process keeps its GPU, through all jobs of a sweep

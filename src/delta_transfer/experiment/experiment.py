@@ -184,11 +184,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
 
             # --- Evaluation: nothing is selected on test data ---
 
-            measured = evaluator.scalars() | {
-                "iterations": runner.iterations_done,
-                "train_seconds": runner.seconds,
-                "images_per_second": runner.iterations_done * config.schedule.batch_size / runner.seconds,
-            }
+            measured = evaluator.scalars() | runner.speed(config.schedule.batch_size)
 
             # --- Record ---
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from statistics import fmean
+from typing import Any
 
 from ..common.console import duration
+from ..common.cores import NOTABLE
 from ..common.tables import MISSING, Entry, Table, entries
 from ..records import arrays
 from ..records.arrays import Predictions
@@ -92,26 +94,43 @@ def verification(comparison: Comparison) -> Table:
 
 
 def costs(comparison: Comparison) -> Table | None:
-    """Iterations of all stages together and time of a run of each method; None if no record has a time."""
+    """Iterations of all stages together and time of a run of each method; None if no record has a time.
+
+    Processor times stand beside it where a method's run waited for the processor: other programs ran, and times of two
+    methods do not compare.
+    """
 
     def length(run: Record) -> tuple[int | None, int]:
         iterations = facts(run)["iterations"]
         return iterations if isinstance(iterations, int) and iterations > 0 else None, stages(run)
 
-    rows = []
+    def of_processor(runs: list[Record]) -> float | None:
+        times: list[Any] = [run.get("train_processor_seconds") for run in runs]
+        return fmean(times) if all(is_number(time) for time in times) else None
+
+    rows, waited = [], False
     for method in comparison.methods:
         cells = [row.cells[method] for row in comparison.rows if method in row.cells]
         runs_of_all = distinct_runs(run for cell in cells for run in cell.runs)
         timed = [run for run in runs_of_all if is_number(run.get("train_seconds"))]
         for (iterations, in_stages), alike in grouped(timed, length):
             seconds, runs_alike = fmean(run["train_seconds"] for run in alike), Entry(str(len(alike)), len(alike))
-            count = each = Entry(MISSING)
+            count = each = working = Entry(MISSING)
             if iterations is not None:
                 count = Entry(f"{iterations:,}" + f" in {in_stages} stages" * (in_stages > 1), iterations)
                 each = Entry(f"{1000 * seconds / iterations:.0f} ms", seconds / iterations)
-            rows.append(entries(comparison.display(method), count, Entry(duration(seconds), seconds), each, runs_alike))
-    header = ["method", "iterations", "training time", "per iteration", "runs"]
-    return Table("Cost of a run, mean over runs", header, rows, 1) if rows else None
+            if (processor := of_processor(alike)) is not None:
+                working = Entry(duration(processor), processor)
+                waited |= seconds > NOTABLE * processor
+            time = Entry(duration(seconds), seconds)
+            rows.append(entries(comparison.display(method), count, time, working, each, runs_alike))
+    header = ["method", "iterations", "training time", "processor time", "per iteration", "runs"]
+    table = Table("Cost of a run, mean over runs", header, rows, 1)
+    if waited:
+        table.notes.append("Processor time: of the training thread, which waited while other programs ran")
+    else:
+        table = table.columns([0, 1, 2, 4, 5])
+    return table if rows else None
 
 
 def comparable(contest: Contest) -> bool:

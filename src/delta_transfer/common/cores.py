@@ -1,0 +1,86 @@
+"""The cores that this process may use, and the other work on them. Nothing here imports torch.
+
+Training threads wait for one another many times in a step. They spin while they wait, so as to go on at once; beside
+other work the one that they wait for has no core, because they spin on it. Short spinning costs nothing where nothing
+else runs, and spares other work most of the time. It changes no number; the number of threads would change last bits.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+
+SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # of OpenMP; what a person sets stays
+# Rounds of spinning of GNU's OpenMP, which PyTorch's Linux wheels bring. On 2 cores small_resnet at 32 pixels trains
+# with 700 images/s at 300,000 (the default) and at 10,000, with 505 at 1,000. Beside two busy programs: 112, 120, 197.
+SPINS_ALONE, SPINS_BESIDE_OTHERS = 10_000, 1_000
+NOTICED = 0.3  # load of other programs from which on the machine counts as busy
+NOTABLE = 1.5  # how many times as long something takes where that is said
+CGROUPS = Path("/sys/fs/cgroup")
+of_a_command = False  # whether this process is a command's, and not another program's
+
+
+def spin_briefly() -> None:
+    """Sets how long threads spin, for this command and the processes that it starts, before torch is imported."""
+    global of_a_command
+    of_a_command = True
+    if "torch" not in sys.modules and not any(name in os.environ for name in SETTINGS):
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS_ALONE if busy_others() < NOTICED else SPINS_BESIDE_OTHERS)
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on; fewer where a control group (a container) limits its processor time."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *map(int, _quotas())]))
+
+
+@cache
+def _quotas() -> list[float]:
+    """The limits of the control groups that this process is in, in cores."""
+    own = next((line[3:].strip("/") for line in _lines(Path("/proc/self/cgroup")) if line.startswith("0::")), "")
+    folders = [CGROUPS / own, *(CGROUPS / own).parents] if own else [CGROUPS]
+    limits = [" ".join(_lines(folder / "cpu.max")) for folder in folders if folder.is_relative_to(CGROUPS)]
+    limits.append(" ".join(line for name in ("quota", "period") for line in _lines(CGROUPS / f"cpu/cpu.cfs_{name}_us")))
+    found = [limit.split() for limit in limits]
+    return [int(quota) / int(period) for quota, period in (f for f in found if len(f) == 2) if quota.isdecimal()]
+
+
+def busy_others() -> float:
+    """How many threads of other programs want a core, about; 0 where the system does not say.
+
+    The load of the last minute still has programs that ended, this command's predecessor among them: they do not run
+    any more. What runs by chance for a moment, such as this process' own threads, is not in the load.
+    """
+    try:
+        load = os.getloadavg()[0]
+        if load < NOTICED:
+            return 0.0
+        return max(0.0, min(load, fmean(_running()) - 1))
+    except (OSError, ValueError):  # no /proc
+        return 0.0
+
+
+def _running(looks: int = 10, seconds: float = 0.005) -> Iterator[int]:
+    """The number of threads on this machine that run or wait for a core, this one included, several times."""
+    for _ in range(looks):
+        yield next(int(line.split()[1]) for line in _lines(Path("/proc/stat")) if line.startswith("procs_running"))
+        time.sleep(seconds)
+
+
+def slowdown(threads: int, others: float, cores: int) -> float:
+    """How many times as long `threads` take beside `others` on a machine of `cores` as alone.
+
+    A program's share is what `others`, of one thread each, leave free, or as much as each of them gets.
+    """
+    share = max(cores - others, cores / (others + 1))
+    return threads / min(threads, share)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

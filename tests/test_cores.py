@@ -1,0 +1,96 @@
+"""How busy a machine is, and what a command makes of that."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from delta_transfer.common import cores
+from delta_transfer.engine import devices
+
+busy_others = cores.busy_others  # conftest.py replaces it
+
+
+@pytest.mark.parametrize(
+    ("load", "running", "others"),
+    [
+        (0.1, 9, 0),  # a moment's work is no load
+        (2.0, 1, 0),  # what made the load has ended
+        (2.0, 7, 2),
+        (8.0, 3, 2),
+    ],
+)
+def test_other_work_is_what_the_last_minute_and_this_moment_have(load, running, others, monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(cores, "_running", lambda: iter([running, running]))
+    assert busy_others() == others
+
+
+def test_the_system_is_asked():
+    assert 1 <= cores.usable_cores() <= os.cpu_count()
+    assert all(count >= 1 for count in cores._running(2, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("files", "quotas"),
+    [
+        ({"cpu.max": "max 100000"}, []),
+        ({"cpu.max": "150000 100000"}, [1.5]),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, [2.0]),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, []),
+        ({}, []),
+    ],
+)
+def test_quotas_of_containers(files, quotas, tmp_path, monkeypatch):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(cores, "CGROUPS", tmp_path)
+    assert cores._quotas.__wrapped__() == quotas
+    monkeypatch.setattr(cores, "_quotas", lambda: quotas)
+    assert cores.usable_cores() == max(1, min([len(os.sched_getaffinity(0)), *map(int, quotas)]))
+
+
+def test_a_share_is_what_others_leave_or_as_much_as_each_of_them_gets():
+    found = [cores.slowdown(*what) for what in ((2, 0, 2), (2, 1, 2), (2, 6, 2), (1, 6, 2), (64, 16, 64), (8, 8, 64))]
+    assert found == pytest.approx([1, 2, 7, 3.5, 64 / 48, 1])
+
+
+@pytest.mark.parametrize("of_a_person", [None, *cores.SETTINGS])
+def test_threads_spin_briefly_unless_a_person_says_otherwise(of_a_person):
+    code = "import sys, os, delta_transfer.cli; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    environment = {name: value for name, value in os.environ.items() if name not in cores.SETTINGS}
+    environment |= {of_a_person: "7"} if of_a_person else {}
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    chosen, torch_is_there = out.stdout.split()
+    assert torch_is_there == "False"  # which reads the setting when it is imported
+    if of_a_person:
+        assert chosen == ("7" if of_a_person == "GOMP_SPINCOUNT" else "None")
+    else:
+        assert int(chosen) in (cores.SPINS_ALONE, cores.SPINS_BESIDE_OTHERS)
+
+
+def test_a_command_keeps_within_its_quota_and_says_once_that_the_machine_is_busy(monkeypatch, capsys):
+    threads = []
+    monkeypatch.setattr(cores, "of_a_command", True)
+    monkeypatch.setattr(cores, "usable_cores", lambda: 2)
+    monkeypatch.setattr(cores, "busy_others", lambda: 2.0 * os.cpu_count())
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    devices.share_cores.cache_clear()
+    for _ in range(2):
+        assert devices.pick_device("cpu").type == "cpu"
+    assert threads == [2] and capsys.readouterr().out.count("times as long") == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    devices.share_cores.cache_clear()
+    devices.pick_device("cpu")
+    assert threads == [2]
+    monkeypatch.setattr(cores, "of_a_command", False)  # another program chooses its threads itself
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    devices.share_cores.cache_clear()
+    devices.pick_device("cpu")
+    assert threads == [2]
+    devices.share_cores.cache_clear()
