@@ -244,6 +244,15 @@ def test_intervals_of_the_mean():
     assert axes.get_xlim()[0] > 0 and "does not start at 0" in texts(figure)
 
 
+def test_a_method_that_fails_does_not_stretch_the_axis_of_accuracies():
+    spread = {"l2": 50.0, "l2_sp": 51.0, "delta": 52.0, "rifle": 20.0}
+    records = [record(method, s, value + s) for method, value in spread.items() for s in range(3)]
+    _, figure = only(intervals(compare(records)))
+    (axes,) = figure.axes
+    assert axes.get_xlim()[0] > 35 and "<" in {line.get_marker() for line in axes.lines}
+    assert [text.get_text() for text in axes.texts][-1] == "21.0 (3)"
+
+
 def test_intervals_that_begin_at_zero_do_not_say_otherwise():
     _, figure = only(intervals(compare([record("l2", s, v) for s, v in enumerate([1.0, 30.0])])))
     assert figure.axes[0].get_xlim()[0] == 0 and "start" not in texts(figure)

@@ -66,6 +66,13 @@ def test_no_number_of_a_wide_table_with_long_names_is_cut(width):
     )
 
 
+def test_bars_stay_where_a_table_is_in_blocks_anyway_and_titles_of_names_are_not_cut():
+    numbers = [Entry(f"{'9' * 20}{k}", k) for k in range(6)]
+    table = Table("T", ["method", "", *"abcdef"], [entries("L2", Entry("", bar=Bar(0.5, 0.2, 0.7, 1.0)), *numbers)], 1)
+    lines = assert_whole([table], 80)
+    assert any("●" in line for line in lines) and sum(line.startswith("method") for line in lines) > 1
+
+
 def test_names_keep_their_brackets_and_settings_have_lines_of_their_own():
     table = Table(
         "T", ["set", "backbone", "settings", "L2"], [entries("[bold]", "r18", "lr=0.1, alpha=1", Entry("5", 5))], 3

@@ -46,14 +46,18 @@ class Bar:
         return self.zero, self.low, self.mean, self.high
 
 
-def bars(spans: list[tuple[float, float, float]]) -> list[Bar]:
-    """Bars of (low, mean, high) on one axis; those that are three times as far from 0 as usual do not stretch it."""
+def usual_ends(spans: list[tuple[float, float, float]]) -> tuple[float, float]:
+    """The ends of an axis with 0 for (low, mean, high): means three times as far from 0 as usual do not stretch it."""
     limit = 3 * median(max(abs(low), abs(high)) for low, _, high in spans) or 1.0
     usual = [span for span in spans if abs(span[1]) <= limit]
     least = max(-limit, min(0.0, *(low for low, _, _ in usual)))
     most = min(limit, max(0.0, *(high for _, _, high in usual)))
-    if most == least:
-        least, most = -limit, limit
+    return (least, most) if least < most else (-limit, limit)
+
+
+def bars(spans: list[tuple[float, float, float]]) -> list[Bar]:
+    """Bars of (low, mean, high) on one axis."""
+    least, most = usual_ends(spans)
 
     def part(value: float) -> float:
         return (value - least) / (most - least)
@@ -126,11 +130,13 @@ def as_rich(tables: list[Table], width: int) -> Group:
 
 
 def fitting(table: Table, width: int) -> list[RenderableType]:
-    """One grid where the columns fit; else without its bars, or several grids, or a line for each number."""
+    """One grid where the columns fit, without its bars if need be; else several grids, or a line for each number."""
     names, numbers = list(range(table.names)), list(range(table.names, len(table.header)))
     room = width - least_name(table)
-    if sum(least(table, i) + 2 for i in numbers) > room:
-        numbers = [i for i in numbers if not any(row[i].bar for row in table.rows)]
+    drawn = [i for i in numbers if any(row[i].bar for row in table.rows)]
+    needed = sum(least(table, i) + 2 for i in numbers)
+    if needed > room >= needed - sum(least(table, i) + 2 for i in drawn):
+        numbers = [i for i in numbers if i not in drawn]
     blocks: list[list[int]] = []
     for i in numbers:
         if blocks and sum(least(table, j) + 2 for j in [*blocks[-1], i]) <= room:
@@ -155,8 +161,13 @@ def widest(texts: "list[str]") -> int:
     return max((cell_len(line) for text in texts for line in text.splitlines()), default=0)
 
 
+def title_of_names(table: Table) -> str:
+    return ", ".join(table.header[: min(2, table.names)])
+
+
 def least_name(table: Table) -> int:
-    return min(NAMES, widest([name_of(table, row) for row in table.rows]))
+    names = min(NAMES, widest([name_of(table, row) for row in table.rows]))
+    return max(names, widest(title_of_names(table).split()))
 
 
 def least(table: Table, column: int) -> int:
@@ -170,7 +181,7 @@ def shown(entry: Entry) -> str:
 
 
 def grid(table: Table, width: int) -> RichTable:
-    titles = [", ".join(table.header[: min(2, table.names)]), *table.header[table.names :]]
+    titles = [title_of_names(table), *table.header[table.names :]]
     rows = [[name_of(table, row), *map(shown, row[table.names :])] for row in table.rows]
     numbers = range(table.names, len(table.header))
     widths = [least_name(table), *(least(table, i) for i in numbers)]

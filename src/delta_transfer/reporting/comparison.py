@@ -254,14 +254,15 @@ def averaged_over(cells: list[Cell]) -> str:
 def describe(records: list[Record], comparison: Comparison) -> list[str]:
     """Hyper-parameters, settings common to all runs, hardware, versions, commits."""
     by_method = dict(grouped(records, method_of))
-    chosen = []
+    chosen: list[tuple[str, str]] = []
     for method in comparison.methods:
         # Only what all runs of the column share; the rest is in the settings of the rows.
         views = [reg_settings(run) | {"stages": stages(run)} for run in by_method[method]]
         keys = strengths(views[0]) + ["stages"] * (views[0]["stages"] != 1)
         if constant := common(views, keys):
-            chosen.append(f"{comparison.display(method)} ({show(constant).replace('reg.', '')})")
-    notes = [f"Settings: {', '.join(chosen)}"] if chosen else []
+            chosen.append((comparison.display(method), show(constant).replace("reg.", "")))
+    alike = [f"{', '.join(name for name, _ in same)} ({words})" for words, same in grouped(chosen, lambda one: one[1])]
+    notes = [f"Settings: {'; '.join(alike)}"] if alike else []
     if constant := common([facts(record) for record in records], list(facts({}))):
         notes.append(f"All runs: {show(constant)}")
     if devices := distinct(record.get("device") for record in records):

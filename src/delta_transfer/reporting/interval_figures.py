@@ -1,6 +1,8 @@
 """Figures of differences to a baseline and of accuracies, both with 95 % t intervals, and ROC curves of test pairs."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -9,13 +11,16 @@ from matplotlib.lines import Line2D
 
 from ..common.pair_metrics import roc
 from ..common.style import style_of
+from ..common.tables import usual_ends
 from ..records.arrays import pair_similarities
 from ..records.reading import Damaged, Record, run_id
 from .comparison import Cell, Comparison, averaged_over, grouped
 from .drawing import COLUMN, LINE, MOST, Named, half_of, look, our_look, sheet, side_labels, stem_of, with_interval
 from .logs import Warn
 from .record_views import METRICS
-from .statistics import CONFIDENCE, Difference, contests, paired, signed
+from .statistics import Difference, contests, paired, signed
+
+OF_MEAN = "95 % t interval"
 
 
 @our_look()
@@ -35,33 +40,72 @@ def differences(comparison: Comparison, baseline: str) -> list[Named]:
 
 
 def differences_figure(title: str, found: dict[str, Difference], comparison: Comparison) -> Figure:
-    labels, width = side_labels(map(comparison.display, found))
-    caption = f"Marker: mean of the differences paired by seed; bar: its {CONFIDENCE:.0%} t interval".replace("%", " %")
+    caption = f"Marker: mean of the differences paired by seed; bar: its {OF_MEAN}"
     caption += " (none for one seed or equal differences)" if any(one.low is None for one in found.values()) else ""
     caption += ". Filled: the interval leaves out 0. Right: mean (n)."
-    # One method that fails would press all others against each other: it is drawn at the edge, as an arrow.
-    limit = 3 * median(max(abs(one.low or one.mean), abs(one.high or one.mean)) for one in found.values()) or 1.0
-    beyond = [method for method, one in found.items() if abs(one.mean) > limit]
+    marks = [
+        Mark(
+            method, comparison.display(method), one.span, f"{signed(one.mean)} ({one.n})", hollow=not one.excludes_zero
+        )
+        for method, one in found.items()
+    ]
+    label = with_interval("Difference in points", [one.n for one in found.values()])
+    figure = marks_figure(title, caption, label, marks, comparison.methods, centre=0.0)
+    figure.axes[0].axvline(0, color="black", linewidth=0.8)
+    return figure
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A line of a figure: a mean with its interval, and the runs below it."""
+
+    method: str
+    label: str
+    span: tuple[float, float, float]  # low, mean, high
+    text: str  # at the right
+    hollow: bool = False
+    runs: Sequence[float] = ()
+
+
+def marks_figure(
+    title: str,
+    caption: str,
+    x_label: str,
+    marks: list[Mark],
+    methods: list[str],
+    centre: float,
+    ends: tuple[float, float] = (-math.inf, math.inf),
+) -> Figure:
+    """A line for each mark. One that is far from the centre, beside the others, is an arrow at the edge of the axis.
+
+    ends: what the axis never goes beyond.
+    """
+    labels, width = side_labels(mark.label for mark in marks)
+    apart = max(0.25, LINE * (1 + max(label.count("\n") for label in labels)))
+    spans = [(*mark.span, *mark.runs) for mark in marks]
+    around = [(min(span) - centre, span[1] - centre, max(span) - centre) for span in spans]
+    least, most = (centre + end for end in usual_ends(around))
+    margin = max(0.05 * (most - least), 0.5)
+    lowest, highest = max(ends[0], least - margin), min(ends[1], most + margin)
+    beyond = [mark for mark in marks if not least <= mark.span[1] <= most]
+    caption += " The axis does not start at 0." if lowest > 0 else ""
     caption += " Arrow: beyond the axis." if beyond else ""
-    figure = sheet(width, 0.6 + 0.25 * len(found), title, caption, [])
-    axes = figure.add_subplot(xlabel=with_interval("Difference in points", [one.n for one in found.values()]))
-    axes.axvline(0, color="black", linewidth=0.8)
-    inside = [one for method, one in found.items() if method not in beyond]
-    least = min([0.0, *(max(-limit, one.mean if one.low is None else one.low) for one in inside)])
-    most = max([0.0, *(min(limit, one.mean if one.high is None else one.high) for one in inside)])
-    margin = 0.06 * (most - least) or 1.0
-    axes.set_xlim(least - margin, most + margin)
-    for y, (method, one) in enumerate(found.items()):
-        style = style_of(method, comparison.methods)
-        half = None if one.high is None else [one.high - one.mean]
-        if method in beyond:
-            axes.plot([least if one.mean < 0 else most], [y], "<" if one.mean < 0 else ">", color=style.colour)
+    figure = sheet(width, 0.55 + apart * len(marks), title, caption, [])
+    axes = figure.add_subplot(xlabel=x_label, xlim=(lowest, highest))
+    for y, mark in enumerate(marks):
+        (low, mean, high), style = mark.span, style_of(mark.method, methods)
+        if mark.runs:
+            axes.plot(mark.runs, [y + 0.27] * len(mark.runs), "o", markersize=2, color=style.colour, alpha=0.5, mew=0)
+        if mark in beyond:
+            axes.plot([least if mean < least else most], [y], "<" if mean < least else ">", color=style.colour)
         else:
-            fill = style.colour if one.excludes_zero else "white"
-            axes.errorbar([one.mean], [y], xerr=half, fmt=style.marker, color=style.colour, mfc=fill, capsize=2)
-        axes.text(1.02, y, f"{signed(one.mean)} ({one.n})", transform=axes.get_yaxis_transform(), va="center")
-    axes.set_yticks(range(len(found)), labels)
-    axes.set_ylim(len(found) - 0.4, -0.6)
+            bar = [[mean - low], [high - mean]] if low < high else None
+            fill = "white" if mark.hollow else style.colour
+            drawn = axes.errorbar([mean], [y], None, bar, style.marker, color=style.colour, mfc=fill, capsize=2)
+            drawn.set_label(mark.label)
+        axes.text(1.02, y, mark.text, transform=axes.get_yaxis_transform(), va="center")
+    axes.set_yticks(range(len(marks)), labels)
+    axes.set_ylim(len(marks) - 0.4, -0.6)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     return figure
@@ -87,44 +131,21 @@ def intervals_figure(title: str, lines: list[tuple[str, str, Cell]], comparison:
     cells = [cell for _, _, cell in lines]
     counts = [cell.n for cell in cells]
     over = averaged_over(cells)
-    caption = f"Large: mean; bar: its {CONFIDENCE:.0%} t interval over {over}".replace("%", " %")
+    caption = f"Large: mean; bar: its {OF_MEAN} over {over}"
     caption += " (none for n = 1)" if min(counts) == 1 else ""
     if max(counts) == 1:
         caption = "Single runs: no intervals"
     caption += "; small: each run. Right: mean (n)." if max(counts) > 1 else ". Right: accuracy (n)."
     if "folds" in over and max(counts) > 1:
         caption += " Folds share training images, so that intervals tend to be too short."
-
-    labels, width = side_labels(label for _, label, _ in lines)
-    apart = max(0.23, LINE * (1 + max(label.count("\n") for label in labels)))
-    lowest, highest = limits(cells)
-    caption += " The axis does not start at 0." if lowest > 0 else ""
-    figure = sheet(width, 0.55 + apart * len(lines), title, caption, [])
-    axes = figure.add_subplot(xlabel=with_interval(f"{METRICS[comparison.metric]} (%)", counts), xlim=(lowest, highest))
-    for y, (method, label, cell) in enumerate(lines):
-        style = style_of(method, comparison.methods)
-        if cell.n > 1:
-            runs_at = [y + 0.27] * cell.n
-            axes.plot(list(cell.values.values()), runs_at, "o", markersize=2, color=style.colour, alpha=0.5, mew=0)
-        half = half_of(cell)
-        bar = None if math.isnan(half) else [half]
-        axes.errorbar([cell.mean], [y], xerr=bar, fmt=style.marker, color=style.colour, capsize=2, label=label)
-        text = f"{cell.mean:.1f} ({cell.n})"
-        axes.text(1.02, y, text, transform=axes.get_yaxis_transform(), ha="left", va="center")
-    axes.set_yticks(range(len(lines)), labels)
-    axes.set_ylim(len(lines) - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-    return figure
-
-
-def limits(cells: list[Cell]) -> tuple[float, float]:
-    """The limits of the accuracy axis: all runs and intervals with a margin, within 0 to 100 %."""
-    halves = [0 if math.isnan(half) else half for half in map(half_of, cells)]
-    lows = [min(cell.mean - half, *cell.values.values()) for cell, half in zip(cells, halves, strict=True)]
-    highs = [max(cell.mean + half, *cell.values.values()) for cell, half in zip(cells, halves, strict=True)]
-    margin = max(0.05 * (max(highs) - min(lows)), 0.5)
-    return max(0, min(lows) - margin), min(101, max(highs) + margin)
+    marks = []
+    for method, label, cell in lines:
+        half = 0.0 if cell.n == 1 else half_of(cell)
+        span, runs = (cell.mean - half, cell.mean, cell.mean + half), list(cell.values.values())
+        marks.append(Mark(method, label, span, f"{cell.mean:.1f} ({cell.n})", runs=runs if cell.n > 1 else ()))
+    label = with_interval(f"{METRICS[comparison.metric]} (%)", counts)
+    centre = median(cell.mean for cell in cells)
+    return marks_figure(title, caption, label, marks, comparison.methods, centre, ends=(0, 101))
 
 
 @our_look()

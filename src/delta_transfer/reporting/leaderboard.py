@@ -37,7 +37,7 @@ def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, basel
     best = None if validates(comparison.metric) else winner(contest)
     base = contest.cells.get(baseline or "")
     found = [paired(cell, base) if base and cell is not base else None for _, _, cell in lines]
-    drawn = iter(bars([span_of(one) for one in found if one]) if any(found) else [])
+    drawn = iter(bars([one.span for one in found if one]) if any(found) else [])
     cells = [cell for _, _, cell in lines]
     measures = {} if validates(comparison.metric) else measures_in(cells)  # no setting is chosen on further test sets
 
@@ -100,10 +100,6 @@ def measured(measure: Measure, cell: Cell, base: Cell | None) -> Entry:
     fewest = min(own.n, one.n) if one else own.n
     words = [f"{own.mean:.1f}", *([one.without_n] if one else [])]
     return Entry(", ".join(words) + (f" ({fewest})" if fewest < cell.n else ""), own.mean)
-
-
-def span_of(one: Difference) -> tuple[float, float, float]:
-    return (one.mean if one.low is None else one.low, one.mean, one.mean if one.high is None else one.high)
 
 
 def time_of(cell: Cell) -> Entry:

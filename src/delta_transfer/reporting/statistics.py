@@ -45,6 +45,11 @@ class Difference:
         return f"{signed(self.mean)}{interval}"
 
     @property
+    def span(self) -> tuple[float, float, float]:
+        """(low, mean, high), all the mean where there is no interval."""
+        return (self.mean if self.low is None else self.low, self.mean, self.mean if self.high is None else self.high)
+
+    @property
     def certainty(self) -> str:
         """The interval in words, and the seeds that it rests on."""
         seeds = f"{self.n} seed{'s' * (self.n != 1)}"
