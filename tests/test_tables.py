@@ -68,7 +68,8 @@ def test_no_number_of_a_wide_table_with_long_names_is_cut(width):
 
 def test_bars_stay_where_a_table_is_in_blocks_anyway_and_titles_of_names_are_not_cut():
     numbers = [Entry(f"{'9' * 20}{k}", k) for k in range(6)]
-    table = Table("T", ["method", "", *"abcdef"], [entries("L2", Entry("", bar=Bar(0.5, 0.2, 0.7, 1.0)), *numbers)], 1)
+    rows = [entries(f"L{i}", Entry("", bar=Bar(0.5, 0.2, 0.7, 1.0)), *numbers) for i in range(5)]
+    table = Table("T", ["method", "", *"abcdef"], rows, 1)
     lines = assert_whole([table], 80)
     assert any("●" in line for line in lines) and sum(line.startswith("method") for line in lines) > 1
 
