@@ -9,14 +9,12 @@ minute. Runs of one data set are in the order of their worth, so that a study th
 """
 
 import argparse
-import json
-import math
-import subprocess
-import sys
 from pathlib import Path
 
+from studies import Study, Trial
+
 SEEDS = 5
-FOLDS = 2
+ON_FOLDS = Trial(("split.folds=2", "split.fold=0,1"), range(1), 2, "val_top1")
 DATASETS = {  # name: the words that name the images, below --data
     "cub50_10": "dataset=cub dataset.root={data}/cub50",
     "dtd10_10": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10",
@@ -30,58 +28,8 @@ DATASETS = {  # name: the words that name the images, below --data
 }
 SMALL = ("dtd10_10", "hymenoptera_10", "cifar10_10", "dtd10_3")  # 100 images and fewer: 150 iterations are 48 epochs
 STRENGTHS = {"delta_noatt": (-4, -3, -2), "delta": (-4, -3, -2), "l2_sp": (-3, -2, -1)}  # decades of alpha
-WEAKEST, STRONGEST = -7, 2
+LIMITS = (-7, 2)
 METHODS = ("l2", "l2_fe", "delta_noatt", "delta", "l2_sp", "stochnorm", "lp_ft")
-
-
-class Study:
-    """One data set's part of the study.
-
-    name: its key in DATASETS; words: what every command of it has in common; results: its folder.
-    """
-
-    def __init__(self, name: str, words: list[str], results: Path) -> None:
-        self.words = ["+experiment=when_does_it_help", *words, f"results_dir={results / name}"]
-        self.runs = results / name / "runs"
-
-    def run(self, *words: str) -> None:
-        """Carries out one sweep; a run that diverges is a result, so that its exit status is not looked at."""
-        command = [sys.executable, "-m", "delta_transfer.train", "-m", *self.words, *words]
-        if subprocess.run(command).returncode > 128:
-            sys.exit("stopped; the same command goes on")
-
-    def on_folds(self, method: str, decade: int) -> float:
-        """Mean accuracy on the images held out, in percent, with alpha = 10 ** decade; minus infinity if it fails."""
-        folds = ",".join(map(str, range(FOLDS)))
-        self.run(f"reg={method}", f"reg.alpha={10.0**decade:g}", f"split.folds={FOLDS}", f"split.fold={folds}")
-        found = [
-            record["val_top1"]
-            for record in map(
-                json.loads, (path.read_text() for path in self.runs.glob(f"*-{method}-s0-*/summary.json"))
-            )
-            if record.get("val_top1") is not None
-            and record["config"]["reg"]["name"] == method
-            and math.isclose(record["config"]["reg"]["alpha"], 10.0**decade)
-        ]
-        return sum(found) / FOLDS if len(found) == FOLDS else -math.inf
-
-    def best_alpha(self, method: str) -> float:
-        """The strength that is best on the folds; ties go to the weaker one."""
-        accuracy = {decade: self.on_folds(method, decade) for decade in STRENGTHS[method]}
-        while True:
-            best = max(sorted(accuracy), key=accuracy.__getitem__)
-            beyond = best - 1 if best == min(accuracy) else best + 1
-            if beyond in accuracy or not WEAKEST <= beyond <= STRONGEST:
-                print(f"{method}: alpha {10.0**best:g}", {f"{10.0**d:g}": a for d, a in sorted(accuracy.items())})
-                return 10.0**best
-            accuracy[beyond] = self.on_folds(method, beyond)
-
-    def carry_out(self, methods: list[str]) -> None:
-        alphas = {}
-        for method in methods:
-            if method in STRENGTHS:
-                alphas[method] = [f"reg.alpha={self.best_alpha(method):g}"]
-            self.run(f"reg={method}", *alphas.get(method, []), f"seed=range({SEEDS})")
 
 
 def main() -> None:
@@ -96,8 +44,10 @@ def main() -> None:
         words = [word.format(data=arguments.data) for word in DATASETS[name].split()]
         if name in SMALL:
             words.append("schedule.iterations=150")
-        study = Study(name, [*words, f"backbone.weights={arguments.weights}"], arguments.results)
-        study.carry_out(arguments.methods.split(","))
+        words = ["+experiment=when_does_it_help", *words, f"backbone.weights={arguments.weights}"]
+        study = Study(words, arguments.results / name, ON_FOLDS, STRENGTHS, LIMITS)
+        for method in arguments.methods.split(","):
+            study.final(method, SEEDS)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""scripts/read_study.py: the tables of the study from cells of records."""
+"""scripts/studies.py chooses strengths by decades; scripts/read_study.py makes the study's tables of records."""
 
+import math
 import re
 from pathlib import Path
 
@@ -53,3 +54,29 @@ def test_two_runs_of_one_seed_are_refused(study):
         patch.setattr(study, "replicate", lambda record, metric: (0, None))
         with pytest.raises(SystemExit):
             study.cells_of([run | {"test_top1": 1.0}] * 2)
+
+
+def test_decades_are_added_until_the_best_is_no_edge(study, tmp_path, monkeypatch):
+    import studies
+
+    curve = {-9: 1.0, -8: 2.0, -7: 2.0, -6: 1.0, -5: 0.0}  # the weaker one of a tie counts
+    ran: list[tuple[str, ...]] = []
+
+    def records(dirs):
+        decades = [-6, *(round(math.log10(float(words[1].partition("=")[2]))) for words in ran)]  # -6 ran before
+        alphas = {10.0**decade: curve[decade] for decade in decades}
+        return [
+            {"seed": seed, "val_roc_auc": value, "config": {"reg": {"name": "delta", "alpha": alpha}}}
+            for alpha, value in alphas.items()
+            for seed in range(3)
+        ], []
+
+    monkeypatch.setattr(studies, "read_all", records)
+    trial = studies.Trial(("seed=0,1",), range(2), 2, "val_roc_auc")
+    one = studies.Study(["+experiment=some"], tmp_path / "bbbp", trial, {"delta": (-7, -6, -5)}, (-9, 1))
+    monkeypatch.setattr(one, "run", lambda *words: ran.append(words))
+    one.results.mkdir()
+    assert one.strength("l2") == [] and one.strength("delta") == ["reg.alpha=1e-08"]
+    assert [words[1] for words in ran] == ["reg.alpha=1e-07", "reg.alpha=1e-05", "reg.alpha=1e-08", "reg.alpha=1e-09"]
+    one.final("delta", 5)
+    assert ran[4:] == [("reg=delta", "reg.alpha=1e-08", "seed=range(5)")]

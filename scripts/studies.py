@@ -1,0 +1,85 @@
+"""What the studies of this folder have in common: strengths by decades on validation data, then the final runs."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from delta_transfer.records.reading import is_number, method_of, read_all, section, seed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The runs that a strength is chosen on."""
+
+    words: tuple[str, ...]
+    seeds: range
+    runs: int  # how many they are
+    metric: str  # of their records, measured on validation data; more is better
+
+
+class Study:
+    """One data set's part of a study.
+
+    words: what every command of it has in common. results: its folder. strengths: the first decades of alpha that are
+    tried, by method. limits: the lowest and the highest decade.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        results: Path,
+        trial: Trial,
+        strengths: dict[str, tuple[int, ...]],
+        limits: tuple[int, int],
+    ) -> None:
+        self.words = [*words, f"results_dir={results}"]
+        self.results, self.trial, self.strengths, self.limits = results, trial, strengths, limits
+        self.chosen: dict[str, list[str]] = {}  # by method, the word of its strength
+
+    def run(self, *words: str) -> None:
+        """Carries out one sweep; a run that diverges is a result, so that its exit status is not looked at."""
+        command = [sys.executable, "-m", "delta_transfer.train", "-m", *self.words, *words]
+        if subprocess.run(command).returncode > 128:
+            sys.exit("stopped; the same command goes on")
+
+    def found(self, method: str, alpha: float) -> list[float]:
+        """What the finished runs of the trial measured with this strength."""
+        return [
+            record[self.trial.metric]
+            for record in (read_all([self.results])[0] if self.results.is_dir() else [])
+            if is_number(record.get(self.trial.metric))
+            and seed(record) in self.trial.seeds
+            and method_of(record) == method
+            and math.isclose(section(record, "reg")["alpha"], alpha)
+        ]
+
+    def tried(self, method: str, decade: int) -> float:
+        """The mean over the trial's runs with alpha = 10 ** decade; minus infinity if one failed."""
+        alpha = 10.0**decade
+        if len(self.found(method, alpha)) < self.trial.runs:
+            self.run(f"reg={method}", f"reg.alpha={alpha:g}", *self.trial.words)
+        found = self.found(method, alpha)
+        return fmean(found) if len(found) == self.trial.runs else -math.inf
+
+    def strength(self, method: str) -> list[str]:
+        """The word of the best strength, [] for a method without one. Decades are added until the best is no edge."""
+        if method in self.strengths and method not in self.chosen:
+            means = {decade: self.tried(method, decade) for decade in self.strengths[method]}
+            while True:
+                best = max(sorted(means), key=means.__getitem__)  # ties go to the weaker one
+                beyond = best - 1 if best == min(means) else best + 1
+                if beyond in means or not self.limits[0] <= beyond <= self.limits[1]:
+                    break
+                means[beyond] = self.tried(method, beyond)
+            shown = ", ".join(f"{10.0**decade:g}: {mean:.2f}" for decade, mean in sorted(means.items()))
+            print(f"{self.results.name}, {method}: alpha {10.0**best:g} ({self.trial.metric} by alpha: {shown})")
+            self.chosen[method] = [f"reg.alpha={10.0**best:g}"]
+        return self.chosen.get(method, [])
+
+    def final(self, method: str, seeds: int) -> None:
+        """The runs with the chosen strength and the seeds 0 to seeds - 1."""
+        self.run(f"reg={method}", *self.strength(method), f"seed=range({seeds})")
