@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from delta_transfer.cli import which_is_best
-from delta_transfer.cli.which_is_best import compare_methods, levels_for, refuse_elsewhere
+from delta_transfer.cli.which_is_best import compare_methods, levels_for
 from delta_transfer.common.errors import UserError
 from delta_transfer.data import load_dataset
 from delta_transfer.experiment import budget, planning
@@ -107,9 +107,6 @@ def test_what_is_refused(limits, words, key):
 
 @pytest.mark.parametrize("word", ["budget=5m", "preset=good", "+budget=5m"])
 def test_other_commands_have_neither(word, monkeypatch, capsys):
-    with pytest.raises(UserError, match="only .experiment=which_is_best"):
-        refuse_elsewhere(["reg=l2", word])
-    refuse_elsewhere(["reg=l2", "dataset.root=budget=5m"])
     assert delta_run(monkeypatch, word, "dry_run=true") == 1
     assert "only +experiment=which_is_best" in capsys.readouterr().err
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from delta_transfer.cli.compose import sources_of
 from delta_transfer.cli.data import main as data
 from delta_transfer.cli.export import main as export
 from delta_transfer.cli.help import GROUPS_WITH_HELP, names_in, sentence_of
 from delta_transfer.cli.predict import main as predict
 from delta_transfer.cli.run import fit
+from delta_transfer.cli.sources import sources_of
 from delta_transfer.common.options import OptionError
 from delta_transfer.data import load_dataset
 from delta_transfer.data.dataset import make_splits
@@ -63,7 +63,8 @@ def test_every_method_runs(reg, every_choice, tiny, tmp_path):
         method = method.replace(name="sums", terms={"l2_sp": every_choice["reg"]["l2_sp"]})
     if reg == "delta":
         method = method.replace(attention=method.attention.replace(images=6, head_epochs=2))
-    source = sources_of([word.removeprefix("source=") for word in source_for(reg, tmp_path)] or None)
+    named = [word.removeprefix("source=") for word in source_for(reg, tmp_path)]
+    source = sources_of(named) if named else None
     fit(tiny.replace(reg=method, source=source, results_dir=str(tmp_path)), [])
     run = only_run(tmp_path)
     summary = summaries(tmp_path)[run.name]

@@ -10,13 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from delta_transfer.cli import pretrain
+from delta_transfer.cli import pretrain, run
 from delta_transfer.cli.sources import named_backbone, sources_of
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import from_mapping
 from delta_transfer.engine.config import name_of
 from delta_transfer.experiment import planning as plan
-from delta_transfer.experiment import pretraining
 from delta_transfer.experiment.costs import measure
 from delta_transfer.inspect.replay import replay
 from delta_transfer.methods import METHODS
@@ -153,7 +152,7 @@ def test_the_source_decides_and_its_place_does_not(made, tmp_path):
     config = composed(*overrides(made, tmp_path))
 
     def name(*sources: str | dict) -> str:
-        found = sources_of(list(sources) or None)
+        found = sources_of(list(sources)) if sources else None
         return name_of(config.replace(source=found), "data", "none", found and load_sources(found, tapped=False))[0]
 
     resnet32, small = str(made["resnet32"]), str(made["small_resnet"])
@@ -188,7 +187,7 @@ def pretrained(tmp_path, monkeypatch) -> list[str]:
         asked.append(recipe.backbone.name)
         return str(tmp_path / "none.safetensors")
 
-    monkeypatch.setattr(pretraining, "_trained", pretend)
+    monkeypatch.setattr(run, "pretrain", pretend)
     return asked
 
 

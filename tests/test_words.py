@@ -12,18 +12,11 @@ import pytest
 
 import delta_transfer
 from delta_transfer.cli import data, export, predict, run
-from delta_transfer.cli.compose import compose_config, unknown_choice
+from delta_transfer.cli.compose import UsageError, compose_config, for_hydra, parsed, repeated, split_options
+from delta_transfer.cli.explain import nearest, unknown_choice
 from delta_transfer.cli.run import Outcome, look_again, next_steps
-from delta_transfer.cli.words import (
-    UsageError,
-    first_values,
-    for_hydra,
-    nearest,
-    parsed,
-    quoted,
-    repeated,
-    split_options,
-)
+from delta_transfer.cli.sweep import first_values
+from delta_transfer.common.console import quoted
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import OptionError
 from delta_transfer.records.locks import InUse

@@ -1,10 +1,15 @@
-"""Hydra's part: the command line and conf/ become a checked RunConfig. Nothing outside of cli/ knows Hydra."""
+"""Hydra's part: the command line and conf/ become a checked RunConfig. Nothing outside of cli/ knows Hydra.
 
-import dataclasses
+A command has options anywhere, and words KEY=VALUE. A key of free text (a path, a name) takes what the shell passes,
+letter by letter. Other values follow Hydra's grammar: numbers, lists [a,b], and in a sweep a,b and range(3).
+"""
+
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from hydra import initialize_config_module
@@ -12,29 +17,161 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from ..common.console import quoted
 from ..common.errors import UserError
-from ..common.options import OptionError, Options, as_word, describe, require
-from ..data.registry import READERS
-from ..engine.callbacks import AVERAGES
-from ..engine.config import RunConfig
-from ..engine.optimizers import OPTIMIZERS, ScheduleConfig
+from ..common.options import OptionError, Options, require
+from ..engine.config import REGISTRIES, RunConfig, takes, takes_list
+from ..engine.optimizers import ScheduleConfig
 from ..engine.tasks import TASKS
-from ..methods import METHODS
 from ..methods.sum import about_term
 from ..models.named import NamedBackboneConfig
 from ..models.zoo import BackboneConfig, GraphBackboneConfig
+from .explain import (
+    FUNCTIONS,
+    check_shape,
+    did_you_mean,
+    explain,
+    one_of,
+    taken_away,
+    unknown_choice,
+    unknown_key,
+    unreadable,
+)
 from .sources import CONF, sources_of
-from .words import MULTIRUN, did_you_mean, for_hydra, kinds_of_keys, nearest, takes_list
 
-KEYS_OF_METHODS = {
-    name: frozenset(f"reg.{each.name}" for each in describe(entry.options)) for name, entry in METHODS.entries.items()
+MULTIRUN = ("-m", "--multirun")
+SHOWS = ("-h", "--help", "--hydra-help", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info")  # and run nothing
+VALUES = {  # of options that take one
+    "-c": ("job", "hydra", "all"),
+    "--cfg": ("job", "hydra", "all"),
+    "-p": None,
+    "--package": None,
+    "-cd": None,
+    "--config-dir": None,
 }
+INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")  # of -i, --info; may be left out
+OPTIONS = (*MULTIRUN, *SHOWS, *VALUES, "--resolve", "--version")
+CALL = re.compile(rf"({'|'.join(FUNCTIONS)})\(.*\)", re.DOTALL)
+WORD = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
+# Means the same with and without quotes: no number, and no true, false or null.
+PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[A-Za-z_./][A-Za-z_./-]*[A-Za-z0-9_./-]*", re.IGNORECASE)
+QUOTED = re.compile(r"'([^'\\]|\\.)*'|\"([^\"\\]|\\.)*\"", re.DOTALL)
+GROUPS = ("dataset", "backbone", "reg", "schedule", "optimizer", "average")
+
+
+# --- The words of a command line ---
+
+
+class UsageError(UserError):
+    """An option that a command does not have."""
+
+
+def split_options(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options of a command line with their values, and its other words. Raises UsageError."""
+    options: list[str] = []
+    words: list[str] = []
+    left = list(arguments)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("-"):
+            words.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        if name not in OPTIONS:
+            raise UsageError(f"no option {name}{did_you_mean(name, OPTIONS)}")
+        if equals and name not in VALUES and name not in ("-i", "--info"):
+            raise UsageError(f"{name} takes no value: type {name} alone.")
+        options.append(word)
+        if name in ("-i", "--info") and not equals and left and left[0] in INFOS:
+            options.append(left.pop(0))
+        if name in VALUES:
+            if not equals:
+                if not left:
+                    raise UsageError(f"{name} needs a value{one_of(VALUES[name] or ())}.")
+                options.append(value := left.pop(0))
+            if (choices := VALUES[name]) and value not in choices:
+                raise UsageError(f"{name} takes{one_of(choices).removeprefix(':')}, and not {value}.")
+    return options, words
+
+
+def option_value(options: Sequence[str], *names: str) -> str | None:
+    """The value of an option, which split_options has checked."""
+    for index, option in enumerate(options):
+        name, equals, value = option.partition("=")
+        if name in names:
+            return value if equals else options[index + 1]
+    return None
+
+
+def for_hydra(words: Sequence[str], several: bool) -> list[str]:
+    """The words as Hydra has to read them. Raises UserError for one that is no KEY=VALUE.
+
+    several: the command is a sweep, in which a comma stands between values. The whole value is one path if it exists.
+    """
+    made = []
+    for index, word in enumerate(words):
+        match = WORD.fullmatch(word)
+        assert match is not None
+        sign, key, value = match["sign"] or "", match["key"], match["value"]
+        if not key or not value or value.endswith(","):
+            check_shape(words, index, sign, key, value)
+        if key == "experiment" and not sign:
+            sign = "+"
+        elif sign != "~" and (key in GROUPS or key.startswith("hydra.") or takes(key)):
+            sign = ""  # it is there, or refused
+        word = sign + word.lstrip("+") if sign != "~" else word
+        if value is not None and "text" in takes(key):
+            word = f"{sign}{key}={_text(value, several, key == 'source' or takes_list(key))}"
+        elif value is not None and takes_list(key) and re.fullmatch(r"\[[^][{}'\"]+\]", value):
+            word = f"{sign}{key}=[{','.join(_text(one.strip(), False, False) for one in value[1:-1].split(','))}]"
+        parsed(word)
+        made.append(word)
+    return made
+
+
+def repeated(words: Sequence[str]) -> Iterator[str]:
+    """A sentence for each key that is there with two values. The last one counts, as scripts expect that pass "$@"."""
+    values: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.lstrip("+").partition("=")
+        if values.get(key, value) != value:
+            yield f"{key} is there more than once: {quoted(f'{key}={value}')} counts"
+        values[key] = value
+
+
+def _text(value: str, several: bool, may_be_structure: bool) -> str:
+    exists = os.path.lexists(os.path.expanduser(value))
+    if not exists:
+        if value == "null" or QUOTED.fullmatch(value) or (may_be_structure and value[0] in "[{"):
+            return value
+        if several and CALL.fullmatch(value):
+            return value
+        if several and "," in value:
+            return ",".join(_text(one.strip(), False, False) for one in value.split(","))
+    if value == "~" or value.startswith("~/"):
+        value = os.path.expanduser(value)
+    if PLAIN.fullmatch(value):
+        return value
+    if exists or not re.search(r"\$\{[^{}]+\}", value):  # else it refers to another key
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return QuotedString(value, Quote.single).with_quotes()
+
+
+def parsed(word: str) -> Override:
+    """Raises UserError for a word that Hydra's grammar does not have."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except HydraException:
+        raise unreadable(word) from None
+
+
+# --- Configurations ---
 
 
 def register_schemas() -> None:
@@ -51,14 +188,9 @@ def register_schemas() -> None:
     _store("schema/backbone", "graph_network", GraphBackboneConfig)
     _store("schema/backbone", "named", NamedBackboneConfig)
     _store("schema/schedule", "schedule", ScheduleConfig)
-    for group, registry in (
-        ("schema/dataset", READERS),
-        ("schema/reg", METHODS),
-        ("optimizer", OPTIMIZERS),
-        ("average", AVERAGES),
-    ):
+    for group, registry in REGISTRIES.items():
         for name, entry in registry.entries.items():
-            _store(group, name, entry.options)
+            _store(group if group in ("optimizer", "average") else f"schema/{group}", name, entry.options)
 
 
 def _store(group: str, name: str, node: object) -> None:
@@ -152,7 +284,8 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         ) from None
     assert isinstance(config, RunConfig)
     config = config.replace(backbone=config.backbone.complete())
-    config.source = sources_of(config.source)
+    if config.source is not None:
+        config.source = sources_of(config.source)
     probe = config.evaluate.probe
     if isinstance(probe, str) and "/" not in probe and not Path(probe).is_dir():  # a name of conf/dataset
         config.evaluate.probe = compose_dataset(probe, [f"data_dir={config.data_dir}"]).dataset
@@ -193,175 +326,15 @@ def check_values(overrides: Sequence[str], config: RunConfig) -> None:
 
 def check_keys(composed: DictConfig, prefix: str = "") -> None:
     """Raises OptionError for a key that no schema has (+reg.alhpa=1), and for one that was taken away (~reg.alpha)."""
-    known = _fields(composed)
-    names = _names(composed)
-    for name in names if known else ():
-        if name not in known and name != "hydra":
-            raise unknown_key(composed, prefix + name, inside=prefix)
-    for name in (
-        known if issubclass(OmegaConf.get_type(composed) or dict, Options) else ()
-    ):  # Hydra takes some of its own
-        if name not in names:
-            raise taken_away(prefix + name)
-    for name, node in _inner(composed):
-        if name != "hydra":  # which Hydra itself changes
-            check_keys(node, f"{prefix}{name}.")
-
-
-def _names(node: DictConfig) -> list[str]:
-    return list(map(str, node))
-
-
-def _inner(node: DictConfig) -> Iterator[tuple[str, DictConfig]]:
-    """The groups and dictionaries in a node."""
-    for name in node:
-        known = not OmegaConf.is_missing(node, name) and not OmegaConf.is_interpolation(node, str(name))
-        if known and isinstance(inner := node[name], DictConfig):
-            yield str(name), inner
-
-
-def _fields(node: DictConfig) -> dict[str, type]:
-    """The names that a node's schema has; none of a dictionary, which takes any."""
-    kind = OmegaConf.get_type(node)
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
-        return {}
-    return {entry.name: entry.type for entry in dataclasses.fields(kind)}  # type: ignore[misc]
-
-
-# --- Errors in our words ---
-
-
-def explain(loader: ConfigLoader, config_name: str, words: Sequence[str]) -> UserError:
-    """What is wrong with the words of one job, which Hydra cannot compose: they are tried one by one."""
-    parser = OverridesParser.create(config_loader=loader)
-    overrides = [(word, parser.parse_overrides([word])[0]) for word in words]
-    try:
-        for word, override in overrides:
-            if override.is_sweep_override():
-                raise several_values(word, override)
-        of_groups = []
-        for word, override in overrides:
-            if is_group(loader, override):
-                check_choice(loader, override)
-                of_groups.append(word)
-                try:
-                    base = loader.load_configuration(config_name, of_groups, RunMode.RUN)
-                except Exception:
-                    raise UserError(f"{quoted(word)} cannot be used here.") from None
-        base = loader.load_configuration(config_name, of_groups, RunMode.RUN)
-        for word, override in overrides:
-            if word not in of_groups:
-                apply(base, word, override)
-    except UserError as error:
-        return error
-    return UserError(f"These words make no configuration together: {' '.join(map(quoted, words))}")
-
-
-def is_group(loader: ConfigLoader, override: Override) -> bool:
-    group = override.key_or_group
-    return override.package is not None or ("." not in group and bool(loader.get_group_options(group)))
-
-
-def check_choice(loader: ConfigLoader, override: Override) -> None:
-    """Raises OptionError if a group has no such choice."""
-    group, value = override.key_or_group, override.value()
-    known = loader.get_group_options(group)
-    if override.is_delete():
-        return
-    if isinstance(value, list | dict):
-        several = " The sum of two is reg=sum +reg@reg.terms.lwf=lwf +reg@reg.terms.at=at" if group == "reg" else ""
-        raise OptionError(group, f"{group} is one choice, such as {group}={known[0]}.{several}")
-    for name in override.sweep_string_iterator() if override.is_sweep_override() else [as_word(value)]:
-        if name not in known:
-            raise unknown_choice(group, name, known)
-
-
-def unknown_choice(group: str, name: str, known: Sequence[str]) -> OptionError:
-    folder = f"dataset=folder {quoted(f'dataset.root={name}')}" if group == "dataset" and Path(name).is_dir() else ""
-    meant = f". For a folder of images type {folder}." if folder else did_you_mean(name, known)
-    return OptionError(group, f"no {group} {name}{meant} Choices: {', '.join(known)}")
-
-
-def several_values(word: str, override: Override) -> OptionError:
-    key, _, values = word.partition("=")
-    alternative = f" A list is {quoted(f'{key}=[{values}]')}." if takes_list(key) else ""
-    return OptionError(
-        override.key_or_group,
-        f"{quoted(word)} names several values. delta-run -m makes a run for each; without -m name one.{alternative}",
-    )
-
-
-def apply(composed: DictConfig, word: str, override: Override) -> None:
-    """Sets what a KEY=VALUE says. Raises OptionError for a key that is not there, or a value that it does not take."""
-    key = override.key_or_group
-    parent, name = parent_of(composed, key)
-    added = override.is_add() or override.is_force_add()
-    if parent is None or (name not in _names(parent) and not (added and not _fields(parent))):
-        raise unknown_key(composed, key)
-    if override.is_delete():
-        if name in _fields(parent):
-            raise taken_away(key)
-        with open_dict(parent):
-            del parent[name]
-        return
-    if override.is_add() and name in _names(parent):
-        raise OptionError(key, f"{key} is there already: type {quoted(word.lstrip('+'))}")
-    try:
-        OmegaConf.update(composed, key, override.value(), merge=True, force_add=added)
-    except OmegaConfBaseException:
-        raise wrong_value(parent, name, word, override) from None
-
-
-def parent_of(composed: DictConfig, key: str) -> tuple[DictConfig | None, str]:
-    """The node that holds a key, if it is there, and the key's name in it."""
-    node: object = composed
-    *path, name = key.split(".")
-    for part in path:
-        if not isinstance(node, DictConfig) or part not in _names(node) or OmegaConf.is_missing(node, part):
-            return None, name
-        node = node[part]
-    return (node if isinstance(node, DictConfig) else None), name
-
-
-def has_key(composed: DictConfig, key: str) -> bool:
-    parent, name = parent_of(composed, key)
-    return parent is not None and name in _names(parent)
-
-
-def unknown_key(composed: DictConfig, key: str, inside: str = "") -> OptionError:
-    """inside: what stands before the keys of `composed`."""
-    known = [inside + one for one in dotted_keys(composed) if inside + one != key]
-    if not key.startswith("hydra"):
-        known = [one for one in known if not one.startswith("hydra.")]
-    others = [f"reg={name}" for name, keys in KEYS_OF_METHODS.items() if key in keys]
-    if others and (reg := OmegaConf.select(composed, "reg.name")):
-        return OptionError(key, f"no key {key} with reg={reg}: it belongs to {', '.join(sorted(others))}.")
-    return OptionError(key, f"no key {key}{did_you_mean(key, known if nearest(key, known) else kinds_of_keys())}")
-
-
-def taken_away(key: str) -> OptionError:
-    return OptionError(
-        key, f"~{key}: every run has this key, and it cannot be taken away. Without the word it keeps its default."
-    )
-
-
-def dotted_keys(node: DictConfig) -> Iterator[str]:
-    """The keys of a configuration, from the outermost inwards."""
-    yield from _names(node)
-    for name, inner in _inner(node):
-        yield from (f"{name}.{one}" for one in dotted_keys(inner))
-
-
-def wrong_value(parent: DictConfig, name: str, word: str, override: Override) -> OptionError:
-    """A value of another type: what the key takes."""
-    key, group = override.key_or_group, OmegaConf.get_type(parent)
-    words = {one.name: one for one in describe(group)} if group and issubclass(group, Options) else {}
-    if name in words:
-        typed = word.partition("=")[2]
-        hint = f" Type {quoted(f'{key}=[{typed}]')}" if takes_list(key) and not typed.startswith("[") else ""
-        return OptionError(key, f"{quoted(word)}: {key} takes {words[name].in_words} ({words[name].help}).{hint}")
-    inner = [one for one in words if one.startswith(f"{name}.")]
-    if inner:
-        keys = ", ".join(f"{key.removesuffix(name)}{one}" for one in inner)
-        return OptionError(key, f"{quoted(word)}: {key} is no key, but the beginning of {keys}.")
-    return OptionError(key, f"{quoted(word)}: {key} takes no such value.")
+    kind, names = OmegaConf.get_type(composed) or dict, list(map(str, composed))
+    if issubclass(kind, Options):
+        known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
+        for name in names:
+            if name not in known and name != "hydra":
+                raise unknown_key(composed, prefix + name, inside=prefix)
+        if gone := [name for name in known if name not in names]:
+            raise taken_away(prefix + gone[0])
+    for name in names:
+        skipped = name == "hydra" or OmegaConf.is_missing(composed, name) or OmegaConf.is_interpolation(composed, name)
+        if not skipped and isinstance(group := composed[name], DictConfig):
+            check_keys(group, f"{prefix}{name}.")

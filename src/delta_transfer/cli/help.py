@@ -15,8 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..common.console import log
 from ..common.options import Options, as_word, describe
+from ..engine.config import REGISTRIES
+from .compose import GROUPS
+from .explain import did_you_mean
 from .sources import CONF, choices
-from .words import GROUPS, REGISTRIES, did_you_mean
 
 WIDTH = 80
 GROUPS_WITH_HELP = (*GROUPS, "experiment", "experiment/values")
@@ -27,13 +29,6 @@ FIRST_KEYS = (
     *("schedule.iterations", "schedule.batch_size", "schedule.lr", "seed"),
     *("split.val_fraction", "split.folds", "split.fold", "precision", "device", "results_dir", "dry_run"),
 )
-
-
-def group_asked_for(words: Sequence[str]) -> str | None:
-    """The group of `help GROUP` or `GROUP=?`; None for other words."""
-    if len(words) == 2 and words[0] == "help":
-        return words[1]
-    return next((word.removesuffix("=?") for word in words if word.endswith("=?")), None)
 
 
 def help_page(composed: DictConfig, words: Sequence[str]) -> str:
@@ -51,8 +46,9 @@ def help_page(composed: DictConfig, words: Sequence[str]) -> str:
     return "\n".join(parts) + "\n"
 
 
-def show_choices(group: str) -> int:
-    """Prints the choices of a group with a sentence each. The exit status: 1 for what is no group."""
+def show_choices(words: Sequence[str]) -> int:
+    """Prints the choices of the group that `help GROUP` or `GROUP=?` names. The exit status: 1 for what is no group."""
+    group = next((word.removesuffix("=?") for word in words if word.endswith("=?")), words[-1])
     if group not in GROUPS_WITH_HELP:
         log.error(f"no group {group}{did_you_mean(group, GROUPS_WITH_HELP)} Groups: {', '.join(GROUPS_WITH_HELP)}")
         return 1

@@ -24,39 +24,35 @@ from ..common.errors import UserError
 from ..common.options import require
 from ..common.tables import Entry, Table, entries, on_screen
 from ..engine import devices
-from ..engine.config import RunConfig
+from ..engine.config import RunConfig, embedded_weights
 from ..engine.devices import Stopped, forget_stop, stop_deferred, stop_enabled, stop_signal
 from ..experiment.choosing import Made, ruled_out
 from ..experiment.experiment import run
 from ..experiment.planning import Plan
-from ..experiment.pretraining import pretrain_missing
+from ..experiment.pretraining import pretrain
 from ..records.locks import InUse
 from ..records.run_directory import RunResult
 from . import which_is_best
 from .compose import (
+    MULTIRUN,
+    SHOWS,
+    UsageError,
     check_keys,
     checked_config,
     compose,
     compose_config,
-    explain,
-    is_sweep,
-    register_schemas,
-    running_hydra,
-)
-from .help import group_asked_for, help_page, show_choices
-from .sweep import CheckedSweeper, take_the_sweepers_place
-from .words import (
-    MULTIRUN,
-    SHOWS,
-    UsageError,
-    first_values,
     for_hydra,
-    for_sweep,
+    is_sweep,
     option_value,
     parsed,
+    register_schemas,
     repeated,
+    running_hydra,
     split_options,
 )
+from .explain import explain
+from .help import help_page, show_choices
+from .sweep import CheckedSweeper, first_values, for_sweep, take_the_sweepers_place
 
 register_schemas()  # on import, so that they are also there in the worker processes of a launcher
 take_the_sweepers_place()
@@ -80,10 +76,10 @@ def main(config_name: str = "config") -> None:
     if "--version" in options:
         print(f"{program} {__version__}")
         sys.exit(0)
-    if group := group_asked_for(typed):
-        sys.exit(show_choices(group))
     if typed == ["help"]:
         options, typed = ["--help"], []
+    if "help" in typed or any(word.endswith("=?") for word in typed):
+        sys.exit(show_choices(typed))
     sys.exit(carry_out(config_name, program, options, typed))
 
 
@@ -132,7 +128,6 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
             if "dry_run=true" in words:  # looks at all jobs in this process, whatever would launch them
                 words = [word for word in words if not word.startswith(("hydra/launcher=", "hydra.launcher."))]
             if only_shown:
-                which_is_best.refuse_elsewhere(words)
                 words, options = first_values(words), [option for option in options if option not in MULTIRUN]
                 with running_hydra(config_dir) as loader:
                     check_keys(shown := compose(loader, config_name, words))
@@ -145,7 +140,6 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
                 require(alone, f"{WHICH_IS_BEST} makes many runs: start it without torchrun.")
                 verdict = which_is_best.compare_methods(words, compose_first_job, sweep)
             else:
-                which_is_best.refuse_elsewhere(words)
                 for line in repeated(typed):
                     log.info(line)
                 start(options, for_sweep(words) if several else words)
@@ -342,8 +336,10 @@ def look_again(outcomes: Sequence[Outcome]) -> None:
 
 def fit(config: RunConfig, overrides: Sequence[str]) -> RunResult:
     """The run that `config` describes, after the one that trains its source network where that is missing."""
-    if config.embedded_backbones:
-        pretrain_missing(config, pretraining_recipe)
+    for backbone in config.embedded_backbones:
+        backbone.weights = embedded_weights(backbone, config, pretraining_recipe) or pretrain(
+            pretraining_recipe(config)
+        )
     return run(config, overrides)
 
 

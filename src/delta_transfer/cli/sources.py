@@ -21,7 +21,7 @@ def choices(group: str) -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def sources_of(entries: object) -> list[SourceConfig] | None:
+def sources_of(entries: object) -> list[SourceConfig]:
     """The source networks that `source=` names, in its order.
 
     An entry is one of
@@ -33,8 +33,6 @@ def sources_of(entries: object) -> list[SourceConfig] | None:
 
     Raises UserError for anything else, and for a network or a model card that does not exist.
     """
-    if entries is None:
-        return None
     named = entries if isinstance(entries, list) else [entries]
     require(bool(named), "source=[] names no network: null stands for the one that backbone.weights names.")
     found: list[SourceConfig] = []

@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ..common.console import log, quoted
 from ..common.errors import UserError
 from ..common.options import OptionError
-from .compose import apply, checked_config, compose, has_key, is_group, unknown_key
+from .compose import GROUPS, checked_config, compose, parsed
+from .explain import apply, has_key, is_group, unknown_key
 
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -114,3 +115,31 @@ class CheckedSweeper(Sweeper):
                 its_own = " ".join(quoted(word) for word in words if any(word not in other for other in made))
                 raise OptionError(error.key, f"{error} (in {its_own})" if its_own else str(error)) from None
         return [list(words) for words in made]
+
+
+# --- Words ---
+
+
+def for_sweep(words: Sequence[str]) -> list[str]:
+    """The words of a sweep. What belongs to a choice waits for the jobs, since others may come before that choice.
+
+    Hydra composes the words with one value without those of several, and then each job with all of them.
+    """
+    made = []
+    for word in words:
+        override = parsed(word)
+        group, dot, _ = override.key_or_group.partition(".")
+        if dot and group in GROUPS and not override.is_delete() and not override.is_sweep_override():
+            key, _, value = word.partition("=")
+            word = f"{key}=choice({value})"
+        made.append(word)
+    return made
+
+
+def first_values(words: Sequence[str]) -> list[str]:
+    """The words of the first job of a sweep."""
+    overrides = [(word, parsed(word)) for word in words]
+    return [
+        f"{one.get_key_element()}={next(iter(one.sweep_string_iterator()))}" if one.is_sweep_override() else word
+        for word, one in overrides
+    ]

@@ -45,6 +45,7 @@ from ..reporting.comparison import compare
 from ..reporting.record_views import problem
 from ..reporting.rivals import RULES, in_words, rivals_of, simplest
 from ..reporting.selection import choose
+from .explain import OF_WHICH_IS_BEST
 
 # From the published values, of thousands of images, down to those that are best for hundreds in results/published.
 ALPHAS = {
@@ -53,7 +54,6 @@ ALPHAS = {
     "delta": ["0.0001", "0.001", "0.01"],
 }
 LIMITS = ("budget", "preset")
-OWN = (*LIMITS, "prefer")  # keys of this command alone
 COMPARED = ("reg", "reg.alpha", "backbone", "seed", "split.folds")
 LENGTH = {"schedule", "schedule.iterations", "schedule.epochs", "schedule.batch_size"}
 SIZE = {"backbone.image_size", "backbone.resize"}
@@ -356,7 +356,7 @@ def asked_and_rest(words: list[str]) -> tuple[Asked, list[tuple[str, str]], list
             override is None or override.package is None,
             f"{word}: +experiment=which_is_best compares methods as they are, no sums of them.",
         )
-        if override and override.key_or_group in (*COMPARED, *OWN):
+        if override and override.key_or_group in (*COMPARED, *OF_WHICH_IS_BEST):
             asked[override.key_or_group] = values_of(override)
         elif word not in ("-m", "--multirun"):
             require(
@@ -368,16 +368,6 @@ def asked_and_rest(words: list[str]) -> tuple[Asked, list[tuple[str, str]], list
             else:
                 rest.append(word)
     return asked, of_methods, rest
-
-
-def refuse_elsewhere(words: list[str]) -> None:
-    """Raises UserError for a key of this command in another one."""
-    for word in words:
-        key = word.partition("=")[0].lstrip("+")
-        require(
-            key not in OWN,
-            f"{word}: only +experiment=which_is_best has {key}=, to make runs or with dry_run=true.",
-        )
 
 
 def has(options: object, key: str) -> bool:

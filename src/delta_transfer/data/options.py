@@ -155,3 +155,38 @@ class SplitConfig(Options):
     @property
     def measures_test(self) -> bool:
         return self.folds is None
+
+
+@dataclass
+class EvaluateConfig(Options):
+    """Measurements after training. They change nothing of the run."""
+
+    key: ClassVar[str] = "evaluate"
+
+    forgetting: bool = option(
+        False, "measure what the network still knows of the source, beside what it knew before", identity=False
+    )
+    # Its name or folder on the command line, which cli/ resolves to a DatasetConfig.
+    probe: Any = option(None, "another data set, or a folder, for a linear probe of the embeddings", identity=False)
+    source_labels: bool = option(
+        False, "the classes of evaluate.probe are those of the source network's head, in its order", identity=False
+    )
+    also: dict[str, str] = option(
+        {},
+        "further test sets with the run's classes: +evaluate.also.NAME=FOLDER adds one",
+        identity=False,
+    )
+
+    def check(self) -> None:
+        needed = {"probe": self.probe is not None, "source_labels": self.source_labels}
+        for name, given in needed.items():
+            self.require(self.forgetting or not given, name, f"evaluate.{name} belongs to evaluate.forgetting=true.")
+        self.require(
+            self.probe is not None or not self.source_labels, "source_labels", "evaluate.source_labels needs a probe."
+        )
+        for name in self.also:
+            self.require(name.isidentifier(), "also", f"evaluate.also: {name!r} is no name: use letters, digits and _.")
+
+    @property
+    def asked(self) -> bool:
+        return self != EvaluateConfig()

@@ -1,66 +1,43 @@
 """The options of a run: its four choices (dataset, backbone, reg, schedule), and what they describe, built."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..common.console import log, shorten_list
-from ..common.options import MISSING, Options, from_mapping, option, require
+from ..common.options import MISSING, Options, Registry, describe, from_mapping, option, require
+from ..data import load_dataset
 from ..data.dataset import Counts, Dataset, Splits, expected_counts
 from ..data.examination import LEAKS, only_first_pictures
-from ..data.options import DatasetConfig, SplitConfig
+from ..data.options import DatasetConfig, EvaluateConfig, SplitConfig
 from ..data.registry import READERS
-from ..methods import method_config
+from ..methods import METHODS, method_config
 from ..methods.base import MapShapes, OutputShapes, Regularizer, Stage
 from ..models import ArcFaceConfig, Network, frozen_maps
 from ..models.sources import SourceConfig, SourceNetwork, frozen, shapes_of
-from ..models.zoo import BackboneConfig, options_of_backbone, untrained
+from ..models.zoo import BackboneConfig, GraphBackboneConfig, options_of_backbone, untrained
+from ..records.checked import MODEL, load_trained
 from ..records.identity import run_id, run_identity
+from ..records.run_directory import RunDirectory
 from . import averages, devices, graph_tasks, verification  # noqa: F401 - averages and tasks register themselves
 from .callbacks import AVERAGES, AverageConfig, require_live_view
 from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 from .tasks import TASKS
 
+REGISTRIES: dict[str, Registry[Any]] = {  # by the group that chooses one of it
+    "dataset": READERS,
+    "reg": METHODS,
+    "optimizer": OPTIMIZERS,
+    "average": AVERAGES,
+}
 EMBEDDED = "glyphs"  # backbone.weights that stand for the source network of the embedded data
-
-
-@dataclass
-class EvaluateConfig(Options):
-    """Measurements after training. They change nothing of the run."""
-
-    key: ClassVar[str] = "evaluate"
-
-    forgetting: bool = option(
-        False, "measure what the network still knows of the source, beside what it knew before", identity=False
-    )
-    # Its name or folder on the command line, which cli/ resolves to a DatasetConfig.
-    probe: Any = option(None, "another data set, or a folder, for a linear probe of the embeddings", identity=False)
-    source_labels: bool = option(
-        False, "the classes of evaluate.probe are those of the source network's head, in its order", identity=False
-    )
-    also: dict[str, str] = option(
-        {},
-        "further test sets with the run's classes: +evaluate.also.NAME=FOLDER adds one",
-        identity=False,
-    )
-
-    def check(self) -> None:
-        needed = {"probe": self.probe is not None, "source_labels": self.source_labels}
-        for name, given in needed.items():
-            self.require(self.forgetting or not given, name, f"evaluate.{name} belongs to evaluate.forgetting=true.")
-        self.require(
-            self.probe is not None or not self.source_labels, "source_labels", "evaluate.source_labels needs a probe."
-        )
-        for name in self.also:
-            self.require(name.isidentifier(), "also", f"evaluate.also: {name!r} is no name: use letters, digits and _.")
-
-    @property
-    def asked(self) -> bool:
-        return self != EvaluateConfig()
 
 
 @dataclass
@@ -145,6 +122,33 @@ class RunConfig(Options):
             "average",
             f"average={self.average.name} chooses on validation images: set split.val_fraction=0.2, or split.folds.",
         )
+
+
+# --- Keys ---
+
+
+@cache
+def kinds_of_keys() -> dict[str, set[str]]:
+    """The types of each key, of which a choice of its group has one. Those of a sum's terms stand as those of reg."""
+    groups: list[tuple[str, type[Options]]] = [
+        ("", RunConfig),
+        ("backbone.", BackboneConfig),
+        ("backbone.", GraphBackboneConfig),
+    ]
+    groups += [(f"{key}.", entry.options) for key, known in REGISTRIES.items() for entry in known.entries.values()]
+    kinds: dict[str, set[str]] = {"source": {"text"}}
+    for prefix, group in groups:
+        for one in describe(group):
+            kinds.setdefault(f"{prefix}{one.name}", set()).add("text" if one.is_text else one.in_words)
+    return kinds
+
+
+def takes(key: str) -> set[str]:
+    return kinds_of_keys().get(re.sub(r"reg\.terms\.[^.]+\.", "reg.", key), set())
+
+
+def takes_list(key: str) -> bool:
+    return any(kind.startswith("a list") for kind in takes(key))
 
 
 def run_config_from(values: Mapping[str, Any]) -> RunConfig:
@@ -232,6 +236,28 @@ def name_of(
         identity["evaluation"] = {"version": 2}
     identity["dataset"]["name"] = config.dataset.identity_name
     return run_id(config.dataset.name, config.backbone.name, config.reg.name, config.seed, identity), identity
+
+
+Recipe = Callable[[RunConfig], RunConfig]  # a run that needs the embedded source network -> the run that trains it
+
+
+def embedded_weights(backbone: BackboneConfig, config: RunConfig, recipe: Recipe) -> str | None:
+    """Path of the weights of the embedded source network; None unless they were trained and are whole."""
+    made = recipe(config)
+    require(
+        backbone.name == made.backbone.name,
+        f"backbone.weights={EMBEDDED} exists for {made.backbone.name} only, not for {backbone.name}.",
+    )
+    made.precision = devices.pick_precision(made.precision, devices.pick_device(made.device))
+    folder = Path(made.results_dir) / "runs" / name_of(made, load_dataset(made.dataset).fingerprint, "none")[0]
+    summary = RunDirectory(folder).summary()
+    if summary is None or summary.get("error"):
+        return None
+    try:
+        load_trained(folder, summary)
+    except (ValueError, OSError):
+        return None
+    return str(folder / MODEL)
 
 
 def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: Splits, stages: int) -> None:

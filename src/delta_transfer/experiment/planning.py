@@ -14,7 +14,7 @@ from ..common.tables import Entry, Table, entries, on_screen
 from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
 from ..data.options import DatasetConfig, OfficialCounts
-from ..engine.config import EMBEDDED, RunConfig, check_choices, name_of
+from ..engine.config import EMBEDDED, Recipe, RunConfig, check_choices, embedded_weights, name_of
 from ..engine.devices import device_name, pick_device, pick_precision
 from ..engine.tasks import TASKS
 from ..models.sources import SourceNetwork, load_sources
@@ -23,7 +23,6 @@ from ..records.checked import fingerprint
 from ..records.run_directory import RunDirectory
 from .costs import Cost, decides_cost, measure
 from .fitting import describe_fit, fitted_path
-from .pretraining import Recipe, pretrained_before
 
 
 @dataclass
@@ -81,7 +80,7 @@ class Plan:
             self.lengths[config.dataset.name, round(images)] = f"{images:,} training images: {length}"
         for backbone in config.embedded_backbones:
             key = ("pretrained", backbone.name, config.results_dir, config.device)
-            backbone.weights = self._once(key, partial(pretrained_before, backbone, config, self.recipe)) or EMBEDDED
+            backbone.weights = self._once(key, partial(embedded_weights, backbone, config, self.recipe)) or EMBEDDED
         weights, sources = self._weights(config), self._sources(config)
         state, record = "missing", None
         if dataset is not None and weights is not None and (config.source is None or sources):

@@ -7,49 +7,19 @@ from pathlib import Path
 
 from ..common.console import log
 from ..common.errors import UserError
-from ..common.options import require
-from ..data import load_dataset
 from ..engine import devices
-from ..engine.config import EMBEDDED, RunConfig, name_of
-from ..models.zoo import BackboneConfig
+from ..engine.config import RunConfig
 from ..records.checked import MODEL, load_trained
 from ..records.files import make_output_folder
 from ..records.locks import InUse, wait_for_lock
 from ..records.run_directory import RunResult
 from .experiment import run
 
-Recipe = Callable[[RunConfig], RunConfig]  # a run that needs the network -> the run that trains it
-
 _tried: dict[tuple[str, str], str | UserError] = {}  # by folder and device: once per command
 
 
-def pretrain_missing(config: RunConfig, recipe: Recipe) -> None:
-    """Trains the embedded source network if `config` needs it and it does not exist; sets the path of its weights.
-
-    Raises UserError if it cannot be trained. It is tried once per command.
-    """
-    for backbone in config.embedded_backbones:
-        backbone.weights = _trained(_recipe_for(backbone, config, recipe))
-
-
-def pretrained_before(backbone: BackboneConfig, config: RunConfig, recipe: Recipe) -> str | None:
-    """Path of the network's weights if it has been trained. Nothing is trained."""
-    made = _recipe_for(backbone, config, recipe)
-    made.precision = devices.pick_precision(made.precision, devices.pick_device(made.device))
-    folder = Path(made.results_dir) / "runs" / name_of(made, load_dataset(made.dataset).fingerprint, "none")[0]
-    return str(folder / "model.safetensors") if (folder / "summary.json").exists() else None
-
-
-def _recipe_for(backbone: BackboneConfig, config: RunConfig, recipe: Recipe) -> RunConfig:
-    made = recipe(config)
-    require(
-        backbone.name == made.backbone.name,
-        f"backbone.weights={EMBEDDED} exists for {made.backbone.name} only, not for {backbone.name}.",
-    )
-    return made
-
-
-def _trained(recipe: RunConfig) -> str:
+def pretrain(recipe: RunConfig) -> str:
+    """Path of the weights that the run `recipe` trains. Raises UserError if it fails. It is tried once per command."""
     key = recipe.results_dir, recipe.device
     if key not in _tried:
         try:
