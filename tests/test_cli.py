@@ -1,5 +1,6 @@
 """delta-run from the command line: every method, sweeps, and what bad input gets."""
 
+import inspect
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import delta_transfer
 from delta_transfer.cli.data import main as data
 from delta_transfer.cli.export import main as export
 from delta_transfer.cli.help import GROUPS_WITH_HELP, names_in, sentence_of
@@ -132,6 +134,29 @@ def source_weights(tmp_path: Path) -> tuple[Path, dict]:
     path = tmp_path / "source.safetensors"
     save_file(state, path)
     return path, state
+
+
+def test_a_plain_run_executes_few_of_our_files(cub_root, tmp_path, monkeypatch):
+    """Files of which a function is called between the command and summary.json; data and records are not counted."""
+    package = Path(delta_transfer.__file__).parent
+    called = set()
+
+    def note(frame, event, _):
+        if event == "call" and frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # neither a module nor a class
+            called.add(frame.f_code.co_filename)
+
+    path, _ = source_weights(tmp_path)
+    overrides = [*tiny_overrides(cub_root, tmp_path), "reg=l2", f"backbone.weights={path}", "schedule.iterations=1"]
+    sys.setprofile(note)
+    try:
+        assert delta_run(monkeypatch, *overrides) == 0
+    finally:
+        sys.setprofile(None)
+    assert only_run(tmp_path).name in summaries(tmp_path)
+    ours = [Path(file).relative_to(package) for file in called if Path(file).is_relative_to(package)]
+    counted = sorted(file.as_posix() for file in ours if file.parts[0] not in ("data", "records"))
+    assert {"cli/run.py", "experiment/experiment.py", "engine/loop.py", "models/weights.py"} <= set(counted)
+    assert len(counted) <= 15, counted
 
 
 def test_l2_fe_leaves_parameters_and_buffers_bit_identical(cub_root, tmp_path, monkeypatch):
