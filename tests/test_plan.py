@@ -1,14 +1,18 @@
 """Dry runs: what a sweep needs and costs, from a measurement that is replaced here."""
 
 import dataclasses
+import os
 import re
+import signal
 from itertools import product
 from operator import attrgetter
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
+from delta_transfer.common import timing
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.experiment import planning as plan
 from delta_transfer.experiment.costs import Cost, measure
@@ -223,6 +227,50 @@ def test_stores_of_data_sets_that_are_not_here_count_with_the_official_number(mo
     monkeypatch.chdir(tmp_path)
     output = dry_run(monkeypatch, capsys, "-m", "dataset=food101,cub", "backbone=resnet18", "reg=l2,l2_sp")
     assert f"{in_bytes((101_000 + 11_788) * 256 * 256 * 3)} of image stores to build" in output
+
+
+def test_a_disk_without_room_is_not_ready(tmp_path, monkeypatch, capsys, measured):
+    tiny = [*tiny_overrides(write_cub(tmp_path / "CUB"), tmp_path / "results"), "reg=l2"]
+    needed = COST.weights_bytes + 24 * 20 * 20 * 3  # of trained weights and of the store, which are on one disk
+    for free, lacking in ((needed, 0), (needed - 1, 1)):
+        monkeypatch.setattr(plan.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert dry_run(monkeypatch, capsys, *tiny).count("Not ready: disk") == lacking
+
+
+def test_times_beside_other_programs_stand_beside_those_of_an_idle_machine(tmp_path, monkeypatch, capsys, measured):
+    tiny = [*tiny_overrides(write_cub(tmp_path / "CUB"), tmp_path / "results"), "reg=l2"]
+    assert "alone" not in dry_run(monkeypatch, capsys, *tiny)
+    monkeypatch.setattr(plan, "measure", lambda *_: dataclasses.replace(COST, waiting=3.0))
+    output = dry_run(monkeypatch, capsys, *tiny)
+    assert re.search(r"small_resnet, l2 .* 18\.2 s +6\.1 s ", output)  # 3 steps of 2 s and 6 crops of 0.01 s
+    assert output.count("18.2 s") == output.count("6.1 s") == 2  # in the table and below it
+
+
+def test_a_dry_run_that_is_stopped_says_what_its_totals_count(tmp_path, monkeypatch, capsys):
+    def measure_then_stop(config, *_) -> Cost:
+        if config.reg.name == "l2_sp":
+            os.kill(os.getpid(), signal.SIGINT)
+        return COST
+
+    monkeypatch.setattr(plan, "measure", measure_then_stop)
+    tiny = tiny_overrides(write_cub(tmp_path / "CUB"), tmp_path / "results")
+    words = ["-m", *tiny, "reg=l2,l2_sp,delta_noatt", "dry_run=true"]
+    assert delta_run(monkeypatch, *words) == 128 + signal.SIGINT
+    output = capsys.readouterr().out
+    assert re.findall(r"\d+ of \d+ runs", output) == ["1 of 3 runs"] and "1 run: 0 finished, 1 to do" in output
+
+
+def test_works_are_measured_in_turn_after_one_that_warms_up(monkeypatch):
+    done, clock, takes = [], [0.0], {"a": iter([50.0, 1.0, 9.0, 2.0]), "b": iter([70.0, 3.0, 4.0, 5.0])}
+
+    def work(name: str) -> None:
+        done.append(name)
+        clock[0] += next(takes[name])
+
+    monkeypatch.setattr(timing, "thread_time", lambda: clock[0])
+    works = [lambda: work("a"), lambda: work("b")]
+    assert timing.seconds_in_turn(works, torch.device("cpu"), at_least=20.0) == [2.0, 4.0]
+    assert "".join(done) == 4 * "ab"
 
 
 def test_finished_runs_are_recognised_with_a_weights_file_and_with_download(tmp_path, monkeypatch, capsys, measured):

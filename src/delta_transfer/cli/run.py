@@ -166,10 +166,11 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
     for line in verdict:
         log.info(line)
     devices.leave()
-    for plan_of_all in planned:
-        plan_of_all.show()
+    number = stop_signal() or stopped_by
+    for plan_of_all in (plan for plan in planned if plan.jobs):
+        plan_of_all.show(CheckedSweeper.count if number is not None else 0)
     again = shlex.join([*program.split(), *command[1:]])
-    if (number := stop_signal() or stopped_by) is not None:
+    if number is not None:
         log.error(f"stopped by {signal.Signals(number).name}: the same command goes on where it was: {again}")
         return 128 + number
     if planned and composed and all(outcome.state != "failed" for outcome in outcomes):

@@ -24,7 +24,7 @@ from ..records.files import make_output_folder, write_atomically
 from .costs import seconds_of_decoding
 from .planning import Job, Plan
 
-FREE = 0.1  # of the time is left unplanned: a measured step is the fastest of several
+FREE = 0.1  # of the time is left unplanned: other programs on the machine come and go
 BATCH = 32  # images of a step where a level bounds the iterations
 BASELINES = ("l2", "l2_fe")  # in the final runs beside what was chosen; L2-FE costs a third
 Place = tuple[str, str]  # backbone and method, as they are written on the command line
@@ -179,13 +179,16 @@ def estimate(
     """
     on_folds, stores = 0.0, dict[tuple[int, str], float]()
     final: dict[str, dict[str, float]] = {backbone: {} for backbone in level.backbones}
-    for (backbone, method), config in configs.items():
-        beside = beside_steps[backbone]
+    jobs = {}
+    for place, config in configs.items():
         split = config.split.replace(folds=level.folds, fold=0)
-        fold, whole = (planned(plan, config.replace(split=one)) for one in (split, config.split))
+        jobs[place] = [planned(plan, config.replace(split=one)) for one in (split, config.split)]
+    now = plan.waiting  # how many times as long processor seconds last
+    for (backbone, method), config in configs.items():
+        (fold, whole), beside = jobs[backbone, method], beside_steps[backbone]
         runs = level.folds * strengths.get(method, 1)
-        on_folds += runs * (fold.seconds + beside) + level.folds * seconds_to_fit(fold)
-        final[backbone][method] = level.seeds * (whole.seconds + beside) + seconds_to_fit(whole)
+        on_folds += runs * (now * fold.seconds + beside) + level.folds * now * seconds_to_fit(fold)
+        final[backbone][method] = level.seeds * (now * whole.seconds + beside) + now * seconds_to_fit(whole)
         size, aspect = config.backbone.resize, config.schedule.aspect
         if (size, aspect) not in stores and TASKS[config.task].stores_to_build(config, dataset):
             stores[size, aspect] = len(dataset.labels) * seconds_of_decoding(dataset, size, aspect)

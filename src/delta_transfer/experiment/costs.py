@@ -1,7 +1,8 @@
 """Time and memory of a method on a network, from a few measured steps on random images with random weights.
 
 On a CPU fewer images go into a step than in a run (time is proportional to them there), and GPU memory is estimated
-from what a step keeps for its backward pass.
+from what a step keeps for its backward pass. Times are processor seconds there, so that those of two methods compare
+also where other programs come and go.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, thread_time
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ..common.console import log
 from ..common.options import Options
-from ..common.timing import seconds_of
+from ..common.timing import seconds_in_turn, seconds_of
 from ..data import load_dataset
 from ..data.dataset import Dataset, make_splits
 from ..data.images import UNREADABLE
@@ -46,6 +47,7 @@ class Cost:
     fit_seconds: tuple[float, float]  # of `fit`: per training image, and a constant
     memory_bytes: int  # GPU memory of a step
     weights_bytes: int  # of the model.safetensors that a run leaves
+    waiting: float = 1.0  # how many times as long the measurement took as its processor time: other programs ran
 
 
 def decides_cost(config: RunConfig) -> tuple[str, ...]:
@@ -71,6 +73,7 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
     """
     stage, method = stages[0], stages[0].method
     log.info(f"measuring {config.backbone.name}, {config.reg.name} ...")
+    began, worked = perf_counter(), thread_time()
     accumulate = config.schedule.accumulate
     backbone, batch = config.backbone.replace(weights="none"), config.schedule.batch_size // accumulate
     source = build_source(backbone, 0, tapped=method.needs.taps)
@@ -105,10 +108,7 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
         with saved:
             step(count)()
         kept[count] = saved.bytes
-    if device.type == "cuda":
-        step_seconds = accumulate * seconds_of(step(batch), device)
-    else:
-        step_seconds = accumulate * _on_a_cpu(lambda count: seconds_of(step(count), device, at_least=0.3), batch)
+    step_seconds = accumulate * (seconds_of(step(batch), device) if device.type == "cuda" else _on_a_cpu(step, batch))
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
     else:
@@ -122,17 +122,19 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
     with torch.inference_mode(), full_precision(device):
         view_seconds = seconds_of(lambda: target(images), device) / len(labels)
     weights_bytes = sum(v.nbytes for v in target.weights().values())
-    return Cost(step_seconds, view_seconds, fit_seconds, memory, weights_bytes)
+    waiting = max(1.0, (perf_counter() - began) / (thread_time() - worked)) if device.type == "cpu" else 1.0
+    return Cost(step_seconds, view_seconds, fit_seconds, memory, weights_bytes, waiting)
 
 
-def _on_a_cpu(seconds: Callable[[int], float], batch: int) -> float:
-    """Seconds for `batch` images, from steps of a few images and of as many as take about a second.
+def _on_a_cpu(step: Callable[[int], Callable[[], object]], batch: int) -> float:
+    """Seconds for `batch` images, from steps of a few images and of as many as take about a second, in turn.
 
     The difference is the time of the images. The rest, such as the optimizer's, does not depend on their number.
     """
-    few, few_seconds = PROBE_BATCH, seconds(PROBE_BATCH)
-    more = min(batch, max(2 * few, round(few / few_seconds)))
-    more_seconds = seconds(more)
+    cpu, few = torch.device("cpu"), PROBE_BATCH
+    once = seconds_of(step(few), cpu, at_least=0.0)
+    more = min(batch, max(2 * few, round(few / once)))
+    few_seconds, more_seconds = seconds_in_turn([step(few), step(more)], cpu)
     if more >= batch:
         return more_seconds
     per_image = max(0.0, more_seconds - few_seconds) / (more - few)

@@ -1,14 +1,17 @@
 """What a run or a whole sweep needs and costs, without carrying it out: `dry_run=true`."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..common.console import duration, log
+from ..common.cores import NOTABLE
 from ..common.errors import UserError
 from ..common.tables import Entry, Table, entries, on_screen
 from ..data import load_dataset
@@ -41,7 +44,7 @@ class Job:
 
     @property
     def seconds(self) -> float:
-        """Training and evaluation; without what is computed once for several runs."""
+        """Training and evaluation, without what is computed once for several runs; on a CPU processor seconds."""
         schedule = self.config.schedule
         iterations = schedule.length(self.n_train)
         every = schedule.evaluation_interval(self.n_train)
@@ -164,11 +167,22 @@ class Plan:
             self._known[key] = compute()
         return self._known[key]
 
+    @property
+    def waiting(self) -> float:
+        """How many times as long as their processor time all runs take, beside what else ran while they were measured.
+
+        It is one number for all of them: between two measurements other programs come and go.
+        """
+        return median([1.0] if not self.jobs else [cost.waiting for cost in {job.cost for job in self.jobs}])
+
     # --- what a person sees ---
 
-    def show(self) -> None:
+    def show(self, stopped_before: int = 0) -> None:
+        """stopped_before: how many runs the plan would have, if it was stopped."""
         sys.stdout.write(on_screen([self.table()], sys.stdout.isatty()))
         left = [job for job in self.jobs if job.to_do]
+        if stopped_before > len(self.jobs):
+            log.info(f"Stopped: table and totals count the first {len(self.jobs)} of {stopped_before} runs")
         states = {
             state: sum(job.state == state for job in self.jobs) for state in ("finished", "interrupted", "failed")
         }
@@ -182,22 +196,44 @@ class Plan:
         for (name, _), words in self.lengths.items():
             log.info(f"{name}, {words} (schedule.iterations=auto)")
         if left:
-            device = pick_device(left[0].config.device)
-            once, on_folds = sum(self.fits.values()), sum(job.seconds for job in left if job.config.split.folds)
-            parts = [f"{duration(once)} for what runs share (such as channel attention)"] if once else []
-            parts += [f"{duration(on_folds)} for runs on folds"] if on_folds and self.both_kinds else []
-            shared = f", of which {' and '.join(parts)}" if parts else ""
-            total = sum(job.seconds for job in left) + once
-            log.info(
-                f"Time: about {duration(total)} one after the other on {device_name(device)}{shared}; without decoding"
-            )
-            kept = sum(job.stages * job.cost.weights_bytes for job in left)
-            stores = sum(self.stores.values())
-            log.info(f"Disk: about {in_bytes(kept)} of trained weights, {in_bytes(stores)} of image stores to build")
-            how = "measured" if device.type == "cuda" else f"estimated, {left[0].config.precision}"
-            log.info(f"GPU memory: {how}; the image store goes there too where it leaves half of it free")
+            self.show_needs(left)
         for what, reason in self.not_ready.items():
             log.info(f"Not ready: {what}: {reason}")
+
+    def show_needs(self, left: list[Job]) -> None:
+        """Time, disk and memory that the runs `left` to do need."""
+        device = pick_device(left[0].config.device)
+        once, on_folds = sum(self.fits.values()), sum(job.seconds for job in left if job.config.split.folds)
+        total = sum(job.seconds for job in left) + once
+
+        def now(seconds: float) -> str:
+            return duration(seconds * self.waiting)
+
+        parts = [f"{now(once)} for what runs share (such as channel attention)"] if once else []
+        parts += [f"{now(on_folds)} for runs on folds"] if on_folds and self.both_kinds else []
+        shared = f", of which {' and '.join(parts)}" if parts else ""
+        log.info(f"Time: about {now(total)} one after the other on {device_name(device)}{shared}; without decoding")
+        if self.waiting >= NOTABLE:
+            log.info(f"Other programs run beside it: alone it takes about {duration(total)}")
+        kept, stores = sum(job.stages * job.cost.weights_bytes for job in left), sum(self.stores.values())
+        log.info(f"Disk: about {in_bytes(kept)} of trained weights, {in_bytes(stores)} of image stores to build")
+        self.compare_with_disk({left[0].config.results_dir: kept, left[0].config.cache_dir: stores})
+        how = "measured" if device.type == "cuda" else f"estimated, {left[0].config.precision}"
+        log.info(f"GPU memory: {how}; the image store goes there too where it leaves half of it free")
+
+    def compare_with_disk(self, needed: dict[str, int]) -> None:
+        """Notes disks that lack room. needed: bytes that will be written below each folder."""
+        disks: dict[int, tuple[Path, int]] = {}
+        for name, count in needed.items():
+            folder = next(one for one in (Path(name).absolute(), *Path(name).absolute().parents) if one.is_dir())
+            _, before = disks.get(folder.stat().st_dev, (folder, 0))
+            disks[folder.stat().st_dev] = folder, before + count
+        for folder, count in disks.values():
+            if count > (free := shutil.disk_usage(folder).free):
+                self.not_ready[f"disk of {folder}"] = (
+                    f"{in_bytes(count)} will be written, and {in_bytes(free)} are free: make room, or set cache_dir= "
+                    "(image stores) or results_dir= (trained weights) to a folder on another disk"
+                )
 
     @property
     def both_kinds(self) -> bool:
@@ -214,18 +250,20 @@ class Plan:
             groups.setdefault(tuple(key), []).append(job)
         for names, jobs in groups.items():
             finished = sum(job.state == "finished" for job in jobs)
-            each = [job.seconds for job in jobs]
-            span = (
-                duration(min(each))
-                if max(each) < 1.05 * min(each)
-                else f"{duration(min(each))} - {duration(max(each))}"
-            )
+            alone = [job.seconds for job in jobs]
             memory = max(job.cost.memory_bytes for job in jobs)
             counts = [len(jobs), finished, sum(job.to_do for job in jobs)]
-            cells = [Entry(span, min(each)), Entry(in_bytes(memory), memory)]
+            cells = [span([self.waiting * one for one in alone]), span(alone), Entry(in_bytes(memory), memory)]
             rows.append(entries(", ".join(names), *(Entry(str(count), count) for count in counts), *cells))
-        header = ["dataset, backbone, reg", "runs", "finished", "to do", "each", "GPU memory"]
-        return Table("", header, rows, 1)
+        header = ["dataset, backbone, reg", "runs", "finished", "to do", "each", "alone", "GPU memory"]
+        table = Table("", header, rows, 1)
+        return table if self.waiting >= NOTABLE else table.columns([0, 1, 2, 3, 4, 6])
+
+
+def span(seconds: list[float]) -> Entry:
+    """From the shortest to the longest time."""
+    least, most = min(seconds), max(seconds)
+    return Entry(duration(least) if most < 1.05 * least else f"{duration(least)} - {duration(most)}", least)
 
 
 def sizes(config: RunConfig, splits: Splits | None) -> tuple[int, int]:
