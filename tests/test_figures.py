@@ -19,6 +19,7 @@ from delta_transfer.reporting.curve_figures import learning_curves
 from delta_transfer.reporting.drawing import COLUMN, INTERVAL, Style, our_look
 from delta_transfer.reporting.figures import write_figures
 from delta_transfer.reporting.interval_figures import differences, intervals
+from delta_transfer.reporting.logs import curves_of
 from delta_transfer.reporting.sweep_figures import SWEEPS, against_setting
 
 from .test_report import record
@@ -43,6 +44,10 @@ def log(losses, penalties=None, top1=None, every=10):
     for line, value in zip(lines, top1 or [], strict=False):
         line["test_top1"] = value
     return lines
+
+
+def curves(comparison, warn):
+    return learning_curves(comparison, curves_of(comparison, warn), warn)
 
 
 def drawn(figure):
@@ -82,7 +87,7 @@ def test_curves_are_means_over_seeds(tmp_path):
         run(tmp_path, "delta", 0, log([8, 6], [5, 0.01], top1=[70, 71])),
     ]
     warnings = []
-    stem, figure = only(learning_curves(compare(records), warnings.append))
+    stem, figure = only(curves(compare(records), warnings.append))
     assert stem == "curves-cub-resnet18" and warnings == []
     assert drawn(figure) == {
         "Training loss": {"L2": ([10, 20], [3, 1.5]), "DELTA": ([10, 20], [8, 6])},
@@ -106,7 +111,7 @@ def test_curves_keep_to_the_steps_that_all_seeds_share(tmp_path):
         run(tmp_path, "l2", 1, log([4, 0], every=20)),
     ]
     warnings = []
-    _, figure = only(learning_curves(compare(records), warnings.append))
+    _, figure = only(curves(compare(records), warnings.append))
     assert drawn(figure) == {"Training loss": {"L2": ([0], [4])}}  # at step 20 alone: one point
     assert figure.axes[0].get_xticklabels()[0].get_text() == "20"
     assert warnings == ["Learning curves: CUB-200-2011, resnet18: no step at which all runs of L2 have test_top1"]
@@ -117,7 +122,7 @@ def test_missing_and_damaged_files_are_named(tmp_path):
     damaged = records[2]["folder"] / "metrics.jsonl"
     damaged.write_text('{"step": 10, "loss": 1}\nrubbish\n')
     warnings = []
-    _, figure = only(learning_curves(compare(records), warnings.append))
+    _, figure = only(curves(compare(records), warnings.append))
     assert drawn(figure)["Training loss"] == {"L2": ([10, 20], [4, 2])}
     assert len(warnings) == 2 and f"{damaged}, line 2" in warnings[0]
     assert records[1]["run_id"] in warnings[1]
@@ -128,7 +133,7 @@ def test_every_setting_of_a_method_is_drawn_up_to_six(tmp_path):
     alphas = [10.0**-k for k in range(8)]
     records = [run(tmp_path, "delta", 0, log([a, a]), top1=100 * a, alpha=a) for a in alphas]
     warnings = []
-    _, figure = only(learning_curves(compare(records), warnings.append))
+    _, figure = only(curves(compare(records), warnings.append))
     # The first ones by alpha, not the best ones.
     assert [*drawn(figure)["Training loss"]] == [f"DELTA, alpha={a}" for a in sorted(alphas)[:6]]
     assert warnings == ["learning curves of CUB-200-2011, resnet18: only the first 6 of 8 settings of DELTA"]
@@ -277,7 +282,7 @@ def some_records(folder):
 
 def test_a_method_looks_the_same_in_every_figure(tmp_path):
     comparison = compare(some_records(tmp_path))
-    made = [*learning_curves(comparison, print), *against_setting(comparison, ALPHA, print), *intervals(comparison)]
+    made = [*curves(comparison, print), *against_setting(comparison, ALPHA, print), *intervals(comparison)]
     looks = set()
     for _, figure in made:
         lines = [c[0] for axes in figure.axes for c in axes.containers] + [
@@ -298,7 +303,7 @@ def test_nothing_lies_on_anything_else(tmp_path, name, style):
         records.append(run(tmp_path, "delta", 0, log([5, 3], [1, 2]), alpha=alpha))
     comparison = compare(records)
     with our_look(style):
-        made = [*learning_curves(comparison, print), *against_setting(comparison, ALPHA, print), *intervals(comparison)]
+        made = [*curves(comparison, print), *against_setting(comparison, ALPHA, print), *intervals(comparison)]
     assert len(made) == 3
     for _, figure in made:
         assert style is None or not style.paper or figure.get_figwidth() == COLUMN

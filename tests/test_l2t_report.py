@@ -21,6 +21,7 @@ from delta_transfer.records import reading as runs
 from delta_transfer.reporting import page, sections
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.figures import write_figures
+from delta_transfer.reporting.logs import curves_of
 from delta_transfer.reporting.matching_figures import matching_figures
 from delta_transfer.reporting.page_charts import matched_amounts
 from delta_transfer.reporting.published import against
@@ -187,6 +188,10 @@ def logged(folder, made, pairs, rows):
     return made | {"folder": run}
 
 
+def drawn(draw, comparison):
+    return draw(comparison, curves_of(comparison, lambda _: None))
+
+
 def test_amounts_at_the_end_and_over_training_are_drawn_pair_by_pair(tmp_path):
     pairs = [f"attention_resnet32/{m}>{n}" for m in ("layer1", "layer2") for n in ("a/conv", "b")]
     pairs += ["attention_resnet34/layer1>b"]
@@ -194,7 +199,7 @@ def test_amounts_at_the_end_and_over_training_are_drawn_pair_by_pair(tmp_path):
         logged(tmp_path, moved("l2t_ww", 0, sources=BOTH), pairs, {10: [1, 1, 1, 1, 1], 20: [0, 2, 3, 4, 5]}),
         logged(tmp_path, moved("l2t_ww", 1, sources=BOTH), pairs, {10: [1, 1, 1, 1, 1], 20: [1, 2, 3, 4, 6]}),
     ]
-    ((stem, figure),) = matching_figures(compare(runs))
+    ((stem, figure),) = drawn(matching_figures, compare(runs))
     assert stem == "matching-cub-resnet32_resnet34_vgg9_bn"
     maps = {axes.get_ylabel(): axes for axes in figure.axes if axes.images}
     assert set(maps) == {"Tap of resnet32", "Tap of resnet34"}
@@ -221,7 +226,7 @@ def test_the_page_has_maps_and_curves_of_the_amounts(tmp_path):
         logged(tmp_path, moved("l2t_ww", 1, sources=BOTH), pairs, {10: [1, 1, 1, 1], 20: [1, 2, 3, 6]}),
         logged(tmp_path, scratch(), [], {10: []}),
     ]
-    (group,) = matched_amounts(compare(runs))
+    (group,) = drawn(matched_amounts, compare(runs))
     assert group.title == "L2T-ww, CUB-200-2011, resnet32 + resnet34 -> vgg9_bn"
     assert [(key.label, key.n) for key in group.keys] == [("a.conv", 2), ("b&c", 2)]
     first, layer1, layer2, second, other = group.charts
@@ -246,7 +251,7 @@ def test_pairs_that_are_none_are_empty(tmp_path):
     """One-to-one pairs of a network with its own kind, in a sum of regularizers."""
     pairs = ["attention_l2t_ww.layer1/1>layer1/1", "attention_l2t_ww.layer2/1>layer2/1"]
     made = logged(tmp_path, moved("mine", sources=None), pairs, {10: [1, 2]})
-    ((_, figure),) = matching_figures(compare([made]))
+    ((_, figure),) = drawn(matching_figures, compare([made]))
     (map_,) = (axes for axes in figure.axes if axes.images)
     assert [text.get_text() for text in map_.texts] == ["1.00", "–", "–", "2.00"]
     assert map_.get_ylabel().replace("\n", " ") == "Tap of l2t_ww, source network" and len(figure.axes) == 3
@@ -351,7 +356,7 @@ def test_a_source_sees_images_with_its_own_normalisation():
 
 def test_the_matching_of_a_real_run_is_drawn(glyph_runs):
     records = [runs.read(folder) for folder in glyph_runs.values()]
-    ((_, figure),) = matching_figures(compare(records))
+    ((_, figure),) = drawn(matching_figures, compare(records))
     (map_,) = (axes for axes in figure.axes if axes.images)
     assert map_.images[0].get_array().shape == (3, 3) and not np.isnan(map_.images[0].get_array()).any()
     assert [text.get_text() for text in map_.get_yticklabels()] == ["layer1", "layer2", "layer3"]

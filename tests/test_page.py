@@ -19,8 +19,10 @@ from delta_transfer.reporting import page as module
 from delta_transfer.reporting import svg
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.leaderboard import leaderboards
-from delta_transfer.reporting.page import page, table_html
+from delta_transfer.reporting.logs import curves_of
+from delta_transfer.reporting.page import page
 from delta_transfer.reporting.page_charts import POINTS, attention_histograms, learning_curves
+from delta_transfer.reporting.page_tables import MOST_POINTS, curves_and_settings, table_html
 
 from .test_report import assert_golden, record, save, three_methods
 
@@ -45,6 +47,10 @@ def lines_of(chart):
     """The points (N, 2) of each line of a chart."""
     found = re.findall(r'<polyline points="(.*?)"', chart)
     return [np.array([point.split(",") for point in line.split()], float) for line in found]
+
+
+def curves(comparison, warn):
+    return learning_curves(comparison, curves_of(comparison, warn))
 
 
 def log(values, name="loss", every=10):
@@ -159,14 +165,14 @@ def evil_page(folder):
 def test_everything_is_escaped(tmp_path, markers):
     text = evil_page(tmp_path)
     assert "<script>hacked" not in text and "<img src=x" not in text
-    assert text.count("<script") == text.count("</script>") == 1
+    assert text.count("<script") == text.count("</script>") == 2  # the data of runs, and what draws them
 
 
 # ---- learning curves -------------------------------------------------------------------------------------
 
 
 def test_mean_and_std_at_the_steps_of_all_seeds(tmp_path):
-    [group] = learning_curves(two_seeds(tmp_path, log([4.0, 2.0, 1.0, 9.0]), log([2.0, 2.0, 3.0])), never)
+    [group] = curves(two_seeds(tmp_path, log([4.0, 2.0, 1.0, 9.0]), log([2.0, 2.0, 3.0])), never)
     [(title, chart)] = group.charts
     assert title == "Training loss, all terms" and "DELTA at the end: 2 ± 13 (95 % interval)" in chart
     [line] = lines_of(chart)  # three steps at equal distances; the means fall by one, then not at all
@@ -179,7 +185,7 @@ def test_mean_and_std_at_the_steps_of_all_seeds(tmp_path):
 def test_what_is_drawn_and_in_which_order(tmp_path):
     line = {"lr": 0.1, "cross_entropy": 1.0, "head": 0.5, "loss": 1.5, "train_top1": 50.0, "images_per_second": 9.0}
     lines = [{"step": s} | line | ({"test_top1": 40.0, "test_loss": 2.0} if s > 1 else {}) for s in (1, 2, 3)]
-    [group] = learning_curves(two_seeds(tmp_path, lines, lines), never)
+    [group] = curves(two_seeds(tmp_path, lines, lines), never)
     assert [title for title, _ in group.charts] == [
         "Test accuracy (%)",
         "Training accuracy (%)",
@@ -189,18 +195,18 @@ def test_what_is_drawn_and_in_which_order(tmp_path):
     ]
     assert len(lines_of(group.charts[0][1])[0]) == 2
     lines[1].pop("test_top1")
-    [group] = learning_curves(two_seeds(tmp_path / "once", lines, lines), never)
+    [group] = curves(two_seeds(tmp_path / "once", lines, lines), never)
     assert "Test accuracy (%)" not in [title for title, _ in group.charts]
 
 
 def test_a_single_seed_has_no_band(tmp_path):
     records = read_back(tmp_path, [record()], {record()["run_id"]: log([2.0, 1.0])})
-    [group] = learning_curves(compare(records), never)
+    [group] = curves(compare(records), never)
     assert "<polygon" not in group.charts[0][1]
 
 
 def test_a_value_that_is_not_finite_is_a_gap(tmp_path):
-    [group] = learning_curves(two_seeds(tmp_path, log([4.0, math.inf, 2.0]), log([2.0, 1.0, 2.0])), never)
+    [group] = curves(two_seeds(tmp_path, log([4.0, math.inf, 2.0]), log([2.0, 1.0, 2.0])), never)
     assert len(lines_of(group.charts[0][1])[0]) == 2
 
 
@@ -209,21 +215,21 @@ def test_missing_and_damaged_logs_are_named(tmp_path):
     found = read_back(tmp_path, records, {records[2]["run_id"]: log([2.0, 1.0])})
     (found[1]["folder"] / "metrics.jsonl").write_text("{\n")
     said = []
-    [group] = learning_curves(compare(found), said.append)
+    [group] = curves(compare(found), said.append)
     assert group.keys[0].n == 1 and len(lines_of(group.charts[0][1])[0]) == 2
     assert len(said) == 2 and records[1]["run_id"] in said[0] and records[0]["run_id"] in said[1]
 
 
 def test_long_curves_are_thinned(tmp_path):
     long = log([1.0] * 3000, every=1)
-    [group] = learning_curves(two_seeds(tmp_path, long, long), never)
+    [group] = curves(two_seeds(tmp_path, long, long), never)
     [line] = lines_of(group.charts[0][1])
     assert len(line) == POINTS and np.diff(line[:, 0]).max() < 300 / POINTS + 0.3
     assert (line[0, 0], line[-1, 0]) == (svg.LEFT, svg.WIDTH - svg.RIGHT)
 
 
 def test_a_wide_range_has_a_logarithmic_axis(tmp_path):
-    [group] = learning_curves(two_seeds(tmp_path, log([1000.0, 1.0, 10.0]), log([1000.0, 1.0, 10.0])), never)
+    [group] = curves(two_seeds(tmp_path, log([1000.0, 1.0, 10.0]), log([1000.0, 1.0, 10.0])), never)
     [line] = lines_of(group.charts[0][1])
     high, low, middle = line[:, 1]
     assert (low - middle) / (low - high) == pytest.approx(1 / 3, abs=0.01)
@@ -232,7 +238,7 @@ def test_a_wide_range_has_a_logarithmic_axis(tmp_path):
 def test_a_line_for_each_setting_of_a_method(tmp_path):
     records = [record("delta", 0, alpha=alpha) for alpha in (0.1, 0.001, 0.01)] + [record("l2", 0)]
     found = read_back(tmp_path, records, {r["run_id"]: log([2.0, 1.0]) for r in records})
-    [group] = learning_curves(compare(found), never)
+    [group] = curves(compare(found), never)
     labels = ["L2", "DELTA, alpha=0.001", "DELTA, alpha=0.01", "DELTA, alpha=0.1"]
     assert [key.label for key in group.keys] == labels
     assert len({key.colour for key in group.keys}) == 2
@@ -373,10 +379,25 @@ FILTER = """
   return [all, shown(), [...select.options].map(option => option.textContent)];
 """
 
+COMPARE = """
+  const boxes = [...document.querySelectorAll(".tick input")], panel = document.getElementById("compared");
+  const drawn = part => [...part.querySelectorAll(".chart")].map(chart => chart.querySelectorAll("polyline").length);
+  boxes[0].click();
+  const one = drawn(panel);
+  boxes[3].click();
+  const texts = row => [...row.cells].map(cell => cell.textContent);
+  const rows = [...panel.querySelectorAll(".differing tbody tr")].map(texts);
+  const both = drawn(panel);
+  document.querySelectorAll(".filtered summary")[1].click();
+  const shown = drawn(document.querySelector(".made"));
+  document.querySelectorAll(".filtered th button")[4].click();  // a sort closes what is shown
+  return {one, both, shown, rows, left: document.querySelectorAll(".made").length};
+"""
+
 NARROW = """
   const out = [...document.querySelectorAll("#tables td, #tables th, figure")].filter(
     part => part.getBoundingClientRect().right > innerWidth);
-  return [innerWidth, out.length, document.documentElement.scrollWidth];
+  return [innerWidth, out.length, document.documentElement.scrollWidth <= innerWidth];
 """
 
 
@@ -402,11 +423,25 @@ def test_runs_are_filtered_by_method(tmp_path):
     assert answer["found"] == [4, 2, ["every method", "L2", "DELTA"]] and answer["complaints"] == []
 
 
+def test_runs_are_compared_by_their_curves_and_settings(tmp_path):
+    answer = in_browser(tmp_path, real_page(tmp_path), COMPARE)
+    assert answer["complaints"] == []
+    found = answer["found"]
+    assert (found["one"], found["both"], found["shown"], found["left"]) == ([1], [2], [1], 0)
+    assert {row[0]: [cell.strip("● ") for cell in row[1:]] for row in found["rows"]} == {
+        "reg.alpha": ["–", "0.01"],
+        "reg.beta": ["–", "0.01"],
+        "reg.name": ["l2", "delta"],
+        "reg.weight_decay": ["0.0001", "–"],
+        "seed": ["0", "1"],
+    }
+
+
 def test_a_narrow_screen_shows_every_column(tmp_path):
     page_of = three_methods(finished="2026-11-21T23:26:00+0100")
     comparison = compare(read_back(tmp_path, page_of, {r["run_id"]: log([2.0, 1.0]) for r in page_of}))
     answer = in_browser(tmp_path, page(leaderboards(comparison, "l2"), comparison, [], never), NARROW, width=500)
-    assert answer["found"] == [500, 0, 500]
+    assert answer["found"] == [500, 0, True]
 
 
 def test_no_address_outside_the_page(tmp_path):
@@ -414,6 +449,19 @@ def test_no_address_outside_the_page(tmp_path):
     found = read_back(tmp_path, records, {r["run_id"]: log([2.0, 1.0]) for r in records})
     text = page([], compare(found), [], never)
     assert not re.search(r"//[\w-]+\.\w|@import|url\(", text)
+
+
+def test_the_data_of_many_runs_stay_small(tmp_path):
+    """Curves are thinned, steps that runs share are there once, and so is each value of a setting."""
+    made = [record("delta", seed, alpha=alpha) for alpha in (0.1, 0.01) for seed in range(60)]
+    found = read_back(tmp_path, made, {r["run_id"]: log([1 / (i + 1) for i in range(500)]) for r in made})
+    comparison = compare(found)
+    frames = {
+        id(run["config"]): frame for group in curves_of(comparison, never) for one in group for run, frame in one.each
+    }
+    data = curves_and_settings([run for row in comparison.rows for run in row.cells["delta"].runs], frames)
+    assert len(data["steps"]) == 1 and len(data["steps"][0]) <= MOST_POINTS
+    assert dict(data["keys"])["reg.alpha"] == ["0.01", "0.1"] and len(data["settings"]) == len(data["curves"]) == 120
 
 
 def test_what_a_person_wrote_does_not_run(tmp_path):

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from .comparison import Comparison, averaged_over, grouped
 from .drawing import COLUMN, MOST, Named, averages, look, our_look, sheet, stem_of, wide, with_interval
-from .logs import DECADES, Curves, Warn, curves_of, limits, penalty_terms
+from .logs import DECADES, Curves, Warn, limits, penalty_terms
 from .record_views import METRICS
 
 
@@ -32,10 +32,10 @@ Averaged = tuple[Line, pd.Series, pd.Series]  # one quantity: mean by step and h
 
 
 @our_look()
-def learning_curves(comparison: Comparison, warn: Warn) -> list[Named]:
+def learning_curves(comparison: Comparison, groups: list[list[Curves]], warn: Warn) -> list[Named]:
     """One figure for each group of comparable rows; `warn` gets a line for what is left out."""
     made: list[Named] = []
-    for group in curves_of(comparison, warn):
+    for group in groups:
         place = group[0].row.place
         lines: list[Line] = []
         for method, own in grouped(group, lambda one: one.method):

@@ -10,7 +10,7 @@ from .comparison import Comparison
 from .curve_figures import learning_curves
 from .drawing import Style, our_look
 from .interval_figures import differences, intervals, roc_curves
-from .logs import Warn
+from .logs import Warn, curves_of
 from .matching_figures import matching_figures
 from .sweep_figures import SWEEPS, against_setting
 
@@ -26,13 +26,14 @@ def write_figures(
     """
     with our_look(style):
         made = differences(comparison, baseline) if baseline else []
-        made += learning_curves(comparison, warn)
+        groups = curves_of(comparison, warn)
+        made += learning_curves(comparison, groups, warn)
         for sweep in SWEEPS:
             made += against_setting(comparison, sweep, warn)
         made += intervals(comparison)
         if comparison.metric == "test_pair_accuracy":
             made += roc_curves(comparison, warn)
-        made += matching_figures(comparison)
+        made += matching_figures(comparison, groups)
 
         count, number = Counter(stem for stem, _ in made), Counter[str]()
         paths: list[Path] = []

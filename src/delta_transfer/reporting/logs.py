@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..common.console import is_loss, shorten_list
-from ..records.reading import Damaged, metrics, names_of_sources, run_id
+from ..records.reading import Damaged, Record, metrics, names_of_sources, run_id
 from .comparison import Comparison, Row, grouped
 from .statistics import half_width
 
@@ -34,6 +34,7 @@ class Curves:
     n: int  # runs
     mean: "pd.DataFrame"
     half: "pd.DataFrame"
+    each: "list[tuple[Record, pd.DataFrame]]"  # its runs and their logs
 
     def of(self, column: str) -> "tuple[pd.Series, pd.Series]":
         """Mean and half interval of one quantity, without the steps that some run lacks."""
@@ -81,7 +82,7 @@ def read_curves(method: str, row: Row, warn: Warn, without: list[str]) -> Curves
     """The curves of one cell; None without any metrics. `without` gets the names of its runs that have none."""
     import pandas as pd
 
-    frames = []
+    each = []
     for run in row.cells[method].runs:
         try:
             frame = metrics(run)
@@ -91,26 +92,21 @@ def read_curves(method: str, row: Row, warn: Warn, without: list[str]) -> Curves
         if frame is None:
             without.append(run_id(run))
         else:
-            frames.append(frame)
-    if not frames:
+            each.append((run, frame))
+    if not each:
         return None
-    steps = pd.concat(frames).groupby("step")
-    complete = steps.count() == len(frames)
-    half = steps.std().where(complete) * (half_width(1, len(frames)) if len(frames) > 1 else 1)
-    return Curves(method, row, len(frames), steps.mean().where(complete), half)
+    n, steps = len(each), pd.concat([frame for _, frame in each]).groupby("step")
+    complete = steps.count() == n
+    half = steps.std().where(complete) * (half_width(1, n) if n > 1 else 1)
+    return Curves(method, row, n, steps.mean().where(complete), half, each)
 
 
-def matched_curves(comparison: Comparison) -> "Iterator[tuple[Curves, dict[str, MatchedPairs]]]":
-    """Each cell whose runs logged the amounts of matched pairs (L2T-ww), and these by source network.
-
-    The learning curves name missing and damaged files, so that nothing is said here.
-    """
-    for row in comparison.rows:
-        for method, cell in row.cells.items():
-            if curves := read_curves(method, row, lambda _: None, []):
-                columns = curves.mean.columns[curves.mean.notna().any()]
-                if pairs := matched_pairs(columns, names_of_sources(cell.runs[0])):
-                    yield curves, pairs
+def matched_curves(groups: "list[list[Curves]]") -> "Iterator[tuple[Curves, dict[str, MatchedPairs]]]":
+    """Each cell whose runs logged the amounts of matched pairs (L2T-ww), and these by source network."""
+    for curves in (one for group in groups for one in group):
+        columns = curves.mean.columns[curves.mean.notna().any()]
+        if pairs := matched_pairs(columns, names_of_sources(curves.each[0][0])):
+            yield curves, pairs
 
 
 def penalty_terms(columns: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ from matplotlib.gridspec import SubplotSpec
 
 from .comparison import Comparison, averaged_over
 from .drawing import LINE, PAGE, Named, averages, our_look, sheet, stem_of
-from .logs import matched_curves
+from .logs import Curves, matched_curves
 
 COLOURS = "viridis"
 
@@ -44,10 +44,10 @@ class Matched:
         return np.array([[np.nan if curve is None else curve.iloc[-1] for curve in row] for row in found])
 
 
-def matching_figures(comparison: Comparison) -> list[Named]:
+def matching_figures(comparison: Comparison, groups: list[list[Curves]]) -> list[Named]:
     """A figure for each row of the comparison and method whose runs logged amounts."""
     made: list[Named] = []
-    for curves, sources in matched_curves(comparison):
+    for curves, sources in matched_curves(groups):
         found = []
         for source, pairs in sources.items():
             both = {pair: curves.of(column) for pair, column in pairs.items()}

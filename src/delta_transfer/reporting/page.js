@@ -5,6 +5,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const sign = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
     heads.forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
+    closeRuns(table);
     const rows = [...table.tBodies[0].rows];
     rows.sort((a, b) => inOrder(a.cells[column], b.cells[column], sign));
     table.tBodies[0].append(...rows);
@@ -31,6 +32,7 @@ for (const table of document.querySelectorAll("table.filtered")) {
     select.setAttribute("aria-label", title);
     select.addEventListener("change", () => {
       chosen.set(column, select.value);
+      closeRuns(table);
       for (const row of rows) row.hidden = [...chosen].some(([i, name]) => name && row.cells[i].textContent !== name);
     });
     bar.append(select);
@@ -47,6 +49,117 @@ for (const button of document.querySelectorAll(".legend button")) {
       line.style.display = shown ? "" : "none";
     }
   });
+}
+
+// Runs that are ticked are drawn together, and a table says what differs in their settings. A run that is shown has a
+// row of its own for how it was made and its curves.
+const logs = JSON.parse(document.getElementById("logs")?.textContent ?? "null");
+if (logs) {
+  const table = document.querySelector("table.filtered"), ticked = new Set(), panel = make("div", {id: "compared"});
+  const rows = [...table.tBodies[0].rows];
+  table.parentElement.before(panel);
+  rows.forEach((row, run) => {
+    const details = row.querySelector("details"), box = make("input", {type: "checkbox"});
+    box.addEventListener("change", () => {
+      ticked[box.checked ? "add" : "delete"](run);
+      compare(panel, [...ticked].map(run => [run, `${rowText(rows[run], 2)}, seed ${rowText(rows[run], 4)}`]));
+    });
+    details.before(make("label", {class: "tick"}, box, " compare"));
+    details.firstElementChild.addEventListener("click", event => {
+      event.preventDefault();
+      if (row.nextElementSibling?.className === "made") return row.nextElementSibling.remove();
+      const made = make("td", {colspan: row.cells.length}, details.lastElementChild.cloneNode(true), charts([run]));
+      row.after(make("tr", {class: "made"}, made));
+    });
+  });
+}
+
+function closeRuns(table) {
+  table.querySelectorAll("tr.made").forEach(row => row.remove());
+}
+
+function rowText(row, column) {
+  return row.cells[column].textContent;
+}
+
+function make(tag, attributes, ...children) {
+  const drawn = ["svg", "path", "text", "polyline"].includes(tag);
+  const space = (drawn ? document.createRange().createContextualFragment("<svg>").firstChild : document.body).namespaceURI;
+  const made = document.createElementNS(space, tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
+}
+
+// runs: [place in the table, name]
+function compare(panel, runs) {
+  panel.replaceChildren();
+  if (!runs.length) return;
+  const places = runs.map(([place]) => place);
+  const names = runs.map(([, name], i) => make("span", {}, dot(i), ` ${name}`));
+  panel.append(make("h3", {}, "Compared runs"), make("p", {class: "legend"}, ...names), charts(places));
+  if (runs.length < 2) return;
+  const rows = logs.keys.flatMap(([key, values], i) => {
+    const found = places.map(place => values[logs.settings[place][i]] ?? "\u2013");
+    const cells = found.map((value, i) => make("td", {}, dot(i), ` ${value}`));
+    return new Set(found).size > 1 ? [make("tr", {}, make("td", {}, key), ...cells)] : [];
+  });
+  const head = [make("th", {}, "differing settings"), ...names.map(name => make("th", {}, name.cloneNode(true)))];
+  panel.append(make("div", {class: "scroll"}, make("table", {class: "differing"},
+    make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows))));
+}
+
+function dot(i) {
+  return make("span", {class: "run", style: `--hue: ${hue(i)}`}, "\u25cf");
+}
+
+function hue(i) {
+  return Math.round(210 + 137.5 * i) % 360;  // neighbours are far apart on the wheel of colours
+}
+
+function charts(runs) {
+  const drawn = Object.entries(logs.titles).flatMap(([name, title]) => {
+    const lines = runs.map((run, i) => [hue(i), ...(logs.curves[run][name] ?? [])]).filter(line => line.length > 1);
+    return lines.length ? [make("figure", {}, make("figcaption", {}, title), chart(title, lines))] : [];
+  });
+  return make("div", {class: "charts"}, ...drawn);
+}
+
+// As svg.py draws its charts. lines: [hue, number of the steps, values].
+function chart(title, lines) {
+  const [left, right, top, bottom] = [46, 346, 8, 194], values = lines.flatMap(line => line[2]);
+  const log = Math.min(...values) > 0 && Math.max(...values) >= 100 * Math.min(...values);
+  const scale = log ? Math.log10 : value => value;
+  const ends = list => [Math.min(...list), Math.max(...list)];
+  const [first, last] = ends(lines.flatMap(line => logs.steps[line[1]]));
+  let [low, high] = ends(values.map(scale));
+  const margin = 0.05 * (high - low) || 1;
+  [low, high] = [low - margin, high + margin];
+  const x = step => left + (right - left) * (step - first) / (last - first);
+  const y = value => bottom - (bottom - top) * (scale(value) - low) / (high - low);
+  const made = make("svg", {class: "chart", viewBox: "0 0 360 230", role: "img", "aria-label": title});
+  for (const part of ticks(low, high)) {
+    const value = log ? 10 ** part : part, at = y(value);
+    made.append(make("path", {class: "grid", d: `M${left} ${at}H${right}`}));
+    made.append(make("text", {x: left - 5, y: at + 4, "text-anchor": "end"}, String(+value.toPrecision(3))));
+  }
+  for (const step of ticks(first, last)) {
+    made.append(make("text", {x: x(step), y: bottom + 15, "text-anchor": "middle"}, String(step)));
+  }
+  made.append(make("text", {x: 196, y: 225, "text-anchor": "middle"}, "iteration"));
+  for (const [colour, steps, line] of lines) {
+    const points = line.map((value, i) => `${x(logs.steps[steps][i]).toFixed(1)},${y(value).toFixed(1)}`);
+    made.append(make("polyline", {class: "run", style: `--hue: ${colour}`, points: points.join(" ")}));
+  }
+  return made;
+}
+
+function ticks(low, high) {
+  const rough = (high - low) / 5, power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find(factor => factor * power >= rough);
+  const found = [];
+  for (let tick = Math.ceil(low / step) * step; tick <= high + step / 1e6; tick += step) found.push(+tick.toPrecision(12));
+  return found;
 }
 
 // Paper shows the charts that are folded up, too.

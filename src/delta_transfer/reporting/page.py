@@ -4,23 +4,19 @@ The page has tables that sort, learning curves, histograms and maps, pictures, a
 made. page.css has its looks, page.js its behaviour. Its text depends on records and pictures alone.
 """
 
-import math
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-from ..common.console import duration
-from ..common.tables import MISSING, Bar, Entry, Table, entries
+from ..common.tables import Table
 from ..records.files import MIB, read_regular
-from ..records.reading import Record, is_number, one_line, run_id
-from .comparison import Comparison, Row, distinct_runs
-from .logs import Warn
+from ..records.reading import Record
+from .comparison import Comparison, distinct_runs
+from .logs import Warn, curves_of
 from .page_charts import Group, Key, attention_histograms, learning_curves, matched_amounts
-from .record_views import METRICS
+from .page_tables import runs_html, table_html
 from .svg import painted
 from .trust import trusted
 from .trust_tables import summary
@@ -34,7 +30,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 LARGEST_PICTURE = 64 * MIB
 MAX_OPEN = 4  # groups of charts; more are folded up, so that a page of many data sets stays short
 MAX_NAMES = 6  # in the line below the title
-LONG = 40  # characters, from which on the words of a cell get a wide column of small print
 
 CURVES = (
     "Mean over the seeds of a cell, at the iterations that all its runs logged; the band is its 95 % t interval. "
@@ -59,20 +54,20 @@ def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn
 
     `warn` names what is missing or cannot be read, which is left out.
     """
-    curves, histograms = learning_curves(comparison, warn), attention_histograms(comparison, warn)
-    judged = trusted(records_of(comparison.rows), lambda _: None)  # the report has named damaged files
+    curves = curves_of(comparison, warn)
+    judged = trusted(records_of(comparison), lambda _: None)  # the report has named damaged files
     sections = [
         (
             "tables",
             "Leaderboard" if any(table.verdict for table in tables) else "Results",
             "\n".join(map(table_html, tables)),
         ),
-        ("curves", "Learning curves", groups_html(curves, CURVES)),
-        ("attention", "Channel attention", groups_html(histograms, ATTENTION)),
-        ("matching", "What is matched, how much", groups_html(matched_amounts(comparison), MATCHING)),
+        ("curves", "Learning curves", groups_html(learning_curves(comparison, curves), CURVES)),
+        ("attention", "Channel attention", groups_html(attention_histograms(comparison, warn), ATTENTION)),
+        ("matching", "What is matched, how much", groups_html(matched_amounts(comparison, curves), MATCHING)),
         ("trust", "Can the models be trusted?", table_html(summary(judged)) if judged else ""),
         ("pictures", "Case study", "\n".join(filter(None, (picture_html(path, warn) for path in pictures)))),
-        ("runs", "Runs", runs_html(comparison)),
+        ("runs", "Runs", runs_html(comparison, curves)),
     ]
     sections = [section for section in sections if section[2]]
     links = "\n".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections)
@@ -115,7 +110,7 @@ def own_file(name: str) -> str:
 
 
 def summary_line(comparison: Comparison) -> str:
-    runs = records_of(comparison.rows)
+    runs = records_of(comparison)
     methods, datasets, backbones = len(comparison.methods), names(comparison, "dataset"), names(comparison, "backbone")
     newest = max(filter(None, map(finished, runs)), default=None)
     when = newest.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC") if newest else "at a time that is not recorded"
@@ -126,8 +121,8 @@ def summary_line(comparison: Comparison) -> str:
     )
 
 
-def records_of(rows: Iterable[Row]) -> list[Record]:
-    return distinct_runs(run for row in rows for cell in row.cells.values() for run in cell.runs)
+def records_of(comparison: Comparison) -> list[Record]:
+    return distinct_runs(run for row in comparison.rows for cell in row.cells.values() for run in cell.runs)
 
 
 def finished(record: Record) -> datetime | None:
@@ -148,77 +143,6 @@ def names(comparison: Comparison, part: str) -> str:
 
 def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-# ---- tables ----------------------------------------------------------------------------------------------
-
-
-def table_html(table: Table) -> str:
-    return "\n".join(
-        [
-            f"<h3>{escape(table.title)}</h3>",
-            *([f'<p class="verdict">{escape(table.verdict)}</p>'] if table.verdict else []),
-            grid_html(table),
-            *list_html("remarks", table.remarks),
-            *list_html("notes", table.notes),
-        ]
-    )
-
-
-def grid_html(table: Table, kind: str = "sortable", details: Sequence[str] = ()) -> str:
-    """The rows of a table; `details`: HTML for a last cell of each."""
-    # A column of words among the numbers, such as what differs from a published number, is set like names.
-    numeric = [
-        i >= table.names and any(row[i].value is not None for row in table.rows) for i in range(len(table.header))
-    ]
-
-    def head(title: str, is_numeric: bool) -> str:
-        button = f'<button type="button">{escape(title)}</button>' if title else ""
-        return f'<th scope="col"{css_class("number" if is_numeric else "")}>{button}</th>'
-
-    def cell(entry: Entry, title: str, is_numeric: bool) -> str:
-        kind = "number" if is_numeric else "long" if len(entry.text) > LONG else ""
-        value = f' data-value="{entry.value!r}"' if entry.value is not None and math.isfinite(entry.value) else ""
-        text = bar_html(entry.bar) if entry.bar else escape(entry.text)
-        name = f' data-title="{escape(title)}"' if title else ""
-        return f"<td{css_class(kind)}{name}{value}>{f'<strong>{text}</strong>' if entry.bold else text}</td>"
-
-    lines = ["".join(map(cell, row, table.header, numeric)) for row in table.rows]
-    if details:
-        lines = [f"{line}<td>{more}</td>" for line, more in zip(lines, details, strict=True)]
-    last = '<th scope="col">how it was made</th>' if details else ""
-    return "\n".join(
-        [
-            '<div class="scroll" tabindex="0">',
-            f'<table class="{kind}" aria-label="{escape(table.title)}">',
-            f"<thead><tr>{''.join(map(head, table.header, numeric))}{last}</tr></thead>",
-            "<tbody>",
-            *(f"<tr>{line}</tr>" for line in lines),
-            "</tbody>",
-            "</table>",
-            "</div>",
-        ]
-    )
-
-
-def bar_html(bar: Bar) -> str:
-    """A small drawing in the colour of the text. An arrow stands for what is beyond the end of the axis."""
-    zero, low, mean, high = (round(4 + 112 * min(max(part, 0), 1), 1) for part in bar.parts)
-    mark = f'<circle cx="{mean}" cy="8" r="3.5"/>'
-    if not 0 <= bar.mean <= 1:
-        mark = f'<path d="{"M0 8L8 3V13Z" if bar.mean < 0 else "M120 8L112 3V13Z"}"/>'
-    return (
-        f'<svg class="bar" viewBox="0 0 120 16" width="120" height="16" aria-hidden="true">'
-        f'<path d="M{zero} 0V16" class="zero"/><path d="M{low} 8H{high}" class="interval"/>{mark}</svg>'
-    )
-
-
-def css_class(name: str) -> str:
-    return f' class="{name}"' if name else ""
-
-
-def list_html(name: str, lines: list[str]) -> list[str]:
-    return [f'<ul class="{name}">', *(f"<li>{escape(line)}</li>" for line in lines), "</ul>"] if lines else []
 
 
 # ---- charts ----------------------------------------------------------------------------------------------
@@ -268,52 +192,3 @@ def picture_html(path: Path, warn: Warn) -> str | None:
         f'<figure class="picture"><img src="{source}" alt="{escape(path.stem)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
-
-
-# ---- how each run was made -------------------------------------------------------------------------------
-
-
-def runs_html(comparison: Comparison) -> str:
-    """A table with a line for each run, which page.js filters, and in it how the run was made."""
-    rows, made = [], []
-    for row in comparison.rows:
-        for method in comparison.methods:
-            cell = row.cells.get(method)
-            for (number, fold), run in zip(cell.values, cell.runs, strict=True) if cell else ():
-                seconds: Any = run.get("train_seconds")
-                value = run[comparison.metric]
-                rows.append(
-                    entries(
-                        comparison.dataset_title(row.dataset),
-                        row.backbone,
-                        comparison.display(method),
-                        row.settings.replace("reg.", ""),
-                        f"{number}" + ("" if fold is None else f", fold {fold}"),
-                        Entry(f"{value:.2f}", value),
-                        Entry(duration(seconds), seconds) if is_number(seconds) else Entry(MISSING),
-                    )
-                )
-                made.append(f"<details><summary>show</summary>{run_html(run)}</details>")
-    header = ["data set", "backbone", "method", "settings", "seed", f"{METRICS[comparison.metric]} (%)", "time"]
-    return grid_html(Table("Runs", header, rows, 5), "sortable filtered", made)
-
-
-def run_html(record: Record) -> str:
-    versions, overrides = record.get("versions"), record.get("overrides")
-    found = {
-        "run": run_id(record),
-        "command": record.get("command"),
-        "overrides": " ".join(map(one_line, overrides)) if isinstance(overrides, list) else None,
-        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else None,
-        "device": record.get("device"),
-        "commit": record.get("git_commit"),
-        "finished": record.get("finished"),
-    }
-    return f"<dl>{''.join(f'<dt>{name}</dt><dd>{value_html(name, value)}</dd>' for name, value in found.items())}</dl>"
-
-
-def value_html(name: str, value: object) -> str:
-    if value in (None, ""):
-        return "not recorded"
-    text = escape(str(value))
-    return f"<code>{text}</code>" if name in ("run", "command", "overrides") else text

@@ -10,7 +10,7 @@ from ..records.arrays import channel_weights
 from ..records.reading import Damaged
 from . import svg
 from .comparison import Cell, Comparison, Row, grouped
-from .logs import Curves, Warn, curves_of, matched_curves, penalty_terms
+from .logs import Curves, Warn, matched_curves, penalty_terms
 
 POINTS = 80  # per line; a small chart hardly shows more
 BINS = 40
@@ -51,13 +51,13 @@ class Group:
 # ---- learning curves -------------------------------------------------------------------------------------
 
 
-def learning_curves(comparison: Comparison, warn: Warn) -> list[Group]:
+def learning_curves(comparison: Comparison, of_places: list[list[Curves]]) -> list[Group]:
     """A group of charts for each data set, backbone and setting outside reg, a line for each method and setting of it.
 
-    A line is the mean over the runs of a cell. `warn` names runs whose metrics are missing or damaged.
+    A line is the mean over the runs of a cell.
     """
     groups = []
-    for curves in curves_of(comparison, warn):
+    for curves in of_places:
         lines = []
         for method, own in grouped(curves, lambda one: one.method):
             style = style_of(method, comparison.methods)
@@ -99,11 +99,11 @@ def line_of(i: int, key: Key, curve: pd.Series, half: pd.Series) -> svg.Line:
     return svg.Line(i, title, key.look, key.colour, shown.index.tolist(), shown.tolist(), spread)
 
 
-def thinned(curve: pd.Series) -> pd.Series:
-    """At most POINTS of its points, evenly chosen, first and last among them."""
-    if len(curve) <= POINTS:
+def thinned(curve: pd.Series, most: int = POINTS) -> pd.Series:
+    """At most so many of its points, evenly chosen, first and last among them."""
+    if len(curve) <= most:
         return curve
-    return curve.iloc[np.linspace(0, len(curve) - 1, POINTS).round().astype(int)]
+    return curve.iloc[np.linspace(0, len(curve) - 1, most).round().astype(int)]
 
 
 # ---- channel attention -----------------------------------------------------------------------------------
@@ -152,13 +152,13 @@ def histogram(tap: str, weights: list[np.ndarray], colour: str) -> tuple[str, st
 # ---- matched pairs ---------------------------------------------------------------------------------------
 
 
-def matched_amounts(comparison: Comparison) -> list[Group]:
+def matched_amounts(comparison: Comparison, of_places: list[list[Curves]]) -> list[Group]:
     """A group for each cell that logged the amounts of pairs of taps (L2T-ww), as `matching_figures` draws them.
 
     For each source a map of the amounts at the end; for each of its taps a chart with a line for each target tap.
     """
     groups = []
-    for curves, sources in matched_curves(comparison):
+    for curves, sources in matched_curves(of_places):
         targets = dict.fromkeys(target for pairs in sources.values() for _, target in pairs)
         keys = {tap: Key(tap, curves.n, TAPS[i % len(TAPS)], "") for i, tap in enumerate(targets)}
         columns = [column for pairs in sources.values() for column in pairs.values()]
