@@ -29,6 +29,14 @@ def test_a_row_for_each_method_the_best_first():
     assert "CUB-200-2011" in made.title and made.verdict.startswith("DELTA ")
 
 
+def test_a_tie_is_no_win_and_equal_differences_have_no_interval():
+    runs = [record(method, seed, 100.0) for method in ("l2", "delta", "l2_sp") for seed in (0, 1)]
+    (made,) = leaderboards(compare(runs), "l2")
+    assert made.verdict.startswith("L2, L2-SP and DELTA share ") and "no interval" in made.verdict
+    (single,) = leaderboards(compare([run for run in runs if run["seed"] == 0]), "l2")
+    assert "one seed" in single.verdict
+
+
 def test_a_row_for_each_setting_and_no_judgement_among_them():
     runs = [record("l2", s, 50.0 + s) for s in (0, 1)]
     runs += [record("delta", s, 60.0 + 2 * s + a, alpha=a) for a in (0.1, 0.01) for s in (0, 1)]

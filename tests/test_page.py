@@ -96,11 +96,11 @@ def test_table():
 <th scope="col"><button type="button">differs</button></th></tr></thead>
 <tbody>
 <tr><td data-title="dataset">cub &amp; co</td><td>a</td><td class="number" data-title="L2" data-value="52.0">\
-<strong>52.0 ± 2.0 (3)</strong></td><td data-title="differs">weights</td></tr>
+<strong>52.0 ± 2.0 (3)</strong></td><td class="long" data-title="differs">weights</td></tr>
 <tr><td data-title="dataset">dogs</td><td>b</td><td class="number" data-title="L2">–</td>\
 <td class="long" data-title="differs">a long list of settings that differ, with commas</td></tr>
 <tr><td data-title="dataset">cars</td><td>c</td><td class="number" data-title="L2">nan</td>\
-<td data-title="differs"></td></tr>
+<td class="long" data-title="differs"></td></tr>
 </tbody>
 </table>
 </div>
@@ -233,6 +233,15 @@ def test_a_wide_range_has_a_logarithmic_axis(tmp_path):
     [line] = lines_of(group.charts[0][1])
     high, low, middle = line[:, 1]
     assert (low - middle) / (low - high) == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_no_band_shows_what_cannot_be(tmp_path):
+    """Accuracies of 99 and 91 % have an interval beyond 100, and losses one below 0."""
+    first, second = ([{"step": s, "test_top1": a, "loss": v} for s in (1, 2)] for a, v in ((99.0, 0.1), (91.0, 0.9)))
+    [group] = curves(two_seeds(tmp_path, first, second), never)
+    for _, chart in group.charts:
+        shown = re.findall(r'text-anchor="end">(.*?)<', chart)
+        assert shown and all(0 <= float(value) <= 100 for value in shown)
 
 
 def test_a_line_for_each_setting_of_a_method(tmp_path):

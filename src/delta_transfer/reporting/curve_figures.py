@@ -1,5 +1,6 @@
 """Learning curves: training loss, penalty terms and accuracy against the iteration."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from textwrap import wrap
@@ -86,13 +87,13 @@ def curves_figure(title: str, lines: Sequence[Line], metric: str, over: str, war
         if len({step for _, mean, _ in drawn for step in mean.index}) == 1:
             draw_points(axes, drawn)
         else:
-            draw_curves(axes, drawn)
+            draw_curves(axes, drawn, largest=100 if "(%)" in panels[column] else math.inf)
             axes.set_xlim(0, 1.03 * last)
         axes.set_xlabel("Iteration")
     return figure
 
 
-def draw_curves(axes: Axes, averaged: list[Averaged]) -> None:
+def draw_curves(axes: Axes, averaged: list[Averaged], largest: float) -> None:
     for i, (one, mean, half) in enumerate(averaged):
         apart = max(1, len(mean) // 5)  # markers: about five on a curve, not all curves at the same steps
         axes.plot(mean.index, mean, label=one.label, markevery=(i * apart // len(averaged), apart), **one.look)
@@ -106,7 +107,7 @@ def draw_curves(axes: Axes, averaged: list[Averaged]) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
     else:
-        axes.set_ylim(limits([(mean, half if half.notna().all() else None) for _, mean, half in averaged]))
+        axes.set_ylim(limits([(mean, half if half.notna().all() else None) for _, mean, half in averaged], largest))
 
 
 def draw_points(axes: Axes, averaged: list[Averaged]) -> None:

@@ -1,5 +1,6 @@
 """A comparison -> leaderboards: a row for each method and setting, best mean first, and a sentence that sums it up."""
 
+import math
 from statistics import fmean
 
 from ..common.console import duration
@@ -121,19 +122,25 @@ def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> s
     if len(cells) < 2:
         return ""
     found = standing(contest, baseline or "")
-    best, name = display(found.best), display(baseline or "the baseline")
+    name = display(baseline or "the baseline")
+    top = [display(m) for m, cell in cells.items() if math.isclose(cell.mean, cells[found.best].mean)]
+    highest = f"{enumerated(top)} {'share' if len(top) > 1 else 'has'} the highest mean"
     if baseline not in cells:
-        return f"{best} has the highest mean. There is no run of {name} to compare with."
+        return f"{highest}. There is no run of {name} to compare with."
     if not found.has_intervals:
-        return f"{best} has the highest mean. With one seed in common nothing can be told from chance."
+        if any(one.n > 1 for one in found.differences.values()):
+            return f"{highest}. Every seed has the same differences to {name}, so that they have no interval."
+        return f"{highest}. With one seed in common nothing can be told from chance."
     one = found.differences.get(found.best)
     if found.wins:
-        return f"{best} is ahead of every other method by more than noise" + (f"; {beside(name, one)}." if one else ".")
+        return f"{top[0]} is ahead of every other method by more than noise" + (
+            f"; {beside(name, one)}." if one else "."
+        )
     ahead, behind = list(map(display, found.ahead)), list(map(display, found.behind))
     words = [f"{are(ahead)} ahead of {name} by more than noise"] if ahead else []
     words += [f"{are(behind)} behind {'it' if ahead else f'{name} by more than noise'}"] if behind else []
     lead = f"; {beside(name, one)}{'' if one.excludes_zero else ', which may be chance'}." if one else "."
-    return f"{'; '.join(words) or f'No method can be told from {name}'}. {best} has the highest mean{lead}"
+    return f"{'; '.join(words) or f'No method can be told from {name}'}. {highest}{lead if len(top) == 1 else '.'}"
 
 
 def beside(baseline: str, one: Difference) -> str:

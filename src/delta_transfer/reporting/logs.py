@@ -1,5 +1,6 @@
 """The metrics of a cell's runs, averaged by step, for learning curves and for the pairs of taps that L2T-ww matched."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,10 +43,13 @@ class Curves:
         return mean, self.half[column].reindex(mean.index)
 
 
-def limits(lines: "Sequence[tuple[Sequence[float], Sequence[float] | None]]") -> tuple[float, float]:
+def limits(
+    lines: "Sequence[tuple[Sequence[float], Sequence[float] | None]]", largest: float = math.inf
+) -> tuple[float, float]:
     """The ends of an axis for lines and half the heights of their bands: all lines, and bands as far as a third beyond.
 
-    The interval of two runs is so wide that it would flatten every line.
+    The interval of two runs is so wide that it would flatten every line. A band never shows below 0 what is not
+    negative, nor above `largest` what cannot be larger.
     """
     import numpy as np
 
@@ -56,7 +60,8 @@ def limits(lines: "Sequence[tuple[Sequence[float], Sequence[float] | None]]") ->
     most = max((mean + half).max() for mean, half in zip(means, halves, strict=True))
     room = (high - low) / 3 or max(most - high, 0.5)
     margin = 0.05 * (high - low or abs(high) or 1)
-    return float(max(least, low - room) - margin), float(min(most, high + room) + margin)
+    least, most = max(least, low - room, 0.0 if low >= 0 else -math.inf), min(most, high + room, largest)
+    return float(least - margin), float(most + margin)
 
 
 def curves_of(comparison: Comparison, warn: Warn) -> list[list[Curves]]:

@@ -40,22 +40,26 @@ def table_html(table: Table) -> str:
 def grid_html(table: Table, kind: str = "sortable", details: Sequence[str] = ()) -> str:
     """The rows of a table; `details`: HTML for a last cell of each."""
     # A column of words among the numbers, such as what differs from a published number, is set like names.
-    numeric = [
-        i >= table.names and any(row[i].value is not None for row in table.rows) for i in range(len(table.header))
+    kinds = [
+        "number"
+        if i >= table.names and any(row[i].value is not None for row in table.rows)
+        else "long"
+        if i and any(len(row[i].text) > LONG for row in table.rows)
+        else ""
+        for i in range(len(table.header))
     ]
 
-    def head(title: str, is_numeric: bool) -> str:
+    def head(title: str, kind: str) -> str:
         button = f'<button type="button">{escape(title)}</button>' if title else ""
-        return f'<th scope="col"{css_class("number" if is_numeric else "")}>{button}</th>'
+        return f'<th scope="col"{css_class(kind.removeprefix("long"))}>{button}</th>'
 
-    def cell(entry: Entry, title: str, is_numeric: bool) -> str:
-        kind = "number" if is_numeric else "long" if len(entry.text) > LONG else ""
+    def cell(entry: Entry, title: str, kind: str) -> str:
         value = f' data-value="{entry.value!r}"' if entry.value is not None and math.isfinite(entry.value) else ""
         text = bar_html(entry.bar) if entry.bar else escape(entry.text)
         name = f' data-title="{escape(title)}"' if title else ""
         return f"<td{css_class(kind)}{name}{value}>{f'<strong>{text}</strong>' if entry.bold else text}</td>"
 
-    lines = ["".join(map(cell, row, table.header, numeric)) for row in table.rows]
+    lines = ["".join(map(cell, row, table.header, kinds)) for row in table.rows]
     if details:
         lines = [f"{line}<td>{more}</td>" for line, more in zip(lines, details, strict=True)]
     last = '<th scope="col">how it was made</th>' if details else ""
@@ -63,7 +67,7 @@ def grid_html(table: Table, kind: str = "sortable", details: Sequence[str] = ())
         [
             '<div class="scroll" tabindex="0">',
             f'<table class="{kind}" aria-label="{escape(table.title)}">',
-            f"<thead><tr>{''.join(map(head, table.header, numeric))}{last}</tr></thead>",
+            f"<thead><tr>{''.join(map(head, table.header, kinds))}{last}</tr></thead>",
             "<tbody>",
             *(f"<tr>{line}</tr>" for line in lines),
             "</tbody>",

@@ -4,6 +4,7 @@ Ink has the colour of the text around it. page.css turns deep colours over in da
 mouse.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -87,8 +88,8 @@ def lines_chart(title: str, x_title: str, lines: list[Line]) -> str:
     steps = [step for line in lines for step in (line.x[0], line.x[-1])]
     values = np.concatenate([line.y for line in lines])
     lowest, highest = float(values.min()), float(values.max())
-    log = lowest > 0 and highest >= DECADES * lowest
-    ends = (lowest / 1.2, highest * 1.2) if log else limits([(line.y, line.spread) for line in lines])
+    log, largest = lowest > 0 and highest >= DECADES * lowest, 100 if "(%)" in title else math.inf
+    ends = (lowest / 1.2, highest * 1.2) if log else limits([(line.y, line.spread) for line in lines], largest)
     x, y = axes((min(steps), max(steps)), ends, log)
     parts = grid(x, y, x_title)
     for line in lines:
