@@ -319,6 +319,37 @@ def test_nothing_to_report(tmp_path, capsys):
     assert report.main([str(tmp_path / "absent")]) == 1
 
 
+def test_watch_makes_the_page_anew_when_a_run_has_ended(tmp_path, monkeypatch):
+    folder, output = save(tmp_path, [record("l2")]), tmp_path / "report.html"
+    pages = []
+
+    def another_run(seconds):
+        pages.append(output.read_text(encoding="utf-8"))
+        if len(pages) == 3:
+            raise KeyboardInterrupt
+        if len(pages) == 2:
+            save(tmp_path, [record("delta", 1)])
+
+    monkeypatch.setattr(report.time, "sleep", another_run)
+    assert report.main([folder, "--format", "html", "--output", str(output), "--watch", "5"]) == 130
+    assert [text.count("<summary>show") for text in pages] == [1, 1, 2]
+    assert all("refresh" in text for text in pages) and "refresh" not in output.read_text(encoding="utf-8")
+
+
+def test_watch_waits_for_the_first_run(tmp_path, monkeypatch, capsys):
+    looked = []
+
+    def first_run(seconds):
+        looked.append(capsys.readouterr().out)
+        if len(looked) == 2:
+            raise KeyboardInterrupt
+        save(tmp_path, [record("l2")])
+
+    monkeypatch.setattr(report.time, "sleep", first_run)
+    assert report.main([str(tmp_path), "--watch"]) == 130
+    assert looked[0] == "" and "57.4" in looked[1]
+
+
 def test_where_runs_are_found(tmp_path, monkeypatch, capsys):
     save(tmp_path / "results", [record("l2"), record("delta")])
     runs = tmp_path / "results" / "runs"

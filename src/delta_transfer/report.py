@@ -8,6 +8,7 @@
     delta-report --per-image                       # differences over the same test images, from the stored predictions
     delta-report --figures figures                 # learning curves, accuracy against alpha, intervals: PNG and PDF
     delta-report --format html --output report.html
+    delta-report --format html --output report.html --watch     # made anew whenever a run of a sweep has ended
     delta-report --metric val_top1                 # the best hyper-parameters on validation data
     delta-report --select cv                       # the same by cross-validation: runs with split.folds only
     delta-report --select cv --emit-overrides      # the commands of the final runs with what was chosen, for | sh
@@ -24,6 +25,7 @@ attention and publish have options of their own (--help).
 import argparse
 import shlex
 import sys
+import time
 from dataclasses import replace
 from importlib import import_module
 
@@ -32,7 +34,7 @@ from .common import tables
 from .common.console import log, shorten_list, show_messages, stoppable
 from .common.errors import UserError
 from .records.files import make_output_folder
-from .records.reading import Damaged, Record, folds, is_number, read_all, run_id, transfers
+from .records.reading import Damaged, Record, finished_files, folds, is_number, read_all, run_id, transfers
 from .reporting import export, sections
 from .reporting.comparison import Comparison, compare, together
 from .reporting.leaderboard import leaderboards
@@ -42,6 +44,7 @@ from .reporting.rivals import between_methods
 from .reporting.selection import Selection, choose, command, refused
 from .reporting.sweeps import label_curves
 
+CLEAR = "\033[2J\033[H"  # the screen of a terminal
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
 # Modules with a main(argv) of their own; the first two import torch.
@@ -60,10 +63,37 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv and argv[0] in COMMANDS:
             return int(import_module(f"delta_transfer.{COMMANDS[argv[0]]}").main(argv[1:]))
-        return report(arguments(argv, __doc__ or ""))
+        args = arguments(argv, __doc__ or "")
+        return watch(args) if args.watch else report(args)
     except UserError as error:
         log.info(f"delta-report: {error}")
         return 1
+
+
+def watch(args: argparse.Namespace) -> int:
+    """Makes the report anew whenever a run has ended, until it is stopped. Then a page no longer reloads itself."""
+    seen = None
+    try:
+        while True:
+            if (found := finished_files(args.dirs)) != seen:
+                seen = found
+                if sys.stdout.isatty() and not args.output:
+                    sys.stdout.write(CLEAR)
+                remake(args)
+                runs = f"{len(found)} record{'s' * (len(found) != 1)}"
+                log.info(f"{args.output or 'report'}: {runs}; made anew when a run ends, until Ctrl-C")
+            time.sleep(args.watch)
+    finally:
+        if args.format == "html":
+            remake(argparse.Namespace(**vars(args) | {"watch": None}))
+
+
+def remake(args: argparse.Namespace) -> None:
+    """`report`, whose errors may be gone when the next run has ended."""
+    try:
+        report(argparse.Namespace(**vars(args)))  # it may change the metric
+    except UserError as error:
+        log.info(f"delta-report: {error}")
 
 
 def report(args: argparse.Namespace) -> int:
@@ -168,7 +198,7 @@ def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
         pictures = sorted(args.pictures.glob("*.png")) if args.pictures else []
         if args.pictures and not pictures:
             log.info(f"no pictures (*.png) in {args.pictures}")
-        return page(made, together(comparisons, comparisons[0].metric), pictures, log.info)
+        return page(made, together(comparisons, comparisons[0].metric), pictures, log.info, reloads=bool(args.watch))
     if args.format == "table":
         return tables.on_screen(made, terminal=not args.output and sys.stdout.isatty())
     return TEXTS[args.format](made)

@@ -56,6 +56,8 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
         p.error("--margin makes a table of words about test accuracies: not on validation data, nor as csv or json")
     if (args.no_caption or args.style != "screen") and not args.figures:
         p.error("--style and --no-caption are about --figures DIR")
+    if args.watch is not None and (args.watch <= 0 or args.emit_overrides):
+        p.error("--watch is a number of seconds above 0, and not for --emit-overrides")
     if args.pictures and args.format != "html":
         p.error("--pictures go into the page of --format html")
     return args
@@ -159,4 +161,13 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
     p.add_argument("--seeds", type=int, default=5, metavar="N", help="how many seeds those commands run (default: 5)")
     p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
+    p.add_argument(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=10.0,
+        metavar="SECONDS",
+        help="make the report anew whenever a run has ended, until Ctrl-C; looks every so many seconds (default: 10), "
+        "and an open page reloads itself",
+    )
     return p

@@ -142,6 +142,12 @@ def run_folders(dirs: list[Path]) -> list[Path]:
     return list(found.values())
 
 
+def finished_files(dirs: list[Path]) -> dict[Path, int]:
+    """The files that hold the records in `dirs`, with the time of their last change in ns."""
+    files = [top / RECORDS for top in dirs] + [folder / "summary.json" for folder in run_folders(dirs)]
+    return {file: file.stat().st_mtime_ns for file in files if file.is_file()}
+
+
 def read(folder: Path) -> Record:
     """The record of one run, with its `folder`. A damaged one is a record too, with the reason as `unreadable`.
 

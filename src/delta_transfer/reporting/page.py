@@ -28,6 +28,7 @@ POLICY = (
 )
 PNG = b"\x89PNG\r\n\x1a\n"
 LARGEST_PICTURE = 64 * MIB
+RELOAD = 30  # seconds
 MAX_OPEN = 4  # groups of charts; more are folded up, so that a page of many data sets stays short
 MAX_NAMES = 6  # in the line below the title
 
@@ -49,10 +50,10 @@ MATCHING = (
 )
 
 
-def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn: Warn) -> str:
+def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn: Warn, reloads: bool = False) -> str:
     """The whole page. `pictures`: PNG files; a text file beside one, of the same stem, is its caption.
 
-    `warn` names what is missing or cannot be read, which is left out.
+    `warn` names what is missing or cannot be read, which is left out. reloads: the browser reads it anew now and then.
     """
     curves = curves_of(comparison, warn)
     judged = trusted(records_of(comparison), lambda _: None)  # the report has named damaged files
@@ -79,7 +80,7 @@ def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<link rel="icon" href="data:,">
+<link rel="icon" href="data:,">{f'<meta http-equiv="refresh" content="{RELOAD}">' * reloads}
 <title>delta-transfer: {escape(names(comparison, "dataset"))}</title>
 <style>
 {own_file("page.css")}</style>
