@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from ..common.errors import UserError
 
@@ -51,19 +52,23 @@ class Network(nn.Module):
         head, aux_head = self.head, self.aux_head
         nodes = {head: "logits"} | {tap: tap for tap in self.taps}
         training_nodes = nodes | ({aux_head: "aux_logits"} if aux_head else {})
-        names = set(get_graph_node_names(model, suppress_diff_warning=True)[0])  # of training mode: it has all
-        for name in training_nodes:
-            if name in (head, aux_head) and name not in dict(model.named_modules()):
+        for name in filter(None, (head, aux_head)):
+            if name not in dict(model.named_modules()):
                 raise UserError(f"{type(model).__name__} has no layer {name!r} (backbone.head, backbone.aux_head).")
+        try:
+            traced = create_feature_extractor(
+                model, train_return_nodes=training_nodes, eval_return_nodes=nodes, suppress_diff_warning=True
+            )
+        except ValueError:
             # A block's name stands for the block's last node: torchvision resolves it by prefix.
-            if name not in names and not any(known.startswith(name + ".") for known in names):
-                raise UserError(
-                    f"{type(model).__name__} has no layer {name!r} (backbone.head, backbone.taps). "
-                    f"Its layers start {', '.join(sorted(names)[:6])}, ..."
-                )
-        traced = create_feature_extractor(
-            model, train_return_nodes=training_nodes, eval_return_nodes=nodes, suppress_diff_warning=True
-        )
+            names = get_graph_node_names(model, suppress_diff_warning=True)[0]  # of training mode: it has all
+            for name in training_nodes:
+                if not any(f"{known}.".startswith(f"{name}.") for known in names):
+                    raise UserError(
+                        f"{type(model).__name__} has no layer {name!r} (backbone.head, backbone.taps). "
+                        f"Its layers start {', '.join(sorted(set(names))[:6])}, ..."
+                    ) from None
+            raise
         for graph in (traced.train_graph, traced.eval_graph):
             (output,) = (node for node in graph.nodes if node.op == "output")
             (returned,) = output.args
@@ -112,7 +117,8 @@ class Network(nn.Module):
         shapes = {name: value.to("meta") for name, value in own}
         images, before = torch.empty(batch, 3, image_size, image_size, device="meta"), self.training
         try:
-            outputs = torch.func.functional_call(self.train(training), shapes, (images,))
+            with _ShapesOnly():
+                outputs = torch.func.functional_call(self.train(training), shapes, (images,))
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
@@ -202,6 +208,15 @@ class Network(nn.Module):
     def freeze(self) -> "Network":
         """Evaluation mode and no gradients; returns itself."""
         return self.eval().requires_grad_(False)
+
+
+class _ShapesOnly(TorchFunctionMode):
+    """BatchNorm keeps a shape. On the meta device PyTorch takes it apart in Python, which is most of a pass's time."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.batch_norm and args[0][:, 0].numel() > 1:  # PyTorch refuses one value per channel
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def before_dropout(traced: fx.GraphModule, graph: fx.Graph, node: fx.Node) -> fx.Node:
