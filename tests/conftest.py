@@ -3,8 +3,6 @@ from itertools import zip_longest
 
 import pytest
 import torch
-from hydra._internal.hydra import Hydra
-from hydra.plugins.sweeper import Sweeper
 from torch import nn
 
 from delta_transfer.common import cores
@@ -12,6 +10,7 @@ from delta_transfer.common.console import show_messages
 from delta_transfer.models import Network
 
 from .miniature import CONF, GROUPS, composed, names
+from .quick_hydra import compose_each_choice_once, skip_second_compositions
 
 gc.set_threshold(50_000, 20, 100)  # by default a third of the time in which Hydra composes is garbage collection
 
@@ -29,21 +28,10 @@ def nothing_else_runs(monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def each_job_is_composed_once():
-    """Hydra composes a command once more to find its mode, and the jobs of a sweep before the first begins.
-
-    That takes half of the time of a command on tiny data. Commands in processes of their own (test_launchers.py) do
-    all of it.
-    """
-
-    def mode_of(self, config_name, overrides):
-        decides = any(word.lstrip("+~").startswith(("experiment", "hydra.mode")) for word in overrides)
-        return get_mode(self, config_name, overrides) if decides else None
-
-    get_mode = Hydra.get_mode
+def hydra_is_quick():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hydra, "get_mode", mode_of)
-        patch.setattr(Sweeper, "validate_batch_is_legal", lambda *_: None)
+        compose_each_choice_once(patch)
+        skip_second_compositions(patch)
         yield
 
 
