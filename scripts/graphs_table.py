@@ -21,12 +21,12 @@ ROUNDS = (5, 10)  # seeds of all methods
 DATASETS = ("bbbp", "sider")
 METHODS = ("l2", "delta_noatt", "l2_sp", "l2_fe", "delta", "stochnorm", "bss")
 STRENGTHS = {  # decades of alpha that are tried first; DELTA's is a sum over all nodes of a batch
-    "delta_noatt": (-7, -6, -5),
-    "delta": (-7, -6, -5),
+    "delta_noatt": (-10, -9, -8),
+    "delta": (-10, -9, -8),
     "l2_sp": (-4, -3, -2),
     "bss": (-4, -3, -2),
 }
-LIMITS = (-9, 1)
+LIMITS = (-13, 1)
 ON_VALIDATION = Trial(("seed=0,1",), range(2), 2, "val_roc_auc")
 AS_PUBLISHED = ("average=best_validation", "schedule.eval_epochs=1")
 

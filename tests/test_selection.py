@@ -78,7 +78,7 @@ TABLE = """\
 | cub     | resnet18 | reg.alpha=0.1   |              – | 56.0 ± 2.0 (3) | 70.5 ± 0.7 (2) |
 
 - best on validation: L2 on cub, resnet18: 52.0 ± 2.0 (3), the only candidate
-- best on validation: L2-SP on cub, resnet18: reg.alpha=0.1, 56.0 ± 2.0 (3), best of 2; as accurate as \
+- best on validation: L2-SP on cub, resnet18: reg.alpha=0.1, 56.0 ± 2.0 (3), best of 2; as good as \
 reg.alpha=0.01, lower validation loss
 - best on validation: DELTA on cub, resnet18: reg.alpha=0.01, 60.0 ± 2.0 (3), best of 2 (1 more not compared)
 - within noise of DELTA on cub, resnet18, paired over 3 folds: L2-SP on cub, resnet18 (−4.0 points)
@@ -196,7 +196,7 @@ def test_a_tie_is_decided_by_the_mean_loss():
         for alpha, pair in losses.items()
         for k, loss in enumerate(pair)
     ]
-    remark = "best of 3; as accurate as reg.alpha=0.01 and reg.alpha=1.0, lower validation loss"
+    remark = "best of 3; as good as reg.alpha=0.01 and reg.alpha=1.0, lower validation loss"
     assert chosen(records)[0] == [f"L2-SP on cub, resnet18: reg.alpha=0.1, 60.0 ± 0.0 (2), {remark}"]
 
 

@@ -33,13 +33,14 @@ from .cli.report_options import PAIRS, arguments
 from .common import tables
 from .common.console import log, shorten_list, show_messages, stoppable
 from .common.errors import UserError
+from .common.metrics import METRICS, OF_OTHER_TASKS
 from .records.files import make_output_folder
 from .records.reading import Damaged, Record, finished_files, folds, is_number, read_all, run_id, transfers
 from .reporting import export, sections
 from .reporting.comparison import Comparison, compare, together
 from .reporting.leaderboard import leaderboards
 from .reporting.published import PROTOCOLS
-from .reporting.record_views import METRICS, OF_OTHER_TASKS, contradiction, problem, validates
+from .reporting.record_views import contradiction, problem, validates
 from .reporting.rivals import between_methods
 from .reporting.selection import Selection, choose, command, refused
 from .reporting.sweeps import label_curves

@@ -22,6 +22,7 @@ from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
 from .errors import UserError
+from .metrics import measured
 
 log = logging.getLogger("delta_transfer")  # `show_messages` shows what it is told
 
@@ -29,13 +30,6 @@ log = logging.getLogger("delta_transfer")  # `show_messages` shows what it is to
 OTHER_KEYS = re.compile(
     "step|stage|lr|loss|gradient_norm|images_per_second|train_top1|(attention|val|test)_.*", re.DOTALL
 )
-
-
-OTHER_MEASURES = {  # what stands in the place of accuracy, in percent, by the key of a record
-    "test_pair_accuracy": "test pairs",
-    "val_roc_auc": "val ROC-AUC",
-    "test_roc_auc": "test ROC-AUC",
-}
 
 
 def is_loss(name: str) -> bool:
@@ -99,8 +93,8 @@ class Display:
     def metrics(self, line: dict[str, Any]) -> None:
         """Shows one line of metrics."""
         losses = tuple(f"{name} {value:.3g}" for name, value in line.items() if is_loss(name))
-        shown = {f"{part}_top1": part for part in ("train", "val", "test")} | OTHER_MEASURES
-        accuracies = [f"{name} {line[key]:.1f} %" for key, name in shown.items() if key in line]
+        training = [f"train {line['train_top1']:.1f} %"] if "train_top1" in line else []
+        accuracies = training + [words.replace(" top-1", "") for words in measured(line)]
         self.update(line["step"], Report("  ".join([*accuracies, f"{line['images_per_second']:.0f} images/s"]), losses))
 
 

@@ -81,12 +81,12 @@ def on_all_folds(choices: list[Choice], folds: int) -> list[Choice]:
 
 
 def best_of(choices: list[Choice]) -> Choice:
-    """The highest mean accuracy on validation; ties go to the lower loss, then to the column that comes first."""
+    """The best mean on validation; ties go to the lower loss, then to the column that comes first."""
 
     def order(choice: Choice) -> tuple[float, float, tuple[int, str]]:
         cell = choice.best.cell
         loss = math.inf if cell.val_loss is None else cell.val_loss
-        return -round(cell.mean, 9), loss, method_order(method_of(cell.runs[0]))
+        return -round(cell.merit, 9), loss, method_order(method_of(cell.runs[0]))
 
     return min(choices, key=order)
 

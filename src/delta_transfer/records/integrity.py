@@ -10,14 +10,12 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..common.metrics import METRICS
+
 if TYPE_CHECKING:
     import numpy as np
 
 DIGESTS = "digests"
-PERCENTAGES = (
-    *("test_top1", "val_top1", "test_balanced_accuracy", "val_balanced_accuracy"),
-    *("test_pair_accuracy", "test_roc_auc", "val_roc_auc"),
-)
 WHAT_TO_DO = "put the original back, or remove the run's folder and make the run again"
 
 
@@ -35,7 +33,7 @@ def problem_of(record: Mapping[str, Any]) -> str | None:
     if digests is not None and (not isinstance(digests, dict) or digests.get("record") != _digest(record)):
         return f"it was changed after the run ended: {WHAT_TO_DO}"
     further = [key for key in record if key.startswith(("kept_", "also_")) and not key.endswith("_loss")]
-    for key in (*PERCENTAGES, *further):
+    for key in (*(key for key, metric in METRICS.items() if metric.percent), *further):
         value = record.get(key)
         if isinstance(value, int | float) and not 0 <= value <= 100:
             return f"its {key} is {value}, which is no percentage: {WHAT_TO_DO}"

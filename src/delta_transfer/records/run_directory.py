@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from ..common.console import OTHER_MEASURES, log
+from ..common.console import log
 from ..common.errors import RunFailed, UserError
+from ..common.metrics import measured
 from .files import naming, read_regular, remove_unfinished, sync, sync_folder, whole_file
 from .integrity import problem_of, with_digest
 from .locks import InUse, try_lock
@@ -133,9 +134,7 @@ class RunResult:
     skipped: bool  # it was finished before
 
     def __str__(self) -> str:
-        names = {"val_top1": "val top-1", "test_top1": "test top-1"} | OTHER_MEASURES
-        found = [(name, self.summary.get(key)) for key, name in names.items()]
-        return ", ".join(f"{name} {value:.1f} %" for name, value in found if value is not None)
+        return ", ".join(measured(self.summary))
 
 
 def finished_before(name: str, summary: dict[str, Any] | None, retry_failed: bool) -> RunResult | None:

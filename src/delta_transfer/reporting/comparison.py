@@ -1,8 +1,9 @@
 """Records of finished runs -> one comparison of methods. Pure functions, no I/O.
 
-A cell is the mean over replicates: runs that differ only in the seed and, on validation data, in the fold that was held
-out. Any other difference splits rows. A setting outside `reg` splits all methods of a dataset and backbone; a setting
-inside `reg` splits only the method that was run with several values of it. Methods may differ from each other in `reg`.
+A cell is the mean over replicates: runs that differ only in the seed and in the fold, which was held out for validation
+or, of a data set of folds, tested on. Any other difference splits rows. A setting outside `reg` splits all methods of a
+dataset and backbone; a setting inside `reg` splits only the method that was run with several values of it. Methods may
+differ from each other in `reg`.
 
 Runs that transfer to a target of random weights, or from other networks than the one that it starts from, answer
 another question than fine-tuning: their rows have other names and never mix with those of fine-tuning.
@@ -15,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from ..common.metrics import ACCURACY, METRICS, Metric
 from ..common.style import method_order
 from ..records.reading import (
     Record,
@@ -31,7 +33,6 @@ from ..records.reading import (
     transfers,
 )
 from .record_views import (
-    METRICS,
     Replicate,
     Settings,
     common,
@@ -58,6 +59,7 @@ SHORT = 24  # letters of a data set's title that has room in a line
 class Cell:
     values: dict[Replicate, float]
     runs: list[Record] = field(default_factory=list, repr=False, compare=False)  # their records, in the same order
+    kind: Metric = ACCURACY
 
     @property
     def n(self) -> int:
@@ -66,6 +68,11 @@ class Cell:
     @property
     def mean(self) -> float:
         return statistics.fmean(self.values.values())
+
+    @property
+    def merit(self) -> float:
+        """The mean, signed so that more is better."""
+        return self.kind.merit(self.mean)
 
     @property
     def std(self) -> float | None:
@@ -79,8 +86,9 @@ class Cell:
         return statistics.fmean(losses) if losses and len(losses) == len(self.runs) else None
 
     def __str__(self) -> str:
-        spread = "" if self.std is None else f" ± {self.std:.1f}"
-        return f"{self.mean:.1f}{spread} ({self.n})"
+        digits = self.kind.digits
+        spread = "" if self.std is None else f" ± {self.std:.{digits}f}"
+        return f"{self.mean:.{digits}f}{spread} ({self.n})"
 
 
 @dataclass(frozen=True)
@@ -116,6 +124,15 @@ class Comparison:
     transfers: bool = False  # all of its runs do
     titles: dict[str, str] = field(default_factory=dict)  # display names by method, as the records have them
     datasets: dict[str, str] = field(default_factory=dict)  # display names of data sets
+
+    @property
+    def kind(self) -> Metric:
+        return METRICS[self.metric]
+
+    @property
+    def paired_by(self) -> str:
+        """What the runs of a pair have in common."""
+        return "fold" if "folds" in self.over else "seed"
 
     @property
     def title(self) -> str:
@@ -220,7 +237,7 @@ def cell_of(runs: list[Record], metric: str, warnings: list[str]) -> Cell:
             warnings.append(f"duplicate {run_id(run)}: same {same} as {run_id(kept[key])}, which is kept")
         else:
             kept[key] = run
-    return Cell({key: float(run[metric]) for key, run in kept.items()}, list(kept.values()))
+    return Cell({key: float(run[metric]) for key, run in kept.items()}, list(kept.values()), METRICS[metric])
 
 
 # ---- words around the table ------------------------------------------------------------------------------
@@ -229,7 +246,7 @@ def cell_of(runs: list[Record], metric: str, warnings: list[str]) -> Cell:
 def measured_in(records: list[Record], metric: str) -> str:
     rules = distinct(record.get("selection") for record in records)
     selection = f", {' / '.join(rules)}" if rules else ""
-    return f"{METRICS[metric]} (%){question_of(records)}{selection}"
+    return f"{METRICS[metric].axis}{question_of(records)}{selection}"
 
 
 def question_of(records: list[Record]) -> str:

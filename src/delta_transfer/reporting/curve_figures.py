@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..common.metrics import METRICS
 from .comparison import Comparison, averaged_over, grouped
 from .drawing import COLUMN, MOST, Named, averages, look, our_look, sheet, stem_of, wide, with_interval
 from .logs import DECADES, Curves, Warn, limits, penalty_terms
-from .record_views import METRICS
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def learning_curves(comparison: Comparison, groups: list[list[Curves]], warn: Wa
 def curves_figure(title: str, lines: Sequence[Line], metric: str, over: str, warn: Warn) -> Figure:
     """A panel for each quantity. `over`: what the means are taken over, such as "seeds"."""
     columns = dict.fromkeys(str(column) for line in lines for column in line.curves.mean.columns)
-    panels = {metric: f"{METRICS[metric]} (%)", "loss": "Training loss"}
+    panels = {metric: METRICS[metric].axis, "loss": "Training loss"}
     panels |= {name: f"Penalty: {name.replace('_', ' ')}" for name in penalty_terms(columns) if name != "aux"}
 
     content: dict[str, list[Averaged]] = {}

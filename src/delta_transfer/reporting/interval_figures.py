@@ -17,15 +17,14 @@ from ..records.reading import Damaged, Record, run_id
 from .comparison import Cell, Comparison, averaged_over, grouped
 from .drawing import COLUMN, LINE, MOST, Named, half_of, look, our_look, sheet, side_labels, stem_of, with_interval
 from .logs import Warn
-from .record_views import METRICS
-from .statistics import Difference, contests, paired, signed
+from .statistics import Difference, contests, paired
 
 OF_MEAN = "95 % t interval"
 
 
 @our_look()
 def differences(comparison: Comparison, baseline: str) -> list[Named]:
-    """The difference of each method to the baseline, paired by seed, with its t interval; a figure for each contest."""
+    """The paired difference of each method to the baseline, with its t interval; a figure for each contest."""
     made: list[Named] = []
     for contest in contests(comparison):
         base = contest.cells.get(baseline)
@@ -34,23 +33,29 @@ def differences(comparison: Comparison, baseline: str) -> list[Named]:
             continue
         title = f"Difference to {comparison.display(baseline)}: "
         title += comparison.place_title((contest.dataset, contest.backbone, contest.shared))
-        figure = differences_figure(title, dict(sorted(found.items(), key=lambda item: -item[1].mean)), comparison)
+        figure = differences_figure(title, dict(sorted(found.items(), key=lambda item: -item[1].merit)), comparison)
         made.append((stem_of("differences", contest.dataset, contest.backbone), figure))
     return made
 
 
 def differences_figure(title: str, found: dict[str, Difference], comparison: Comparison) -> Figure:
-    caption = f"Marker: mean of the differences paired by seed; bar: its {OF_MEAN}"
+    caption = f"Marker: mean of the differences paired by {comparison.paired_by}; bar: its {OF_MEAN}"
     caption += " (none for one seed or equal differences)" if any(one.low is None for one in found.values()) else ""
     caption += ". Filled: the interval leaves out 0. Right: mean (n)."
     marks = [
         Mark(
-            method, comparison.display(method), one.span, f"{signed(one.mean)} ({one.n})", hollow=not one.excludes_zero
+            method,
+            comparison.display(method),
+            one.span,
+            f"{one.signed(one.mean)} ({one.n})",
+            hollow=not one.excludes_zero,
         )
         for method, one in found.items()
     ]
-    label = with_interval("Difference in points", [one.n for one in found.values()])
-    figure = marks_figure(title, caption, label, marks, comparison.methods, centre=0.0)
+    label = with_interval(f"Difference {comparison.kind.of_differences}", [one.n for one in found.values()])
+    figure = marks_figure(
+        title, caption, label, marks, comparison.methods, centre=0.0, room=0.5 * comparison.kind.percent
+    )
     figure.axes[0].axvline(0, color="black", linewidth=0.8)
     return figure
 
@@ -75,17 +80,18 @@ def marks_figure(
     methods: list[str],
     centre: float,
     ends: tuple[float, float] = (-math.inf, math.inf),
+    room: float = 0.5,
 ) -> Figure:
     """A line for each mark. One that is far from the centre, beside the others, is an arrow at the edge of the axis.
 
-    ends: what the axis never goes beyond.
+    ends: what the axis never goes beyond. room: the least that it goes on beyond the marks.
     """
     labels, width = side_labels(mark.label for mark in marks)
     apart = max(0.25, LINE * (1 + max(label.count("\n") for label in labels)))
     spans = [(*mark.span, *mark.runs) for mark in marks]
     around = [(min(span) - centre, span[1] - centre, max(span) - centre) for span in spans]
     least, most = (centre + end for end in usual_ends(around))
-    margin = max(0.05 * (most - least), 0.5)
+    margin = max(0.05 * (most - least), room)
     lowest, highest = max(ends[0], least - margin), min(ends[1], most + margin)
     beyond = [mark for mark in marks if not least <= mark.span[1] <= most]
     caption += " The axis does not start at 0." if lowest > 0 else ""
@@ -122,7 +128,7 @@ def intervals(comparison: Comparison) -> list[Named]:
             for row in rows
             if method in row.cells
         ]
-        title = f"{METRICS[comparison.metric].replace(' top-1', '')}: {comparison.place_title(place)}"
+        title = f"{comparison.kind.title.replace(' top-1', '')}: {comparison.place_title(place)}"
         made.append((stem_of("intervals", *place[:2]), intervals_figure(title, lines, comparison)))
     return made
 
@@ -135,17 +141,20 @@ def intervals_figure(title: str, lines: list[tuple[str, str, Cell]], comparison:
     caption += " (none for n = 1)" if min(counts) == 1 else ""
     if max(counts) == 1:
         caption = "Single runs: no intervals"
-    caption += "; small: each run. Right: mean (n)." if max(counts) > 1 else ". Right: accuracy (n)."
+    caption += "; small: each run. Right: mean (n)." if max(counts) > 1 else ". Right: value (n)."
     if "folds" in over and max(counts) > 1:
         caption += " Folds share training images, so that intervals tend to be too short."
     marks = []
     for method, label, cell in lines:
         half = 0.0 if cell.n == 1 else half_of(cell)
         span, runs = (cell.mean - half, cell.mean, cell.mean + half), list(cell.values.values())
-        marks.append(Mark(method, label, span, f"{cell.mean:.1f} ({cell.n})", runs=runs if cell.n > 1 else ()))
-    label = with_interval(f"{METRICS[comparison.metric]} (%)", counts)
+        marks.append(
+            Mark(method, label, span, f"{cell.mean:.{cell.kind.digits}f} ({cell.n})", runs=runs if cell.n > 1 else ())
+        )
+    label = with_interval(comparison.kind.axis, counts)
     centre = median(cell.mean for cell in cells)
-    return marks_figure(title, caption, label, marks, comparison.methods, centre, ends=(0, 101))
+    ends, room = ((0, 101), 0.5) if comparison.kind.percent else ((0, math.inf), 0.0)
+    return marks_figure(title, caption, label, marks, comparison.methods, centre, ends, room)
 
 
 @our_look()

@@ -10,7 +10,7 @@ from .comparison import Cell, Comparison, Row, grouped
 from .further import Measure, meanings, measures_in
 from .record_views import show, validates
 from .sections import BOLD, without_empty_settings
-from .statistics import Contest, Difference, contests, paired, signed, standing, winner
+from .statistics import Contest, Difference, contests, paired, standing, winner
 
 NAMED = 5  # methods in a sentence
 MANY = 10  # methods beside the baseline, from which on one of them may well seem different by chance
@@ -34,7 +34,7 @@ def leaderboards(comparison: Comparison, baseline: str | None) -> list[Table]:
 
 def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, baseline: str | None) -> Table:
     lines = [(method, row, row.cells[method]) for method in comparison.methods for row in rows if method in row.cells]
-    lines.sort(key=lambda line: -line[2].mean)
+    lines.sort(key=lambda line: -line[2].merit)
     best = None if validates(comparison.metric) else winner(contest)
     base = contest.cells.get(baseline or "")
     found = [paired(cell, base) if base and cell is not base else None for _, _, cell in lines]
@@ -67,7 +67,12 @@ def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, basel
     notes = [BOLD] if best else []
     notes += [f"± sample std over n {comparison.over}"] if any(cell.std is not None for _, _, cell in lines) else []
     if any(found):
-        notes.append(f"Difference: mean and 95 % t interval, in points, paired by seed; the bar shows it, 0 is {name}")
+        notes.append(
+            f"Difference: mean and 95 % t interval, {comparison.kind.of_differences}, paired by "
+            f"{comparison.paired_by}; the bar shows it, 0 is {name}"
+        )
+        if comparison.paired_by == "fold":
+            notes.append("Folds share training data, so that intervals tend to be too short")
     if measures:
         notes.append(f"{'; '.join(measures)}: mean in %" + (f", difference to {name} as before" if any(found) else ""))
         notes += meanings(measures, cells)
@@ -93,13 +98,13 @@ def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, basel
 
 
 def measured(measure: Measure, cell: Cell, base: Cell | None) -> Entry:
-    """The mean of a further measure and, paired by seed, its difference to the baseline."""
+    """The mean of a further measure and its paired difference to the baseline."""
     own = measure.of(cell)
     if not own.values:
         return Entry(MISSING)
     one = paired(own, measure.of(base)) if base and cell is not base else None
     fewest = min(own.n, one.n) if one else own.n
-    words = [f"{own.mean:.1f}", *([one.without_n] if one else [])]
+    words = [f"{own.mean:.{own.kind.digits}f}", *([one.without_n] if one else [])]
     return Entry(", ".join(words) + (f" ({fewest})" if fewest < cell.n else ""), own.mean)
 
 
@@ -115,22 +120,23 @@ def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> s
     """What the table says, in plain English; empty if there is nothing to compare."""
     cells, display = contest.cells, comparison.display
     if validates(comparison.metric):
-        return "Validation accuracies serve to choose settings. Test accuracies say how good a choice is."
+        return "Validation results serve to choose settings. Test results say how good a choice is."
     if contest.several:
         several = enumerated(list(map(display, contest.several)))
-        return f"Several settings of {several} were run. Test accuracies never choose among them: --select does."
+        return f"Several settings of {several} were run. Test results never choose among them: --select does."
     if len(cells) < 2:
         return ""
     found = standing(contest, baseline or "")
-    name = display(baseline or "the baseline")
+    name, pair = display(baseline or "the baseline"), comparison.paired_by
     top = [display(m) for m, cell in cells.items() if math.isclose(cell.mean, cells[found.best].mean)]
-    highest = f"{enumerated(top)} {'share' if len(top) > 1 else 'has'} the highest mean"
+    highest = "lowest" if comparison.kind.less_is_better else "highest"
+    highest = f"{enumerated(top)} {'share' if len(top) > 1 else 'has'} the {highest} mean"
     if baseline not in cells:
         return f"{highest}. There is no run of {name} to compare with."
     if not found.has_intervals:
         if any(one.n > 1 for one in found.differences.values()):
-            return f"{highest}. Every seed has the same differences to {name}, so that they have no interval."
-        return f"{highest}. With one seed in common nothing can be told from chance."
+            return f"{highest}. Every {pair} has the same differences to {name}, so that they have no interval."
+        return f"{highest}. With one {pair} in common nothing can be told from chance."
     one = found.differences.get(found.best)
     if found.wins:
         return f"{top[0]} is ahead of every other method by more than noise" + (
@@ -144,7 +150,8 @@ def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> s
 
 
 def beside(baseline: str, one: Difference) -> str:
-    return f"its difference to {baseline} is {signed(one.mean)} points ({one.certainty})"
+    points = " points" * one.kind.percent
+    return f"its difference to {baseline} is {one.signed(one.mean)}{points} ({one.certainty})"
 
 
 def enumerated(names: list[str]) -> str:

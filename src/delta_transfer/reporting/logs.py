@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..common.console import is_loss, shorten_list
+from ..common.metrics import TASK_LOSSES
 from ..records.reading import Damaged, Record, metrics, names_of_sources, run_id
 from .comparison import Comparison, Row, grouped
 from .statistics import half_width
@@ -115,8 +116,8 @@ def matched_curves(groups: "list[list[Curves]]") -> "Iterator[tuple[Curves, dict
 
 
 def penalty_terms(columns: Iterable[str]) -> list[str]:
-    """The columns that are loss terms beside the cross-entropy, Inception's auxiliary one among them."""
-    return [name for name in columns if is_loss(name) and name != "cross_entropy"]
+    """The columns that are loss terms beside the task's, Inception's auxiliary one among them."""
+    return [name for name in columns if is_loss(name) and name not in TASK_LOSSES]
 
 
 def matched_pairs(columns: Iterable[str], sources: Iterable[str]) -> dict[str, MatchedPairs]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..common.metrics import METRICS, TASK_LOSSES
 from ..common.style import style_of
 from ..records.arrays import channel_weights
 from ..records.reading import Damaged
@@ -16,18 +17,12 @@ POINTS = 80  # per line; a small chart hardly shows more
 BINS = 40
 # Tol's colours, for target taps.
 TAPS = ["#332288", "#cc6677", "#117733", "#ddcc77", "#88ccee", "#aa4499", "#999933", "#882255"]
-TITLES = {
-    "loss": "Training loss, all terms",
-    "cross_entropy": "Training cross-entropy",
+TITLES = {  # of what is drawn, in that order: test first
+    **{key: METRICS[key].axis.replace(" top-1", "") for key in sorted(METRICS) if METRICS[key].short},
     "train_top1": "Training accuracy (%)",
-    "val_top1": "Validation accuracy (%)",
-    "test_top1": "Test accuracy (%)",
-    "test_pair_accuracy": "Test pair accuracy (%)",
-    "val_roc_auc": "Validation ROC-AUC (%)",
-    "test_roc_auc": "Test ROC-AUC (%)",
+    "loss": "Training loss, all terms",
+    **{name: f"Training {words}" for name, words in TASK_LOSSES.items()},
 }
-
-ACCURACIES = sorted(name for name in TITLES if name.endswith(("_top1", "_accuracy", "_auc")))  # test first
 
 
 @dataclass(frozen=True)
@@ -78,7 +73,7 @@ def title_of(comparison: Comparison, method: str, row: Row) -> str:
 def quantities(curves: list[Curves]) -> list[str]:
     """The logged quantities in the order in which they are drawn: accuracies, loss, its terms."""
     names = dict.fromkeys(str(name) for one in curves for name in one.mean.columns)
-    return [name for name in (*ACCURACIES, "loss", "cross_entropy", *penalty_terms(names)) if name in names]
+    return [name for name in (*TITLES, *penalty_terms(names)) if name in names]
 
 
 def chart_of(name: str, lines: list[tuple[Key, Curves]]) -> tuple[str, str] | None:

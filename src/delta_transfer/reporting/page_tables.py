@@ -16,11 +16,10 @@ from ..common.tables import MISSING, Bar, Entry, Table, entries
 from ..records.reading import Record, config_of, is_number, one_line, run_id
 from .comparison import Comparison
 from .logs import Curves
-from .page_charts import ACCURACIES, TITLES, thinned
-from .record_views import METRICS, NOT_SETTINGS, flatten, within
+from .page_charts import TITLES, thinned
+from .record_views import NOT_SETTINGS, flatten, within
 
 LONG = 40  # characters, from which on the words of a cell get a wide column of small print
-DRAWN = (*ACCURACIES, "loss", "cross_entropy")  # of each run
 MOST_POINTS, ALL_POINTS = 60, 60_000  # of a run's curve, and of all of them, so that a page of many runs stays small
 NAMES = {"seed", "dataset.name", "backbone.name"}
 
@@ -122,7 +121,7 @@ def runs_html(comparison: Comparison, groups: list[list[Curves]]) -> str:
                 )
                 made.append(f"<details><summary>show</summary>{run_html(run)}</details>")
                 runs.append(run)
-    header = ["data set", "backbone", "method", "settings", "seed", f"{METRICS[comparison.metric]} (%)", "time"]
+    header = ["data set", "backbone", "method", "settings", "seed", comparison.kind.axis, "time"]
     frames = {id(config_of(run)): frame for group in groups for one in group for run, frame in one.each}
     data = json.dumps(curves_and_settings(runs, frames), separators=(",", ":"), ensure_ascii=False)
     data = data.replace("<", r"\u003c")  # a text of a record ends no script
@@ -140,12 +139,12 @@ def curves_and_settings(runs: list[Record], frames: dict[int, pd.DataFrame]) -> 
     titles: of quantities; curves: for each run by quantity (number of its steps in `steps`, values); keys: settings in
     which any runs differ, with all their values; settings: for each run the numbers of its values, -1: it has none.
     """
-    most = max(8, min(MOST_POINTS, ALL_POINTS // max(1, len(runs) * len(DRAWN))))
+    most = max(8, min(MOST_POINTS, ALL_POINTS // max(1, len(runs) * len(TITLES))))
     steps: dict[tuple[int, ...], int] = {}
     curves = []
     for run in runs:
         frame, found = frames.get(id(config_of(run)), pd.DataFrame()), {}
-        for name in [name for name in DRAWN if name in frame]:
+        for name in [name for name in TITLES if name in frame]:
             curve = thinned(frame.set_index("step")[name].dropna(), most)
             if len(curve) > 1:
                 number = steps.setdefault(tuple(curve.index.tolist()), len(steps))
@@ -155,7 +154,7 @@ def curves_and_settings(runs: list[Record], frames: dict[int, pd.DataFrame]) -> 
     wanted = [key for key in sorted(table) if key in NAMES or not within(key, NOT_SETTINGS)]
     coded = {key: pd.factorize(table[key]) for key in wanted if table[key].nunique(dropna=False) > 1}
     return {
-        "titles": {name: TITLES[name] for name in DRAWN},
+        "titles": TITLES,
         "steps": list(steps),
         "curves": curves,
         "keys": [[key, values.tolist()] for key, (_, values) in coded.items()],

@@ -22,18 +22,6 @@ from ..records.reading import (
 )
 from ..records.run_directory import SCHEMA
 
-METRICS = {
-    "test_top1": "Test top-1 accuracy",
-    "val_top1": "Validation top-1 accuracy",
-    "test_balanced_accuracy": "Test balanced accuracy",
-    "val_balanced_accuracy": "Validation balanced accuracy",
-    # Runs of other tasks have tables of their own.
-    "test_pair_accuracy": "Test pair accuracy",
-    "test_roc_auc": "Test ROC-AUC",
-    "val_roc_auc": "Validation ROC-AUC",
-}
-OF_OTHER_TASKS = {"test_pair_accuracy": "verification", "test_roc_auc": "graph_properties"}  # what the test measures
-
 # Keys that change no result, or that a table shows in another way: the seed is what a cell averages over, names are the
 # table's rows and columns, data and weights are compared by their fingerprints. A key includes all that is below it.
 NOT_SETTINGS = {
@@ -55,7 +43,7 @@ def validates(metric: str) -> bool:
 
 
 Settings = tuple[tuple[str, object], ...]  # ((key, value), ...)
-Replicate = tuple[int, int | None]  # seed and fold; None where folds are not averaged over
+Replicate = tuple[int, int | None]  # seed and fold; None where there are no folds
 
 
 def problem(record: object, metric: str = "test_top1") -> str | None:
@@ -105,11 +93,20 @@ def contradiction(record: Record) -> str | None:
 
 
 def replicate(record: Record, metric: str) -> Replicate:
-    """The seed and, on validation data, the fold that was held out: a cell averages over both."""
+    """The seed and the fold: a cell averages over both."""
     number = seed(record)
     assert isinstance(number, int)  # `problem` has looked
-    fold = section(record, "split").get("fold") or 0
-    return number, fold if validates(metric) and folds(record) else None
+    group, _, key = fold_key(record, metric).partition(".")
+    fold = section(record, group).get(key)
+    return number, fold if isinstance(fold, int) else None
+
+
+def fold_key(record: Record, metric: str) -> str:
+    """The key of the fold that was held out for validation, or that a data set of folds was tested on (dataset.fold).
+
+    A run on folds of the training split is validated within one fold of such a data set.
+    """
+    return "split.fold" if validates(metric) and folds(record) else "dataset.fold"
 
 
 def dataset_and_backbone(record: Record) -> tuple[str, str]:
@@ -124,8 +121,8 @@ def dataset_and_backbone(record: Record) -> tuple[str, str]:
 
 def settings(record: Record, metric: str) -> dict[str, object]:
     """All that must agree between runs of one row, outside `reg`."""
-    # Each fold is validated on its own images, and together they are the training split: a cell is their mean.
-    ignored = NOT_SETTINGS | {"reg"} | ({"split.fold"} if validates(metric) else set())
+    # Each fold is measured on inputs of its own, and together they are the whole: a cell is their mean.
+    ignored = NOT_SETTINGS | {"reg", fold_key(record, metric)}
     flat = flatten(config_of(record))
     kept = {key: value for key, value in flat.items() if not within(key, ignored)}
     kept |= {key: value for key, value in versions(record).items() if not within(key, ["reg"])}

@@ -15,7 +15,7 @@ from ..records.reading import Record, is_number, method_of, section
 from .comparison import Cell, grouped
 from .record_views import dataset_and_backbone, settings
 from .selection import Choice
-from .statistics import Difference, by_image, image_differences, paired, paired_values, signed
+from .statistics import Difference, by_image, image_differences, paired, paired_values
 
 RULES = ("simple", "best")  # simple: the simplest within one standard error of the best
 CHEAPEST = ("l2_fe", "l2")  # a third of L2's cost, and nothing beside weight decay; others follow as tables have them
@@ -24,7 +24,7 @@ CHEAPEST = ("l2_fe", "l2")  # a third of L2's cost, and nothing beside weight de
 @dataclass(frozen=True)
 class Rival:
     choice: Choice
-    difference: Difference  # the best minus this one, in points
+    difference: Difference  # the best minus this one
     error: float | None  # the standard error of the difference; None: one value has none
     over: str  # images | folds
 
@@ -38,17 +38,18 @@ class Rival:
     @property
     def equal(self) -> bool:
         """Within one standard error of the best."""
-        return self.difference.mean <= (self.error or 0.0) + 1e-9
+        return self.difference.merit <= (self.error or 0.0) + 1e-9
 
     def __str__(self) -> str:
-        return f"{self.choice.what} ({signed(-self.difference.mean)} points)"
+        points = " points" * self.difference.kind.percent
+        return f"{self.choice.what} ({self.difference.signed(-self.difference.mean)}{points})"
 
 
 def rivals_of(best: Choice, choices: Iterable[Choice]) -> list[Rival]:
     """The other choices with the same folds and seeds as the best one, the nearest first. Raises Damaged."""
     keys = best.best.cell.values.keys()
     found = [compared(best, one) for one in choices if one is not best and one.best.cell.values.keys() == keys]
-    return sorted(found, key=lambda rival: rival.difference.mean)
+    return sorted(found, key=lambda rival: rival.difference.merit)
 
 
 def compared(best: Choice, other: Choice) -> Rival:
@@ -150,11 +151,11 @@ def between_methods(choices: Sequence[Choice], prefer: str) -> list[str]:
         most = max(one.best.cell.n for one in alike)
         whole = [one for one in alike if one.best.cell.n == most]  # a missing fold may be the hardest one
         if len(whole) > 1:
-            best = max(whole, key=lambda one: one.best.cell.mean)
+            best = max(whole, key=lambda one: one.best.cell.merit)
             rivals = rivals_of(best, whole)
             lines += in_words(best, rivals)
             chosen = simplest(best, rivals) if prefer == "simple" else best
-            how = "the simplest within one standard error of the best" if prefer == "simple" else "the highest mean"
+            how = "the simplest within one standard error of the best" if prefer == "simple" else "the best mean"
             lines.append(f"between methods: {chosen.what}, {how}")
     return lines
 

@@ -29,8 +29,8 @@ from .statistics import (
 
 PredictionsOf = dict[Replicate, Predictions]
 
-BOLD = "Bold: ahead of all methods beside it, each time by a 95 % t interval of the difference paired by seed"
-UNSETTLED = "No method is ahead of all others of its row by a 95 % t interval of the paired difference by seed"
+BOLD = "Bold: ahead of all methods beside it, each time by a 95 % t interval of the paired difference"
+UNSETTLED = "No method is ahead of all others of its row by a 95 % t interval of the paired difference"
 NOT_JUDGED = "Several settings, none of which is picked by test accuracy, so without bold, differences and ranks"
 
 
@@ -142,8 +142,9 @@ def comparable(contest: Contest) -> bool:
 
 
 def differences(comparison: Comparison, baseline: str) -> Table | None:
-    """Each method minus the baseline, paired by seed; None where there is no pair."""
-    title = f"Difference to {comparison.display(baseline)} in points, paired by seed: mean [95 % t interval] (n)"
+    """Each method minus the baseline, paired by seed or fold; None where there is no pair."""
+    how = f"{comparison.kind.of_differences}, paired by {comparison.paired_by}"
+    title = f"Difference to {comparison.display(baseline)} {how}: mean [95 % t interval] (n)"
     return by_contest(comparison, baseline, title, difference_entry, [])
 
 
@@ -211,7 +212,8 @@ def by_image_table(comparison: Comparison, baseline: str, warn: Callable[[str], 
 
 def equivalences(comparison: Comparison, baseline: str, margin: float) -> Table | None:
     """Whether each method is no worse than the baseline by more than `margin` points; None without two shared seeds."""
-    name, points = comparison.display(baseline), f"{margin:g} point{'s' * (margin != 1)}"
+    name = comparison.display(baseline)
+    points = f"{margin:g} point{'s' * (margin != 1)}" if comparison.kind.percent else f"{margin:g}"
     words = {
         "equal": f"equal within {points}",
         "no worse": f"no worse by more than {points}",
@@ -236,8 +238,8 @@ def equivalences(comparison: Comparison, baseline: str, margin: float) -> Table 
     if not rows:
         return None
     notes = [
-        "One-sided t tests at 5 % of the differences paired by seed; equal: two of them (TOST). p: of being worse by "
-        f"{points} or more",
+        f"One-sided t tests at 5 % of the differences paired by {comparison.paired_by}; equal: two of them (TOST). p: "
+        f"of being worse by {points} or more",
         "Seeds to settle it: with 80 % power, if the difference and its spread are those that were observed, of which "
         "few seeds know little",
     ]
@@ -269,7 +271,7 @@ def mean_ranks(comparison: Comparison) -> Table | None:
             left_out.append(place)
         elif found[0].cells.keys() == set(methods):
             complete.append(found[0].cells)
-    made = ranks([{method: cells[method].mean for method in methods} for cells in complete])
+    made = ranks([{method: cells[method].merit for method in methods} for cells in complete])
     if made is None:
         return None
     if made.critical_difference is None:

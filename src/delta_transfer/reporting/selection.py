@@ -94,10 +94,10 @@ def choose_one(what: str, candidates: list[Candidate], hopeless: list[Settings],
 
 
 def best_of(candidates: list[Candidate]) -> tuple[Candidate, str]:
-    """The highest mean accuracy, then the lowest mean loss, then the smallest settings; and words about a tie."""
-    top = max(candidate.cell.mean for candidate in candidates)
+    """The best mean, then the lowest mean loss, then the smallest settings; and words about a tie."""
+    top = max(candidate.cell.merit for candidate in candidates)
     # Accuracies on few validation images are often equal up to the rounding of a mean.
-    equal = [candidate for candidate in candidates if math.isclose(candidate.cell.mean, top)]
+    equal = [candidate for candidate in candidates if math.isclose(candidate.cell.merit, top)]
     losses = [loss for candidate in equal if (loss := candidate.cell.val_loss) is not None]
     left = equal
     if len(losses) == len(equal):
@@ -106,7 +106,7 @@ def best_of(candidates: list[Candidate]) -> tuple[Candidate, str]:
     if len(left) > 1:
         return best, f"; a tie with {others(left, best)}: the smallest is taken"
     if len(equal) > 1:
-        return best, f"; as accurate as {others(equal, best)}, lower validation loss"
+        return best, f"; as good as {others(equal, best)}, lower validation loss"
     return best, ""
 
 

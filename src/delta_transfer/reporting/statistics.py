@@ -4,11 +4,13 @@ SciPy and numpy are imported where they are used: most tables need neither.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..common.metrics import ACCURACY, Metric
 from .comparison import Cell, Comparison, grouped
-from .record_views import Settings
+from .record_views import Replicate, Settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,24 +27,34 @@ ENOUGH_ROWS = 5  # for a critical difference: with fewer, ranks can hardly diffe
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two methods in points of accuracy, with its 95 % interval if there is enough for one."""
+    """The difference of two methods, in points of a percentage, with its 95 % interval if there is enough for one."""
 
     mean: float
     low: float | None
     high: float | None
-    n: int  # pairs: seeds, or images
+    n: int  # pairs: seeds, folds, or images
+    kind: Metric = ACCURACY
+    over: str = "seed"  # what a pair is
 
     @property
     def excludes_zero(self) -> bool:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def merit(self) -> float:
+        """The mean, signed so that more is better."""
+        return self.kind.merit(self.mean)
+
+    def signed(self, value: float) -> str:
+        return signed(value, self.kind.digits)
 
     def __str__(self) -> str:
         return f"{self.without_n} ({self.n})"
 
     @property
     def without_n(self) -> str:
-        interval = "" if self.low is None or self.high is None else f" [{signed(self.low)}, {signed(self.high)}]"
-        return f"{signed(self.mean)}{interval}"
+        ends = "" if self.low is None or self.high is None else f" [{self.signed(self.low)}, {self.signed(self.high)}]"
+        return f"{self.signed(self.mean)}{ends}"
 
     @property
     def span(self) -> tuple[float, float, float]:
@@ -51,11 +63,11 @@ class Difference:
 
     @property
     def certainty(self) -> str:
-        """The interval in words, and the seeds that it rests on."""
-        seeds = f"{self.n} seed{'s' * (self.n != 1)}"
+        """The interval in words, and the seeds or folds that it rests on."""
+        pairs = f"{self.n} {self.over}{'s' * (self.n != 1)}"
         if self.low is None or self.high is None:
-            return seeds
-        return f"95 % interval {signed(self.low)} to {signed(self.high)}, {seeds}"
+            return pairs
+        return f"95 % interval {self.signed(self.low)} to {self.signed(self.high)}, {pairs}"
 
 
 def half_width(std: float, n: int) -> float:
@@ -65,34 +77,46 @@ def half_width(std: float, n: int) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * std / math.sqrt(n)
 
 
-def signed(points: float) -> str:
+def signed(value: float, digits: int = 1) -> str:
     """With its sign, a real minus, which is no hyphen; a rounded zero has none."""
-    text = f"{points:+.1f}".replace("-", "−")
-    return "0.0" if text in ("+0.0", "−0.0") else text
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text[1:] if set(text[1:]) <= set("0.") else text
 
 
 def paired_values(ours: Cell, theirs: Cell) -> list[float]:
-    """ours - theirs for each seed that both have."""
-    return [ours.values[key] - theirs.values[key] for key in sorted(ours.values.keys() & theirs.values.keys())]
+    """ours - theirs for each seed that both have; over folds for each fold, as a mean over its seeds."""
+    both = sorted(ours.values.keys() & theirs.values.keys())
+    place = 1 if over_folds(both) else 0
+    by_pair: dict[int | None, list[float]] = {}
+    for key in both:
+        by_pair.setdefault(key[place], []).append(ours.values[key] - theirs.values[key])
+    return [math.fsum(values) / len(values) for values in by_pair.values()]
+
+
+def over_folds(keys: Iterable[Replicate]) -> bool:
+    """Whether a pair is a fold: its seeds share the test images, so that they are no pairs of their own."""
+    return len({fold for _, fold in keys}) > 1
 
 
 def paired(ours: Cell, theirs: Cell) -> Difference | None:
     """Mean of ours - theirs over the seeds that both have, t interval with n - 1 degrees of freedom; None without any.
 
-    Runs of one seed are pairs because all methods see the same batches.
+    Runs of one seed are pairs because all methods see the same batches. Where runs were tested on several folds, a
+    fold is a pair.
     """
     differences = paired_values(ours, theirs)
     if not differences:
         return None
     n, mean = len(differences), math.fsum(differences) / len(differences)
+    over = "fold" if over_folds(ours.values.keys() & theirs.values.keys()) else "seed"
     # Few images often give equal differences, which is no certainty: an interval of width 0 would claim one.
     if n == 1 or math.isclose(min(differences), max(differences), abs_tol=1e-9):
-        return Difference(mean, None, None, n)
+        return Difference(mean, None, None, n, ours.kind, over)
     from scipy import stats
 
     error = float(stats.sem(differences))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    return Difference(mean, mean - half, mean + half, n)
+    return Difference(mean, mean - half, mean + half, n, ours.kind, over)
 
 
 @dataclass(frozen=True)
@@ -113,13 +137,14 @@ class Equivalence:
 
 
 def equivalence(ours: Cell, theirs: Cell, margin: float) -> Equivalence | None:
-    """Two one-sided t tests of the differences paired by seed (Schuirmann, 1987).
+    """Two one-sided t tests of the differences paired by seed or fold (Schuirmann, 1987).
 
-    None with fewer than two seeds in common or without a spread. Raises ValueError for a margin that is not positive.
+    margin: in points, or in the unit of a metric that is no percentage. None with fewer than two seeds in common or
+    without a spread. Raises ValueError for a margin that is not positive.
     """
     if margin <= 0:
         raise ValueError(f"a margin is positive, got {margin}")
-    differences = paired_values(ours, theirs)
+    differences = [ours.kind.merit(value) for value in paired_values(ours, theirs)]
     if len(differences) < 2 or math.isclose(min(differences), max(differences), abs_tol=1e-9):
         return None
     from scipy import stats
@@ -219,18 +244,18 @@ def contests(comparison: Comparison) -> list[Contest]:
 
 
 def winner(contest: Contest) -> str | None:
-    """The method whose paired difference to every other one is positive with an interval that excludes zero.
+    """The method that is better than every other one by a paired difference whose interval excludes zero.
 
     There is no correction for the number of comparisons. None if a method has several settings: the best of them by
     test accuracy would have been selected on test data.
     """
     if contest.several or len(contest.cells) < 2:
         return None
-    best = max(contest.cells, key=lambda method: contest.cells[method].mean)
+    best = max(contest.cells, key=lambda method: contest.cells[method].merit)
     for method, cell in contest.cells.items():
         if method != best:
             difference = paired(contest.cells[best], cell)
-            if difference is None or not difference.excludes_zero or difference.mean <= 0:
+            if difference is None or not difference.excludes_zero or difference.merit <= 0:
                 return None
     return best
 
@@ -239,7 +264,7 @@ def winner(contest: Contest) -> str | None:
 class Standing:
     """Where the methods of a contest stand beside a baseline. An interval that excludes zero is more than noise."""
 
-    best: str  # the highest mean
+    best: str  # the best mean
     wins: bool  # best is ahead of every other method by more than noise
     differences: dict[str, Difference]  # to the baseline, by method
     ahead: list[str]  # of the baseline, by more than noise
@@ -253,10 +278,10 @@ class Standing:
 def standing(contest: Contest, baseline: str) -> Standing:
     """Raises ValueError for a contest of no method."""
     cells = contest.cells
-    base, best = cells.get(baseline), max(cells, key=lambda method: cells[method].mean)
+    base, best = cells.get(baseline), max(cells, key=lambda method: cells[method].merit)
     found = {m: d for m, cell in cells.items() if base and m != baseline and (d := paired(cell, base))}
-    ahead = [method for method, one in found.items() if one.excludes_zero and one.mean > 0]
-    behind = [method for method, one in found.items() if one.excludes_zero and one.mean < 0]
+    ahead = [method for method, one in found.items() if one.excludes_zero and one.merit > 0]
+    behind = [method for method, one in found.items() if one.excludes_zero and one.merit < 0]
     return Standing(best, winner(contest) == best, found, ahead, behind)
 
 
@@ -265,7 +290,7 @@ def standing(contest: Contest, baseline: str) -> Standing:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Mean rank of each method over the rows that have all of them; rank 1 is the most accurate."""
+    """Mean rank of each method over the rows that have all of them; rank 1 is the best."""
 
     mean: dict[str, float]
     rows: int
@@ -274,7 +299,7 @@ class Ranks:
 
 
 def ranks(scores: list[dict[str, float]]) -> Ranks | None:
-    """Mean ranks over `scores`, the accuracies by method of each row; None unless two rows share two methods.
+    """Mean ranks over `scores`, by method for each row, more is better; None unless two rows share two methods.
 
     Friedman's test and Nemenyi's critical difference q * sqrt(k (k + 1) / (6 N)) at 95 %, q the studentized range with
     infinite degrees of freedom over sqrt(2) (Demsar, JMLR 2006), rows taken as independent.

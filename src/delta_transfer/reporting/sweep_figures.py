@@ -13,7 +13,7 @@ from ..records.reading import is_number
 from .comparison import Comparison, averaged_over, grouped
 from .drawing import COLUMN, LONG, MOST, Named, averages, half_of, look, our_look, sheet, stem_of, wide, with_interval
 from .logs import Warn
-from .record_views import METRICS, validates
+from .record_views import validates
 from .sweeps import ENOUGH_SIZES, LABELS, LabelCurve, Swept, swept, value_of, varying
 
 SWEEPS = {
@@ -67,7 +67,7 @@ def sweep_figure(title: str, lines: list[Swept], sweep: str, comparison: Compari
 
     width = wide() if max(len(str(handle.get_label())) for handle in handles) > LONG else COLUMN
     figure = sheet(width, 2.1, title, caption, handles)
-    label = with_interval(f"{METRICS[comparison.metric]} (%)", [cell.n for cell in cells])
+    label = with_interval(comparison.kind.axis, [cell.n for cell in cells])
     axes = figure.add_subplot(xlabel=SWEEPS[sweep][1], ylabel="\n".join(wrap(label, 26)))
     at = horizontal_axis(axes, values)
     for i, (line, handle, style) in enumerate(zip(lines, handles, looks, strict=True)):

@@ -143,7 +143,9 @@ class LabelCurve:
 
 def label_curves(comparison: Comparison) -> list[Table]:
     """A table for each data set and backbone with enough sizes: accuracy by size, and what twice as many are worth."""
-    made = []
+    made: list[Table] = []
+    if not comparison.kind.percent:
+        return made
     for (dataset, backbone), rows in grouped(comparison.rows, lambda row: (row.dataset, row.backbone)):
         lines: list[tuple[LabelCurve, Settings]] = []
         for method in comparison.methods:

@@ -1,0 +1,67 @@
+"""The numbers by which runs are compared: their names, their units, and which direction is better."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a record. It is a percentage, of which more is better, unless the fields say otherwise."""
+
+    title: str  # in tables
+    short: str = ""  # on a terminal; empty: not shown there
+    task: str = "classification"  # whose runs have it
+    percent: bool = True  # else it has the unit of the labels
+    less_is_better: bool = False
+
+    @property
+    def axis(self) -> str:
+        """The title with what a number means."""
+        return f"{self.title} ({'%' if self.percent else 'less is better'})"
+
+    @property
+    def digits(self) -> int:
+        """Decimals that are shown."""
+        return 1 if self.percent else 3
+
+    @property
+    def of_differences(self) -> str:
+        """The unit of a difference, in words."""
+        return "in points" if self.percent else "in the labels' unit, less is better"
+
+    def shown(self, value: float) -> str:
+        """A value with its unit."""
+        return f"{value:.{self.digits}f}" + " %" * self.percent
+
+    def merit(self, value: float) -> float:
+        """More of it is better."""
+        return -value if self.less_is_better else value
+
+
+METRICS = {
+    "test_top1": Metric("Test top-1 accuracy", "test top-1"),
+    "val_top1": Metric("Validation top-1 accuracy", "val top-1"),
+    "test_balanced_accuracy": Metric("Test balanced accuracy"),
+    "val_balanced_accuracy": Metric("Validation balanced accuracy"),
+    # Runs of other tasks have tables of their own.
+    "test_pair_accuracy": Metric("Test pair accuracy", "test pairs", "verification"),
+    "test_roc_auc": Metric("Test ROC-AUC", "test ROC-AUC", "graph_properties"),
+    "val_roc_auc": Metric("Validation ROC-AUC", "val ROC-AUC", "graph_properties"),
+    "test_rmse": Metric("Test RMSE", "test RMSE", "graph_regression", percent=False, less_is_better=True),
+    "val_rmse": Metric("Validation RMSE", "val RMSE", "graph_regression", percent=False, less_is_better=True),
+}
+ACCURACY = METRICS["test_top1"]
+# What the test of another task measures.
+OF_OTHER_TASKS = {
+    key: one.task for key, one in METRICS.items() if one.task != "classification" and key.startswith("test_")
+}
+TASK_LOSSES = {"cross_entropy": "cross-entropy", "squared_error": "squared error of standardised labels"}
+
+
+def measured(record: dict[str, object]) -> list[str]:
+    """What a record, or a line of metrics, says of the metrics that a terminal shows, validation first."""
+    found = [(key, record.get(key)) for key in sorted(METRICS, key=lambda key: key.startswith("test_"))]
+    return [
+        f"{METRICS[key].short} {METRICS[key].shown(value)}"
+        for key, value in found
+        if METRICS[key].short and isinstance(value, int | float)
+    ]
