@@ -23,9 +23,9 @@ from .base import (
     MapShapes,
     Needs,
     Outputs,
-    OutputShapes,
     PenaltyConfig,
     Regularizer,
+    SourceShapes,
     Stage,
     added,
     full_precision,
@@ -115,15 +115,11 @@ class LearnedAttention(Regularizer):
     over: ClassVar[str]  # positions | channels: what the weights of an image sum to 1 over
 
     def __init__(self, alpha: float, beta: float = 0.01, weight_decay: float = 0.0):
-        super().__init__(beta=beta, weight_decay=weight_decay)
-        not_negative(alpha=alpha)
-        self.alpha = alpha
+        super().__init__(alpha, beta, weight_decay)
         self.modules_by_tap = nn.ModuleDict()
         self.positions: dict[str, int] = {}  # of each tap's map
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         if missing := [tap for tap in target.taps if tap not in map_shapes]:
             raise ValueError(
                 f"AFA needs the shape of the maps at {', '.join(missing)}: setup(target, target.map_shapes_on(images))."
@@ -239,10 +235,9 @@ class AFA(Regularizer):
         channel_lr_factor: float = 0.1,
         alignment_target: str = "previous",
     ):
-        super().__init__(beta=beta, weight_decay=weight_decay)
-        not_negative(alpha=alpha, channel_alpha=channel_alpha)
-        self.alpha, self.channel_alpha = alpha, channel_alpha  # of the two stages
-        self.channel_lr_factor = channel_lr_factor
+        super().__init__(alpha, beta, weight_decay)
+        not_negative(channel_alpha=channel_alpha)
+        self.channel_alpha, self.channel_lr_factor = channel_alpha, channel_lr_factor
         self.alignment_target = one_of("alignment_target", alignment_target, *ALIGNMENT_TARGETS)
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ T = TypeVar("T", bound=Options)
 Outputs = dict[str, Tensor]  # what Network.forward returns; the loop adds the "labels" of the images, (B,)
 MapShapes = Mapping[str, tuple[int, int, int]]  # (C, H, W) by tap
 OutputShapes = Mapping[str, tuple[int, ...]]  # by what a network returns: (C, H, W) of a map, (K,) of logits
+SourceShapes = OutputShapes | None
 UNLABELLED = -100  # a label that is left out, as in torch.nn.functional.cross_entropy
 NO_SHAPES: MapShapes = MappingProxyType({})
 # Pairs of images (B, 3, H, W), or whatever inputs models.call hands to the network, and labels (B,). Each iteration is
@@ -160,11 +161,12 @@ class Regularizer(nn.Module):
     term: str | None = None  # the name of this method in a sum
     skips_source: bool = False  # this step needs nothing of the source; `before_step` sets it
 
-    def __init__(self, beta: float = 0.0, weight_decay: float = 0.0):
+    def __init__(self, alpha: float = 0.0, beta: float = 0.0, weight_decay: float = 0.0):
         super().__init__()
-        not_negative(beta=beta, weight_decay=weight_decay)
-        self.beta = beta
+        not_negative(alpha=alpha, beta=beta, weight_decay=weight_decay)
+        self.alpha, self.beta = alpha, beta  # strengths of the penalties on the backbone and on the new head
         self.weight_decay = weight_decay  # of the optimizer
+        self.fitted: dict[str, Tensor] = {}  # what `fit` returned
         self.fit_report: dict[str, float] = {}  # figures for the run's record, which `load_fitted` sets
         # Scalars that `penalty` saw, for the log beside its terms. Their names begin with "attention_".
         self.extra_metrics: dict[str, Tensor] = {}
@@ -206,11 +208,9 @@ class Regularizer(nn.Module):
 
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
         """Takes over what `fit` returned, now or in an earlier run. It may set `fit_report`."""
-        raise NotImplementedError
+        self.fitted = dict(fitted)
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         """Called with the initial target network, before training and before a checkpoint is loaded.
 
         It may change the target: the values of its head, layers for others with the same parameters, or which
@@ -283,8 +283,8 @@ class FeaturePenalty(Regularizer):
     run is not changed. The frozen source runs in these steps alone.
     """
 
-    def __init__(self, beta: float = 0.0, weight_decay: float = 0.0, every: int = 1):
-        super().__init__(beta=beta, weight_decay=weight_decay)
+    def __init__(self, alpha: float, beta: float = 0.0, weight_decay: float = 0.0, every: int = 1):
+        super().__init__(alpha, beta, weight_decay)
         if every < 1:
             raise ValueError(f"every must be a whole number from 1 on, got {every}.")
         self.every = every

@@ -16,13 +16,12 @@ from .base import (
     MapShapes,
     Needs,
     Outputs,
-    OutputShapes,
     PenaltyConfig,
     Regularizer,
+    SourceShapes,
     TrainState,
     full_precision,
     labels_of,
-    not_negative,
 )
 
 
@@ -89,18 +88,15 @@ class BiTuning(Regularizer):
         dimensions: int = 128,
         head_std: float | None = None,
     ):
-        super().__init__(beta=beta, weight_decay=weight_decay)
-        not_negative(alpha=alpha)
-        self.alpha, self.queue, self.temperature = alpha, queue, temperature
-        self.momentum, self.dimensions, self.head_std = momentum, dimensions, head_std
+        super().__init__(alpha, beta, weight_decay)
+        self.queue, self.temperature, self.momentum = queue, temperature, momentum
+        self.dimensions, self.head_std = dimensions, head_std
 
     def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
         if processes > 1:
             raise UserError("reg=bi_tuning runs in one process: processes do not share the queues.")
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         like = target.head_parameters()[f"{target.head}.weight"]
         classes, features = like.shape
         self.projection = nn.Linear(features, self.dimensions).to(like)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..common.options import LARGEST_BATCH, option
 from ..models import Network
-from .base import METHODS, Outputs, PenaltyConfig, Regularizer, full_precision, not_negative
+from .base import METHODS, Outputs, PenaltyConfig, Regularizer, full_precision
 
 
 @dataclass
@@ -31,9 +31,8 @@ class BSS(Regularizer):
     """
 
     def __init__(self, alpha: float = 1e-3, beta: float = 0.0, weight_decay: float = 5e-4, k: int = 1):
-        super().__init__(beta=beta, weight_decay=weight_decay)
-        not_negative(alpha=alpha)
-        self.alpha, self.k = alpha, k
+        super().__init__(alpha, beta, weight_decay)
+        self.k = k
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         singular_values = torch.linalg.svdvals(full_precision(outputs["embedding"]))  # the largest first

@@ -16,12 +16,11 @@ from .base import (
     MapShapes,
     Needs,
     Outputs,
-    OutputShapes,
     PenaltyConfig,
     Regularizer,
+    SourceShapes,
     full_precision,
     labels_of,
-    not_negative,
 )
 
 
@@ -47,10 +46,7 @@ class CoTuning(Regularizer):
     needs = Needs(source_head=True, fitted="relationship", fit_on="centre crops", one_label=True)
 
     def __init__(self, alpha: float = 2.3, beta: float = 0.0, weight_decay: float = 5e-4):
-        super().__init__(beta=beta, weight_decay=weight_decay)
-        not_negative(alpha=alpha)
-        self.alpha = alpha
-        self.fitted: dict[str, Tensor] = {}
+        super().__init__(alpha, beta, weight_decay)
         self.head: nn.Linear | None = None
 
     @torch.no_grad()
@@ -77,12 +73,7 @@ class CoTuning(Regularizer):
         with torch.no_grad():
             return fitted, seconds_of(lambda: source(images), images.device) / len(images), 0.0
 
-    def load_fitted(self, fitted: dict[str, Tensor]) -> None:
-        self.fitted = dict(fitted)
-
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         if not self.fitted:
             raise RuntimeError(
                 "Co-Tuning has no relationship of the classes: call fit() or load_fitted() before setup()."

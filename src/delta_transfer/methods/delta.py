@@ -19,7 +19,6 @@ from .base import (
     Outputs,
     PenaltyConfig,
     added,
-    not_negative,
     of_source,
     of_tap,
     options_in,
@@ -82,9 +81,7 @@ class DELTAWithoutAttention(FeaturePenalty):
         normalize_maps: bool = False,
         every: int = 1,
     ):
-        super().__init__(beta, weight_decay, every)
-        not_negative(alpha=alpha)
-        self.alpha = alpha
+        super().__init__(alpha, beta, weight_decay, every)
         self.normalize, self.normalize_maps = normalize, normalize_maps
 
     def relative_weights(self, tap: str) -> Tensor | None:
@@ -141,7 +138,6 @@ class DELTA(DELTAWithoutAttention):
         super().__init__(alpha, beta, weight_decay, normalize_maps=normalize_maps, every=every)
         self.attention = options_in(AttentionConfig, attention)
         self.fit_seed, self.fit_batch_size = self.attention.seed, self.attention.batch_size
-        self._fitted: dict[str, Tensor] = {}
         self._relative_weights: dict[str, Tensor] = {}
 
     def fit_options(self) -> dict[str, Any]:
@@ -170,7 +166,7 @@ class DELTA(DELTAWithoutAttention):
         return uniform, self.attention.head_epochs * forward, self.attention.images * (forward + removal)
 
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
-        self._fitted = dict(fitted)
+        self.fitted = dict(fitted)
         importance = {tap: v for tap, v in fitted.items() if not tap.endswith("/split_half")}
         self._relative_weights = {
             tap: len(v) * attention_weights(v, self.attention.temperature) for tap, v in importance.items()
@@ -183,14 +179,14 @@ class DELTA(DELTAWithoutAttention):
         return self._relative_weights[tap]
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        return dict(self._fitted)
+        return dict(self.fitted)
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         if state:
             self.load_fitted(state)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._fitted = {name: fn(value) for name, value in self._fitted.items()}
+        self.fitted = {name: fn(value) for name, value in self.fitted.items()}
         self._relative_weights = {name: fn(value) for name, value in self._relative_weights.items()}
         super()._apply(fn, recurse)
         return self

@@ -13,11 +13,10 @@ from .base import (
     NO_SHAPES,
     MapShapes,
     Outputs,
-    OutputShapes,
     PenaltyConfig,
     Regularizer,
+    SourceShapes,
     TrainState,
-    not_negative,
     one_of,
 )
 from .fast.distances import weight_distance
@@ -71,9 +70,7 @@ class L2SP(Regularizer):
         scope: str = "all",
         decoupled: bool = False,
     ):
-        super().__init__(beta=beta, weight_decay=weight_decay)
-        not_negative(alpha=alpha)
-        self.alpha = alpha
+        super().__init__(alpha, beta, weight_decay)
         self.scope = one_of("scope", scope, *SCOPES)
         self.decoupled = decoupled
         self.needs = replace(type(self).needs, own_steps=decoupled)
@@ -91,9 +88,7 @@ class L2SP(Regularizer):
                 f"{100 * held / count:.1f} % of this network's parameters. reg=l2_sp with reg.scope=all holds all."
             )
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         # Before training, the target's backbone is the source's.
         self.starting_point = {
             name: p.detach().clone() for name, p in target.backbone_parameters().items() if self._holds(p)

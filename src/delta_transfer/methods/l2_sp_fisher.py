@@ -21,8 +21,8 @@ from .base import (
     MapShapes,
     Needs,
     Outputs,
-    OutputShapes,
     PenaltyConfig,
+    SourceShapes,
     not_negative,
     one_of,
     options_in,
@@ -90,7 +90,6 @@ class L2SPFisher(L2SP):
         self.form, self.eps = one_of("form", form, *FORMS), eps
         self.fisher = options_in(FisherConfig, fisher)
         self.fit_seed = self.fisher.seed
-        self.information: dict[str, Tensor] = {}
         self.roots: list[Tensor] = []
 
     def fit_options(self) -> dict[str, Any]:
@@ -114,19 +113,14 @@ class L2SPFisher(L2SP):
         seconds = seconds_of(lambda: _gradient(network, kernels, images[:1], torch.Generator()), images.device)
         return {name: torch.ones_like(p) for name, p in kernels.items()}, 0.0, self.fisher.images * seconds
 
-    def load_fitted(self, fitted: dict[str, Tensor]) -> None:
-        self.information = dict(fitted)
-
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         super().setup(target, map_shapes, source_shapes)
         starting_point = self.starting_point or {}
-        if starting_point.keys() - self.information.keys():
+        if starting_point.keys() - self.fitted.keys():
             raise RuntimeError("L2-SP-Fisher has no Fisher information: call fit() or load_fitted() before setup().")
         self.roots = []
         for name, p in starting_point.items():
-            information = self.information[name]
+            information = self.fitted[name]
             weight = information + self.eps if self.form == "add" else information.clamp(max=self.eps)
             self.roots.append(torch.empty_like(p).copy_(weight.sqrt()))  # in the order of p's memory
 

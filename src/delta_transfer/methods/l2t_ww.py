@@ -32,7 +32,7 @@ from .base import (
     Batch,
     MapShapes,
     Outputs,
-    OutputShapes,
+    SourceShapes,
     TrainState,
     added,
     full_precision,
@@ -155,9 +155,7 @@ class L2TWW(FM):
                 f"L2T-ww looks ahead by steps of SGD, not of {optimizer}: set optimizer=sgd, or reg.meta_lr=0."
             )
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         super().setup(target, map_shapes, source_shapes)
         channels = {pair.key: (source_shapes or map_shapes)[pair.source][0] for pair in self.pairs}
         self.meta_networks = nn.ModuleDict(

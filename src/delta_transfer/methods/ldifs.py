@@ -14,7 +14,6 @@ from .base import (
     Outputs,
     PenaltyConfig,
     added,
-    not_negative,
     of_source,
     of_tap,
     taps_of,
@@ -45,9 +44,7 @@ class LDIFS(FeaturePenalty):
     needs = Needs(source=True, source_logits=True, taps=True)  # the source's embedding comes with its logits
 
     def __init__(self, alpha: float = 10.0, beta: float = 0.0, weight_decay: float = 0.0, every: int = 1):
-        super().__init__(beta, weight_decay, every)
-        not_negative(alpha=alpha)
-        self.alpha = alpha
+        super().__init__(alpha, beta, weight_decay, every)
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         def omega() -> Tensor:

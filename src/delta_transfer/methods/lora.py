@@ -19,8 +19,8 @@ from .base import (
     MapShapes,
     Needs,
     Outputs,
-    OutputShapes,
     Regularizer,
+    SourceShapes,
     TrainState,
     module_name,
     one_of,
@@ -89,9 +89,7 @@ class LoRA(Regularizer):
             return found[nn.Linear] | found[nn.Conv2d]
         return found[nn.Linear] or (found[nn.Conv2d] if self.layers == "auto" else {})
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         backbone = target.backbone_parameters()
         changed = self._changed(target.model, backbone)
         if not changed:

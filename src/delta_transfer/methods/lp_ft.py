@@ -20,8 +20,8 @@ from .base import (
     DecayConfig,
     MapShapes,
     Needs,
-    OutputShapes,
     Regularizer,
+    SourceShapes,
     options_in,
 )
 
@@ -87,7 +87,6 @@ class LPFT(Regularizer):
         self.needs = replace(type(self).needs, own_batchnorm=fixed_statistics)
         self.probe = options_in(ProbeConfig, probe)
         self.fit_seed = self.probe.seed
-        self.fitted: dict[str, Tensor] = {}
 
     def fit_options(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self.probe).items() if key != "seed"}
@@ -139,9 +138,7 @@ class LPFT(Regularizer):
         self.fit_report = {name: float(f"{v.item():.4g}") for name, v in fitted.items() if name not in self.fitted}
 
     @torch.no_grad()
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         if not self.fitted:
             raise RuntimeError("LP-FT has no probe: call fit() or load_fitted() before setup().")
         for name, parameter in target.traced.get_submodule(target.head).named_parameters():

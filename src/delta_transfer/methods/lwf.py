@@ -14,13 +14,12 @@ from .base import (
     MapShapes,
     Needs,
     Outputs,
-    OutputShapes,
     PenaltyConfig,
     Regularizer,
+    SourceShapes,
     added,
     full_precision,
     module_name,
-    not_negative,
     of_source,
     one_of,
 )
@@ -72,19 +71,15 @@ class LwF(Regularizer):
         temperature: float = 2.0,
         head: str = "new",
     ):
-        super().__init__(beta=beta, weight_decay=weight_decay)
-        not_negative(alpha=alpha)
-        self.alpha, self.temperature = alpha, temperature
+        super().__init__(alpha, beta, weight_decay)
+        self.temperature = temperature
         self.own_head = one_of("head", head, *HEADS) == "source"
         if self.own_head:
             self.needs = replace(type(self).needs, other_sources=False, fitted="source_head", fit_on="centre crops")
-        self.fitted: dict[str, Tensor] = {}
         self.heads = nn.ModuleDict()
         self.names: dict[str, str] = {}  # of the logits in what the source returns, by head
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         logits = {key: shape[0] for key, shape in (source_shapes or {}).items() if len(shape) == 1}
         if not logits:
             raise ValueError("LwF needs to know how many logits the source has: source_shapes={'logits': (K,)}.")
@@ -110,22 +105,14 @@ class LwF(Regularizer):
     def estimate_fit(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
         return self.fit(source, [], num_classes), 0.0, 0.0
 
-    def load_fitted(self, fitted: dict[str, Tensor]) -> None:
-        self.fitted = dict(fitted)
-
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         if not self.heads:
             raise RuntimeError("LwF has no head for the source's logits: call setup() before penalty().")
         embedding, source_outputs = full_precision(outputs["embedding"]), of_source(source_outputs)
         divergences = []
         for key, head in self.heads.items():
-            expected = full_precision(source_outputs[self.names[key]].detach()) / self.temperature
-            found = head(embedding) / self.temperature
-            divergences.append(mean_divergence(expected.log_softmax(dim=1), found.log_softmax(dim=1)))
+            expected = (full_precision(source_outputs[self.names[key]].detach()) / self.temperature).log_softmax(dim=1)
+            found = (head(embedding) / self.temperature).log_softmax(dim=1)
+            divergences.append(F.kl_div(found, expected, reduction="sum", log_target=True) / found.numel())
         loss = 2 * self.alpha * self.temperature**2 * added(divergences)
         return {"distillation": loss} | self.head_penalty(target)
-
-
-def mean_divergence(expected: Tensor, found: Tensor) -> Tensor:
-    """KL(expected || found) of logarithms of probabilities (B, K), as a mean over all elements."""
-    return F.kl_div(found, expected, reduction="sum", log_target=True) / found.numel()

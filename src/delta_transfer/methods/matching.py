@@ -20,10 +20,10 @@ from .base import (
     OutputShapes,
     PenaltyConfig,
     Regularizer,
+    SourceShapes,
     added,
     full_precision,
     module_name,
-    not_negative,
     of_source,
     of_tap,
     one_of,
@@ -132,16 +132,12 @@ class PairedMaps(Regularizer):
     needs = Needs(source=True, taps=True, other_sources=True, images=True)
 
     def __init__(self, alpha: float, beta: float = 0.0, weight_decay: float = 1e-4, pairs: str = "one_to_one"):
-        super().__init__(beta=beta, weight_decay=weight_decay)
-        not_negative(alpha=alpha)
-        self.alpha = alpha
+        super().__init__(alpha, beta, weight_decay)
         self.which_pairs = one_of("pairs", pairs, *PAIRS)
         self.pairs: list[Pair] = []
         self.sizes: dict[str, tuple[int, int]] = {}  # of the target's maps
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         self.pairs = choose_pairs(self.which_pairs, source_shapes or map_shapes, map_shapes)
         self.sizes = {pair.target: map_shapes[pair.target][1:] for pair in self.pairs}
 
@@ -175,9 +171,7 @@ class FM(PairedMaps):
         super().__init__(alpha, beta, weight_decay, pairs)
         self.adapters = Adapters([], {}, {})
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         super().setup(target, map_shapes, source_shapes)
         self.adapters = Adapters(self.pairs, source_shapes or map_shapes, map_shapes)
 

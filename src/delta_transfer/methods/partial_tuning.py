@@ -1,20 +1,13 @@
 """Methods that train a few of the backbone's parameters as they are: BitFit and LN-tune."""
 
-from dataclasses import dataclass
-
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..common.errors import UserError
 from ..models import Network
-from .base import METHODS, NO_SHAPES, DecayConfig, MapShapes, OutputShapes, WithoutPenalty
+from .base import METHODS, NO_SHAPES, DecayConfig, MapShapes, SourceShapes, WithoutPenalty
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-
-
-@dataclass
-class PartialConfig(DecayConfig):
-    """Options of a method that trains a part of the backbone."""
 
 
 class PartialTuning(WithoutPenalty):
@@ -34,9 +27,7 @@ class PartialTuning(WithoutPenalty):
         if not self.chosen(model):
             raise UserError(f"{type(self).__name__} would do nothing: this network has no {self.what}.")
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         chosen = self.chosen(target.model)
         parameters = target.backbone_parameters()
         if not chosen.intersection(parameters):
@@ -45,7 +36,7 @@ class PartialTuning(WithoutPenalty):
             parameter.requires_grad_(name in chosen)
 
 
-@METHODS.register("bitfit", "BitFit", PartialConfig)
+@METHODS.register("bitfit", "BitFit", DecayConfig)
 class BitFit(PartialTuning):
     """Loss = CE; the head and all biases of the backbone are trained, those of normalisation layers among them.
 
@@ -58,7 +49,7 @@ class BitFit(PartialTuning):
         return {name for name, p in model.named_parameters() if name.endswith("bias") and p.dim() == 1}
 
 
-@METHODS.register("ln_tune", "LN-tune", PartialConfig)
+@METHODS.register("ln_tune", "LN-tune", DecayConfig)
 class LNTune(PartialTuning):
     """Loss = CE; the head and the parameters of all normalisation layers are trained: scales and shifts.
 

@@ -12,11 +12,10 @@ from .base import (
     NO_SHAPES,
     MapShapes,
     Needs,
-    OutputShapes,
     PenaltyConfig,
     Regularizer,
+    SourceShapes,
     TrainState,
-    not_negative,
 )
 
 
@@ -46,17 +45,13 @@ class SPD(Regularizer):
     needs = Needs(own_steps=True)
 
     def __init__(self, alpha: float = 1.0, beta: float = 0.0, weight_decay: float = 0.0):
-        super().__init__(beta=beta, weight_decay=weight_decay)
-        not_negative(alpha=alpha)
-        self.alpha = alpha
+        super().__init__(alpha, beta, weight_decay)
         self.held: list[Tensor] = []  # the parameters of the backbone
         self.starting_point: list[Tensor] = []
         self.watched: torch.optim.Optimizer | None = None
         self.before: tuple[list[Tensor], list[Tensor]] = [], []  # whether it applies, and ||theta - theta0||
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         self.held = list(target.backbone_parameters().values())
         self.starting_point = [p.detach().clone() for p in self.held]
 

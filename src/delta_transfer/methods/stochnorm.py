@@ -11,7 +11,7 @@ from ..common.errors import UserError
 from ..common.options import option
 from ..models import Network
 from ..models.batchnorm import AnyBatchNorm, replace_batchnorm
-from .base import METHODS, NO_SHAPES, DecayConfig, MapShapes, Needs, OutputShapes, Regularizer
+from .base import METHODS, NO_SHAPES, DecayConfig, MapShapes, Needs, Regularizer, SourceShapes
 
 
 @dataclass
@@ -64,7 +64,5 @@ class StochNorm(Regularizer):
         if not any(isinstance(module, _BatchNorm) for module in model.modules()):
             raise UserError("reg=stochnorm would do nothing: this network has no BatchNorm layers.")
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         replace_batchnorm(target.traced, StochasticBatchNorm, p=self.p)

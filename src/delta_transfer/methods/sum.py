@@ -19,9 +19,14 @@ from .base import (
     MethodConfig,
     Needs,
     Outputs,
-    OutputShapes,
     Regularizer,
+    SourceShapes,
     TrainState,
+)
+
+ANY_TERM = (  # what a sum needs if one of its terms does
+    *("source", "source_logits", "source_head", "taps", "own_batchnorm"),
+    *("micro_batches_again", "same_steps", "own_steps", "images", "one_label"),
 )
 
 
@@ -128,19 +133,8 @@ class Sum(Regularizer):
             self.terms = nn.ModuleDict(terms)
         except KeyError as error:
             raise UserError(f"reg.terms: a term cannot have this name ({error.args[0]}): choose another.") from None
-        self.needs = Needs(
-            source=any(each.source for each in needs),
-            source_logits=any(each.source_logits for each in needs),
-            source_head=any(each.source_head for each in needs),
-            taps=any(each.taps for each in needs),
-            other_sources=all(each.other_sources for each in needs),
-            own_batchnorm=bool(own),
-            micro_batches_again=any(each.micro_batches_again for each in needs),
-            same_steps=any(each.same_steps for each in needs),
-            own_steps=any(each.own_steps for each in needs),
-            images=any(each.images for each in needs),
-            one_label=any(each.one_label for each in needs),
-        )
+        any_needs: dict[str, Any] = {name: any(getattr(each, name) for each in needs) for name in ANY_TERM}
+        self.needs = Needs(other_sources=all(each.other_sources for each in needs), **any_needs)
 
     def by_name(self) -> dict[str, Regularizer]:
         """The terms by their names."""
@@ -151,9 +145,7 @@ class Sum(Regularizer):
             with about_term(name):
                 term.requires(model, optimizer, processes)
 
-    def setup(
-        self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: OutputShapes | None = None
-    ) -> None:
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         for name, term in self.by_name().items():
             with about_term(name):
                 term.setup(target, map_shapes, source_shapes)
