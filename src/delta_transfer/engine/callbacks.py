@@ -2,9 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..common.console import log
 from ..common.errors import UserError
-from ..common.options import Options, Registry, option, require
+from ..common.options import Options, Registry, option
 from ..methods.base import Regularizer, Stage, TrainState
 from ..models import Network
 from ..records.checked import save_with_checksum
@@ -44,9 +43,6 @@ class Progress:
         """A training that begins with `iteration`, when the stages before it took `seconds`."""
         return cls(iteration, iteration, seconds, processor_seconds)
 
-    def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class Clock:
     """Seconds of training, in all and since the last lap. It stands still between `pause` and `restart`.
@@ -55,13 +51,10 @@ class Clock:
     for a core, and they stay about what `seconds` are on an idle machine.
     """
 
-    def __init__(self, seconds: float = 0.0, processor_seconds: float = 0.0, since_lap: float = 0.0):
-        self.seconds, self.processor_seconds, self.since_lap = seconds, processor_seconds, since_lap
+    def __init__(self, begun: Progress):
+        self.seconds, self.processor_seconds = begun.seconds, begun.processor_seconds
+        self.since_lap = begun.seconds_since_line
         self.restart()
-
-    @classmethod
-    def resumed(cls, progress: Progress) -> "Clock":
-        return cls(progress.seconds, progress.processor_seconds, progress.seconds_since_line)
 
     def restart(self) -> None:
         self.started, self.processor_started = time.perf_counter(), time.thread_time()
@@ -137,6 +130,7 @@ class Average(Callback):
     """The weights that are evaluated and kept: here those of the last step. Others are in engine/averages/."""
 
     selection: ClassVar[str] = "last iteration"  # whose weights count, for the record
+    state: ClassVar[tuple[str, ...]] = ()  # attributes that a checkpoint keeps
 
     def __init__(self, config: AverageConfig):
         self.config = config
@@ -151,10 +145,9 @@ class Average(Callback):
     def finish(self, measure: Callable[[], Line]) -> None:
         """Called when training has ended. `measure` measures anew, where other weights count than those of the end."""
 
-    @contextmanager
-    def applied(self, target: Network) -> Iterator[None]:
+    def applied(self, target: Network) -> AbstractContextManager[None]:
         """Within it `target` has the averaged weights."""
-        yield
+        return nullcontext()
 
     def report(self) -> Line:
         """What it chose, for the run's record, once it was applied."""
@@ -162,10 +155,11 @@ class Average(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {}
+        return {name: getattr(self, name) for name in self.state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 AVERAGES: Registry[type[Average]] = Registry("average.name")
@@ -209,14 +203,6 @@ class Checkpoints(Callback):
 
 
 # --- Live views ---
-
-
-def require_live_view(logging: str) -> None:
-    """Raises UserError if the package that `logging` names is not installed."""
-    require(
-        logging == "none" or find_spec("tensorboard") is not None,
-        "logging=tensorboard needs the package tensorboard: pip install 'delta-transfer[tensorboard]'",
-    )
 
 
 @contextmanager
@@ -356,7 +342,7 @@ class StageRunner:
             "ended": self.ended,
             "modules": self.modules,
             "previous": self.previous.traced.state_dict() if self.previous else None,
-            "progress": progress.state_dict(),
+            "progress": asdict(progress),
             "metrics": self.directory.metrics(),
         }
         with self.directory.open(self.directory.checkpoint_path.name) as file:
@@ -382,7 +368,7 @@ class StageRunner:
         return (
             whole
             and checkpoint["stage"] in range(len(self.stages))
-            and checkpoint["progress"].keys() == Progress.beginning().state_dict().keys()
+            and checkpoint["progress"].keys() == asdict(Progress.beginning()).keys()
         )
 
     @contextmanager

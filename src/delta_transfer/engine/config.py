@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ..records.checked import MODEL, load_trained
 from ..records.identity import run_id, run_identity
 from ..records.run_directory import RunDirectory
 from . import averages, devices, graph_tasks, verification  # noqa: F401 - averages and tasks register themselves
-from .callbacks import AVERAGES, AverageConfig, require_live_view
+from .callbacks import AVERAGES, AverageConfig
 from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 from .tasks import TASKS
 
@@ -299,7 +300,10 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
 
 def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
     """Raises UserError if the four choices do not go together."""
-    require_live_view(config.logging)
+    require(
+        config.logging == "none" or find_spec("tensorboard") is not None,
+        "logging=tensorboard needs the package tensorboard: pip install 'delta-transfer[tensorboard]'",
+    )
     reg, methods, task = f"reg={config.reg.name}", [stage.method for stage in stages], TASKS[config.task]
     model = untrained(config.backbone)
     require(

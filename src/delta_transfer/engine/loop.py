@@ -156,7 +156,7 @@ def train(
     length, eval_every = schedule.length(len(indices)), schedule.evaluation_interval(len(indices))
     first, end = progress.first_iteration, progress.first_iteration + length
     window = MetricsWindow.resumed(progress.iterations_done, progress.window, loader.device)
-    at = Position(state, progress, end, window, Clock.resumed(progress))
+    at = Position(state, progress, end, window, Clock(progress))
     state.target.train(not method.needs.frozen_backbone)
 
     def rate(iteration: int) -> float:

@@ -1,9 +1,9 @@
 """Early stopping: the weights of the best evaluation on the validation split count, as in the graph papers."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from ...common.options import option
 from ...models import Network
 from ..callbacks import AVERAGES, Average, AverageConfig, Position
 from ..tasks import Line
+from .ema import lent
 
 
 @dataclass
@@ -37,6 +38,7 @@ class BestValidation(Average):
     """
 
     selection: ClassVar[str] = "best validation"
+    state = ("best", "best_step", "waited", "weights")
     config: BestValidationConfig
 
     def __init__(self, config: BestValidationConfig):
@@ -69,28 +71,9 @@ class BestValidation(Average):
         self.ended = True
         measure()
 
-    @contextmanager
-    def applied(self, target: Network) -> Iterator[None]:
+    def applied(self, target: Network) -> AbstractContextManager[None]:
         """Within it `target` has the best weights, once training has ended; before that it keeps its own."""
-        if not self.ended:
-            yield
-            return
-        own = target.weights()
-        kept = {name: value.clone() for name, value in own.items()}
-        for name, value in self.weights.items():
-            own[name].copy_(value)
-        try:
-            yield
-        finally:
-            for name, value in kept.items():
-                own[name].copy_(value)
+        return lent(target, self.weights if self.ended else {})
 
     def report(self) -> Line:
         return {"best_step": self.best_step}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("best", "best_step", "waited", "weights")}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)

@@ -1,9 +1,8 @@
 """EMA: an exponential moving average of the target's weights is evaluated and kept (Polyak, Juditsky, 1992)."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ class EMA(Average):
     starts from it.
     """
 
+    state = ("average", "steps")
     config: EMAConfig
 
     def __init__(self, config: EMAConfig):
@@ -47,23 +47,26 @@ class EMA(Average):
         decay = min(self.config.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.average.values()), list(values.values()), 1 - decay)
 
-    @contextmanager
-    def applied(self, target: Network) -> Iterator[None]:
-        values = floating_point(target)
-        kept = {name: value.clone() for name, value in values.items()}
-        for name, average in self.average.items():
-            values[name].copy_(average)
-        try:
-            yield
-        finally:
-            for name, value in kept.items():
-                values[name].copy_(value)
+    def applied(self, target: Network) -> AbstractContextManager[None]:
+        return lent(target, self.average)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average, "steps": self.steps}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.average, self.steps = dict(state["average"]), state["steps"]
+@contextmanager
+def lent(target: Network, values: dict[str, Tensor]) -> Iterator[None]:
+    """Within it `target` has these values of its state dict in the place of its own."""
+    weights = target.weights()
+    own = {name: weights[name].clone() for name in values}
+    copy_values(weights, values)
+    try:
+        yield
+    finally:
+        copy_values(weights, own)
+
+
+@torch.no_grad()
+def copy_values(to: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        to[name].copy_(value)
 
 
 def floating_point(target: Network) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from ...common.options import option
 from ...models import Network, call
 from ..callbacks import AVERAGES, Average, AverageConfig, Position
 from ..tasks import Line
-from .ema import floating_point
+from .ema import copy_values, floating_point, lent
 
 GRID = [number / 10 for number in range(11)]  # the authors'
 
@@ -68,27 +68,23 @@ class Wise(Average):
     def applied(self, target: Network) -> Iterator[None]:
         values = floating_point(target)
         own = {name: value.clone() for name, value in values.items()}
-        try:
+        with lent(target, own):  # it has its own again afterwards
             if self.mixed is None:
                 if self.config.a is None:
-                    self.validated = {a: self._measure(target, own, a) for a in GRID}
+                    for a in GRID:
+                        self._mix(target, own, a)
+                        self.validated[a] = self.validate()
                     self.a = max(GRID, key=lambda a: (self.validated[a], a))
                 self._mix(target, own, self.a)
                 self.mixed = {name: value.clone() for name, value in values.items()}
-            _copy(values, self.mixed)
+            copy_values(values, self.mixed)
             yield
-        finally:
-            _copy(values, own)
-
-    def _measure(self, target: Network, own: dict[str, Tensor], a: float) -> float:
-        self._mix(target, own, a)
-        return self.validate()
 
     @torch.no_grad()
     def _mix(self, target: Network, own: dict[str, Tensor], a: float | None) -> None:
         assert a is not None
         values = floating_point(target)
-        _copy(values, own)
+        copy_values(values, own)
         names = list(self.start)
         trained = [values[name] for name in names]
         torch._foreach_lerp_(trained, [self.start[name] for name in names], 1 - a)
@@ -121,9 +117,3 @@ class Wise(Average):
     def report(self) -> Line:
         chosen: Line = {"a": self.a}
         return {"average": chosen | ({"val_top1": [self.validated[a] for a in GRID]} if self.validated else {})}
-
-
-@torch.no_grad()
-def _copy(to: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    for name, value in values.items():
-        to[name].copy_(value)
