@@ -1,6 +1,7 @@
 """What a failed run says of itself: divergence, bad input, a GPU that is too small, a bug; and what it leaves."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_a_loss_that_diverges_names_term_iteration_and_rate(config, tmp_path, mo
 def test_a_whole_checkpoint_that_is_not_complete_is_named_and_the_run_starts_again(wrong, config, tmp_path, capsys):
     """Its checksum is right. A value of None stands for a key that lacks."""
     state = dict.fromkeys(("target", "optimizer", "method", "average", "modules"), {}) | {
-        **{"stage": 0, "ended": [], "previous": None, "progress": Progress.beginning().state_dict(), "metrics": "x"},
+        **{"stage": 0, "ended": [], "previous": None, "progress": asdict(Progress.beginning()), "metrics": "x"},
     }
     with RunDirectory(tmp_path) as directory:
         for given, used in ((state, True), ({k: v for k, v in (state | wrong).items() if v is not None}, False)):

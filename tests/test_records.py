@@ -5,7 +5,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -307,7 +307,7 @@ def test_a_checkpoint_of_another_version_is_named_and_not_used(tmp_path, monkeyp
 @pytest.mark.parametrize("lacking", CONTENT)
 def test_a_checkpoint_without_a_part_is_named_and_removed(tmp_path, capsys, lacking):
     whole = {name: kind() if isinstance(kind, type) else None for name, kind in CONTENT.items()}
-    whole["progress"] = Progress.beginning().state_dict()
+    whole["progress"] = asdict(Progress.beginning())
     runner = SimpleNamespace(stages=[None])
     with open(tmp_path / "last.pt", "wb") as file:
         checkpoints.write_checkpoint(file, {key: whole[key] for key in whole if key != lacking}, "this machine")

@@ -22,6 +22,7 @@ from ..inspect.attention import Attention, attention_of, distinct, names_of
 from ..inspect.attention_report import histograms, overlap_table, weight_table
 from ..records.files import make_output_folder
 from ..records.reading import read, section
+from .predict import positive
 
 
 def main(argv: list[str]) -> int:
@@ -31,10 +32,7 @@ def main(argv: list[str]) -> int:
     if not attentions:
         log.info("delta-report attention: none of these runs has channel weights. Make some with delta-run reg=delta")
         return 1
-    try:
-        report(attentions, args)
-    except OSError as error:
-        raise UserError(str(error)) from None
+    report(attentions, args)
     return 0
 
 
@@ -109,10 +107,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="also the test patches that excite the heaviest channels; needs the data and the source weights",
     )
-    p.add_argument("--top", type=int, metavar="N", default=8, help="how many channels of each layer (default: 8)")
+    p.add_argument("--top", type=positive, metavar="N", default=8, help="how many channels of each layer (default: 8)")
     p.add_argument("--data-dir", type=Path, metavar="DIR", help="where the data lie here (default: as recorded)")
     p.add_argument("--weights", type=Path, metavar="FILE", help="source weights here (default: as recorded)")
-    args = p.parse_args(argv)
-    if args.top < 1:
-        p.error("--top must be at least 1")
-    return args
+    return p.parse_args(argv)

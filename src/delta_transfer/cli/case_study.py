@@ -14,8 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..common.console import command_parser, log, show_messages
-from ..common.errors import UserError
+from ..common.console import command_parser, log, show_messages, stoppable
 from ..common.tables import as_markdown, on_screen
 from ..inspect.case_study import check_comparable, labels_of
 from ..inspect.case_study_pictures import attention_pictures, pictures
@@ -27,14 +26,10 @@ from ..records.files import make_output_folder
 from .predict import positive
 
 
+@stoppable
 def main(argv: list[str]) -> int:
     show_messages(information_on_stderr=True)
-    args = parser().parse_args(argv)
-    try:
-        report(args)
-    except (UserError, OSError) as error:
-        log.error(str(error))
-        return 1
+    report(parser().parse_args(argv))
     return 0
 
 

@@ -10,6 +10,7 @@ messages show that line. Nothing here imports torch, Hydra or OmegaConf.
 
 import dataclasses
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,12 +60,9 @@ def option(
         identity: whether another value makes another run. False for what decides where and how a run is made, and not
             what comes out of it.
     """
-    metadata = {
-        "help": help,
-        "bounds": {"above": above, "at_least": at_least, "below": below, "at_most": at_most},
-        "choices": tuple(choices),
-        "identity": identity,
-    }
+    bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    metadata = {"help": help, "bounds": bounds, "choices": tuple(choices), "identity": identity}
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     if callable(default):
@@ -122,19 +120,21 @@ def _check_value(key: str, value: Any, entry: "dataclasses.Field[Any]") -> None:
             refuse(rule, number)
 
 
-def _broken_rule(value: object, bounds: Mapping[str, float | None]) -> str | None:
+BOUNDS: dict[str, tuple[str, str, Callable[[float, float], bool]]] = {
+    "above": (">", "more than", operator.gt),
+    "at_least": (">=", "at least", operator.ge),
+    "below": ("<", "less than", operator.lt),
+    "at_most": ("<=", "at most", operator.le),
+}
+
+
+def _broken_rule(value: object, bounds: Mapping[str, float]) -> str | None:
     """The rule that a number breaks, in words; None if it breaks none or is no number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
-    rules: list[tuple[str, str, Callable[[float], bool]]] = [
-        ("above", "more than", lambda bound: value > bound),
-        ("at_least", "at least", lambda bound: value >= bound),
-        ("below", "less than", lambda bound: value < bound),
-        ("at_most", "at most", lambda bound: value <= bound),
-    ]
-    for name, words, holds in rules:
-        bound = bounds[name]
-        if bound is not None and not holds(bound):
+    for name, bound in bounds.items():
+        _, words, holds = BOUNDS[name]
+        if not holds(value, bound):
             return f"must be {words} {bound:,}"
     # PyTorch cannot represent other numbers: integers beyond 64 bits, floating-point numbers beyond 32.
     representable = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value) and abs(value) <= 3e38
@@ -182,7 +182,7 @@ def describe(group: type[Options]) -> Iterator[Description]:
         if nested := _group_in(hint):
             yield from (each._replace(name=f"{entry.name}.{each.name}") for each in describe(nested))
             continue
-        default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+        default = default_of(entry)
         yield Description(
             entry.name,
             entry.metadata.get("help", ""),
@@ -190,6 +190,10 @@ def describe(group: type[Options]) -> Iterator[Description]:
             "" if default is dataclasses.MISSING or default == MISSING else as_word(default),
             _allowed(entry.metadata),
         )
+
+
+def default_of(entry: "dataclasses.Field[Any]") -> Any:
+    return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
 
 
 def as_word(value: Any) -> str:
@@ -208,9 +212,7 @@ def as_word(value: Any) -> str:
 def _allowed(metadata: Mapping[str, Any]) -> str:
     if metadata.get("choices"):
         return ", ".join(map(as_word, metadata["choices"]))
-    signs = {"above": ">", "at_least": ">=", "below": "<", "at_most": "<="}
-    bounds = metadata.get("bounds", {})
-    return ", ".join(f"{sign} {as_word(bounds[name])}" for name, sign in signs.items() if bounds.get(name) is not None)
+    return ", ".join(f"{BOUNDS[name][0]} {as_word(bound)}" for name, bound in metadata.get("bounds", {}).items())
 
 
 def from_mapping(group: type[T], values: Mapping[str, Any]) -> T:

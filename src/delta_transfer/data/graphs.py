@@ -102,13 +102,8 @@ class GraphLoader(BatchSource):
     def __init__(
         self, dataset: GraphDataset, *, batch_size: int, seed: int, device: torch.device, share: slice = slice(None)
     ):
-        self.graphs, self.batch_size, self.seed, self.device, self.share = (
-            dataset.graphs,
-            batch_size,
-            seed,
-            device,
-            share,
-        )
+        self.graphs, self.batch_size, self.seed = dataset.graphs, batch_size, seed
+        self.device, self.share = device, share
         self.labels = torch.from_numpy(dataset.labels).to(device)
         self.images_at_once = 256
 

@@ -168,16 +168,10 @@ class ScheduleConfig(Options):
         if self.epochs is not None:
             self.iterations = None
         self.require(
-            self.iterations in (None, "auto") or type(self.iterations) is int,
+            self.iterations in (None, "auto") or (type(self.iterations) is int and 0 < self.iterations <= LONGEST),
             "iterations",
-            f"schedule.iterations must be a whole number or auto, got {self.iterations!r}.",
+            f"schedule.iterations must be auto or a whole number in 1..{LONGEST:,}, got {self.iterations!r}.",
         )
-        if isinstance(self.iterations, int):
-            self.require(
-                0 < self.iterations <= LONGEST,
-                "iterations",
-                f"schedule.iterations must be in 1..{LONGEST:,}, got {self.iterations}.",
-            )
         self.require(
             self.batch_size % self.accumulate == 0,
             "accumulate",

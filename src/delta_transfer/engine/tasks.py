@@ -235,9 +235,7 @@ class Classification:
 
     # --- Metrics ---
 
-    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """How many inputs of a training batch are right, a scalar."""
-        return correct_labels(logits, labels)
+    correct: Loss = staticmethod(correct_labels)  # how many inputs of a training batch are right
 
     def measure(
         self, network: Network, loader: BatchSource, dataset: Dataset, split: str, indices: np.ndarray

@@ -75,12 +75,8 @@ def words_of(level: Level) -> dict[str, str]:
         "iterations": f"at most {level.iterations} iterations" if level.iterations else "",
         "folds": count(level.folds, "fold"),
         "seeds": count(level.seeds, "seed"),
-        "methods": shorten_methods(level.methods),
+        "methods": f"methods {', '.join(METHODS[method].title for method in level.methods)}",
     }
-
-
-def shorten_methods(methods: Iterable[str]) -> str:
-    return f"methods {', '.join(METHODS[method].title for method in methods)}"
 
 
 def gains(level: Level, dearer: Level) -> str:

@@ -31,10 +31,8 @@ from ..engine.loop import TrainState, train_step
 from ..engine.optimizers import make_optimizer
 from ..engine.tasks import TASKS
 from ..methods.base import Batch, Stage
-from ..models import Network
 from ..models.sources import SourceNetwork
 from ..models.weights import build_source
-from ..models.zoo import BackboneConfig
 from ..records.checked import fingerprint, save_with_checksum
 
 PROBE_BATCH = 4  # images of a step in which something is only counted
@@ -170,12 +168,9 @@ def seconds_of_decoding(dataset: Dataset, size: int, aspect: str) -> float:
 
 def random_sources(config: RunConfig, tapped: bool) -> list[SourceNetwork]:
     """The networks of `config.source`, with random weights: none has to be here."""
-
-    def loaded(name: str, backbone: BackboneConfig) -> SourceNetwork:
-        network: Network = build_source(backbone.replace(weights="none"), 0, tapped=tapped).freeze()
-        return SourceNetwork(name, backbone, network, fingerprint="")
-
-    return [loaded(source.name, source.backbone) for source in config.source or ()]
+    random = [build_source(one.backbone.replace(weights="none"), 0, tapped).freeze() for one in config.source or ()]
+    named = zip(config.source or (), random, strict=True)
+    return [SourceNetwork(one.name, one.backbone, network, fingerprint="") for one, network in named]
 
 
 class _Saved(torch.autograd.graph.saved_tensors_hooks):

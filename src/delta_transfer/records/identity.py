@@ -1,12 +1,11 @@
 """A run's identity: everything that decides its result, and the name made from it."""
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import fields
 from typing import Any
 
-from ..common.options import Options
+from ..common.options import Options, default_of
 
 
 def identity_of(options: Options) -> dict[str, Any]:
@@ -21,7 +20,7 @@ def identity_of(options: Options) -> dict[str, Any]:
             continue
         value = _plain(getattr(options, entry.name))
         # A name tells groups of the same keys apart. A group at its defaults may still have a version.
-        if entry.name == "name" or value != _plain(_default(entry)) or _versioned(value):
+        if entry.name == "name" or value != _plain(default_of(entry)) or _versioned(value):
             identity[entry.name] = value
     return identity
 
@@ -36,10 +35,6 @@ def _plain(value: Any) -> Any:
 
 def _versioned(value: Any) -> bool:
     return isinstance(value, dict) and ("version" in value or any(map(_versioned, value.values())))
-
-
-def _default(entry: "dataclasses.Field[Any]") -> Any:
-    return entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
 
 
 def run_identity(
