@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from delta_transfer import report
+from delta_transfer.records.arrays import Predictions
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.rivals import between_methods, in_words, rivals_of, simplest
 from delta_transfer.reporting.selection import choose
-from delta_transfer.reporting.statistics import paired
+from delta_transfer.reporting.statistics import image_differences, paired
 
 from .test_selection import cross_validated, run
 
@@ -111,3 +112,15 @@ def test_the_report_says_it_where_settings_are_selected(tmp_path, capsys):
     assert "between methods" not in run(tmp_path / "all", capsys, runs, "--metric", "val_top1")[1]
     with pytest.raises(SystemExit):
         report.main([str(tmp_path), "--select", "cv", "--prefer", "cheap"])
+
+
+def test_balanced_differences_weigh_each_class_the_same():
+    labels = np.array([0] * 8 + [1] * 2)
+
+    def predicted(right):
+        return Predictions(labels, np.where(np.eye(2, dtype=bool)[labels] == right[:, None], 1.0, 0.0), np.arange(10))
+
+    ours = predicted(np.array([True] * 8 + [False] * 2))
+    theirs = predicted(np.array([True] * 4 + [False] * 4 + [True] * 2))
+    assert image_differences([(ours, theirs)]).mean() == pytest.approx(80 - 60)
+    assert image_differences([(ours, theirs)], balanced=True).mean() == pytest.approx((100 + 0) / 2 - (50 + 100) / 2)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -13,9 +14,19 @@ from delta_transfer.cli import run
 from delta_transfer.cli.predict import main as predict_main
 from delta_transfer.cli.which_is_best import asked_and_rest, compare_methods, has
 from delta_transfer.common.errors import UserError
+from delta_transfer.common.tables import Table
 from delta_transfer.engine import optimizers
 from delta_transfer.experiment import planning as plan
-from delta_transfer.experiment.choosing import best_of, named, number_of_folds, ruled_out, verdict, without_a_gpu
+from delta_transfer.experiment.choosing import (
+    best_of,
+    named,
+    next_commands,
+    number_of_folds,
+    ruled_out,
+    verdict,
+    without_a_gpu,
+)
+from delta_transfer.records.reading import Record
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.selection import choose
 
@@ -46,7 +57,8 @@ def said(validated, runs=RUNS, lost=(), **accuracies) -> list[str]:
         for method, values in accuracies.items()
         for seed, top1 in enumerate(values)
     ]
-    return verdict(best, best, [*validated, *lost], [run | {"folder": runs / run["run_id"]} for run in final])
+    final = [run | {"folder": runs / run["run_id"]} for run in final]
+    return [*verdict(best, best, [*validated, *lost], final), *next_commands(best, final)]
 
 
 def predicted(folder: Path, right: int, n: int = 20) -> None:
@@ -64,8 +76,9 @@ def test_a_clear_win():
         "There are 153 test images: one of them is 0.7 points.",
         "The model: results/runs/cub-resnet18-delta-s0-0.01 (its first seed; no test image took part in any choice)",
         "That of L2: results/runs/cub-resnet18-l2-s0-0.01",
-        "Use it: delta-predict results/runs/cub-resnet18-delta-s0-0.01 IMAGES, delta-export "
-        "results/runs/cub-resnet18-delta-s0-0.01 --format onnx",
+        "Next: delta-predict results/runs/cub-resnet18-delta-s0-0.01 IMAGES",
+        "Next: delta-export results/runs/cub-resnet18-delta-s0-0.01 --format onnx",
+        "Next: delta-report trust results/runs/cub-resnet18-delta-s0-0.01 results/runs/cub-resnet18-l2-s0-0.01",
     ]
 
 
@@ -94,7 +107,8 @@ def test_nothing_is_better_than_l2_on_validation():
     assert lines[1] == (
         "That is plain fine-tuning: no other method did better there. On the test images: 81.0 % ± 1.0."
     )
-    assert lines[-2].startswith("The model: results/runs/cub-resnet18-l2-s0-")
+    assert any(line.startswith("The model: results/runs/cub-resnet18-l2-s0-") for line in lines)
+    assert lines[-1] == "Next: delta-report trust results/runs/cub-resnet18-l2-s0-0"
     assert "no other was tried" in said(better, l2=[80.0, 81.0, 82.0])[1]
 
 
@@ -154,23 +168,30 @@ def test_as_accurate_as_another_the_lower_loss_is_chosen_then_l2():
 composed_once = cache(composed)  # nothing here changes a configuration
 
 
-def made(words: list[str], results: dict[str, list[float | None]]) -> tuple[list[str], list[list[str]]]:
-    """The verdict of compare_methods, and its sweeps, where `results` has the accuracies on folds by method."""
+def made(
+    words: list[str], results: dict[str, list[float | None]], more: Callable[[Record], Record] = lambda record: record
+) -> tuple[list[str], list[list[str]]]:
+    """The sentences of compare_methods, and its sweeps, where `results` has the accuracies on folds by method.
+
+    more: adds to each record.
+    """
     sweeps = []
 
     def sweep(asked):
         sweeps.append(asked)
         method = next(word for word in asked if word.startswith("reg=")).removeprefix("reg=")
         if "split.folds=null" in asked:
-            return [("done", record(method, seed, 80.0 + seed, run_id=f"{method}{seed}")) for seed in (0, 1)]
+            return [("done", more(record(method, seed, 80.0 + seed, run_id=f"{method}{seed}"))) for seed in (0, 1)]
         runs = cross_validated(method, 0.1, [value for value in results[method] if value is not None])
         lost = [failed(method, 0.1, k) for k, value in enumerate(results[method]) if value is None]
-        return [("done", run) for run in runs] + [("failed", run | {"failure": "diverged"}) for run in lost]
+        return [("done", more(run)) for run in runs] + [("failed", run | {"failure": "diverged"}) for run in lost]
 
     def look(asked):
         return composed_once(*asked), {"reg": "l2,l2_sp", "seed": "0,1", "split.folds": "3"}
 
-    return compare_methods(words, look, sweep), sweeps
+    lines = compare_methods(words, look, sweep)
+    assert isinstance(lines[0], Table)  # the leaderboard
+    return [line for line in lines if isinstance(line, str)], sweeps
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +226,25 @@ def test_among_equals_the_simplest_is_chosen_and_trained(photos, capsys):
         made([*words, "prefer=cheap"], results)
 
 
+def test_balanced_accuracy_chooses_where_the_command_says_so(photos, capsys):
+    """On folds L2-SP gets more images right, and L2 more of the rare class."""
+    words = [*photos, "reg=l2,l2_sp", "reg.alpha=0.1", "prefer=best"]
+    top1 = {"l2": [80.0, 81.0, 80.0], "l2_sp": [90.0, 91.0, 92.0]}
+    balanced = {"l2": [70.0, 71.0, 70.0], "l2_sp": [60.0, 61.0, 62.0]}
+
+    def both(record):
+        values = balanced[record["config"]["reg"]["name"]]
+        fold = record["config"]["split"]["fold"]
+        return record | {"val_balanced_accuracy": values[fold], "test_balanced_accuracy": 55.0 + record["seed"]}
+
+    lines, _ = made(words, top1, both)
+    assert "L2-SP (reg.alpha=0.1), 91.0 " in lines[0]
+    lines, _ = made([*words, "select=balanced_accuracy"], top1, both)
+    assert "L2, 70.3 " in lines[0] and "55.5 % ± 0.7" in lines[1]
+    with pytest.raises(UserError, match="top1, balanced_accuracy"):
+        made([*words, "select=loss"], top1)
+
+
 def test_a_network_is_chosen_with_the_method(photos):
     records = {
         name: cross_validated("l2", 0.1, values)
@@ -232,7 +272,7 @@ def test_a_network_is_chosen_with_the_method(photos):
         "backbone=resnet34",
         "backbone=resnet34",
     ]
-    assert "on resnet34" in lines[0]
+    assert any(isinstance(line, str) and "on resnet34" in line for line in lines)
 
 
 def test_a_method_of_which_every_run_diverged_is_named(photos, capsys):
@@ -354,6 +394,7 @@ def test_both_sweeps_of_a_command(command, tmp_path, monkeypatch, capsys):
     assert all(run["n_val"] == 0 and run["n_train"] == 16 for run in final)
     assert {run["seed"] for run in final if run["config"]["reg"]["name"] == "l2"} == {0, 1}
     model = re.search(r"The model: (\S+)", first)[1]
+    assert "macro-F1" in first and f"delta-report trust {model}" in first.splitlines()[-1]
     photos = str(tmp_path / "photos")
     assert predict_main([model, photos, "--device", "cpu"]) == 0 and "ants" in capsys.readouterr().out
 

@@ -179,7 +179,7 @@ def with_choices(comparison: Comparison, selection: Selection, args: argparse.Na
     # Without --select this is a remark under the table: a method with one candidate needs none.
     chosen = [str(choice) for choice in selection.choices if args.select or choice.tried > 1]
     warnings = comparison.warnings + selection.warnings + selection.undecided
-    chosen += between_methods(selection.choices, args.prefer) if args.select else []
+    chosen += between_methods(selection.choices, args.prefer, args.metric) if args.select else []
     return replace(comparison, chosen=chosen, warnings=warnings)
 
 

@@ -21,7 +21,7 @@ from ..engine.config import REGISTRIES, kinds_of_keys, takes, takes_list
 from ..methods import METHODS
 
 FUNCTIONS = ("choice", "range", "glob", "sort", "shuffle", "int", "float", "str", "bool", "tag")
-OF_WHICH_IS_BEST = ("budget", "preset", "prefer")  # keys of +experiment=which_is_best alone
+OF_WHICH_IS_BEST = ("budget", "preset", "prefer", "select")  # keys of +experiment=which_is_best alone
 
 # --- The nearest word ---
 

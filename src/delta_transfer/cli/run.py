@@ -163,8 +163,11 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
             log.error(outcome.reason)
     if any(outcome.of_sweep for outcome in outcomes):
         sys.stdout.write("\n" + on_screen([table(outcomes)], sys.stdout.isatty()))
-    for line in verdict:
-        log.info(line)
+    if found := [said for said in verdict if not isinstance(said, str)]:
+        sys.stdout.write("\n" + on_screen(found, sys.stdout.isatty()) + "\n")
+    for said in verdict:
+        if isinstance(said, str):
+            log.info(said)
     devices.leave()
     number = stop_signal() or stopped_by
     for plan_of_all in (plan for plan in planned if plan.jobs):
@@ -177,7 +180,7 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
         made = shlex.join([*program.split(), *(word for word in command[1:] if not word.startswith("dry_run="))])
         log.info(f"{'Once all is ready' if planned[0].not_ready else 'Next'}: {made}")
     elif alone and not planned:
-        for line in next_steps(outcomes, again):
+        for line in next_steps(outcomes, again, tables=not verdict):
             log.info(line)
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
     if verdict:
@@ -193,15 +196,15 @@ def program_of(started: str, usual: str) -> str:
     return usual if name in ("train.py", "pretrain.py", "run.py") else f"python {shlex.quote(started)}"
 
 
-def next_steps(outcomes: "Sequence[Outcome]", again: str) -> list[str]:
-    """What a person does after these runs, as commands to copy."""
+def next_steps(outcomes: "Sequence[Outcome]", again: str, tables: bool = True) -> list[str]:
+    """What a person does after these runs, as commands to copy; with `tables` also those that show the results."""
     lines = []
     if elsewhere := sum(outcome.state == "in work" for outcome in outcomes):
         them = "1 run is" if elsewhere == 1 else f"{elsewhere} runs are"
         lines.append(f"{them} in work elsewhere. Once that has ended, repeat the command: {again}")
     if any(outcome.state == "failed" and outcome.record for outcome in outcomes):
         lines.append(f"To try failed runs again: {again} retry_failed=true")
-    ended = [outcome for outcome in outcomes if outcome.state in ("done", "skipped")]
+    ended = [outcome for outcome in outcomes if tables and outcome.state in ("done", "skipped")]
     for folder, on_folds in dict.fromkeys((one.results_dir, one.on_folds) for one in ended):
         lines.append(f"Next: {shlex.join(['delta-report', folder, *(['--select', 'cv'] if on_folds else [])])}")
     return lines

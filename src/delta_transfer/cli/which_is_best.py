@@ -7,6 +7,7 @@ test images: these say how good the choice is, and change nothing about it. Fini
 budget=45m or preset=good chooses what is compared, and how thoroughly (experiment/budget.py).
 """
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,19 +22,21 @@ from ..common.console import duration, log
 from ..common.errors import UserError
 from ..common.options import describe, require
 from ..common.style import method_order
+from ..common.tables import Table
 from ..data import load_dataset
 from ..engine.config import RunConfig
 from ..experiment import budget
 from ..experiment.choosing import (
+    SELECT,
     Made,
     alpha_of,
     best_of,
+    conclusion,
     folds_of,
     named,
     number_of_folds,
     on_all_folds,
     training_images,
-    verdict,
     without_a_gpu,
 )
 from ..experiment.costs import seconds_beside_steps
@@ -66,7 +69,7 @@ Sweep = Callable[[list[str]], list[Made]]
 
 @dataclass(frozen=True)
 class Result:
-    lines: list[str]  # in words
+    lines: list[str | Table]  # in words, and tables
     choice: budget.Place | None = None
     made: list[Made] = field(default_factory=list)
 
@@ -84,6 +87,7 @@ class Grid:
     configs: dict[budget.Place, RunConfig]  # of a run of each backbone and method
     images: dict[str, int]  # for training, by class
     prefer: str  # which of those that are as good is chosen
+    select: str  # what is measured on held-out and on test images
 
     def words(self, backbone: str, method: str) -> list[str]:
         return [*self.rest, *self.backbones[backbone], f"reg={method}", *self.methods[method]]
@@ -121,8 +125,8 @@ class Grid:
         )
 
 
-def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) -> list[str]:
-    """Makes the comparison that a command's `words` ask for; returns its result in sentences.
+def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) -> list[str | Table]:
+    """Makes the comparison that a command's `words` ask for; returns its result in sentences and tables.
 
     compose_first_job: composes the first job of a command and returns the parameters of its sweep, too.
     sweep: carries a command out.
@@ -174,8 +178,7 @@ def grid_of(asked: Asked, of_methods: list[tuple[str, str]], rest: list[str], co
     config, usual = compose([*rest, *first, "reg=l2"])
     asked = asked_and_rest([f"{key}={values}" for key, values in usual.items()])[0] | asked
     folds = number_in(asked["split.folds"])
-    prefer = ",".join(asked.get("prefer", RULES[:1]))
-    require(prefer in RULES, f"prefer must be one of {', '.join(RULES)}, got {prefer}.")
+    prefer, select = (one_of(key, asked, known) for key, known in (("prefer", RULES), ("select", SELECT)))
     methods = ["l2", *(method for method in asked["reg"] if method != "l2")]  # the baseline is always there
     options = {method: compose([*rest, *first, f"reg={method}"])[0].reg for method in methods}
     own = {method: [w for key, w in of_methods if has(options[method], key)] for method in methods}
@@ -196,7 +199,14 @@ def grid_of(asked: Asked, of_methods: list[tuple[str, str]], rest: list[str], co
     )
     configs = {(one, method): networks[one].replace(reg=options[method]) for one in networks for method in methods}
     images = training_images(config)
-    return Grid(rest, backbones, own, alphas, folds_of(images, folds), asked["seed"], configs, images, prefer)
+    return Grid(rest, backbones, own, alphas, folds_of(images, folds), asked["seed"], configs, images, prefer, select)
+
+
+def one_of(key: str, asked: Asked, known: tuple[str, ...]) -> str:
+    """The value of a key of this command; the first of `known` if the command does not say."""
+    value = ",".join(asked.get(key, known[:1]))
+    require(value in known, f"{key} must be one of {', '.join(known)}, got {value}.")
+    return value
 
 
 def number_in(folds: list[str]) -> int:
@@ -288,7 +298,8 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
     ]
     runs_dir = Path(config.results_dir) / "runs"
     ended = [record | {"folder": runs_dir / record["run_id"]} for _, record in validated if record]
-    records = [record for record in ended if problem(record, "val_top1") is None]
+    on_held_out = f"val_{grid.select}"
+    records = [record for record in ended if problem(record, on_held_out) is None]
     failed = [record for record in ended if record.get("error")]
     if config.dry_run and any(state in ("missing", "interrupted") for state, _ in validated):
         backbone, dearest = list(grid.backbones)[-1], max(grid.methods, key=method_order)
@@ -311,16 +322,16 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
     if not any(method_of(record) == "l2" for record in records):
         raise UserError("There is nothing to choose from: the runs of L2, the baseline, failed.")
 
-    validation = compare(records, "val_top1")
+    validation = compare(records, on_held_out)
     selection = choose(validation, failed)
-    log.info(tables.on_screen([sections.accuracies(validation)], terminal=False))
+    sys.stdout.write(tables.on_screen([sections.accuracies(validation)], sys.stdout.isatty()))
     for line in (*selection.warnings, *selection.undecided, *map(str, selection.choices)):
         log.info(line)
     if without := [METHODS[method].title for method in grid.methods if method not in validation.methods]:
         log.info(f"not compared: {', '.join(without)}: every run failed")
     candidates = on_all_folds(selection.choices, grid.folds)
     best = best_of(candidates)
-    rivals = rivals_of(best, candidates)
+    rivals = rivals_of(best, candidates, on_held_out)
     for line in in_words(best, rivals):
         log.info(line)
     chosen = best if grid.prefer == "best" else simplest(best, rivals)
@@ -333,14 +344,12 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
     ]
     if config.dry_run:
         return Result([f"On folds {named(chosen)} was chosen: it is what the final runs train beside L2."])
-    finished = [
-        record | {"folder": runs_dir / record["run_id"]} for _, record in final if record and problem(record) is None
-    ]
-    if len(finished) < len(final):
-        return Result(
-            [f"{len(final) - len(finished)} of {len(final)} final runs are not there: no verdict without them."]
-        )
-    return Result(verdict(chosen, best, records + failed, finished), (backbone, method), validated + final)
+    made = [record | {"folder": runs_dir / record["run_id"]} for _, record in final if record]
+    finished = [record for record in made if problem(record, f"test_{grid.select}") is None]
+    if missing := len(final) - len(finished):
+        return Result([f"{missing} of {len(final)} final runs are not there: no verdict without them."])
+    lines = conclusion(chosen, best, records + failed, finished, grid.select)
+    return Result(lines, (backbone, method), validated + final)
 
 
 def asked_and_rest(words: list[str]) -> tuple[Asked, list[tuple[str, str]], list[str]]:

@@ -6,21 +6,27 @@ cli/which_is_best.py makes the runs.
 import math
 from pathlib import Path
 
-from ..common.console import log
+from ..common.console import log, quoted
 from ..common.errors import UserError
 from ..common.options import require
 from ..common.style import method_order
+from ..common.tables import Table
 from ..data import load_dataset
 from ..data.dataset import make_splits
 from ..engine.config import RunConfig
 from ..engine.devices import pick_device
 from ..records import arrays
 from ..records.reading import Record, method_of, method_title, section
-from ..reporting.comparison import Cell, cell_of
+from ..reporting.comparison import Cell, cell_of, compare
+from ..reporting.leaderboard import leaderboards
 from ..reporting.rivals import files_of, network_of
 from ..reporting.selection import Choice
 from ..reporting.statistics import Difference, by_image, paired
+from ..reporting.trust import trusted
+from ..reporting.trust_tables import by_class, confusions, summary, suspicious
 
+SELECT = ("top1", "balanced_accuracy")  # what is compared on held-out and on test images
+SHOWN = 5  # lines of a table of classes or images
 Made = tuple[str, Record | None]  # how a job ended, and its record where there is one
 
 
@@ -103,18 +109,29 @@ def named(choice: Choice) -> str:
 # ---- the verdict -----------------------------------------------------------------------------------------
 
 
-def verdict(chosen: Choice, best: Choice, validated: list[Record], final: list[Record]) -> list[str]:
-    """Sentences that say what was chosen, how it differs from L2, whether that is noise, and where the model is.
+def conclusion(
+    chosen: Choice, best: Choice, validated: list[Record], final: list[Record], select: str
+) -> list[str | Table]:
+    """The leaderboard of the final runs, whether the model can be trusted, the verdict, and what comes next."""
+    made = result_tables(chosen, final, select)
+    return [*made, *verdict(chosen, best, validated, final, select), *next_commands(chosen, final)]
+
+
+def verdict(
+    chosen: Choice, best: Choice, validated: list[Record], final: list[Record], select: str = "top1"
+) -> list[str]:
+    """Sentences that say what was chosen, how it differs from L2, and whether that is noise.
 
     `best`: what has the highest mean on held-out images; `validated`: the records that `chosen` was chosen among,
-    failed ones too; `final`: those of it and of L2 on all training images, each with its `folder`.
+    failed ones too; `final`: those of it and of L2 on all training images, each with its `folder`; `select`: one of
+    SELECT.
     """
     method, name = method_of(chosen.best.cell.runs[0]), named(chosen)
-    kept = dict.fromkeys(["l2", method, *map(method_of, final)])
-    cells = {key: cell_of([run for run in final if method_of(run) == key], "test_top1", []) for key in kept}
+    cells = final_cells(chosen, final, select)
     several = len({section(run, "backbone")["name"] for run in validated}) > 1
     ours, first = (named(one) + (f" on {network_of(one)}" if several else "") for one in (chosen, best))
-    lines = [f"Chosen on images held out of training: {ours}, {chosen.best.cell.mean:.1f} % of them right."]
+    right = "% of them right" if select == "top1" else "% balanced accuracy, the mean over classes"
+    lines = [f"Chosen on images held out of training: {ours}, {chosen.best.cell.mean:.1f} {right}."]
     if chosen is not best:
         lines[0] += (
             f" {first} has {best.best.cell.mean:.1f} %, and {ours} is the simplest within one standard error of that "
@@ -126,24 +143,51 @@ def verdict(chosen: Choice, best: Choice, validated: list[Record], final: list[R
         than = better if others else "no other was tried"
         lines.append(f"That is plain fine-tuning: {than}. On the test images: {of(cells['l2'])}.")
     else:
-        lines.append(result(name, cells[method], cells["l2"], over_images(cells[method], cells["l2"])))
+        lines.append(result(name, cells[method], cells["l2"], over_images(cells[method], cells["l2"], select)))
     beside = [f"{method_title(cell.runs[0])} {of(cell)}" for key, cell in cells.items() if key not in ("l2", method)]
     lines += [f"Beside them on the test images: {', '.join(beside)}."] if beside else []
     lines += at_the_edge(chosen, validated)
     n_test = final[0].get("n_test")
     if isinstance(n_test, int) and 0 < n_test < 1000:
         lines.append(f"There are {n_test} test images: one of them is {100 / n_test:.1f} points.")
-    folders = {key: min(cell.runs, key=lambda run: run["seed"])["folder"] for key, cell in cells.items()}
-    lines.append(f"The model: {folders[method]} (its first seed; no test image took part in any choice)")
-    if method != "l2":
-        lines.append(f"That of L2: {folders['l2']}")
-    lines.append(f"Use it: delta-predict {folders[method]} IMAGES, delta-export {folders[method]} --format onnx")
-    held_out = files_of(chosen.best.cell.runs)
-    lines += [f"Its predictions for the images held out: {' '.join(held_out)}"] if held_out else []
     return lines
 
 
-def over_images(ours: Cell, l2: Cell) -> Difference | None:
+def final_cells(chosen: Choice, final: list[Record], select: str) -> dict[str, Cell]:
+    """The final runs of each method, L2 and what was chosen first."""
+    methods = dict.fromkeys(["l2", method_of(chosen.best.cell.runs[0]), *map(method_of, final)])
+    return {m: cell_of([run for run in final if method_of(run) == m], f"test_{select}", []) for m in methods}
+
+
+def model_of(cell: Cell) -> Record:
+    """The run of the first seed."""
+    return min(cell.runs, key=lambda run: run["seed"])
+
+
+def result_tables(chosen: Choice, final: list[Record], select: str) -> list[Table]:
+    """The leaderboard of the final runs, and whether the model of what was chosen can be trusted."""
+    made = leaderboards(compare(final, f"test_{select}"), "l2")
+    model = model_of(final_cells(chosen, final, select)[method_of(chosen.best.cell.runs[0])])
+    for one in trusted([model, *chosen.best.cell.runs], lambda _: None):  # its folds tell what was held out
+        found = [summary([one]), by_class(one, SHOWN), confusions(one, SHOWN), suspicious(one, SHOWN)]
+        made += [table for table in found if table]
+    return made
+
+
+def next_commands(chosen: Choice, final: list[Record]) -> list[str]:
+    """Where the models are, and the commands that go on with them."""
+    cells, method = final_cells(chosen, final, "top1"), method_of(chosen.best.cell.runs[0])
+    model, l2 = (quoted(str(model_of(cells[one])["folder"])) for one in (method, "l2"))
+    lines = [f"The model: {model} (its first seed; no test image took part in any choice)"]
+    lines += [f"That of L2: {l2}"] if method != "l2" else []
+    held_out = files_of(chosen.best.cell.runs)
+    lines += [f"Its predictions for the images held out: {' '.join(map(quoted, held_out))}"] if held_out else []
+    both = model if method == "l2" else f"{model} {l2}"
+    commands = [f"delta-predict {model} IMAGES", f"delta-export {model} --format onnx", f"delta-report trust {both}"]
+    return [*lines, *(f"Next: {command}" for command in commands)]
+
+
+def over_images(ours: Cell, l2: Cell, select: str) -> Difference | None:
     """The difference over resampled test images; None if predictions are missing."""
     pairs = []
     for key, run in zip(ours.values, ours.runs, strict=True):
@@ -152,7 +196,7 @@ def over_images(ours: Cell, l2: Cell) -> Difference | None:
             if both[0] is None or both[1] is None:
                 return None
             pairs.append((both[0], both[1]))
-    return by_image(pairs) if pairs else None
+    return by_image(pairs, select != "top1") if pairs else None
 
 
 def result(name: str, ours: Cell, l2: Cell, images: Difference | None) -> str:

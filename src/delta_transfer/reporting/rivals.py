@@ -45,22 +45,25 @@ class Rival:
         return f"{self.choice.what} ({self.difference.signed(-self.difference.mean)}{points})"
 
 
-def rivals_of(best: Choice, choices: Iterable[Choice]) -> list[Rival]:
+def rivals_of(best: Choice, choices: Iterable[Choice], metric: str = "val_top1") -> list[Rival]:
     """The other choices with the same folds and seeds as the best one, the nearest first. Raises Damaged."""
     keys = best.best.cell.values.keys()
-    found = [compared(best, one) for one in choices if one is not best and one.best.cell.values.keys() == keys]
+    others = [one for one in choices if one is not best and one.best.cell.values.keys() == keys]
+    found = [compared(best, one, "balanced" in metric) for one in others]
     return sorted(found, key=lambda rival: rival.difference.merit)
 
 
-def compared(best: Choice, other: Choice) -> Rival:
+def compared(best: Choice, other: Choice, balanced: bool) -> Rival:
     ours, theirs = best.best.cell, other.best.cell
     if pairs := pairs_of(ours, theirs):
-        of_images = image_differences(pairs)
-        return Rival(other, by_image(pairs), float(of_images.std(ddof=1)) / math.sqrt(len(of_images)), "images")
+        of_images = image_differences(pairs, balanced)
+        return Rival(
+            other, by_image(pairs, balanced), float(of_images.std(ddof=1)) / math.sqrt(len(of_images)), "images"
+        )
     difference, each = paired(ours, theirs), paired_values(ours, theirs)
     assert difference is not None, "both have the same folds"
-    error = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else None
-    return Rival(other, difference, error, "folds")
+    of_folds = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else None
+    return Rival(other, difference, of_folds, "folds")
 
 
 def pairs_of(ours: Cell, theirs: Cell) -> list[tuple[Predictions, Predictions]]:
@@ -144,7 +147,7 @@ def in_words(best: Choice, rivals: Sequence[Rival]) -> list[str]:
     return [f"{said[kind]}: {', '.join(names)}" for kind, names in found.items() if names]
 
 
-def between_methods(choices: Sequence[Choice], prefer: str) -> list[str]:
+def between_methods(choices: Sequence[Choice], prefer: str, metric: str = "val_top1") -> list[str]:
     """What can be said between the methods of each data set, network and setting outside reg; `prefer`: a RULE."""
     lines = []
     for _, alike in grouped(choices, place_of):
@@ -152,7 +155,7 @@ def between_methods(choices: Sequence[Choice], prefer: str) -> list[str]:
         whole = [one for one in alike if one.best.cell.n == most]  # a missing fold may be the hardest one
         if len(whole) > 1:
             best = max(whole, key=lambda one: one.best.cell.merit)
-            rivals = rivals_of(best, whole)
+            rivals = rivals_of(best, whole, metric)
             lines += in_words(best, rivals)
             chosen = simplest(best, rivals) if prefer == "simple" else best
             how = "the simplest within one standard error of the best" if prefer == "simple" else "the best mean"

@@ -169,7 +169,7 @@ def seeds_needed(effect: float) -> int | None:
     return None
 
 
-def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
+def by_image(pairs: "list[tuple[Predictions, Predictions]]", balanced: bool = False) -> Difference:
     """Difference in accuracy, (ours, theirs) of each seed, with a bootstrap interval over the test images.
 
     The unit is the image: its difference is the mean over the seeds, so that an image counts once however many networks
@@ -179,7 +179,7 @@ def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
     import numpy as np
     from scipy import stats
 
-    differences = image_differences(pairs)
+    differences = image_differences(pairs, balanced)
     mean = float(differences.mean())
     if np.ptp(differences) == 0 or np.count_nonzero(differences) < ENOUGH_IMAGES:
         return Difference(mean, None, None, len(differences))
@@ -195,8 +195,11 @@ def by_image(pairs: "list[tuple[Predictions, Predictions]]") -> Difference:
     return Difference(mean, float(interval.low), float(interval.high), len(differences))
 
 
-def image_differences(pairs: "list[tuple[Predictions, Predictions]]") -> "np.ndarray":
-    """(N,) ours - theirs of each image, in points and as a mean over the seeds. Raises ValueError if images differ."""
+def image_differences(pairs: "list[tuple[Predictions, Predictions]]", balanced: bool = False) -> "np.ndarray":
+    """(N,) ours - theirs of each image, in points and as a mean over the seeds. Raises ValueError if images differ.
+
+    balanced: images are weighted so that each class weighs the same, and the mean is that of balanced accuracies.
+    """
     import numpy as np
 
     first = pairs[0][0]
@@ -205,6 +208,9 @@ def image_differences(pairs: "list[tuple[Predictions, Predictions]]") -> "np.nda
             raise ValueError("predictions of different test images")
     each = [ours.correct.astype(float) - theirs.correct for ours, theirs in pairs]
     found: np.ndarray = np.mean(each, axis=0) * 100
+    if balanced:
+        counts = np.bincount(first.labels)
+        found = found * (len(found) / np.count_nonzero(counts) / counts[first.labels])
     return found
 
 

@@ -148,11 +148,12 @@ def summary(found: list[Trusted]) -> Table:
 
 def in_words(one: Trusted) -> str:
     n = one.numbers
-    gap = n["confidence"] - n["accuracy"]
-    how = "overconfident" if gap > 0.02 else "too careful" if gap < -0.02 else "well calibrated on average"
+    low, high = n["accuracy_interval"]  # of few images it is wide
+    sure = n["confidence"]
+    how = "it is overconfident" if sure > high else "it is too careful" if sure < low else "the two agree within chance"
     said = (
         f"It gets {100 * n['accuracy']:.1f} % of {n['n']} images right and gives its answers a probability of "
-        f"{100 * n['confidence']:.1f} % on average: it is {how}."
+        f"{100 * n['confidence']:.1f} % on average: {how}."
     )
     t = n["temperature"]
     if t is not None and n["calibration_error_at_temperature"] < n["calibration_error"]:
