@@ -122,7 +122,7 @@ def dataset_and_backbone(record: Record) -> tuple[str, str]:
 def settings(record: Record, metric: str) -> dict[str, object]:
     """All that must agree between runs of one row, outside `reg`."""
     # Each fold is measured on inputs of its own, and together they are the whole: a cell is their mean.
-    ignored = NOT_SETTINGS | {"reg", fold_key(record, metric)}
+    ignored = NOT_SETTINGS | {"reg", fold_key(record, metric)} | ({"split.fold"} if validates(metric) else set())
     flat = flatten(config_of(record))
     kept = {key: value for key, value in flat.items() if not within(key, ignored)}
     kept |= {key: value for key, value in versions(record).items() if not within(key, ["reg"])}
