@@ -15,11 +15,12 @@ from delta_transfer.data.graphs import GraphLoader, batch_of, chains
 from delta_transfer.data.molecules import random_scaffold_split, scaffold_split
 from delta_transfer.data.options import SplitConfig
 from delta_transfer.data.packed_graphs import PackedGraphs
-from delta_transfer.data.readers.moleculenet import MoleculesConfig
+from delta_transfer.data.readers.moleculenet import MeasuredMoleculesConfig, MoleculesConfig
 from delta_transfer.data.readers.tu import TUConfig, stratified_folds
 from delta_transfer.data.registry import READERS
 from delta_transfer.engine.averages.best_validation import BestValidation, BestValidationConfig
-from delta_transfer.engine.graph_tasks import GraphProperties, roc_auc
+from delta_transfer.engine.graph_tasks import GraphProperties, GraphRegression, roc_auc
+from delta_transfer.experiment.choosing import training_images
 from delta_transfer.experiment.experiment import run
 from delta_transfer.methods import DELTA, DELTAWithoutAttention, StochNorm
 from delta_transfer.methods.attention import AttentionConfig, channel_attention
@@ -202,6 +203,37 @@ def test_unreadable_molecules_are_counted_and_named_and_empty_cells_are_not_know
             molecules(tmp_path, wrong, **options)
 
 
+def test_measurements_are_standardised_by_those_of_training_molecules(tmp_path):
+    pytest.importorskip("rdkit")
+    smiles = ["C" * n + end for n in range(1, 5) for end in ("O", "N", "c1ccccc1", "C1CC1", "C1CCC1")]
+    lines = [f"{one},{n / 4 if n % 5 else ''},{-n}e-1,note" for n, one in enumerate(smiles)]
+    text = "\n".join(["smiles,solubility,energy,remark", *lines])
+
+    def measured(text: str, **options):
+        (tmp_path / "some.csv").write_text(text)
+        named = {"reader": "measured_molecules", "name": "some", "file": "some.csv", "cut": "random"}
+        return read(MeasuredMoleculesConfig(**named, **options), tmp_path)
+
+    dataset = measured(text, properties=["solubility", "energy"])
+    assert dataset.labels.shape == (20, 2) and np.isnan(dataset.labels[5, 0]) and dataset.labels[7, 0] == 1.75
+    training = dataset.labels[~dataset.is_test & ~dataset.is_val]
+    assert 0 < len(training) < 20
+    known = training[np.isfinite(training[:, 0]), 0]
+    assert dataset.scale[:, 0] == pytest.approx([known.mean(), known.std()])
+    loader = GraphRegression().open_loader(composed("dataset=esol", "schedule.batch_size=4"), dataset, CPU)
+    _, labels = next(loader.test_batches(np.flatnonzero(~dataset.is_test & ~dataset.is_val)))
+    assert torch.nanmean(labels[:, 1]).item() == pytest.approx(0, abs=1e-6)
+    assert labels[:, 1].std(correction=0).item() == pytest.approx(1, abs=1e-6)
+    for wrong in ("energy_", "remark"):
+        with pytest.raises(UserError):
+            measured(text, properties=[wrong])
+    for cell in ("inf", "nan", "x"):
+        with pytest.raises(UserError):
+            measured(text.replace("-3e-1", cell), properties=["energy"])
+    with pytest.raises(UserError):
+        measured("smiles,energy\n" + "\n".join(f"{one},2.5" for one in smiles), properties=["energy"])
+
+
 def test_the_scaffold_split_is_the_published_rule():
     """The largest set first; of equal sets the one that begins last; a set that does not fit goes on to the next."""
     scaffolds = ["a"] * 5 + ["b"] * 2 + ["c"] * 2 + ["d"]
@@ -281,6 +313,18 @@ def test_the_loss_is_a_mean_over_known_labels():
     found.backward()
     assert logits.grad[0, 1] == 0 and not logits.grad[2].any()
     assert GraphProperties().correct(logits, labels).item() == pytest.approx(1.5)
+
+
+def test_the_squared_error_is_a_mean_over_known_labels():
+    logits = torch.tensor([[2.0, -1.0], [0.5, 3.0], [1.0, 1.0]], requires_grad=True)
+    labels = torch.tensor([[1.0, torch.nan], [-1.0, 1.0], [torch.nan, torch.nan]])
+    found = GraphRegression.sample_loss(logits, labels)
+    assert found.item() == pytest.approx((1 + 1.5**2 + 2**2) / 3)
+    each = GraphRegression.sample_loss(logits, labels, reduction="none")
+    assert each.tolist() == pytest.approx([1.0, (1.5**2 + 2**2) / 2, 0])
+    assert GraphRegression.sample_loss(logits, labels, reduction="sum").item() == pytest.approx(each.sum().item())
+    found.backward()
+    assert logits.grad[0, 1] == 0 and not logits.grad[2].any()
 
 
 def test_roc_auc_counts_pairs():
@@ -412,6 +456,54 @@ def test_molecules_train_and_stop_early_and_say_so(tmp_path):
     assert done["test_scored_properties"] >= 1 and done["test_top1"] is None
     last = run(composed(*options, "reg=l2")).summary
     assert last["selection"] == "last iteration" and last["run_id"] != done["run_id"] and last["iterations"] == 16
+
+
+@pytest.fixture(scope="module")
+def esol(tmp_path_factory) -> list[str]:
+    """Words of a short run on molecules whose value is their number of carbon atoms."""
+    pytest.importorskip("rdkit")
+    root = tmp_path_factory.mktemp("esol")
+    smiles = ["C" * n + end for n in range(1, 9) for end in ("O", "N", "c1ccccc1", "C1CC1", "C1CCC1")]
+    lines = [f"{one.count('C') / 10 - 3},{one}" for one in smiles]
+    (root / "delaney-processed.csv").write_text("\n".join(["measured log solubility in mols per litre,smiles", *lines]))
+    return [
+        *("dataset=esol", f"dataset.root={root}", "dataset.cut=random", "backbone.weights=none", "device=cpu"),
+        *("schedule.batch_size=16", "schedule.epochs=4", "schedule.log_every=4"),
+    ]
+
+
+def test_a_regression_runs_and_its_error_has_the_unit_of_the_labels(esol, tmp_path):
+    done = run(composed(*esol, f"results_dir={tmp_path}", "reg=delta_noatt", "reg.alpha=1e-9")).summary
+    folder = tmp_path / "runs" / done["run_id"]
+    with np.load(folder / "values.npz") as arrays:
+        errors = arrays["predicted"] - arrays["labels"]
+        assert arrays["labels"].shape == (4, 1) and -3 < arrays["labels"].min() < arrays["labels"].max() < -1
+        assert done["test_rmse"] == pytest.approx(np.sqrt((errors**2).mean())) and len(arrays["names"]) == 4
+    mean, std = done["label_scale"]["mean"][0], done["label_scale"]["std"][0]
+    assert -3 < mean < -1 and done["test_loss"] == pytest.approx((done["test_rmse"] / std) ** 2, rel=1e-4)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    assert all("squared_error" in line and "train_top1" not in line for line in lines)
+    assert lines[-1]["squared_error"] < lines[0]["squared_error"]
+
+
+def test_early_stopping_keeps_the_least_error(esol, tmp_path):
+    words = [*esol, f"results_dir={tmp_path}", "reg=l2", "schedule.eval_epochs=1", "average=best_validation"]
+    done = run(composed(*words, "average.measure=rmse")).summary
+    lines = [json.loads(line) for line in (tmp_path / "runs" / done["run_id"] / "metrics.jsonl").open()]
+    scores = {line["step"]: line["val_rmse"] for line in lines if "val_rmse" in line}
+    assert len(scores) == 4 and done["val_rmse"] == min(scores.values()) == scores[done["best_step"]]
+
+
+def test_methods_are_not_chosen_on_folds_of_molecules(esol):
+    with pytest.raises(UserError):
+        training_images(composed(*esol))
+
+
+@pytest.mark.parametrize("more", [["reg=lp_ft"], ["reg=co_tuning"], ["schedule.class_weights=balanced"]])
+def test_a_regression_refuses_what_needs_classes(esol, tmp_path, more):
+    with pytest.raises(UserError):
+        run(composed(*esol, f"results_dir={tmp_path}", *more))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_best_weights_count_once_training_has_ended_and_a_checkpoint_keeps_them(source):

@@ -36,7 +36,9 @@ class PackedGraphs:
 class GraphDataset(Dataset):
     """A labelled collection of graphs. `load` raises, since there are no pictures.
 
-    labels: (G,) class of each graph, or (G, T) properties: 1 yes, -1 no, 0 not known.
+    labels: (G,) class of each graph; or (G, T) properties: 1 yes, -1 no, 0 not known; or (G, T) float64 measurements,
+    NaN where one is not known, of which `scale` (2, T) has mean and standard deviation over the training graphs.
     """
 
     graphs: PackedGraphs = field(kw_only=True)
+    scale: np.ndarray | None = field(default=None, kw_only=True)

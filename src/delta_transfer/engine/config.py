@@ -276,13 +276,14 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
             log.info(f"{dataset.name}: {what}: {len(pairs):,} ({words})")
     if several := dataset.of_several_pictures():
         log.info(f"{dataset.name}: {only_first_pictures(several)}")
-    schedule, inputs = config.schedule, TASKS[config.task].in_words(config)
+    schedule, task = config.schedule, TASKS[config.task]
     images = f"{len(splits.train):,} training"
     images += f", {len(splits.val):,} validation" if len(splits.val) else ""
     images += f", {len(splits.test):,} test" if config.split.measures_test else ""
     log.info(
-        f"{name}: {images} images of {len(dataset.classes):,} classes ({shorten_list(dataset.classes, 3)}); "
-        f"{schedule.length(len(splits.train)):,} iterations of {schedule.batch_size} {inputs}"
+        f"{name}: {images} {task.inputs} {'of' if task.one_label else 'with'} {len(dataset.classes):,} "
+        f"{'classes' if task.one_label else 'labels'} ({shorten_list(dataset.classes, 3)}); "
+        f"{schedule.length(len(splits.train)):,} iterations of {schedule.batch_size} {task.in_words(config)}"
     )
     if stages > 1:
         log.info(f"{name}: {stages} stages of {schedule.length(len(splits.train)):,} iterations")

@@ -1,6 +1,6 @@
-"""Tasks on graphs: one label of K classes, or yes/no properties of which some may not be known."""
+"""Tasks on graphs: one label of K classes; yes/no properties, or measurements, of which some may not be known."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..data.graphs import GraphLoader, Graphs, chains
 from ..data.loader import BatchSource
 from ..data.packed_graphs import GraphDataset
 from ..models import Network
-from ..records.arrays import PREDICTIONS
+from ..records.arrays import PREDICTIONS, VALUES
 from . import devices
 from .optimizers import ScheduleConfig
 from .tasks import TASKS, Classification, Loss, outputs_of, refuse_options_of_classes
@@ -77,10 +77,7 @@ class GraphProperties(GraphClassification):
         """mean: over all known labels. none: for each graph the mean over its known labels, (B,); sum: their sum."""
         known = labels != 0
         losses = F.binary_cross_entropy_with_logits(logits, (labels > 0).to(logits), reduction="none") * known
-        if reduction == "mean":
-            return losses.sum() / known.sum().clamp(min=1)
-        each = losses.sum(dim=1) / known.sum(dim=1).clamp(min=1)
-        return each.sum() if reduction == "sum" else each
+        return mean_over_known(losses, known, reduction)
 
     def loss(self, config: "RunConfig", weights: Tensor | None = None) -> Loss:
         return self.sample_loss
@@ -88,7 +85,7 @@ class GraphProperties(GraphClassification):
     def example(self, config: "RunConfig", count: int, classes: int, device: torch.device) -> tuple[Graphs, Tensor]:
         return chains(count, device=device), torch.ones(count, classes, dtype=torch.int64, device=device)
 
-    def correct(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def correct(self, logits: Tensor, labels: Tensor) -> Tensor | None:
         """The sum over graphs of the fraction of its known labels that are right."""
         known = labels != 0
         right = ((logits > 0) == (labels > 0)) & known
@@ -132,4 +129,74 @@ def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     return float((rankdata(scores)[yes].sum() - n_yes * (n_yes + 1) / 2) / (n_yes * n_no))
 
 
-TASKS |= {task.name: task for task in (GraphClassification(), GraphProperties())}
+class GraphRegression(GraphProperties):
+    """T measurements of each graph: labels (B, T), NaN where one is not known.
+
+    The network sees standardised labels, (y - mean) / std with mean and standard deviation (of the population) of the
+    known labels of the training split; the record keeps both (`label_scale`). The loss is the squared error, a mean
+    over the known labels. The measure is the root of the mean squared error in the labels' own unit, a mean over the
+    properties that are known of some graph of a split.
+    """
+
+    name = "graph_regression"
+    chosen_by = "rmse"
+    loss_name = "squared_error"
+    outputs = ("values", VALUES)
+
+    def open_loader(self, config: "RunConfig", dataset: Dataset, device: torch.device) -> BatchSource:
+        assert isinstance(dataset, GraphDataset)
+        mean, std = self._scale(dataset)
+        standardised = ((dataset.labels - mean) / std).astype(np.float32)
+        return super().open_loader(config, replace(dataset, labels=standardised), device)
+
+    @staticmethod
+    def _scale(dataset: Dataset) -> np.ndarray:
+        assert isinstance(dataset, GraphDataset) and dataset.scale is not None, "measured_molecules gives it"
+        return dataset.scale
+
+    def of_labels(self, dataset: Dataset) -> dict[str, Any]:
+        mean, std = self._scale(dataset).tolist()
+        return {"label_scale": {"mean": mean, "std": std}}
+
+    @staticmethod
+    def sample_loss(logits: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+        """mean: over all known labels. none: for each graph the mean over its known labels, (B,); sum: their sum."""
+        known = labels.isfinite()
+        return mean_over_known((logits - labels.nan_to_num()).square() * known, known, reduction)
+
+    def example(self, config: "RunConfig", count: int, classes: int, device: torch.device) -> tuple[Graphs, Tensor]:
+        return chains(count, device=device), torch.ones(count, classes, device=device)
+
+    def correct(self, logits: Tensor, labels: Tensor) -> None:
+        return None
+
+    def measure(
+        self, network: Network, loader: BatchSource, dataset: Dataset, split: str, indices: np.ndarray
+    ) -> dict[str, Any]:
+        logits, labels = outputs_of(network, loader, indices, "logits")
+        mean, std = self._scale(dataset)
+        predicted, wanted = mean + std * logits.double().numpy(), dataset.labels[indices]
+        known = np.isfinite(wanted)
+        if not known.any():
+            raise UserError(f"{dataset.name}: no label is known in the {split} split, so that there is no error.")
+        squares = np.where(known, predicted - wanted, 0.0) ** 2
+        errors = np.sqrt(squares.sum(axis=0)[known.any(axis=0)] / known.sum(axis=0)[known.any(axis=0)])
+        return {
+            "predicted": predicted,
+            "labels": wanted,
+            "index": indices,
+            "rmse": float(errors.mean()),
+            "scored_properties": float(len(errors)),
+            "loss": self.sample_loss(logits, labels).item(),
+        }
+
+
+def mean_over_known(losses: Tensor, known: Tensor, reduction: str) -> Tensor:
+    """Of losses (B, T), 0 where a label is not known: the mean over all known labels; or a mean for each graph."""
+    if reduction == "mean":
+        return losses.sum() / known.sum().clamp(min=1)
+    each = losses.sum(dim=1) / known.sum(dim=1).clamp(min=1)
+    return each.sum() if reduction == "sum" else each
+
+
+TASKS |= {task.name: task for task in (GraphClassification(), GraphProperties(), GraphRegression())}

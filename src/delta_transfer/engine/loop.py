@@ -31,7 +31,8 @@ class TrainState:
     accumulate: int = 1  # micro-batches of a step
     loss: Loss = F.cross_entropy
     clip_norm: float | None = None  # largest norm of the gradient
-    correct: Loss = correct_labels  # how many inputs of a batch are right
+    correct: Callable[[Tensor, Tensor], Tensor | None] = correct_labels  # how many inputs of a batch are right
+    loss_name: str = "cross_entropy"
 
     def __post_init__(self) -> None:
         self._frozen = not any(p.requires_grad for p in self.target.backbone_parameters().values())
@@ -60,8 +61,8 @@ class TrainState:
             return forward_in_chunks(self._source, images)
 
     def task_loss(self, outputs: Outputs, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy in fp32, and that of an auxiliary head where there is one."""
-        losses = {"cross_entropy": self.loss(outputs["logits"].float(), labels)}
+        """The task's loss in fp32, and that of an auxiliary head where there is one."""
+        losses = {self.loss_name: self.loss(outputs["logits"].float(), labels)}
         if "aux_logits" in outputs:
             losses["aux"] = self.aux_weight * F.cross_entropy(outputs["aux_logits"].float(), labels)
         return losses

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..common.console import Display, log
 from ..common.errors import UserError
+from ..common.metrics import METRICS
 from ..common.options import OptionError
 from ..data.dataset import Dataset, Splits
 from ..data.examination import constant_images
@@ -62,12 +63,13 @@ class MetricsWindow:
         self.correct: list[Tensor] = []
         self.images = 0
 
-    def add(self, correct: Tensor, count: int, losses: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
-        """correct: how many of `count` inputs are right, a scalar."""
+    def add(self, correct: Tensor | None, count: int, losses: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
+        """correct: how many of `count` inputs are right, a scalar; None where none is right or wrong."""
         values = losses | extra
         self.losses, self.extra = list(losses), list(extra)
         self.rows.append(torch.stack([value.float() for value in values.values()]))
-        self.correct.append(correct)
+        if correct is not None:
+            self.correct.append(correct)
         self.images += count * devices.processes()
 
     def close(self, rate: Callable[[int], float]) -> Line:
@@ -82,13 +84,15 @@ class MetricsWindow:
                 check_finite(name, value, iteration, iteration, rate(iteration))
         means = {name: sum(column) / len(rows) for name, column in zip(names, zip(*rows, strict=True), strict=True)}
         losses = {name: means[name] for name in self.losses}
-        correct = devices.average(torch.stack(self.correct).sum().double()).item() * devices.processes()
-        extra = {name: means[name] for name in self.extra}
-        return losses | {"loss": sum(losses.values())} | extra | {"train_top1": 100 * correct / self.images}
+        line = losses | {"loss": sum(losses.values())} | {name: means[name] for name in self.extra}
+        if self.correct:
+            correct = devices.average(torch.stack(self.correct).sum().double()).item() * devices.processes()
+            line["train_top1"] = 100 * correct / self.images
+        return line
 
     def state_dict(self) -> dict[str, Any]:
         """On the CPU, which waits for the device."""
-        tensors = {name: torch.stack(getattr(self, name)).cpu() for name in ("rows", "correct") if self.images}
+        tensors = {name: torch.stack(kept).cpu() for name in ("rows", "correct") if (kept := getattr(self, name))}
         kept = ("first_iteration", "losses", "extra", "images")
         return {name: getattr(self, name) for name in kept} | tensors
 
@@ -170,6 +174,7 @@ class Classification:
     inputs = "images"  # what one is called in messages
     chosen_by = "top1"  # the metric by which a choice on validation data is made
     one_label = True  # each input has one label of K classes
+    loss_name = "cross_entropy"  # in a line of metrics
     # The last test evaluation in the run's folder: the name of its file, and the arrays that have a digest.
     outputs: tuple[str, tuple[str, ...]] = ("predictions", PREDICTIONS)
     # The loss of a head that a method trains or measures itself; its mean over the batch, or one value for each input.
@@ -235,7 +240,8 @@ class Classification:
 
     # --- Metrics ---
 
-    correct: Loss = staticmethod(correct_labels)  # how many inputs of a training batch are right
+    # How many inputs of a training batch are right, a scalar; None where none is right or wrong.
+    correct: Callable[[Tensor, Tensor], Tensor | None] = staticmethod(correct_labels)
 
     def measure(
         self, network: Network, loader: BatchSource, dataset: Dataset, split: str, indices: np.ndarray
@@ -244,9 +250,15 @@ class Classification:
         return evaluate(network, loader, indices)
 
     def score(self, network: Network, loader: BatchSource, dataset: Dataset, indices: np.ndarray) -> float:
-        """What is chosen by on validation data, in percent."""
+        """What is chosen by on validation data, signed so that more is better."""
         found: float = self.measure(network, loader, dataset, "val", indices)[self.chosen_by]
-        return found
+        return METRICS[f"val_{self.chosen_by}"].merit(found)
+
+    # --- Record ---
+
+    def of_labels(self, dataset: Dataset) -> dict[str, Any]:
+        """What a record says of the labels, for whoever uses the network."""
+        return {}
 
 
 TASKS: dict[str, Classification] = {"classification": Classification()}  # others register themselves

@@ -50,7 +50,12 @@ def without_a_gpu(config: RunConfig, attention: bool) -> list[str]:
 
 
 def training_images(config: RunConfig) -> dict[str, int]:
-    """The number of training images of each class."""
+    """The number of training images of each class. Raises UserError for a data set that has no folds of them."""
+    require(
+        not config.dataset.own_validation,
+        f"{config.dataset.name} has a validation split of its own, and +experiment=which_is_best chooses on folds: run "
+        "the methods (delta-run -m reg=l2,delta), then delta-report --select val chooses among them.",
+    )
     dataset = load_dataset(config.dataset, Path(config.cache_dir))
     train = make_splits(dataset, config.dataset, config.split, config.seed).train
     return {name: int((dataset.labels[train] == label).sum()) for label, name in enumerate(dataset.classes)}

@@ -145,6 +145,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                     task.loss(config, class_weights(config, dataset, splits.train, device)),
                     config.schedule.clip_norm,
                     task.correct,
+                    task.loss_name,
                 )
 
                 # --- Training ---
@@ -272,6 +273,7 @@ def describe(
         "n_val": len(splits.val),
         "n_test": len(splits.test),
         "num_classes": len(dataset.classes),
+        **TASKS[config.task].of_labels(dataset),
         "dataset_fingerprint": dataset.fingerprint,
         "weights_fingerprint": weights_name(config, weights),
         "selection": AVERAGES[config.average.name].thing.selection,

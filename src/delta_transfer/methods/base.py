@@ -130,7 +130,7 @@ class TrainState(Protocol):
     precision: str  # fp32 | bf16
 
     def task_loss(self, outputs: Outputs, labels: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy in fp32, and that of an auxiliary head where there is one."""
+        """The task's loss in fp32, and that of an auxiliary head where there is one."""
         ...
 
 

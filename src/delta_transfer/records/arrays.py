@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # slow to import, and most tables do not need it
     import numpy as np
 
 PREDICTIONS = ("labels", "logits", "index")
+VALUES = ("labels", "predicted", "index")  # of measurements, in their unit
 SIMILARITIES = ("similarities", "same", "fold")
 VALIDATION = "validation"  # the file of the predictions for held-out training images, beside predictions.npz
 ATTENTION = "attention.safetensors"

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from .arrays import PREDICTIONS
 from .cards import in_words, make_card, metadata_of
 from .checked import MODEL, fingerprint, save_with_checksum
 from .integrity import DIGESTS, array_digest
@@ -46,7 +45,7 @@ def write_outputs(
         what, kept = kinds[split]
         arrays = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
         digests[what] = array_digest({key: arrays[key] for key in kept})
-        if kept == PREDICTIONS:
+        if "index" in arrays:
             arrays["names"] = np.array([dataset.names[index] for index in arrays["index"]])
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]

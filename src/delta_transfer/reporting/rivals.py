@@ -26,7 +26,7 @@ class Rival:
     choice: Choice
     difference: Difference  # the best minus this one
     error: float | None  # the standard error of the difference; None: one value has none
-    over: str  # images | folds
+    over: str  # images | folds | seeds
 
     @property
     def standing(self) -> str:
@@ -62,8 +62,8 @@ def compared(best: Choice, other: Choice, balanced: bool) -> Rival:
         )
     difference, each = paired(ours, theirs), paired_values(ours, theirs)
     assert difference is not None, "both have the same folds"
-    of_folds = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else None
-    return Rival(other, difference, of_folds, "folds")
+    error = statistics.stdev(each) / math.sqrt(len(each)) if len(each) > 1 else None
+    return Rival(other, difference, error, f"{difference.over}s")
 
 
 def pairs_of(ours: Cell, theirs: Cell) -> list[tuple[Predictions, Predictions]]:
@@ -141,7 +141,7 @@ def in_words(best: Choice, rivals: Sequence[Rival]) -> list[str]:
     said = {
         "near": f"within noise of {best.what}, paired over {over}",
         "far": f"behind {best.what} by more than noise, paired over {over}",
-        "open": f"behind {best.what} by as much on every fold, which has no interval",
+        "open": f"behind {best.what} by as much every time, which has no interval",
     }
     found = {kind: [str(rival) for rival in rivals if rival.standing == kind] for kind in said}
     return [f"{said[kind]}: {', '.join(names)}" for kind, names in found.items() if names]

@@ -2,8 +2,8 @@
 
 import csv
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,13 +13,10 @@ from PIL import Image
 from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...common.options import option
-from ..dataset import Dataset
 from ..molecules import graph_of, random_scaffold_split, random_split, read_molecule, scaffold_of, scaffold_split
 from ..options import DatasetConfig, Publication
 from ..packed_graphs import GraphDataset, PackedGraphs
 from ..registry import reader
-
-VALUES = {"1": 1, "1.0": 1, "0": -1, "0.0": -1, "": 0}  # of a cell: yes, no, not known
 
 
 @dataclass
@@ -56,27 +53,59 @@ class MoleculesConfig(DatasetConfig):
             )
 
 
+@dataclass
+class MeasuredMoleculesConfig(MoleculesConfig):
+    """Molecules with measured properties, some of which may not be known."""
+
+    task: ClassVar[str] = "graph_regression"
+
+    properties: list[str] = option(help="columns with a number or nothing")
+
+
 @reader(
     "molecules",
     title="Molecules",
     options=MoleculesConfig,
     source="the CSV file of https://moleculenet.org/datasets-1",
 )
-def molecules(root: Path, config: MoleculesConfig) -> Dataset:
+def molecules(root: Path, config: MoleculesConfig) -> GraphDataset:
     """Reads `file`. Molecules that cannot be read are counted and named; a run does without them.
 
     Raises UserError for a missing column, a value that is neither 1, 0 nor empty, and a file without molecules.
     """
+    return _molecules(root, config, yes_or_no, "1, 0 or empty", np.int64)
+
+
+@reader(
+    "measured_molecules",
+    title="Molecules with measurements",
+    options=MeasuredMoleculesConfig,
+    source="the CSV file of https://moleculenet.org/datasets-1",
+)
+def measured_molecules(root: Path, config: MeasuredMoleculesConfig) -> GraphDataset:
+    """The same for numbers. Raises UserError for a property that is alike in all training molecules."""
+    dataset = _molecules(root, config, number, "a number or empty", np.float64)
+    training = dataset.labels[~dataset.is_test & ~dataset.is_val]  # type: ignore[operator]
+    for name, column in zip(dataset.classes, training.T, strict=True):
+        if len(np.unique(column[np.isfinite(column)])) < 2:
+            raise UserError(f"{config.name}: the training molecules have no two different values of {name}.")
+    return replace(dataset, scale=np.stack([np.nanmean(training, axis=0), np.nanstd(training, axis=0)]))
+
+
+def _molecules(
+    root: Path, config: MoleculesConfig, value: Callable[[str], float], wanted: str, kind: type[np.number]
+) -> GraphDataset:
+    """value: a cell as a label, raises ValueError; wanted: what a cell must be; kind: of the labels."""
     path = root / config.file
-    names, rows = _read(path, config)
+    names, rows = _read(path, config, value, wanted)
     graphs, scaffolds, smiles, labels = [], [], [], []
     unreadable: dict[str, str] = {}  # place and SMILES: why
-    for number, (text, values) in enumerate(rows, 2):
+    for line, (text, values) in enumerate(rows, 2):
         try:
             molecule = read_molecule(text)
             graphs.append(graph_of(molecule))
         except ValueError as error:
-            unreadable[f"line {number}, {text}"] = str(error)
+            unreadable[f"line {line}, {text}"] = str(error)
             continue
         scaffolds.append(scaffold_of(molecule))
         smiles.append(text)
@@ -91,7 +120,7 @@ def molecules(root: Path, config: MoleculesConfig) -> Dataset:
         val, test = random_scaffold_split(scaffolds, config.subset_seed)
     else:
         val, test = random_split(len(scaffolds), config.subset_seed)
-    packed, known = PackedGraphs.of(graphs), np.array(labels, dtype=np.int64)
+    packed, known = PackedGraphs.of(graphs), np.array(labels, dtype=kind)
     digest = hashlib.sha256(config.name.encode())
     for array in (*vars(packed).values(), known, val, test):
         digest.update(np.ascontiguousarray(array).tobytes() + b"|")
@@ -114,30 +143,63 @@ def no_picture(index: int) -> Image.Image:
     raise UserError("Graphs have no pictures.")
 
 
-def _read(path: Path, config: MoleculesConfig) -> tuple[list[str], list[tuple[str, list[int]]]]:
+def yes_or_no(cell: str) -> int:
+    """1 yes, -1 no, 0 not known."""
+    values = {"1": 1, "1.0": 1, "0": -1, "0.0": -1, "": 0}
+    if cell not in values:
+        raise ValueError(cell)
+    return values[cell]
+
+
+def number(cell: str) -> float:
+    """NaN: not known."""
+    value = float(cell) if cell.strip() else np.nan
+    if cell.strip() and not np.isfinite(value):
+        raise ValueError(cell)
+    return value
+
+
+def _read(
+    path: Path, config: MoleculesConfig, value: Callable[[str], float], wanted: str
+) -> tuple[list[str], list[tuple[str, list[float]]]]:
     """The names of the properties, and SMILES and values of each line."""
+    columns, rows = read_csv(path)
+    if lacking := [name for name in (config.smiles, *config.properties) if name not in columns]:
+        raise UserError(f"{path} has no column {', '.join(lacking)}: it has {shorten_list(columns)}.")
+
+    def taken(row: dict[str, str], name: str) -> float | None:
+        try:
+            return value(row[name])
+        except ValueError:
+            return None
+
+    names = config.properties or [name for name in columns if name != config.smiles]
+    labels = {name: [taken(row, name) for row in rows] for name in names}
+    names = config.properties or [name for name in names if None not in labels[name]]
+    if not names:
+        raise UserError(f"{path} has no column of 1 and 0: name those with the properties, dataset.properties=[...].")
+    wrong = [
+        f"line {line} {name}={row[name]!r}"
+        for line, row in enumerate(rows, 2)
+        for name in names
+        if labels[name][line - 2] is None
+    ]
+    if wrong:
+        raise UserError(f"{path}: properties must be {wanted}, but {shorten_list(wrong)}.")
+    each = zip(*(labels[name] for name in names), strict=True)
+    return list(names), [(row[config.smiles].strip(), list(values)) for row, values in zip(rows, each, strict=True)]
+
+
+def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The names of the columns, and the lines. Raises UserError for a file that cannot be read or is ragged."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = csv.DictReader(file)
             columns, rows = list(lines.fieldnames or ()), list(lines)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    if lacking := [name for name in (config.smiles, *config.properties) if name not in columns]:
-        raise UserError(f"{path} has no column {', '.join(lacking)}: it has {shorten_list(columns)}.")
-    if ragged := [number for number, row in enumerate(rows, 2) if None in row or None in row.values()]:
+    if ragged := [line for line, row in enumerate(rows, 2) if None in row or None in row.values()]:
         raise UserError(
             f"{path}: lines with more or fewer cells than the first: {shorten_list(list(map(str, ragged)))}."
         )
-    names = config.properties or _yes_or_no([name for name in columns if name != config.smiles], rows)
-    if not names:
-        raise UserError(f"{path} has no column of 1 and 0: name those with the properties, dataset.properties=[...].")
-    wrong = [
-        f"line {n} {name}={row[name]!r}" for n, row in enumerate(rows, 2) for name in names if row[name] not in VALUES
-    ]
-    if wrong:
-        raise UserError(f"{path}: properties must be 1, 0 or empty, but {shorten_list(wrong)}.")
-    return list(names), [(row[config.smiles].strip(), [VALUES[row[name]] for name in names]) for row in rows]
-
-
-def _yes_or_no(columns: Sequence[str], rows: list[dict[str, str]]) -> list[str]:
-    return [name for name in columns if {row[name] for row in rows} <= VALUES.keys()]
+    return columns, rows

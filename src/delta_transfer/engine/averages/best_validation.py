@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...common.errors import UserError
+from ...common.metrics import METRICS
 from ...common.options import option
 from ...models import Network
 from ..callbacks import AVERAGES, Average, AverageConfig, Position
@@ -20,7 +21,9 @@ class BestValidationConfig(AverageConfig):
     chooses: ClassVar[bool] = True
 
     name: str = option("best_validation", "name of the average of the target's weights")
-    measure: str = option("roc_auc", "measure on the validation split, such as roc_auc or top1; more is better")
+    measure: str = option(
+        "roc_auc", "measure on the validation split", choices=[key[4:] for key in METRICS if key.startswith("val_")]
+    )
     patience: int = option(20, "evaluations without a better one after which training ends", at_least=1)
 
     @property
@@ -30,7 +33,7 @@ class BestValidationConfig(AverageConfig):
 
 @AVERAGES.register("best_validation", "best on validation", BestValidationConfig)
 class BestValidation(Average):
-    """theta of the step with the highest validation measure, the first one among equals; it is no average.
+    """theta of the step with the best validation measure, the first one among equals; it is no average.
 
     Training ends `patience` evaluations after the best one. A schedule with `eval_epochs` says when they come. The
     record of such a run says "best validation" in the place of "last iteration". Each stage of a method has a best
@@ -52,9 +55,11 @@ class BestValidation(Average):
         key = f"val_{self.config.measure}"
         if key not in line:
             if any(name.startswith(("val_", "test_")) for name in line):
-                raise UserError(f"average=best_validation: the validation split has no {self.config.measure}.")
+                there = ", ".join(name[4:] for name in METRICS if name in line)
+                raise UserError(f"average.measure={self.config.measure}: this task has {there} on validation.")
             return
-        self.better = self.best is None or line[key] > self.best
+        merit = METRICS[key].merit
+        self.better = self.best is None or merit(line[key]) > merit(self.best)
         if self.better:
             self.best, self.best_step, self.waited = line[key], line["step"], 0
         else:
