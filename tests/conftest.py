@@ -24,7 +24,7 @@ def messages():
 @pytest.fixture(autouse=True)
 def nothing_else_runs(monkeypatch):
     """What commands say of a busy machine is not in their output."""
-    monkeypatch.setattr(cores, "busy_others", lambda: 0.0)
+    monkeypatch.setattr(cores, "others", 0.0)
 
 
 @pytest.fixture(autouse=True, scope="session")

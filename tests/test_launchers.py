@@ -45,7 +45,7 @@ def test_a_parallel_sweep_skips_runs_and_survives_a_failure(launcher, tmp_path, 
     assert "seed=1" in summary["overrides"]
     # Each job's output is in the terminal, or in a file where the job may be on another machine.
     logs = "".join(path.read_text() for path in Path("results/sweep").glob(".submitit/*/*_log.out"))
-    output = logs if launcher == "submitit" else sweep.stdout
+    output = sweep.stdout + logs
     assert output.count("done, skipped") == 1 and "iteration 3/3" in output
     # Nothing of Hydra is left elsewhere.
     assert sorted(path.name for path in tmp_path.iterdir()) == ["CUB_200_2011", "results"]

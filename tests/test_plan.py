@@ -16,6 +16,7 @@ from delta_transfer.common import timing
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.experiment import planning as plan
 from delta_transfer.experiment.costs import Cost, measure
+from delta_transfer.experiment.lookup import Lookup
 from delta_transfer.experiment.planning import Job, in_bytes
 from delta_transfer.methods import method_config
 
@@ -119,7 +120,7 @@ def test_learning_what_and_where_has_its_learning_rate_for_stanford40_only():
 
 def test_several_sources_are_one_each_and_both(tmp_path, monkeypatch, capsys, measured):
     seen = []
-    monkeypatch.setattr(plan.Plan, "_sources", lambda self, config: seen.append(config.source))
+    monkeypatch.setattr(Lookup, "_sources", lambda self, config: seen.append(config.source))
     monkeypatch.chdir(tmp_path)
     dry_run(monkeypatch, capsys, "+experiment=multi_source", "seed=0", "data_dir=/d")
     one, other = (f"/d/sources/{name}_resnet32.safetensors" for name in ("tiny_imagenet", "cifar10"))

@@ -1,5 +1,5 @@
 """The commands. Whatever starts one, or a launcher's worker, imports this package before it imports torch."""
 
-from ..common.cores import spin_briefly
+from ..common.cores import begin_command
 
-spin_briefly()
+begin_command()

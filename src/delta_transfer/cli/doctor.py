@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
+from ..common import cores
 from ..common.console import Display, log, shorten_list, spelled_out
-from ..common.cores import usable_cores
 from ..common.errors import UserError
 from ..common.tables import Entry, Table, entries, on_screen
 from ..data import load_dataset, look_for, publication
@@ -129,7 +129,7 @@ def torch_and_devices(found: Findings) -> None:
     import torchvision  # noqa: F401 - of another build than torch it raises here
 
     bf16 = "with" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "without"
-    found.fine("CPU", f"{usable_cores()} cores, {torch.get_num_threads()} threads, {bf16} bf16 (precision=bf16)")
+    found.fine("CPU", f"{cores.USABLE} cores, {torch.get_num_threads()} threads, {bf16} bf16 (precision=bf16)")
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         words = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, CUDA {torch.version.cuda}"

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,9 +16,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ..common.console import log, quoted
 from ..common.errors import UserError
 from ..common.options import OptionError
+from ..engine.config import RunConfig
+from ..engine.devices import Stopped, stop_signal
 from .compose import GROUPS, checked_config, compose, parsed
 from .explain import apply, has_key, is_group, unknown_key
 
+Jobs = dict[tuple[str, ...], RunConfig]  # the words of each, and its configuration
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
@@ -32,6 +35,7 @@ class CheckedSweeper(Sweeper):
 
     launcher: Launcher
     count: ClassVar[int] = 0  # jobs of the sweep that this process carries out
+    to_do: ClassVar[Callable[[Jobs], list[list[str]]]]  # picks the jobs to launch; cli/run.py sets it
 
     def __init__(self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None):
         self.batch_size, self.params = max_batch_size, params or {}
@@ -41,17 +45,18 @@ class CheckedSweeper(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> Any:
-        jobs = self.checked(self.jobs([*(f"{key}={value}" for key, value in self.params.items()), *arguments]))
-        CheckedSweeper.count = len(jobs)
+        checked = self.checked(self.jobs([*(f"{key}={value}" for key, value in self.params.items()), *arguments]))
+        CheckedSweeper.count = len(checked)
         folder = Path(self.composed.hydra.sweep.dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             OmegaConf.save(self.composed, folder / "multirun.yaml")
         except OSError as error:
             raise UserError(f"{folder} cannot be written: {error.strerror}.") from None
-        at_once = self.batch_size or len(jobs)
+        jobs = CheckedSweeper.to_do(checked)
+        skipped, at_once = len(checked) - len(jobs), self.batch_size or len(checked)
         for first in range(0, len(jobs), at_once):
-            for job in self.launcher.launch(jobs[first : first + at_once], initial_job_idx=first):
+            for job in self.launcher.launch(jobs[first : first + at_once], initial_job_idx=skipped + first):
                 _ = job.return_value  # raises what ended it
 
     def jobs(self, words: Sequence[str]) -> list[list[str]]:
@@ -67,14 +72,16 @@ class CheckedSweeper(Sweeper):
             values[key] = [f"{key}={value}" for value in found]
         return [list(job) for job in itertools.product(*values.values())]
 
-    def checked(self, jobs: list[list[str]]) -> list[list[str]]:
+    def checked(self, jobs: list[list[str]]) -> Jobs:
         """The jobs, each once, without the keys that their methods do not have. Raises UserError."""
         config_name = self.composed.hydra.job.config_name
         for_all = OmegaConf.to_container(self.composed.hydra.overrides.hydra)
         assert isinstance(for_all, list)
         parser = OverridesParser.create(config_loader=self.loader)
-        overrides = {word: parser.parse_override(word) for job in jobs for word in job}
-        groups = {word for word, override in overrides.items() if is_group(self.loader, override)}
+        overrides = {word: parser.parse_override(word) for word in dict.fromkeys(itertools.chain(*jobs))}
+        of_key = {(one.key_or_group, one.package): one for one in overrides.values()}  # to look a group up takes long
+        names = {key for key, one in of_key.items() if is_group(self.loader, one)}
+        groups = {word for word, one in overrides.items() if (one.key_or_group, one.package) in names}
         bases: dict[tuple[str, ...], DictConfig] = {}
 
         def base_of(words: Sequence[str]) -> DictConfig:
@@ -104,17 +111,20 @@ class CheckedSweeper(Sweeper):
             if key not in owners:
                 raise unknown_key(base_of(jobs[0]), key)
             log.info(f"{key} is set for {', '.join(owners[key])}, and not for {', '.join(methods)}, without that key")
+        configs: Jobs = {}
         for words in made:
+            if stop_signal() is not None:
+                raise Stopped
             config = copy.deepcopy(base_of(words))
             for word in words:
                 if word not in groups:
                     apply(config, word, overrides[word])
             try:
-                checked_config(config, words)
+                configs[words] = checked_config(config, words)
             except OptionError as error:
                 its_own = " ".join(quoted(word) for word in words if any(word not in other for other in made))
                 raise OptionError(error.key, f"{error} (in {its_own})" if its_own else str(error)) from None
-        return [list(words) for words in made]
+        return configs
 
 
 # --- Words ---

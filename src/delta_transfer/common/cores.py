@@ -9,7 +9,6 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -21,14 +20,18 @@ NOTICED = 0.3  # load of other programs from which on the machine counts as busy
 NOTABLE = 1.5  # how many times as long something takes where that is said
 CGROUPS = Path("/sys/fs/cgroup")
 of_a_command = False  # whether this process is a command's, and not another program's
+others = 0.0  # threads of other programs that wanted a core when the command began
 
 
-def spin_briefly() -> None:
-    """Sets how long threads spin, for this command and the processes that it starts, before torch is imported."""
-    global of_a_command
-    of_a_command = True
+def begin_command() -> None:
+    """Looks how busy the machine is and sets how long threads spin, also in processes that this one starts.
+
+    To be called before torch is imported.
+    """
+    global of_a_command, others
+    of_a_command, others = True, busy_others()
     if "torch" not in sys.modules and not any(name in os.environ for name in SETTINGS):
-        os.environ["GOMP_SPINCOUNT"] = str(SPINS_ALONE if busy_others() < NOTICED else SPINS_BESIDE_OTHERS)
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS_ALONE if others < NOTICED else SPINS_BESIDE_OTHERS)
 
 
 def usable_cores() -> int:
@@ -37,7 +40,6 @@ def usable_cores() -> int:
     return max(1, min([allowed, *map(int, _quotas())]))
 
 
-@cache
 def _quotas() -> list[float]:
     """The limits of the control groups that this process is in, in cores."""
     own = next((line[3:].strip("/") for line in _lines(Path("/proc/self/cgroup")) if line.startswith("0::")), "")
@@ -70,17 +72,11 @@ def _running(looks: int = 10, seconds: float = 0.005) -> Iterator[int]:
         time.sleep(seconds)
 
 
-def slowdown(threads: int, others: float, cores: int) -> float:
-    """How many times as long `threads` take beside `others` on a machine of `cores` as alone.
-
-    A program's share is what `others`, of one thread each, leave free, or as much as each of them gets.
-    """
-    share = max(cores - others, cores / (others + 1))
-    return threads / min(threads, share)
-
-
 def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
     except OSError:
         return []
+
+
+USABLE = usable_cores()

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..common import cores
 from ..common.console import log, shorten_list
-from ..common.cores import usable_cores
 from ..common.errors import UserError
 from ..records.files import whole_file
 from .images import holds_several_pictures
@@ -43,7 +43,7 @@ def contents_of(name: str, files: Sequence[Path], cache_dir: Path | None) -> Con
     stale = np.flatnonzero((stamps != now).any(axis=1) | ~now.any(axis=1)).tolist()
     if not stale:
         return Contents(now, known, several)
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(cores.USABLE) as pool:
         new = list(pool.map(_read, [files[index] for index in stale]))
     unreadable = [f"{files[i]} ({error})" for i, error in zip(stale, new, strict=True) if isinstance(error, OSError)]
     if unreadable:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from ..common import cores
 from ..common.console import shorten_list
-from ..common.cores import usable_cores
 from ..records.files import write_atomically
 from .contents import stamps_of
 from .dataset import Dataset
@@ -87,7 +87,7 @@ def examine(dataset: Dataset, progress: Callable[[int], None] = lambda done: Non
     """Decodes all images and compares them. progress: called with the number of images done."""
     found = Examination(dataset)
     looks: dict[int, Look] = {}
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(cores.USABLE) as pool:
         for index, outcome in enumerate(pool.map(lambda one: _look(dataset, one), range(len(dataset.labels)))):
             if isinstance(outcome, Look):
                 looks[index] = outcome
@@ -184,7 +184,7 @@ def unreadable_images(dataset: Dataset, reading: str) -> dict[int, str]:
             return str(error) or type(error).__name__
         return None
 
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(cores.USABLE) as pool:
         outcomes = pool.map(why, range(len(dataset.labels)))
         found = {index: reason for index, reason in enumerate(outcomes) if reason is not None}
     if cache is not None and cache.parent.parent.is_dir():  # a dry run makes no folder

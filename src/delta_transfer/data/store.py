@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ..common import cores
 from ..common.console import log, shorten_list
-from ..common.cores import usable_cores
 from ..common.errors import UserError
 from ..records.files import naming, sync, sync_folder, write_atomically
 from ..records.locks import Check, wait_for_lock
@@ -125,7 +125,7 @@ def wrong_checksums(path: Path) -> list[int]:
     if len(expected) != len(store.sizes):
         raise ValueError("the number of checksums is wrong")
     ends = store.starts + store.sizes.prod(axis=1)
-    with ThreadPoolExecutor(usable_cores()) as pool:
+    with ThreadPoolExecutor(cores.USABLE) as pool:
         found = pool.map(lambda start, end: zlib.crc32(store.pixels[start:end].data), store.starts, ends)
         return [index for index, checksum in enumerate(found) if checksum != expected[index]]
 
@@ -248,13 +248,13 @@ def decoded(
         except UNREADABLE as error:
             return error
 
-    cores = usable_cores()
+    workers = cores.USABLE
     # Threads suffice: Pillow decodes and resizes outside Python's global lock. The window bounds memory.
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         ahead: deque[tuple[int, Future[np.ndarray | BaseException]]] = deque()
         for index in range(first, len(dataset.labels)):
             ahead.append((index, pool.submit(decode, index)))
-            if len(ahead) > 8 * cores:
+            if len(ahead) > 8 * workers:
                 index, future = ahead.popleft()
                 yield index, future.result()
         for index, future in ahead:

@@ -62,15 +62,18 @@ def pick_device(wanted: str) -> torch.device:
 
 @cache  # said once per process
 def share_cores() -> None:
-    """Computes with no more threads than a container allows cores; says how much longer other work makes all last."""
+    """Computes with no more threads than a container allows cores; says how much longer other work makes all last.
+
+    A command's share of the cores is what others, of one thread each, leave free, or as much as each of them gets.
+    """
     if not cores.of_a_command:  # another program chooses its threads itself
         return
-    usable, others = cores.usable_cores(), cores.busy_others()
-    if "OMP_NUM_THREADS" not in os.environ and usable < torch.get_num_threads():
-        torch.set_num_threads(usable)
-    times = cores.slowdown(torch.get_num_threads(), others, os.cpu_count() or 1)
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores.USABLE:
+        torch.set_num_threads(cores.USABLE)
+    threads, others, there = torch.get_num_threads(), cores.others, os.cpu_count() or 1
+    times = threads / min(threads, max(there - others, there / (others + 1)))
     if times >= cores.NOTABLE:
-        log.info(f"{usable} cores, load {others:.0f} of other programs: it takes about {times:.0f} times as long")
+        log.info(f"{there} cores, load {others:.0f} of other programs: it takes about {times:.0f} times as long")
 
 
 @cache  # a process keeps its GPU, through all jobs of a sweep

@@ -3,29 +3,23 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ..common.console import duration, log
 from ..common.cores import NOTABLE
-from ..common.errors import UserError
 from ..common.tables import Entry, Table, entries, on_screen
-from ..data import load_dataset
-from ..data.dataset import Dataset, Splits, make_splits
+from ..data.dataset import Splits
 from ..data.options import DatasetConfig, OfficialCounts
-from ..engine.config import EMBEDDED, Recipe, RunConfig, check_choices, embedded_weights, name_of
-from ..engine.devices import device_name, pick_device, pick_precision
+from ..engine.config import Recipe, RunConfig, check_choices
+from ..engine.devices import device_name, pick_device
 from ..engine.tasks import TASKS
-from ..models.sources import SourceNetwork, load_sources
-from ..models.weights import build_source, not_downloaded
-from ..records.checked import fingerprint
 from ..records.run_directory import RunDirectory
 from .costs import Cost, decides_cost, measure
 from .fitting import describe_fit, fitted_path
+from .lookup import Lookup
 
 
 @dataclass
@@ -62,110 +56,44 @@ class Plan:
 
     recipe: Recipe  # of the embedded source network
     jobs: list[Job] = field(default_factory=list)
-    not_ready: dict[str, str] = field(default_factory=dict)  # what is missing -> why
     stores: dict[Any, int] = field(default_factory=dict)  # image stores that will be built, bytes
     lengths: dict[tuple[str, int], str] = field(default_factory=dict)  # what schedule.iterations=auto comes to
     fits: dict[Any, float] = field(default_factory=dict)  # seconds of computations that several runs share
-    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.lookup = Lookup(self.recipe)
+
+    @property
+    def not_ready(self) -> dict[str, str]:
+        """What is missing -> why."""
+        return self.lookup.missing
 
     def add(self, config: RunConfig) -> None:
         device = pick_device(config.device)
-        config.precision = pick_precision(config.precision, device)
         stages = config.reg.build().stages()
         check_choices(config, stages)
-        method = stages[0].method
-        dataset = self._dataset(config.dataset, Path(config.cache_dir))
-        splits = make_splits(dataset, config.dataset, config.split, config.seed) if dataset else None
-        if config.schedule.iterations == "auto":
+        method, automatic = stages[0].method, config.schedule.iterations == "auto"
+        found = self.lookup.find(config)
+        dataset, splits = found.dataset, found.splits
+        if automatic:
             images = splits.for_training if splits else drawn_of_official(config.dataset)
             config.schedule = config.schedule.fitted_to(round(images))
             length = f"{config.schedule.iterations:,} iterations of {config.schedule.batch_size} images"
             self.lengths[config.dataset.name, round(images)] = f"{images:,} training images: {length}"
-        for backbone in config.embedded_backbones:
-            key = ("pretrained", backbone.name, config.results_dir, config.device)
-            backbone.weights = self._once(key, partial(embedded_weights, backbone, config, self.recipe)) or EMBEDDED
-        weights, sources = self._weights(config), self._sources(config)
-        state, record = "missing", None
-        if dataset is not None and weights is not None and (config.source is None or sources):
-            state, record = self._state(config, dataset, weights, sources)
+        state, record = state_of(found.directory)
         n_train, n_test = sizes(config, splits)
         classes = len(dataset.classes) if dataset else official_counts(config.dataset).classes
-        cost = self._once(("cost", *decides_cost(config)), lambda: measure(config, stages, classes, device))
+        cost = self.lookup.once(("cost", *decides_cost(config)), lambda: measure(config, stages, classes, device))
         self.jobs.append(Job(config, state, n_train, n_test, cost, len(stages), record))
         if not self.jobs[-1].to_do:
             return
         data = splits.fingerprint(dataset) if splits and dataset else ""
-        to_fit = {part: describe_fit(config, part, weights or "", data) for part in method.parts_to_fit()}
+        to_fit = {part: describe_fit(config, part, found.weights or "", data) for part in method.parts_to_fit()}
         if not all(fitted_path(part, to, Path(config.cache_dir)).exists() for part, to in to_fit.items()):
             # Without the data set its configuration stands for it.
             shared = (json.dumps([*to_fit.values()]), None if splits else repr((config.dataset, config.split)))
             self.fits[shared] = cost.fit_seconds[0] * n_train + cost.fit_seconds[1]
         self.stores |= TASKS[config.task].stores_to_build(config, dataset)
-
-    def _dataset(self, config: DatasetConfig, cache_dir: Path) -> Dataset | None:
-        def load() -> Dataset | None:
-            try:
-                return load_dataset(config.replace(download=False), cache_dir)
-            except UserError as error:
-                if config.official is None:  # nothing says how large it is
-                    raise
-                fetch = "dataset.download=true will fetch it first" if config.download else str(error)
-                self.not_ready[f"data set {config.name}"] = fetch
-                return None
-
-        found: Dataset | None = self._once(("dataset", repr(config)), load)
-        return found
-
-    def _weights(self, config: RunConfig) -> str | None:
-        """Fingerprint of the source weights; None if they are not here."""
-
-        def read() -> str | None:
-            try:
-                if config.backbone.weights == EMBEDDED:
-                    raise UserError("delta-run trains this network first (the recipe of delta-pretrain)")
-                missing = not_downloaded(config.backbone)
-                if missing:
-                    raise UserError(missing)
-                return fingerprint(build_source(config.backbone, config.seed, tapped=False).weights())
-            except UserError as error:
-                self.not_ready[f"weights of {config.backbone.name}"] = str(error)
-                return None
-
-        seed = config.seed if config.backbone.weights == "none" else None
-        found: str | None = self._once(("weights", repr(config.backbone), seed), read)
-        return found
-
-    def _sources(self, config: RunConfig) -> list[SourceNetwork] | None:
-        """The networks of `config.source`; None if there are none or one of them is not here."""
-
-        def read() -> list[SourceNetwork] | None:
-            try:
-                for source in config.source:
-                    if source.backbone.weights == EMBEDDED:
-                        raise UserError("delta-run trains this network first (the recipe of delta-pretrain)")
-                    if missing := not_downloaded(source.backbone):
-                        raise UserError(missing)
-                return load_sources(config.source, tapped=False)
-            except UserError as error:
-                self.not_ready[f"source {', '.join(source.name for source in config.source)}"] = str(error)
-                return None
-
-        return self._once(("sources", repr(config.source)), read) if config.source else None
-
-    def _state(
-        self, config: RunConfig, dataset: Dataset, weights: str, sources: list[SourceNetwork] | None
-    ) -> tuple[str, dict[str, Any] | None]:
-        name, _ = name_of(config, dataset.fingerprint, weights, sources)
-        directory = RunDirectory(Path(config.results_dir) / "runs" / name)
-        summary = directory.summary()
-        if summary is not None:
-            return "failed" if summary.get("error") else "finished", summary
-        return "interrupted" if directory.checkpoint_path.exists() else "missing", None
-
-    def _once(self, key: tuple[Any, ...], compute: Callable[[], Any]) -> Any:
-        if key not in self._known:
-            self._known[key] = compute()
-        return self._known[key]
 
     @property
     def waiting(self) -> float:
@@ -264,6 +192,14 @@ def span(seconds: list[float]) -> Entry:
     """From the shortest to the longest time."""
     least, most = min(seconds), max(seconds)
     return Entry(duration(least) if most < 1.05 * least else f"{duration(least)} - {duration(most)}", least)
+
+
+def state_of(directory: RunDirectory | None) -> tuple[str, dict[str, Any] | None]:
+    """How far a run is, in a word, and its record if it ended. None: it has no name yet."""
+    summary = directory.summary() if directory else None
+    if summary is not None:
+        return "failed" if summary.get("error") else "finished", summary
+    return "interrupted" if directory and directory.checkpoint_path.exists() else "missing", None
 
 
 def sizes(config: RunConfig, splits: Splits | None) -> tuple[int, int]:

@@ -1,0 +1,95 @@
+"""Finished runs of a sweep are found by their records: nothing is launched, and no image is looked at, for them."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from PIL import Image
+
+from delta_transfer.engine.config import embedded_weights
+from delta_transfer.experiment import lookup
+from delta_transfer.experiment.lookup import Lookup
+
+from .miniature import composed, delta_run, tiny_overrides, write_cub
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Words of a sweep, with two finished runs."""
+    folder = tmp_path_factory.mktemp("sweep")
+    words = ["-m", *tiny_overrides(write_cub(folder / "CUB"), folder / "results"), "split.val_fraction=0.2"]
+    with pytest.MonkeyPatch.context() as patch:
+        assert delta_run(patch, *words, "reg=l2,l2_sp") == 0
+    return folder, words
+
+
+@pytest.fixture
+def launched(monkeypatch) -> list[str]:
+    """The words of the jobs that were launched, without those that all have."""
+    jobs = []
+    launch = BasicLauncher.launch
+
+    def noted(self, job_overrides, initial_job_idx):
+        jobs.extend(job_overrides)
+        return launch(self, job_overrides, initial_job_idx)
+
+    monkeypatch.setattr(BasicLauncher, "launch", noted)
+    return jobs
+
+
+def copied(made, tmp_path: Path) -> list[str]:
+    """The words of the sweep on copies of its data and its results."""
+    folder, words = made
+    shutil.copytree(folder, tmp_path / "copy")
+    return [word.replace(str(folder), str(tmp_path / "copy")) for word in words]
+
+
+def test_only_what_is_not_finished_is_launched(made, tmp_path, monkeypatch, capsys, launched):
+    words = copied(made, tmp_path)
+    reads = []
+    load = lookup.load_dataset
+    monkeypatch.setattr(lookup, "load_dataset", lambda *of: reads.append(of) or load(*of))
+    assert delta_run(monkeypatch, *words, "reg=l2,l2_sp") == 0
+    output = capsys.readouterr().out
+    assert not launched and len(reads) == 1 and output.count("done, skipped") == 2
+    assert delta_run(monkeypatch, *words, "reg=l2,delta_noatt,l2_sp") == 0
+    assert [[word for word in job if word.startswith("reg=")] for job in launched] == [["reg=delta_noatt"]]
+    assert "run 3 of 3" not in output
+
+
+def test_names_are_those_that_runs_give_themselves(made):
+    folder, words = made
+    config = composed(*words[1:], "reg=l2")
+    found = Lookup(lambda config: config).find(config)
+    assert found.directory is not None and (found.directory.path / "summary.json").exists()
+    assert config.precision == "fp32" and len(found.splits.val)
+
+
+@pytest.mark.parametrize("what", ["an image", "its predictions", "its record", "a further measurement"])
+def test_what_changed_or_is_asked_beside_it_is_for_the_run_to_see(what, made, tmp_path, monkeypatch, launched):
+    words = [*copied(made, tmp_path), "reg=l2"]
+    (run,) = (tmp_path / "copy").glob("results/runs/*-l2-*")
+    if what == "an image":  # another data set: another run
+        image = next((tmp_path / "copy").glob("CUB/images/*/*.jpg"))
+        Image.open(image).rotate(90).save(image)
+    elif what == "its predictions":
+        (run / "predictions.npz").write_bytes(b"damaged")
+        later = (run / "summary.json").stat().st_mtime + 1
+        os.utime(run / "predictions.npz", (later, later))
+    elif what == "its record":
+        (run / "summary.json").write_text("{}")
+    else:
+        words.append("evaluate.forgetting=true")
+    status = delta_run(monkeypatch, *words)
+    assert len(launched) == 1 and status == (0 if what == "an image" else 1)
+
+
+def test_a_source_that_is_trained_first_is_no_finished_run(made, tmp_path):
+    folder, _ = made
+    config = composed("reg=l2", f"results_dir={tmp_path}", f"cache_dir={tmp_path}")
+    assert config.embedded_backbones
+    recipe = composed(name="pretrain").replace(results_dir=str(tmp_path / "pretrained"), device="cpu")
+    assert embedded_weights(config.backbone, config, lambda _: recipe) is None
+    assert Lookup(lambda _: recipe).find(config).directory is None
