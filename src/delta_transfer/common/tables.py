@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from statistics import median
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -95,6 +96,22 @@ class Table:
             rows=[[row[i] for i in kept] for row in self.rows],
             names=sum(i < self.names for i in kept),
         )
+
+    def without_empty(self) -> "Table":
+        """The table without columns that are empty in all of its rows."""
+        return self.columns([i for i in range(len(self.header)) if any(row[i].text or row[i].bar for row in self.rows)])
+
+
+def table_of(title: str, rows: "list[dict[str, str | Entry]]", names: int, **words: Any) -> Table:
+    """A table of rows that have the same columns, by name, without those that are empty in all of them.
+
+    words: remarks, notes and a verdict, as a Table has them.
+    """
+    return Table(title, list(rows[0]), [entries(*row.values()) for row in rows], names, **words).without_empty()
+
+
+def whole(number: int) -> Entry:
+    return Entry(f"{number:,}", number)
 
 
 def entries(*cells: "str | Entry") -> list[Entry]:

@@ -4,12 +4,12 @@ import math
 from statistics import fmean
 
 from ..common.console import duration
-from ..common.tables import MISSING, Entry, Table, bars, entries
+from ..common.tables import MISSING, Entry, Table, bars, table_of, whole
 from ..records.reading import is_number
 from .comparison import Cell, Comparison, Row, grouped
 from .further import Measure, meanings, measures_in
 from .record_views import show, validates
-from .sections import BOLD, without_empty_settings
+from .sections import BOLD
 from .statistics import Contest, Difference, contests, paired, standing, winner
 
 NAMED = 5  # methods in a sentence
@@ -43,27 +43,28 @@ def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, basel
     measures = {} if validates(comparison.metric) else measures_in(cells)  # no setting is chosen on further test sets
 
     def difference(cell: Cell, one: Difference | None) -> Entry:
-        if one is None:
-            return Entry("baseline" if cell is base else MISSING)
+        if one is None or not any(found):
+            return Entry("" if not any(found) else "baseline" if cell is base else MISSING)
         fewer = f" ({one.n})" if one.n < cell.n else ""
         return Entry(one.without_n + fewer, one.mean)
 
-    made = [
-        entries(
-            comparison.display(method),
-            show(row.reg).replace("reg.", ""),
-            Entry(str(cell).rpartition(" (")[0], cell.mean, bold=method == best),
-            difference(cell, one),
-            Entry("", bar=next(drawn)) if one else Entry(""),
-            *(measured(measure, cell, base) for measure in measures.values()),
-            Entry(str(cell.n), cell.n),
-            time_of(cell),
-        )
+    name = comparison.display(baseline or "")
+    made: list[dict[str, str | Entry]] = [
+        {
+            "method": comparison.display(method),
+            "settings": show(row.reg).replace("reg.", ""),
+            "mean ± std": Entry(str(cell).rpartition(" (")[0], cell.mean, bold=method == best),
+            f"difference to {name}": difference(cell, one),
+            "": Entry("", bar=next(drawn)) if one else "",
+            **{title: measured(measure, cell, base) for title, measure in measures.items()},
+            "n": whole(cell.n),
+            "time of a run": time_of(cell),
+        }
         for (method, row, cell), one in zip(lines, found, strict=True)
     ]
-    name = comparison.display(baseline or "")
-    header = ["method", "settings", "mean ± std", f"difference to {name}", "", *measures, "n", "time of a run"]
-    place = comparison.place_title(rows[0].place)
+    by = "validation mean" if validates(comparison.metric) else "mean"
+    measured_in = f"{comparison.measured[:1].lower()}{comparison.measured[1:]}"
+    title = f"{comparison.place_title(rows[0].place)}: {measured_in}, sorted by {by}"
     notes = [BOLD] if best else []
     notes += [f"± sample std over n {comparison.over}"] if any(cell.std is not None for _, _, cell in lines) else []
     if any(found):
@@ -76,25 +77,16 @@ def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, basel
     if measures:
         notes.append(f"{'; '.join(measures)}: mean in %" + (f", difference to {name} as before" if any(found) else ""))
         notes += meanings(measures, cells)
-    if any(entry.text.endswith(")") for row in made for entry in row[3:]):
+    table = table_of(title, made, 2, verdict=verdict(comparison, contest, baseline))
+    if any(entry.text.endswith(")") for row in table.rows for entry in row[table.names + 1 :]):
         notes.append("(k) after a number: only k seeds have it, and what it is compared with")
     if sum(map(bool, found)) >= MANY:
         notes.append(
             "The intervals are not corrected for the number of methods: of 20 methods that are like "
             f"{name}, one is expected to seem different"
         )
-    by = "validation mean" if validates(comparison.metric) else "mean"
-    table = Table(
-        f"{place}: {comparison.measured[:1].lower()}{comparison.measured[1:]}, sorted by {by}",
-        header,
-        made,
-        2,
-        notes=notes,
-        verdict=verdict(comparison, contest, baseline),
-    )
-    if not any(found):
-        table = table.columns([i for i in range(len(header)) if i not in (3, 4)])
-    return without_empty_settings(table)
+    table.notes.extend(notes)
+    return table
 
 
 def measured(measure: Measure, cell: Cell, base: Cell | None) -> Entry:

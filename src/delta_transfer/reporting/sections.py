@@ -6,7 +6,7 @@ from typing import Any
 
 from ..common.console import duration
 from ..common.cores import NOTABLE
-from ..common.tables import MISSING, Entry, Table, entries
+from ..common.tables import MISSING, Entry, Table, entries, table_of, whole
 from ..records import arrays
 from ..records.arrays import Predictions
 from ..records.reading import Damaged, Record, is_number, stages
@@ -55,7 +55,8 @@ def accuracies(comparison: Comparison) -> Table:
         for method in contest.several
     ]
     said += [f"{NOT_JUDGED}: {'; '.join(dict.fromkeys(several))}"] if several and len(comparison.methods) > 1 else []
-    return without_empty_settings(Table(comparison.title, header, rows, 3, comparison.chosen, said + comparison.notes))
+    notes = said + comparison.notes
+    return Table(comparison.title, header, rows, 3, comparison.chosen, notes).without_empty()
 
 
 def verification(comparison: Comparison) -> Table:
@@ -74,13 +75,8 @@ def verification(comparison: Comparison) -> Table:
         return Entry(f"{mean:{form}}", mean)
 
     rows = [
-        entries(
-            row.dataset,
-            row.backbone,
-            row.settings,
-            comparison.display(m),
-            *(entry(row.cells[m], *n) for n in numbers.values()),
-        )
+        placed(row.dataset, row.backbone, row.settings, comparison.display(m))
+        | {name: entry(row.cells[m], *number) for name, number in numbers.items()}
         for row in comparison.rows
         for m in comparison.methods
         if m in row.cells
@@ -89,8 +85,12 @@ def verification(comparison: Comparison) -> Table:
         "Each fold of pairs is measured with the threshold that is best on all other folds; ROC over all pairs. "
         "TAR, FAR: true and false accept rates"
     ]
-    header = ["dataset", "backbone", "settings", "method", *numbers]
-    return without_empty_settings(Table("Verification of test pairs; mean over seeds", header, rows, 4, [], notes))
+    return table_of("Verification of test pairs; mean over seeds", rows, 4, notes=notes)
+
+
+def placed(dataset: str, backbone: str, settings: str, method: str) -> dict[str, str | Entry]:
+    """The first columns of a row for one method."""
+    return {"dataset": dataset, "backbone": backbone, "settings": settings, "method": method}
 
 
 def costs(comparison: Comparison) -> Table | None:
@@ -108,29 +108,32 @@ def costs(comparison: Comparison) -> Table | None:
         times: list[Any] = [run.get("train_processor_seconds") for run in runs]
         return fmean(times) if all(is_number(time) for time in times) else None
 
-    rows, waited = [], False
+    rows: list[dict[str, str | Entry]] = []
+    waited = False
     for method in comparison.methods:
         cells = [row.cells[method] for row in comparison.rows if method in row.cells]
         runs_of_all = distinct_runs(run for cell in cells for run in cell.runs)
         timed = [run for run in runs_of_all if is_number(run.get("train_seconds"))]
         for (iterations, in_stages), alike in grouped(timed, length):
-            seconds, runs_alike = fmean(run["train_seconds"] for run in alike), Entry(str(len(alike)), len(alike))
-            count = each = working = Entry(MISSING)
+            seconds = fmean(run["train_seconds"] for run in alike)
+            row: dict[str, str | Entry] = {
+                "method": comparison.display(method),
+                "iterations": MISSING,
+                "training time": Entry(duration(seconds), seconds),
+                "processor time": MISSING,
+                "per iteration": MISSING,
+                "runs": whole(len(alike)),
+            }
             if iterations is not None:
-                count = Entry(f"{iterations:,}" + f" in {in_stages} stages" * (in_stages > 1), iterations)
-                each = Entry(f"{1000 * seconds / iterations:.0f} ms", seconds / iterations)
+                row["iterations"] = Entry(f"{iterations:,}" + f" in {in_stages} stages" * (in_stages > 1), iterations)
+                row["per iteration"] = Entry(f"{1000 * seconds / iterations:.0f} ms", seconds / iterations)
             if (processor := of_processor(alike)) is not None:
-                working = Entry(duration(processor), processor)
+                row["processor time"] = Entry(duration(processor), processor)
                 waited |= seconds > NOTABLE * processor
-            time = Entry(duration(seconds), seconds)
-            rows.append(entries(comparison.display(method), count, time, working, each, runs_alike))
-    header = ["method", "iterations", "training time", "processor time", "per iteration", "runs"]
-    table = Table("Cost of a run, mean over runs", header, rows, 1)
-    if waited:
-        table.notes.append("Processor time: of the training thread, which waited while other programs ran")
-    else:
-        table = table.columns([0, 1, 2, 4, 5])
-    return table if rows else None
+            rows.append(row)
+    rows = rows if waited else [row | {"processor time": ""} for row in rows]
+    notes = ["Processor time: of the training thread, which waited while other programs ran"] * waited
+    return table_of("Cost of a run, mean over runs", rows, 1, notes=notes) if rows else None
 
 
 def comparable(contest: Contest) -> bool:
@@ -165,7 +168,7 @@ def by_contest(
     if not rows:
         return None
     header = ["dataset", "backbone", "settings", *map(comparison.display, others)]
-    return without_empty_settings(Table(title, header, rows, 3, notes=notes))
+    return Table(title, header, rows, 3, notes=notes).without_empty()
 
 
 def difference_entry(contest: Contest, method: str, baseline: str) -> Entry:
@@ -228,24 +231,24 @@ def equivalences(comparison: Comparison, baseline: str, margin: float) -> Table 
             difference = paired(cell, base) if base and found else None
             if found is None or difference is None:
                 continue
-            p, seeds = Entry(f"{found.p_no_worse:.2g}", found.p_no_worse), Entry(MISSING)
-            if found.found == "open":
-                known = found.seeds is not None
-                seeds = Entry(f"about {found.seeds}" if known else f"over {MOST_SEEDS}", found.seeds or MOST_SEEDS + 1)
+            seeds = "" if found.found != "open" else f"about {found.seeds}" if found.seeds else f"over {MOST_SEEDS}"
             place = comparison.dataset_title(contest.dataset), contest.backbone, show(contest.shared)
-            shown = Entry(difference.without_n, difference.mean)
-            rows.append(entries(*place, comparison.display(method), shown, words[found.found], p, seeds))
-    if not rows:
-        return None
+            rows.append(
+                placed(*place, comparison.display(method))
+                | {
+                    f"difference to {name}": Entry(difference.without_n, difference.mean),
+                    "found": words[found.found],
+                    "p": Entry(f"{found.p_no_worse:.2g}", found.p_no_worse),
+                    "seeds to settle it": Entry(seeds, found.seeds or MOST_SEEDS + 1) if seeds else MISSING,
+                }
+            )
     notes = [
         f"One-sided t tests at 5 % of the differences paired by {comparison.paired_by}; equal: two of them (TOST). p: "
         f"of being worse by {points} or more",
         "Seeds to settle it: with 80 % power, if the difference and its spread are those that were observed, of which "
         "few seeds know little",
     ]
-    header = ["dataset", "backbone", "settings", "method", f"difference to {name}", "found", "p", "seeds to settle it"]
-    table = Table(f"No worse than {name} by more than {points}?", header, rows, 4, notes=notes)
-    return without_empty_settings(table)
+    return table_of(f"No worse than {name} by more than {points}?", rows, 4, notes=notes) if rows else None
 
 
 def predictions_of(cell: Cell, warn: Callable[[str], None]) -> PredictionsOf:
@@ -282,52 +285,31 @@ def mean_ranks(comparison: Comparison) -> Table | None:
             f"{made.critical_difference:.2f} apart (Nemenyi, 95 %, rows taken as independent)"
         )
     title = f"Mean rank over the {made.rows} rows of a data set and backbone that have every method (1 is best)"
-    rows = [
-        entries(comparison.display(method), Entry(f"{mean:.2f}", mean))
+    rows: list[dict[str, str | Entry]] = [
+        {"method": comparison.display(method), "mean rank": Entry(f"{mean:.2f}", mean)}
         for method, mean in sorted(made.mean.items(), key=lambda item: item[1])
     ]
     notes = [f"Left out, with several settings outside reg: {', '.join(left_out)}"] if left_out else []
-    return Table(title, ["method", "mean rank"], rows, 1, [said], notes)
+    return table_of(title, rows, 1, remarks=[said], notes=notes)
 
 
 def beside_published(comparison: Comparison, protocol: str) -> Table:
     """Each cell of ours beside the published number, with what differs in how they were made."""
     rows, matches = [], against(comparison, protocol)
     for match in matches:
-        number, difference = match.number, match.difference
+        number, difference, row = match.number, match.difference, match.row
         rows.append(
-            entries(
-                match.row.dataset,
-                match.row.backbone,
-                match.row.settings,
-                comparison.display(match.method),
-                Entry(str(match.cell), match.cell.mean),
-                Entry(str(number), number.mean) if number else Entry(MISSING),
-                Entry(signed(difference), difference) if difference is not None else Entry(MISSING),
-                ", ".join(match.differing) if match.differing else "nothing known" if number else MISSING,
-            )
+            placed(row.dataset, row.backbone, row.settings, comparison.display(match.method))
+            | {
+                "ours": Entry(str(match.cell), match.cell.mean),
+                "published": Entry(str(number), number.mean) if number else MISSING,
+                "difference": Entry(signed(difference), difference) if difference is not None else MISSING,
+                "differs: ours (published)": ", ".join(match.differing) or ("nothing known" if number else MISSING),
+            }
         )
-    header = [
-        "dataset",
-        "backbone",
-        "settings",
-        "method",
-        "ours",
-        "published",
-        "difference",
-        "differs: ours (published)",
-    ]
     known = PROTOCOLS[protocol]
     sources = sorted({match.number.source for match in matches if match.number})
-    remarks = what_is_known(comparison, protocol)
     notes = [f"Published: {'; '.join(sources)}"] if sources else []
     notes += [f"How those were made: {known.remark}"] if known.remark and sources else []
-    return without_empty_settings(Table(f"Beside published numbers: {known.title}", header, rows, 4, remarks, notes))
-
-
-def without_empty_settings(table: Table) -> Table:
-    """The table without its column of settings if that is empty."""
-    i = table.header.index("settings")
-    if any(row[i].text for row in table.rows):
-        return table
-    return table.columns([column for column in range(len(table.header)) if column != i])
+    title = f"Beside published numbers: {known.title}"
+    return table_of(title, rows, 4, remarks=what_is_known(comparison, protocol), notes=notes)

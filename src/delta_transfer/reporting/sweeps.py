@@ -10,7 +10,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from ..common.tables import MISSING, Entry, Table, entries
+from ..common.tables import MISSING, Entry, Table, table_of
 from ..records.reading import is_number
 from .comparison import Cell, Comparison, grouped
 from .record_views import Settings, reg_settings, settings
@@ -159,16 +159,13 @@ def label_curves(comparison: Comparison) -> list[Table]:
 
 def label_table(place: str, lines: list[tuple[LabelCurve, Settings]], comparison: Comparison) -> Table:
     sizes = sorted({n for curve, _ in lines for n in curve.line.cells})
-    rows = []
+    rows: list[dict[str, str | Entry]] = []
     for curve, reg in lines:
-        cells = (curve.line.cells.get(n) for n in sizes)
-        gain = curve.doubling
+        cells = {f"{n:.3g} per class": curve.line.cells.get(n) for n in sizes}
         rows.append(
-            entries(
-                comparison.label(curve.line.method, reg),
-                *(Entry(str(cell), cell.mean) if cell else Entry(MISSING) for cell in cells),
-                Entry(gain.without_n, gain.mean),
-            )
+            {"method": comparison.label(curve.line.method, reg)}
+            | {size: Entry(str(cell), cell.mean) if cell else MISSING for size, cell in cells.items()}
+            | {"twice as many are worth": Entry(curve.doubling.without_n, curve.doubling.mean)}
         )
     curve, _ = max(lines, key=lambda line: (line[0].line.method == "l2", line[0].largest))
     worst = max(curve.misfit for curve, _ in lines)
@@ -177,9 +174,8 @@ def label_table(place: str, lines: list[tuple[LabelCurve, Settings]], comparison
         "and 95 % t interval in points. It was not measured",
         f"The fitted curves miss the means by up to {worst:.1f} points (root mean square over the sizes)",
     ]
-    header = ["method", *(f"{n:.3g} per class" for n in sizes), "twice as many are worth"]
     title = f"{place}: how many labels? {comparison.measured} by training images per class"
-    return Table(title, header, rows, 1, notes=notes, verdict=worth(curve, comparison.display(curve.line.method)))
+    return table_of(title, rows, 1, notes=notes, verdict=worth(curve, comparison.display(curve.line.method)))
 
 
 def worth(curve: LabelCurve, name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..common.console import log
-from ..common.tables import MISSING, Bar, Entry, Table, entries
+from ..common.tables import MISSING, Bar, Entry, Table, table_of, whole
 from ..records.arrays import Predictions
 from ..records.reading import Record, method_title, run_id, seed
 from .calibration import (
@@ -31,6 +31,7 @@ from .record_views import dataset_and_backbone
 from .statistics import mcnemar
 
 MOST = 4  # runs that are shown with their classes and images
+Cells = dict[str, str | Entry]  # of a row, by column
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
 
@@ -113,21 +114,23 @@ def rate(right: int, n: int, zero: float) -> tuple[Entry, Entry]:
 
 
 def summary(found: list[Trusted]) -> Table:
-    header = ["run", "accuracy", "balanced", "macro-F1", "top-5", "ECE", "temperature", "ECE with it", "surest 80 %"]
-    rows = []
+    rows: list[Cells] = []
     for one in found:
         n = one.numbers
-        t = n["temperature"]
+        t, with_t = n["temperature"], n["calibration_error_at_temperature"]
         right, kept = accuracy_at(one.judged, 0.8)
         rows.append(
-            entries(
-                one.name,
-                rate(int(one.judged.right.sum()), n["n"], 0)[0],
-                *(percent(n[key]) for key in ("balanced_accuracy", "macro_f1", "top5", "calibration_error")),
-                Entry(MISSING) if t is None else Entry(f"{t:.2f}", t),
-                percent(n["calibration_error_at_temperature"]),
-                percent(right / kept),
-            )
+            {
+                "run": one.name,
+                "accuracy": rate(int(one.judged.right.sum()), n["n"], 0)[0],
+                "balanced": percent(n["balanced_accuracy"]),
+                "macro-F1": percent(n["macro_f1"]),
+                "top-5": "" if n["top5"] is None else percent(n["top5"]),
+                "ECE": percent(n["calibration_error"]),
+                "temperature": "" if t is None else Entry(f"{t:.2f}", t),
+                "ECE with it": "" if with_t is None else percent(with_t),
+                "surest 80 %": percent(right / kept),
+            }
         )
     notes = [
         "Accuracy on test images in %, with Wilson's 95 % interval over images; balanced: mean over classes. ECE: mean "
@@ -141,9 +144,7 @@ def summary(found: list[Trusted]) -> Table:
         notes.append("No temperature: nothing held out was predicted (split.val_fraction, or runs with split.folds)")
     if not all(one.tested for one in found):
         notes.append("folds: no run was tested, so each training image counts as the run that held it out predicted it")
-    table = Table("Accuracy and calibration of each run", header, rows, 1, notes=notes)
-    kept_columns = [i for i in range(len(header)) if i < 4 or any(row[i].value is not None for row in rows)]
-    return table.columns(kept_columns)
+    return table_of("Accuracy and calibration of each run", rows, 1, notes=notes)
 
 
 def in_words(one: Trusted) -> str:
@@ -173,65 +174,67 @@ def by_class(one: Trusted, most: int) -> Table:
         taken = f"{one.classes[others.argmax()]} ({others.max()})" if others.max() else ""
         f1 = 2 * own[k] / (true[k] + said[k]) if true[k] + said[k] else None
         text, bar = rate(int(own[k]), int(true[k]), one.numbers["accuracy"])
-        rows.append(entries(one.classes[k], text, bar, percent(f1), Entry(str(true[k]), int(true[k])), taken))
+        cells: Cells = {"class": one.classes[k], "accuracy": text, "": bar, "F1": percent(f1), "n": whole(int(true[k]))}
+        rows.append(cells | {"most often taken for": taken})
     notes = ["Accuracy in % with Wilson's 95 % interval; the mark in the bar is the accuracy on all images"]
     if len(order) > most:
         notes.append(f"The worst {most} of {len(order)} classes (--most {len(order)} for all)")
-    header = ["class", "accuracy", "", "F1", "n", "most often taken for"]
-    return Table(f"{one.name}: classes, the worst first", header, rows, 1, notes=notes, verdict=in_words(one))
+    return table_of(f"{one.name}: classes, the worst first", rows, 1, notes=notes, verdict=in_words(one))
 
 
 def confusions(one: Trusted, most: int) -> Table | None:
     counts = confusion(one.judged)
     true = counts.sum(axis=1)
     pairs = [(counts[i, j], i, j) for i, j in np.argwhere(counts) if i != j]
-    rows = [
-        entries(one.classes[i], one.classes[j], Entry(str(n), int(n)), percent(n / true[i]))
+    rows: list[Cells] = [
+        {
+            "class": one.classes[i],
+            "taken for": one.classes[j],
+            "images": whole(n),
+            "% of the class": percent(n / true[i]),
+        }
         for n, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))[:most]
     ]
-    header = ["class", "taken for", "images", "% of the class"]
-    return Table(f"{one.name}: largest confusions", header, rows, 1) if rows else None
+    return table_of(f"{one.name}: largest confusions", rows, 1) if rows else None
 
 
 def calibration(one: Trusted) -> Table:
-    rows = []
+    rows: list[Cells] = []
     for found in reliability(one.judged, 10):
         text, bar = rate(found.right, found.n, found.confidence)
-        rows.append(entries(percent(found.confidence), text, bar, Entry(str(found.n), found.n)))
+        rows.append({"probability": percent(found.confidence), "accuracy": text, "": bar, "n": whole(found.n)})
     notes = ["Images by the probability of their answer, the mark in the bar; the point is their accuracy"]
-    header = ["probability", "accuracy", "", "n"]
-    return Table(f"{one.name}: is 90 % right in 90 %?", header, rows, 0, notes=notes)
+    return table_of(f"{one.name}: is 90 % right in 90 %?", rows, 0, notes=notes)
 
 
 def rejection(one: Trusted) -> Table:
-    rows = []
+    rows: list[Cells] = []
     for coverage in COVERAGES:
         right, kept = accuracy_at(one.judged, coverage)
-        rows.append(entries(percent(coverage), *rate(right, kept, one.numbers["accuracy"]), Entry(str(kept), kept)))
+        text, bar = rate(right, kept, one.numbers["accuracy"])
+        rows.append({"% answered": percent(coverage), "accuracy": text, "": bar, "n": whole(kept)})
     least, notes = one.numbers["none_below"], []
     if least is not None:
         notes.append(
             f'Answer "none of these" below a probability of {least:.2f}: {100 * KNOWN:.0f} % of held-out training '
             f"images are above it, and {100 * (1 - one.numbers['none_of_these']):.1f} % of these images"
         )
-    title = f"{one.name}: accuracy if only the surest images are answered"
-    return Table(title, ["% answered", "accuracy", "", "n"], rows, 0, notes=notes)
+    return table_of(f"{one.name}: accuracy if only the surest images are answered", rows, 0, notes=notes)
 
 
 def worst(one: Trusted, most: int) -> Table | None:
     judged = one.judged
     order = [i for i in np.argsort(-judged.confidence, kind="stable") if not judged.right[i]][:most]
-    rows = [
-        entries(
-            one.images[i],
-            one.classes[judged.labels[i]],
-            one.classes[judged.predicted[i]],
-            percent(float(judged.confidence[i])),
-        )
+    rows: list[Cells] = [
+        {
+            "image": one.images[i],
+            "class": one.classes[judged.labels[i]],
+            "taken for": one.classes[judged.predicted[i]],
+            "probability": percent(float(judged.confidence[i])),
+        }
         for i in order
     ]
-    header = ["image", "class", "taken for", "probability"]
-    return Table(f"{one.name}: worst images, the surest mistakes first", header, rows, 1) if rows else None
+    return table_of(f"{one.name}: worst images, the surest mistakes first", rows, 1) if rows else None
 
 
 def suspicious(one: Trusted, most: int) -> Table | None:
@@ -240,24 +243,21 @@ def suspicious(one: Trusted, most: int) -> Table | None:
         return None
     judged, names = one.held_out.judged, list(one.held_out.images.values())
     order, wrong = suspects(judged)
-    rows = [
-        entries(
-            names[i],
-            one.classes[judged.labels[i]],
-            percent(float(judged.probabilities[i, judged.labels[i]])),
-            one.classes[judged.predicted[i]],
-            percent(float(judged.confidence[i])),
-        )
+    rows: list[Cells] = [
+        {
+            "image": names[i],
+            "label": one.classes[judged.labels[i]],
+            "its probability": percent(float(judged.probabilities[i, judged.labels[i]])),
+            "looks like": one.classes[judged.predicted[i]],
+            "probability": percent(float(judged.confidence[i])),
+        }
         for i in order[:most]
         if not judged.right[i]
     ]
-    if not rows:
-        return None
     verdict = f"{wrong.sum()} of {len(names)} held-out training images may have a wrong label: look at these first."
-    header = ["image", "label", "its probability", "looks like", "probability"]
     title = f"{one.name}: training images whose label may be wrong"
     notes = ["Each was predicted by a network that did not train on it; sorted by the margin of its label"]
-    return Table(title, header, rows, 1, notes=notes, verdict=verdict)
+    return table_of(title, rows, 1, notes=notes, verdict=verdict) if rows else None
 
 
 def flips(first: Trusted, other: Trusted, most: int) -> Table | None:
@@ -273,16 +273,15 @@ def flips(first: Trusted, other: Trusted, most: int) -> Table | None:
     for one, against, name in ((first, other, names[0]), (other, first, names[1])):
         sure = against.judged.confidence
         for i in sorted(np.flatnonzero(one.judged.right & ~against.judged.right), key=lambda i: -sure[i])[:most]:
-            took = against.classes[against.judged.predicted[i]]
-            rows.append(entries(one.images[i], one.classes[one.judged.labels[i]], name, took, percent(float(sure[i]))))
+            image: Cells = {"image": one.images[i], "class": one.classes[one.judged.labels[i]], "right": name}
+            image["the other's answer"] = against.classes[against.judged.predicted[i]]
+            rows.append(image | {"its probability": percent(float(sure[i]))})
     verdict = (
         f"{names[0]} alone gets {ours} images right, and {names[1]} alone {theirs}: "
         f"{'more than chance' if p < 0.05 else 'that may be chance'} (McNemar, exact, p={p:.2g})."
     )
-    header = ["image", "class", "right", "the other's answer", "its probability"]
-    return Table(
-        f"Images that one of two runs gets right: {first.name}; {other.name}", header, rows, 1, verdict=verdict
-    )
+    title = f"Images that one of two runs gets right: {first.name}; {other.name}"
+    return table_of(title, rows, 1, verdict=verdict) if rows else Table(title, ["image"], [], 1, verdict=verdict)
 
 
 def trust_tables(found: list[Trusted], most: int) -> list[Table]:
