@@ -1,6 +1,7 @@
 """delta-report: synthetic records -> exact text. `pytest tests/test_report.py --regenerate` writes the text anew."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -11,6 +12,7 @@ import pytest
 from delta_transfer import report
 from delta_transfer.common import tables
 from delta_transfer.common.options import Options
+from delta_transfer.records.integrity import with_digest
 from delta_transfer.records.reading import run_folders
 from delta_transfer.records.run_directory import SCHEMA
 from delta_transfer.reporting import sections
@@ -317,6 +319,29 @@ def test_nothing_to_report(tmp_path, capsys):
     assert out == ""
     assert str(tmp_path) in err and "delta-run" in err
     assert report.main([str(tmp_path / "absent")]) == 1
+
+
+@pytest.mark.parametrize("form", ["table", "markdown", "latex", "json", "html"])
+def test_a_record_that_was_edited_by_hand_is_named_in_the_report_itself(form, tmp_path, capsys):
+    edited = with_digest(record("delta", 0, 57.4, run_id="edited")) | {"test_top1": 99.25}
+    folder, output = save(tmp_path, [record("l2"), edited]), tmp_path / "report"
+    assert report.main([folder, "--format", form, "--output", str(output)]) == 0
+    text = output.read_text(encoding="utf-8")
+    assert "edited: its summary.json" in text and "99.2" not in text
+    assert "edited" in capsys.readouterr().err
+
+
+def test_latex_has_the_form_of_a_table(tmp_path, capsys):
+    runs = three_methods(dataset__name="a_b & 50 %")
+    assert report.main([save(tmp_path, runs), "--format", "latex"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("%")]
+    text = "\n".join(lines)
+    opened, closed = (re.findall(rf"\\{word}\{{(.*?)\}}", text) for word in ("begin", "end"))
+    assert sorted(opened) == sorted(closed) and {"table", "tabular"} <= {name.rstrip("*") for name in opened}
+    columns = re.search(r"begin\{tabular\}\{([lr]+)\}", text)[1]
+    rows = [line for line in lines if line.endswith(r" \\")]
+    assert len(rows) == 4 and all(len(re.findall(r"(?<!\\)&", row)) == len(columns) - 1 for row in rows)
+    assert not re.search(r"(?<!\\)[%#_]", text) and text.count("{") == text.count("}")
 
 
 def test_watch_makes_the_page_anew_when_a_run_has_ended(tmp_path, monkeypatch):

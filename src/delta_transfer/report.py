@@ -98,7 +98,7 @@ def remake(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> int:
-    usable, others, failed = finished_and_failed(args)
+    usable, others, failed, unusable = finished_and_failed(args)
     groups = by_question(usable, args)
     if not groups and not args.against and not args.per_image and others:
         args.metric = next(iter(others))
@@ -121,6 +121,8 @@ def report(args: argparse.Namespace) -> int:
         comparisons = [with_choices(*both, args) for both in zip(comparisons, selections, strict=True)]
     for metric, records in others.items():
         comparisons += [compare(group, metric) for group in by_question(records, args)]
+    left_out = [f"Left out: {shorten_list(names)}: {reason}" for reason, names in unusable.items()]
+    comparisons[0].notes.extend(left_out)
     for comparison in comparisons:
         for warning in comparison.warnings:
             log.info(warning)
@@ -237,10 +239,13 @@ def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
     return wanted if wanted in comparison.methods else None
 
 
-def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], dict[str, list[Record]], list[Record]]:
-    """The records for the table, those of other tasks by their metric, and those of failed runs.
+def finished_and_failed(
+    args: argparse.Namespace,
+) -> tuple[list[Record], dict[str, list[Record]], list[Record], dict[str, list[str]]]:
+    """The records for the table, those of other tasks by their metric, those of failed runs, and the names of others.
 
-    stderr gets a line about every other run.
+    The others, such as records that were changed, are there by the reason why they cannot be used. stderr gets a line
+    about each run that is not in the table.
     """
     for absent in [top for top in args.dirs if not top.is_dir()]:
         log.info(f"no such folder: {absent}")
@@ -249,6 +254,7 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], dict[st
     usable: list[Record] = []
     failed: list[Record] = []
     others: dict[str, list[Record]] = {}
+    unusable: dict[str, list[str]] = {}
     classified = 0
     without_validation, on_folds, otherwise_validated = 0, 0, 0
     for record in records:
@@ -270,6 +276,8 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], dict[st
             log.info(f"skipped {run_id(record)}: {reason}")
             if record.get("error"):
                 failed.append(record)
+            else:
+                unusable.setdefault(reason, []).append(run_id(record))
         elif args.select and (folds(record) is not None) != (args.select == "cv"):
             otherwise_validated += 1
         else:
@@ -284,7 +292,7 @@ def finished_and_failed(args: argparse.Namespace) -> tuple[list[Record], dict[st
         log.info(f"left out: {otherwise_validated} runs {'without' if args.select == 'cv' else 'with'} split.folds")
     if unfinished:
         log.info(f"unfinished: {len(unfinished)} ({', '.join(unfinished)})")
-    return usable, others, failed
+    return usable, others, failed, unusable
 
 
 def against_predictions(record: Record, say: bool) -> str | None:
