@@ -1,11 +1,13 @@
 """The progress line: what has room is whole, and the name of the run is the last to be shown."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 
-from delta_transfer.common.console import Report, progress_line
+from delta_transfer.common import console
+from delta_transfer.common.console import Display, Report, progress_line
 
 REPORT = Report("train 55.2 %  test 51.0 %  812 images/s", ("cross_entropy 1.44", "feature_maps 0.031"))
 
@@ -31,6 +33,22 @@ def test_a_progress_line_never_cuts_a_number(width, run):
 def test_the_bar_is_full_at_the_end():
     assert "━" * 12 in progress_line(80, "", 300, 300, "", Report(), "x")
     assert "━" not in progress_line(80, "", 0, 300, "", Report(), "x")
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_time_left_of_a_resumed_task_follows_from_what_was_done_since(told, monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    display = Display("decoding", 1000, "image")
+    clock[0] = 600.0  # of preparations
+    if told:
+        display.start_at(500)
+    for step in range(501, 1001):
+        clock[0] += 2.0
+        display.update(step)
+    left = {int(a): int(b) for a, b in re.findall(r"image (\d+)/1000 .*?(\d+) s left", capsys.readouterr().out)}
+    expected = {step: 2 * (1000 - step) for step in ([501] if told else []) + [600, 700, 800, 900]}
+    assert left == expected
 
 
 def test_a_closed_pipe_ends_a_command_quietly():

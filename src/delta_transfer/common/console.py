@@ -54,7 +54,8 @@ class Display:
     def __init__(self, title: str, total: int, unit: str = "iteration"):
         self.title, self.total, self.unit = title, total, unit
         self.console = Console(stderr=False)
-        self.last_tenth, self.started, self.first_step = -1, time.monotonic(), 0
+        self.last_tenth, self.started = -1, time.monotonic()
+        self.first_step: int | None = None
         self.progress: Progress | None = None
 
     def __enter__(self) -> "Display":
@@ -69,25 +70,25 @@ class Display:
             self.progress.stop()
 
     def start_at(self, step: int) -> None:
-        """A resumed task goes on at `step`; the time left is estimated from the steps after it."""
-        self.first_step = step
+        """The task begins or goes on at `step`, now; the time left is estimated from the steps after it."""
+        self.first_step, self.started = step, time.monotonic()
         if self.progress:
-            self.progress.update(self.task, completed=step)
+            self.progress.reset(self.task, completed=step)
 
     def update(self, step: int, report: Report = Report()) -> None:
+        if self.first_step is None:  # an earlier attempt may have come as far as this
+            self.start_at(step)
         if self.progress:
             self.progress.update(self.task, completed=step, report=report)
             return
         tenth = 10 * step // self.total
         if tenth == self.last_tenth:
             return
-        if self.last_tenth < 0 and not self.first_step:
-            self.first_step = step - 1  # it begins here, or an earlier attempt stopped here
         self.last_tenth = tenth
         parts = [f"{self.title}: {self.unit} {step}/{self.total}", *report.losses, report.numbers]
-        if 0 < tenth < 10:  # the first step says nothing about the others
+        if 0 < tenth < 10 and (done := step - (self.first_step or 0)):  # the first step says nothing about the others
             elapsed = time.monotonic() - self.started
-            parts.append(f"{elapsed / max(1, step - self.first_step) * (self.total - step):.0f} s left")
+            parts.append(f"{elapsed / done * (self.total - step):.0f} s left")
         log.info("  ".join(part for part in parts if part))
 
     def metrics(self, line: dict[str, Any]) -> None:
