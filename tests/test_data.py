@@ -19,7 +19,7 @@ from delta_transfer.common.errors import UserError
 from delta_transfer.data import contents
 from delta_transfer.data.dataset import Dataset, make_splits
 from delta_transfer.data.files import from_files
-from delta_transfer.data.loader import Loader, random_boxes
+from delta_transfer.data.loader import Loader, free_memory, random_boxes
 from delta_transfer.data.options import DatasetConfig, SplitConfig
 from delta_transfer.data.store import Store, open_store, store_path
 from delta_transfer.records.locks import LEASE_SECONDS
@@ -327,6 +327,14 @@ def test_files_are_read_once_and_again_when_they_changed(tmp_path, monkeypatch, 
 
 
 # --- batches ---
+
+
+def test_memory_that_pytorch_holds_for_reuse_is_free(monkeypatch):
+    """A second run of a sweep finds the first one's memory there, and keeps its store on the GPU, too."""
+    for name, found in {"mem_get_info": (100, 1000), "memory_reserved": 700, "memory_allocated": 50}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
+    assert free_memory(torch.device("cuda")) == 100 + 650
+
 
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 

@@ -188,7 +188,7 @@ def test_predictions_are_those_of_the_cpu(cub_root, tmp_path, monkeypatch):
 def test_batches_are_those_of_the_cpu(options, room, monkeypatch):
     """The store in GPU memory, and in the machine's where it does not fit."""
     if not room:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+        monkeypatch.setattr("delta_transfer.data.loader.free_memory", lambda device: 0)
     sizes = np.array([[12, 10], [10, 15], [11, 11]] * 4)
     pixels = np.random.default_rng(0).integers(0, 256, (sizes.prod(axis=1).sum(), 3), dtype=np.uint8)
     common = {"crop": 8, "mirror": True, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "batch_size": 8, "seed": 0}

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.console import log
 from .jitter import Jitter
 from .store import Store
 
@@ -27,6 +28,12 @@ def images_at_once(device: torch.device) -> int:
     A GPU takes many. A CPU takes so few that their feature maps stay in its caches, which is a sixth faster than 32.
     """
     return 256 if device.type == "cuda" else 4 * torch.get_num_threads()
+
+
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes of a GPU's memory that are free, or that PyTorch holds for reuse, such as those of an earlier run."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 class BatchSource:
@@ -143,8 +150,13 @@ class Loader(BatchSource):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch warns that the store is read-only; nothing here writes to it
             self.pixels = torch.from_numpy(store.pixels)
-        if device.type == "cuda" and store.pixels.nbytes < 0.5 * torch.cuda.mem_get_info(device)[0]:
-            self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
+        if device.type == "cuda":
+            needed, left = store.pixels.nbytes, free_memory(device)
+            if needed < 0.5 * left:
+                self.pixels, self.labels = self.pixels.to(device), self.labels.to(device)
+            else:
+                sizes = f"its {needed / 2**30:.1f} GiB are more than half of the {left / 2**30:.1f} GiB that are free"
+                log.info(f"The image store stays in main memory, which is slower: {sizes} on the GPU")
         # (x / 255 - mean) / std as one multiplication and one addition.
         self.scale = (1 / (255 * torch.tensor(std))).to(device)
         self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ...common.console import log
+from ...data.loader import free_memory
 
 Tensors = list[Tensor]
 WARM_UP = 2  # calls before the recording: libraries set themselves up in the first ones
@@ -62,9 +63,3 @@ def on_gpu(tensors: Tensors) -> bool:
 
 def kind(tensor: Tensor) -> tuple[torch.Size, torch.dtype]:
     return tensor.shape, tensor.dtype
-
-
-def free_memory() -> int:
-    """Bytes that this process can still allocate, with those that it holds in reserve."""
-    free, _ = torch.cuda.mem_get_info()
-    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
