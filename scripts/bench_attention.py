@@ -7,7 +7,6 @@ the loss with `.item()`, put the filter back. Both are timed on parts, in turn i
 number of channels; a small network is done completely by both, which must agree.
 """
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -134,14 +133,13 @@ def plain_rise(model, tap: str, channel: int, images: Tensor, labels: Tensor, in
 
 
 def taylor(report: Report, device: torch.device) -> None:
-    """First-order attention of the embedded glyphs and their trained source network: its ranks."""
+    """First-order attention of the embedded glyphs and their source network: its ranks."""
     importances, halves = {}, {}
-    kept = Path(__file__).parent.parent / "results" / "benchmarks"  # with the source network, which is trained once
-    shutil.rmtree(kept / "runs", ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
         for method in ("exact", "taylor"):
             command = [sys.executable, "-m", "delta_transfer.train", "reg=delta", f"reg.attention.method={method}"]
-            command += [f"device={device.type}", "schedule.iterations=1", f"cache_dir={folder}", f"results_dir={kept}"]
+            command += [f"device={device.type}", "schedule.iterations=1", f"cache_dir={folder}"]
+            command += [f"results_dir={folder}/{method}"]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             (file,) = Path(folder).glob("fitted/*.safetensors")
             with safe_open(file, framework="pt") as tensors:

@@ -159,7 +159,7 @@ def test_an_estimate_is_counts_times_measured_times(small, monkeypatch):
     config = budget.with_settings(small, {"schedule.iterations": 10})
     dataset = load_dataset(config.dataset, None)
     configs = {("resnet18", method): config for method in level.methods}
-    plan = planning.Plan(lambda config: config)
+    plan = planning.Plan()
     found = budget.estimate(level, dataset, configs, {"delta": 5}, {"resnet18": 1.0}, plan)
     # 20 images, 4 of them for the test: a fold holds 4 out and trains on 12.
     fold, final = 10 * 2 + 4 * 0.1 + 1, 10 * 2 + 4 * 0.1 + 1

@@ -19,12 +19,12 @@ from delta_transfer.cli.data import main as data
 from delta_transfer.cli.export import main as export
 from delta_transfer.cli.help import GROUPS_WITH_HELP, names_in, sentence_of
 from delta_transfer.cli.predict import main as predict
-from delta_transfer.cli.run import fit
 from delta_transfer.cli.sources import sources_of
 from delta_transfer.common.options import OptionError
 from delta_transfer.data import load_dataset
 from delta_transfer.data.dataset import make_splits
 from delta_transfer.engine.config import RunConfig
+from delta_transfer.experiment import experiment
 from delta_transfer.experiment.fitting import describe_fit, fitted_path
 from delta_transfer.models.weights import build_source
 from delta_transfer.models.zoo import BackboneConfig
@@ -67,7 +67,7 @@ def test_every_method_runs(reg, every_choice, tiny, tmp_path):
         method = method.replace(attention=method.attention.replace(images=6, head_epochs=2))
     named = [word.removeprefix("source=") for word in source_for(reg, tmp_path)]
     source = sources_of(named) if named else None
-    fit(tiny.replace(reg=method, source=source, results_dir=str(tmp_path)), [])
+    experiment.run(tiny.replace(reg=method, source=source, results_dir=str(tmp_path)), [])
     run = only_run(tmp_path)
     summary = summaries(tmp_path)[run.name]
     assert re.fullmatch(rf"cub-small_resnet-{method.name}-s0-[0-9a-f]{{8}}", run.name)
@@ -290,7 +290,7 @@ def test_bad_input_is_one_clear_message(case, cub_root, tmp_path, monkeypatch, c
 def test_an_error_of_an_option_has_its_key(case, cub_root, tmp_path):
     with pytest.raises(OptionError) as refused:
         config = composed(*tiny_overrides(cub_root, tmp_path), *REFUSED[case])
-        fit(config, [])
+        experiment.run(config, [])
     assert refused.value.key == case.split()[0]
 
 

@@ -8,7 +8,6 @@ import pytest
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from PIL import Image
 
-from delta_transfer.engine.config import embedded_weights
 from delta_transfer.experiment import lookup
 from delta_transfer.experiment.lookup import Lookup
 
@@ -62,7 +61,7 @@ def test_only_what_is_not_finished_is_launched(made, tmp_path, monkeypatch, caps
 def test_names_are_those_that_runs_give_themselves(made):
     folder, words = made
     config = composed(*words[1:], "reg=l2")
-    found = Lookup(lambda config: config).find(config)
+    found = Lookup().find(config)
     assert found.directory is not None and (found.directory.path / "summary.json").exists()
     assert config.precision == "fp32" and len(found.splits.val)
 
@@ -84,12 +83,3 @@ def test_what_changed_or_is_asked_beside_it_is_for_the_run_to_see(what, made, tm
         words.append("evaluate.forgetting=true")
     status = delta_run(monkeypatch, *words)
     assert len(launched) == 1 and status == (0 if what == "an image" else 1)
-
-
-def test_a_source_that_is_trained_first_is_no_finished_run(made, tmp_path):
-    folder, _ = made
-    config = composed("reg=l2", f"results_dir={tmp_path}", f"cache_dir={tmp_path}")
-    assert config.embedded_backbones
-    recipe = composed(name="pretrain").replace(results_dir=str(tmp_path / "pretrained"), device="cpu")
-    assert embedded_weights(config.backbone, config, lambda _: recipe) is None
-    assert Lookup(lambda _: recipe).find(config).directory is None

@@ -10,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from delta_transfer.cli import pretrain, run
+from delta_transfer.cli import pretrain
 from delta_transfer.cli.sources import named_backbone, sources_of
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import from_mapping
-from delta_transfer.engine.config import name_of
+from delta_transfer.engine.config import check_choices, name_of
 from delta_transfer.experiment import planning as plan
 from delta_transfer.experiment.costs import measure
 from delta_transfer.inspect.replay import replay
 from delta_transfer.methods import METHODS
 from delta_transfer.models import FrozenSources, Network, frozen_maps
 from delta_transfer.models.sources import load_sources
-from delta_transfer.models.weights import build_source
+from delta_transfer.models.weights import build_source, weights_file
 from delta_transfer.models.zoo import BackboneConfig, ResNet32
 from delta_transfer.records.cards import in_words, make_card, metadata_of, read_card
 from delta_transfer.records.checked import fingerprint, load_with_checksum, save_with_checksum
@@ -178,24 +178,10 @@ def test_a_network_of_conf_has_its_own_taps_unless_others_are_named():
     assert (source.backbone.weights, source.backbone.taps) == ("/w.safetensors", ["layer1", "layer4"])
 
 
-@pytest.fixture
-def pretrained(tmp_path, monkeypatch) -> list[str]:
-    """The networks that were to be trained first; nothing is."""
-    asked = []
-
-    def pretend(recipe) -> str:
-        asked.append(recipe.backbone.name)
-        return str(tmp_path / "none.safetensors")
-
-    monkeypatch.setattr(run, "pretrain", pretend)
-    return asked
-
-
-def test_embedded_weights_are_found_for_a_source(pretrained, tmp_path, monkeypatch):
-    """source=small_resnet has weights=glyphs, which delta-run trains first."""
-    command = ["backbone=vgg9_bn", "reg=l2t_ww", "source=small_resnet", f"results_dir={tmp_path}", "device=cpu"]
-    assert delta_run(monkeypatch, "dataset=glyphs", *command) == 1  # there is no such file
-    assert pretrained == ["small_resnet"]
+def test_embedded_weights_are_found_for_a_source():
+    """source=small_resnet has weights=glyphs, which come with the package."""
+    (source,) = load_sources(sources_of("small_resnet"), tapped=True)
+    assert source.fingerprint == read_card(weights_file("glyphs"))["weights_fingerprint"]
 
 
 # ---- what is refused -------------------------------------------------------------------------------------
@@ -204,10 +190,9 @@ def test_embedded_weights_are_found_for_a_source(pretrained, tmp_path, monkeypat
 START_AT_SOURCE = sorted(name for name in METHODS if name != "sum" and not METHODS[name].thing.needs.other_sources)
 
 
-def test_scratch_stands_beside_methods_with_a_source(pretrained, tmp_path, monkeypatch, capsys):
-    config = ["backbone=small_vgg", "reg=scratch", "source=small_resnet", f"results_dir={tmp_path}", "device=cpu"]
-    assert delta_run(monkeypatch, "dataset=glyphs", *config) == 1
-    assert "there is no file" in capsys.readouterr().err  # and nothing is wrong with the configuration
+def test_scratch_stands_beside_methods_with_a_source():
+    config = composed("dataset=glyphs", "backbone=small_vgg", "reg=scratch", "source=small_resnet")
+    check_choices(config, config.reg.build().stages())
 
 
 @pytest.mark.parametrize("reg", [*START_AT_SOURCE, "lwf_at +reg@reg.terms.l2_sp=l2_sp reg.name=lwf_at_l2_sp"])

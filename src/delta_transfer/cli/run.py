@@ -8,7 +8,6 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,13 +23,12 @@ from ..common.errors import UserError
 from ..common.options import require
 from ..common.tables import Entry, Table, entries, on_screen
 from ..engine import devices
-from ..engine.config import RunConfig, embedded_weights
+from ..engine.config import RunConfig
 from ..engine.devices import Stopped, forget_stop, stop_deferred, stop_enabled, stop_signal
 from ..experiment.choosing import Made, ruled_out
 from ..experiment.experiment import run
 from ..experiment.lookup import Lookup
 from ..experiment.planning import Plan
-from ..experiment.pretraining import pretrain
 from ..records.locks import InUse
 from ..records.run_directory import RunResult
 from . import which_is_best
@@ -41,7 +39,6 @@ from .compose import (
     check_keys,
     checked_config,
     compose,
-    compose_config,
     for_hydra,
     is_sweep,
     option_value,
@@ -289,13 +286,13 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
             config = checked_config(composed, overrides)
             if not config.dry_run:
                 outcome.config = copy.deepcopy(config)
-                outcome.ended(fit(config, overrides))
+                outcome.ended(run(config, overrides))
                 return outcome
             require(not parallel, "dry_run=true looks at all jobs in one process: it needs hydra/launcher=basic.")
             if not sweep:
                 log.info(OmegaConf.to_yaml(composed, resolve=True))
             if not planned:
-                planned.append(Plan(pretraining_recipe))
+                planned.append(Plan())
             planned[0].add(config)
             Outcome.of_this_command.remove(outcome)
             return None
@@ -330,7 +327,7 @@ def without_finished(jobs: Jobs) -> list[list[str]]:
 
     Processes that share a run look themselves, each at the same time.
     """
-    lookup, left = Lookup(pretraining_recipe), []
+    lookup, left = Lookup(), []
     for words, config in jobs.items():
         result = None if config.dry_run or devices.shared() else lookup.finished(config)
         if result is None:
@@ -348,38 +345,13 @@ def look_again(outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         if outcome.state == "in work" and outcome.config and stop_signal() is None:
             try:
-                outcome.ended(fit(copy.deepcopy(outcome.config), outcome.overrides))
+                outcome.ended(run(copy.deepcopy(outcome.config), outcome.overrides))
             except InUse:
                 continue
             except (UserError, OSError) as error:
                 outcome.state, outcome.reason = "failed", str(error)
                 outcome.record = getattr(error, "record", None)
                 log.error(outcome.reason)
-
-
-def fit(config: RunConfig, overrides: Sequence[str]) -> RunResult:
-    """The run that `config` describes, after the one that trains its source network where that is missing."""
-    for backbone in config.embedded_backbones:
-        backbone.weights = embedded_weights(backbone, config, pretraining_recipe) or pretrain(
-            pretraining_recipe(config)
-        )
-    return run(config, overrides)
-
-
-def pretraining_recipe(config: RunConfig) -> RunConfig:
-    """conf/pretrain.yaml for the run `config`, in a running Hydra."""
-    return _recipe().replace(
-        results_dir=str(Path(config.results_dir) / "pretrained"),
-        cache_dir=config.cache_dir,
-        device=config.device,
-        retry_failed=config.retry_failed,
-    )
-
-
-@cache
-def _recipe() -> RunConfig:
-    """Composed once for all jobs of a sweep."""
-    return compose_config("pretrain", [])
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:

@@ -245,15 +245,11 @@ def levels_for(limits: dict[str, str], words: list[str], asked: Asked) -> list[b
 
 def plan_of(grid: Grid, levels: list[budget.Level], limits: dict[str, str], began: float) -> budget.Chosen:
     """Measures levels from the cheapest on, and takes the dearest that ends in time; or the preset's one."""
-
-    def no_recipe(config: RunConfig) -> RunConfig:
-        raise UserError("budget= and preset= measure networks that are there: train the source network first.")
-
     first = grid.configs[next(iter(grid.backbones)), "l2"]
     dataset, images = load_dataset(first.dataset, Path(first.cache_dir)), sum(grid.images.values())
     beside = {one: seconds_beside_steps(grid.configs[one, "l2"]) for one in grid.backbones}
     strengths = {method: len(values) for method, values in grid.alphas.items()}
-    measured = Plan(no_recipe)
+    measured = Plan()
 
     def estimate_of(level: budget.Level) -> budget.Estimate:
         configs = {}

@@ -1,11 +1,10 @@
 """The options of a run: its four choices (dataset, backbone, reg, schedule), and what they describe, built."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import nn
 
 from ..common.console import log, shorten_list
 from ..common.options import MISSING, Options, Registry, describe, from_mapping, option, require
-from ..data import load_dataset
 from ..data.dataset import Counts, Dataset, Splits, expected_counts
 from ..data.examination import LEAKS, only_first_pictures
 from ..data.options import DatasetConfig, EvaluateConfig, SplitConfig
@@ -24,9 +22,7 @@ from ..methods.base import MapShapes, OutputShapes, Regularizer, Stage
 from ..models import ArcFaceConfig, Network, frozen_maps
 from ..models.sources import SourceConfig, SourceNetwork, frozen, shapes_of
 from ..models.zoo import BackboneConfig, GraphBackboneConfig, options_of_backbone, untrained
-from ..records.checked import MODEL, load_trained
 from ..records.identity import run_id, run_identity
-from ..records.run_directory import RunDirectory
 from . import averages, devices, graph_tasks, verification  # noqa: F401 - averages and tasks register themselves
 from .callbacks import AVERAGES, AverageConfig
 from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig
@@ -38,7 +34,6 @@ REGISTRIES: dict[str, Registry[Any]] = {  # by the group that chooses one of it
     "optimizer": OPTIMIZERS,
     "average": AVERAGES,
 }
-EMBEDDED = "glyphs"  # backbone.weights that stand for the source network of the embedded data
 
 
 @dataclass
@@ -76,12 +71,6 @@ class RunConfig(Options):
     )
     dry_run: bool = option(False, "say what is finished, missing and not ready; run nothing", identity=False)
     retry_failed: bool = option(False, "make runs again that failed before", identity=False)
-
-    @property
-    def embedded_backbones(self) -> list[BackboneConfig]:
-        """The backbones, also those of the sources, whose weights are those of the embedded source network."""
-        backbones = [self.backbone, *(source.backbone for source in self.source or ())]
-        return [backbone for backbone in backbones if backbone.weights == EMBEDDED]
 
     @property
     def resizing(self) -> str:
@@ -237,28 +226,6 @@ def name_of(
         identity["evaluation"] = {"version": 2}
     identity["dataset"]["name"] = config.dataset.identity_name
     return run_id(config.dataset.name, config.backbone.name, config.reg.name, config.seed, identity), identity
-
-
-Recipe = Callable[[RunConfig], RunConfig]  # a run that needs the embedded source network -> the run that trains it
-
-
-def embedded_weights(backbone: BackboneConfig, config: RunConfig, recipe: Recipe) -> str | None:
-    """Path of the weights of the embedded source network; None unless they were trained and are whole."""
-    made = recipe(config)
-    require(
-        backbone.name == made.backbone.name,
-        f"backbone.weights={EMBEDDED} exists for {made.backbone.name} only, not for {backbone.name}.",
-    )
-    made.precision = devices.pick_precision(made.precision, devices.pick_device(made.device))
-    folder = Path(made.results_dir) / "runs" / name_of(made, load_dataset(made.dataset).fingerprint, "none")[0]
-    summary = RunDirectory(folder).summary()
-    if summary is None or summary.get("error"):
-        return None
-    try:
-        load_trained(folder, summary)
-    except (ValueError, OSError):
-        return None
-    return str(folder / MODEL)
 
 
 def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: Splits, stages: int) -> None:

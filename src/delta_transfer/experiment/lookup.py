@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
 from ..data import load_dataset
 from ..data.dataset import Dataset, Splits, make_splits
-from ..engine.config import EMBEDDED, Recipe, RunConfig, embedded_weights, name_of
+from ..engine.config import RunConfig, name_of
 from ..engine.devices import pick_device, pick_precision
 from ..models.sources import SourceNetwork, load_sources
 from ..models.weights import build_source, not_downloaded
@@ -32,13 +31,12 @@ class Found:
 class Lookup:
     """Finds runs by their configurations. It reads each data set and each network once, and remembers them."""
 
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe  # of the embedded source network
+    def __init__(self) -> None:
         self.missing: dict[str, str] = {}  # what is not here -> why
         self._known: dict[tuple[Any, ...], Any] = {}
 
     def find(self, config: RunConfig) -> Found:
-        """What the run `config` is made of. It gets its precision, its length and its embedded weights, as in a run.
+        """What the run `config` is made of. It gets its precision and its length, as in a run.
 
         Raises UserError for a data set that is not here and whose size nobody knows.
         """
@@ -47,9 +45,6 @@ class Lookup:
         splits = None if dataset is None else self._splits(dataset, config)
         if splits is not None:
             config.schedule = config.schedule.fitted_to(splits.for_training)
-        for backbone in config.embedded_backbones:
-            key = ("pretrained", backbone.name, config.results_dir, config.device)
-            backbone.weights = self.once(key, partial(embedded_weights, backbone, config, self.recipe)) or EMBEDDED
         weights, sources = self._weights(config), self._sources(config)
         if dataset is None or weights is None or (config.source is not None and not sources):
             return Found(dataset, splits, weights, None)
@@ -105,8 +100,6 @@ class Lookup:
 
         def read() -> str | None:
             try:
-                if config.backbone.weights == EMBEDDED:
-                    raise UserError("delta-run trains this network first (the recipe of delta-pretrain)")
                 missing = not_downloaded(config.backbone)
                 if missing:
                     raise UserError(missing)
@@ -124,8 +117,6 @@ class Lookup:
         def read() -> list[SourceNetwork] | None:
             try:
                 for source in config.source:
-                    if source.backbone.weights == EMBEDDED:
-                        raise UserError("delta-run trains this network first (the recipe of delta-pretrain)")
                     if missing := not_downloaded(source.backbone):
                         raise UserError(missing)
                 return load_sources(config.source, tapped=False)

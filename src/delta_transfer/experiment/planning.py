@@ -13,7 +13,7 @@ from ..common.cores import NOTABLE
 from ..common.tables import Entry, Table, entries, on_screen
 from ..data.dataset import Splits
 from ..data.options import DatasetConfig, OfficialCounts
-from ..engine.config import Recipe, RunConfig, check_choices
+from ..engine.config import RunConfig, check_choices
 from ..engine.devices import device_name, pick_device
 from ..engine.tasks import TASKS
 from ..records.run_directory import RunDirectory
@@ -54,14 +54,11 @@ class Job:
 class Plan:
     """The jobs of a sweep. What they share (data sets, networks, measurements) is looked at once."""
 
-    recipe: Recipe  # of the embedded source network
     jobs: list[Job] = field(default_factory=list)
     stores: dict[Any, int] = field(default_factory=dict)  # image stores that will be built, bytes
     lengths: dict[tuple[str, int], str] = field(default_factory=dict)  # what schedule.iterations=auto comes to
     fits: dict[Any, float] = field(default_factory=dict)  # seconds of computations that several runs share
-
-    def __post_init__(self) -> None:
-        self.lookup = Lookup(self.recipe)
+    lookup: Lookup = field(default_factory=Lookup)
 
     @property
     def not_ready(self) -> dict[str, str]:

@@ -6,7 +6,6 @@ the paper of L2T-ww. A network of random weights is no source: it is not shown, 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..common.console import log, printable
 from ..common.errors import UserError
 from ..models import Network
+from ..models.weights import weights_file
 from ..models.zoo import BackboneConfig
 from ..records.arrays import Predictions, predictions
 from ..records.cards import read_card
@@ -209,8 +209,9 @@ def imagenet_names(name: str, network: Network) -> list[str] | None:
 
 def names_on_card(backbone: BackboneConfig) -> list[str] | None:
     """The classes of a network that delta-pretrain trained, from the model card in its file."""
+    path = weights_file(backbone.weights)
     try:
-        return [tidy(name) for name in read_card(Path(backbone.weights).expanduser())["classes"]]
+        return None if path is None else [tidy(name) for name in read_card(path)["classes"]]
     except UserError:
         return None
 

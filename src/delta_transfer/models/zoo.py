@@ -135,7 +135,7 @@ class BackboneConfig(Options):
     inputs: ClassVar[str] = "images"  # what such networks take
 
     name: str = option(help="the library's name of the network, or a network of models/zoo.py")
-    weights: str = option(help="the library's name of the weights, a file with a state dict, none, or glyphs")
+    weights: str = option(help="the library's name of the weights, a file with a state dict, none, or glyphs, our own")
     image_size: int = option(help="side of the crop that the network sees, in pixels", above=0, at_most=LARGEST_SIDE)
     resize: int = option(help="size of the stored image that is cropped, in pixels", above=0, at_most=LARGEST_SIDE)
     mean: list[float] = option([0.485, 0.456, 0.406], "mean of each colour channel of the training images, in 0..1")
