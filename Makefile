@@ -16,7 +16,6 @@ install: $(STAMP) ## create .venv and install the package with its development t
 
 demo: $(STAMP) ## compare methods on a small embedded task and print the table
 	$(VENV)/bin/delta-run +experiment=demo
-	$(VENV)/bin/delta-run +experiment=demo reg=l2,delta schedule.iterations=600  # as many as AFA's two stages together
 	$(VENV)/bin/delta-report results
 
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
