@@ -25,7 +25,7 @@ from delta_transfer.methods import l2t_ww, look_ahead
 from delta_transfer.methods.base import Batch, Regularizer
 from delta_transfer.methods.l2 import L2
 from delta_transfer.models.sources import SourceNetwork, frozen, shapes_of
-from delta_transfer.models.weights import build_source
+from delta_transfer.models.zoo import build_source
 
 PAIRS = {"vgg9_bn": "resnet32", "small_vgg": "small_resnet"}  # target: source
 SIZE, LR = 32, 0.01

@@ -12,8 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from delta_transfer.inspect.replay import Replay, replay
-from delta_transfer.models.weights import weights_file
-from delta_transfer.models.zoo import bare_network
+from delta_transfer.models.zoo import bare_network, weights_file
 from delta_transfer.records.cards import in_words, make_card, metadata_of
 from delta_transfer.records.checked import fingerprint, load_trained, save_with_checksum
 from delta_transfer.records.run_directory import class_names

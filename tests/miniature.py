@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from delta_transfer.cli.compose import compose_config
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.methods import METHODS
-from delta_transfer.models.weights import build_source
-from delta_transfer.models.zoo import BackboneConfig
+from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.integrity import with_digest
 from delta_transfer.train import main
 

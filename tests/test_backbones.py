@@ -16,8 +16,7 @@ from delta_transfer.methods.base import Batch
 from delta_transfer.models import HookedNetwork, Network, frozen_maps, libraries
 from delta_transfer.models.named import NamedBackboneConfig, tappable
 from delta_transfer.models.tapping import chain_of, choose_taps, layout_of, run_once
-from delta_transfer.models.weights import build_source
-from delta_transfer.models.zoo import BackboneConfig, construct
+from delta_transfer.models.zoo import BackboneConfig, build_source, construct
 
 timm = pytest.importorskip("timm")
 

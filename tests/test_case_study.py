@@ -14,8 +14,7 @@ from delta_transfer.cli.case_study import main
 from delta_transfer.common.errors import UserError
 from delta_transfer.inspect.case_study import disagreements, imagenet_names, places_of, tidy
 from delta_transfer.models import Network
-from delta_transfer.models.weights import build_source
-from delta_transfer.models.zoo import BackboneConfig
+from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.arrays import Predictions
 
 from .miniature import delta_run

@@ -26,8 +26,7 @@ from delta_transfer.data.dataset import make_splits
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.experiment import experiment
 from delta_transfer.experiment.fitting import describe_fit, fitted_path
-from delta_transfer.models.weights import build_source
-from delta_transfer.models.zoo import BackboneConfig
+from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.arrays import image_names, predictions
 from delta_transfer.records.reading import read
 from delta_transfer.records.run_directory import git_commit
@@ -155,7 +154,7 @@ def test_a_plain_run_executes_few_of_our_files(cub_root, tmp_path, monkeypatch):
     assert only_run(tmp_path).name in summaries(tmp_path)
     ours = [Path(file).relative_to(package) for file in called if Path(file).is_relative_to(package)]
     counted = sorted(file.as_posix() for file in ours if file.parts[0] not in ("data", "records"))
-    assert {"cli/run.py", "experiment/experiment.py", "engine/loop.py", "models/weights.py"} <= set(counted)
+    assert {"cli/run.py", "experiment/experiment.py", "engine/loop.py", "models/zoo.py"} <= set(counted)
     assert len(counted) <= 15, counted
 
 

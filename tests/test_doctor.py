@@ -11,7 +11,7 @@ from delta_transfer.cli import doctor
 from delta_transfer.cli.compose import compose_dataset as composed
 from delta_transfer.cli.data import main
 from delta_transfer.cli.doctor import Findings
-from delta_transfer.models.weights import build_source
+from delta_transfer.models.zoo import build_source
 
 from .miniature import write_cub
 from .trees import write_folder
@@ -131,7 +131,7 @@ def test_of_which_network_a_file_of_weights_is(found, tmp_path):
 
 
 def test_what_is_no_file_is_not_tried_on_networks(found, monkeypatch):
-    monkeypatch.setattr("delta_transfer.models.weights._download", lambda *arguments: pytest.fail("a download"))
+    monkeypatch.setattr("delta_transfer.models.zoo.torchvision_weights", lambda *arguments: pytest.fail("a download"))
     doctor.weights(found, ["backbone.weights=IMAGENET1K_V1"])
     assert "delta-run downloads them into" in lines_of(found)[-1]
 

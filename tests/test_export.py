@@ -23,7 +23,8 @@ from delta_transfer.cli.export import main
 from delta_transfer.cli.predict import main as predict
 from delta_transfer.inspect.finished import finished
 from delta_transfer.models import Network, portable
-from delta_transfer.models.zoo import BackboneConfig, bare_network, options_for
+from delta_transfer.models.portable import bare_network, options_for
+from delta_transfer.models.zoo import BackboneConfig
 from delta_transfer.records.cards import read_card
 from delta_transfer.records.files import OUTPUT_MARK
 

@@ -25,8 +25,7 @@ from delta_transfer.experiment.experiment import run
 from delta_transfer.methods import DELTA, DELTAWithoutAttention, StochNorm
 from delta_transfer.methods.attention import AttentionConfig, channel_attention
 from delta_transfer.models.graph_networks import LAYERS, GraphEncoder, GraphNetwork, Neighbours, dropout_mask
-from delta_transfer.models.weights import build_source
-from delta_transfer.models.zoo import GraphBackboneConfig
+from delta_transfer.models.zoo import GraphBackboneConfig, build_source
 
 from .miniature import composed
 

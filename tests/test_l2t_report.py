@@ -15,8 +15,7 @@ from delta_transfer import report
 from delta_transfer.cli import case_study
 from delta_transfer.inspect.case_study import renormalised
 from delta_transfer.inspect.image_maps import saliency
-from delta_transfer.models.weights import build_source
-from delta_transfer.models.zoo import BackboneConfig
+from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records import reading as runs
 from delta_transfer.reporting import page, sections
 from delta_transfer.reporting.comparison import compare

@@ -15,8 +15,7 @@ from delta_transfer.engine.config import user_of_source_head
 from delta_transfer.experiment.experiment import run
 from delta_transfer.models import Network, frozen_maps
 from delta_transfer.models.graph_networks import GRAPH_NETWORKS
-from delta_transfer.models.weights import build_source
-from delta_transfer.models.zoo import BackboneConfig
+from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.checked import fingerprint, save_with_checksum
 
 from .miniature import composed

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from delta_transfer.cli import pretrain
 from delta_transfer.data import load_dataset
-from delta_transfer.models.weights import build_source, weights_file
+from delta_transfer.models.zoo import build_source, weights_file
 from delta_transfer.records.cards import read_card
 from delta_transfer.records.checked import fingerprint
 

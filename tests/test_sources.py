@@ -21,8 +21,7 @@ from delta_transfer.inspect.replay import replay
 from delta_transfer.methods import METHODS
 from delta_transfer.models import FrozenSources, Network, frozen_maps
 from delta_transfer.models.sources import load_sources
-from delta_transfer.models.weights import build_source, weights_file
-from delta_transfer.models.zoo import BackboneConfig, ResNet32
+from delta_transfer.models.zoo import BackboneConfig, ResNet32, build_source, weights_file
 from delta_transfer.records.cards import in_words, make_card, metadata_of, read_card
 from delta_transfer.records.checked import fingerprint, load_with_checksum, save_with_checksum
 from delta_transfer.reporting.comparison import compare

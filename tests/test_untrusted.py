@@ -36,12 +36,13 @@ from delta_transfer.data.images import FORMATS, UNREADABLE, read_image
 from delta_transfer.data.store import fit
 from delta_transfer.inspect.case_study import tidy
 from delta_transfer.models import Network
-from delta_transfer.models.weights import _download, build_source, load_pickled
-from delta_transfer.models.zoo import BackboneConfig
+from delta_transfer.models.libraries import torchvision_weights
+from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records import arrays, files
 from delta_transfer.records import reading as runs
 from delta_transfer.records.checkpoints import read_checkpoint
 from delta_transfer.records.files import OUTPUT_MARK
+from delta_transfer.records.weights import load_pickled
 
 from .miniature import composed, delta_run, source_for
 from .test_report import record, save
@@ -113,7 +114,7 @@ def test_code_in_what_was_downloaded_before_does_not_run(tmp_path, monkeypatch):
     path.parent.mkdir()
     torch.save({"fc.weight": Malicious(tmp_path / "ran")}, path)
     with pytest.raises(UserError, match=f"remove {path}"):
-        _download("resnet18", "IMAGENET1K_V1")
+        torchvision_weights("resnet18", "IMAGENET1K_V1")
     assert not (tmp_path / "ran").exists()
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from delta_transfer.common.errors import UserError
-from delta_transfer.models.weights import SUFFIXES, fitted_names, is_file_name, read_file
+from delta_transfer.records.weights import SUFFIXES, fitted_names, is_file_name, read_file
 
 from .conftest import TinyNet
 

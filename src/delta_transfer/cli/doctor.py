@@ -244,7 +244,8 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
     """Looks for weights of torchvision's networks in its cache, and at the file that was named."""
     import torch
 
-    from ..models.weights import build_source, is_file_name, not_downloaded
+    from ..models.zoo import build_source, not_downloaded
+    from ..records.weights import is_file_name
     from .compose import compose_dataset
     from .sources import named_backbone, networks
 
@@ -283,8 +284,8 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
 
 def which_fits(found: Findings, file: str) -> None:
     """Finds the networks that a file of weights fits."""
-    from ..models.weights import read_weights
-    from ..models.zoo import bare_network
+    from ..models.portable import bare_network
+    from ..models.zoo import read_weights
     from .sources import named_backbone, networks
 
     fitting = []

@@ -19,7 +19,7 @@ from ..engine.config import RunConfig
 from ..engine.optimizers import automatic_length
 from ..engine.tasks import TASKS
 from ..methods import METHODS
-from ..models.weights import build_source
+from ..models.zoo import build_source
 from ..records.files import make_output_folder, write_atomically
 from .costs import seconds_of_decoding
 from .planning import Job, Plan

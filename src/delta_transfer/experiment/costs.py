@@ -32,7 +32,7 @@ from ..engine.optimizers import make_optimizer
 from ..engine.tasks import TASKS
 from ..methods.base import Batch, Stage
 from ..models.sources import SourceNetwork
-from ..models.weights import build_source
+from ..models.zoo import build_source
 from ..records.checked import fingerprint, save_with_checksum
 
 PROBE_BATCH = 4  # images of a step in which something is only counted

@@ -39,7 +39,7 @@ from ..engine.loop import TrainState, train
 from ..engine.optimizers import make_optimizer
 from ..engine.tasks import TASKS, Evaluator, NotFinite, class_weights
 from ..models.sources import SourceNetwork, load_sources
-from ..models.weights import build_source, fetch_weights
+from ..models.zoo import build_source, not_downloaded, read_weights
 from ..records.arrays import PREDICTIONS, VALIDATION, predictions
 from ..records.checked import fingerprint
 from ..records.files import make_output_folder
@@ -66,7 +66,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
         check_micro_batches(config, stages)
     tapped = any(stage.method.needs.taps for stage in stages)
     with devices.rank0_first():  # before images are read: it may fail
-        fetch_weights(config.backbone)
+        if not_downloaded(config.backbone):
+            read_weights(config.backbone)
 
     # --- Data ---
 

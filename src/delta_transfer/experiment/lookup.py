@@ -12,7 +12,7 @@ from ..data.dataset import Dataset, Splits, make_splits
 from ..engine.config import RunConfig, name_of
 from ..engine.devices import pick_device, pick_precision
 from ..models.sources import SourceNetwork, load_sources
-from ..models.weights import build_source, not_downloaded
+from ..models.zoo import build_source, not_downloaded
 from ..records.arrays import predictions
 from ..records.checked import fingerprint
 from ..records.run_directory import RunDirectory, RunResult, finished_before

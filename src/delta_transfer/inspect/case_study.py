@@ -16,8 +16,7 @@ from torch import Tensor
 from ..common.console import log, printable
 from ..common.errors import UserError
 from ..models import Network
-from ..models.weights import weights_file
-from ..models.zoo import BackboneConfig
+from ..models.zoo import BackboneConfig, weights_file
 from ..records.arrays import Predictions, predictions
 from ..records.cards import read_card
 from ..records.reading import method_title

@@ -3,8 +3,8 @@
 from typing import Any
 
 from ..common.errors import UserError
-from ..models.portable import FORMATS, TOLERANCE, Normalised, difference, some_images
-from ..models.zoo import NETWORKS, bare_network, options_for
+from ..models.portable import FORMATS, TOLERANCE, Normalised, bare_network, difference, options_for, some_images
+from ..models.zoo import NETWORKS
 from ..records.cards import in_words, make_card
 from ..records.checked import fingerprint
 from .finished import Finished

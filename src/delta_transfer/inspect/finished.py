@@ -15,7 +15,7 @@ from torch import Tensor
 from ..common.errors import UserError
 from ..engine.config import RunConfig, run_config_from
 from ..models import Network
-from ..models.zoo import bare_network
+from ..models.portable import bare_network
 from ..records.checked import MODEL, load_trained
 from ..records.reading import read
 from ..records.run_directory import class_names, unreadable

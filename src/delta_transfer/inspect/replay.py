@@ -28,7 +28,7 @@ from ..engine.devices import pick_device
 from ..engine.tasks import TASKS
 from ..models import Network
 from ..models.sources import SourceNetwork, load_sources
-from ..models.weights import build_source
+from ..models.zoo import build_source
 from ..records.checked import fingerprint
 from ..records.reading import recorded_sources
 from .finished import config_of, not_of_this_run, record_of, trained_weights

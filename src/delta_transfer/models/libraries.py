@@ -1,17 +1,21 @@
 """What timm and torchvision know of their networks by name: how to make them, their weights and their input."""
 
 import difflib
+import pickle
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.error import URLError
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from ..common.console import log
 from ..common.errors import UserError
+from ..records.weights import SUFFIXES, StateDict
 
-StateDict = dict[str, Tensor]
 HUB = "hf-hub:"
 FREE = ("apache-2.0", "mit", "bsd-3-clause", "bsd-2-clause")
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -104,6 +108,40 @@ def timm_not_downloaded(name: str, weights: str) -> str | None:
     if any(isinstance(try_to_load_from_cache(where, file), str) for file in files):
         return None
     return f"timm's weights of {name} will be downloaded from https://huggingface.co/{where}"
+
+
+def torchvision_weights(name: str, weights: str) -> StateDict:
+    """torchvision's own weights by enum name, e.g. IMAGENET1K_V1 or ResNet101_Weights.IMAGENET1K_V1."""
+    enum = torchvision_models().get_model_weights(name)
+    choice = weights.split(".")[-1]
+    if choice not in enum.__members__:
+        raise UserError(
+            f"backbone.weights={weights}: {name} has the torchvision weights {', '.join(enum.__members__)}; "
+            f"or name a file ({', '.join(SUFFIXES)}), or none."
+        )
+    try:
+        # The checksum is compared after a download only; the file may also have lain there.
+        return enum[choice].get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"torchvision's {enum[choice]}, downloaded before, is damaged: remove "
+            f"{Path(torch.hub.get_dir()) / 'checkpoints' / enum[choice].url.split('/')[-1]}."
+        ) from error
+    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the checksum does not match
+        raise UserError(
+            f"Could not download torchvision's {enum[choice]} ({error}). On a machine with internet access fetch "
+            f"{enum[choice].url} and pass the file: backbone.weights=/path/to/{enum[choice].url.split('/')[-1]}"
+        ) from error
+
+
+def torchvision_not_downloaded(name: str, weights: str) -> str | None:
+    """Why torchvision's weights would have to be fetched first; None if they are here, or no weights have that name."""
+    enum = torchvision_models().get_model_weights(name)
+    choice = weights.split(".")[-1]
+    if choice not in enum.__members__:
+        return None  # torchvision_weights says what is wrong with it
+    file = Path(torch.hub.get_dir()) / "checkpoints" / enum[choice].url.split("/")[-1]
+    return None if file.exists() else f"torchvision's {enum[choice]} will be downloaded from {enum[choice].url}"
 
 
 def known(name: str, library: str, more: Sequence[str] = ()) -> None:

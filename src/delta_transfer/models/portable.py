@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ..common.errors import UserError
 from ..records.checked import save_with_checksum
-from .weights import StateDict
-from .zoo import BackboneConfig, bare_network
+from ..records.weights import StateDict
+from .zoo import BackboneConfig, construct
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1: what another order of additions may change
 
@@ -111,6 +111,30 @@ FORMATS = {
     "onnx": (as_onnx, logits_of_onnx),
     "torch-export": (as_torch_export, logits_of_torch_export),
 }
+
+
+def bare_network(config: BackboneConfig, num_classes: int, state: StateDict) -> nn.Module:
+    """The network as its library builds it, in evaluation mode, with `state`, which has to fit exactly, not copied.
+
+    Raises UserError for a name that no library has, RuntimeError for a state of another network.
+    """
+    options = options_for(config.name, state)
+    try:
+        with torch.device("meta"):  # no time for random weights that nobody sees
+            model = construct(config, num_classes, **options)
+    except NotImplementedError:  # as in `untrained`
+        model = construct(config, num_classes, **options)
+    model.load_state_dict(state, strict=True, assign=True)
+    if any(buffer.is_meta and name not in state for name, buffer in model.named_buffers()):
+        model = construct(config, num_classes, **options)  # for what is no part of a state
+        model.load_state_dict(state, strict=True)
+    return model.float().eval().requires_grad_(False)
+
+
+def options_for(name: str, state: StateDict) -> dict[str, float]:
+    """What torchvision's constructor must be told, so that `state` fits: files leave out auxiliary branches."""
+    has_aux = any(key.startswith(("AuxLogits.", "aux1.")) for key in state)
+    return {"aux_logits": False} if name in ("inception_v3", "googlenet") and not has_aux else {}
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

@@ -9,8 +9,7 @@ from ..common.options import Options, option, require
 from ..records.checked import fingerprint
 from .frozen import FrozenSources, frozen_maps
 from .taps import Network
-from .weights import build_source
-from .zoo import BackboneConfig
+from .zoo import BackboneConfig, build_source
 
 
 @dataclass

