@@ -33,8 +33,8 @@ from .cli.report_options import PAIRS, arguments
 from .common import tables
 from .common.console import log, shorten_list, show_messages, stoppable
 from .common.errors import UserError
-from .common.metrics import METRICS, OF_OTHER_TASKS
 from .records.files import make_output_folder
+from .records.metrics import METRICS, OF_OTHER_TASKS
 from .records.reading import Damaged, Record, finished_files, folds, is_number, read_all, run_id, transfers
 from .reporting import export, sections
 from .reporting.comparison import Comparison, compare, together

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..common.console import command_parser
-from ..common.metrics import METRICS, OF_OTHER_TASKS
+from ..records.metrics import METRICS, OF_OTHER_TASKS
 from ..reporting.published import PROTOCOLS
 from ..reporting.record_views import validates
 from ..reporting.rivals import RULES

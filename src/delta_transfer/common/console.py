@@ -15,26 +15,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import wraps
 from importlib.metadata import version
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
 from .errors import UserError
-from .metrics import measured
 
 log = logging.getLogger("delta_transfer")  # `show_messages` shows what it is told
-
-# Keys of a metrics line that are no loss terms.
-OTHER_KEYS = re.compile(
-    "step|stage|lr|loss|gradient_norm|images_per_second|train_top1|(attention|val|test)_.*", re.DOTALL
-)
-
-
-def is_loss(name: str) -> bool:
-    """Whether a key of a metrics line is a term of the loss."""
-    return not OTHER_KEYS.fullmatch(name)
 
 
 @dataclass(frozen=True)
@@ -90,13 +79,6 @@ class Display:
             elapsed = time.monotonic() - self.started
             parts.append(f"{elapsed / done * (self.total - step):.0f} s left")
         log.info("  ".join(part for part in parts if part))
-
-    def metrics(self, line: dict[str, Any]) -> None:
-        """Shows one line of metrics."""
-        losses = tuple(f"{name} {value:.3g}" for name, value in line.items() if is_loss(name))
-        training = [f"train {line['train_top1']:.1f} %"] if "train_top1" in line else []
-        accuracies = training + [words.replace(" top-1", "") for words in measured(line)]
-        self.update(line["step"], Report("  ".join([*accuracies, f"{line['images_per_second']:.0f} images/s"]), losses))
 
 
 class _Line(ProgressColumn):

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..common.console import Display, log
 from ..common.errors import UserError
-from ..common.metrics import METRICS
 from ..common.options import OptionError
 from ..data.dataset import Dataset, Splits
 from ..data.examination import constant_images
@@ -27,6 +26,7 @@ from ..data.store import Store, open_store, store_bytes, store_path
 from ..methods.base import SampleLoss
 from ..models import ArcFaceConfig, Network
 from ..records.arrays import PREDICTIONS
+from ..records.metrics import METRICS
 from . import devices
 
 if TYPE_CHECKING:

@@ -44,6 +44,7 @@ from ..records.arrays import PREDICTIONS, VALIDATION, predictions
 from ..records.checked import fingerprint
 from ..records.files import make_output_folder
 from ..records.locks import InUse
+from ..records.metrics import show_progress
 from ..records.outputs import write_outputs
 from ..records.run_directory import SCHEMA, RunDirectory, RunResult, finished_before, git_commit, timestamp
 from .failures import explain
@@ -164,6 +165,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                     devices.stop_deferred(),
                 ):
                     display.start_at(progress.iterations_done)
+                    told = directory.append_metrics, partial(show_progress, display), show
                     ended = train(
                         state,
                         method,
@@ -173,7 +175,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                         progress,
                         [
                             average,
-                            *(OnLine(function) for function in (directory.append_metrics, display.metrics, show)),
+                            *(OnLine(function) for function in told),
                             Checkpoints(config.schedule.checkpoint_seconds, runner.save),
                         ],
                         lr_factor=stage.lr_factor,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..common.metrics import METRICS
+from .metrics import METRICS
 
 if TYPE_CHECKING:
     import numpy as np

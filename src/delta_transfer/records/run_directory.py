@@ -12,10 +12,10 @@ from typing import IO, Any
 
 from ..common.console import log
 from ..common.errors import RunFailed, UserError
-from ..common.metrics import measured
 from .files import naming, read_regular, remove_unfinished, sync, sync_folder, whole_file
 from .integrity import problem_of, with_digest
 from .locks import InUse, try_lock
+from .metrics import measured
 from .reading import LONGEST_RECORD, harmless
 
 SCHEMA = 3  # of summary.json and the files beside it

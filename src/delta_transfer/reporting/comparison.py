@@ -16,8 +16,8 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from ..common.metrics import ACCURACY, METRICS, Metric
 from ..common.style import method_order
+from ..records.metrics import ACCURACY, METRICS, Metric
 from ..records.reading import (
     Record,
     begins_at_random,

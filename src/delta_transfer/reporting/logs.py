@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..common.console import is_loss, shorten_list
-from ..common.metrics import TASK_LOSSES
+from ..common.console import shorten_list
+from ..records.metrics import TASK_LOSSES, is_loss
 from ..records.reading import Damaged, Record, metrics, names_of_sources, run_id
 from .comparison import Comparison, Row, grouped
 from .statistics import half_width

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..common.metrics import METRICS, TASK_LOSSES
 from ..common.style import style_of
 from ..records.arrays import channel_weights
+from ..records.metrics import METRICS, TASK_LOSSES
 from ..records.reading import Damaged
 from . import svg
 from .comparison import Cell, Comparison, Row, grouped

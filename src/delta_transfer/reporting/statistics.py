@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..common.metrics import ACCURACY, Metric
+from ..records.metrics import ACCURACY, Metric
 from .comparison import Cell, Comparison, grouped
 from .record_views import Replicate, Settings
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...common.errors import UserError
-from ...common.metrics import METRICS
 from ...common.options import option
 from ...models import Network
+from ...records.metrics import METRICS
 from ..callbacks import AVERAGES, Average, AverageConfig, Position
 from ..tasks import Line
 from .ema import lent

@@ -1,6 +1,10 @@
 """The numbers by which runs are compared: their names, their units, and which direction is better."""
 
+import re
 from dataclasses import dataclass
+from typing import Any
+
+from ..common.console import Display, Report
 
 
 @dataclass(frozen=True)
@@ -65,3 +69,25 @@ def measured(record: dict[str, object]) -> list[str]:
         for key, value in found
         if METRICS[key].short and isinstance(value, int | float)
     ]
+
+
+# --- Lines of metrics.jsonl ---
+
+# Keys of a metrics line that are no loss terms.
+OTHER_KEYS = re.compile(
+    "step|stage|lr|loss|gradient_norm|images_per_second|train_top1|(attention|val|test)_.*", re.DOTALL
+)
+
+
+def is_loss(name: str) -> bool:
+    """Whether a key of a metrics line is a term of the loss."""
+    return not OTHER_KEYS.fullmatch(name)
+
+
+def show_progress(display: Display, line: dict[str, Any]) -> None:
+    """Shows a line of metrics: its loss terms, accuracies and speed."""
+    losses = tuple(f"{name} {value:.3g}" for name, value in line.items() if is_loss(name))
+    training = [f"train {line['train_top1']:.1f} %"] if "train_top1" in line else []
+    accuracies = training + [words.replace(" top-1", "") for words in measured(line)]
+    numbers = "  ".join([*accuracies, f"{line['images_per_second']:.0f} images/s"])
+    display.update(line["step"], Report(numbers, losses))
