@@ -48,19 +48,18 @@ def test_every_pair_of_method_and_backbone_goes_together(made):
             assert (both.backbone.name, both.reg) == (backbone.name, reg)
 
 
-def test_the_command_that_a_data_set_or_backbone_opens_with_has_known_words(made):
-    """The other files' commands are planned by test_docs_commands.py."""
-    keys = {each.name for each in describe(RunConfig)}
-    for group in ("dataset", "backbone"):
-        for name in names(group):
-            program, *words = shlex.split((CONF / group / f"{name}.yaml").read_text().splitlines()[0][2:])
-            for key, _, value in (word.partition("=") for word in words):
-                assert value in made.get(key, [value]), f"{name}: {key}={value}"
-                assert key in (*made, *keys, *keys_of(made, group, name)), f"{name}: {key}"
-
-
-def keys_of(made: dict[str, dict[str, object]], group: str, name: str) -> list[str]:
-    return [f"{group}.{each.name}" for each in describe(type(made[group][name]))]
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_command_that_a_yaml_opens_with_has_known_words(group, made):
+    """test_docs_commands.py composes them, and those of experiments."""
+    kinds = {key: {name: type(options) for name, options in of_group.items()} for key, of_group in made.items()}
+    kinds["optimizer"] |= {name: entry.options for name, entry in OPTIMIZERS.entries.items()}
+    for name in names(group):
+        _, *words = shlex.split((CONF / group / f"{name}.yaml").read_text().splitlines()[0][2:])
+        pairs = [word.lstrip("+").partition("=")[::2] for word in words]
+        groups = {"": RunConfig} | {f"{key}.": kinds[key][value] for key, value in pairs if key in kinds}
+        known = {f"{prefix}{each.name}" for prefix, options in groups.items() for each in describe(options)}
+        unknown = {key for key, _ in pairs if "reg.terms." not in key} - known - kinds.keys()
+        assert not unknown, name
 
 
 def test_every_method_has_a_yaml_and_every_yaml_a_command():

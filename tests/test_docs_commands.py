@@ -49,7 +49,9 @@ SMALL = {
     "schedule.batch_size": "4",
     "device": "cpu",
 }
-SMALL_SWEEP = ["reg=l2,delta", "reg.alpha=0.01", "seed=0", "split.folds=2"]  # of which_is_best
+FEW = {"reg.attention.images": "4", "reg.attention.head_epochs": "1"}
+FEW_WORDS = [f"{key}={value}" for key, value in FEW.items()]
+SMALL_SWEEP = ["reg=l2,delta", "reg.alpha=0.01", "seed=0", "split.folds=2", *FEW_WORDS]  # of which_is_best
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def runs(place) -> dict[str, str]:
     on_photos = ["-m", "dataset=folder", "dataset.root=photos", *(f"{key}={value}" for key, value in SMALL.items())]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        assert delta_run(patch, *on_photos, "reg=l2,delta", "seed=7") == 0
+        assert delta_run(patch, *on_photos, "reg=l2,delta", "seed=7", *FEW_WORDS) == 0
         folds = ("split.folds=2", "split.fold=0,1")
         assert delta_run(patch, *on_photos, "reg=delta_noatt", "reg.alpha=0.001,0.01", *folds) == 0
         scratch = ("reg=scratch", "source=small_resnet:source.safetensors", "backbone.weights=none")
@@ -222,16 +224,16 @@ def test_a_command_of_the_documentation_works(command, place, request, monkeypat
 
 
 def openings() -> dict[str, list[str]]:
-    """The command that a YAML of conf/ opens with; those of data sets and backbones have a test in test_config.py."""
+    """The command that a YAML of conf/ opens with."""
     found = {}
     for path in sorted((ROOT / "conf").rglob("*.yaml")):
-        lines = [line[2:] for line in path.read_text().splitlines() if line.startswith("# delta-")]
-        if path.parent.name not in ("dataset", "backbone"):
-            found[path.relative_to(ROOT / "conf").as_posix()] = shlex.split(lines[0])
+        (first, *_) = (line[2:] for line in path.read_text().splitlines() if line.startswith("# delta-"))
+        found[path.relative_to(ROOT / "conf").as_posix()] = shlex.split(first)
     return found
 
 
 OPENINGS = openings()
+EXPERIMENTS = [name for name in OPENINGS if name.startswith("experiment/")]
 
 
 def of_first_job(word: str) -> str:
@@ -242,7 +244,10 @@ def of_first_job(word: str) -> str:
     return f"{word.partition('=')[0]}={next(iter(override.sweep_string_iterator()))}"
 
 
-@pytest.mark.parametrize("name", OPENINGS)
+# test_config.py has a quicker look at the words of the others.
+@pytest.mark.parametrize(
+    "name", [name if name in EXPERIMENTS else pytest.param(name, marks=pytest.mark.slow) for name in OPENINGS]
+)
 def test_the_command_that_a_yaml_opens_with_goes_together(name):
     program, *words = OPENINGS[name]
     words = [of_first_job(word) for word in words if word != "-m"]
@@ -270,7 +275,8 @@ SMALLER = {
     "(224, 224)": "(32, 32)",
     "batch_size=32": "batch_size=10",
     'backbone="resnet50", method="delta", settings={': 'backbone="small_resnet", method="delta", settings={**SMALL, ',
-    "DELTA(alpha=0.01, beta=0.01)": "DELTA(alpha=0.01, beta=0.01, attention=AttentionConfig(images=4))",
+    "DELTA(alpha=0.01, beta=0.01)": "DELTA(alpha=0.01, beta=0.01, attention=AttentionConfig(images=4, head_epochs=1))",
+    'AttentionConfig(method="taylor")': 'AttentionConfig(method="taylor", images=4, head_epochs=1)',
 }
 PYTHON = [(page, first, text) for page in PAGES for first, _, text in blocks(page, "python")]
 # What a fragment of the README takes for given.
@@ -290,7 +296,7 @@ def test_python_of_the_documentation_works(page, first, text, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for said, smaller in SMALLER.items():
         text = text.replace(said, smaller)
-    numbers = {key: int(value) for key, value in SMALL.items() if value.isdecimal()}
+    numbers = {key: int(value) for key, value in (SMALL | FEW).items() if value.isdecimal()}
     taps = {"backbone.weights": "none", "backbone.taps": ["layer1.1.conv2"]}
     names = {"__name__": "documentation", "SMALL": numbers | taps}
     if page.name == "README.md":
