@@ -1,6 +1,6 @@
 """delta-run in child processes, with something that goes wrong in them.
 
-They are forked from a process that has imported everything but computed nothing: each starts in a tenth of a second.
+They are forked from a process that has tests/forked.py: each starts in a tenth of a second.
 """
 
 import ctypes
@@ -25,17 +25,13 @@ import torchvision.transforms.v2
 import delta_transfer
 from delta_transfer import train
 from delta_transfer.engine import callbacks, loop
-from delta_transfer.methods import METHODS
-from delta_transfer.methods.delta import DeltaConfig
 from delta_transfer.records.run_directory import RunDirectory
-
-from .learned import Learned
 
 PACKAGE = str(Path(delta_transfer.__file__).parent)
 # Imported only when they are needed; imported here, the children have them.
 assert scipy.stats and torchvision.models.feature_extraction and torchvision.transforms.v2
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.children"])
+_context.set_forkserver_preload(["tests.forked"])
 
 Fault = Callable[[], None]  # called in the child before the command
 
@@ -91,7 +87,6 @@ def _command(output: Connection, arguments: list[str], faults: tuple[Fault, ...]
     output.close()
     sys.argv = ["delta-run", *arguments]
     torch.set_num_threads(1)
-    METHODS.register("learned", "Learned", DeltaConfig)(Learned)
     callbacks.CHECKPOINT_SHARE = 1e9  # as often as schedule.checkpoint_seconds says
     for fault in faults:
         fault()

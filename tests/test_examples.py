@@ -20,7 +20,9 @@ BY_HAND = ("own_images.py", "serve_onnx.py")  # they need images, or an exported
 PENALTIES = {"timm_backbone.py": ("feature_maps", "weights", "vit/feature_maps")}
 
 
-@pytest.mark.parametrize("name", NEEDED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if packages else name for name, packages in NEEDED.items()]
+)
 @pytest.mark.filterwarnings("ignore")  # of others' packages
 def test_an_example_runs_and_its_penalty_acts(name):
     for package in NEEDED[name]:

@@ -423,6 +423,7 @@ def test_a_process_that_was_suspended_too_long_stops_where_another_took_over(cub
     assert (only_run(tmp_path / "results") / "summary.json").read_bytes() == summary
 
 
+@pytest.mark.slow  # signals to one process are tried above, workers in test_launchers.py
 def test_ctrl_c_stops_a_parallel_sweep_after_saving(cub_root, tmp_path, monkeypatch):
     """The terminal sends it to the command and to its workers. Real processes: workers import this package anew."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -114,6 +114,7 @@ def test_a_layer_is_its_formula_node_by_node(packed, name):
         torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-8)
 
 
+@pytest.mark.slow  # PyTorch Geometric takes seconds to import; the test above has the formulas
 def test_gcn_and_gin_sum_as_pytorch_geometric_does(packed):
     geometric = pytest.importorskip("torch_geometric.nn")
     torch.manual_seed(0)

@@ -126,7 +126,7 @@ def test_a_run_that_is_stopped_in_meta_training_ends_the_same(made, tmp_path):
     ("source", "target", "source_taps", "taps"),
     [
         ("resnet32", "vgg9_bn", ["layer1", "layer2", "layer3"], [f"group{i}" for i in range(5)]),
-        ("resnet34", "resnet18", *[[f"layer{i}" for i in range(1, 5)]] * 2),
+        pytest.param("resnet34", "resnet18", *[[f"layer{i}" for i in range(1, 5)]] * 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_published_pairs_of_networks_train(source, target, source_taps, taps, made, tmp_path, monkeypatch):
