@@ -33,7 +33,7 @@ from .cli.report_options import PAIRS, arguments
 from .common import tables
 from .common.console import log, shorten_list, show_messages, stoppable
 from .common.errors import UserError
-from .records.files import make_output_folder
+from .records.files import write_output
 from .records.metrics import METRICS, OF_OTHER_TASKS
 from .records.reading import Damaged, Record, finished_files, folds, is_number, read_all, run_id, transfers
 from .reporting import export, sections
@@ -131,11 +131,7 @@ def report(args: argparse.Namespace) -> int:
                 log.info(line)
     text = text_of(comparisons, args)
     if args.output:
-        try:
-            make_output_folder(args.output.parent)
-            args.output.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{args.output} cannot be written: {error.strerror or error}") from None
+        write_output(args.output, text)
     else:
         (sys.stderr if args.emit_overrides else sys.stdout).write(text)
     if args.figures:

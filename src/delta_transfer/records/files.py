@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from ..common.errors import UserError
 from .locks import Check
 
 OUTPUT_MARK = ".delta-transfer"  # a file in folders that this program made, so that they are never taken for data
@@ -71,6 +72,15 @@ def make_output_folder(folder: Path) -> None:
     if absent and not any((parent / OUTPUT_MARK).exists() for parent in absent[-1].parents):
         with suppress(OSError):
             (absent[-1] / OUTPUT_MARK).write_text("Written by delta-transfer. It is never read as data.\n")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Writes what a command was asked to write to a file. Raises UserError if it cannot."""
+    try:
+        make_output_folder(path.parent)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..common import tables
 from ..common.console import command_parser, log, spelled_out
 from ..common.errors import UserError
 from ..records.arrays import VALIDATION, Predictions, image_names, predictions
-from ..records.files import make_output_folder
+from ..records.files import write_output
 from ..records.reading import Damaged, Record, folds, method_of, read_all, run_id
 from ..records.run_directory import class_names
 from .comparison import grouped, grouped_by_varying
@@ -137,13 +137,8 @@ def main(argv: list[str]) -> int:
         text = tables.as_markdown(trust_tables(found, args.most))
     else:
         text = tables.on_screen(trust_tables(found, args.most), terminal=not args.output and sys.stdout.isatty())
-    status = 0 if all(top.is_dir() for top in args.dirs) else 1
-    if not args.output:
+    if args.output:
+        write_output(args.output, text)
+    else:
         sys.stdout.write(text)
-        return status
-    try:
-        make_output_folder(args.output.parent)
-        args.output.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{args.output} cannot be written: {error.strerror or error}") from None
-    return status
+    return 0 if all(top.is_dir() for top in args.dirs) else 1
