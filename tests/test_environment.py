@@ -6,10 +6,11 @@ import sys
 import tempfile
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from delta_transfer.engine.devices import claim_gpu, pick_device
+from delta_transfer.engine.devices import claim_gpu, peak_memory, pick_device, reset_peak_memory
 
 # Another process that has claimed a GPU: it holds the lock file of argv[1] until its input ends.
 HOLDER = """
@@ -81,3 +82,20 @@ def test_under_torchrun_the_local_rank_decides(gpus, tmp_path, monkeypatch):
     assert pick_device("auto") == torch.device("cuda", 2)
     assert current == [2] and not list(tmp_path.iterdir())
     assert pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not forget a peak")
+def test_the_peak_of_memory_is_the_process_own_without_mapped_files(tmp_path):
+    cpu, size = torch.device("cpu"), 40 * 2**20
+    np.ones(2 * size, dtype=np.uint8).tofile(tmp_path / "store")
+    reset_peak_memory(cpu)
+    before = peak_memory(cpu)
+    store = np.memmap(tmp_path / "store", dtype=np.uint8, mode="r")
+    assert store.sum() == 2 * size
+    assert peak_memory(cpu) - before < size / 2  # though all of it is resident
+    own = np.ones(size, dtype=np.uint8)
+    del own
+    assert 0.8 * size < peak_memory(cpu) - before < 1.5 * size
+    assert peak_memory(cpu) - before > 0.8 * size  # the largest so far
+    reset_peak_memory(cpu)
+    assert peak_memory(cpu) - before < size / 2

@@ -169,7 +169,7 @@ AVERAGES.register("none", "last weights", AverageConfig)(Average)
 class OnLine(Callback):
     """Calls a function with every line of metrics."""
 
-    def __init__(self, function: Callable[[Line], None]):
+    def __init__(self, function: Callable[[Line], object]):
         self.function = function
 
     def on_line(self, line: Line) -> None:

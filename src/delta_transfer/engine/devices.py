@@ -132,22 +132,41 @@ def device_name(device: torch.device) -> str:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Forgets the peak so far, so that a later job of a sweep does not report it."""
+    global _peak
+    _peak = 0
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+        _forget_resident()
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The peak in bytes: that of the GPU's allocator, or of the process on a CPU (None where it is unknown)."""
+    """The peak in bytes since `reset_peak_memory`: of the GPU's allocator, or of the process on a CPU.
+
+    There it is the process' own memory, without the pages of mapped files such as the image store, which the system
+    takes back when it likes. It is to be asked now and then: between two calls such pages count as they are at the
+    second. None where it is unknown.
+    """
+    global _peak
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
+        lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+        kilobytes = {line[0].rstrip(":"): int(line[1]) for line in lines if line[-1] == "kB"}
+        _peak = max(_peak, 1024 * (kilobytes["VmHWM"] - kilobytes["RssFile"] - kilobytes["RssShmem"]))
+    except (OSError, KeyError):
         return None
+    _forget_resident()
+    return _peak
+
+
+def _forget_resident() -> None:
+    """Sets the system's peak of this process back to what is resident now."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+_peak = 0  # of the process' own memory on a CPU, until the last look
 
 
 def versions() -> dict[str, str]:

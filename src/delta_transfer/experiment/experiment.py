@@ -176,6 +176,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                         [
                             average,
                             *(OnLine(function) for function in told),
+                            OnLine(lambda _: devices.peak_memory(device)),  # which is to be asked now and then
                             Checkpoints(config.schedule.checkpoint_seconds, runner.save),
                         ],
                         lr_factor=stage.lr_factor,
