@@ -106,6 +106,7 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     write_photos(folder / "photos")
     write_cub(folder / "data" / "CUB_200_2011", train=10)
+    (folder / "molecules.csv").write_text("smiles\nCCO\nc1ccccc1\n")
     source_for("scratch", folder)
     shutil.copytree(ROOT / "results/published/table_quick/final", folder / "results")
     for page in PAGES:
@@ -130,6 +131,19 @@ def runs(place) -> dict[str, str]:
     (l2,), (delta,) = (sorted((place / "results/runs").glob(f"*-{reg}-s7-*")) for reg in ("l2", "delta"))
     named = {"RUN_A": l2, "RUN_B": delta, "RUN": delta}
     return {f"{parent}{name}": str(path) for name, path in named.items() for parent in ("", "results/runs/")}
+
+
+@pytest.fixture(scope="module")
+def run_on_molecules(place) -> dict[str, str]:
+    pytest.importorskip("rdkit")
+    lines = [f"{'C' * n}O,{n % 2}" for n in range(1, 21)]
+    (place / "BBBP.csv").write_text("\n".join(["smiles,p_np", *lines]))
+    words = ["dataset=bbbp", f"dataset.root={place}", "dataset.cut=random", "backbone.weights=none", "reg=l2"]
+    words += ["schedule.epochs=1", "schedule.batch_size=8", "device=cpu", f"results_dir={place / 'molecules'}"]
+    with pytest.MonkeyPatch.context() as patch:
+        assert delta_run(patch, *words) == 0
+    (run,) = (place / "molecules/runs").iterdir()
+    return {"MOLECULES": str(run)}
 
 
 # --- the rules ---
@@ -213,7 +227,9 @@ FIRST = ("README.md", "first_run.md")  # what a newcomer types; make test-all tr
 )
 def test_a_command_of_the_documentation_works(command, place, request, monkeypatch, capfd):
     here = {"data_dir=/data": f"data_dir={place}/data"}
-    if command.words[0] in ("delta-report", "delta-predict", "delta-export"):
+    if "MOLECULES" in command.words:
+        here |= request.getfixturevalue("run_on_molecules")
+    elif command.words[0] in ("delta-report", "delta-predict", "delta-export"):
         here |= request.getfixturevalue("runs")
     monkeypatch.chdir(place)
     monkeypatch.setattr(plan, "measure", lambda *_: COST)

@@ -5,6 +5,7 @@
     delta-predict RUN a.png b.png --format json --device cpu
     delta-predict RUN @list.txt                                       # the files and folders that its lines name
     find photos -name '*.jpg' | delta-predict RUN -                   # the same from standard input
+    delta-predict RUN molecules.csv                                   # of a run on molecules: a column of SMILES
 
 RUN is a run's folder (results/runs/...) or its name below results/runs. Its network alone is needed, neither its data
 set nor its source weights. Images are resized, cropped and normalised as the run's own test images were (ten crops,
@@ -38,12 +39,17 @@ from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..common.console import Display, command_parser, log, no_formula, shorten_list, spelled_out, stoppable
 from ..common.errors import UserError
 from ..common.tables import Entry, Table, entries, on_screen
 from ..records.files import make_output_folder, write_atomically
+from .predict_molecules import FORMATS as OF_MOLECULES
+from .predict_molecules import FoundMolecules, predict_molecules
+
+if TYPE_CHECKING:
+    from ..inspect.finished import Finished
 
 
 @dataclass(frozen=True)
@@ -63,9 +69,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.output and args.output.is_dir():
         raise UserError(f"--output {args.output} is a folder: name a file in it.")
     with redirect_stdout(sys.stderr):  # stdout is for the result alone
-        found = predict(args)
+        found: Any = predict(args)
     terminal = not args.output and sys.stdout.isatty()
-    text = FORMATS[args.format](found, terminal, args.exact)
+    text = (OF_MOLECULES if isinstance(found, FoundMolecules) else FORMATS)[args.format](found, terminal, args.exact)
     if args.output:
         make_output_folder(args.output.parent)
         write_atomically(args.output, text.encode())
@@ -83,12 +89,13 @@ def parser() -> argparse.ArgumentParser:
         "images",
         nargs="+",
         metavar="IMAGE_OR_FOLDER",
-        help="image files; folders; @FILE or -: a list of both, from a file or standard input, a line for each",
+        help="image files; folders; @FILE or -: a list of both, from a file or standard input, a line for each; for a "
+        "run on molecules: CSV files with a column of SMILES",
     )
     p.add_argument("--format", choices=list(FORMATS), default="table", help="default: a table to read")
     p.add_argument("--exact", action="store_true", help="in CSV: names as they are, for programs alone")
     p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
-    p.add_argument("--top", type=positive, default=3, metavar="K", help="so many classes of each image (default: 3)")
+    p.add_argument("--top", type=positive, metavar="K", help="so many classes of each image (default: 3)")
     p.add_argument(
         "--batch-size", type=positive, metavar="N", help="images at once (default: 256 on a GPU, a few on a CPU)"
     )
@@ -118,15 +125,20 @@ def as_options(text: str) -> str:
     return re.sub(r"dataset\.(scale|max_pixels)(=?)", lambda m: f"--{m[1].replace('_', '-')}{' ' * len(m[2])}", text)
 
 
-def predict(args: argparse.Namespace) -> Found:
+def predict(args: argparse.Namespace) -> Found | FoundMolecules:
+    from ..inspect.finished import finished, run_folder  # imports torch
+
+    run = finished(run_folder(args.run))
+    return predict_molecules(run, args) if run.config.backbone.inputs == "graphs" else predict_images(run, args)
+
+
+def predict_images(run: "Finished", args: argparse.Namespace) -> Found:
     """Predicts all images. Reports on stderr which images were refused, and why."""
     from ..data.examination import only_first_pictures
     from ..data.images import Reading, holds_several_pictures
     from ..engine.devices import pick_device  # imports torch
-    from ..inspect.finished import finished, run_folder
     from ..inspect.predict import probabilities
 
-    run = finished(run_folder(args.run))
     files, refused, left_out = files_of(expanded(args.images), run.class_names)
     images, outcome_of = [], {}
     title = f"{run.run_id}: predicting"
@@ -139,7 +151,7 @@ def predict(args: argparse.Namespace) -> Found:
             if isinstance(outcome, BaseException):
                 refused[image] = f"no image that can be read ({as_options(spelled_out(first_line(outcome)))})"
             else:
-                best = (-outcome).argsort(kind="stable")[: args.top].tolist()
+                best = (-outcome).argsort(kind="stable")[: args.top or 3].tolist()
                 classes = [
                     {"index": index, "class": run.class_names[index], "probability": round(float(outcome[index]), 6)}
                     for index in best

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from PIL import Image
 
+from ..common.errors import UserError
 from .dataset import Dataset
 
 Graph = tuple[np.ndarray, np.ndarray, np.ndarray]  # nodes (n, 2), edges (2, e), edge features (e, 2)
@@ -42,3 +44,8 @@ class GraphDataset(Dataset):
 
     graphs: PackedGraphs = field(kw_only=True)
     scale: np.ndarray | None = field(default=None, kw_only=True)
+
+
+def no_picture(index: int) -> Image.Image:
+    """What a GraphDataset loads."""
+    raise UserError("Graphs have no pictures.")

@@ -1,5 +1,6 @@
 """Tasks on graphs: one label of K classes; yes/no properties, or measurements, of which some may not be known."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,11 @@ class GraphProperties(GraphClassification):
         right = ((logits > 0) == (labels > 0)) & known
         return (right.sum(dim=1) / known.sum(dim=1).clamp(min=1)).sum()
 
+    def answers(self, logits: Tensor, record: Mapping[str, Any]) -> np.ndarray:
+        """The probability of yes."""
+        found: np.ndarray = logits.double().sigmoid().numpy()
+        return found
+
     def measure(
         self, network: Network, loader: BatchSource, dataset: Dataset, split: str, indices: np.ndarray
     ) -> dict[str, Any]:
@@ -170,12 +176,17 @@ class GraphRegression(GraphProperties):
     def correct(self, logits: Tensor, labels: Tensor) -> None:
         return None
 
+    def answers(self, logits: Tensor, record: Mapping[str, Any]) -> np.ndarray:
+        """Values in the labels' unit."""
+        mean, std = (np.array(record["label_scale"][name]) for name in ("mean", "std"))
+        found: np.ndarray = mean + std * logits.double().numpy()
+        return found
+
     def measure(
         self, network: Network, loader: BatchSource, dataset: Dataset, split: str, indices: np.ndarray
     ) -> dict[str, Any]:
         logits, labels = outputs_of(network, loader, indices, "logits")
-        mean, std = self._scale(dataset)
-        predicted, wanted = mean + std * logits.double().numpy(), dataset.labels[indices]
+        predicted, wanted = self.answers(logits, self.of_labels(dataset)), dataset.labels[indices]
         known = np.isfinite(wanted)
         if not known.any():
             raise UserError(f"{dataset.name}: no label is known in the {split} split, so that there is no error.")

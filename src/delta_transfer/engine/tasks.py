@@ -4,7 +4,7 @@ A task is one object. The loop, the methods and the evaluation ask it and never 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -253,6 +253,11 @@ class Classification:
         """What is chosen by on validation data, signed so that more is better."""
         found: float = self.measure(network, loader, dataset, "val", indices)[self.chosen_by]
         return METRICS[f"val_{self.chosen_by}"].merit(found)
+
+    def answers(self, logits: Tensor, record: Mapping[str, Any]) -> np.ndarray:
+        """What `logits` (N, K) of a finished run with this record mean: here probabilities, (N, K) in 0..1."""
+        found: np.ndarray = logits.double().softmax(dim=1).numpy()
+        return found
 
     # --- Record ---
 

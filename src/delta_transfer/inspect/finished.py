@@ -36,16 +36,16 @@ class Finished:
 
 
 def finished(folder: Path) -> Finished:
-    """The run in `folder`, which must be one that classifies images.
+    """The run in `folder`, which must be one whose outputs are answers: classes, properties or values.
 
     Raises UserError if the run failed or has another task, if it has no network, and for a record that cannot be read.
     """
     record = record_of(folder)
     config = config_of(record)
-    if config.task != "classification":
+    if config.task == "verification":
         raise UserError(
-            f"{record['run_id']} has task={config.task}, which tells no classes of images apart. Name a run that does "
-            "(task=classification)."
+            f"{record['run_id']} has task=verification, whose test images have none of its classes. Name a run that "
+            "tells classes apart (task=classification)."
         )
     weights = trained_weights(record)
     backbone, classes = config.backbone, record.get("num_classes")

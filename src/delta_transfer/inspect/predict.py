@@ -1,4 +1,4 @@
-"""Class probabilities of a finished run's network for any image files."""
+"""What a finished run's network says of any image files, or of molecules."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -9,10 +9,13 @@ import torch
 from PIL import Image
 
 from ..data.dataset import Dataset
+from ..data.graphs import GraphLoader
 from ..data.images import Reading, allow_pixels, read_image
 from ..data.loader import images_at_once
+from ..data.molecules import graph_of, read_molecule
+from ..data.packed_graphs import GraphDataset, PackedGraphs, no_picture
 from ..data.store import Store, decoded
-from ..engine.tasks import loader_of, outputs_of
+from ..engine.tasks import TASKS, loader_of, outputs_of
 from .finished import Finished
 
 
@@ -42,6 +45,31 @@ def probabilities(
             loader.images_at_once = at_once
             logits, _ = outputs_of(network, loader, np.arange(len(readable)), "logits")
             at_once = loader.images_at_once  # fewer, if memory did not suffice
-            found |= dict(zip(readable, logits.double().softmax(dim=1).numpy(), strict=True))
+            found |= dict(zip(readable, TASKS[run.config.task].answers(logits, run.record), strict=True))
         for index, outcome in found.items():
             yield files[index], outcome
+
+
+def answers_for_molecules(
+    run: Finished, smiles: Sequence[str], device: torch.device, batch_size: int | None
+) -> list[np.ndarray | ValueError]:
+    """What the run's task makes of the outputs for each molecule, (T,), or why it has none, in order."""
+    found: list[np.ndarray | ValueError] = []
+    graphs = []
+    for text in smiles:
+        try:
+            graphs.append(graph_of(read_molecule(text)))
+            found.append(np.empty(0))
+        except ValueError as error:
+            found.append(error)
+    if not graphs:
+        return found
+    none = np.zeros(len(graphs), dtype=np.int64)
+    dataset = GraphDataset(
+        "molecules", run.class_names, none, none > 0, (), no_picture, "", graphs=PackedGraphs.of(graphs)
+    )
+    loader = GraphLoader(dataset, batch_size=1, seed=0, device=device)
+    loader.images_at_once = batch_size or loader.images_at_once
+    logits, _ = outputs_of(run.network.to(device), loader, np.arange(len(graphs)), "logits")
+    answers = iter(TASKS[run.config.task].answers(logits, run.record))
+    return [one if isinstance(one, ValueError) else next(answers) for one in found]

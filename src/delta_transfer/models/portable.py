@@ -41,7 +41,11 @@ def some_images(count: int, size: int) -> Tensor:
 
 def as_safetensors(network: Normalised, size: int, metadata: dict[str, str]) -> bytes:
     """The state dict under the network's own parameter names, without the normalisation."""
-    weights = {name: value.contiguous() for name, value in network.network.state_dict().items()}
+    return file_of(network.network, metadata)
+
+
+def file_of(network: nn.Module, metadata: dict[str, str]) -> bytes:
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
     return save_with_checksum(weights, metadata | {"format": "pt"})
 
 

@@ -14,6 +14,7 @@ from ..common.console import shorten_list, spelled_out
 from ..common.errors import UserError
 from ..common.tables import markdown_text
 from .files import check_header
+from .metrics import METRICS
 
 SUFFIX = ".safetensors"
 FORMAT = 1
@@ -30,24 +31,27 @@ def make_card(summary: dict[str, Any], classes: tuple[str, ...] | None, weights_
     backbone, schedule = config["backbone"], config["schedule"]
     # Runs in bf16 were measured in bf16 before this entry was.
     in_fp32 = config["precision"] == "fp32" or "evaluation" in summary["identity"]
-    measured = {key: summary[key] for key in ("test_top1", "val_top1") if summary.get(key) is not None}
+    measured = {key: summary[key] for key, one in METRICS.items() if one.short and summary.get(key) is not None}
+    graphs = config.get("task", "classification").startswith("graph_")
+    of_graphs = {"task": config.get("task"), "label_scale": summary.get("label_scale")}
+    of_images = {
+        "orientation": "as EXIF says",
+        "transparency": "on white",
+        "scale": config["dataset"].get("scale"),  # of pixels with more than 8 bits
+        "resize": backbone["resize"],
+        "aspect": schedule["aspect"],
+        "interpolation": f"{backbone.get('interpolation', 'bilinear')}, antialiased",
+        "center_crop": backbone["image_size"],
+        **({"test_image": "whole"} if schedule.get("test_image") == "whole" else {}),
+        **{key: backbone[key] for key in ("mean", "std")},
+    }
     return {
         "format": FORMAT,
         "network": {key: value for key, value in backbone.items() if key != "weights"},
         "weights_fingerprint": weights_fingerprint,
         "started_from": Path(backbone["weights"]).name,  # "none": random weights
         "method": config["reg"]["name"],
-        "preprocessing": {
-            "orientation": "as EXIF says",
-            "transparency": "on white",
-            "scale": config["dataset"].get("scale"),  # of pixels with more than 8 bits
-            "resize": backbone["resize"],
-            "aspect": schedule["aspect"],
-            "interpolation": f"{backbone.get('interpolation', 'bilinear')}, antialiased",
-            "center_crop": backbone["image_size"],
-            **({"test_image": "whole"} if schedule.get("test_image") == "whole" else {}),
-            **{key: backbone[key] for key in ("mean", "std")},
-        },
+        **(of_graphs if graphs else {"preprocessing": of_images}),
         "precision": {"training": config["precision"], "evaluation": "fp32" if in_fp32 else config["precision"]},
         "num_classes": summary["num_classes"],
         "classes": None if classes is None else list(classes),
@@ -70,18 +74,26 @@ def metadata_of(card: dict[str, Any]) -> dict[str, str]:
 def in_words(card: dict[str, Any], use: str = AS_SOURCE) -> str:
     """MODEL_CARD.md; `use`: its last paragraph."""
     network, data, measured = card["network"], card["data"], card["measured"]
-    counts = f"{data['n_train']:,} training, {data['n_val']:,} validation and {data['n_test']:,} test images"
-    parts = {"test_top1": ("test", data["n_test"]), "val_top1": ("validation", data["n_val"])}
+    graphs = "preprocessing" not in card
+    inputs = "graphs" if graphs else "images"
+    counts = f"{data['n_train']:,} training, {data['n_val']:,} validation and {data['n_test']:,} test {inputs}"
     crops = ", mean of ten crops" if measured["crops"] == 10 else ""
+    parts = {"test": ("test", data["n_test"]), "val": ("validation", data["n_val"])}
     accuracy = [
-        f"{measured[key]:.2f} % of n = {n:,} {part} images (top-1, last iteration, one run{crops})"
-        for key, (part, n) in parts.items()
+        (
+            f"{measured[key]:.2f} % of n = {n:,} {part} {inputs} (top-1, last iteration, one run{crops})"
+            if key.endswith("_top1")
+            else f"{one.title} {one.shown(measured[key])} on n = {n:,} {inputs} (one run)"
+        )
+        for key, one in METRICS.items()
         if key in measured
+        for part, n in [parts[key.partition("_")[0]]]
     ]
+    size = f"{network['image_size']}-pixel images"
     start = "random weights" if card["started_from"] == "none" else f"the weights {card['started_from']}"
     names = shorten_list(card["classes"]) if card["classes"] else "their names were not recorded"
     rows = {
-        "Network": f"{network['name']} for {network['image_size']}-pixel images, from {start}",
+        "Network": f"{network['name']} for {'graphs' if graphs else size}, from {start}",
         "Taps": ", ".join(network["taps"]),
         "Classes": f"{card['num_classes']:,}: {names}",
         "Data set": f"{data['name']}: {counts}",
@@ -97,8 +109,9 @@ def in_words(card: dict[str, Any], use: str = AS_SOURCE) -> str:
     }
     lines = [f"# {network['name']}, trained on {data['name']}", ""]
     lines += [f"- {name}: {markdown_text(spelled_out(str(value)))}" for name, value in rows.items()]
-    lines += ["", "## From an image file to probabilities", ""]
-    lines += [f"{number}. {step}" for number, step in enumerate(steps(card), 1)]
+    lines += ["", f"## From {'a graph to answers' if graphs else 'an image file to probabilities'}", ""]
+    done = steps_of_graphs(card) if graphs else steps(card)
+    lines += [f"{number}. {step}" for number, step in enumerate(done, 1)]
     lines += ["", use, ""]
     return "\n".join(lines)
 
@@ -133,6 +146,22 @@ def steps(card: dict[str, Any]) -> list[str]:
         f"The values are divided by 255 (RGB in 0..1), minus {pixels['mean']}, divided by {pixels['std']}, channel by "
         "channel: float32, (3, height, width).",
         f"The network computes in fp32, in evaluation mode. Probabilities are the softmax of its logits.{mean}",
+    ]
+
+
+def steps_of_graphs(card: dict[str, Any]) -> list[str]:
+    """All that is done to a graph, in order."""
+    answers = {
+        "graph_properties": "The probability of a property is the sigmoid of its logit.",
+        "graph_regression": f"A value is mean + std * logit: {card['label_scale']}.",
+    }
+    return [
+        "A molecule is read from its SMILES by RDKit (`Chem.MolFromSmiles`); other graphs have edges of type 0 alone.",
+        "A node is (atomic number - 1, chirality: unspecified 0, CW 1, CCW 2), or (label, 0) without chemistry.",
+        "A bond is an edge in either direction, with (single 0, double 1, triple 2, aromatic 3; direction: none 0, "
+        "end-up-right 1, end-down-right 2). The network adds an edge of each node to itself.",
+        "The network computes in fp32, in evaluation mode. "
+        + answers.get(card["task"], "Probabilities are the softmax of its logits."),
     ]
 
 

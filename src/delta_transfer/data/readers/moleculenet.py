@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
 from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...common.options import option
 from ..molecules import graph_of, random_scaffold_split, random_split, read_molecule, scaffold_of, scaffold_split
 from ..options import DatasetConfig, Publication
-from ..packed_graphs import GraphDataset, PackedGraphs
+from ..packed_graphs import GraphDataset, PackedGraphs, no_picture
 from ..registry import reader
 
 
@@ -137,10 +136,6 @@ def _molecules(
         left_out=unreadable,
         graphs=packed,
     )
-
-
-def no_picture(index: int) -> Image.Image:
-    raise UserError("Graphs have no pictures.")
 
 
 def yes_or_no(cell: str) -> int:

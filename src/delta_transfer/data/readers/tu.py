@@ -13,9 +13,8 @@ from ...common.options import option
 from ..dataset import Dataset
 from ..files import read_lines
 from ..options import DatasetConfig, Publication
-from ..packed_graphs import GraphDataset, PackedGraphs
+from ..packed_graphs import GraphDataset, PackedGraphs, no_picture
 from ..registry import reader
-from .moleculenet import no_picture
 
 MOST_LABELS = 120  # rows of the networks' embedding of nodes
 
