@@ -66,8 +66,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     if config.schedule.iterations != "auto":  # that also chooses the batch size
         check_micro_batches(config, stages)
     tapped = any(stage.method.needs.taps for stage in stages)
-    with devices.rank0_first():  # before images are read: it may fail
-        if not_downloaded(config.backbone):
+    with devices.rank0_first():  # before images are read: it may fail. A missing folder is said below
+        if Path(config.dataset.root or ".").expanduser().exists() and not_downloaded(config.backbone):
             read_weights(config.backbone)
 
     # --- Data ---
