@@ -7,8 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from delta_transfer.common.options import OptionError
-from delta_transfer.engine.callbacks import live_view
-from delta_transfer.records.run_directory import RunDirectory
+from delta_transfer.records.run_directory import RunDirectory, live_view
 
 from .miniature import composed, delta_run, tiny_overrides, write_cub
 

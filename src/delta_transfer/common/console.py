@@ -35,13 +35,16 @@ class Report:
 
 
 class Display:
-    """The progress of one task of `total` steps. Use it as a context manager."""
+    """The progress of one task of `total` steps. Use it as a context manager.
+
+    Without that it has no bar, only lines. quiet_seconds: it says nothing before.
+    """
 
     bars = True  # False in parallel jobs, whose bars would overwrite each other
     run_of_sweep = ""  # run 3 of 18
 
-    def __init__(self, title: str, total: int, unit: str = "iteration"):
-        self.title, self.total, self.unit = title, total, unit
+    def __init__(self, title: str, total: int, unit: str = "iteration", quiet_seconds: float = 0.0):
+        self.title, self.total, self.unit, self.quiet_seconds = title, total, unit, quiet_seconds
         self.console = Console(stderr=False)
         self.last_tenth, self.started = -1, time.monotonic()
         self.first_step: int | None = None
@@ -71,12 +74,12 @@ class Display:
             self.progress.update(self.task, completed=step, report=report)
             return
         tenth = 10 * step // self.total
-        if tenth == self.last_tenth:
+        elapsed = time.monotonic() - self.started
+        if tenth == self.last_tenth or elapsed < self.quiet_seconds:
             return
         self.last_tenth = tenth
         parts = [f"{self.title}: {self.unit} {step}/{self.total}", *report.losses, report.numbers]
         if 0 < tenth < 10 and (done := step - (self.first_step or 0)):  # the first step says nothing about the others
-            elapsed = time.monotonic() - self.started
             parts.append(f"{elapsed / done * (self.total - step):.0f} s left")
         log.info("  ".join(part for part in parts if part))
 

@@ -48,6 +48,7 @@ class BatchSource:
     device: torch.device
     share: slice
     ten_crops = False
+    views = 1  # test crops of an image
     images_at_once: int  # in evaluation
 
     def train_batch(self, indices: np.ndarray, iteration: int) -> tuple[Any, Tensor]:
@@ -143,6 +144,7 @@ class Loader(BatchSource):
         self.crop, self.mirror, self.batch_size, self.seed, self.device = crop, mirror, batch_size, seed, device
         self.min_crop_area, self.pad, self.ten_crops, self.share = min_crop_area, pad, ten_crops, share
         self.whole, self.jitter = whole, jitter
+        self.views = 5 * (1 + mirror) if ten_crops else 1
         self.images_at_once = images_at_once(device)  # in evaluation
         self.heights, self.widths = store.sizes.T
         self.starts = store.starts

@@ -37,6 +37,7 @@ class Progress:
     processor_seconds: float = 0.0  # of the training thread within them
     seconds_since_line: float = 0.0
     window: dict[str, Any] = field(default_factory=dict)  # what the next line of metrics has collected
+    unmeasured: bool = False  # the evaluation that belongs to that line was stopped
 
     @classmethod
     def beginning(cls, iteration: int = 0, seconds: float = 0.0, processor_seconds: float = 0.0) -> "Progress":
@@ -45,7 +46,7 @@ class Progress:
 
 
 class Clock:
-    """Seconds of training, in all and since the last lap. It stands still between `pause` and `restart`.
+    """Seconds of training, in all and in this lap. It stands still between `pause` and `restart`.
 
     Processor seconds are those of the training thread, which does its part of all work: beside other programs it waits
     for a core, and they stay about what `seconds` are on an idle machine.
@@ -66,11 +67,14 @@ class Clock:
         self.since_lap += self.started - began
         self.processor_seconds += self.processor_started - processor_began
 
-    def lap(self, images: int) -> float:
-        """Images per second since the last lap."""
+    def rate(self, images: int) -> float:
+        """Images per second in this lap."""
         self.pause()
-        seconds, self.since_lap = self.since_lap, 0.0
-        return images / seconds
+        return images / self.since_lap
+
+    def next_lap(self) -> None:
+        self.since_lap = 0.0
+        self.restart()
 
 
 @dataclass
@@ -84,13 +88,13 @@ class Position:
     clock: Clock
     done: int = 0
 
-    def progress(self) -> Progress:
+    def progress(self, unmeasured: bool = False) -> Progress:
         """Where a training from here goes on. It waits for the device."""
         window = self.window.state_dict()
         self.clock.pause()
         clock = self.clock
         times = clock.seconds, clock.processor_seconds, clock.since_lap
-        return Progress(self.begun.first_iteration, self.done, *times, window)
+        return Progress(self.begun.first_iteration, self.done, *times, window, unmeasured)
 
 
 # --- Callbacks ---
@@ -107,6 +111,21 @@ class Callback:
 
     def on_step(self, at: Position) -> None:
         """Called when the step and its line are done: training can go on from here."""
+
+    def on_stop(self, at: Position) -> None:
+        """Called when the process is to end within an evaluation."""
+
+
+@contextmanager
+def stopped_within(at: Position, callbacks: Sequence[Callback]) -> Iterator[None]:
+    """An evaluation within it may end in Stopped, of which callbacks are told. The clock stands still."""
+    try:
+        yield
+    except Stopped:
+        at.clock.restart()
+        for callback in callbacks:
+            callback.on_stop(at)
+        raise
 
 
 @dataclass
@@ -186,6 +205,9 @@ class Checkpoints(Callback):
         self.seconds, self.save = seconds, save
         self.last, self.cost = time.monotonic(), 0.0
 
+    def on_stop(self, at: Position) -> None:
+        self.save(at.progress(unmeasured=True))
+
     def on_step(self, at: Position) -> None:
         stop = stop_signal() is not None
         due = time.monotonic() - self.last > max(self.seconds, self.cost / CHECKPOINT_SHARE)
@@ -200,30 +222,6 @@ class Checkpoints(Callback):
         at.clock.restart()
         self.last = time.monotonic()
         self.cost = self.last - begun
-
-
-# --- Live views ---
-
-
-@contextmanager
-def live_view(logging: str, directory: RunDirectory, first_iteration: int) -> Iterator[Callable[[Line], None]]:
-    """A function that shows a line of metrics in TensorBoard, whose files lie in the run's directory.
-
-    metrics.jsonl stays the record. A resumed run replaces what was shown of the iterations that it repeats.
-    """
-    if logging == "none" or not directory.writes:
-        yield lambda line: None
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(directory.path, purge_step=first_iteration + 1) as writer:
-
-        def show(line: Line) -> None:
-            for name, value in line.items():
-                if name != "step":
-                    writer.add_scalar(name, value, line["step"])
-
-        yield show
 
 
 # --- Stages ---

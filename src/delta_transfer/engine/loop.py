@@ -13,7 +13,7 @@ from ..data.loader import BatchSource
 from ..methods.base import Batch, Outputs, Regularizer
 from ..models import Network, forward_in_chunks, frozen_backbone
 from . import devices
-from .callbacks import Callback, Clock, Position, Progress
+from .callbacks import Callback, Clock, Position, Progress, stopped_within
 from .optimizers import ScheduleConfig, learning_rate, set_learning_rate
 from .tasks import GRADIENT_NORM, Line, Loss, MetricsWindow, check_finite, correct_labels
 
@@ -163,25 +163,26 @@ def train(
     def rate(iteration: int) -> float:
         return lr_factor * learning_rate(schedule, iteration - first, length, len(indices))
 
-    for iteration in range(progress.iterations_done, end):
-        batch = make_batch(method, loader, indices, iteration)
-        lr = rate(iteration)
-        set_learning_rate(state.optimizer, lr)
-        method.before_step(state, iteration - first, length, loader.method_seed(iteration))
-        torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
-        logits, losses, extra_metrics = train_step(state, method, batch)
-        at.window.add(state.correct(logits, batch.labels), len(batch.labels), losses, extra_metrics)
-
+    for iteration in range(progress.iterations_done - progress.unmeasured, end):
         at.done = done = iteration + 1
-        for callback in callbacks:
-            callback.on_update(at)
+        lr = rate(iteration)
+        if done > progress.iterations_done:  # else this run was stopped in the evaluation below
+            batch = make_batch(method, loader, indices, iteration)
+            set_learning_rate(state.optimizer, lr)
+            method.before_step(state, iteration - first, length, loader.method_seed(iteration))
+            torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
+            logits, losses, extra_metrics = train_step(state, method, batch)
+            at.window.add(state.correct(logits, batch.labels), len(batch.labels), losses, extra_metrics)
+            for callback in callbacks:
+                callback.on_update(at)
         evaluating = done == end or bool(eval_every and done % eval_every == 0)
         if done % schedule.log_every == 0 or evaluating:
             # Nothing else in the loop waits for the device.
             line = {"step": done} | (labels or {}) | {"lr": lr} | at.window.close(rate)
-            line["images_per_second"] = at.clock.lap(at.window.images)
+            line["images_per_second"] = at.clock.rate(at.window.images)
             if evaluating:
-                measured = evaluate()
+                with stopped_within(at, callbacks):
+                    measured = evaluate()
                 for name, value in measured.items():
                     check_finite(name, value, iteration, done, lr)
                 line |= measured
@@ -189,7 +190,7 @@ def train(
             for callback in callbacks:
                 callback.on_line(line)
             at.window = MetricsWindow(done)
-            at.clock.restart()
+            at.clock.next_lap()
         for callback in callbacks:
             callback.on_step(at)
         if at.done >= at.end:

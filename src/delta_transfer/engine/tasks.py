@@ -155,10 +155,15 @@ def _outputs_of(network: Network, loader: BatchSource, indices: np.ndarray, name
     # Every process gets as many images, some of them twice; what is too much is cut off again.
     own = np.resize(indices, -(-len(indices) // devices.processes()) * devices.processes())
     own = np.array_split(own, devices.processes())[devices.rank()]
+    display, done = Display("evaluation", loader.views * len(own), "crop", quiet_seconds=10), 0
     for images, batch_labels in loader.test_batches(own):
         with devices.full_precision(images.device):
             outputs.append(network(images)[name])
         labels.append(batch_labels)
+        done += len(batch_labels)
+        display.update(done)
+        if devices.processes() == 1 and devices.stop_signal() is not None:  # others would wait for this one
+            raise devices.Stopped
     mean = torch.cat(outputs).view(len(own), -1, outputs[0].shape[1]).mean(dim=1)
     first = torch.cat(labels).view(len(own), -1, *labels[0].shape[1:])[:, 0]
     return devices.gather(mean.cpu())[: len(indices)], devices.gather(first.cpu())[: len(indices)]

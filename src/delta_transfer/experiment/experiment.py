@@ -20,7 +20,7 @@ from ..data.dataset import Dataset, Splits, make_splits
 from ..data.loader import BatchSource
 from ..data.registry import READERS
 from ..engine import devices
-from ..engine.callbacks import AVERAGES, Checkpoints, OnLine, StageRunner, live_view
+from ..engine.callbacks import AVERAGES, Checkpoints, OnLine, StageRunner
 from ..engine.config import (
     RunConfig,
     check_choices,
@@ -46,7 +46,7 @@ from ..records.files import make_output_folder
 from ..records.locks import InUse
 from ..records.metrics import show_progress
 from ..records.outputs import write_outputs
-from ..records.run_directory import SCHEMA, RunDirectory, RunResult, finished_before, git_commit, timestamp
+from ..records.run_directory import SCHEMA, RunDirectory, RunResult, finished_before, git_commit, live_view, timestamp
 from .failures import explain
 from .fitting import fit_part
 

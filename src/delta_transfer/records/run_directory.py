@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -170,6 +170,29 @@ def class_names(record: dict[str, Any]) -> tuple[str, ...]:
     if not isinstance(names, list) or len(names) != record.get("num_classes"):
         raise UserError(f"{path} does not hold the names of the run's {record.get('num_classes')} classes.")
     return tuple(map(str, names))
+
+
+@contextmanager
+def live_view(
+    logging: str, directory: RunDirectory, first_iteration: int
+) -> Iterator[Callable[[dict[str, Any]], object]]:
+    """A function that shows a line of metrics in TensorBoard, whose files lie in the run's directory.
+
+    metrics.jsonl stays the record. A resumed run replaces what was shown of the iterations that it repeats.
+    """
+    if logging == "none" or not directory.writes:
+        yield lambda line: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(directory.path, purge_step=first_iteration + 1) as writer:
+
+        def show(line: dict[str, Any]) -> None:
+            for name, value in line.items():
+                if name != "step":
+                    writer.add_scalar(name, value, line["step"])
+
+        yield show
 
 
 @cache
