@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from delta_transfer.common import cores
+from delta_transfer.common import cores, timing
 from delta_transfer.common.console import show_messages
 from delta_transfer.models import Network
 
@@ -32,6 +32,15 @@ def hydra_is_quick():
     with pytest.MonkeyPatch.context() as patch:
         compose_each_choice_once(patch)
         skip_second_compositions(patch)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def measurements_are_short():
+    """Nobody looks at how long something took: 10 ms of it are enough instead of half a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        for function in (timing.seconds_of, timing.seconds_in_turn):
+            patch.setattr(function, "__defaults__", (0.01,))
         yield
 
 

@@ -25,8 +25,14 @@ needs_grad_cam = pytest.mark.skipif("not __import__('importlib').util.find_spec(
 def glyph_overrides(results: Path, weights: Path) -> list[str]:
     """Long enough for two methods to disagree about some images."""
     return [
-        *("dataset=glyphs", "dataset.test_per_class=4", f"backbone.weights={weights}", "device=cpu"),
-        *("schedule.iterations=30", "schedule.batch_size=16", "schedule.lr=0.05", "schedule.eval_every=0"),
+        *(
+            "dataset=glyphs",
+            "dataset.train_per_class=2",
+            "dataset.test_per_class=4",
+            f"backbone.weights={weights}",
+            "device=cpu",
+        ),
+        *("schedule.iterations=8", "schedule.batch_size=16", "schedule.lr=0.05", "schedule.eval_every=0"),
         f"results_dir={results}",
     ]
 
@@ -99,7 +105,8 @@ def test_the_sources_classes_have_names_where_they_are_imagenets():
 @needs_grad_cam
 def test_what_is_written(runs, tmp_path, capsys):
     a, b = runs["l2"], runs["l2_fe"]
-    assert main([str(a), str(b), "--count", "1", "--output", str(tmp_path / "first")]) == 0
+    few = ["--count", "1", "--count-images", "16"]
+    assert main([str(a), str(b), *few, "--output", str(tmp_path / "first")]) == 0
     out = capsys.readouterr().out
     stems = ("b_right_a_wrong", "a_right_b_wrong", "unused_channels")
     files = {f"{stem}.{end}" for stem in stems for end in ("png", "pdf", "txt")} | {"unused_channels.md"}
@@ -119,7 +126,7 @@ def test_what_is_written(runs, tmp_path, capsys):
     frozen = [[cell.strip() for cell in row[-3:-1]] for row in rows if len(row) > 2 and "L2-FE" in row[1]]
     assert frozen == [["0", "0"]] * 4
 
-    assert main([str(a), str(b), "--count", "1", "--output", str(tmp_path / "second")]) == 0
+    assert main([str(a), str(b), *few, "--output", str(tmp_path / "second")]) == 0
     for name in files:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
 

@@ -151,7 +151,7 @@ def test_pictures_that_are_left_out_are_counted(tmp_path, capsys):
     assert "images in no class folder are left out: 1" in said and "9 decode" in said
 
 
-@pytest.mark.parametrize("command", [["dataset=folder"], ["+experiment=which_is_best"]])
+@pytest.mark.parametrize("command", [["dataset=folder", "backbone.weights=none"], ["+experiment=which_is_best"]])
 def test_a_path_with_brackets_is_taken_as_the_shell_passes_it(command, monkeypatch, capsys):
     assert delta_run(monkeypatch, *command, "dataset.root=photos (1)") == 1
     assert "There is no folder photos (1)" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def overrides(made: dict[str, Path], results: Path, *sources: str, reg: str = "l
     given = [f"source=[{','.join(names)}]"] if sources else []
     # The sources are hardly trained: their maps are far from what BatchNorm would make of them.
     method = [f"reg={reg}", *(["reg.alpha=1e-6", "reg.inner_steps=1"] if reg == "l2t_ww" else [])]
-    return [*tiny_overrides(made["root"], results), "schedule.iterations=2", *method, *given]
+    return [*tiny_overrides(made["root"], results), "schedule.iterations=1", *method, *given]
 
 
 def only_run(results: Path) -> Path:
