@@ -323,13 +323,18 @@ class Passes:
 
     def __init__(self, loader: BatchSource, indices: np.ndarray, stream: str, seed: int):
         self.loader, self.indices, self.stream, self.seed = loader, indices, stream, seed
-        self.next_iteration = 0
+        self.next_iteration = self.made = 0  # `made`: batches that an earlier process made of the next pass
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.loader.batch_size)
 
+    def go_to(self, iteration: int) -> None:
+        """The next pass is the rest of the one that batch `iteration` is in."""
+        self.next_iteration, self.made = iteration, iteration % len(self)
+
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        for _ in range(len(self)):
+        left, self.made = len(self) - self.made, 0
+        for _ in range(left):
             self.next_iteration += 1
             yield self.loader.drawn_batch(self.indices, self.next_iteration - 1, self.stream, self.seed)
 

@@ -1,6 +1,7 @@
 """What a method computes once before training. The result is kept for the next run that needs exactly the same."""
 
 import json
+import time
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -8,16 +9,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..common.console import log
+from ..common.console import Display, log
 from ..common.options import require
 from ..data.dataset import Dataset, Splits
 from ..data.loader import BatchSource
 from ..engine import devices
 from ..engine.config import RunConfig
 from ..methods.base import Batches, Regularizer
+from ..methods.unfinished import NOTHING_KEPT, State, Unfinished
 from ..models import Network
 from ..records.checked import load_with_checksum, save_with_checksum
-from ..records.files import remove_unfinished, write_atomically
+from ..records.checkpoints import read_checkpoint, write_checkpoint
+from ..records.files import remove_unfinished, whole_file, write_atomically
 from ..records.locks import wait_for_lock
 from ..records.run_directory import RunDirectory
 
@@ -59,15 +62,52 @@ def fit_or_reuse(
     if fitted is None:
         shared.parent.mkdir(parents=True, exist_ok=True)
         with wait_for_lock(shared.with_name(f".{shared.name}.lock"), f"computes {shared.name}"):
+            method.unfinished = kept = KeptOnDisk(shared, f"{directory.path.name}: {method.needs.fitted}", source)
             remove_unfinished(shared.parent, shared.name)
+            remove_unfinished(shared.parent, kept.path.name)
             fitted = _read_fitted(shared, metadata)
             if fitted is None:
                 log.info(f"{directory.path.name}: computing {method.needs.fitted} ...")
                 fitted = {k: v.cpu() for k, v in method.fit(source, batches, num_classes).items()}
                 _require_finite(method, fitted)
                 write_atomically(shared, save_with_checksum(fitted, metadata))
+            kept.path.unlink(missing_ok=True)
+            method.unfinished = NOTHING_KEPT
     method.load_fitted(_on_device_of(source, fitted))
     directory.write(name, save_with_checksum(fitted, metadata))
+
+
+class KeptOnDisk(Unfinished):
+    """Keeps what a `fit` has done in a file beside its result, and says how far it is."""
+
+    seconds = 60.0  # between two files
+
+    def __init__(self, result: Path, title: str, source: Network):
+        self.path, self.title = result.with_suffix(".unfinished"), title
+        self.made_with = devices.made_with(next(source.parameters()).device)
+        self.state: State = {}
+        self.last, self.display = time.monotonic(), Display("", 0)
+
+    def load(self) -> State | None:
+        found = self.state or read_checkpoint(self.path, self.made_with, lambda state: "done" in state)
+        if found and not self.state:
+            log.info(f"{self.title}: goes on where it was interrupted")
+            self.state = {key: value for key, value in found.items() if key not in ("format", "made_with")}
+        return found
+
+    def note(self, what: str, done: int, total: int, state: State) -> None:
+        title = f"{self.title}: {what.rpartition(', ')[0]}"
+        if total and self.display.title != title:
+            self.display = Display(title, total, what.rpartition(", ")[2], quiet_seconds=10)
+        if total:
+            self.display.update(done)
+        due = time.monotonic() - self.last > self.seconds
+        if due or done == total:
+            self.state |= state
+        if due:
+            with whole_file(self.path) as file:
+                write_checkpoint(file, self.state, self.made_with)
+            self.last = time.monotonic()
 
 
 def _require_finite(method: Regularizer, fitted: dict[str, Tensor]) -> None:

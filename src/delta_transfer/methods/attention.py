@@ -16,9 +16,10 @@ bias this equals setting the channel of the tapped map to 0. The latter is done 
 that are not convolutions (Inception's blocks).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +34,7 @@ from ..data.loader import images_at_once
 from ..models import Network, call, forward_in_chunks, frozen_backbone
 from .base import UNLABELLED, Batches, SampleLoss, options_in
 from .fast.channel_ablation import Suffix, Suffixes, WholePass, WholePasses, suffixes_of
+from .unfinished import NOTHING_KEPT, Unfinished
 
 
 @dataclass
@@ -102,6 +104,7 @@ def channel_attention(
     num_classes: int | None = None,
     options: AttentionConfig | Mapping[str, Any] | None = None,
     loss: SampleLoss = F.cross_entropy,
+    unfinished: Unfinished = NOTHING_KEPT,
 ) -> ChannelImportance:
     """How much the cross-entropy of `network` rises when one channel of one of its tapped maps is set to 0.
 
@@ -115,6 +118,7 @@ def channel_attention(
         options: options of the probe, or a dict of some, and how many samples are tried (256 by default). Of tensors
             exactly that many are taken, of other inputs whole batches until there are as many.
         loss: what stands for the cross-entropy where labels are no classes.
+        unfinished: keeps what is done, for another call with the same arguments and `batches` that can `go_to`.
 
     In a traced network only the part behind a tap is computed again; a HookedNetwork takes a whole pass for every
     channel and batch. On a GPU convolutions use TF32, unless `torch.backends.cudnn.allow_tf32` forbids it. This is 2.4
@@ -128,13 +132,21 @@ def channel_attention(
     if num_classes is None:
         probe = network.copy().freeze()
     else:
-        probe = train_probe(network, batches, num_classes, options, loss)
-    measure = taylor_importance if options.method == "taylor" else channel_importance
-    return ChannelImportance(measure(probe, batches, options.images, options.forward_images, loss), options.temperature)
+        probe = train_probe(network, batches, num_classes, options, loss, unfinished)
+    if options.method == "taylor":
+        rises = taylor_importance(probe, batches, options.images, options.forward_images, loss)
+    else:
+        rises = channel_importance(probe, batches, options.images, options.forward_images, loss, unfinished)
+    return ChannelImportance(rises, options.temperature)
 
 
 def train_probe(
-    source: Network, batches: Batches, num_classes: int, options: AttentionConfig, loss: SampleLoss = F.cross_entropy
+    source: Network,
+    batches: Batches,
+    num_classes: int,
+    options: AttentionConfig,
+    loss: SampleLoss = F.cross_entropy,
+    unfinished: Unfinished = NOTHING_KEPT,
 ) -> Network:
     """`source` with a new head for `num_classes`, trained on `batches`; everything else stays as it is.
 
@@ -149,15 +161,27 @@ def train_probe(
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimizer = torch.optim.SGD(parameters, lr=options.head_lr, momentum=0.9, weight_decay=options.head_weight_decay)
-    for epoch in range(options.head_epochs):
+    changing = {name: p.detach() for name, p in probe.head_parameters().items()} | dict(probe.named_buffers())
+    length = len(batches) if isinstance(batches, Sized) else 0
+    begin = 0, 0
+    if begun := unfinished.load():
+        begin = divmod(begun["done"], length)
+        batches.go_to(begun["done"])  # type: ignore[attr-defined]
+        for name, value in begun["values"].items():
+            changing[name].copy_(value)
+        optimizer.load_state_dict(begun["optimizer"])
+    for epoch in range(begin[0], options.head_epochs):
         optimizer.param_groups[0]["lr"] = options.head_lr * 0.1 ** (epoch / 6)
-        for inputs, labels in batches:
+        for number, (inputs, labels) in enumerate(batches, begin[1] if epoch == begin[0] else 0):
             optimizer.zero_grad(set_to_none=True)
             if loss is F.cross_entropy:
                 check_labels(labels, num_classes)
             outputs = call(frozen, inputs) if adapts else forward_in_chunks(frozen, inputs)
             loss(outputs["logits"], labels).backward()
             optimizer.step()
+            done = epoch * length + number + 1
+            kept = {"done": done, "values": changing, "optimizer": optimizer.state_dict()}
+            unfinished.note("training its probe, batch", done, options.head_epochs * length, kept)
     return probe.freeze()
 
 
@@ -168,6 +192,7 @@ def channel_importance(
     images: int,
     forward_images: int | None = None,
     loss: SampleLoss = F.cross_entropy,
+    unfinished: Unfinished = NOTHING_KEPT,
 ) -> dict[str, Tensor]:
     """Rise of each image's cross-entropy when one channel of a tapped map is set to 0, {tap: (images, C_l) fp64}.
 
@@ -177,11 +202,16 @@ def channel_importance(
     """
     suffixes = suffixes_of(probe)
     forward_images = forward_images or images_at_once(next(probe.parameters()).device)
-    rises: dict[str, list[Tensor]] = {tap: [] for tap in probe.taps}
-    for inputs, labels in samples(batches, images, forward_images):
+    begun = (unfinished.load() or {}).get("rises")  # {tap: a list of chunks}
+    rises: dict[str, list[Tensor]] = begun or {tap: [] for tap in probe.taps}
+    before = max(map(len, rises.values()), default=0)
+    done = sum(len(rise) for rise in next(iter(rises.values()), []))
+    for inputs, labels in islice(samples(batches, images, forward_images), before, None):
         for tap, rise in _rises_on(suffixes, inputs, labels, forward_images, loss).items():
             rises[tap].append(rise)
-    return {tap: torch.cat(parts) for tap, parts in rises.items()}
+        done += int(_labelled(labels).sum())
+        unfinished.note("removing channels, image", done, images, {"rises": rises})
+    return {tap: torch.cat([part.to(labels.device) for part in parts]) for tap, parts in rises.items()}
 
 
 def taylor_importance(

@@ -24,6 +24,7 @@ from ..common.console import shorten_list
 from ..common.errors import UserError
 from ..common.options import OptionError, Options, Registry, from_mapping, option
 from ..models import Network
+from .unfinished import NOTHING_KEPT, Unfinished
 
 T = TypeVar("T", bound=Options)
 Outputs = dict[str, Tensor]  # what Network.forward returns; the loop adds the "labels" of the images, (B,)
@@ -160,6 +161,7 @@ class Regularizer(nn.Module):
     fit_batch_size: int | None = None  # images of these batches; None: as many as in training
     term: str | None = None  # the name of this method in a sum
     skips_source: bool = False  # this step needs nothing of the source; `before_step` sets it
+    unfinished: Unfinished = NOTHING_KEPT  # is told of the parts of a long `fit`
 
     def __init__(self, alpha: float = 0.0, beta: float = 0.0, weight_decay: float = 0.0):
         super().__init__()

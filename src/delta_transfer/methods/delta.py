@@ -152,7 +152,7 @@ class DELTA(DELTAWithoutAttention):
 
         `<tap>/split_half` tells how well two halves of the images agree on the ranking of the channels.
         """
-        result = channel_attention(source, batches, num_classes, self.attention, self.sample_loss)
+        result = channel_attention(source, batches, num_classes, self.attention, self.sample_loss, self.unfinished)
         fitted = result.importance
         fitted |= {f"{tap}/split_half": torch.tensor(r) for tap, r in result.agreement.items() if r is not None}
         self.load_fitted(fitted)

@@ -1,0 +1,85 @@
+"""What a method computes before training: interrupted, it goes on where it was."""
+
+import numpy as np
+import pytest
+import torch
+
+from delta_transfer.data.loader import BatchSource, Passes
+from delta_transfer.experiment import fitting
+from delta_transfer.experiment.fitting import KeptOnDisk, fit_or_reuse
+from delta_transfer.methods.delta import DELTA
+from delta_transfer.records.run_directory import RunDirectory
+
+OPTIONS = {"images": 7, "head_epochs": 3, "head_lr": 0.5, "forward_images": 2}  # 3 x 3 batches, then 4 chunks of images
+
+
+class Drawn(BatchSource):
+    """Batches of 4 of 10 images, other ones in each pass; `made` has their numbers."""
+
+    batch_size = 4
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+
+    def drawn_batch(self, indices, iteration, stream, seed, share=slice(None), view=0):
+        self.made.append(iteration)
+        generator = torch.Generator().manual_seed(iteration)
+        return torch.randn(4, 3, 8, 8, generator=generator), torch.randint(3, (4,), generator=generator)
+
+
+def fitted(tmp_path, tiny_source, **options) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """The importances and the batches that were drawn for them."""
+    method, drawn = DELTA(attention=OPTIONS | options), Drawn()
+    batches = Passes(drawn, np.arange(10), "fit", 0)
+    try:
+        with RunDirectory(tmp_path / "run") as directory:
+            fit_or_reuse(method, tiny_source, batches, 3, {"options": options}, directory, tmp_path)
+    finally:
+        fitted.drawn = drawn.made
+    return method.fitted, drawn.made
+
+
+@pytest.mark.parametrize("parts", [1, 4, 9, 11, 12])
+@pytest.mark.parametrize("options", [{}, {"probe_batchnorm": "train"}], ids=str)
+def test_attention_goes_on_where_it_was_interrupted(parts, options, tmp_path, tiny_source, monkeypatch):
+    expected, whole = fitted(tmp_path / "whole", tiny_source, **options)
+    note, done = KeptOnDisk.note, []
+
+    def interrupted(self, *of):
+        note(self, *of)
+        done.append(of)
+        if len(done) == parts:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(KeptOnDisk, "seconds", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptOnDisk, "note", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(tmp_path / "other", tiny_source, **options)
+    before = fitted.drawn
+    found, after = fitted(tmp_path / "other", tiny_source, **options)
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+    probe = [number for number in before + after if number < 9]
+    assert probe == list(range(9)) and sorted({*before, *after}) == sorted({*whole})  # nothing is trained on twice
+    assert sorted(path.name for path in (tmp_path / "other" / "fitted").iterdir()) == sorted(
+        path.name for path in (tmp_path / "whole" / "fitted").iterdir()
+    )
+
+
+def test_a_long_computation_says_how_far_it_is(tmp_path, tiny_source, monkeypatch, capsys):
+    clock = iter(range(0, 10**6, 20))
+    monkeypatch.setattr(fitting.time, "monotonic", lambda: next(clock))
+    fitted(tmp_path, tiny_source)
+    output = capsys.readouterr().out
+    assert "batch 9/9" in output and "image 7/7" in output
+
+
+def test_a_damaged_file_of_what_was_done_is_named_and_not_used(tmp_path, tiny_source, capsys):
+    expected, _ = fitted(tmp_path / "whole", tiny_source)
+    (result,) = (tmp_path / "whole" / "fitted").glob("*.safetensors")
+    folder = tmp_path / "other" / "fitted"
+    folder.mkdir(parents=True)
+    (folder / result.name).with_suffix(".unfinished").write_bytes(b"damaged")
+    found, _ = fitted(tmp_path / "other", tiny_source)
+    assert ".unfinished cannot be used" in capsys.readouterr().out
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
