@@ -274,7 +274,7 @@ def outcome(monkeypatch, state: str) -> Outcome:
 
 def test_a_run_that_another_shell_finished_meanwhile_is_not_in_work(monkeypatch):
     one = outcome(monkeypatch, "in work")
-    monkeypatch.setattr(run, "fit", lambda *_: RunResult({"test_top1": 1.0}, skipped=True))
+    monkeypatch.setattr(run, "run", lambda *_: RunResult({"test_top1": 1.0}, skipped=True))
     look_again([one])
     assert one.state == "skipped" and one.record == {"test_top1": 1.0}
     assert next_steps([one], "delta-run x") == ["Next: delta-report 'r s'"]
@@ -300,7 +300,7 @@ def test_a_run_that_is_still_in_work_asks_for_the_same_command(monkeypatch):
     def busy(*_):
         raise InUse("x")
 
-    monkeypatch.setattr(run, "fit", busy)
+    monkeypatch.setattr(run, "run", busy)
     look_again([one])
     (line,) = next_steps([one], "delta-run x")
     assert one.state == "in work" and line.endswith(": delta-run x")
