@@ -99,6 +99,8 @@ TARGETS = [
     Target("evaluation_ten_crops", "evaluation of ten crops / ten times one crop", 1.05, 1.05),
     Target("startup_help", "seconds of delta-run --help", 2.5, 2.5),
     Target("startup_report", "seconds of delta-report on 1,000 runs", 2.5, 2.5),
+    Target("startup_report_3000", "seconds of delta-report on 3,000 runs", 5, 5),
+    Target("startup_page_3000", "seconds of its page for 3,000 runs", 15, 15),
     *(Target(f"l2t_{name}", f"step: L2T-ww / plain, {name}", 8, 8) for name in L2T_TARGETS),
     *(Target(f"l2t_arithmetic_{name}", f"arithmetic: L2T-ww / plain, {name}", 11, 11) for name in L2T_TARGETS),
     *(

@@ -1,4 +1,4 @@
-"""How long a person waits for words: the help of delta-run, and delta-report on a thousand records.
+"""How long a person waits for words: the help of delta-run, and delta-report on many records.
 
     python scripts/bench_startup.py --output FILE.json
 
@@ -28,18 +28,39 @@ STRENGTH = {"l2": "weight_decay", "l2_fe": "weight_decay"}  # what is searched; 
 def main() -> None:
     options = arguments("Measure how long delta-run --help and delta-report take.")
     report = Report(options)
-    seeds, strengths, times = (2, 2, 1) if options.quick else (10, 20, 5)
+    times = 1 if options.quick else 5
     seconds = best_of(times, "delta-run", "--help")
     report.add("startup_help", seconds, f"seconds of delta-run --help; best of {times}")
-    with tempfile.TemporaryDirectory() as folder:
-        records = list(synthetic_records(seeds, strengths))
-        for record in records:
-            path = Path(folder) / "runs" / record["run_id"] / "summary.json"
-            path.parent.mkdir(parents=True)
-            path.write_text(json.dumps(record, indent=2))
-        seconds = best_of(times, "delta-report", folder)
-    report.add("startup_report", seconds, f"seconds of delta-report on {len(records):,} records; best of {times}")
+    for key, seeds, strengths, words in (
+        ("startup_report", 10, 20, []),
+        ("startup_report_3000", 10, 60, []),
+        ("startup_page_3000", 10, 60, ["--format", "html", "--output", "page.html"]),
+    ):
+        if options.quick:
+            seeds, strengths = 2, 2
+        with tempfile.TemporaryDirectory() as folder:
+            count = write_records(Path(folder), seeds, strengths, lines=90 if words else 0)
+            where = [str(Path(folder) / word) if word == "page.html" else word for word in words]
+            seconds = best_of(times, "delta-report", folder, *where)
+        shown = " ".join(["delta-report", *words[:2]])
+        report.add(key, seconds, f"seconds of {shown} on {count:,} records; best of {times}")
     report.write()
+
+
+def write_records(folder: Path, seeds: int, strengths: int, lines: int) -> int:
+    """Writes records, each with so many lines of metrics; returns their number."""
+    metrics = [
+        {"step": step, "lr": 0.01, "cross_entropy": 30 / step, "loss": 30 / step, "images_per_second": 190.0}
+        for step in range(100, 100 * lines + 1, 100)
+    ]
+    records = list(synthetic_records(seeds, strengths))
+    for record in records:
+        run = folder / "runs" / record["run_id"]
+        run.mkdir(parents=True)
+        (run / "summary.json").write_text(json.dumps(record, indent=2))
+        if lines:
+            (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
+    return len(records)
 
 
 def best_of(times: int, command: str, *words: str) -> float:

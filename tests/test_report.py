@@ -415,3 +415,18 @@ def test_keys_that_change_no_result_are_no_settings():
 
     unimportant = {f"{group}.{name}".lstrip(".") for group, name, counts in keys(Options) if not counts}
     assert unimportant and not [key for key in unimportant if not within(key, NOT_SETTINGS)]
+
+
+@pytest.mark.parametrize(
+    ("key", "names", "expected"),
+    [
+        ("split", ["split"], True),
+        ("split.fold", {"split", "seed"}, True),
+        ("backbone.weights.file", {"backbone.weights"}, True),
+        ("splits.fold", {"split"}, False),
+        ("split", {"split.fold"}, False),
+        ("a.split", {"split"}, False),
+    ],
+)
+def test_a_key_is_within_itself_and_what_it_is_nested_below(key, names, expected):
+    assert within(key, names) is expected

@@ -216,6 +216,8 @@ def spelled_out(text: str, keep: str = "") -> str:
 
     Bytes of file names that are not UTF-8, which no file or figure takes, become escape sequences too.
     """
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
 
 

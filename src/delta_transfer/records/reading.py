@@ -120,10 +120,10 @@ def read_all(dirs: list[Path]) -> tuple[list[Record], list[str]]:
     """The records of all finished runs in `dirs`, and the names of the unfinished ones; each run once."""
     bundles = {top.resolve(): top for top in dirs if (top / RECORDS).is_file()}
     folders = run_folders(dirs)
-    finished = [folder for folder in folders if (folder / "summary.json").exists()]
+    finished = {folder: (folder / "summary.json").exists() for folder in folders}
     records = [record for bundle in bundles.values() for record in read_bundle(bundle)]
-    unfinished = [folder.name for folder in folders if folder not in finished]
-    return records + [read(folder) for folder in finished], unfinished
+    unfinished = [folder.name for folder in folders if not finished[folder]]
+    return records + [read(folder) for folder in folders if finished[folder]], unfinished
 
 
 def run_folders(dirs: list[Path]) -> list[Path]:
@@ -207,12 +207,17 @@ def metrics(record: Record) -> "pd.DataFrame | None":
     """
     import pandas as pd
 
-    rows = [_row_of(line) for line in log_lines(record)]
+    rows = [row for _, row in _lines_and_rows(record)]
     return pd.DataFrame(rows).drop_duplicates("step", keep="last") if rows else None
 
 
 def log_lines(record: Record) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without a last one that a killed run did not end. Raises Damaged for another one."""
+    return [line for line, _ in _lines_and_rows(record)]
+
+
+def _lines_and_rows(record: Record) -> list[tuple[dict[str, Any], dict[str, float]]]:
+    """Each line of metrics as it was written, and its numbers."""
     lines: list[Any]
     if record.get("bundled"):
         place = f"{record['folder'] / RECORDS}, metrics of {run_id(record)}"
@@ -229,8 +234,8 @@ def log_lines(record: Record) -> list[dict[str, Any]]:
     checked = []
     for number, line in enumerate(lines, 1):
         try:
-            checked.append(harmless(json.loads(line) if isinstance(line, str) else line))
-            _row_of(checked[-1])
+            content = harmless(json.loads(line) if isinstance(line, str) else line)
+            checked.append((content, _row_of(content)))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise Damaged(f"{place}, line {number}, is not a line of metrics: {str(line)[:60]!r}") from None
     return checked

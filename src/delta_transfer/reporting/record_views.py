@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from ..common.pair_metrics import pair_metrics
 from ..records.arrays import pair_similarities, predictions
@@ -196,9 +196,10 @@ def common(views: list[dict[str, object]], keys: list[str]) -> Settings:
     )
 
 
-def within(key: str, names: Iterable[str]) -> bool:
+def within(key: str, names: Collection[str]) -> bool:
     """True if `key` is one of `names` or nested below one."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
+    parts = key.split(".")
+    return any(".".join(parts[:depth]) in names for depth in range(1, len(parts) + 1))
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
