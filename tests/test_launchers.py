@@ -62,6 +62,8 @@ def test_a_dry_run_plans_all_jobs_whatever_would_launch_them(tmp_path, monkeypat
     # Spelled otherwise it reaches the workers, which cannot plan together. (One worker of joblib is this process.)
     assert delta_run(monkeypatch, *sweep[:-2], "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "dry_run=True") == 1
     assert "needs hydra/launcher=basic" in capsys.readouterr().err
+    # Such a worker makes Hydra's list of plugins anew. The next sweep is checked before it starts all the same.
+    assert delta_run(monkeypatch, *sweep[:-2], "+foo=1") == 1
     assert not Path("results").exists()
 
 

@@ -53,7 +53,6 @@ from .help import help_page, show_choices
 from .sweep import CheckedSweeper, Jobs, first_values, for_sweep, take_the_sweepers_place
 
 register_schemas()  # on import, so that they are also there in the worker processes of a launcher
-take_the_sweepers_place()
 PROGRAMS = {"config": "delta-run", "pretrain": "delta-pretrain"}
 WHICH_IS_BEST = "+experiment=which_is_best"
 
@@ -99,6 +98,7 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
 
     def start(options: list[str], words: list[str]) -> None:
         sys.argv = [command[0], *options, *words]
+        take_the_sweepers_place()  # each time: joblib with one worker makes Hydra's list of plugins anew
         job()
         look_again(outcomes)
 
