@@ -24,7 +24,7 @@ from delta_transfer.records.files import write_atomically
 
 SCRIPTS = Path(__file__).parent
 RESULTS = SCRIPTS.parent / "results" / "published" / "benchmarks"
-PARTS = ("step", "profile", "memory", "input", "attention", "evaluation", "startup", "compile", "l2t")
+PARTS = ("step", "profile", "memory", "input", "attention", "evaluation", "startup", "busy", "compile", "l2t")
 DEVICES = ("cpu", "cuda")
 TITLES = {"cpu": "CPU", "cuda": "GPU"}
 
@@ -107,6 +107,15 @@ TARGETS = [
         Target(f"l2t_{name}_{key}", f"L2T-ww step, {name}: {what}, %")
         for name in L2T_TARGETS
         for key, what in L2T_PHASES.items()
+    ),
+    *(
+        Target(f"busy_{count}_{name}", f"{name}, {count} busy programs beside it: {what}", bound, at_least=True)
+        for name in ("small_resnet", "resnet18", "resnet50")
+        for count, what, bound in (
+            (0, "threads as commands set them / as PyTorch does", 0.97),
+            (2, "speed / fair share", 0.6),
+            (6, "speed / fair share", 0.6),
+        )
     ),
     Target("compile_l2", "L2 step: eager / compile=true"),
     Target("compile_delta", "DELTA step: eager / compile=true"),

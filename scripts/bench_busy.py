@@ -1,0 +1,96 @@
+"""What other programs cost a training on a CPU: alone, beside two and beside six that are always busy.
+
+    python scripts/bench_busy.py --output FILE.json
+
+Each training is a process of its own, since threads learn how long to spin when torch is imported: once as PyTorch has
+it, once as the commands set it. `busy_0` rows are the second's speed in parts of the first's, the others its speed in
+parts of a program's fair share of the cores. What runs on the machine anyway counts as no neighbour, but disturbs: the
+load stands in the detail.
+"""
+
+import os
+import statistics
+import subprocess
+import sys
+from contextlib import contextmanager
+
+from benchmarking import Report, arguments
+from delta_transfer.common.cores import SETTINGS, SPINS_ALONE, SPINS_BESIDE_OTHERS
+
+NETWORKS = {"small_resnet": (32, 32), "resnet18": (128, 16), "resnet50": (224, 8)}  # pixels and images of a step
+NEIGHBOURS = (0, 2, 6)
+TRAINING = """
+import sys, time
+import torch, torchvision
+import torch.nn.functional as F
+from delta_transfer.models.zoo import NETWORKS
+
+name, side, batch, seconds = sys.argv[1], *map(int, sys.argv[2:])
+network = NETWORKS[name](10) if name in NETWORKS else torchvision.models.get_model(name, num_classes=10)
+network = network.to(memory_format=torch.channels_last).train()
+optimizer = torch.optim.SGD(network.parameters(), lr=0.001, momentum=0.9, fused=True)
+images, labels = torch.randn(batch, 3, side, side).to(memory_format=torch.channels_last), torch.zeros(batch).long()
+rates, end = [], None
+while end is None or time.perf_counter() < end or len(rates) < 2:
+    start = time.perf_counter()
+    F.cross_entropy(network(images), labels).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if end is None:  # the first step warms up
+        end = time.perf_counter() + seconds
+    else:
+        rates.append(batch / (time.perf_counter() - start))
+print(sorted(rates)[len(rates) // 2])
+"""
+
+
+def main() -> None:
+    options = arguments("Measure what other programs on the machine cost a training.")
+    report = Report(options)
+    networks = {"small_resnet": (16, 4)} if options.quick else NETWORKS
+    rounds, seconds = (1, 0) if options.quick else (3, 5)
+    for name, size in networks.items():
+        alone = 0.0
+        for count in NEIGHBOURS:
+            spins = SPINS_BESIDE_OTHERS if count else SPINS_ALONE
+            with busy_programs(count):
+                pairs = [
+                    [images_per_second(name, size, seconds, wanted) for wanted in (None, spins)] for _ in range(rounds)
+                ]
+            as_it_is, ours = (statistics.median(rates) for rates in zip(*pairs, strict=True))
+            what = f"{name}, {size[0]} px, {size[1]} images; images/s: {as_it_is:.0f} as PyTorch has it, {ours:.0f} "
+            what += f"with GOMP_SPINCOUNT={spins}; medians of {rounds}, load {os.getloadavg()[0]:.1f}"
+            alone = alone or max(as_it_is, ours)
+            value = ours / (alone * share(count)) if count else ours / as_it_is
+            report.add(f"busy_{count}_{name}", value, what)
+    report.write()
+
+
+def share(neighbours: int) -> float:
+    """A program's part of all cores beside so many others of one thread each."""
+    cores = os.cpu_count() or 1
+    return max(cores - neighbours, cores / (neighbours + 1)) / cores
+
+
+def images_per_second(name: str, size: tuple[int, int], seconds: int, spins: int | None = None) -> float:
+    """The median over steps of a training of `seconds`, in a process of its own; spins: None for PyTorch's."""
+    environment = {key: value for key, value in os.environ.items() if key not in (*SETTINGS, "OMP_NUM_THREADS")}
+    environment |= {"GOMP_SPINCOUNT": str(spins)} if spins else {}
+    command = [sys.executable, "-c", TRAINING, name, *map(str, (*size, seconds))]
+    return float(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+
+
+@contextmanager
+def busy_programs(count: int):
+    """Within this context so many programs of one thread are always busy."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
+if __name__ == "__main__":
+    main()
