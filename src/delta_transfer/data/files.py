@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -38,7 +38,7 @@ def from_files(
     label, test = np.asarray(labels, dtype=np.int64), np.asarray(is_test, dtype=bool)
     if len(files) == 0:
         raise UserError(f"{listed_in} of {name} names no image.")
-    outside = [file for file in files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
+    outside = [file for file in files if file.startswith("/") or ".." in file.split("/")]
     if outside:
         raise UserError(f"{listed_in} of {name} names files outside {folder}: {shorten_list(outside)}.")
     out_of_range = np.flatnonzero((label < 0) | (label >= len(classes))).tolist()
@@ -51,9 +51,10 @@ def from_files(
         raise UserError(f"{listed_in} of {name}: {len(both)} images are in train and test: {shorten_list(both)}.")
 
     digest, missing = hashlib.sha256((digest_of or name).encode()), []
-    for file, number, tests in zip(files, label, test, strict=True):
+    paths = tuple(folder / file for file in files)
+    for file, path, number, tests in zip(files, paths, label, test, strict=True):
         try:
-            size = (folder / file).stat().st_size
+            size = path.stat().st_size
         except (OSError, ValueError):  # ValueError: no name at all, as a NUL in a damaged list
             missing.append(file)
         else:
@@ -65,9 +66,8 @@ def from_files(
         )
 
     def load(index: int) -> Image.Image:
-        return read_image(folder / files[index])
+        return read_image(paths[index])
 
-    paths = tuple(folder / file for file in files)
     return Dataset(name, tuple(classes), label, test, tuple(files), load, digest.hexdigest(), paths)
 
 
