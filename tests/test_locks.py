@@ -65,7 +65,7 @@ def test_a_lock_that_another_machine_left_is_taken_over_when_it_shows_no_sign_of
     monkeypatch.setattr(locks, "LEASE_SECONDS", lease_seconds(tmp_path / "lock", 1.0))
     acquire, refused = SoftFileLease.acquire, []
 
-    def watched(lease: SoftFileLease, timeout: float):
+    def watched(lease: SoftFileLease, timeout: float | None = None):
         try:
             return acquire(lease, timeout)
         except Timeout:
