@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.plugins import Plugins
 from PIL import Image
 
 from delta_transfer.experiment import lookup
@@ -28,13 +28,15 @@ def made(tmp_path_factory):
 def launched(monkeypatch) -> list[str]:
     """The words of the jobs that were launched, without those that all have."""
     jobs = []
-    launch = BasicLauncher.launch
+    # Not the imported class: a test of joblib makes Hydra's list of plugins anew, with classes of their own.
+    launcher = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    launch = launcher.launch
 
     def noted(self, job_overrides, initial_job_idx):
         jobs.extend(job_overrides)
         return launch(self, job_overrides, initial_job_idx)
 
-    monkeypatch.setattr(BasicLauncher, "launch", noted)
+    monkeypatch.setattr(launcher, "launch", noted)
     return jobs
 
 
