@@ -26,7 +26,7 @@ DATASETS = {  # name: the words that name the images, below --data
     "dtd10_30": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10 dataset.images_per_class=30",
     "cub50_3": "dataset=cub dataset.root={data}/cub50 dataset.images_per_class=3",
 }
-SMALL = ("dtd10_10", "hymenoptera_10", "cifar10_10", "dtd10_3")  # 100 images and fewer: 150 iterations are 48 epochs
+SMALL = ("dtd10_10", "hymenoptera_10", "cifar10_10", "dtd10_3")  # at most 100 training images: 150 iterations
 STRENGTHS = {"delta_noatt": (-4, -3, -2), "delta": (-4, -3, -2), "l2_sp": (-3, -2, -1)}  # decades of alpha
 LIMITS = (-7, 2)
 METHODS = ("l2", "l2_fe", "delta_noatt", "delta", "l2_sp", "stochnorm", "lp_ft")

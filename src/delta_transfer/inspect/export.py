@@ -100,18 +100,23 @@ def card_of(run: Finished, stem: str) -> tuple[dict[str, Any], str]:
         raise UserError(f"{run.run_id}: its record does not say what a model card needs: {error!r}") from None
 
 
-USE = """## Use
-
-- `.safetensors`: the network's state dict. The input is the result of step 6.
-
-```python
+LOAD_STATE = """```python
 from safetensors import safe_open
 from safetensors.torch import load_file
 {build}
 network.load_state_dict(load_file("{file}.safetensors"))
 network.eval()
 card = safe_open("{file}.safetensors", "pt").metadata()["model_card"]
-```
+```"""
+
+USE = (
+    """## Use
+
+- `.safetensors`: the network's state dict. The input is the result of step 6.
+
+"""
+    + LOAD_STATE
+    + """
 
 - `.onnx`: input `images`, float RGB in 0..1, (B, 3, {side}, {side}): steps 1 to 5, divided by 255. Mean and
   standard deviation are inside. Output `logits`, (B, classes).
@@ -136,20 +141,18 @@ card = more["model_card"]
 
 Probabilities are the softmax of the logits, in the order of `json.loads(card)["classes"]`.
 The `.safetensors` file is also a source network for delta-run: `source=path/to/{file}.safetensors`."""
+)
 
-USE_OF_GRAPHS = """## Use
+USE_OF_GRAPHS = (
+    """## Use
 
 `.safetensors` holds the network's state dict.
 
-```python
-from safetensors import safe_open
-from safetensors.torch import load_file
-{build}
-network.load_state_dict(load_file("{file}.safetensors"))
-network.eval()
-card = safe_open("{file}.safetensors", "pt").metadata()["model_card"]
-```
+"""
+    + LOAD_STATE
+    + """
 
 `network(graphs)` takes a `delta_transfer.data.graphs.Graphs`, which `batch_of` makes of steps 2 and 3, and returns
 logits in the order of `json.loads(card)["classes"]`. A run begins with it by
 `backbone.weights=path/to/{file}.safetensors`."""
+)
