@@ -24,6 +24,7 @@ from rich.text import Text
 from .errors import UserError
 
 log = logging.getLogger("delta_transfer")  # `show_messages` shows what it is told
+Warn = Callable[[str], None]  # is told, in a line each, what is left out
 
 
 @dataclass(frozen=True)

@@ -104,8 +104,7 @@ def disagreements(a: Predictions, b: Predictions) -> dict[str, np.ndarray]:
 
     def sorted_by(values: np.ndarray, kind: np.ndarray) -> np.ndarray:
         order = np.argsort(-values, kind="stable")
-        wanted: np.ndarray = order[kind[order]]
-        return wanted
+        return order[kind[order]]
 
     return {
         "b_right_a_wrong": sorted_by(margin, b.correct & ~a.correct),

@@ -56,15 +56,13 @@ def saliency(network: Network, images: Tensor, classes: np.ndarray, std: Sequenc
 def in_own_range(maps: np.ndarray) -> np.ndarray:
     """Scales each of the maps (N, H, W) to a minimum of 0 and a maximum of 1; a constant one becomes 0."""
     low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
-    scaled: np.ndarray = (maps - low) / np.where(high > low, high - low, 1)
-    return scaled
+    return (maps - low) / np.where(high > low, high - low, 1)
 
 
 def overlaid(pixels: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """Maps (..., H, W) in 0..1 in colour over the image `pixels` (H, W, 3) in grey: (..., H, W, 3) in 0..1."""
     grey = pixels @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
-    picture: np.ndarray = 0.4 * grey[..., None] + 0.6 * COLOURS(maps)[..., :3]
-    return picture
+    return 0.4 * grey[..., None] + 0.6 * COLOURS(maps)[..., :3]
 
 
 def grad_cam_package() -> tuple[Any, Any]:
@@ -90,8 +88,7 @@ def grad_cam(network: Network, images: Tensor, classes: np.ndarray) -> np.ndarra
     cam = GradCAM(model=model, target_layers=[layer])  # not in a `with`, where it would hide an IndexError
     targets = [ClassifierOutputTarget(int(k)) for k in classes]
     # The network is frozen: without a gradient of the images nothing would be differentiated.
-    maps: np.ndarray = cam(images.clone().requires_grad_(True), targets)
-    return maps
+    return cam(images.clone().requires_grad_(True), targets)
 
 
 def with_last_map(network: Network, image: Tensor) -> tuple[fx.GraphModule, nn.Module]:

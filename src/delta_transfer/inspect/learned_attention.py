@@ -107,8 +107,7 @@ def _of_stage(index: int, words: str, method: LearnedAttention, reads: Network, 
 
 def _enlarged(maps: Tensor, images: Tensor) -> np.ndarray:
     """(N, h, w) -> (N, H, W) of the images, bilinear."""
-    enlarged: np.ndarray = F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0].cpu().numpy()
-    return enlarged
+    return F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0].cpu().numpy()
 
 
 def _range(maps: Tensor) -> tuple[list[float], list[float]]:

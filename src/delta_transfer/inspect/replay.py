@@ -90,8 +90,7 @@ class Replay:
         """Normalised images (N, 3, H, W) as pictures (N, H, W, 3) in 0..1."""
         backbone = self.config.backbone
         mean, std = (np.array(values, dtype=np.float32) for values in (backbone.mean, backbone.std))
-        pictures: np.ndarray = (images.permute(0, 2, 3, 1).cpu().numpy() * std + mean).clip(0, 1)
-        return pictures
+        return (images.permute(0, 2, 3, 1).cpu().numpy() * std + mean).clip(0, 1)
 
 
 def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None = None) -> Replay:

@@ -1,13 +1,9 @@
-"""Can a network be trusted? Measures of labels (N,) and logits (N, K). Pure functions; rates are fractions.
-
-SciPy and numpy are imported where they are used: most tables need neither.
-"""
+"""Can a network be trusted? Measures of labels (N,) and logits (N, K). Pure functions; rates are fractions."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
+import scipy
 
 CONFIDENCE = 0.95
 BINS = 15  # of the calibration error, as in Guo et al. (ICML 2017)
@@ -18,52 +14,43 @@ KNOWN = 0.95  # part of held-out images that stays above the threshold of "none 
 class Judged:
     """The outputs of a network for images whose labels are known."""
 
-    labels: "np.ndarray"  # (N,)
-    probabilities: "np.ndarray"  # (N, K)
+    labels: np.ndarray  # (N,)
+    probabilities: np.ndarray  # (N, K)
 
     @property
-    def predicted(self) -> "np.ndarray":
+    def predicted(self) -> np.ndarray:
         return self.probabilities.argmax(axis=1)
 
     @property
-    def confidence(self) -> "np.ndarray":
+    def confidence(self) -> np.ndarray:
         """The largest probability of each image."""
         return self.probabilities.max(axis=1)
 
     @property
-    def right(self) -> "np.ndarray":
+    def right(self) -> np.ndarray:
         return self.predicted == self.labels
 
 
-def softmax(logits: "np.ndarray", temperature: float = 1.0) -> "np.ndarray":
-    from scipy.special import softmax
-
-    made: np.ndarray = softmax(logits.astype("float64") / temperature, axis=1)
-    return made
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    return scipy.special.softmax(logits.astype("float64") / temperature, axis=1)
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a rate of `right` in `n` images; (0, 1) without images."""
-    from scipy import stats
-
     if not n:
         return 0.0, 1.0
-    found = stats.binomtest(right, n).proportion_ci(CONFIDENCE, method="wilson")
+    found = scipy.stats.binomtest(right, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(found.low), float(found.high)
 
 
-def confusion(judged: Judged) -> "np.ndarray":
+def confusion(judged: Judged) -> np.ndarray:
     """(K, K): how many images of each class, by row, were taken for which class, by column."""
-    import numpy as np
-
     count = judged.probabilities.shape[1]
     return np.bincount(judged.labels * count + judged.predicted, minlength=count**2).reshape(count, count)
 
 
-def averages(counts: "np.ndarray") -> dict[str, float]:
+def averages(counts: np.ndarray) -> dict[str, float]:
     """Balanced accuracy, the mean over classes with images; macro-F1, over classes with images or predictions."""
-    import numpy as np
-
     own, true, said = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     recall = own[true > 0] / true[true > 0]
     f1 = 2 * own[true + said > 0] / (true + said)[true + said > 0]
@@ -72,8 +59,6 @@ def averages(counts: "np.ndarray") -> dict[str, float]:
 
 def top_k(judged: Judged, k: int) -> float:
     """The part of images whose label is among the k largest probabilities."""
-    import numpy as np
-
     own = judged.probabilities[np.arange(len(judged.labels)), judged.labels]
     return float(((judged.probabilities > own[:, None]).sum(axis=1) < k).mean())
 
@@ -92,8 +77,6 @@ class Bin:
 
 def reliability(judged: Judged, bins: int = BINS) -> list[Bin]:
     """The bins with images, by rising confidence."""
-    import numpy as np
-
     place = np.minimum((judged.confidence * bins).astype(int), bins - 1)
     found = [place == i for i in np.unique(place)]
     return [Bin(int(in_.sum()), float(judged.confidence[in_].mean()), int(judged.right[in_].sum())) for in_ in found]
@@ -104,16 +87,14 @@ def calibration_error(judged: Judged) -> float:
     return sum(abs(b.right - b.n * b.confidence) for b in reliability(judged)) / len(judged.labels)
 
 
-def temperature(labels: "np.ndarray", logits: "np.ndarray") -> float:
+def temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     """The T in 0.05..20 with the smallest cross-entropy of softmax(logits / T) (Guo et al., ICML 2017)."""
-    import numpy as np
-    from scipy.optimize import minimize_scalar
-    from scipy.special import log_softmax
 
     def loss(log_t: float) -> float:
-        return -float(log_softmax(logits.astype(float) / np.exp(log_t), axis=1)[np.arange(len(labels)), labels].mean())
+        log_p = scipy.special.log_softmax(logits.astype(float) / np.exp(log_t), axis=1)
+        return -float(log_p[np.arange(len(labels)), labels].mean())
 
-    return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+    return float(np.exp(scipy.optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
 # ---- what to answer, what to look at ---------------------------------------------------------------------
@@ -121,28 +102,22 @@ def temperature(labels: "np.ndarray", logits: "np.ndarray") -> float:
 
 def accuracy_at(judged: Judged, coverage: float) -> tuple[int, int]:
     """How many of the surest images are right, and how many these are: `coverage` of all, at least one."""
-    import numpy as np
-
     kept = np.argsort(-judged.confidence, kind="stable")[: max(1, round(coverage * len(judged.labels)))]
     return int(judged.right[kept].sum()), len(kept)
 
 
 def none_of_these(held_out: Judged) -> float:
     """The probability below which no class is said. KNOWN of the held-out images, which all have a class, are above."""
-    import numpy as np
-
     return float(np.quantile(held_out.confidence, 1 - KNOWN))
 
 
-def suspects(held_out: Judged) -> tuple["np.ndarray", "np.ndarray"]:
+def suspects(held_out: Judged) -> tuple[np.ndarray, np.ndarray]:
     """Images by how likely their label is wrong, the likeliest first, and whether it is taken for wrong, by image.
 
     The order is that of the margin p(label) - max over other classes p. A label is taken for wrong where another class
     is the likeliest of those whose probability reaches their mean over the images with that label (confident learning:
     Northcutt, Jiang, Chuang, JAIR 2021). The probabilities must be those of networks that did not train on the image.
     """
-    import numpy as np
-
     labels, p = held_out.labels, held_out.probabilities
     each = np.arange(len(labels))
     others = p.copy()

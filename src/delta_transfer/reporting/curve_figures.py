@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..common.console import Warn
 from ..records.metrics import METRICS
 from .comparison import Comparison, averaged_over, grouped
 from .drawing import COLUMN, MOST, Named, averages, look, our_look, sheet, stem_of, wide, with_interval
-from .logs import DECADES, Curves, Warn, limits, penalty_terms
+from .logs import DECADES, Curves, limits, penalty_terms
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ..common.console import Warn
 from ..common.pair_metrics import roc
 from ..common.style import style_of
 from ..common.tables import usual_ends
@@ -16,7 +17,6 @@ from ..records.arrays import pair_similarities
 from ..records.reading import Damaged, Record, run_id
 from .comparison import Cell, Comparison, averaged_over, grouped
 from .drawing import COLUMN, LINE, MOST, Named, half_of, look, our_look, sheet, side_labels, stem_of, with_interval
-from .logs import Warn
 from .statistics import Difference, contests, paired
 
 OF_MEAN = "95 % t interval"

@@ -2,20 +2,18 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from ..common.console import shorten_list
+import numpy as np
+import pandas as pd
+
+from ..common.console import Warn, shorten_list
 from ..records.metrics import TASK_LOSSES, is_loss
 from ..records.reading import Damaged, Record, metrics, names_of_sources, run_id
 from .comparison import Comparison, Row, grouped
 from .statistics import half_width
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-Warn = Callable[[str], None]
 MatchedPairs = dict[tuple[str, str], str]  # (source tap, target tap) -> column of the amounts
 
 DECADES = 100  # curves whose largest value is so many times their smallest one get a logarithmic axis
@@ -34,26 +32,24 @@ class Curves:
     method: str
     row: Row
     n: int  # runs
-    mean: "pd.DataFrame"
-    half: "pd.DataFrame"
-    each: "list[tuple[Record, pd.DataFrame]]"  # its runs and their logs
+    mean: pd.DataFrame
+    half: pd.DataFrame
+    each: list[tuple[Record, pd.DataFrame]]  # its runs and their logs
 
-    def of(self, column: str) -> "tuple[pd.Series, pd.Series]":
+    def of(self, column: str) -> tuple[pd.Series, pd.Series]:
         """Mean and half interval of one quantity, without the steps that some run lacks."""
         mean = self.mean[column].dropna()
         return mean, self.half[column].reindex(mean.index)
 
 
 def limits(
-    lines: "Sequence[tuple[Sequence[float], Sequence[float] | None]]", largest: float = math.inf
+    lines: Sequence[tuple[Sequence[float], Sequence[float] | None]], largest: float = math.inf
 ) -> tuple[float, float]:
     """The ends of an axis for lines and half the heights of their bands: all lines, and bands as far as a third beyond.
 
     The interval of two runs is so wide that it would flatten every line. A band never shows below 0 what is not
     negative, nor above `largest` what cannot be larger.
     """
-    import numpy as np
-
     means = [np.asarray(mean, float) for mean, _ in lines]
     halves = [np.zeros(1) if half is None else np.asarray(half, float) for _, half in lines]
     low, high = min(mean.min() for mean in means), max(mean.max() for mean in means)
@@ -86,8 +82,6 @@ def curves_of(comparison: Comparison, warn: Warn) -> list[list[Curves]]:
 
 def read_curves(method: str, row: Row, warn: Warn, without: list[str]) -> Curves | None:
     """The curves of one cell; None without any metrics. `without` gets the names of its runs that have none."""
-    import pandas as pd
-
     each = []
     for run in row.cells[method].runs:
         try:
@@ -107,7 +101,7 @@ def read_curves(method: str, row: Row, warn: Warn, without: list[str]) -> Curves
     return Curves(method, row, n, steps.mean().where(complete), half, each)
 
 
-def matched_curves(groups: "list[list[Curves]]") -> "Iterator[tuple[Curves, dict[str, MatchedPairs]]]":
+def matched_curves(groups: list[list[Curves]]) -> Iterator[tuple[Curves, dict[str, MatchedPairs]]]:
     """Each cell whose runs logged the amounts of matched pairs (L2T-ww), and these by source network."""
     for curves in (one for group in groups for one in group):
         columns = curves.mean.columns[curves.mean.notna().any()]

@@ -10,11 +10,12 @@ from html import escape
 from importlib.resources import files
 from pathlib import Path
 
+from ..common.console import Warn
 from ..common.tables import Table
 from ..records.files import MIB, read_regular
 from ..records.reading import Record
 from .comparison import Comparison, distinct_runs
-from .logs import Warn, curves_of
+from .logs import curves_of
 from .page_charts import Group, Key, attention_histograms, learning_curves, matched_amounts
 from .page_tables import runs_html, table_html
 from .svg import painted

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..common.console import Warn
 from ..common.style import style_of
 from ..records.arrays import channel_weights
 from ..records.metrics import METRICS, TASK_LOSSES
 from ..records.reading import Damaged
 from . import svg
 from .comparison import Cell, Comparison, Row, grouped
-from .logs import Curves, Warn, matched_curves, penalty_terms
+from .logs import Curves, matched_curves, penalty_terms
 
 POINTS = 80  # per line; a small chart hardly shows more
 BINS = 40

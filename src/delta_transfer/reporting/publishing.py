@@ -11,7 +11,9 @@ import io
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from ..common.console import command_parser, log
 from ..common.errors import UserError
@@ -19,9 +21,6 @@ from ..records.arrays import channel_attention, pair_similarities, predictions
 from ..records.files import read_regular, write_atomically
 from ..records.integrity import DIGESTS, with_digest
 from ..records.reading import ARRAYS, RECORDS, Record, harmless, log_lines, one_line, read_all, run_id
-
-if TYPE_CHECKING:
-    import numpy as np
 
 PATH = re.compile(r"""(?:^|(?<=[=:,'"[{]))(?!//)[/~][^,'"\]}]*""")  # not the // of an address
 
@@ -87,7 +86,7 @@ def line_of(record: Record) -> Record:
     return with_digest(line) if DIGESTS in line else line
 
 
-def arrays_of(record: Record) -> "dict[str, np.ndarray]":
+def arrays_of(record: Record) -> dict[str, np.ndarray]:
     """A run's arrays in predictions.npz, by the names that records/reading.py looks for."""
     found: dict[str, np.ndarray] = {}
     for part in (predictions(record), pair_similarities(record)):
@@ -96,9 +95,7 @@ def arrays_of(record: Record) -> "dict[str, np.ndarray]":
     return found | {f"attention/{tap}": v for tap, v in (attention.importance if attention else {}).items()}
 
 
-def packed(arrays: "dict[str, np.ndarray]") -> bytes:
-    import numpy as np
-
+def packed(arrays: dict[str, np.ndarray]) -> bytes:
     content = io.BytesIO()
     np.savez_compressed(content, allow_pickle=False, **arrays)
     return content.getvalue()

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..common.style import method_order
 from ..records.arrays import VALIDATION, Predictions, predictions
 from ..records.reading import Record, is_number, method_of, section
@@ -68,8 +70,6 @@ def compared(best: Choice, other: Choice, balanced: bool) -> Rival:
 
 def pairs_of(ours: Cell, theirs: Cell) -> list[tuple[Predictions, Predictions]]:
     """For each seed the predictions of both for the same held-out images; [] if some are missing or differ."""
-    import numpy as np
-
     pairs = [(one, other) for one, other in zip(held_out(ours), held_out(theirs), strict=True) if one and other]
     same = all(np.array_equal(one.index, pairs[0][0].index) for pair in pairs for one in pair)
     seeds = {seed for seed, _ in ours.values}
@@ -78,8 +78,6 @@ def pairs_of(ours: Cell, theirs: Cell) -> list[tuple[Predictions, Predictions]]:
 
 def held_out(cell: Cell) -> list[Predictions | None]:
     """For each seed the predictions for the images of all folds, in the order of the data set; None if some lack."""
-    import numpy as np
-
     by_seed: dict[int, list[Predictions | None]] = {}
     for (seed, _), run in zip(cell.values, cell.runs, strict=True):
         by_seed.setdefault(seed, []).append(predictions(run, VALIDATION) if run.get("folder") else None)

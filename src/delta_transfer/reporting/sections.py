@@ -4,7 +4,7 @@ from collections.abc import Callable
 from statistics import fmean
 from typing import Any
 
-from ..common.console import duration
+from ..common.console import Warn, duration
 from ..common.cores import NOTABLE
 from ..common.tables import MISSING, Entry, Table, entries, table_of, whole
 from ..records import arrays
@@ -178,7 +178,7 @@ def difference_entry(contest: Contest, method: str, baseline: str) -> Entry:
     return Entry(MISSING) if difference is None else Entry(str(difference), difference.mean)
 
 
-def by_image_table(comparison: Comparison, baseline: str, warn: Callable[[str], None]) -> Table | None:
+def by_image_table(comparison: Comparison, baseline: str, warn: Warn) -> Table | None:
     """Each method minus the baseline, over the same test images; None without stored predictions."""
     theirs: dict[int, PredictionsOf] = {}  # the baseline's, by contest, so that a damaged file is named once
 
@@ -251,7 +251,7 @@ def equivalences(comparison: Comparison, baseline: str, margin: float) -> Table 
     return table_of(f"No worse than {name} by more than {points}?", rows, 4, notes=notes) if rows else None
 
 
-def predictions_of(cell: Cell, warn: Callable[[str], None]) -> PredictionsOf:
+def predictions_of(cell: Cell, warn: Warn) -> PredictionsOf:
     """The predictions of the runs of a cell that have them; a damaged file is named through `warn`."""
     found: PredictionsOf = {}
     for key, run in zip(cell.values, cell.runs, strict=True):

@@ -1,21 +1,19 @@
 """Is a difference more than chance? Pure functions on the cells of a comparison; SciPy does the arithmetic.
 
-SciPy and numpy are imported where they are used: most tables need neither.
+SciPy is imported where it is used: most tables do without.
 """
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import numpy as np
+
+from ..records.arrays import Predictions
 from ..records.metrics import ACCURACY, Metric
 from .comparison import Cell, Comparison, grouped
 from .record_views import Replicate, Settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ..records.arrays import Predictions
 
 CONFIDENCE = 0.95
 ERROR, POWER = 0.05, 0.8  # of one-sided tests
@@ -104,19 +102,19 @@ def paired(ours: Cell, theirs: Cell) -> Difference | None:
     Runs of one seed are pairs because all methods see the same batches. Where runs were tested on several folds, a
     fold is a pair.
     """
-    differences = paired_values(ours, theirs)
-    if not differences:
-        return None
-    n, mean = len(differences), math.fsum(differences) / len(differences)
     over = "fold" if over_folds(ours.values.keys() & theirs.values.keys()) else "seed"
+    differences = paired_values(ours, theirs)
+    return mean_of(differences, ours.kind, over) if differences else None
+
+
+def mean_of(differences: Sequence[float], kind: Metric = ACCURACY, over: str = "seed") -> Difference:
+    """Their mean, with its t interval unless there is one or all are equal."""
+    n, mean = len(differences), math.fsum(differences) / len(differences)
     # Few images often give equal differences, which is no certainty: an interval of width 0 would claim one.
     if n == 1 or math.isclose(min(differences), max(differences), abs_tol=1e-9):
-        return Difference(mean, None, None, n, ours.kind, over)
-    from scipy import stats
-
-    error = float(stats.sem(differences))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
-    return Difference(mean, mean - half, mean + half, n, ours.kind, over)
+        return Difference(mean, None, None, n, kind, over)
+    half = half_width(statistics.stdev(differences), n)
+    return Difference(mean, mean - half, mean + half, n, kind, over)
 
 
 @dataclass(frozen=True)
@@ -169,14 +167,13 @@ def seeds_needed(effect: float) -> int | None:
     return None
 
 
-def by_image(pairs: "list[tuple[Predictions, Predictions]]", balanced: bool = False) -> Difference:
+def by_image(pairs: list[tuple[Predictions, Predictions]], balanced: bool = False) -> Difference:
     """Difference in accuracy, (ours, theirs) of each seed, with a bootstrap interval over the test images.
 
     The unit is the image: its difference is the mean over the seeds, so that an image counts once however many networks
     saw it. Percentile interval, 2,000 resamples, seeded generator; no interval if all differences are equal or fewer
     than ENOUGH_IMAGES of them are not 0. Raises ValueError if the images differ.
     """
-    import numpy as np
     from scipy import stats
 
     differences = image_differences(pairs, balanced)
@@ -195,13 +192,11 @@ def by_image(pairs: "list[tuple[Predictions, Predictions]]", balanced: bool = Fa
     return Difference(mean, float(interval.low), float(interval.high), len(differences))
 
 
-def image_differences(pairs: "list[tuple[Predictions, Predictions]]", balanced: bool = False) -> "np.ndarray":
+def image_differences(pairs: list[tuple[Predictions, Predictions]], balanced: bool = False) -> np.ndarray:
     """(N,) ours - theirs of each image, in points and as a mean over the seeds. Raises ValueError if images differ.
 
     balanced: images are weighted so that each class weighs the same, and the mean is that of balanced accuracies.
     """
-    import numpy as np
-
     first = pairs[0][0]
     for one in (one for pair in pairs for one in pair):
         if not (np.array_equal(one.index, first.index) and np.array_equal(one.labels, first.labels)):
@@ -214,7 +209,7 @@ def image_differences(pairs: "list[tuple[Predictions, Predictions]]", balanced: 
     return found
 
 
-def mcnemar(ours: "Predictions", theirs: "Predictions") -> tuple[int, int, float]:
+def mcnemar(ours: Predictions, theirs: Predictions) -> tuple[int, int, float]:
     """How many images only ours gets right, how many only theirs, and McNemar's exact two-sided p of the two counts."""
     from scipy import stats
 

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
+from ..common.console import Warn
 from ..records.reading import is_number
 from .comparison import Comparison, averaged_over, grouped
 from .drawing import COLUMN, LONG, MOST, Named, averages, half_of, look, our_look, sheet, stem_of, wide, with_interval
-from .logs import Warn
 from .record_views import validates
 from .sweeps import ENOUGH_SIZES, LABELS, LabelCurve, Swept, swept, value_of, varying
 
@@ -85,7 +85,7 @@ def sweep_figure(title: str, lines: list[Swept], sweep: str, comparison: Compari
             artist.set_transform(axes.transData + aside)
         if fitted[i]:
             n = np.geomspace(values[0], 2 * values[-1])
-            axes.plot(n, [LabelCurve(line).at(one).mean() for one in n], **style | {"marker": ""}, linewidth=1)
+            axes.plot(n, [100 - LabelCurve(line).errors(x).mean() for x in n], **style | {"marker": ""}, linewidth=1)
     return figure
 
 

@@ -1,23 +1,18 @@
-"""Cells of one method along one setting; and the label curve: accuracy against training images per class, with a fit.
-
-SciPy and numpy are imported where they are used: most tables need neither.
-"""
+"""Cells of one method along one setting; the label curve: accuracy against training images per class, with a fit."""
 
 import math
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..common.tables import MISSING, Entry, Table, table_of
 from ..records.reading import is_number
 from .comparison import Cell, Comparison, grouped
 from .record_views import Settings, reg_settings, settings
-from .statistics import Difference, half_width, signed
-
-if TYPE_CHECKING:
-    import numpy as np
+from .statistics import Difference, mean_of, signed
 
 LABELS = "n_train"  # stands for the mean number of training images per class
 DRAWN = ("dataset.images_per_class", "dataset.sample_rate")  # how many training images are drawn
@@ -91,12 +86,11 @@ class LabelCurve:
         return max(self.line.cells)
 
     @cached_property
-    def fits(self) -> "np.ndarray":
+    def fits(self) -> np.ndarray:
         """(seeds, 2): log a and b of accuracy = 100 - a n^-b, fitted for each seed that has every size (least squares).
 
         Where no seed has, one fit to the means. The form is that of Hestness et al. (2017), without their constant.
         """
-        import numpy as np
         from scipy.optimize import least_squares
 
         cells = self.line.cells
@@ -108,37 +102,25 @@ class LabelCurve:
         for accuracies in np.array(each):
             slope, start = np.polyfit(np.log(n), np.log(np.maximum(100 - accuracies, 0.1)), 1)
 
-            def error(p: "np.ndarray", wanted: "np.ndarray" = accuracies) -> "np.ndarray":
-                made: np.ndarray = 100 - np.exp(p[0]) * n ** -p[1] - wanted
-                return made
+            def error(p: np.ndarray, wanted: np.ndarray = accuracies) -> np.ndarray:
+                return 100 - np.exp(p[0]) * n ** -p[1] - wanted
 
             found.append(least_squares(error, (start, -slope)).x)
         return np.array(found)
 
-    def at(self, n: float) -> "np.ndarray":
-        """(seeds,) the fitted accuracies at n images per class."""
-        made: np.ndarray = 100 - self._errors(n)
-        return made
-
-    def _errors(self, n: float) -> "np.ndarray":
-        import numpy as np
-
-        made: np.ndarray = np.exp(self.fits[:, 0] - self.fits[:, 1] * math.log(n))
-        return made
+    def errors(self, n: float) -> np.ndarray:
+        """(seeds,) 100 - the fitted accuracies at n images per class."""
+        return np.exp(self.fits[:, 0] - self.fits[:, 1] * math.log(n))
 
     @property
     def doubling(self) -> Difference:
         """What twice as many labels as the largest number are worth by the fit, with its t interval over seeds."""
-        gains = self._errors(self.largest) - self._errors(2 * self.largest)
-        mean, n = float(gains.mean()), len(gains)
-        half = half_width(float(gains.std(ddof=1)), n) if n > 1 else 0.0
-        return Difference(mean, mean - half, mean + half, n) if half > 0 else Difference(mean, None, None, n)
+        return mean_of((self.errors(self.largest) - self.errors(2 * self.largest)).tolist())
 
     @property
     def misfit(self) -> float:
         """The root mean square distance of the fitted curve from the means, in points."""
-        cells = self.line.cells
-        return math.sqrt(fmean((float(self.at(n).mean()) - cell.mean) ** 2 for n, cell in cells.items()))
+        return math.sqrt(fmean((100 - self.errors(n).mean() - cell.mean) ** 2 for n, cell in self.line.cells.items()))
 
 
 def label_curves(comparison: Comparison) -> list[Table]:

@@ -17,14 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from ..common import tables
-from ..common.console import command_parser, log, spelled_out
+from ..common.console import Warn, command_parser, log, spelled_out
 from ..common.errors import UserError
 from ..records.arrays import VALIDATION, Predictions, image_names, predictions
 from ..records.files import write_output
 from ..records.reading import Damaged, Record, folds, method_of, read_all, run_id
 from ..records.run_directory import class_names
 from .comparison import grouped, grouped_by_varying
-from .logs import Warn
 from .record_views import contradiction, dataset_and_backbone, problem, reg_settings, settings, within
 from .trust_tables import HeldOut, Trusted, as_json, trust_tables
 
