@@ -36,7 +36,7 @@ def main() -> None:
     # The published script evaluates batches of 32 images.
     name, size, batch, rounds = ("resnet18", 32, 4, 1) if options.quick else ("resnet101", 224, 32, 3)
     with torch.no_grad():
-        parts(report, name, size, batch, images_at_once(options.device), rounds, options.device)
+        parts(report, name, size, batch, images_at_once(options.device, (size, size)), rounds, options.device)
         # The first stages take the longest and prove the same.
         taps = TAPS["resnet18"][2:3] if options.quick else TAPS["resnet18"][2:]
         complete(report, options.device, taps, size=32 if options.quick else 64, rounds=1 if options.quick else 2)

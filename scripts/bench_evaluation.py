@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 from benchmarking import Report, arguments, side_by_side
-from delta_transfer.data.loader import Loader, images_at_once
+from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
 from delta_transfer.engine.devices import full_precision
 from delta_transfer.engine.tasks import evaluate
@@ -59,7 +59,7 @@ def main() -> None:
     def evaluate_ten() -> None:
         evaluate(network, ten, indices)
 
-    what = f"{size.network}, {size.images} images, at most {images_at_once(device)} at once, fp32"
+    what = f"{size.network}, {size.images} images, at most {one.images_at_once} at once, fp32"
     ratio = side_by_side({"forward": forward, "one": evaluate_one}, device, size.rounds, long=True).ratio(
         "one", "forward"
     )

@@ -369,7 +369,7 @@ def plain(pixels: np.ndarray) -> torch.Tensor:
 
 @pytest.mark.parametrize(("size", "corner"), [(9, 2), (8, 2), (10, 2), (12, 4)])  # a half is rounded to even
 def test_centre_crop_is_torchvisions(size, corner, monkeypatch):
-    monkeypatch.setattr("delta_transfer.data.loader.images_at_once", lambda device: 4)
+    monkeypatch.setattr("delta_transfer.data.loader.images_at_once", lambda device, size: 4)
     loader = loader_of(size=size, crop=5)
     images, labels = zip(*loader.test_batches(np.arange(10)), strict=True)
     assert [len(batch) for batch in images] == [4, 4, 2]
@@ -384,7 +384,7 @@ SIZES = [(8, 8), (8, 13), (14, 8), (9, 8), (8, 8)]
 
 @pytest.mark.parametrize("at_once", [4, 25, 1000])
 def test_ten_crops_are_torchvisions(at_once, monkeypatch):
-    monkeypatch.setattr("delta_transfer.data.loader.images_at_once", lambda device: at_once)
+    monkeypatch.setattr("delta_transfer.data.loader.images_at_once", lambda device, size: at_once)
     loader = loader_of(sizes=SIZES, crop=5, ten_crops=True)
     order = np.array([3, 0, 1, 4, 2])
     images, labels = zip(*loader.test_batches(order), strict=True)

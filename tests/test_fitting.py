@@ -66,6 +66,33 @@ def test_attention_goes_on_where_it_was_interrupted(parts, options, tmp_path, ti
     )
 
 
+@pytest.mark.parametrize("images_at_once", [1, 3])
+def test_chunks_of_another_size_go_on_where_others_ended(images_at_once, tmp_path, tiny_source, monkeypatch):
+    """As after a change of the number of threads: no image counts twice, and none is left out."""
+    expected, _ = fitted(tmp_path / "whole", tiny_source)
+    note = KeptOnDisk.note
+
+    def interrupted(self, what, done, *of):
+        note(self, what, done, *of)
+        if (what, done) == ("removing channels, image", 2):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(KeptOnDisk, "seconds", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptOnDisk, "note", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fitted(tmp_path / "other", tiny_source)
+    monkeypatch.setitem(OPTIONS, "forward_images", images_at_once)
+    method = DELTA(attention=OPTIONS)
+    with RunDirectory(tmp_path / "run") as directory:  # the record names the options of before: it is the same probe
+        before = {"options": {}}
+        fit_or_reuse(
+            method, tiny_source, Passes(Drawn(), np.arange(10), "fit", 0), 3, before, directory, tmp_path / "other"
+        )
+    for name, value in method.fitted.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-4)
+
+
 def test_a_long_computation_says_how_far_it_is(tmp_path, tiny_source, monkeypatch, capsys):
     clock = iter(range(0, 10**6, 20))
     monkeypatch.setattr(fitting.time, "monotonic", lambda: next(clock))

@@ -5,7 +5,7 @@ batches, and a resumed run goes on with the batch that it would have seen.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -22,12 +22,16 @@ STREAMS = {"train": 0, "fit": 1, "dropout": 2, "method": 3, "jitter": 4}
 Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]  # images (B,), boxes (4, B) and mirroring (B,)
 
 
-def images_at_once(device: torch.device) -> int:
-    """How many images go through a frozen network together, where the program may choose.
+def images_at_once(device: torch.device, size: Sequence[int] = ()) -> int:
+    """How many images of this size (height, width) go through a frozen network together, where the program may choose.
 
-    A GPU takes many. A CPU takes so few that their feature maps stay in its caches, which is a sixth faster than 32.
+    A GPU takes many. A CPU takes so few that their feature maps stay in its caches: 4 images of 224 x 224 pixels for
+    each thread, and 64 of 32 x 32, which are twice as fast as 4.
     """
-    return 256 if device.type == "cuda" else 4 * torch.get_num_threads()
+    if device.type == "cuda":
+        return 256
+    pixels = size[0] * size[1] if len(size) == 2 else 224**2  # other inputs are no images
+    return min(max(4 * 224**2 // pixels, 4), 64) * torch.get_num_threads()
 
 
 def free_memory(device: torch.device | None = None) -> int:
@@ -145,7 +149,7 @@ class Loader(BatchSource):
         self.min_crop_area, self.pad, self.ten_crops, self.share = min_crop_area, pad, ten_crops, share
         self.whole, self.jitter = whole, jitter
         self.views = 5 * (1 + mirror) if ten_crops else 1
-        self.images_at_once = images_at_once(device)  # in evaluation
+        self.images_at_once = images_at_once(device, (crop, crop))  # in evaluation
         self.heights, self.widths = store.sizes.T
         self.starts = store.starts
         self.labels = torch.from_numpy(labels)

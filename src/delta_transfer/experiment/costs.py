@@ -116,7 +116,7 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
         weights = sum(v.nbytes for network in networks for v in (*network.parameters(), *network.buffers()))
         memory = int(kept[PROBE_BATCH] + per_image * (batch - PROBE_BATCH)) + weights + gradient_and_momentum
     target.eval()
-    images, labels = example(images_at_once(device))
+    images, labels = example(images_at_once(device, (config.backbone.image_size,) * 2))
     with torch.inference_mode(), full_precision(device):
         view_seconds = seconds_of(lambda: target(images), device) / len(labels)
     weights_bytes = sum(v.nbytes for v in target.weights().values())

@@ -19,7 +19,6 @@ that are not convolutions (Inception's blocks).
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -201,15 +200,20 @@ def channel_importance(
     channel's copy; it changes no result. None: as many as suit the device.
     """
     suffixes = suffixes_of(probe)
-    forward_images = forward_images or images_at_once(next(probe.parameters()).device)
     begun = (unfinished.load() or {}).get("rises")  # {tap: a list of chunks}
     rises: dict[str, list[Tensor]] = begun or {tap: [] for tap in probe.taps}
-    before = max(map(len, rises.values()), default=0)
-    done = sum(len(rise) for rise in next(iter(rises.values()), []))
-    for inputs, labels in islice(samples(batches, images, forward_images), before, None):
+    done = skip = sum(len(rise) for rise in next(iter(rises.values()), []))
+    for inputs, labels in samples(batches, images, forward_images):
+        seen = _labelled(labels).cumsum(0)
+        if seen[-1] <= skip:
+            skip -= int(seen[-1])
+            continue
+        if skip:  # the chunks of before were of another size
+            first = int((seen <= skip).sum())
+            inputs, labels, skip = inputs[first:], labels[first:], 0
         for tap, rise in _rises_on(suffixes, inputs, labels, forward_images, loss).items():
             rises[tap].append(rise)
-        done += int(_labelled(labels).sum())
+        done += len(rise)
         unfinished.note("removing channels, image", done, images, {"rises": rises})
     return {tap: torch.cat([part.to(labels.device) for part in parts]) for tap, parts in rises.items()}
 
@@ -226,7 +230,6 @@ def taylor_importance(
     a is the tapped map; removing a channel changes it by -a (Molchanov et al., ICLR 2017).
     """
     estimates: dict[str, list[Tensor]] = {tap: [] for tap in probe.taps}
-    forward_images = forward_images or images_at_once(next(probe.parameters()).device)
     for inputs, labels in samples(batches, images, forward_images):
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise UserError("method=taylor needs a tensor of numbers as the network's input: choose method=exact.")
@@ -266,7 +269,7 @@ def removal_cost(
 ) -> tuple[dict[str, int], float, float]:
     """The channels of each tap, and the measured seconds per image of a forward pass and of removing all channels."""
     suffixes = suffixes_of(source)
-    forward_images = forward_images or images_at_once(images.device)
+    forward_images = forward_images or _at_once(images, images.device)
     forward = seconds_of(lambda: suffixes.run_intact(images), images.device)
     _, kept = suffixes.run_intact(images)
     removal, channels = 0.0, {}
@@ -293,19 +296,24 @@ def attention_weights(importance: Tensor, temperature: float) -> Tensor:
     return torch.softmax((importance - importance.mean()) / spread / temperature, dim=0)
 
 
-def samples(batches: Batches, count: int, at_once: int) -> Iterator[tuple[Any, Tensor]]:
+def _at_once(inputs: Any, device: torch.device) -> int:
+    return images_at_once(device, inputs.shape[2:] if isinstance(inputs, Tensor) else ())
+
+
+def samples(batches: Batches, count: int, at_once: int | None) -> Iterator[tuple[Any, Tensor]]:
     """Inputs and labels of the first `count` labelled samples, in further passes if one is too short.
 
-    Tensors are cut to that number, in chunks of `at_once`, so that the intact pass stays within it, too. Other inputs
-    are taken as they come, since nobody knows where a sample ends. Raises ValueError if a pass has no labelled sample,
-    such as the second pass over a generator.
+    Tensors are cut to that number, in chunks of `at_once`, so that the intact pass stays within it, too; None: of as
+    many as suit the device. Other inputs are taken as they come, since nobody knows where a sample ends. Raises
+    ValueError if a pass has no labelled sample, such as the second pass over a generator.
     """
     while count > 0:
         before = count
         for inputs, labels in batches:
             if isinstance(inputs, Tensor):
                 inputs, labels = inputs[:count], labels[:count]
-                yield from zip(inputs.split(at_once), labels.split(at_once), strict=True)
+                chunk = at_once or _at_once(inputs, inputs.device)
+                yield from zip(inputs.split(chunk), labels.split(chunk), strict=True)
             else:
                 yield inputs, labels
             count -= int(_labelled(labels).sum())
@@ -321,9 +329,10 @@ def _labelled(labels: Tensor) -> Tensor:
 
 
 def _rises_on(
-    suffixes: Suffixes | WholePasses, inputs: Any, labels: Tensor, forward_images: int, loss: SampleLoss
+    suffixes: Suffixes | WholePasses, inputs: Any, labels: Tensor, forward_images: int | None, loss: SampleLoss
 ) -> dict[str, Tensor]:
     """The rises on one batch, {tap: (B, C_l) fp64}, without samples that have no label."""
+    forward_images = forward_images or _at_once(inputs, labels.device)
     logits, kept = suffixes.run_intact(inputs)
     intact = loss(logits.double(), labels, reduction="none")
     rises = {}

@@ -114,7 +114,8 @@ def forward_in_chunks(frozen: nn.Module, images: Any) -> dict[str, Tensor]:
     """
     if isinstance(frozen, HookedNetwork):
         return call(frozen, images)
-    chunks: list[dict[str, Tensor]] = [frozen(chunk) for chunk in images.split(images_at_once(images.device))]
+    at_once = images_at_once(images.device, images.shape[2:])
+    chunks: list[dict[str, Tensor]] = [frozen(chunk) for chunk in images.split(at_once)]
     if len(chunks) == 1:
         return chunks[0]
     return {name: torch.cat([chunk.pop(name) for chunk in chunks]) for name in list(chunks[0])}
