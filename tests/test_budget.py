@@ -83,9 +83,10 @@ def test_a_budget_too_small_for_anything_is_refused_with_one_that_suffices():
 def test_what_the_command_says_itself_stays():
     asked = {"backbone": ["resnet34"], "reg": ["delta"], "seed": ["7", "8"], "split.folds": ["4"]}
     words = ["schedule.iterations=50", "backbone.resize=99"]
-    only = Level(None, None, 4, 2, ("l2", "delta"), ("resnet34",))
+    only = Level(None, None, 4, 2, ("l2", "delta"), ("resnet34",), own_length=True)
     assert levels_for({"budget": "5m"}, words, asked) == [only]
     assert levels_for({"preset": "best"}, words, asked) == [only]
+    assert levels_for({"budget": "5m"}, [*words, "schedule.batch_size=4"], asked) == [replace(only, own_length=False)]
     sizes = [level.image_size for level in levels_for({"budget": "5m"}, ["schedule=quick"], {})]
     assert sizes == sorted(sizes, key=lambda size: size or 10**6) and len({*sizes}) == 4
     assert levels_for({"preset": "good"}, [], {}) == [LEVELS[PRESETS["good"]]]
@@ -140,7 +141,10 @@ def test_a_level_sets_the_size_and_the_length(config, monkeypatch):
         "schedule.batch_size": 32,
     }
     assert budget.settings(TINY, config, 16)["schedule.batch_size"] == 8  # as schedule.iterations=auto
-    assert budget.settings(replace(TINY, image_size=None, iterations=None), config, 500) == {}
+    unset = replace(TINY, image_size=None, iterations=None)
+    assert budget.settings(unset, config, 500) == {}
+    # Fewer iterations take less time: batches stay as small as the level's.
+    assert budget.settings(replace(unset, own_length=True), config, 16) == {"schedule.batch_size": 8}
 
     def refuse(*_, **__):
         raise UserError("images of 96 x 96 pixels cannot pass")

@@ -77,7 +77,7 @@ TABLE = """\
 | cub     | resnet18 | reg.alpha=0.01  |              – | 56.0 ± 2.0 (3) | 60.0 ± 2.0 (3) |
 | cub     | resnet18 | reg.alpha=0.1   |              – | 56.0 ± 2.0 (3) | 70.5 ± 0.7 (2) |
 
-- best on validation: L2 on cub, resnet18: 52.0 ± 2.0 (3), the only candidate
+- best on validation: L2 on cub, resnet18: 52.0 ± 2.0 (3), the only setting
 - best on validation: L2-SP on cub, resnet18: reg.alpha=0.1, 56.0 ± 2.0 (3), best of 2; as good as \
 reg.alpha=0.01, lower validation loss
 - best on validation: DELTA on cub, resnet18: reg.alpha=0.01, 60.0 ± 2.0 (3), best of 2 (1 more not compared)
@@ -186,7 +186,7 @@ def test_highest_mean_over_folds():
 
 def test_a_method_with_one_candidate_has_its_strength_named():
     lines, _ = chosen(cross_validated("delta", 0.01, [55.0, 55.0, 55.0]))
-    assert lines == ["DELTA on cub, resnet18: reg.alpha=0.01, reg.beta=0.01, 55.0 ± 0.0 (3), the only candidate"]
+    assert lines == ["DELTA on cub, resnet18: reg.alpha=0.01, reg.beta=0.01, 55.0 ± 0.0 (3), the only setting"]
 
 
 def test_a_tie_is_decided_by_the_mean_loss():
@@ -331,7 +331,7 @@ def test_hold_out_and_folds_are_selected_from_apart(tmp_path, capsys):
 
     assert report.main([folder, "--select", "cv"]) == 0
     out, err = capsys.readouterr()
-    assert "reg.alpha=0.01, reg.beta=0.01, 50.0 ± 0.0 (3), the only candidate" in out and "reg.alpha=1" not in out
+    assert "reg.alpha=0.01, reg.beta=0.01, 50.0 ± 0.0 (3), the only setting" in out and "reg.alpha=1" not in out
     assert err == "left out: 1 runs without a validation split\nleft out: 2 runs without split.folds\n"
 
     assert report.main([folder, "--select", "val"]) == 0
@@ -348,7 +348,7 @@ def test_nothing_to_select_from(tmp_path, capsys):
 
 def test_the_plain_validation_table_names_the_best_of_several(tmp_path, capsys):
     code, out, err = run(tmp_path, capsys, grid(), "--metric", "val_top1", *MATRIX)
-    of_select = ("the only candidate", "within noise", "behind", "between methods")
+    of_select = ("the only setting", "within noise", "behind", "between methods")
     contested = [line for line in TABLE.splitlines() if not any(words in line for words in of_select)]
     assert (code, out.splitlines(), err) == (0, contested, SAID)
     code, out, _ = run(tmp_path / "test", capsys, [record("delta", alpha=a) for a in (1, 2)], "--format", "markdown")

@@ -170,7 +170,7 @@ def predict_images(run: "Finished", args: argparse.Namespace) -> Found:
     if labelled:
         log.info(
             f"{labelled['n']} of {len(files)} images lie in folders that are named as classes: "
-            f"{labelled['accuracy']:.2f} % of them ({labelled['right']}) are predicted right"
+            f"{labelled['right']} of them ({labelled['accuracy']:.1f} %) are predicted right"
         )
         worst = [f"{one['class']} as {one['predicted']} ({one['n']})" for one in labelled["confused"]]
         if worst:

@@ -58,7 +58,7 @@ ALPHAS = {
 }
 LIMITS = ("budget", "preset")
 COMPARED = ("reg", "reg.alpha", "backbone", "seed", "split.folds")
-LENGTH = {"schedule", "schedule.iterations", "schedule.epochs", "schedule.batch_size"}
+STEPS, BATCHES = {"schedule.iterations", "schedule.epochs"}, {"schedule", "schedule.batch_size"}
 SIZE = {"backbone.image_size", "backbone.resize"}
 ATTENTION = "reg.attention.method"
 
@@ -229,7 +229,8 @@ def levels_for(limits: dict[str, str], words: list[str], asked: Asked) -> list[b
         not any(key.startswith("hydra/launcher") for key in keys),
         "budget= and preset= plan runs one after the other: leave out hydra/launcher.",
     )
-    fixed: dict[str, Any] = {"iterations": None} if keys & LENGTH else {}
+    fixed: dict[str, Any] = {"iterations": None} if keys & (STEPS | BATCHES) else {}
+    fixed |= {"own_length": True} if keys & STEPS and not keys & BATCHES else {}
     fixed |= {"image_size": None} if keys & SIZE else {}
     fixed |= {"backbones": tuple(asked["backbone"])} if "backbone" in asked else {}
     fixed |= {"methods": ("l2", *(one for one in asked["reg"] if one != "l2"))} if "reg" in asked else {}

@@ -200,7 +200,8 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def shorten_list(names: Sequence[str], count: int = 5) -> str:
-    """The first names, and the number of the others."""
+    """The first names, and the number of the others where there are several."""
+    count += len(names) == count + 1
     more = f", ... ({len(names) - count} more)" if len(names) > count else ""
     return ", ".join(map(spelled_out, names[:count])) + more
 

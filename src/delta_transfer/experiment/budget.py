@@ -40,6 +40,7 @@ class Level:
     seeds: int
     methods: tuple[str, ...]
     backbones: tuple[str, ...]
+    own_length: bool = False  # the command names the iterations or passes, and not the images of a step
 
     def __str__(self) -> str:
         return ", ".join(value for value in words_of(self).values() if value)
@@ -112,9 +113,11 @@ def settings(level: Level, config: RunConfig, images: int) -> dict[str, Any]:
     own, size = config.backbone, level.image_size
     if size and size < own.image_size and takes_images_of(config, size):
         made["backbone.image_size"], made["backbone.resize"] = size, round(size * own.resize / own.image_size)
+    iterations, batch_size = automatic_length(images, BATCH)
     if level.iterations:
-        iterations, batch_size = automatic_length(images, BATCH)
-        made["schedule.iterations"], made["schedule.batch_size"] = min(iterations, level.iterations), batch_size
+        made["schedule.iterations"] = min(iterations, level.iterations)
+    if level.iterations or level.own_length:
+        made["schedule.batch_size"] = batch_size
     return made
 
 

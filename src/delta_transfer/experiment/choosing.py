@@ -221,7 +221,7 @@ def result(name: str, ours: Cell, l2: Cell, images: Difference | None) -> str:
         drawn = (
             f"95 % interval {images.low:+.1f} to {images.high:+.1f} over {images.n} test images"
             if images.low is not None
-            else f"hardly any of {images.n} test images are told apart"
+            else f"the two differ in too few of {images.n} test images for an interval"
         )
         return (
             f"No winner: {both}. The difference ({interval}) is more than the chance of seeds, but with so few test "

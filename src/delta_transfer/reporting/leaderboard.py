@@ -129,14 +129,14 @@ def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> s
         if any(one.n > 1 for one in found.differences.values()):
             return f"{highest}. Every {pair} has the same differences to {name}, so that they have no interval."
         return f"{highest}. With one {pair} in common nothing can be told from chance."
-    one = found.differences.get(found.best)
+    one, noise = found.differences.get(found.best), f"more than the noise of {pair}s"
     if found.wins:
-        return f"{top[0]} is ahead of every other method by more than noise" + (
+        return f"{top[0]} is ahead of every other method by {noise}" + (
             f"; {beside(name, one)}." if one else "."
         )
     ahead, behind = list(map(display, found.ahead)), list(map(display, found.behind))
-    words = [f"{are(ahead)} ahead of {name} by more than noise"] if ahead else []
-    words += [f"{are(behind)} behind {'it' if ahead else f'{name} by more than noise'}"] if behind else []
+    words = [f"{are(ahead)} ahead of {name} by {noise}"] if ahead else []
+    words += [f"{are(behind)} behind {'it' if ahead else f'{name} by {noise}'}"] if behind else []
     lead = f"; {beside(name, one)}{'' if one.excludes_zero else ', which may be chance'}." if one else "."
     return f"{'; '.join(words) or f'No method can be told from {name}'}. {highest}{lead if len(top) == 1 else '.'}"
 

@@ -89,7 +89,7 @@ def choose_one(what: str, candidates: list[Candidate], hopeless: list[Settings],
         remark = f"best of {len(compared)}"
         remark += f" ({tried - len(compared)} more not compared)" if tried > len(compared) else ""
     else:
-        remark = "the only candidate" if tried == 1 else f"the only complete one of {tried}"
+        remark = "the only setting" if tried == 1 else f"the only complete one of {tried}"
     made.choices.append(Choice(what, best, tried, remark + tie + at_the_edge(best, compared)))
 
 

@@ -254,7 +254,8 @@ def suspicious(one: Trusted, most: int) -> Table | None:
         for i in order[:most]
         if not judged.right[i]
     ]
-    verdict = f"{wrong.sum()} of {len(names)} held-out training images may have a wrong label: look at these first."
+    verdict = f"{wrong.sum()} of {len(names)} held-out training images may have a wrong label. "
+    verdict += "Look at these first." if wrong.any() else "It takes these for other classes, but is not sure."
     title = f"{one.name}: training images whose label may be wrong"
     notes = ["Each was predicted by a network that did not train on it; sorted by the margin of its label"]
     return table_of(title, rows, 1, notes=notes, verdict=verdict) if rows else None
