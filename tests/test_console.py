@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from delta_transfer.common import console
-from delta_transfer.common.console import Display, Report, progress_line
+from delta_transfer.common.console import Display, Report, progress_line, shorten_list
 
 REPORT = Report("train 55.2 %  test 51.0 %  812 images/s", ("cross_entropy 1.44", "feature_maps 0.031"))
 
@@ -58,3 +58,8 @@ def test_a_closed_pipe_ends_a_command_quietly():
         process.stdout.readline()
         process.stdout.close()
         assert (process.stderr.read(), process.wait()) == (b"", 141)
+
+
+@pytest.mark.parametrize(("names", "words"), [("ab", "a, b"), ("abc", "a, b, c"), ("abcd", "a, b, ... (2 more)")])
+def test_a_list_is_shortened_by_several_names(names, words):
+    assert shorten_list(list(names), 2) == words

@@ -55,7 +55,7 @@ def test_everything_is_looked_at(tmp_path, monkeypatch, capsys):
     assert status == 0 and "delta-run can work here" in out and "TROUBLE" not in out
     assert f"torch {version('torch')}" in out and f"{torch.get_num_threads()} threads" in out
     assert f"ready: 2 classes, 8 training and 2 test images, {photos}" in out
-    assert "glyphs" in out and "cub, dogs" in out and "GPU" in out and "memory" in out
+    assert "cub" not in out and "GPU" in out and "memory" in out  # no word about other data sets than the folder
     assert "results_dir=" in out and "cache_dir=" in out
     assert "resnet50: delta-run downloads them into" in out
     assert not (tmp_path / "results").exists()
@@ -65,7 +65,7 @@ def test_a_missing_extra_is_no_trouble(found, monkeypatch):
     without(monkeypatch, "tensorboard")
     doctor.packages(found)
     (line,) = [line for line in lines_of(found) if "tensorboard is not installed" in line]
-    assert line.startswith("missing") and "pip install 'delta-transfer[tensorboard]'" in line
+    assert line.startswith("optional") and "pip install 'delta-transfer[tensorboard]'" in line
     assert found.troubles == 0
 
 

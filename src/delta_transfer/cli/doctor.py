@@ -49,6 +49,9 @@ class Findings:
     def missing(self, what: str, words: str) -> None:
         self.rows.append(entries("missing", what, spelled_out(words)))
 
+    def optional(self, what: str, words: str) -> None:
+        self.rows.append(entries("optional", what, spelled_out(words)))
+
     def trouble(self, what: str, words: str) -> None:
         self.rows.append(entries("TROUBLE", what, spelled_out(words)))
         self.troubles += 1
@@ -110,7 +113,7 @@ def packages(found: Findings) -> None:
             extras.setdefault(name[1], []).append(one)
     for extra, members in extras.items():
         if lacking := [words for one in members if (words := lacks(one))]:
-            found.missing(extra, f"{'; '.join(lacking)}: pip install '{PACKAGE}[{extra}]', if you want it")
+            found.optional(extra, f"{'; '.join(lacking)}: pip install '{PACKAGE}[{extra}]'")
         else:
             found.fine(extra, ", ".join(f"{one.name} {version(one.name)}" for one in members))
 
@@ -195,11 +198,11 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
 
     fetched: list[str] = []
     by_hand: list[str] = []
-    # dataset.root names the folder of one data set; the others are looked for below data_dir.
     named = next((word.removeprefix("dataset=") for word in overrides if word.startswith("dataset=")), "folder")
-    for name in choices("dataset"):
-        of_others = ("dataset=", "backbone", "reg") if name == named else ("dataset", "backbone", "reg")
-        dataset = compose_dataset(name, [word for word in overrides if not word.startswith(of_others)]).dataset
+    asked = any(word.startswith("dataset") for word in overrides)
+    words = [word for word in overrides if not word.startswith(("dataset=", "backbone", "reg"))]
+    for name in [named] if asked else choices("dataset"):
+        dataset = compose_dataset(name, words).dataset
         if name == "folder" and dataset.root is None:
             continue
         called = dataset.name if name == "folder" else name
@@ -207,7 +210,7 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
         counts, _, state, problem = look_for(dataset, remarks.append)
         for sentence in remarks:
             found.note(called, sentence)
-        if problem and name == named:  # which was asked for
+        if problem and asked:
             found.trouble(name, problem)
         elif problem:
             found.missing(name, problem)
@@ -224,8 +227,8 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
             "data sets", f"{', '.join(fetched)}: delta-run dataset=NAME dataset.download=true fetches it ({where})"
         )
     if by_hand:
-        words = f"{', '.join(by_hand)}: to be put below {where}; delta-data verify NAME says which files, and whence"
-        found.missing("data sets", words)
+        what_to_do = f"put them below {where}; delta-data verify NAME says which files, and where they come from"
+        found.missing("data sets", f"{', '.join(by_hand)}: {what_to_do}")
 
 
 def images(found: Findings, config: "DatasetConfig") -> None:

@@ -131,9 +131,7 @@ def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> s
         return f"{highest}. With one {pair} in common nothing can be told from chance."
     one, noise = found.differences.get(found.best), f"more than the noise of {pair}s"
     if found.wins:
-        return f"{top[0]} is ahead of every other method by {noise}" + (
-            f"; {beside(name, one)}." if one else "."
-        )
+        return f"{top[0]} is ahead of every other method by {noise}" + (f"; {beside(name, one)}." if one else ".")
     ahead, behind = list(map(display, found.ahead)), list(map(display, found.behind))
     words = [f"{are(ahead)} ahead of {name} by {noise}"] if ahead else []
     words += [f"{are(behind)} behind {'it' if ahead else f'{name} by {noise}'}"] if behind else []
