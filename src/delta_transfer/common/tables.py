@@ -12,6 +12,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from .console import duration
+
 MISSING = "–"
 
 
@@ -24,27 +26,26 @@ class Bar:
     mean: float
     high: float
 
-    def text(self, width: int = 17) -> str:
-        def place(part: float) -> int:
-            return round(min(max(part, 0), 1) * (width - 1))
+    def places(self, start: float, length: float, digits: int | None = None) -> list[Any]:
+        """zero, low, mean and high on an axis, rounded; what lies beyond an end is there."""
+        parts = (self.zero, self.low, self.mean, self.high)
+        return [round(start + length * min(max(part, 0), 1), digits) for part in parts]
 
+    def text(self, width: int = 17) -> str:
+        zero, low, mean, high = self.places(0, width - 1)
         cells = [" "] * width
-        cells[place(self.low) : place(self.high) + 1] = "─" * (place(self.high) - place(self.low) + 1)
-        cells[place(self.zero)] = "┼" if self.low < self.zero < self.high else "│"
-        cells[place(self.mean)] = "◂" if self.mean < 0 else "▸" if self.mean > 1 else "●"
+        cells[low : high + 1] = "─" * (high - low + 1)
+        cells[zero] = "┼" if self.low < self.zero < self.high else "│"
+        cells[mean] = "◂" if self.mean < 0 else "▸" if self.mean > 1 else "●"
         return "".join(cells)
 
     def latex(self) -> str:
-        zero, low, mean, high = (round(60 * min(max(part, 0), 1), 1) for part in self.parts)
+        zero, low, mean, high = self.places(0, 60, 1)
         interval = rf"\put({low},3){{\line(1,0){{{high - low:.1f}}}}}" if high > low else ""
         return (
             rf"\begin{{picture}}(60,6)\put({zero},0){{\line(0,1){{6}}}}{interval}"
             rf"\put({mean},3){{\circle*{{3}}}}\end{{picture}}"
         )
-
-    @property
-    def parts(self) -> tuple[float, float, float, float]:
-        return self.zero, self.low, self.mean, self.high
 
 
 def usual_ends(spans: list[tuple[float, float, float]]) -> tuple[float, float]:
@@ -59,11 +60,7 @@ def usual_ends(spans: list[tuple[float, float, float]]) -> tuple[float, float]:
 def bars(spans: list[tuple[float, float, float]]) -> list[Bar]:
     """Bars of (low, mean, high) on one axis."""
     least, most = usual_ends(spans)
-
-    def part(value: float) -> float:
-        return (value - least) / (most - least)
-
-    return [Bar(part(0), *map(part, span)) for span in spans]
+    return [Bar(*((value - least) / (most - least) for value in (0, *span))) for span in spans]
 
 
 @dataclass(frozen=True)
@@ -110,8 +107,12 @@ def table_of(title: str, rows: "list[dict[str, str | Entry]]", names: int, **wor
     return Table(title, list(rows[0]), [entries(*row.values()) for row in rows], names, **words).without_empty()
 
 
-def whole(number: int) -> Entry:
-    return Entry(f"{number:,}", number)
+def number(value: float | None, form: str = ",", unit: str = "") -> Entry:
+    return Entry(MISSING) if value is None else Entry(f"{value:{form}}{unit}", value)
+
+
+def time_entry(seconds: float | None) -> Entry:
+    return Entry(MISSING) if seconds is None else Entry(duration(seconds), seconds)
 
 
 def entries(*cells: "str | Entry") -> list[Entry]:
@@ -256,10 +257,10 @@ def markdown(table: Table) -> str:
     lines = [list(map(in_cell, table.header)), *(list(map(text_of, row)) for row in table.rows)]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
 
+    sides = [str.ljust] * table.names + [str.rjust] * (len(widths) - table.names)
+
     def aligned(line: list[str]) -> str:
-        names = [text.ljust(w) for text, w in zip(line, widths, strict=True)][: table.names]
-        numbers = [text.rjust(w) for text, w in zip(line, widths, strict=True)][table.names :]
-        return f"| {' | '.join(names + numbers)} |"
+        return f"| {' | '.join(side(text, w) for side, text, w in zip(sides, line, widths, strict=True))} |"
 
     rule = ["-" * w if i < table.names else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     grid = [aligned(lines[0]), aligned(rule), *map(aligned, lines[1:])]

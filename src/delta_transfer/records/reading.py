@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ..common.console import spelled_out
 from ..common.errors import UserError
@@ -104,7 +104,7 @@ def attention_options(record: Record) -> Record | None:
     return next((options for options in found if isinstance(options, dict)), None)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """True for a finite number; unlike math.isfinite it takes integers beyond the range of floats."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 

@@ -14,7 +14,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..common.style import method_order
 from ..records.metrics import ACCURACY, METRICS, Metric
@@ -51,6 +51,7 @@ from .record_views import (
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
+Place = tuple[str, str, Settings]  # data set, backbone, settings outside reg
 
 SHORT = 24  # letters of a data set's title that has room in a line
 
@@ -81,14 +82,23 @@ class Cell:
 
     @property
     def val_loss(self) -> float | None:
-        """Mean over the runs, if every one recorded it."""
-        losses = [run["val_loss"] for run in self.runs if is_number(run.get("val_loss"))]
-        return statistics.fmean(losses) if losses and len(losses) == len(self.runs) else None
+        return mean_of_all(self.runs, "val_loss")
 
     def __str__(self) -> str:
         digits = self.kind.digits
         spread = "" if self.std is None else f" ± {self.std:.{digits}f}"
         return f"{self.mean:.{digits}f}{spread} ({self.n})"
+
+
+def recorded(runs: list[Record], key: str) -> list[float]:
+    """The numbers that the runs have under a key."""
+    return [run[key] for run in runs if is_number(run.get(key))]
+
+
+def mean_of_all(runs: list[Record], key: str) -> float | None:
+    """None unless every run recorded it."""
+    values = recorded(runs, key)
+    return statistics.fmean(values) if values and len(values) == len(runs) else None
 
 
 @dataclass(frozen=True)
@@ -104,9 +114,17 @@ class Row:
         return show(self.shared + self.reg)
 
     @property
-    def place(self) -> tuple[str, str, Settings]:
+    def place(self) -> Place:
         """The cells of all rows of one place can be compared with each other."""
         return self.dataset, self.backbone, self.shared
+
+
+class Result(NamedTuple):
+    """A cell and where it stands."""
+
+    method: str
+    row: Row
+    cell: Cell
 
 
 @dataclass(frozen=True)
@@ -130,6 +148,17 @@ class Comparison:
         return METRICS[self.metric]
 
     @property
+    def results(self) -> list[Result]:
+        """Row by row."""
+        return [Result(m, row, row.cells[m]) for row in self.rows for m in self.methods if m in row.cells]
+
+    @property
+    def places(self) -> list[tuple[Place, list[Result]]]:
+        """The results that can be compared with each other, method by method."""
+        by_place = grouped(self.results, lambda one: one.row.place)
+        return [(place, sorted(found, key=lambda one: self.methods.index(one.method))) for place, found in by_place]
+
+    @property
     def paired_by(self) -> str:
         """What the runs of a pair have in common."""
         return "fold" if "folds" in self.over else "seed"
@@ -144,7 +173,7 @@ class Comparison:
     def dataset_title(self, dataset: str) -> str:
         return self.datasets.get(dataset, dataset)
 
-    def place_title(self, place: tuple[str, str, Settings]) -> str:
+    def place_title(self, place: Place) -> str:
         """The words of a title for rows that can be compared."""
         dataset, backbone, shared = place
         return ", ".join(filter(None, [self.dataset_title(dataset), backbone, show(shared)]))

@@ -18,29 +18,25 @@ def lines(comparison: Comparison, baseline: str | None, protocol: str | None) ->
     for contest in contests(comparison):
         for cell in contest.cells.values():
             theirs[id(cell)] = contest.cells.get(baseline or "")
-    measures = measures_in((cell for row in comparison.rows for cell in row.cells.values()), by="key")
+    measures = measures_in((cell for _, _, cell in comparison.results), by="key")
     matches = {id(match.cell): match for match in against(comparison, protocol)} if protocol else {}
     made = []
-    for row in comparison.rows:
-        for method in comparison.methods:
-            if method not in row.cells:
-                continue
-            cell = row.cells[method]
-            line: Line = {"dataset": row.dataset, "backbone": row.backbone, "settings": row.settings, "method": method}
-            line |= {"mean": rounded(cell.mean), "std": rounded(cell.std), "n": cell.n}
-            other = theirs.get(id(cell)) if method != baseline else None
-            if baseline:
-                difference = paired(cell, other) if other else None
-                line |= {"baseline": difference and baseline} | numbers_of(difference)
-            if protocol:
-                number, differing = matches[id(cell)].number, matches[id(cell)].differing
-                line |= {"published": number and number.mean, "published_std": number and number.std}
-                line |= {"published_source": number and number.source, "differs": ", ".join(differing) or None}
-            for name, measure in measures.items():
-                own, base = measure.of(cell), measure.of(other) if other else None
-                line |= {name: rounded(own.mean) if own.values else None}
-                line |= numbers_of(paired(own, base) if base else None, f"{name}_") if baseline else {}
-            made.append((line, cell))
+    for method, row, cell in comparison.results:
+        line: Line = {"dataset": row.dataset, "backbone": row.backbone, "settings": row.settings, "method": method}
+        line |= {"mean": rounded(cell.mean), "std": rounded(cell.std), "n": cell.n}
+        other = theirs.get(id(cell)) if method != baseline else None
+        if baseline:
+            difference = paired(cell, other) if other else None
+            line |= {"baseline": difference and baseline} | numbers_of(difference)
+        if protocol:
+            number, differing = matches[id(cell)].number, matches[id(cell)].differing
+            line |= {"published": number and number.mean, "published_std": number and number.std}
+            line |= {"published_source": number and number.source, "differs": ", ".join(differing) or None}
+        for name, measure in measures.items():
+            own, base = measure.of(cell), measure.of(other) if other else None
+            line |= {name: rounded(own.mean) if own.values else None}
+            line |= numbers_of(paired(own, base) if base else None, f"{name}_") if baseline else {}
+        made.append((line, cell))
     return made
 
 

@@ -15,7 +15,7 @@ from ..common.style import style_of
 from ..common.tables import usual_ends
 from ..records.arrays import pair_similarities
 from ..records.reading import Damaged, Record, run_id
-from .comparison import Cell, Comparison, averaged_over, grouped
+from .comparison import Comparison, Result, averaged_over, grouped
 from .drawing import COLUMN, LINE, MOST, Named, half_of, look, our_look, sheet, side_labels, stem_of, with_interval
 from .statistics import Difference, contests, paired
 
@@ -121,20 +121,14 @@ def marks_figure(
 def intervals(comparison: Comparison) -> list[Named]:
     """Accuracy of each method and setting with the 95 % t interval of its mean, a figure for each group of rows."""
     made: list[Named] = []
-    for place, rows in grouped(comparison.rows, lambda row: row.place):
-        lines = [
-            (method, comparison.label(method, row.reg), row.cells[method])
-            for method in comparison.methods
-            for row in rows
-            if method in row.cells
-        ]
+    for place, results in comparison.places:
         title = f"{comparison.kind.title.replace(' top-1', '')}: {comparison.place_title(place)}"
-        made.append((stem_of("intervals", *place[:2]), intervals_figure(title, lines, comparison)))
+        made.append((stem_of("intervals", *place[:2]), intervals_figure(title, results, comparison)))
     return made
 
 
-def intervals_figure(title: str, lines: list[tuple[str, str, Cell]], comparison: Comparison) -> Figure:
-    cells = [cell for _, _, cell in lines]
+def intervals_figure(title: str, results: list[Result], comparison: Comparison) -> Figure:
+    cells = [one.cell for one in results]
     counts = [cell.n for cell in cells]
     over = averaged_over(cells)
     caption = f"Large: mean; bar: its {OF_MEAN} over {over}"
@@ -145,12 +139,10 @@ def intervals_figure(title: str, lines: list[tuple[str, str, Cell]], comparison:
     if "folds" in over and max(counts) > 1:
         caption += " Folds share training images, so that intervals tend to be too short."
     marks = []
-    for method, label, cell in lines:
-        half = 0.0 if cell.n == 1 else half_of(cell)
-        span, runs = (cell.mean - half, cell.mean, cell.mean + half), list(cell.values.values())
-        marks.append(
-            Mark(method, label, span, f"{cell.mean:.{cell.kind.digits}f} ({cell.n})", runs=runs if cell.n > 1 else ())
-        )
+    for method, row, cell in results:
+        half, runs = (half_of(cell), list(cell.values.values())) if cell.n > 1 else (0.0, [])
+        span, text = (cell.mean - half, cell.mean, cell.mean + half), f"{cell.mean:.{cell.kind.digits}f} ({cell.n})"
+        marks.append(Mark(method, comparison.label(method, row.reg), span, text, runs=runs))
     label = with_interval(comparison.kind.axis, counts)
     centre = median(cell.mean for cell in cells)
     ends, room = ((0, 101), 0.5) if comparison.kind.percent else ((0, math.inf), 0.0)
@@ -161,15 +153,14 @@ def intervals_figure(title: str, lines: list[tuple[str, str, Cell]], comparison:
 def roc_curves(comparison: Comparison, warn: Warn) -> list[Named]:
     """True against false accept rate of the test pairs, a curve for each run, a figure for each group of rows."""
     made: list[Named] = []
-    for place, rows in grouped(comparison.rows, lambda row: row.place):
+    for place, results in comparison.places:
         lines = []
-        for method in comparison.methods:
-            cells = [(row, row.cells[method]) for row in rows if method in row.cells][:MOST]
-            for i, (row, cell) in enumerate(cells):
-                style = look(method, comparison.methods, i, len(cells)) | {"marker": ""}
-                curves = [curve for run in cell.runs if (curve := roc_of(run, warn)) is not None]
+        for method, own in grouped(results, lambda one: one.method):
+            for i, one in enumerate(own[:MOST]):
+                style = look(method, comparison.methods, i, min(MOST, len(own))) | {"marker": ""}
+                curves = [curve for run in one.cell.runs if (curve := roc_of(run, warn)) is not None]
                 if curves:
-                    lines.append((Line2D([], [], label=comparison.label(method, row.reg), **style), style, curves))
+                    lines.append((Line2D([], [], label=comparison.label(method, one.row.reg), **style), style, curves))
         if not lines:
             continue
         title = f"ROC of test pairs: {comparison.place_title(place)}"

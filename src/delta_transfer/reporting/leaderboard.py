@@ -3,10 +3,8 @@
 import math
 from statistics import fmean
 
-from ..common.console import duration
-from ..common.tables import MISSING, Entry, Table, bars, table_of, whole
-from ..records.reading import is_number
-from .comparison import Cell, Comparison, Row, grouped
+from ..common.tables import MISSING, Entry, Table, bars, number, table_of, time_entry
+from .comparison import Cell, Comparison, Result, recorded
 from .further import Measure, meanings, measures_in
 from .record_views import show, validates
 from .sections import BOLD
@@ -22,24 +20,21 @@ def leaderboards(comparison: Comparison, baseline: str | None) -> list[Table]:
     `baseline`: the method that differences are taken to; None on validation data, which serve to choose and to prove
     nothing.
     """
-    places = grouped(comparison.rows, lambda row: row.place)
     made = [
-        leaderboard(comparison, rows, contest, baseline)
-        for (_, rows), contest in zip(places, contests(comparison), strict=True)
+        leaderboard(comparison, sorted(results, key=lambda one: -one.cell.merit), contest, baseline)
+        for (_, results), contest in zip(comparison.places, contests(comparison), strict=True)
     ]
     made[-1].notes.extend(comparison.notes)
     made[-1].remarks.extend(comparison.chosen)
     return made
 
 
-def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, baseline: str | None) -> Table:
-    lines = [(method, row, row.cells[method]) for method in comparison.methods for row in rows if method in row.cells]
-    lines.sort(key=lambda line: -line[2].merit)
+def leaderboard(comparison: Comparison, lines: list[Result], contest: Contest, baseline: str | None) -> Table:
     best = None if validates(comparison.metric) else winner(contest)
     base = contest.cells.get(baseline or "")
-    found = [paired(cell, base) if base and cell is not base else None for _, _, cell in lines]
+    cells = [one.cell for one in lines]
+    found = [paired(cell, base) if base and cell is not base else None for cell in cells]
     drawn = iter(bars([one.span for one in found if one]) if any(found) else [])
-    cells = [cell for _, _, cell in lines]
     measures = {} if validates(comparison.metric) else measures_in(cells)  # no setting is chosen on further test sets
 
     def difference(cell: Cell, one: Difference | None) -> Entry:
@@ -57,16 +52,16 @@ def leaderboard(comparison: Comparison, rows: list[Row], contest: Contest, basel
             f"difference to {name}": difference(cell, one),
             "": Entry("", bar=next(drawn)) if one else "",
             **{title: measured(measure, cell, base) for title, measure in measures.items()},
-            "n": whole(cell.n),
-            "time of a run": time_of(cell),
+            "n": number(cell.n),
+            "time of a run": time_entry(fmean(times) if (times := recorded(cell.runs, "train_seconds")) else None),
         }
         for (method, row, cell), one in zip(lines, found, strict=True)
     ]
     by = "validation mean" if validates(comparison.metric) else "mean"
     measured_in = f"{comparison.measured[:1].lower()}{comparison.measured[1:]}"
-    title = f"{comparison.place_title(rows[0].place)}: {measured_in}, sorted by {by}"
+    title = f"{comparison.place_title(lines[0].row.place)}: {measured_in}, sorted by {by}"
     notes = [BOLD] if best else []
-    notes += [f"± sample std over n {comparison.over}"] if any(cell.std is not None for _, _, cell in lines) else []
+    notes += [f"± sample std over n {comparison.over}"] if any(cell.n > 1 for cell in cells) else []
     if any(found):
         notes.append(
             f"Difference: mean and 95 % t interval, {comparison.kind.of_differences}, paired by "
@@ -98,11 +93,6 @@ def measured(measure: Measure, cell: Cell, base: Cell | None) -> Entry:
     fewest = min(own.n, one.n) if one else own.n
     words = [f"{own.mean:.{own.kind.digits}f}", *([one.without_n] if one else [])]
     return Entry(", ".join(words) + (f" ({fewest})" if fewest < cell.n else ""), own.mean)
-
-
-def time_of(cell: Cell) -> Entry:
-    seconds = [run["train_seconds"] for run in cell.runs if is_number(run.get("train_seconds"))]
-    return Entry(duration(fmean(seconds)), fmean(seconds)) if seconds else Entry(MISSING)
 
 
 # ---- one sentence ----------------------------------------------------------------------------------------

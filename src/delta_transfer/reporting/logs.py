@@ -11,7 +11,7 @@ import pandas as pd
 from ..common.console import Warn, shorten_list
 from ..records.metrics import TASK_LOSSES, is_loss
 from ..records.reading import Damaged, Record, metrics, names_of_sources, run_id
-from .comparison import Comparison, Row, grouped
+from .comparison import Cell, Comparison, Row
 from .statistics import half_width
 
 MatchedPairs = dict[tuple[str, str], str]  # (source tap, target tap) -> column of the amounts
@@ -66,24 +66,17 @@ def curves_of(comparison: Comparison, warn: Warn) -> list[list[Curves]]:
 
     `warn` gets a line for each damaged file, and one for all runs without metrics.
     """
-    groups: list[list[Curves]] = []
     without: list[str] = []
-    for _, rows in grouped(comparison.rows, lambda row: row.place):
-        curves = []
-        for method in comparison.methods:
-            for row in rows:
-                if method in row.cells and (found := read_curves(method, row, warn, without)):
-                    curves.append(found)
-        groups.append(curves)
+    groups = [[read_curves(*one, warn, without) for one in results] for _, results in comparison.places]
     if without:
         warn(f"no learning curves of {len(without)} runs without metrics: {shorten_list(without)}")
-    return [curves for curves in groups if curves]
+    return [found for curves in groups if (found := [one for one in curves if one])]
 
 
-def read_curves(method: str, row: Row, warn: Warn, without: list[str]) -> Curves | None:
+def read_curves(method: str, row: Row, cell: Cell, warn: Warn, without: list[str]) -> Curves | None:
     """The curves of one cell; None without any metrics. `without` gets the names of its runs that have none."""
     each = []
-    for run in row.cells[method].runs:
+    for run in cell.runs:
         try:
             frame = metrics(run)
         except Damaged as error:

@@ -11,8 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..common.console import duration
-from ..common.tables import MISSING, Bar, Entry, Table, entries
+from ..common.tables import Bar, Entry, Table, entries, number, time_entry
 from ..records.reading import Record, config_of, is_number, one_line, run_id
 from .comparison import Comparison
 from .logs import Curves
@@ -78,7 +77,7 @@ def grid_html(table: Table, kind: str = "sortable", details: Sequence[str] = ())
 
 def bar_html(bar: Bar) -> str:
     """A small drawing in the colour of the text. An arrow stands for what is beyond the end of the axis."""
-    zero, low, mean, high = (round(4 + 112 * min(max(part, 0), 1), 1) for part in bar.parts)
+    zero, low, mean, high = bar.places(4, 112, 1)
     mark = f'<circle cx="{mean}" cy="8" r="3.5"/>'
     if not 0 <= bar.mean <= 1:
         mark = f'<path d="{"M0 8L8 3V13Z" if bar.mean < 0 else "M120 8L112 3V13Z"}"/>'
@@ -102,25 +101,22 @@ def list_html(name: str, lines: list[str]) -> list[str]:
 def runs_html(comparison: Comparison, groups: list[list[Curves]]) -> str:
     """A table with a line for each run, which page.js filters, and the data of what it draws and compares."""
     rows, made, runs = [], [], []
-    for row in comparison.rows:
-        for method in comparison.methods:
-            cell = row.cells.get(method)
-            for (number, fold), run in zip(cell.values, cell.runs, strict=True) if cell else ():
-                seconds: Any = run.get("train_seconds")
-                value = run[comparison.metric]
-                rows.append(
-                    entries(
-                        comparison.dataset_title(row.dataset),
-                        row.backbone,
-                        comparison.display(method),
-                        row.settings.replace("reg.", ""),
-                        f"{number}" + ("" if fold is None else f", fold {fold}"),
-                        Entry(f"{value:.2f}", value),
-                        Entry(duration(seconds), seconds) if is_number(seconds) else Entry(MISSING),
-                    )
+    for method, row, cell in comparison.results:
+        for (seed, fold), run in zip(cell.values, cell.runs, strict=True):
+            seconds: Any = run.get("train_seconds")
+            rows.append(
+                entries(
+                    comparison.dataset_title(row.dataset),
+                    row.backbone,
+                    comparison.display(method),
+                    row.settings.replace("reg.", ""),
+                    f"{seed}" + ("" if fold is None else f", fold {fold}"),
+                    number(run[comparison.metric], ".2f"),
+                    time_entry(seconds if is_number(seconds) else None),
                 )
-                made.append(f"<details><summary>show</summary>{run_html(run)}</details>")
-                runs.append(run)
+            )
+            made.append(f"<details><summary>show</summary>{run_html(run)}</details>")
+            runs.append(run)
     header = ["data set", "backbone", "method", "settings", "seed", comparison.kind.axis, "time"]
     frames = {id(config_of(run)): frame for group in groups for one in group for run, frame in one.each}
     data = json.dumps(curves_and_settings(runs, frames), separators=(",", ":"), ensure_ascii=False)

@@ -125,12 +125,10 @@ class Match:
 def against(comparison: Comparison, protocol: str) -> list[Match]:
     """Every cell of `comparison` beside its published number, chosen as in `find`."""
     made = []
-    for row in comparison.rows:
-        for method in comparison.methods:
-            if cell := row.cells.get(method):
-                facts = facts_of(cell.runs[0])
-                number = find(protocol, row.dataset, target_of(row), method, facts["n_train"])
-                made.append(Match(row, method, cell, number, differing(facts, number) if number else []))
+    for method, row, cell in comparison.results:
+        facts = facts_of(cell.runs[0])
+        number = find(protocol, row.dataset, target_of(row), method, facts["n_train"])
+        made.append(Match(row, method, cell, number, differing(facts, number) if number else []))
     return made
 
 

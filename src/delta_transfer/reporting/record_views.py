@@ -84,7 +84,7 @@ def contradiction(record: Record) -> str | None:
         ]
     for (key, file), value in found.items():
         recorded = record.get(key)
-        if is_number(recorded) and abs(recorded - value) > 1e-6:  # type: ignore[operator]
+        if is_number(recorded) and abs(recorded - value) > 1e-6:
             return f"its {key} is {recorded}, but its {file} gives {value:.4f}, so one was changed: {WHAT_TO_DO}"
     return None
 
@@ -129,7 +129,7 @@ def settings(record: Record, metric: str) -> dict[str, object]:
     # Each stage takes the whole schedule: runs are compared if all their stages together are equally long.
     for length in ("schedule.iterations", "schedule.epochs"):
         count = kept.get(length)
-        if isinstance(count, (int, float)) and is_number(count):
+        if is_number(count):
             kept[length] = count * stages(record)
     # The same weights may lie in different places, so the path counts only where there is no fingerprint.
     weights = record.get("weights_fingerprint") or flat.get("backbone.weights")

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..common.style import method_order
 from ..records.arrays import VALIDATION, Predictions, predictions
-from ..records.reading import Record, is_number, method_of, section
-from .comparison import Cell, grouped
+from ..records.reading import Record, method_of, section
+from .comparison import Cell, grouped, recorded
 from .record_views import dataset_and_backbone, settings
 from .selection import Choice
 from .statistics import Difference, by_image, image_differences, paired, paired_values
@@ -117,7 +117,7 @@ def cost_of_networks(choices: Sequence[Choice]) -> dict[str, int]:
     """The rank of each network by the seconds of a run, of the same method for all of them where there is one."""
     seconds: dict[str, dict[str, float]] = {}
     for one in choices:
-        times = [run["train_seconds"] for run in one.best.cell.runs if is_number(run.get("train_seconds"))]
+        times = recorded(one.best.cell.runs, "train_seconds")
         seconds.setdefault(network_of(one), {})[method_of(one.best.cell.runs[0])] = min(times, default=0.0)
     shared = set.intersection(*({*found} for found in seconds.values()))
     method = min(shared, key=method_order, default=None)

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from statistics import fmean
-from typing import Any
 
-from ..common.console import Warn, duration
+from ..common.console import Warn
 from ..common.cores import NOTABLE
-from ..common.tables import MISSING, Entry, Table, entries, table_of, whole
+from ..common.tables import MISSING, Entry, Table, entries, number, table_of, time_entry
 from ..records import arrays
 from ..records.arrays import Predictions
 from ..records.reading import Damaged, Record, is_number, stages
-from .comparison import Cell, Comparison, distinct_runs, grouped
+from .comparison import Cell, Comparison, distinct_runs, grouped, mean_of_all
 from .published import PROTOCOLS, against, what_is_known
 from .record_views import Replicate, facts, show, validates
 from .statistics import (
@@ -61,25 +60,15 @@ def accuracies(comparison: Comparison) -> Table:
 
 def verification(comparison: Comparison) -> Table:
     """The numbers of verification runs beside their pair accuracy; each is the mean over seeds."""
-    numbers = {
-        "std over folds": ("pair_accuracy_std", ".1f"),
-        "AUC": ("auc", ".4f"),
-        "TAR (%) at FAR 0.01": ("tar_at_far_0.01", ".1f"),
-        "TAR (%) at FAR 0.001": ("tar_at_far_0.001", ".1f"),
-    }
-
-    def entry(cell: Cell, key: str, form: str) -> Entry:
-        if not all(is_number(run.get(f"test_{key}")) for run in cell.runs):
-            return Entry(MISSING)
-        mean = fmean(run[f"test_{key}"] for run in cell.runs)
-        return Entry(f"{mean:{form}}", mean)
-
     rows = [
-        placed(row.dataset, row.backbone, row.settings, comparison.display(m))
-        | {name: entry(row.cells[m], *number) for name, number in numbers.items()}
-        for row in comparison.rows
-        for m in comparison.methods
-        if m in row.cells
+        placed(row.dataset, row.backbone, row.settings, comparison.display(method))
+        | {
+            "std over folds": number(mean_of_all(cell.runs, "test_pair_accuracy_std"), ".1f"),
+            "AUC": number(mean_of_all(cell.runs, "test_auc"), ".4f"),
+            "TAR (%) at FAR 0.01": number(mean_of_all(cell.runs, "test_tar_at_far_0.01"), ".1f"),
+            "TAR (%) at FAR 0.001": number(mean_of_all(cell.runs, "test_tar_at_far_0.001"), ".1f"),
+        }
+        for method, row, cell in comparison.results
     ]
     notes = [
         "Each fold of pairs is measured with the threshold that is best on all other folds; ROC over all pairs. "
@@ -104,10 +93,6 @@ def costs(comparison: Comparison) -> Table | None:
         iterations = facts(run)["iterations"]
         return iterations if isinstance(iterations, int) and iterations > 0 else None, stages(run)
 
-    def of_processor(runs: list[Record]) -> float | None:
-        times: list[Any] = [run.get("train_processor_seconds") for run in runs]
-        return fmean(times) if all(is_number(time) for time in times) else None
-
     rows: list[dict[str, str | Entry]] = []
     waited = False
     for method in comparison.methods:
@@ -116,21 +101,18 @@ def costs(comparison: Comparison) -> Table | None:
         timed = [run for run in runs_of_all if is_number(run.get("train_seconds"))]
         for (iterations, in_stages), alike in grouped(timed, length):
             seconds = fmean(run["train_seconds"] for run in alike)
-            row: dict[str, str | Entry] = {
-                "method": comparison.display(method),
-                "iterations": MISSING,
-                "training time": Entry(duration(seconds), seconds),
-                "processor time": MISSING,
-                "per iteration": MISSING,
-                "runs": whole(len(alike)),
-            }
-            if iterations is not None:
-                row["iterations"] = Entry(f"{iterations:,}" + f" in {in_stages} stages" * (in_stages > 1), iterations)
-                row["per iteration"] = Entry(f"{1000 * seconds / iterations:.0f} ms", seconds / iterations)
-            if (processor := of_processor(alike)) is not None:
-                row["processor time"] = Entry(duration(processor), processor)
-                waited |= seconds > NOTABLE * processor
-            rows.append(row)
+            processor = mean_of_all(alike, "train_processor_seconds")
+            waited |= processor is not None and seconds > NOTABLE * processor
+            rows.append(
+                {
+                    "method": comparison.display(method),
+                    "iterations": number(iterations, ",", f" in {in_stages} stages" * (in_stages > 1)),
+                    "training time": time_entry(seconds),
+                    "processor time": time_entry(processor),
+                    "per iteration": number(iterations and 1000 * seconds / iterations, ".0f", " ms"),
+                    "runs": number(len(alike)),
+                }
+            )
     rows = rows if waited else [row | {"processor time": ""} for row in rows]
     notes = ["Processor time: of the training thread, which waited while other programs ran"] * waited
     return table_of("Cost of a run, mean over runs", rows, 1, notes=notes) if rows else None
@@ -238,7 +220,7 @@ def equivalences(comparison: Comparison, baseline: str, margin: float) -> Table 
                 | {
                     f"difference to {name}": Entry(difference.without_n, difference.mean),
                     "found": words[found.found],
-                    "p": Entry(f"{found.p_no_worse:.2g}", found.p_no_worse),
+                    "p": number(found.p_no_worse, ".2g"),
                     "seeds to settle it": Entry(seeds, found.seeds or MOST_SEEDS + 1) if seeds else MISSING,
                 }
             )
@@ -286,7 +268,7 @@ def mean_ranks(comparison: Comparison) -> Table | None:
         )
     title = f"Mean rank over the {made.rows} rows of a data set and backbone that have every method (1 is best)"
     rows: list[dict[str, str | Entry]] = [
-        {"method": comparison.display(method), "mean rank": Entry(f"{mean:.2f}", mean)}
+        {"method": comparison.display(method), "mean rank": number(mean, ".2f")}
         for method, mean in sorted(made.mean.items(), key=lambda item: item[1])
     ]
     notes = [f"Left out, with several settings outside reg: {', '.join(left_out)}"] if left_out else []

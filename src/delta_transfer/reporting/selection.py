@@ -59,13 +59,12 @@ def choose(comparison: Comparison, failed: list[Record]) -> Selection:
     if not validates(comparison.metric):
         raise ValueError(f"settings are chosen on validation data, not by {comparison.metric}")
     made = Selection([], [], [])
-    for (dataset, backbone, shared), rows in grouped(comparison.rows, lambda row: row.place):
+    for (dataset, backbone, shared), results in comparison.places:
         place = ", ".join(filter(None, [dataset, backbone, show(shared)]))
-        for method in comparison.methods:
-            candidates = [Candidate(row.reg, row.cells[method]) for row in rows if method in row.cells]
-            if candidates:
-                hopeless = without_result(candidates, failed)
-                choose_one(f"{comparison.display(method)} on {place}", candidates, hopeless, made)
+        for method, found in grouped(results, lambda one: one.method):
+            candidates = [Candidate(one.row.reg, one.cell) for one in found]
+            hopeless = without_result(candidates, failed)
+            choose_one(f"{comparison.display(method)} on {place}", candidates, hopeless, made)
     return made
 
 
@@ -115,7 +114,7 @@ def at_the_edge(best: Candidate, compared: list[Candidate]) -> str:
     words = ""
     for key, value in best.reg:
         values = {dict(candidate.reg)[key] for candidate in compared}
-        tried = [one for one in values if isinstance(one, (int, float)) and is_number(one)]
+        tried = [one for one in values if is_number(one)]
         if len(tried) == len(values) > 2 and value in (min(tried), max(tried)):
             words += f"; {key} is the {'smallest' if value == min(tried) else 'largest'} that was tried"
     return words

@@ -236,11 +236,10 @@ class Contest:
 
 def contests(comparison: Comparison) -> list[Contest]:
     made = []
-    for (dataset, backbone, shared), rows in grouped(comparison.rows, lambda row: row.place):
-        cells = {method: [row.cells[method] for row in rows if method in row.cells] for method in comparison.methods}
-        single = {method: found[0] for method, found in cells.items() if len(found) == 1}
-        several = [method for method, found in cells.items() if len(found) > 1]
-        made.append(Contest(dataset, backbone, shared, single, several))
+    for place, results in comparison.places:
+        by_method = grouped(results, lambda one: one.method)
+        single = {method: found[0].cell for method, found in by_method if len(found) == 1}
+        made.append(Contest(*place, single, [method for method, found in by_method if len(found) > 1]))
     return made
 
 

@@ -56,7 +56,7 @@ def swept(method: str, cells: list[Cell], key: str, metric: str) -> list[Swept]:
         lines: dict[frozenset[tuple[str, object]], dict[float, Cell]] = defaultdict(dict)
         for cell in cells:
             value = value_of(cell, key, metric)
-            if isinstance(value, (int, float)) and is_number(value) and value >= 0:
+            if is_number(value) and value >= 0:
                 others = {name: one for name, one in settings_of(cell, metric).items() if name not in keys}
                 lines[frozenset(others.items())].setdefault(value, cell)
         made = [Swept(method, dict(o), dict(sorted(found.items()))) for o, found in lines.items() if len(found) > 1]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..common.console import log
-from ..common.tables import MISSING, Bar, Entry, Table, table_of, whole
+from ..common.tables import MISSING, Bar, Entry, Table, number, table_of
 from ..records.arrays import Predictions
 from ..records.reading import Record, method_title, run_id, seed
 from .calibration import (
@@ -174,8 +174,15 @@ def by_class(one: Trusted, most: int) -> Table:
         taken = f"{one.classes[others.argmax()]} ({others.max()})" if others.max() else ""
         f1 = 2 * own[k] / (true[k] + said[k]) if true[k] + said[k] else None
         text, bar = rate(int(own[k]), int(true[k]), one.numbers["accuracy"])
-        cells: Cells = {"class": one.classes[k], "accuracy": text, "": bar, "F1": percent(f1), "n": whole(int(true[k]))}
-        rows.append(cells | {"most often taken for": taken})
+        cells: Cells = {
+            "class": one.classes[k],
+            "accuracy": text,
+            "": bar,
+            "F1": percent(f1),
+            "n": number(int(true[k])),
+            "most often taken for": taken,
+        }
+        rows.append(cells)
     notes = ["Accuracy in % with Wilson's 95 % interval; the mark in the bar is the accuracy on all images"]
     if len(order) > most:
         notes.append(f"The worst {most} of {len(order)} classes (--most {len(order)} for all)")
@@ -190,7 +197,7 @@ def confusions(one: Trusted, most: int) -> Table | None:
         {
             "class": one.classes[i],
             "taken for": one.classes[j],
-            "images": whole(n),
+            "images": number(n),
             "% of the class": percent(n / true[i]),
         }
         for n, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2]))[:most]
@@ -202,7 +209,7 @@ def calibration(one: Trusted) -> Table:
     rows: list[Cells] = []
     for found in reliability(one.judged, 10):
         text, bar = rate(found.right, found.n, found.confidence)
-        rows.append({"probability": percent(found.confidence), "accuracy": text, "": bar, "n": whole(found.n)})
+        rows.append({"probability": percent(found.confidence), "accuracy": text, "": bar, "n": number(found.n)})
     notes = ["Images by the probability of their answer, the mark in the bar; the point is their accuracy"]
     return table_of(f"{one.name}: is 90 % right in 90 %?", rows, 0, notes=notes)
 
@@ -212,7 +219,7 @@ def rejection(one: Trusted) -> Table:
     for coverage in COVERAGES:
         right, kept = accuracy_at(one.judged, coverage)
         text, bar = rate(right, kept, one.numbers["accuracy"])
-        rows.append({"% answered": percent(coverage), "accuracy": text, "": bar, "n": whole(kept)})
+        rows.append({"% answered": percent(coverage), "accuracy": text, "": bar, "n": number(kept)})
     least, notes = one.numbers["none_below"], []
     if least is not None:
         notes.append(
