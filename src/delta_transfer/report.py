@@ -29,7 +29,7 @@ import time
 from dataclasses import replace
 from importlib import import_module
 
-from .cli.report_options import PAIRS, arguments
+from .cli.report_options import NUMBERS, PAIRS, arguments
 from .common import tables
 from .common.console import log, shorten_list, show_messages, stoppable
 from .common.errors import UserError
@@ -47,7 +47,7 @@ from .reporting.sweeps import label_curves
 
 CLEAR = "\033[2J\033[H"  # the screen of a terminal
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
-NUMBERS = {"csv": export.as_csv, "json": export.as_json}  # for other programs
+WRITERS = {"csv": export.as_csv, "json": export.as_json}
 # Modules with a main(argv) of their own; the first two import torch.
 COMMANDS = {
     "case-study": "cli.case_study",
@@ -187,7 +187,7 @@ def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
     if args.baseline and args.baseline not in methods:
         raise UserError(f"--baseline {args.baseline}: there are no runs of it, only of {', '.join(methods)}.")
     if args.format in NUMBERS:
-        return NUMBERS[args.format](comparisons[0], baseline_of(comparisons[0], args), args.against)
+        return WRITERS[args.format](comparisons[0], baseline_of(comparisons[0], args), args.against)
     made = []
     for comparison in comparisons:
         made += tables_of(comparison, baseline_of(comparison, args), args)
@@ -251,23 +251,26 @@ def finished_and_failed(
     failed: list[Record] = []
     others: dict[str, list[Record]] = {}
     unusable: dict[str, list[str]] = {}
-    classified = 0
-    without_validation, on_folds, otherwise_validated = 0, 0, 0
+    unvalidated = "without a validation split"  # final runs, which train on all training images
+    of_other_tasks = f"of other tasks or of older versions, which have no {args.metric}"
+    on_folds = "on folds, which are validated and not tested"  # they serve to choose settings
+    otherwise_validated = f"{'without' if args.select == 'cv' else 'with'} split.folds"
+    left_out = dict.fromkeys([unvalidated, of_other_tasks, on_folds, otherwise_validated], 0)
     for record in records:
         reason = problem(record, args.metric)
         if reason is None and not validates(args.metric):
             reason = against_predictions(record, say=not args.per_image)
         other = next((metric for metric in OF_OTHER_TASKS if problem(record, metric) is None), None)
-        unvalidated = reason == f"no {args.metric}" and validates(args.metric)
-        if unvalidated and not any(is_number(record.get(key)) for key in METRICS if validates(key)):
-            # A final run, which trains on all training images.
-            without_validation += 1
-        elif reason == f"no {args.metric}" and folds(record):  # a run that serves to choose settings
-            on_folds += 1
+        lacks = reason == f"no {args.metric}"
+        validated = any(is_number(record.get(key)) for key in METRICS if validates(key))
+        if lacks and validates(args.metric) and not validated:
+            left_out[unvalidated] += 1
+        elif lacks and folds(record):
+            left_out[on_folds] += 1
         elif reason == "no test_top1" and other is not None:
             others.setdefault(other, []).append(record)
-        elif unvalidated or (reason == f"no {args.metric}" and (other is not None or problem(record) is None)):
-            classified += 1
+        elif lacks and (validates(args.metric) or other is not None or problem(record) is None):
+            left_out[of_other_tasks] += 1
         elif reason is not None:
             log.info(f"skipped {run_id(record)}: {reason}")
             if record.get("error"):
@@ -275,17 +278,12 @@ def finished_and_failed(
             else:
                 unusable.setdefault(reason, []).append(run_id(record))
         elif args.select and (folds(record) is not None) != (args.select == "cv"):
-            otherwise_validated += 1
+            left_out[otherwise_validated] += 1
         else:
             usable.append(record)
-    if without_validation:
-        log.info(f"left out: {without_validation} runs without a validation split")
-    if classified:
-        log.info(f"left out: {classified} runs of other tasks or of older versions, which have no {args.metric}")
-    if on_folds:
-        log.info(f"left out: {on_folds} runs on folds, which are validated and not tested")
-    if otherwise_validated:
-        log.info(f"left out: {otherwise_validated} runs {'without' if args.select == 'cv' else 'with'} split.folds")
+    for words, count in left_out.items():
+        if count:
+            log.info(f"left out: {count} runs {words}")
     if unfinished:
         log.info(f"unfinished: {len(unfinished)} ({', '.join(unfinished)})")
     return usable, others, failed, unusable

@@ -4,7 +4,7 @@ The functions take the record of a run in a folder of its own, or of one in a bu
 """
 
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,20 @@ def predictions(record: Record, what: str = "predictions") -> Predictions | None
     if not n or not made.labels.shape == made.index.shape == (n,) or not np.isfinite(made.logits).all():
         raise Damaged(f"{place}: labels, logits and index do not belong together")
     return made
+
+
+def pooled(parts: Sequence[Predictions]) -> Predictions:
+    """One prediction for each image that is in any of the parts, in the order of the data set: the mean logits."""
+    import numpy as np
+
+    index, place, count = np.unique(
+        np.concatenate([part.index for part in parts]), return_inverse=True, return_counts=True
+    )
+    logits = np.zeros((len(index), parts[0].logits.shape[1]))
+    np.add.at(logits, place, np.concatenate([part.logits for part in parts]))
+    labels = np.zeros(len(index), int)
+    labels[place] = np.concatenate([part.labels for part in parts])
+    return Predictions(labels, logits / count[:, None], index)
 
 
 def image_names(record: Record, what: str = "predictions") -> list[str] | None:

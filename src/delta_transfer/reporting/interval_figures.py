@@ -17,7 +17,7 @@ from ..records.arrays import pair_similarities
 from ..records.reading import Damaged, Record, run_id
 from .comparison import Comparison, Result, averaged_over, grouped
 from .drawing import COLUMN, LINE, MOST, Named, half_of, look, our_look, sheet, side_labels, stem_of, with_interval
-from .statistics import Difference, contests, paired
+from .statistics import Difference, contests
 
 OF_MEAN = "95 % t interval"
 
@@ -27,9 +27,7 @@ def differences(comparison: Comparison, baseline: str) -> list[Named]:
     """The paired difference of each method to the baseline, with its t interval; a figure for each contest."""
     made: list[Named] = []
     for contest in contests(comparison):
-        base = contest.cells.get(baseline)
-        found = {m: d for m, cell in contest.cells.items() if base and m != baseline and (d := paired(cell, base))}
-        if not found:
+        if not (found := contest.differences(baseline)):
             continue
         title = f"Difference to {comparison.display(baseline)}: "
         title += comparison.place_title((contest.dataset, contest.backbone, contest.shared))
@@ -42,20 +40,12 @@ def differences_figure(title: str, found: dict[str, Difference], comparison: Com
     caption = f"Marker: mean of the differences paired by {comparison.paired_by}; bar: its {OF_MEAN}"
     caption += " (none for one seed or equal differences)" if any(one.low is None for one in found.values()) else ""
     caption += ". Filled: the interval leaves out 0. Right: mean (n)."
-    marks = [
-        Mark(
-            method,
-            comparison.display(method),
-            one.span,
-            f"{one.signed(one.mean)} ({one.n})",
-            hollow=not one.excludes_zero,
-        )
-        for method, one in found.items()
-    ]
+    marks = []
+    for method, one in found.items():
+        text = f"{one.signed(one.mean)} ({one.n})"
+        marks.append(Mark(method, comparison.display(method), one.span, text, hollow=not one.excludes_zero))
     label = with_interval(f"Difference {comparison.kind.of_differences}", [one.n for one in found.values()])
-    figure = marks_figure(
-        title, caption, label, marks, comparison.methods, centre=0.0, room=0.5 * comparison.kind.percent
-    )
+    figure = marks_figure(title, caption, label, marks, comparison, centre=0.0)
     figure.axes[0].axvline(0, color="black", linewidth=0.8)
     return figure
 
@@ -77,21 +67,20 @@ def marks_figure(
     caption: str,
     x_label: str,
     marks: list[Mark],
-    methods: list[str],
+    comparison: Comparison,
     centre: float,
     ends: tuple[float, float] = (-math.inf, math.inf),
-    room: float = 0.5,
 ) -> Figure:
     """A line for each mark. One that is far from the centre, beside the others, is an arrow at the edge of the axis.
 
-    ends: what the axis never goes beyond. room: the least that it goes on beyond the marks.
+    ends: what the axis never goes beyond.
     """
     labels, width = side_labels(mark.label for mark in marks)
     apart = max(0.25, LINE * (1 + max(label.count("\n") for label in labels)))
     spans = [(*mark.span, *mark.runs) for mark in marks]
     around = [(min(span) - centre, span[1] - centre, max(span) - centre) for span in spans]
     least, most = (centre + end for end in usual_ends(around))
-    margin = max(0.05 * (most - least), room)
+    margin = max(0.05 * (most - least), 0.5 * comparison.kind.percent)
     lowest, highest = max(ends[0], least - margin), min(ends[1], most + margin)
     beyond = [mark for mark in marks if not least <= mark.span[1] <= most]
     caption += " The axis does not start at 0." if lowest > 0 else ""
@@ -99,7 +88,7 @@ def marks_figure(
     figure = sheet(width, 0.55 + apart * len(marks), title, caption, [])
     axes = figure.add_subplot(xlabel=x_label, xlim=(lowest, highest))
     for y, mark in enumerate(marks):
-        (low, mean, high), style = mark.span, style_of(mark.method, methods)
+        (low, mean, high), style = mark.span, style_of(mark.method, comparison.methods)
         if mark.runs:
             axes.plot(mark.runs, [y + 0.27] * len(mark.runs), "o", markersize=2, color=style.colour, alpha=0.5, mew=0)
         if mark in beyond:
@@ -145,8 +134,8 @@ def intervals_figure(title: str, results: list[Result], comparison: Comparison) 
         marks.append(Mark(method, comparison.label(method, row.reg), span, text, runs=runs))
     label = with_interval(comparison.kind.axis, counts)
     centre = median(cell.mean for cell in cells)
-    ends, room = ((0, 101), 0.5) if comparison.kind.percent else ((0, math.inf), 0.0)
-    return marks_figure(title, caption, label, marks, comparison.methods, centre, ends, room)
+    ends = (0, 101) if comparison.kind.percent else (0, math.inf)
+    return marks_figure(title, caption, label, marks, comparison, centre, ends)
 
 
 @our_look()

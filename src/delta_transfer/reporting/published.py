@@ -8,9 +8,11 @@ import csv
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from ..records.reading import Record, section
 from .comparison import Cell, Comparison, Row
+from .record_views import facts
 
 IMAGE_SIZES = {"inception_v3": 299, "vgg9_bn": 32, "gin": 1}  # else 224; graphs have none
 
@@ -94,15 +96,10 @@ class Published:
 def published() -> tuple[Published, ...]:
     """All numbers of published.csv."""
     text = (files(__package__) / "published.csv").read_text(encoding="utf-8")
+    numbers = {"classes": int, "n_train": int, "n_test": int, "mean": float, "std": float}
 
-    def count(text: str) -> int | None:
-        return int(text) if text else None
-
-    def typed(row: dict[str, str]) -> Published:
-        classes, n_train, n_test = (count(row[key]) for key in ("classes", "n_train", "n_test"))
-        mean, std = float(row["mean"]), float(row["std"]) if row["std"] else None
-        names = row["dataset"], row["backbone"], row["method"], row["protocol"]
-        return Published(*names, classes, n_train, n_test, mean, std, row["source"])
+    def typed(row: dict[str, Any]) -> Published:
+        return Published(**row | {key: kind(row[key]) if row[key] else None for key, kind in numbers.items()})
 
     return tuple(map(typed, csv.DictReader(text.splitlines())))
 
@@ -126,9 +123,9 @@ def against(comparison: Comparison, protocol: str) -> list[Match]:
     """Every cell of `comparison` beside its published number, chosen as in `find`."""
     made = []
     for method, row, cell in comparison.results:
-        facts = facts_of(cell.runs[0])
-        number = find(protocol, row.dataset, target_of(row), method, facts["n_train"])
-        made.append(Match(row, method, cell, number, differing(facts, number) if number else []))
+        ours = facts_of(cell.runs[0])
+        number = find(protocol, row.dataset, target_of(row), method, ours["n_train"])
+        made.append(Match(row, method, cell, number, differing(ours, number) if number else []))
     return made
 
 
@@ -148,16 +145,13 @@ def find(protocol: str, dataset: str, backbone: str, method: str, n_train: objec
 
 def facts_of(record: Record) -> dict[str, object]:
     """The settings of a run that can be compared with a published protocol."""
-    schedule, backbone = section(record, "schedule"), section(record, "backbone")
+    known = facts(record)
     return {
-        "weights": backbone.get("weights"),
-        "image_size": backbone.get("image_size"),
-        "iterations": record.get("iterations", schedule.get("iterations")),
-        "batch_size": schedule.get("batch_size"),
-        "lr": schedule.get("lr"),
-        "train_crop": schedule.get("train_crop"),
+        "weights": section(record, "backbone").get("weights"),
+        **{key: known[key] for key in ("image_size", "iterations", "batch_size", "lr")},
+        "train_crop": section(record, "schedule").get("train_crop"),
         "classes": record.get("num_classes"),
-        "n_train": record.get("n_train"),
+        "n_train": known["n_train"],
         "n_test": record.get("n_test"),
     }
 
@@ -165,27 +159,17 @@ def facts_of(record: Record) -> dict[str, object]:
 def differing(facts: dict[str, object], number: Published) -> list[str]:
     """The settings in which a run differs from the published one, as far as both are known."""
     protocol = PROTOCOLS[number.protocol]
-    theirs = (
-        protocol.settings
-        | protocol.of_methods.get(number.method, {})
-        | {
-            "image_size": IMAGE_SIZES.get(number.backbone, 224),
-            "classes": number.classes,
-            "n_train": number.n_train,
-            "n_test": number.n_test,
-        }
-    )
+    theirs = protocol.settings | protocol.of_methods.get(number.method, {})
+    theirs |= {key: getattr(number, key) for key in ("classes", "n_train", "n_test")}
+    theirs["image_size"] = IMAGE_SIZES.get(number.backbone, 224)
+    known = {key: value for key, value in theirs.items() if value is not None}
+    # ImageNet's are torchvision's first weights; later recipes make other networks.
+    wanted = known | {"weights": "IMAGENET1K_V1"} if known.get("weights") == "ImageNet" else known
     return [
-        f"{key} {ours} ({theirs[key]})"
+        f"{key} {ours} ({known[key]})"
         for key, ours in facts.items()
-        if ours is not None and theirs.get(key) is not None and not same(key, ours, theirs[key])
+        if ours is not None and key in known and ours != wanted[key]
     ]
-
-
-def same(key: str, ours: object, theirs: object) -> bool:
-    if key == "weights" and theirs == "ImageNet":  # torchvision's first weights; later recipes make other networks
-        return ours == "IMAGENET1K_V1"
-    return ours == theirs
 
 
 def what_is_known(comparison: Comparison, protocol: str) -> list[str]:

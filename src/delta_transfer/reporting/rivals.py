@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..common.style import method_order
-from ..records.arrays import VALIDATION, Predictions, predictions
+from ..records.arrays import VALIDATION, Predictions, pooled, predictions
 from ..records.reading import Record, method_of, section
 from .comparison import Cell, grouped, recorded
 from .record_views import dataset_and_backbone, settings
@@ -70,29 +70,20 @@ def compared(best: Choice, other: Choice, balanced: bool) -> Rival:
 
 def pairs_of(ours: Cell, theirs: Cell) -> list[tuple[Predictions, Predictions]]:
     """For each seed the predictions of both for the same held-out images; [] if some are missing or differ."""
-    pairs = [(one, other) for one, other in zip(held_out(ours), held_out(theirs), strict=True) if one and other]
+    pairs = list(zip(held_out(ours), held_out(theirs), strict=False))
     same = all(np.array_equal(one.index, pairs[0][0].index) for pair in pairs for one in pair)
-    seeds = {seed for seed, _ in ours.values}
-    return pairs if same and len(pairs) == len(seeds) and len(pairs[0][0].index) > 1 else []
+    return pairs if pairs and same and len(pairs[0][0].index) > 1 else []
 
 
-def held_out(cell: Cell) -> list[Predictions | None]:
-    """For each seed the predictions for the images of all folds, in the order of the data set; None if some lack."""
-    by_seed: dict[int, list[Predictions | None]] = {}
-    for (seed, _), run in zip(cell.values, cell.runs, strict=True):
-        by_seed.setdefault(seed, []).append(predictions(run, VALIDATION) if run.get("folder") else None)
-    made: list[Predictions | None] = []
-    for seed in sorted(by_seed):
-        parts = [part for part in by_seed[seed] if part is not None]
-        if len(parts) < len(by_seed[seed]):
-            made.append(None)
-            continue
-        order = np.argsort(np.concatenate([part.index for part in parts]), kind="stable")
-        joined = (
-            np.concatenate([getattr(part, name) for part in parts])[order] for name in ("labels", "logits", "index")
-        )
-        made.append(Predictions(*joined))
-    return made
+def held_out(cell: Cell) -> list[Predictions]:
+    """For each seed the predictions for the images of all folds, in the order of the data set; [] if a run has none."""
+    found = [
+        (seed, predictions(run, VALIDATION) if run.get("folder") else None)
+        for (seed, _), run in zip(cell.values, cell.runs, strict=True)
+    ]
+    parts = [(seed, made) for seed, made in found if made]
+    by_seed = grouped(parts, lambda one: one[0]) if len(parts) == len(found) else []
+    return [pooled([made for _, made in own]) for _, own in sorted(by_seed, key=lambda one: one[0])]
 
 
 # ---- the rule --------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from .statistics import (
     contests,
     equivalence,
     mcnemar,
-    paired,
     ranks,
     signed,
     winner,
@@ -128,24 +127,24 @@ def comparable(contest: Contest) -> bool:
 
 def differences(comparison: Comparison, baseline: str) -> Table | None:
     """Each method minus the baseline, paired by seed or fold; None where there is no pair."""
+
+    def row(contest: Contest) -> dict[str, Entry]:
+        return {method: Entry(str(one), one.mean) for method, one in contest.differences(baseline).items()}
+
     how = f"{comparison.kind.of_differences}, paired by {comparison.paired_by}"
     title = f"Difference to {comparison.display(baseline)} {how}: mean [95 % t interval] (n)"
-    return by_contest(comparison, baseline, title, difference_entry, [])
+    return by_contest(comparison, baseline, title, row, [])
 
 
 def by_contest(
-    comparison: Comparison,
-    baseline: str,
-    title: str,
-    entry: Callable[[Contest, str, str], Entry],
-    notes: list[str],
+    comparison: Comparison, baseline: str, title: str, row: Callable[[Contest], dict[str, Entry]], notes: list[str]
 ) -> Table | None:
-    """A row for each contest with an `entry` of (contest, method, baseline) for each other method; None without any."""
+    """A `row` by method for each contest, with a column for each method but the baseline; None without any entry."""
     others = [method for method in comparison.methods if method != baseline]
     rows = []
     for contest in contests(comparison):
-        cells = [entry(contest, method, baseline) for method in others]
-        if any(cell.value is not None for cell in cells):
+        if found := row(contest):
+            cells = [found.get(method, MISSING) for method in others]
             rows.append(entries(contest.dataset, contest.backbone, show(contest.shared), *cells))
     if not rows:
         return None
@@ -153,35 +152,26 @@ def by_contest(
     return Table(title, header, rows, 3, notes=notes).without_empty()
 
 
-def difference_entry(contest: Contest, method: str, baseline: str) -> Entry:
-    if not {method, baseline} <= contest.cells.keys():
-        return Entry(MISSING)
-    difference = paired(contest.cells[method], contest.cells[baseline])
-    return Entry(MISSING) if difference is None else Entry(str(difference), difference.mean)
-
-
 def by_image_table(comparison: Comparison, baseline: str, warn: Warn) -> Table | None:
     """Each method minus the baseline, over the same test images; None without stored predictions."""
-    theirs: dict[int, PredictionsOf] = {}  # the baseline's, by contest, so that a damaged file is named once
 
-    def entry(contest: Contest, method: str, baseline: str) -> Entry:
-        if not {method, baseline} <= contest.cells.keys():
-            return Entry(MISSING)
-        if id(contest) not in theirs:
-            theirs.clear()
-            theirs[id(contest)] = predictions_of(contest.cells[baseline], warn)
-        ours, other = predictions_of(contest.cells[method], warn), theirs[id(contest)]
-        pairs = [(ours[key], other[key]) for key in sorted(ours.keys() & other.keys())]
-        if not pairs:
-            return Entry(MISSING)
-        try:
-            difference = by_image(pairs)
-        except ValueError as error:
-            place = f"{contest.dataset}, {contest.backbone}"
-            warn(f"no per-image test of {comparison.display(method)} on {place}: {error}")
-            return Entry(MISSING)
-        p = f", p={mcnemar(*pairs[0])[2]:.2g}" if len(pairs) == 1 else ""
-        return Entry(f"{difference}{p}", difference.mean)
+    def row(contest: Contest) -> dict[str, Entry]:
+        others = {method: cell for method, cell in contest.cells.items() if method != baseline}
+        if not others or baseline not in contest.cells:
+            return {}
+        theirs, found = predictions_of(contest.cells[baseline], warn), {}
+        for method, cell in others.items():
+            ours = predictions_of(cell, warn)
+            pairs = [(ours[key], theirs[key]) for key in sorted(ours.keys() & theirs.keys())]
+            try:
+                if pairs:
+                    difference = by_image(pairs)
+                    p = f", p={mcnemar(*pairs[0])[2]:.2g}" if len(pairs) == 1 else ""
+                    found[method] = Entry(f"{difference}{p}", difference.mean)
+            except ValueError as error:
+                place = f"{contest.dataset}, {contest.backbone}"
+                warn(f"no per-image test of {comparison.display(method)} on {place}: {error}")
+        return found
 
     name = comparison.display(baseline)
     title = f"Difference to {name} in points, paired by test image: mean [95 % bootstrap interval] (n images)"
@@ -189,7 +179,7 @@ def by_image_table(comparison: Comparison, baseline: str, warn: Warn) -> Table |
         "An image counts with its mean over seeds. The interval says what other test images might have given, not what "
         "other seeds might; with a single seed, p is McNemar's exact test"
     ]
-    made = by_contest(comparison, baseline, title, entry, notes)
+    made = by_contest(comparison, baseline, title, row, notes)
     if made is None:
         warn(f"no per-image test: no stored predictions of {name} and another method with the same seed")
     return made
@@ -207,11 +197,9 @@ def equivalences(comparison: Comparison, baseline: str, margin: float) -> Table 
     }
     rows = []
     for contest in contests(comparison):
-        for method, cell in contest.cells.items():
-            base = contest.cells.get(baseline)
-            found = equivalence(cell, base, margin) if base and method != baseline else None
-            difference = paired(cell, base) if base and found else None
-            if found is None or difference is None:
+        for method, difference in contest.differences(baseline).items():
+            found = equivalence(contest.cells[method], contest.cells[baseline], margin)
+            if found is None:
                 continue
             seeds = "" if found.found != "open" else f"about {found.seeds}" if found.seeds else f"over {MOST_SEEDS}"
             place = comparison.dataset_title(contest.dataset), contest.backbone, show(contest.shared)

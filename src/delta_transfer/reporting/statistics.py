@@ -233,6 +233,11 @@ class Contest:
     cells: dict[str, Cell]
     several: list[str]  # methods with several settings, left out because none may be picked by its test accuracy
 
+    def differences(self, baseline: str) -> dict[str, Difference]:
+        """Of each method to the baseline, where they have a pair."""
+        base = self.cells.get(baseline)
+        return {m: d for m, cell in self.cells.items() if base and m != baseline and (d := paired(cell, base))}
+
 
 def contests(comparison: Comparison) -> list[Contest]:
     made = []
@@ -252,12 +257,8 @@ def winner(contest: Contest) -> str | None:
     if contest.several or len(contest.cells) < 2:
         return None
     best = max(contest.cells, key=lambda method: contest.cells[method].merit)
-    for method, cell in contest.cells.items():
-        if method != best:
-            difference = paired(contest.cells[best], cell)
-            if difference is None or not difference.excludes_zero or difference.merit <= 0:
-                return None
-    return best
+    found = [paired(contest.cells[best], cell) for method, cell in contest.cells.items() if method != best]
+    return best if all(one and one.excludes_zero and one.merit > 0 for one in found) else None
 
 
 @dataclass(frozen=True)
@@ -277,9 +278,7 @@ class Standing:
 
 def standing(contest: Contest, baseline: str) -> Standing:
     """Raises ValueError for a contest of no method."""
-    cells = contest.cells
-    base, best = cells.get(baseline), max(cells, key=lambda method: cells[method].merit)
-    found = {m: d for m, cell in cells.items() if base and m != baseline and (d := paired(cell, base))}
+    best, found = max(contest.cells, key=lambda method: contest.cells[method].merit), contest.differences(baseline)
     ahead = [method for method, one in found.items() if one.excludes_zero and one.merit > 0]
     behind = [method for method, one in found.items() if one.excludes_zero and one.merit < 0]
     return Standing(best, winner(contest) == best, found, ahead, behind)

@@ -19,9 +19,9 @@ import numpy as np
 from ..common import tables
 from ..common.console import Warn, command_parser, log, spelled_out
 from ..common.errors import UserError
-from ..records.arrays import VALIDATION, Predictions, image_names, predictions
+from ..records.arrays import VALIDATION, Predictions, image_names, pooled, predictions
 from ..records.files import write_output
-from ..records.reading import Damaged, Record, folds, method_of, read_all, run_id
+from ..records.reading import Damaged, Record, method_of, read_all, run_id
 from ..records.run_directory import class_names
 from .comparison import grouped, grouped_by_varying
 from .record_views import contradiction, dataset_and_backbone, problem, reg_settings, settings, within
@@ -71,34 +71,27 @@ def trusted(records: list[Record], warn: Warn = log.info) -> list[Trusted]:
         warn(f"left out: {without} runs without predictions of classes")
     asked = questions([record for record, _ in tested + validated])
     by_question = dict(grouped(validated, lambda pair: asked[id(pair[0])]))
-    pooled = {number: pool(parts) for number, parts in by_question.items()}
+    of_folds = {number: pool(parts) for number, parts in by_question.items()}
     made = []
     for record, found in tested:
         itself = [(r, p) for r, p in validated if r is record]
-        held_out = pool(itself) if itself else pooled.get(asked[id(record)])
+        held_out = pool(itself) if itself else of_folds.get(asked[id(record)])
         made.append(Trusted(record, found, classes_of(record, found), images_of(record, found), held_out, True))
     answered = {asked[id(record)] for record, _ in tested}
-    for number, held_out in pooled.items():
+    for number, held_out in of_folds.items():
         if number not in answered:
-            record, index = by_question[number][0][0], np.array(list(held_out.images))
-            found = Predictions(held_out.labels, held_out.logits, index)
-            names = list(held_out.images.values())
+            record, names = by_question[number][0][0], list(held_out.images.values())
+            found = Predictions(held_out.labels, held_out.logits, np.array(list(held_out.images)))
             made.append(Trusted(record, found, classes_of(record, found), names, held_out, False))
     return made
 
 
 def pool(parts: list[tuple[Record, Predictions]]) -> HeldOut:
-    images: dict[int, str] = {}
-    index = np.concatenate([p.index for _, p in parts])
+    names: dict[int, str] = {}
     for record, found in parts:
-        images |= dict(zip(found.index.tolist(), images_of(record, found, VALIDATION), strict=True))
-    numbers, place, count = np.unique(index, return_inverse=True, return_counts=True)
-    logits = np.zeros((len(numbers), parts[0][1].logits.shape[1]))
-    np.add.at(logits, place, np.concatenate([p.logits for _, p in parts]))
-    labels = np.zeros(len(numbers), int)
-    labels[place] = np.concatenate([p.labels for _, p in parts])
-    on_folds = any(folds(record) for record, _ in parts)
-    return HeldOut({i: images[i] for i in numbers.tolist()}, labels, logits / count[:, None], on_folds)
+        names |= dict(zip(found.index.tolist(), images_of(record, found, VALIDATION), strict=True))
+    made = pooled([found for _, found in parts])
+    return HeldOut({i: names[i] for i in made.index.tolist()}, made.labels, made.logits)
 
 
 def classes_of(record: Record, found: Predictions) -> list[str]:

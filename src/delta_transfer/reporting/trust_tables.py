@@ -42,7 +42,6 @@ class HeldOut:
     images: dict[int, str]  # names, or numbers in the data set, by number in the data set
     labels: np.ndarray
     logits: np.ndarray  # mean over the runs that held an image out
-    on_folds: bool
 
     @cached_property
     def judged(self) -> Judged:
