@@ -18,12 +18,14 @@ from delta_transfer.inspect.attention import (
     attention_of,
     distinct,
     heaviest,
+    histograms,
     mass,
     names_of,
     normalised_entropy,
     overlap,
+    overlap_table,
+    weight_table,
 )
-from delta_transfer.inspect.attention_report import histograms, overlap_table, weight_table
 from delta_transfer.inspect.patches import Place, ReceptiveFields, patch_figure, patch_figures, strongest
 from delta_transfer.inspect.replay import replay
 from delta_transfer.models import Network

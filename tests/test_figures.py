@@ -18,9 +18,8 @@ from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.curve_figures import learning_curves
 from delta_transfer.reporting.drawing import COLUMN, INTERVAL, Style, our_look
 from delta_transfer.reporting.figures import write_figures
-from delta_transfer.reporting.interval_figures import differences, intervals
+from delta_transfer.reporting.interval_figures import SWEEPS, against_setting, differences, intervals
 from delta_transfer.reporting.logs import curves_of
-from delta_transfer.reporting.sweep_figures import SWEEPS, against_setting
 
 from .test_report import record
 

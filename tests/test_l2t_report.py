@@ -19,9 +19,9 @@ from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records import reading as runs
 from delta_transfer.reporting import page, sections
 from delta_transfer.reporting.comparison import compare
+from delta_transfer.reporting.curve_figures import matching_figures
 from delta_transfer.reporting.figures import write_figures
 from delta_transfer.reporting.logs import curves_of
-from delta_transfer.reporting.matching_figures import matching_figures
 from delta_transfer.reporting.page_charts import matched_amounts
 from delta_transfer.reporting.published import against
 

@@ -20,9 +20,8 @@ from delta_transfer.reporting import svg
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.leaderboard import leaderboards
 from delta_transfer.reporting.logs import curves_of
-from delta_transfer.reporting.page import page
+from delta_transfer.reporting.page import MOST_POINTS, curves_and_settings, page, table_html
 from delta_transfer.reporting.page_charts import POINTS, attention_histograms, learning_curves
-from delta_transfer.reporting.page_tables import MOST_POINTS, curves_and_settings, table_html
 
 from .test_report import assert_golden, record, save, three_methods
 

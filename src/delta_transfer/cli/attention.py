@@ -18,8 +18,15 @@ from matplotlib.figure import Figure
 from ..common import tables
 from ..common.console import command_parser, log, show_messages
 from ..common.errors import UserError
-from ..inspect.attention import Attention, attention_of, distinct, names_of
-from ..inspect.attention_report import histograms, overlap_table, weight_table
+from ..inspect.attention import (
+    Attention,
+    attention_of,
+    distinct,
+    histograms,
+    names_of,
+    overlap_table,
+    weight_table,
+)
 from ..records.files import make_output_folder
 from ..records.reading import read, section
 from .predict import positive

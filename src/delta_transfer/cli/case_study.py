@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 
 from ..common.console import command_parser, log, show_messages, stoppable
 from ..common.tables import as_markdown, on_screen
-from ..inspect.case_study import check_comparable, labels_of
-from ..inspect.case_study_pictures import attention_pictures, pictures
+from ..inspect.case_study import attention_pictures, check_comparable, labels_of, pictures
 from ..inspect.finished import run_folder
 from ..inspect.image_maps import grad_cam_package
 from ..inspect.replay import Replay, replay

@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 
 from ..common.console import log
 from ..common.style import style_of
-from ..common.tables import Entry, Table, entries
+from ..common.tables import Table, entries, number
 from ..models import Network
 from ..records.reading import method_title
 from .replay import Replay
@@ -115,12 +115,12 @@ def table_of(changes: list[Change], fraction: float, images: int) -> Table:
     for change in changes:
         counts = {tap: count(change.source[tap], change.target[tap], fraction) for tap in change.source}
         for tap, found in counts.items():
-            rows.append(row(change.label, tap, found))
+            rows.append(entries(change.label, tap, *map(number, found)))
             if threshold(change.source[tap], fraction) == 0:
                 log.info(f"{tap}: half of the source's channels are 0 everywhere, so that none counts as silent")
         if len(counts) > 1:
             total = Count(*map(sum, zip(*counts.values(), strict=True)))
-            rows.append(row(change.label, "all taps", total))
+            rows.append(entries(change.label, "all taps", *map(number, total)))
     return Table(
         title="Unused channels of the source network, after fine-tuning",
         header=["method", "tap", "channels", "silent in the source", "came to life", "fell silent"],
@@ -132,10 +132,6 @@ def table_of(changes: list[Change], fraction: float, images: int) -> Table:
             "BatchNorm alone reads the tapped map F, else of |F|.",
         ],
     )
-
-
-def row(label: str, tap: str, found: Count) -> list[Entry]:
-    return [*entries(label, tap), *(Entry(f"{number:,}", number) for number in found)]
 
 
 def figure_of(changes: list[Change], fraction: float) -> Figure:

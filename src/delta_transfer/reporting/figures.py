@@ -8,12 +8,10 @@ from ..common.console import Warn
 from ..common.errors import UserError
 from ..records.files import make_output_folder, write_atomically
 from .comparison import Comparison
-from .curve_figures import learning_curves
+from .curve_figures import learning_curves, matching_figures
 from .drawing import Style, our_look
-from .interval_figures import differences, intervals, roc_curves
+from .interval_figures import SWEEPS, against_setting, differences, intervals, roc_curves
 from .logs import curves_of
-from .matching_figures import matching_figures
-from .sweep_figures import SWEEPS, against_setting
 
 
 def write_figures(

@@ -14,8 +14,6 @@ from ..records.reading import Damaged, Record, metrics, names_of_sources, run_id
 from .comparison import Cell, Comparison, Row
 from .statistics import half_width
 
-MatchedPairs = dict[tuple[str, str], str]  # (source tap, target tap) -> column of the amounts
-
 DECADES = 100  # curves whose largest value is so many times their smallest one get a logarithmic axis
 
 # The amount of a pair of taps that L2T-ww matched; `term` is the name of a term of a sum.
@@ -35,6 +33,10 @@ class Curves:
     mean: pd.DataFrame
     half: pd.DataFrame
     each: list[tuple[Record, pd.DataFrame]]  # its runs and their logs
+
+    @property
+    def columns(self) -> list[str]:
+        return list(map(str, self.mean.columns))
 
     def of(self, column: str) -> tuple[pd.Series, pd.Series]:
         """Mean and half interval of one quantity, without the steps that some run lacks."""
@@ -94,12 +96,39 @@ def read_curves(method: str, row: Row, cell: Cell, warn: Warn, without: list[str
     return Curves(method, row, n, steps.mean().where(complete), half, each)
 
 
-def matched_curves(groups: list[list[Curves]]) -> Iterator[tuple[Curves, dict[str, MatchedPairs]]]:
+@dataclass(frozen=True)
+class Matched:
+    """The taps of one source with the target's; a pair that was not matched is in neither dictionary."""
+
+    source: str
+    mean: dict[tuple[str, str], pd.Series]  # by (source tap, target tap): lambda by step
+    half: dict[tuple[str, str], pd.Series]  # half its interval; NaN for a single run
+
+    @property
+    def source_taps(self) -> list[str]:
+        return list(dict.fromkeys(m for m, _ in self.mean))
+
+    @property
+    def target_taps(self) -> list[str]:
+        return list(dict.fromkeys(n for _, n in self.mean))
+
+    def at_the_end(self) -> np.ndarray:
+        """(source taps, target taps); NaN for a pair that was not matched."""
+        found = [[self.mean.get((m, n)) for n in self.target_taps] for m in self.source_taps]
+        return np.array([[np.nan if curve is None else curve.iloc[-1] for curve in row] for row in found])
+
+
+def matched_curves(groups: list[list[Curves]]) -> Iterator[tuple[Curves, list[Matched]]]:
     """Each cell whose runs logged the amounts of matched pairs (L2T-ww), and these by source network."""
     for curves in (one for group in groups for one in group):
         columns = curves.mean.columns[curves.mean.notna().any()]
-        if pairs := matched_pairs(columns, names_of_sources(curves.each[0][0])):
-            yield curves, pairs
+        found = []
+        for source, pairs in matched_pairs(columns, names_of_sources(curves.each[0][0])).items():
+            both = {pair: curves.of(column) for pair, column in pairs.items()}
+            mean, half = ({pair: one[i] for pair, one in both.items()} for i in (0, 1))
+            found.append(Matched(source, mean, half))
+        if found:
+            yield curves, found
 
 
 def penalty_terms(columns: Iterable[str]) -> list[str]:
@@ -107,13 +136,13 @@ def penalty_terms(columns: Iterable[str]) -> list[str]:
     return [name for name in columns if is_loss(name) and name not in TASK_LOSSES]
 
 
-def matched_pairs(columns: Iterable[str], sources: Iterable[str]) -> dict[str, MatchedPairs]:
+def matched_pairs(columns: Iterable[str], sources: Iterable[str]) -> dict[str, dict[tuple[str, str], str]]:
     """The columns with the amounts of matched pairs: by source network, then by (source tap, target tap).
 
     `sources`: names of the networks that the run learned from, without the one that its target started from.
     """
     longest_first = sorted(sources, key=len, reverse=True)
-    found: dict[str, MatchedPairs] = {}
+    found: dict[str, dict[tuple[str, str], str]] = {}
     for column in columns:
         if pair := PAIR.fullmatch(column):
             key = pair["source"]

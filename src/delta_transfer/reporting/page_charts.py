@@ -73,7 +73,7 @@ def title_of(comparison: Comparison, method: str, row: Row) -> str:
 
 def quantities(curves: list[Curves]) -> list[str]:
     """The logged quantities in the order in which they are drawn: accuracies, loss, its terms."""
-    names = dict.fromkeys(str(name) for one in curves for name in one.mean.columns)
+    names = dict.fromkeys(name for one in curves for name in one.columns)
     return [name for name in (*TITLES, *penalty_terms(names)) if name in names]
 
 
@@ -155,25 +155,20 @@ def matched_amounts(comparison: Comparison, of_places: list[list[Curves]]) -> li
     """
     groups = []
     for curves, sources in matched_curves(of_places):
-        targets = dict.fromkeys(target for pairs in sources.values() for _, target in pairs)
-        keys = {tap: Key(tap, curves.n, TAPS[i % len(TAPS)], "") for i, tap in enumerate(targets)}
-        columns = [column for pairs in sources.values() for column in pairs.values()]
-        highest = max(curves.of(column)[0].iloc[-1] for column in columns)
+        targets = list(dict.fromkeys(tap for one in sources for tap in one.target_taps))
+        keys = [Key(tap, curves.n, TAPS[i % len(TAPS)], "") for i, tap in enumerate(targets)]
+        highest = max(np.nanmax(one.at_the_end()) for one in sources) or 1.0
         charts = []
-        for source, pairs in sources.items():
-            at_the_end = {pair: curves.of(column)[0].iloc[-1] for pair, column in pairs.items()}
-            charts.append(amounts_map(source, at_the_end, highest))
-            for tap, own in grouped(pairs, lambda pair: pair[0]):
-                lines = [line_of(list(keys).index(n), keys[n], *curves.of(pairs[m, n])) for (m, n) in own]
-                title = f"Amounts of {tap} of {source}"
+        for one in sources:
+            title = f"Amounts at the end, by tap of {one.source}"
+            taps = one.source_taps, one.target_taps
+            charts.append((title, svg.numbers_map(title, *taps, one.at_the_end(), highest)))
+            for tap, pairs in grouped(one.mean, lambda pair: pair[0]):
+                lines = []
+                for pair in pairs:
+                    i = targets.index(pair[1])
+                    lines.append(line_of(i, keys[i], one.mean[pair], one.half[pair]))
+                title = f"Amounts of {tap} of {one.source}"
                 charts.append((title, svg.lines_chart(title, "iteration", lines)))
-        groups.append(Group(title_of(comparison, curves.method, curves.row), charts, list(keys.values()), []))
+        groups.append(Group(title_of(comparison, curves.method, curves.row), charts, keys, []))
     return groups
-
-
-def amounts_map(source: str, amounts: dict[tuple[str, str], float], highest: float) -> tuple[str, str]:
-    """A map by (source tap, target tap), empty where there is no pair. `highest`: where the colours end."""
-    rows, columns = (list(dict.fromkeys(pair[side] for pair in amounts)) for side in (0, 1))
-    title = f"Amounts at the end, by tap of {source}"
-    values = [[amounts.get((m, n)) for n in columns] for m in rows]
-    return title, svg.numbers_map(title, rows, columns, values, float(highest) or 1.0)

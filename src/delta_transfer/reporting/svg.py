@@ -126,8 +126,8 @@ def bars_chart(title: str, x_title: str, edges: np.ndarray, counts: np.ndarray, 
     return drawing([*parts, f'<path class="reference" d="M{x.at([reference])[0]:g} {TOP}V{HEIGHT - BOTTOM}"/>'], title)
 
 
-def numbers_map(title: str, rows: list[str], columns: list[str], values: list[list[float | None]], most: float) -> str:
-    """A cell for each row and column, empty for None; `most`: the value of the strongest colour."""
+def numbers_map(title: str, rows: list[str], columns: list[str], values: np.ndarray, most: float) -> str:
+    """A cell for each row and column, empty for NaN; `most`: the value of the strongest colour."""
     left, wide, high = 80, (WIDTH - 80 - RIGHT) / len(columns), 26
     parts = []
     for j, name in enumerate(columns):
@@ -135,7 +135,7 @@ def numbers_map(title: str, rows: list[str], columns: list[str], values: list[li
     for i, name in enumerate(rows):
         parts.append(text(left - 5, 36 + i * high, shortened(name, left), "end"))
         for j, value in enumerate(values[i]):
-            if value is not None:
+            if not np.isnan(value):
                 part = min(1.0, value / most)
                 size = f'x="{left + j * wide:.1f}" y="{18 + i * high}" width="{wide - 1:.1f}" height="{high - 1}"'
                 label = f"<title>{escape(name)} > {escape(columns[j])}: {value:.4g}</title>"
