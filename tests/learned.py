@@ -4,20 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from delta_transfer.methods import DELTA
-from delta_transfer.methods.attention import AttentionConfig
 
 
 class Learned(DELTA):
-    def __init__(
-        self,
-        alpha: float = 0.01,
-        beta: float = 0.01,
-        weight_decay: float = 0.0,
-        attention: AttentionConfig | None = None,
-        normalize_maps: bool = False,
-        every: int = 1,
-    ):
-        super().__init__(alpha, beta, weight_decay, attention, normalize_maps, every)
+    def __post_init__(self):
+        super().__post_init__()
         self.gate = nn.Linear(3, 1)
         with torch.no_grad():
             self.gate.weight.fill_(0.1)

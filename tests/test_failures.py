@@ -14,8 +14,7 @@ from delta_transfer.engine.config import RunConfig
 from delta_transfer.engine.devices import made_with
 from delta_transfer.engine.loop import TrainState
 from delta_transfer.experiment.experiment import run
-from delta_transfer.methods import METHODS, AFAChannel, DELTAWithoutAttention, Regularizer, method_config
-from delta_transfer.methods.base import DecayConfig
+from delta_transfer.methods import L2, METHODS, AFAChannel, DELTAWithoutAttention, method_config
 from delta_transfer.models import Network
 from delta_transfer.records.checkpoints import write_checkpoint
 from delta_transfer.records.run_directory import RunDirectory
@@ -112,7 +111,7 @@ def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(config, tmp_p
         def backward(ctx, gradient):
             return torch.full_like(gradient, float("inf"))
 
-    class Method(Regularizer):
+    class Method(L2):
         steps = 0
 
         def penalty(self, target, outputs, source_outputs):
@@ -120,7 +119,7 @@ def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(config, tmp_p
             return {"kink": Kink.apply(outputs["logits"].sum()) if Method.steps == 2 else outputs["logits"].sum() * 0}
 
     monkeypatch.delitem(METHODS.entries, "l2")
-    METHODS.register("l2", "L2", DecayConfig)(Method)
+    METHODS.register("l2", "L2", L2.Config)(Method)
     summary = failed(config, tmp_path, name="l2")
     assert summary["failure"] == "diverged"
     assert summary["error"].startswith("The gradient's norm became ") and "at iteration 1 (" in summary["error"]

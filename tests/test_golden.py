@@ -367,7 +367,7 @@ def l2t_matching(s: Setup) -> dict:
     images = s.images("step0")
     outputs, source_outputs = target(images), source(images)
     made = method.weights(source_outputs)
-    source_maps = joined(method.pairs, method.source_maps(source_outputs))
+    source_maps = joined(method.matched, method.source_maps(source_outputs))
     total = method.matching(method.adapters(outputs), source_maps, method.products(made))
     (kept,) = method.penalty(target, outputs, source_outputs).values()
     return {

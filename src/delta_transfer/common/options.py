@@ -1,8 +1,8 @@
 """Options: typed, described and checked values, declared beside the code that they configure.
 
     @dataclass
-    class DeltaConfig(PenaltyConfig):
-        alpha: float = option(0.01, "strength of the penalty on the feature maps", at_least=0)
+    class EMAConfig(AverageConfig):
+        decay: float = option(0.999, "decay rate of the average", at_least=0, below=1)
 
 A group of options is a dataclass. Each field has one line that says what it is; the reference page, `--help` and error
 messages show that line. Nothing here imports torch, Hydra or OmegaConf.

@@ -9,7 +9,6 @@ The attention modules minimise the same Omega, so that attention moves to where 
 therefore shows the attention's entropy, and what the penalty would be with uniform weights.
 """
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -23,48 +22,17 @@ from .base import (
     MapShapes,
     Needs,
     Outputs,
-    PenaltyConfig,
-    Regularizer,
+    Penalty,
     SourceShapes,
     Stage,
     added,
     full_precision,
     module_name,
-    not_negative,
     of_source,
     of_tap,
-    one_of,
     relative_entropy,
     taps_of,
 )
-
-ALIGNMENT_TARGETS = ("previous", "source")
-BETA = "strength of the L2 penalty on the new head"
-
-
-@dataclass
-class AFASpatialConfig(PenaltyConfig):
-    alpha: float = option(0.1, "strength of the penalty weighted over positions, a mean over the batch", at_least=0)
-    beta: float = option(0.01, BETA, at_least=0)
-
-
-@dataclass
-class AFAChannelConfig(PenaltyConfig):
-    alpha: float = option(0.15, "strength of the penalty weighted over channels, a mean over the batch", at_least=0)
-    beta: float = option(0.01, BETA, at_least=0)
-
-
-@dataclass
-class AFAConfig(PenaltyConfig):
-    alpha: float = option(0.1, "strength of the penalty in the spatial stage, a mean over the batch", at_least=0)
-    beta: float = option(0.01, BETA, at_least=0)
-    channel_alpha: float = option(0.15, "strength of the penalty in the channel stage", at_least=0)
-    channel_lr_factor: float = option(0.1, "learning rate of the channel stage as a multiple of schedule.lr", above=0)
-    alignment_target: str = option(
-        "previous",
-        "whose maps the channel stage aligns to: previous, the network of the spatial stage, or source",
-        choices=ALIGNMENT_TARGETS,
-    )
 
 
 class SpatialAttention(nn.Module):
@@ -107,15 +75,17 @@ class ChannelAttention(nn.Module):
         return scores.softmax(dim=1)
 
 
-class LearnedAttention(Regularizer):
+class LearnedAttention(Penalty):
     """What the two stages of AFA share."""
+
+    beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
 
     needs = Needs(source=True, taps=True, images=True)
     attention: ClassVar[type[SpatialAttention] | type[ChannelAttention]]
     over: ClassVar[str]  # positions | channels: what the weights of an image sum to 1 over
 
-    def __init__(self, alpha: float, beta: float = 0.01, weight_decay: float = 0.0):
-        super().__init__(alpha, beta, weight_decay)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.modules_by_tap = nn.ModuleDict()
         self.positions: dict[str, int] = {}  # of each tap's map
 
@@ -168,7 +138,7 @@ class LearnedAttention(Regularizer):
         raise NotImplementedError
 
 
-@METHODS.register("afa_spatial", "AFA spatial", AFASpatialConfig)
+@METHODS.register("afa_spatial", "AFA spatial")
 class AFASpatial(LearnedAttention):
     """Omega = sum_l 1/(2B) sum_{b,c,p} (P_l a_l[b,p] D_l[b,c,p])^2, a_l = SpatialAttention(S_l).
 
@@ -180,10 +150,9 @@ class AFASpatial(LearnedAttention):
     "feature_maps" and "head"; it raises RuntimeError before `setup`, and ValueError for maps of another size.
     """
 
-    attention, over = SpatialAttention, "positions"
+    alpha: float = option(0.1, "strength of the penalty weighted over positions, a mean over the batch", at_least=0)
 
-    def __init__(self, alpha: float = 0.1, beta: float = 0.01, weight_decay: float = 0.0):
-        super().__init__(alpha, beta, weight_decay)
+    attention, over = SpatialAttention, "positions"
 
     @staticmethod
     def squares(difference: Tensor) -> Tensor:
@@ -194,7 +163,7 @@ class AFASpatial(LearnedAttention):
         return 0.5 * ((weights.shape[1] * weights).square() * squares).sum(dim=1).mean()
 
 
-@METHODS.register("afa_channel", "AFA channel", AFAChannelConfig)
+@METHODS.register("afa_channel", "AFA channel")
 class AFAChannel(LearnedAttention):
     """Omega = sum_l 1/(2B) sum_{b,c} C_l a_l[b,c] sum_p D_l[b,c,p]^2, a_l = ChannelAttention(S_l).
 
@@ -202,10 +171,9 @@ class AFAChannel(LearnedAttention):
     and errors are those of AFASpatial.
     """
 
-    attention, over = ChannelAttention, "channels"
+    alpha: float = option(0.15, "strength of the penalty weighted over channels, a mean over the batch", at_least=0)
 
-    def __init__(self, alpha: float = 0.15, beta: float = 0.01, weight_decay: float = 0.0):
-        super().__init__(alpha, beta, weight_decay)
+    attention, over = ChannelAttention, "channels"
 
     @staticmethod
     def squares(difference: Tensor) -> Tensor:
@@ -216,8 +184,8 @@ class AFAChannel(LearnedAttention):
         return 0.5 * weights.shape[1] * (weights * squares).sum(dim=1).mean()
 
 
-@METHODS.register("afa", "AFA", AFAConfig)
-class AFA(Regularizer):
+@METHODS.register("afa", "AFA")
+class AFA(Penalty):
     """The published sequence: a stage of AFASpatial, then a stage of AFAChannel that starts from its weights.
 
     The channel stage has a tenth of the learning rate. It aligns to the network of the spatial stage as in the authors'
@@ -226,19 +194,15 @@ class AFA(Regularizer):
     Each stage takes the whole schedule: schedule.iterations=4500 gives each its published 4,500 iterations.
     """
 
-    def __init__(
-        self,
-        alpha: float = 0.1,
-        beta: float = 0.01,
-        weight_decay: float = 0.0,
-        channel_alpha: float = 0.15,
-        channel_lr_factor: float = 0.1,
-        alignment_target: str = "previous",
-    ):
-        super().__init__(alpha, beta, weight_decay)
-        not_negative(channel_alpha=channel_alpha)
-        self.channel_alpha, self.channel_lr_factor = channel_alpha, channel_lr_factor
-        self.alignment_target = one_of("alignment_target", alignment_target, *ALIGNMENT_TARGETS)
+    alpha: float = option(0.1, "strength of the penalty in the spatial stage, a mean over the batch", at_least=0)
+    beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
+    channel_alpha: float = option(0.15, "strength of the penalty in the channel stage", at_least=0)
+    channel_lr_factor: float = option(0.1, "learning rate of the channel stage as a multiple of schedule.lr", above=0)
+    alignment_target: str = option(
+        "previous",
+        "whose maps the channel stage aligns to: previous, the network of the spatial stage, or source",
+        choices=("previous", "source"),
+    )
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         raise RuntimeError("AFA is two stages: in a loop of your own use AFASpatial, then AFAChannel.")

@@ -1,7 +1,5 @@
 """AT: attention transfer (Zagoruyko, Komodakis, ICLR 2017) compares where two networks are active, not the values."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,17 +7,10 @@ from torch import Tensor
 from ..common.options import option
 from ..models import Network
 from .base import METHODS, Outputs, added, full_precision
-from .matching import PairedMaps, PairedMapsConfig
+from .matching import PairedMaps
 
 
-@dataclass
-class ATConfig(PairedMapsConfig):
-    alpha: float = option(
-        100.0, "strength of the penalty, whose squares are about 1/positions; not published, ours", at_least=0
-    )
-
-
-@METHODS.register("at", "AT", ATConfig)
+@METHODS.register("at", "AT")
 class AT(PairedMaps):
     """A = sum_mn alpha * mean (q(S_m) - q(T_n))^2, loss = CE + A + beta/2 * ||head||^2.
 
@@ -29,14 +20,15 @@ class AT(PairedMaps):
     not found: tune it on validation data.
     """
 
-    def __init__(self, alpha: float = 100.0, beta: float = 0.0, weight_decay: float = 1e-4, pairs: str = "one_to_one"):
-        super().__init__(alpha, beta, weight_decay, pairs)
+    alpha: float = option(
+        100.0, "strength of the penalty, whose squares are about 1/positions; not published, ours", at_least=0
+    )
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         with torch.no_grad():
             expected = {key: activity(source_map) for key, source_map in self.source_maps(source_outputs).items()}
         found = {tap: activity(outputs[tap]) for tap in self.sizes}
-        total = added([F.mse_loss(found[pair.target], expected[pair.key]) for pair in self.pairs])
+        total = added([F.mse_loss(found[pair.target], expected[pair.key]) for pair in self.matched])
         return {"activity": self.alpha * total} | self.head_penalty(target)
 
 

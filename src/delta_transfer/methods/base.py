@@ -1,20 +1,19 @@
 """The contract between the training loop and a method.
 
-A method is a `Regularizer` in a file of its own, with its options beside it and a decorator that names it:
+A method is a `Regularizer` in a file of its own, with its options and a decorator that names it:
 
-    @dataclass
-    class MyConfig(PenaltyConfig):
+    @METHODS.register("mine", "Mine")
+    class Mine(Penalty):
         width: int = option(3, "how many neighbours are compared", above=0)
 
-    @METHODS.register("mine", "Mine", MyConfig)
-    class Mine(Regularizer): ...
+Every annotated attribute of the class is an option, and an argument of its constructor.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, dataclass_transform, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from ..common.console import shorten_list
 from ..common.errors import UserError
-from ..common.options import OptionError, Options, Registry, from_mapping, option
+from ..common.options import MISSING, OptionError, Options, Registry, from_mapping, option
 from ..models import Network
 from .unfinished import NOTHING_KEPT, Unfinished
 
@@ -42,11 +41,15 @@ SampleLoss = Callable[..., Tensor]
 
 @dataclass
 class MethodConfig(Options):
-    """Options of every method."""
+    """A method in a configuration: its name, and in a subclass the options of the method's class (`config_of`)."""
 
     key: ClassVar[str] = "reg"
 
     name: str = option(help="name of the method")
+
+    def check(self) -> None:
+        if self.name != MISSING:
+            self.build()  # which checks them
 
     def build(self) -> "Regularizer":
         """The method that these options describe. Raises OptionError for options of another method than `name`."""
@@ -63,22 +66,6 @@ class MethodConfig(Options):
     def title(self) -> str:
         """How reports write the method's name."""
         return METHODS[self.name].title
-
-
-@dataclass
-class DecayConfig(MethodConfig):
-    """Options of a method without a penalty of its own."""
-
-    weight_decay: float = option(1e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
-
-
-@dataclass
-class PenaltyConfig(MethodConfig):
-    """Options of a method with a penalty."""
-
-    alpha: float = option(0.0, "strength of the penalty on the backbone", at_least=0)
-    beta: float = option(0.0, "strength of the L2 penalty on the new head", at_least=0)
-    weight_decay: float = option(0.0, "weight decay of the optimizer, on every trained parameter", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -144,14 +131,21 @@ class Stage:
     alignment_target: str = "source"  # the frozen network: source, or previous, the target that the stage before left
 
 
-class Regularizer(nn.Module):
+@dataclass_transform(eq_default=False)
+class Regularizer(Options, nn.Module):
     """What a method adds to fine-tuning.
 
     A run calls `requires`, then `fit` and `setup` once, and in every step `before_step`, `penalty` and `after_step`.
-    A subclass takes its options, without `name`, as keyword arguments.
+    A subclass is a dataclass of its options: their checked values are arguments of its constructor. What it makes of
+    them belongs into `__post_init__`.
     """
 
+    key: ClassVar[str] = "reg"
+    Config: ClassVar[type[MethodConfig]]
     needs: Needs = Needs()
+    alpha: float = 0.0  # strength of the penalty on the backbone
+    beta: float = 0.0  # strength of the L2 penalty on the new head
+    weight_decay: float = 0.0  # of the optimizer
     # Over how many micro-batches the loss is averaged, in all processes. A penalty that is a sum over the batch
     # multiplies by it.
     loss_scale: int = 1
@@ -163,11 +157,17 @@ class Regularizer(nn.Module):
     skips_source: bool = False  # this step needs nothing of the source; `before_step` sets it
     unfinished: Unfinished = NOTHING_KEPT  # is told of the parts of a long `fit`
 
-    def __init__(self, alpha: float = 0.0, beta: float = 0.0, weight_decay: float = 0.0):
-        super().__init__()
-        not_negative(alpha=alpha, beta=beta, weight_decay=weight_decay)
-        self.alpha, self.beta = alpha, beta  # strengths of the penalties on the backbone and on the new head
-        self.weight_decay = weight_decay  # of the optimizer
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        dataclass(cls, eq=False, repr=False)
+
+    def __init__(self) -> None:
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        nn.Module.__init__(self)
+        if type(self) is not Regularizer:
+            super().__post_init__()
         self.fitted: dict[str, Tensor] = {}  # what `fit` returned
         self.fit_report: dict[str, float] = {}  # figures for the run's record, which `load_fitted` sets
         # Scalars that `penalty` saw, for the log beside its terms. Their names begin with "attention_".
@@ -268,29 +268,39 @@ class Regularizer(nn.Module):
         return {"head": 0.5 * self.beta * sum(squares[1:], squares[0])}
 
 
+DECAY = "weight decay of the optimizer, on every trained parameter"
+
+
 class WithoutPenalty(Regularizer):
-    """A method whose only strength is weight decay; see DecayConfig."""
+    """A method whose only strength is weight decay."""
 
-    def __init__(self, weight_decay: float = 1e-4):
-        super().__init__(weight_decay=weight_decay)
-
-
-EVERY = "the penalty on features counts in every so many-th step, so many times as strong, and saves the others' cost"
+    weight_decay: float = option(1e-4, DECAY, at_least=0)
 
 
-class FeaturePenalty(Regularizer):
+class Penalty(Regularizer):
+    """A method with a penalty."""
+
+    alpha: float = option(0.0, "strength of the penalty on the backbone", at_least=0)
+    beta: float = option(0.0, "strength of the L2 penalty on the new head", at_least=0)
+    weight_decay: float = option(0.0, DECAY, at_least=0)
+
+
+class FeaturePenalty(Penalty):
     """A penalty on features, which counts in the steps 0, k, 2k, ... of a stage, k times as strong: k is `every`.
 
     The sum of the penalties of k steps has the gradient that the penalty of one of them has k times: the mean over the
     run is not changed. The frozen source runs in these steps alone.
     """
 
-    def __init__(self, alpha: float, beta: float = 0.0, weight_decay: float = 0.0, every: int = 1):
-        super().__init__(alpha, beta, weight_decay)
-        if every < 1:
-            raise ValueError(f"every must be a whole number from 1 on, got {every}.")
-        self.every = every
-        self.times: int | None = 1 if every == 1 else None  # by what the penalty of this step is multiplied
+    every: int = option(
+        1,
+        "the penalty on features counts in every so many-th step, so many times as strong, and saves the others' cost",
+        at_least=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.times: int | None = 1 if self.every == 1 else None  # by what the penalty of this step is multiplied
 
     def before_step(self, state: TrainState, step: int, steps: int, seed: int) -> None:
         self.count_from(step)
@@ -307,21 +317,31 @@ class FeaturePenalty(Regularizer):
         return self.times * omega() if self.times else full_precision(like).new_zeros(())
 
 
-METHODS: Registry[type[Regularizer]] = Registry("reg.name")
+class Methods(Registry[type[Regularizer]]):
+    """The methods by name, with the group of options of each in a configuration."""
+
+    def register(
+        self, name: str, title: str, options: type[Options] | None = None
+    ) -> Callable[[type[Regularizer]], type[Regularizer]]:
+        def add(method: type[Regularizer]) -> type[Regularizer]:
+            return super(Methods, self).register(name, title, options or config_of(method))(method)
+
+        return add
 
 
-def not_negative(**values: float) -> None:
-    """Raises ValueError for a strength that is no number, or negative: it would reward what it should penalise."""
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a finite number from 0 on, got {value}.")
+METHODS = Methods("reg.name")
 
 
-def one_of(name: str, value: str, *choices: str) -> str:
-    """`value`. Raises ValueError if it is none of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-    return value
+def config_of(method: type[Regularizer]) -> type[MethodConfig]:
+    """`method.Config`, the group `reg` of a configuration: a name beside the options of the class."""
+    if "Config" not in vars(method):
+        hints = get_type_hints(method)
+        options = [(entry.name, hints[entry.name], entry) for entry in fields(method)]  # type: ignore[arg-type]
+        config: type[MethodConfig] = make_dataclass(f"{method.__name__}Config", options, bases=(MethodConfig,))
+        config.version = method.version
+        config.__module__, config.__qualname__ = method.__module__, f"{method.__qualname__}.Config"  # to be pickled
+        method.Config = config
+    return method.Config
 
 
 def of_source(source_outputs: Outputs | None) -> Outputs:

@@ -1,7 +1,6 @@
 """Bi-Tuning: contrast between images, and between images and classes (Zhong, Wang, Kou, Long, Wang, 2020)."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +10,13 @@ from ..common.errors import UserError
 from ..common.options import LARGEST_BATCH, option
 from ..models import Network
 from .base import (
+    DECAY,
     METHODS,
     NO_SHAPES,
     MapShapes,
     Needs,
     Outputs,
-    PenaltyConfig,
-    Regularizer,
+    Penalty,
     SourceShapes,
     TrainState,
     full_precision,
@@ -25,21 +24,8 @@ from .base import (
 )
 
 
-@dataclass
-class BiTuningConfig(PenaltyConfig):
-    alpha: float = option(1.0, "strength of both contrasts", at_least=0)
-    weight_decay: float = option(5e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
-    queue: int = option(40, "past keys that each class keeps", above=0, at_most=LARGEST_BATCH)
-    temperature: float = option(0.07, "temperature of the softmax over similarities", above=0)
-    momentum: float = option(0.999, "share of the key encoder's weights that a step keeps", at_least=0, below=1)
-    head_std: float | None = option(
-        None, "the head begins with weights of this standard deviation and biases of 0; null: PyTorch's", at_least=0
-    )
-    dimensions: int = option(128, "dimensions of the projected embeddings", above=0, at_most=LARGEST_BATCH)
-
-
-@METHODS.register("bi_tuning", "Bi-Tuning", BiTuningConfig)
-class BiTuning(Regularizer):
+@METHODS.register("bi_tuning", "Bi-Tuning")
+class BiTuning(Penalty):
     """Loss = CE + alpha * (L_z + L_y) + beta/2 * ||head||^2, from two augmented views of each image.
 
     The first view goes through the target and gives the embedding h_q (B, d). The second view goes through the key
@@ -69,28 +55,17 @@ class BiTuning(Regularizer):
     of your own call `follow(target)` before each step.
     """
 
-    needs = Needs(views=2, images=True, one_label=True)
-    projection: nn.Linear
-    key_projection: nn.Linear
-    key_encoder: Network
-    queue_z: Tensor  # (K, Q, dimensions)
-    queue_g: Tensor  # (K, Q, d+1)
-    position: Tensor  # (K,): where the next key of each class goes
+    alpha: float = option(1.0, "strength of both contrasts", at_least=0)
+    weight_decay: float = option(5e-4, DECAY, at_least=0)
+    queue: int = option(40, "past keys that each class keeps", above=0, at_most=LARGEST_BATCH)
+    temperature: float = option(0.07, "temperature of the softmax over similarities", above=0)
+    momentum: float = option(0.999, "share of the key encoder's weights that a step keeps", at_least=0, below=1)
+    dimensions: int = option(128, "dimensions of the projected embeddings", above=0, at_most=LARGEST_BATCH)
+    head_std: float | None = option(
+        None, "the head begins with weights of this standard deviation and biases of 0; null: PyTorch's", at_least=0
+    )
 
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        weight_decay: float = 5e-4,
-        queue: int = 40,
-        temperature: float = 0.07,
-        momentum: float = 0.999,
-        dimensions: int = 128,
-        head_std: float | None = None,
-    ):
-        super().__init__(alpha, beta, weight_decay)
-        self.queue, self.temperature, self.momentum = queue, temperature, momentum
-        self.dimensions, self.head_std = dimensions, head_std
+    needs = Needs(views=2, images=True, one_label=True)
 
     def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
         if processes > 1:
@@ -106,9 +81,11 @@ class BiTuning(Regularizer):
             for name, parameter in target.head_parameters().items():
                 nn.init.normal_(parameter, std=self.head_std if name.endswith("weight") else 0.0)
         self.key_encoder = target.copy().freeze().train()
-        for name, size in (("queue_z", self.dimensions), ("queue_g", features + 1)):
-            self.register_buffer(name, F.normalize(torch.randn(classes, self.queue, size), dim=2).to(like))
-        self.register_buffer("position", torch.zeros(classes, dtype=torch.int64))
+        self.queue_z, self.queue_g = (
+            nn.Buffer(F.normalize(torch.randn(classes, self.queue, size), dim=2).to(like))
+            for size in (self.dimensions, features + 1)  # of z and g
+        )
+        self.position = nn.Buffer(torch.zeros(classes, dtype=torch.int64))  # where the next key of each class goes
 
     def trained(self) -> list[nn.Parameter]:
         return list(self.projection.parameters())

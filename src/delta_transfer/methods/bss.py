@@ -1,24 +1,15 @@
 """BSS: batch spectral shrinkage (Chen, Wang, Fu, Long, Wang, NeurIPS 2019)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ..common.options import LARGEST_BATCH, option
 from ..models import Network
-from .base import METHODS, Outputs, PenaltyConfig, Regularizer, full_precision
+from .base import DECAY, METHODS, Outputs, Penalty, full_precision
 
 
-@dataclass
-class BSSConfig(PenaltyConfig):
-    alpha: float = option(1e-3, "strength of the penalty on the embeddings' smallest singular values", at_least=0)
-    weight_decay: float = option(5e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
-    k: int = option(1, "how many of the smallest singular values are penalised", above=0, at_most=LARGEST_BATCH)
-
-
-@METHODS.register("bss", "BSS", BSSConfig)
-class BSS(Regularizer):
+@METHODS.register("bss", "BSS")
+class BSS(Penalty):
     """Omega = sum_{i=1..k} sigma_{-i}^2, loss = CE + alpha * Omega + beta/2 * ||head||^2.
 
     sigma_{-i} is the i-th smallest of the min(B, d) singular values of the embeddings h (B, d), the head's inputs.
@@ -30,9 +21,9 @@ class BSS(Regularizer):
     whose every step waits for the GPU, since the decomposition is checked for convergence.
     """
 
-    def __init__(self, alpha: float = 1e-3, beta: float = 0.0, weight_decay: float = 5e-4, k: int = 1):
-        super().__init__(alpha, beta, weight_decay)
-        self.k = k
+    alpha: float = option(1e-3, "strength of the penalty on the embeddings' smallest singular values", at_least=0)
+    weight_decay: float = option(5e-4, DECAY, at_least=0)
+    k: int = option(1, "how many of the smallest singular values are penalised", above=0, at_most=LARGEST_BATCH)
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         singular_values = torch.linalg.svdvals(full_precision(outputs["embedding"]))  # the largest first

@@ -1,7 +1,5 @@
 """Co-Tuning: the target also predicts the source's classes (You, Kou, Long, Wang, NeurIPS 2020)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -10,28 +8,22 @@ from ..common.timing import seconds_of
 from ..models import Network
 from .attention import check_labels
 from .base import (
+    DECAY,
     METHODS,
     NO_SHAPES,
     Batches,
     MapShapes,
     Needs,
     Outputs,
-    PenaltyConfig,
-    Regularizer,
+    Penalty,
     SourceShapes,
     full_precision,
     labels_of,
 )
 
 
-@dataclass
-class CoTuningConfig(PenaltyConfig):
-    alpha: float = option(2.3, "strength of the cross-entropy on the source's classes", at_least=0)
-    weight_decay: float = option(5e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
-
-
-@METHODS.register("co_tuning", "Co-Tuning", CoTuningConfig)
-class CoTuning(Regularizer):
+@METHODS.register("co_tuning", "Co-Tuning")
+class CoTuning(Penalty):
     """Loss = CE + alpha * mean_b[ -sum_j R[c_b, j] log softmax(s_b)_j ] + beta/2 * ||head||^2.
 
     s_b (K_s,) are the logits that the source's own head gives for the target's embedding of image b. This head is
@@ -43,10 +35,13 @@ class CoTuning(Regularizer):
     with a file that has none, the head stays random. Call `fit` or `load_fitted` before `setup`.
     """
 
+    alpha: float = option(2.3, "strength of the cross-entropy on the source's classes", at_least=0)
+    weight_decay: float = option(5e-4, DECAY, at_least=0)
+
     needs = Needs(source_head=True, fitted="relationship", fit_on="centre crops", one_label=True)
 
-    def __init__(self, alpha: float = 2.3, beta: float = 0.0, weight_decay: float = 5e-4):
-        super().__init__(alpha, beta, weight_decay)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.head: nn.Linear | None = None
 
     @torch.no_grad()

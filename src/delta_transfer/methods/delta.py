@@ -1,7 +1,7 @@
 """DELTA: a penalty on the distance from the source's feature maps (Li et al., ICLR 2019; TKDD 2021)."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, Self
 
 import torch
@@ -11,13 +11,11 @@ from ..common.options import option
 from ..models import Network
 from .attention import AttentionConfig, attention_weights, channel_attention, removal_cost
 from .base import (
-    EVERY,
     METHODS,
     Batches,
     FeaturePenalty,
     Needs,
     Outputs,
-    PenaltyConfig,
     added,
     of_source,
     of_tap,
@@ -26,75 +24,31 @@ from .base import (
 )
 from .fast.distances import map_distance, unit_positions
 
-ALPHA = "strength of the penalty on the feature maps, a sum over the batch: twice the batch, half the alpha"
-UNIT = "divide both maps by their norm over the channels at each position, so that alpha does not depend on their scale"
 
+class MapPenalty(FeaturePenalty):
+    """What DELTA does with and without attention."""
 
-@dataclass
-class DeltaWithoutAttentionConfig(PenaltyConfig):
-    alpha: float = option(0.01, ALPHA, at_least=0)
+    alpha: float = option(
+        0.01,
+        "strength of the penalty on the feature maps, a sum over the batch: twice the batch, half the alpha",
+        at_least=0,
+    )
     beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
-    normalize: bool = option(True, "divide by H * W as DELTA does; false: the authors' sum, where alpha is smaller")
-    normalize_maps: bool = option(False, UNIT)
-    every: int = option(1, EVERY, at_least=1)
-
-
-@dataclass
-class DeltaConfig(PenaltyConfig):
-    alpha: float = option(0.01, ALPHA, at_least=0)
-    beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
-    attention: AttentionConfig = option(AttentionConfig, "how the importance of channels is measured")
-    normalize_maps: bool = option(False, UNIT)
-    every: int = option(1, EVERY, at_least=1)
-
-
-@METHODS.register("delta_noatt", "DELTA w/o ATT", DeltaWithoutAttentionConfig)
-class DELTAWithoutAttention(FeaturePenalty):
-    """Omega = 1/2 * sum_l sum_{b,c} ||D_l[b,c]||^2 / (H_l W_l), loss = CE + alpha * Omega + beta/2 * ||head||^2.
-
-    D_l = F_l(theta, x) - F_l(theta0, x), (B, C_l, H_l, W_l), is the target's feature map at tap l minus the frozen
-    source's, both for the same images. This is DELTA with the uniform weights w = 1/C_l, on the same scale of alpha.
-    normalize=False leaves out the division by H_l W_l, as the official code does. At the stages of a ResNet and 224
-    pixels Omega is then 3136/784/196/49 times as large, so that alpha means something else.
-    Omega is a sum over the batch, while CE is a mean: for a mean over the batch, alpha would be B times as large.
-    normalize_maps=True divides each position of both maps by its norm over the channels, as LDIFS does. Then no layer's
-    part of an image exceeds 2, whatever the scale of the network's maps, and alpha means the same for every network.
-
-    Args:
-        alpha: strength of Omega. Official code: 0.01 for batches of 64, 0.1 for Stanford Dogs.
-        beta: strength of the head's L2 penalty, on weight and bias.
-        weight_decay: weight decay of the optimizer, on everything; official code: 0.
-        every: Omega counts in every so many-th step, so many times as strong.
-
-    `penalty` returns the terms "feature_maps" and "head". Raises ValueError for a negative strength; `penalty` raises
-    UserError for a target without taps, or with a tap that is no feature map.
-    """
+    normalize_maps: bool = option(
+        False,
+        "divide both maps by their norm over the channels at each position, so that alpha does not depend on their "
+        "scale",
+    )
 
     needs = Needs(source=True, taps=True)
-
-    def __init__(
-        self,
-        alpha: float = 0.01,
-        beta: float = 0.01,
-        weight_decay: float = 0.0,
-        normalize: bool = True,
-        normalize_maps: bool = False,
-        every: int = 1,
-    ):
-        super().__init__(alpha, beta, weight_decay, every)
-        self.normalize, self.normalize_maps = normalize, normalize_maps
-
-    def relative_weights(self, tap: str) -> Tensor | None:
-        """C_l * w_l, (C_l,), whose mean is 1. None stands for uniform weights."""
-        return None
+    normalize = True  # divide by H * W
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         def omega() -> Tensor:
             return added([self.distance(tap, outputs[tap], of_source(source_outputs)) for tap in taps_of(target)])
 
-        return {
-            "feature_maps": self.alpha * self.in_this_step(omega, next(iter(outputs.values())))
-        } | self.head_penalty(target)
+        penalty = self.alpha * self.in_this_step(omega, next(iter(outputs.values())))
+        return {"feature_maps": penalty} | self.head_penalty(target)
 
     def distance(self, tap: str, target_map: Tensor, source_outputs: Outputs) -> Tensor:
         """The part of Omega of one tap, for maps (B, C, H, W)."""
@@ -106,9 +60,34 @@ class DELTAWithoutAttention(FeaturePenalty):
         # The loss is averaged over micro-batches; `loss_scale` makes their mean a sum over the batch again.
         return self.loss_scale * (layer / (height * width) if self.normalize else layer)
 
+    def relative_weights(self, tap: str) -> Tensor | None:
+        """C_l * w_l, (C_l,), whose mean is 1. None stands for uniform weights."""
+        return None
 
-@METHODS.register("delta", "DELTA", DeltaConfig)
-class DELTA(DELTAWithoutAttention):
+
+@METHODS.register("delta_noatt", "DELTA w/o ATT")
+class DELTAWithoutAttention(MapPenalty):
+    """Omega = 1/2 * sum_l sum_{b,c} ||D_l[b,c]||^2 / (H_l W_l), loss = CE + alpha * Omega + beta/2 * ||head||^2.
+
+    D_l = F_l(theta, x) - F_l(theta0, x), (B, C_l, H_l, W_l), is the target's feature map at tap l minus the frozen
+    source's, both for the same images. This is DELTA with the uniform weights w = 1/C_l, on the same scale of alpha.
+    normalize=False leaves out the division by H_l W_l, as the official code does. At the stages of a ResNet and 224
+    pixels Omega is then 3136/784/196/49 times as large, so that alpha means something else.
+    Omega is a sum over the batch, while CE is a mean: for a mean over the batch, alpha would be B times as large.
+    normalize_maps=True divides each position of both maps by its norm over the channels, as LDIFS does. Then no layer's
+    part of an image exceeds 2, whatever the scale of the network's maps, and alpha means the same for every network.
+
+    Official code: alpha 0.01 for batches of 64, 0.1 for Stanford Dogs; no weight decay.
+
+    `penalty` returns the terms "feature_maps" and "head". It raises UserError for a target without taps, or with a tap
+    that is no feature map.
+    """
+
+    normalize: bool = option(True, "divide by H * W as DELTA does; false: the authors' sum, where alpha is smaller")
+
+
+@METHODS.register("delta", "DELTA")
+class DELTA(MapPenalty):
     """Omega = 1/2 * sum_l sum_{b,c} C_l w_{l,c} ||D_l[b,c]||^2 / (H_l W_l).
 
     Loss = CE + alpha * Omega + beta/2 * ||head||^2; D_l as in DELTAWithoutAttention.
@@ -116,27 +95,18 @@ class DELTA(DELTAWithoutAttention):
     linear probe on the frozen source network rises when channel c of tap l is removed. T is the temperature (official
     code: 5).
 
-    alpha, beta, weight_decay, normalize_maps and every are those of DELTAWithoutAttention. attention: how the
-    importances are measured, and T.
     Call `fit` (or `load_fitted`, with importances {tap: (C_l,)} in nats) before `penalty`, which otherwise raises
     RuntimeError. `state_dict` carries what was fitted, and `to` moves it.
     """
 
-    needs = Needs(source=True, taps=True, fitted="attention")
+    attention: AttentionConfig = option(AttentionConfig, "how the importance of channels is measured")
 
+    needs = Needs(source=True, taps=True, fitted="attention")
     memory_option = "attention.forward_images"
 
-    def __init__(
-        self,
-        alpha: float = 0.01,
-        beta: float = 0.01,
-        weight_decay: float = 0.0,
-        attention: AttentionConfig | Mapping[str, Any] | None = None,
-        normalize_maps: bool = False,
-        every: int = 1,
-    ):
-        super().__init__(alpha, beta, weight_decay, normalize_maps=normalize_maps, every=every)
-        self.attention = options_in(AttentionConfig, attention)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.attention = options_in(AttentionConfig, self.attention)
         self.fit_seed, self.fit_batch_size = self.attention.seed, self.attention.batch_size
         self._relative_weights: dict[str, Tensor] = {}
 

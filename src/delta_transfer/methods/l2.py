@@ -1,9 +1,9 @@
 """The baselines without a penalty of their own."""
 
-from .base import METHODS, DecayConfig, Needs, WithoutPenalty
+from .base import METHODS, Needs, WithoutPenalty
 
 
-@METHODS.register("l2", "L2", DecayConfig)
+@METHODS.register("l2", "L2")
 class L2(WithoutPenalty):
     """Plain fine-tuning: cross-entropy, and weight decay on all parameters, BatchNorm and head included.
 
@@ -11,14 +11,14 @@ class L2(WithoutPenalty):
     """
 
 
-@METHODS.register("l2_fe", "L2-FE", DecayConfig)
+@METHODS.register("l2_fe", "L2-FE")
 class L2FE(L2):
     """Feature extraction: the backbone's parameters and BatchNorm statistics are frozen; only the head is trained."""
 
     needs = Needs(frozen_backbone=True)
 
 
-@METHODS.register("scratch", "Scratch", DecayConfig)
+@METHODS.register("scratch", "Scratch")
 class Scratch(L2):
     """No transfer: L2 from random weights (backbone.weights=none)."""
 

@@ -1,6 +1,6 @@
 """L2-SP: a penalty on the distance of the weights from the source's (Li, Grandvalet, Davoine, ICML 2018)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -8,78 +8,27 @@ from torch import Tensor, nn
 from ..common.errors import UserError
 from ..common.options import option
 from ..models import Network
-from .base import (
-    METHODS,
-    NO_SHAPES,
-    MapShapes,
-    Outputs,
-    PenaltyConfig,
-    Regularizer,
-    SourceShapes,
-    TrainState,
-    one_of,
-)
+from .base import METHODS, NO_SHAPES, MapShapes, Outputs, Penalty, SourceShapes, TrainState
 from .fast.distances import weight_distance
 
-SCOPES = ("all", "conv")
 LEAST_HELD = 0.2  # of a network's parameters: the patches of a ViT alone are 1 %
 
 
-@dataclass
-class L2SPConfig(PenaltyConfig):
-    alpha: float = option(0.01, "strength of the penalty on the backbone's distance from the source", at_least=0)
+class HeldWeights(Penalty):
+    """A penalty on the distance of weights from the source's; `holds` says of which."""
+
     beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
-    scope: str = option(
-        "all",
-        "what is held: all, every parameter but the head's (DELTA's code), or conv, convolution kernels only (L2-SP's)",
-        choices=SCOPES,
-    )
-    decoupled: bool = option(False, "decay towards the source beside the gradient, as AdamW's, in place of a penalty")
 
-
-@METHODS.register("l2_sp", "L2-SP", L2SPConfig)
-class L2SP(Regularizer):
-    """Omega = 1/2 * sum_p ||p - p0||^2, loss = CE + alpha * Omega + beta/2 * ||head||^2.
-
-    p runs over the parameters of the backbone; p0 are their values in the source network. There is no weight decay
-    beside the penalty.
-    scope="all": every parameter but the head's, BatchNorm scale and shift included (official DELTA code, alpha 0.01).
-    scope="conv": convolution kernels only (the L2-SP authors' code, alpha 0.1). The authors also leave the head's bias
-    out of the beta term; here that term always includes it.
-    Their code also changes the colours of training images: brightness by up to 63/255 of a grey level (of 255, next to
-    nothing), saturation by 0.5 to 1.5 and contrast by 0.2 to 1.8 (holyseven/TransferLearningClassification at 11e5ddd,
-    database/dataset_reader.py). Here nothing does, unless the schedule says so (+experiment=l2_sp_official).
-    decoupled=True: no Omega in the loss; before each step p <- p - lr alpha (p - p0), with the learning rate of p. This
-    is AdamW's weight decay towards p0 (derived; the baseline of SPD's paper). With SGD without momentum it is the same
-    as the penalty, with Adam it is not, since Adam divides a penalty's gradient by its size.
-
-    Args:
-        alpha: strength of Omega; beta: strength of the head's L2 penalty; weight_decay: of the optimizer.
-        scope: all | conv. decoupled: see above; in a loop of your own call `watch(optimizer)`.
-
-    Call `setup(target)` before training, while the target's backbone is still the source's. `penalty` returns the terms
-    "weights" and "head" and needs no source outputs. Raises RuntimeError for `penalty` before `setup`, UserError if the
-    backbone has no such parameters, and ValueError for another scope or a negative strength.
-    """
-
-    def __init__(
-        self,
-        alpha: float = 0.01,
-        beta: float = 0.01,
-        weight_decay: float = 0.0,
-        scope: str = "all",
-        decoupled: bool = False,
-    ):
-        super().__init__(alpha, beta, weight_decay)
-        self.scope = one_of("scope", scope, *SCOPES)
-        self.decoupled = decoupled
-        self.needs = replace(type(self).needs, own_steps=decoupled)
-        self.watched: torch.optim.Optimizer | None = None
-        self.places: dict[nn.Parameter, Tensor] = {}  # p0 by p
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.starting_point: dict[str, Tensor] | None = None
 
+    def holds(self, parameter: nn.Parameter) -> bool:
+        """Whether it holds a parameter of the backbone; convolution kernels alone, unless a method holds more."""
+        return parameter.dim() == 4
+
     def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
-        held = sum(parameter.numel() for parameter in model.parameters() if self._holds(parameter))
+        held = sum(parameter.numel() for parameter in model.parameters() if self.holds(parameter))
         if not held:
             raise UserError(self._nothing_to_hold())
         if held < LEAST_HELD * (count := sum(parameter.numel() for parameter in model.parameters())):
@@ -91,12 +40,69 @@ class L2SP(Regularizer):
     def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         # Before training, the target's backbone is the source's.
         self.starting_point = {
-            name: p.detach().clone() for name, p in target.backbone_parameters().items() if self._holds(p)
+            name: p.detach().clone() for name, p in target.backbone_parameters().items() if self.holds(p)
         }
         if not self.starting_point:
             raise UserError(self._nothing_to_hold())
+
+    def _nothing_to_hold(self) -> str:
+        return (
+            f"{type(self).__name__} would do nothing: it holds convolution kernels, and this backbone has none. "
+            "reg=l2_sp with reg.scope=all holds all."
+        )
+
+    def distance(self, target: Network, roots: list[Tensor] | None = None) -> Tensor:
+        """Omega. `roots`: by what each entry's difference is multiplied before it is squared; None: by 1."""
+        if self.starting_point is None:
+            raise RuntimeError(f"{type(self).__name__} has no starting point: call setup() before penalty().")
         parameters = target.backbone_parameters()
-        self.places = {parameters[name]: start for name, start in self.starting_point.items()}
+        held: list[Tensor] = [parameters[name] for name in self.starting_point]
+        return weight_distance(held, list(self.starting_point.values()), roots)
+
+
+@METHODS.register("l2_sp", "L2-SP")
+class L2SP(HeldWeights):
+    """Omega = 1/2 * sum_p ||p - p0||^2, loss = CE + alpha * Omega + beta/2 * ||head||^2.
+
+    p runs over the parameters of the backbone; p0 are their values in the source network. There is no weight decay
+    beside the penalty.
+    scope="all": every parameter but the head's, BatchNorm scale and shift included (official DELTA code, alpha 0.01).
+    scope="conv": convolution kernels only (the L2-SP authors' code, alpha 0.1). The authors also leave the head's bias
+    out of the beta term; here that term always includes it.
+    Their code also changes the colours of training images: brightness by up to 63/255 of a grey level (of 255, next to
+    nothing), saturation by 0.5 to 1.5 and contrast by 0.2 to 1.8 (holyseven/TransferLearningClassification at 11e5ddd,
+    database/dataset_reader.py). Here nothing does, unless the schedule says so (+experiment=l2_sp_official).
+    decoupled=True: no Omega in the loss; before each step p <- p - lr alpha (p - p0), with the learning rate of p. This
+    is AdamW's weight decay towards p0 (derived; the baseline of SPD's paper). In a loop of your own call
+    `watch(optimizer)` for it. With SGD without momentum it is the same
+    as the penalty, with Adam it is not, since Adam divides a penalty's gradient by its size.
+
+    Call `setup(target)` before training, while the target's backbone is still the source's. `penalty` returns the terms
+    "weights" and "head" and needs no source outputs. Raises RuntimeError for `penalty` before `setup`, UserError if the
+    backbone has no such parameters.
+    """
+
+    alpha: float = option(0.01, "strength of the penalty on the backbone's distance from the source", at_least=0)
+    scope: str = option(
+        "all",
+        "what is held: all, every parameter but the head's (DELTA's code), or conv, convolution kernels only (L2-SP's)",
+        choices=("all", "conv"),
+    )
+    decoupled: bool = option(False, "decay towards the source beside the gradient, as AdamW's, in place of a penalty")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.needs = replace(type(self).needs, own_steps=self.decoupled)
+        self.watched: torch.optim.Optimizer | None = None
+        self.places: dict[nn.Parameter, Tensor] = {}  # p0 by p
+
+    def holds(self, parameter: nn.Parameter) -> bool:
+        return self.scope == "all" or super().holds(parameter)
+
+    def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
+        super().setup(target, map_shapes, source_shapes)
+        parameters = target.backbone_parameters()
+        self.places = {parameters[name]: start for name, start in (self.starting_point or {}).items()}
 
     def before_step(self, state: TrainState, step: int, steps: int, seed: int) -> None:
         if self.decoupled and self.watched is not state.optimizer:
@@ -113,21 +119,7 @@ class L2SP(Regularizer):
             if held := [p for p in group["params"] if p in self.places]:
                 torch._foreach_lerp_(held, [self.places[p] for p in held], group["lr"] * self.alpha)
 
-    def _holds(self, parameter: nn.Parameter) -> bool:
-        return self.scope == "all" or parameter.dim() == 4
-
-    def _nothing_to_hold(self) -> str:
-        return f"{type(self).__name__} would do nothing: with scope={self.scope} the backbone has nothing to hold."
-
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         if self.decoupled:
             return self.head_penalty(target)
         return {"weights": self.alpha * self.distance(target)} | self.head_penalty(target)
-
-    def distance(self, target: Network, roots: list[Tensor] | None = None) -> Tensor:
-        """Omega. `roots`: by what each entry's difference is multiplied before it is squared; None: by 1."""
-        if self.starting_point is None:
-            raise RuntimeError(f"{type(self).__name__} has no starting point: call setup() before penalty().")
-        parameters = target.backbone_parameters()
-        held: list[Tensor] = [parameters[name] for name in self.starting_point]
-        return weight_distance(held, list(self.starting_point.values()), roots)

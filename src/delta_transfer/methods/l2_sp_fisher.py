@@ -3,7 +3,6 @@
 Li, Grandvalet, Davoine, ICML 2018.
 """
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -21,15 +20,10 @@ from .base import (
     MapShapes,
     Needs,
     Outputs,
-    PenaltyConfig,
     SourceShapes,
-    not_negative,
-    one_of,
     options_in,
 )
-from .l2_sp import L2SP
-
-FORMS = ("add", "min")
+from .l2_sp import HeldWeights
 
 
 @dataclass
@@ -42,25 +36,8 @@ class FisherConfig(Options):
     seed: int = option(0, "seed of the images' order, crops and drawn labels; independent of the run's", at_least=0)
 
 
-@dataclass
-class L2SPFisherConfig(PenaltyConfig):
-    alpha: float = option(1.0, "strength of the penalty; another scale than L2-SP's", at_least=0)
-    beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
-    form: str = option(
-        "add", "weight of an entry with Fisher information F: add, F + eps, or min, min(F, eps)", choices=FORMS
-    )
-    eps: float = option(0.0, "eps of `form`; 0 in the authors' code", at_least=0)
-    fisher: FisherConfig = option(FisherConfig, "how the Fisher information is estimated")
-
-    def check(self) -> None:
-        super().check()
-        self.require(
-            self.form == "add" or self.eps > 0, "eps", "reg.form=min with reg.eps=0 is no penalty: set reg.eps."
-        )
-
-
-@METHODS.register("l2_sp_fisher", "L2-SP-Fisher", L2SPFisherConfig)
-class L2SPFisher(L2SP):
+@METHODS.register("l2_sp_fisher", "L2-SP-Fisher")
+class L2SPFisher(HeldWeights):
     """Omega = 1/2 * sum_j (F_j + eps) (p_j - p0_j)^2, loss = CE + alpha * Omega + beta/2 * ||head||^2.
 
     j runs over the entries of all convolution kernels; p0 are their values in the source network; F is the diagonal of
@@ -74,23 +51,25 @@ class L2SPFisher(L2SP):
     L2-SP: choose it on validation data. Call `fit` or `load_fitted` before `setup`.
     """
 
+    alpha: float = option(1.0, "strength of the penalty; another scale than L2-SP's", at_least=0)
+    form: str = option(
+        "add", "weight of an entry with Fisher information F: add, F + eps, or min, min(F, eps)", choices=("add", "min")
+    )
+    eps: float = option(0.0, "eps of `form`; 0 in the authors' code", at_least=0)
+    fisher: FisherConfig = option(FisherConfig, "how the Fisher information is estimated")
+
     needs = Needs(fitted="fisher", images=True)
 
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        beta: float = 0.01,
-        weight_decay: float = 0.0,
-        form: str = "add",
-        eps: float = 0.0,
-        fisher: FisherConfig | Mapping[str, Any] | None = None,
-    ):
-        super().__init__(alpha, beta, weight_decay, scope="conv")
-        not_negative(eps=eps)
-        self.form, self.eps = one_of("form", form, *FORMS), eps
-        self.fisher = options_in(FisherConfig, fisher)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.fisher = options_in(FisherConfig, self.fisher)
         self.fit_seed = self.fisher.seed
         self.roots: list[Tensor] = []
+
+    def check(self) -> None:
+        self.require(
+            self.form == "add" or self.eps > 0, "eps", "reg.form=min with reg.eps=0 is no penalty: set reg.eps."
+        )
 
     def fit_options(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self.fisher).items() if key != "seed"}

@@ -14,7 +14,7 @@ so that steps on M lead to a low cross-entropy, which `L2TWW.meta_step` differen
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,32 +37,15 @@ from .base import (
     added,
     full_precision,
     of_source,
-    one_of,
     relative_entropy,
 )
 from .fast.cuda_graph import Replayed
 from .look_ahead import SGD, forward_with, meta_gradient
-from .matching import FM, PAIRS, PairedMapsConfig, joined
+from .matching import FM, PAIRS, joined
 
 # "where" as a function of the score e . gap(S) + e0. With relu_mean the score is e . gap(S) / C_m + e0.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu6": F.relu6, "relu": F.relu, "relu_mean": F.relu}
 CONSTANT, OFF = "constant", "off"  # the other choices of "where"
-WHERE = (*ACTIVATIONS, CONSTANT, OFF)
-
-
-@dataclass
-class L2TConfig(PairedMapsConfig):
-    alpha: float = option(0.5, "strength of the matching, the paper's beta", at_least=0)
-    pairs: str = option(
-        "all_to_all",
-        "which maps are matched: all_to_all; one_to_one, taps of one size; or single, the last of one_to_one",
-        choices=PAIRS,
-    )
-    what: bool = option(True, "whether the weights of channels are learned; false: a sum over channels")
-    where: str = option("relu6", "how the amount of each pair is learned; off: every pair with 1", choices=WHERE)
-    inner_steps: int = option(2, "steps on the matching loss that are tried and forgotten in every step", above=0)
-    meta_lr: float = option(1e-4, "learning rate of the meta-networks, by Adam; 0: they never learn", at_least=0)
-    meta_weight_decay: float = option(1e-4, "weight decay of the meta-networks", at_least=0)
 
 
 class MetaNetwork(nn.Module):
@@ -102,8 +85,8 @@ class MetaNetwork(nn.Module):
         return w, amount
 
 
-@METHODS.register("l2t_w", "L2T-w", L2TConfig)
-@METHODS.register("l2t_ww", "L2T-ww", L2TConfig)
+@METHODS.register("l2t_w", "L2T-w")
+@METHODS.register("l2t_ww", "L2T-ww")
 class L2TWW(FM):
     """Loss = CE + M + beta/2 * ||head||^2. Each step of SGD on it is followed by a step of Adam on phi, on the same
     batch:
@@ -126,22 +109,25 @@ class L2TWW(FM):
     With schedule.accumulate, BatchNorm sees the same micro-batches in step 2, but all of them stay in memory.
     """
 
-    def __init__(
-        self,
-        alpha: float = 0.5,
-        beta: float = 0.0,
-        weight_decay: float = 1e-4,
-        pairs: str = "all_to_all",
-        what: bool = True,
-        where: str = "relu6",
-        inner_steps: int = 2,
-        meta_lr: float = 1e-4,
-        meta_weight_decay: float = 1e-4,
-    ):
-        super().__init__(alpha, beta, weight_decay, pairs)
-        self.what, self.where = what, one_of("where", where, *WHERE)
-        self.inner_steps, self.meta_lr, self.meta_weight_decay = inner_steps, meta_lr, meta_weight_decay
-        looks_ahead = meta_lr > 0 and (what or where != OFF)
+    alpha: float = option(0.5, "strength of the matching, the paper's beta", at_least=0)
+    pairs: str = option(
+        "all_to_all",
+        "which maps are matched: all_to_all; one_to_one, taps of one size; or single, the last of one_to_one",
+        choices=PAIRS,
+    )
+    what: bool = option(True, "whether the weights of channels are learned; false: a sum over channels")
+    where: str = option(
+        "relu6",
+        "how the amount of each pair is learned; off: every pair with 1",
+        choices=(*ACTIVATIONS, CONSTANT, OFF),
+    )
+    inner_steps: int = option(2, "steps on the matching loss that are tried and forgotten in every step", above=0)
+    meta_lr: float = option(1e-4, "learning rate of the meta-networks, by Adam; 0: they never learn", at_least=0)
+    meta_weight_decay: float = option(1e-4, "weight decay of the meta-networks", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        looks_ahead = self.meta_lr > 0 and (self.what or self.where != OFF)
         self.needs = replace(type(self).needs, micro_batches_again=looks_ahead, same_steps=looks_ahead)
         self.meta_networks = nn.ModuleDict()
         self.adam: torch.optim.Adam | None = None
@@ -157,7 +143,7 @@ class L2TWW(FM):
 
     def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         super().setup(target, map_shapes, source_shapes)
-        channels = {pair.key: (source_shapes or map_shapes)[pair.source][0] for pair in self.pairs}
+        channels = {pair.key: (source_shapes or map_shapes)[pair.source][0] for pair in self.matched}
         self.meta_networks = nn.ModuleDict(
             {key: MetaNetwork(count, self.what, self.where) for key, count in channels.items()}
         )
@@ -178,17 +164,17 @@ class L2TWW(FM):
 
     def weights(self, source_outputs: Outputs) -> dict[str, tuple[Tensor, Tensor]]:
         """w_mn (B, C_m) and lambda_mn (B, 1) of every pair, in full precision."""
-        pooled = {pair.source: full_precision(source_outputs[pair.source]).mean(dim=(2, 3)) for pair in self.pairs}
-        return {pair.key: self.meta_networks[pair.key](pooled[pair.source]) for pair in self.pairs}
+        pooled = {pair.source: full_precision(source_outputs[pair.source]).mean(dim=(2, 3)) for pair in self.matched}
+        return {pair.key: self.meta_networks[pair.key](pooled[pair.source]) for pair in self.matched}
 
     def products(self, weights: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """lambda_mn w_mn (B, C_m) of every pair, joined by target taps."""
-        return joined(self.pairs, {key: w * amount for key, (w, amount) in weights.items()})
+        return joined(self.matched, {key: w * amount for key, (w, amount) in weights.items()})
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         """M as a part of the loss that trains target and adapters: phi gets no gradient."""
         with torch.no_grad():
-            source_maps = joined(self.pairs, self.source_maps(source_outputs))
+            source_maps = joined(self.matched, self.source_maps(source_outputs))
             weights = self.weights(of_source(source_outputs))
             self.extra_metrics = {}
             if self.where != OFF:
@@ -216,7 +202,7 @@ class L2TWW(FM):
         velocity = [torch.zeros_like(p) if v is None else v for p, v in zip(parameters, buffers, strict=True)]
         # Filled on the device: a copy from Python would wait for it.
         rates = [parameters[0].new_full((), group["lr"]) for group in groups]
-        source_maps = [joined(self.pairs, self.source_maps(outputs)) for outputs in source_outputs]
+        source_maps = [joined(self.matched, self.source_maps(outputs)) for outputs in source_outputs]
         # M depends on phi through these alone: the steps are differentiated as far as here, and then once through phi.
         weights = [self.products(self.weights(outputs)) for outputs in source_outputs]
         made = [w for of_batch in weights for w in of_batch.values()]
@@ -241,7 +227,7 @@ class L2TWW(FM):
         """
         groups = state.optimizer.param_groups
         named = [p for group in groups for p in group["params"]]
-        taps = list(dict.fromkeys(pair.target for pair in self.pairs))
+        taps = list(dict.fromkeys(pair.target for pair in self.matched))
         cursor = iter(tensors)
         parameters, velocity = ([next(cursor) for _ in named] for _ in range(2))
         rates = [rate for group in groups for rate in [next(cursor)] * len(group["params"])]

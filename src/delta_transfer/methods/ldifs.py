@@ -1,18 +1,14 @@
 """LDIFS: the distance of normalised features of several depths (Mukhoti, Gal, Torr, Dokania, TMLR 2024)."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from ..common.options import option
 from ..models import Network
 from .base import (
-    EVERY,
     METHODS,
     FeaturePenalty,
     Needs,
     Outputs,
-    PenaltyConfig,
     added,
     of_source,
     of_tap,
@@ -21,13 +17,7 @@ from .base import (
 from .fast.distances import unit_positions
 
 
-@dataclass
-class LDIFSConfig(PenaltyConfig):
-    alpha: float = option(10.0, "strength of the penalty on the normalised features, a mean over the batch", at_least=0)
-    every: int = option(1, EVERY, at_least=1)
-
-
-@METHODS.register("ldifs", "LDIFS", LDIFSConfig)
+@METHODS.register("ldifs", "LDIFS")
 class LDIFS(FeaturePenalty):
     """Omega = mean_l mean_{b,c,p} (n(F_l)[b,c,p] - n(F0_l)[b,c,p])^2, loss = CE + alpha * Omega + beta/2 * ||head||^2.
 
@@ -41,10 +31,9 @@ class LDIFS(FeaturePenalty):
     the terms ldifs and lp_ft does that. `penalty` returns the terms "features" and "head".
     """
 
-    needs = Needs(source=True, source_logits=True, taps=True)  # the source's embedding comes with its logits
+    alpha: float = option(10.0, "strength of the penalty on the normalised features, a mean over the batch", at_least=0)
 
-    def __init__(self, alpha: float = 10.0, beta: float = 0.0, weight_decay: float = 0.0, every: int = 1):
-        super().__init__(alpha, beta, weight_decay, every)
+    needs = Needs(source=True, source_logits=True, taps=True)  # the source's embedding comes with its logits
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
         def omega() -> Tensor:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -15,34 +14,18 @@ from .base import (
     METHODS,
     NO_SHAPES,
     Batch,
-    DecayConfig,
     MapShapes,
     Needs,
     Outputs,
-    Regularizer,
     SourceShapes,
     TrainState,
+    WithoutPenalty,
     module_name,
-    one_of,
 )
 
-LAYERS = ("auto", "linear", "all")
 
-
-@dataclass
-class LoRAConfig(DecayConfig):
-    weight_decay: float = option(0.0, "weight decay of the optimizer, on A, B and the head", at_least=0)
-    rank: int = option(8, "rank of the change of a weight", above=0)
-    scale: float = option(16.0, "the change is scale / rank * B A", above=0)
-    layers: str = option(
-        "auto",
-        "what is changed: linear layers, all (convolutions too), or auto: linear layers, convolutions where none is",
-        choices=LAYERS,
-    )
-
-
-@METHODS.register("lora", "LoRA", LoRAConfig)
-class LoRA(Regularizer):
+@METHODS.register("lora", "LoRA")
+class LoRA(WithoutPenalty):
     """Loss = CE; W = W0 + scale/rank * B A for the weights of the backbone's linear layers; all else of it stays.
 
     W0 (m, n) is the source's weight, A (r, n) and B (m, r) are trained with the head. A convolution's kernel counts as
@@ -59,13 +42,19 @@ class LoRA(Regularizer):
     Call `setup(target)` before training, and `merge()` after each step of an optimizer over `parameters()`.
     """
 
+    weight_decay: float = option(0.0, "weight decay of the optimizer, on A, B and the head", at_least=0)
+    rank: int = option(8, "rank of the change of a weight", above=0)
+    scale: float = option(16.0, "the change is scale / rank * B A", above=0)
+    layers: str = option(
+        "auto",
+        "what is changed: linear layers, all (convolutions too), or auto: linear layers, convolutions where none is",
+        choices=("auto", "linear", "all"),
+    )
+
     needs = Needs(own_steps=True)
 
-    def __init__(self, weight_decay: float = 0.0, rank: int = 8, scale: float = 16.0, layers: str = "auto"):
-        super().__init__(weight_decay=weight_decay)
-        if rank < 1 or not 0 < scale < math.inf:
-            raise ValueError(f"rank must be at least 1 and scale above 0, got {rank} and {scale}.")
-        self.rank, self.scale, self.layers = rank, scale, one_of("layers", layers, *LAYERS)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.a, self.b = nn.ParameterDict(), nn.ParameterDict()
         self.weights: dict[str, nn.Parameter] = {}  # W of the target, by the name of its A and B
         self.starting_point: dict[str, Tensor] = {}  # W0

@@ -1,6 +1,5 @@
 """LP-FT: linear probing, then fine-tuning (Kumar, Raghunathan, Jones, Ma, Liang, ICLR 2022)."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,14 +13,14 @@ from ..models import Network
 from ..models.batchnorm import AnyBatchNorm, replace_batchnorm
 from .attention import check_labels
 from .base import (
+    DECAY,
     METHODS,
     NO_SHAPES,
     Batches,
-    DecayConfig,
     MapShapes,
     Needs,
-    Regularizer,
     SourceShapes,
+    WithoutPenalty,
     options_in,
 )
 
@@ -44,13 +43,6 @@ class ProbeConfig(Options):
     seed: int = option(0, "seed of the draw of the held-out images", at_least=0)
 
 
-@dataclass
-class LPFTConfig(DecayConfig):
-    weight_decay: float = option(0.0, "weight decay of the optimizer, on every trained parameter", at_least=0)
-    fixed_statistics: bool = option(True, "whether BatchNorm normalises in training as in evaluation")
-    probe: ProbeConfig = option(ProbeConfig, "the regression that gives the first head")
-
-
 class FixedBatchNorm(AnyBatchNorm):
     """BatchNorm that uses its moving statistics in training too and never changes them; scale and shift are trained."""
 
@@ -58,8 +50,8 @@ class FixedBatchNorm(AnyBatchNorm):
         return F.batch_norm(images, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
-@METHODS.register("lp_ft", "LP-FT", LPFTConfig)
-class LPFT(Regularizer):
+@METHODS.register("lp_ft", "LP-FT")
+class LPFT(WithoutPenalty):
     """1. Head = argmin_{W,b} c * sum CE(W h + b) + 1/2 ||W||^2 on the frozen source's embeddings h of centre crops.
     2. From there the whole network is trained on CE.
 
@@ -74,18 +66,16 @@ class LPFT(Regularizer):
     before `setup`.
     """
 
+    weight_decay: float = option(0.0, DECAY, at_least=0)
+    fixed_statistics: bool = option(True, "whether BatchNorm normalises in training as in evaluation")
+    probe: ProbeConfig = option(ProbeConfig, "the regression that gives the first head")
+
     needs = Needs(fitted="probe", fit_on="centre crops", one_label=True)
 
-    def __init__(
-        self,
-        weight_decay: float = 0.0,
-        fixed_statistics: bool = True,
-        probe: ProbeConfig | Mapping[str, Any] | None = None,
-    ):
-        super().__init__(weight_decay=weight_decay)
-        self.fixed_statistics = fixed_statistics
-        self.needs = replace(type(self).needs, own_batchnorm=fixed_statistics)
-        self.probe = options_in(ProbeConfig, probe)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.needs = replace(type(self).needs, own_batchnorm=self.fixed_statistics)
+        self.probe = options_in(ProbeConfig, self.probe)
         self.fit_seed = self.probe.seed
 
     def fit_options(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """LwF: learning without forgetting (Li, Hoiem, ECCV 2016), for a source of any architecture."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,39 +8,24 @@ from torch import Tensor, nn
 from ..common.options import option
 from ..models import Network
 from .base import (
+    DECAY,
     METHODS,
     NO_SHAPES,
     Batches,
     MapShapes,
     Needs,
     Outputs,
-    PenaltyConfig,
-    Regularizer,
+    Penalty,
     SourceShapes,
     added,
     full_precision,
     module_name,
     of_source,
-    one_of,
 )
 
-HEADS = ("new", "source")
 
-
-@dataclass
-class LwFConfig(PenaltyConfig):
-    alpha: float = option(1.0, "strength of the distillation; not published for this comparison", at_least=0)
-    weight_decay: float = option(1e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
-    temperature: float = option(2.0, "temperature of the softmax over both networks' logits", above=0)
-    head: str = option(
-        "new",
-        "what predicts the source's logits: new, a layer that is trained; source, the source's own head, frozen",
-        choices=HEADS,
-    )
-
-
-@METHODS.register("lwf", "LwF", LwFConfig)
-class LwF(Regularizer):
+@METHODS.register("lwf", "LwF")
+class LwF(Penalty):
     """D = 2 alpha T^2 * mean KL(softmax(z / T) || softmax(h(e) / T)), loss = CE + D + beta/2 * ||head||^2.
 
     z are the source's logits for the images, (B, K). h is a linear layer of the method's own with K outputs, trained
@@ -61,20 +46,20 @@ class LwF(Regularizer):
     head="source" call `fit` or `load_fitted` before it.
     """
 
+    alpha: float = option(1.0, "strength of the distillation; not published for this comparison", at_least=0)
+    weight_decay: float = option(1e-4, DECAY, at_least=0)
+    temperature: float = option(2.0, "temperature of the softmax over both networks' logits", above=0)
+    head: str = option(
+        "new",
+        "what predicts the source's logits: new, a layer that is trained; source, the source's own head, frozen",
+        choices=("new", "source"),
+    )
+
     needs = Needs(source=True, source_logits=True, source_head=True, other_sources=True)
 
-    def __init__(
-        self,
-        alpha: float = 1.0,
-        beta: float = 0.0,
-        weight_decay: float = 1e-4,
-        temperature: float = 2.0,
-        head: str = "new",
-    ):
-        super().__init__(alpha, beta, weight_decay)
-        self.temperature = temperature
-        self.own_head = one_of("head", head, *HEADS) == "source"
-        if self.own_head:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head == "source":
             self.needs = replace(type(self).needs, other_sources=False, fitted="source_head", fit_on="centre crops")
         self.heads = nn.ModuleDict()
         self.names: dict[str, str] = {}  # of the logits in what the source returns, by head
@@ -83,7 +68,7 @@ class LwF(Regularizer):
         logits = {key: shape[0] for key, shape in (source_shapes or {}).items() if len(shape) == 1}
         if not logits:
             raise ValueError("LwF needs to know how many logits the source has: source_shapes={'logits': (K,)}.")
-        if self.own_head:
+        if self.head == "source":
             if not self.fitted:
                 raise RuntimeError("LwF has no head of the source: call fit() or load_fitted() before setup().")
             weight, bias = self.fitted["weight"], self.fitted.get("bias")

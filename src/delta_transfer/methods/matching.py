@@ -1,7 +1,6 @@
 """Pairs of feature maps of two networks, which need not be of one architecture, and feature matching (FitNets)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
@@ -12,42 +11,24 @@ from ..common.errors import UserError
 from ..common.options import option
 from ..models import Network
 from .base import (
+    DECAY,
     METHODS,
     NO_SHAPES,
     MapShapes,
     Needs,
     Outputs,
     OutputShapes,
-    PenaltyConfig,
-    Regularizer,
+    Penalty,
     SourceShapes,
     added,
     full_precision,
     module_name,
     of_source,
     of_tap,
-    one_of,
 )
 from .fast.double_backward import mean_squares
 
 PAIRS = ("all_to_all", "one_to_one", "single")
-
-
-@dataclass
-class PairedMapsConfig(PenaltyConfig):
-    """Options of a method that compares feature maps of source and target, pair by pair."""
-
-    weight_decay: float = option(1e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
-    pairs: str = option(
-        "one_to_one",
-        "which maps are compared: one_to_one, taps of one size; all_to_all; or single, the last of one_to_one",
-        choices=PAIRS,
-    )
-
-
-@dataclass
-class FMConfig(PairedMapsConfig):
-    alpha: float = option(0.5, "strength of the matching; not published for this comparison", at_least=0)
 
 
 class Pair(NamedTuple):
@@ -126,39 +107,45 @@ def joined(pairs: Sequence[Pair], values: Mapping[str, Tensor], dim: int = 1) ->
     return {tap: torch.cat(of_pairs, dim) for tap, of_pairs in taps.items()}
 
 
-class PairedMaps(Regularizer):
+class PairedMaps(Penalty):
     """Compares feature maps S_m of the source with T_n of the target, for the pairs (m, n) of `choose_pairs`."""
+
+    weight_decay: float = option(1e-4, DECAY, at_least=0)
+    pairs: str = option(
+        "one_to_one",
+        "which maps are compared: one_to_one, taps of one size; all_to_all; or single, the last of one_to_one",
+        choices=PAIRS,
+    )
 
     needs = Needs(source=True, taps=True, other_sources=True, images=True)
 
-    def __init__(self, alpha: float, beta: float = 0.0, weight_decay: float = 1e-4, pairs: str = "one_to_one"):
-        super().__init__(alpha, beta, weight_decay)
-        self.which_pairs = one_of("pairs", pairs, *PAIRS)
-        self.pairs: list[Pair] = []
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.matched: list[Pair] = []
         self.sizes: dict[str, tuple[int, int]] = {}  # of the target's maps
 
     def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
-        self.pairs = choose_pairs(self.which_pairs, source_shapes or map_shapes, map_shapes)
-        self.sizes = {pair.target: map_shapes[pair.target][1:] for pair in self.pairs}
+        self.matched = choose_pairs(self.pairs, source_shapes or map_shapes, map_shapes)
+        self.sizes = {pair.target: map_shapes[pair.target][1:] for pair in self.matched}
 
     @torch.no_grad()
     def source_maps(self, source_outputs: Outputs | None) -> dict[str, Tensor]:
         """S_m of every pair in full precision, resized bilinearly to T_n's size."""
-        if not self.pairs:
+        if not self.matched:
             raise RuntimeError(f"{type(self).__name__} has no pairs of feature maps: call setup() before penalty().")
         resized: dict[tuple[str, tuple[int, int]], Tensor] = {}  # pairs share them
         source_outputs = of_source(source_outputs)
-        for pair in self.pairs:
+        for pair in self.matched:
             source_map, size = of_tap(source_outputs, pair.source).detach(), self.sizes[pair.target]
             if (pair.source, size) not in resized:
                 source_map = full_precision(source_map)
                 if source_map.shape[2:] != size:
                     source_map = F.interpolate(source_map, size, mode="bilinear")
                 resized[pair.source, size] = source_map
-        return {pair.key: resized[pair.source, self.sizes[pair.target]] for pair in self.pairs}
+        return {pair.key: resized[pair.source, self.sizes[pair.target]] for pair in self.matched}
 
 
-@METHODS.register("fm", "FM", FMConfig)
+@METHODS.register("fm", "FM")
 class FM(PairedMaps):
     """M = sum_mn alpha * mean (S_m - r_mn(T_n))^2 over all elements, loss = CE + M + beta/2 * ||head||^2.
 
@@ -167,13 +154,15 @@ class FM(PairedMaps):
     meta-networks. Alpha of that paper's baseline was not found: tune it on validation data.
     """
 
-    def __init__(self, alpha: float = 0.5, beta: float = 0.0, weight_decay: float = 1e-4, pairs: str = "one_to_one"):
-        super().__init__(alpha, beta, weight_decay, pairs)
+    alpha: float = option(0.5, "strength of the matching; not published for this comparison", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.adapters = Adapters([], {}, {})
 
     def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         super().setup(target, map_shapes, source_shapes)
-        self.adapters = Adapters(self.pairs, source_shapes or map_shapes, map_shapes)
+        self.adapters = Adapters(self.matched, source_shapes or map_shapes, map_shapes)
 
     def matching(
         self, adapted: dict[str, Tensor], source_maps: dict[str, Tensor], weights: dict[str, Tensor] | None = None
@@ -192,5 +181,5 @@ class FM(PairedMaps):
         return self.alpha * added(terms)
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:
-        source_maps = joined(self.pairs, self.source_maps(source_outputs))
+        source_maps = joined(self.matched, self.source_maps(source_outputs))
         return {"matching": self.matching(self.adapters(outputs), source_maps)} | self.head_penalty(target)

@@ -5,7 +5,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..common.errors import UserError
 from ..models import Network
-from .base import METHODS, NO_SHAPES, DecayConfig, MapShapes, SourceShapes, WithoutPenalty
+from .base import METHODS, NO_SHAPES, MapShapes, SourceShapes, WithoutPenalty
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -36,7 +36,7 @@ class PartialTuning(WithoutPenalty):
             parameter.requires_grad_(name in chosen)
 
 
-@METHODS.register("bitfit", "BitFit", DecayConfig)
+@METHODS.register("bitfit", "BitFit")
 class BitFit(PartialTuning):
     """Loss = CE; the head and all biases of the backbone are trained, those of normalisation layers among them.
 
@@ -49,7 +49,7 @@ class BitFit(PartialTuning):
         return {name for name, p in model.named_parameters() if name.endswith("bias") and p.dim() == 1}
 
 
-@METHODS.register("ln_tune", "LN-tune", DecayConfig)
+@METHODS.register("ln_tune", "LN-tune")
 class LNTune(PartialTuning):
     """Loss = CE; the head and the parameters of all normalisation layers are trained: scales and shifts.
 

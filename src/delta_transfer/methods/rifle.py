@@ -1,38 +1,15 @@
 """RIFLE: the head is drawn anew several times, so that the backbone has to learn more (Li et al., ICML 2020)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from ..common.options import option
 from ..models import Network
-from .base import METHODS, DecayConfig, Regularizer, TrainState, one_of
-
-BOUNDS = ("features", "classes")
+from .base import METHODS, TrainState, WithoutPenalty
 
 
-@dataclass
-class RIFLEConfig(DecayConfig):
-    at: list[float] = option(
-        [0.25, 0.5, 0.75], "fractions of the schedule at which the head is drawn anew", above=0, below=1
-    )
-    bound: str = option(
-        "features",
-        "the new weights are uniform up to 1/sqrt(this): features, as at the start, or classes, as in PaddleTransfer",
-        choices=BOUNDS,
-    )
-    bias: bool = option(False, "whether the bias is drawn anew, too")
-    reset_momentum: bool = option(False, "whether the optimizer's momentum of the head is set to 0")
-
-    def check(self) -> None:
-        super().check()
-        self.require(bool(self.at), "at", "reg.at needs at least one fraction of the schedule, in (0, 1).")
-
-
-@METHODS.register("rifle", "RIFLE", RIFLEConfig)
-class RIFLE(Regularizer):
+@METHODS.register("rifle", "RIFLE")
+class RIFLE(WithoutPenalty):
     """Loss = CE; at the fractions `at` of the schedule the head's weight W (K x d) is drawn anew from U(-b, b).
 
     Source: the paper draws fresh values at chosen epochs. PaddlePaddle/PaddleTransfer does so at epochs 10, 20 and 30
@@ -43,17 +20,19 @@ class RIFLE(Regularizer):
     otherwise the momentum of the old head goes on.
     """
 
-    def __init__(
-        self,
-        weight_decay: float = 1e-4,
-        at: Sequence[float] = (0.25, 0.5, 0.75),
-        bound: str = "features",
-        bias: bool = False,
-        reset_momentum: bool = False,
-    ):
-        super().__init__(weight_decay=weight_decay)
-        self.at, self.bound = tuple(at), one_of("bound", bound, *BOUNDS)
-        self.bias, self.reset_momentum = bias, reset_momentum
+    at: list[float] = option(
+        [0.25, 0.5, 0.75], "fractions of the schedule at which the head is drawn anew", above=0, below=1
+    )
+    bound: str = option(
+        "features",
+        "the new weights are uniform up to 1/sqrt(this): features, as at the start, or classes, as in PaddleTransfer",
+        choices=("features", "classes"),
+    )
+    bias: bool = option(False, "whether the bias is drawn anew, too")
+    reset_momentum: bool = option(False, "whether the optimizer's momentum of the head is set to 0")
+
+    def check(self) -> None:
+        self.require(bool(self.at), "at", "reg.at needs at least one fraction of the schedule, in (0, 1).")
 
     def before_step(self, state: TrainState, step: int, steps: int, seed: int) -> None:
         if step in {round(fraction * steps) for fraction in self.at}:

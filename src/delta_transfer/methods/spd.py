@@ -1,31 +1,15 @@
 """SPD: selective projection decay (Tian, Huang, Kira, NeurIPS 2024)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from ..common.options import option
 from ..models import Network
-from .base import (
-    METHODS,
-    NO_SHAPES,
-    MapShapes,
-    Needs,
-    PenaltyConfig,
-    Regularizer,
-    SourceShapes,
-    TrainState,
-)
+from .base import METHODS, NO_SHAPES, MapShapes, Needs, Penalty, SourceShapes, TrainState
 
 
-@dataclass
-class SPDConfig(PenaltyConfig):
-    alpha: float = option(1.0, "strength of the projection; 1 undoes the last step's way from the source", at_least=0)
-
-
-@METHODS.register("spd", "SPD", SPDConfig)
-class SPD(Regularizer):
+@METHODS.register("spd", "SPD")
+class SPD(Penalty):
     """After each step, for each parameter tensor of the backbone with sum g * (theta - theta0) > 0:
 
         u <- u - alpha * r * (u - theta0),  r = clip((||u - theta0|| - ||theta - theta0||) / ||u - theta0||, 0, 1)
@@ -42,10 +26,12 @@ class SPD(Regularizer):
     Call `setup(target)` while the target's backbone is the source's, and `watch(optimizer)` in a loop of your own.
     """
 
+    alpha: float = option(1.0, "strength of the projection; 1 undoes the last step's way from the source", at_least=0)
+
     needs = Needs(own_steps=True)
 
-    def __init__(self, alpha: float = 1.0, beta: float = 0.0, weight_decay: float = 0.0):
-        super().__init__(alpha, beta, weight_decay)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.held: list[Tensor] = []  # the parameters of the backbone
         self.starting_point: list[Tensor] = []
         self.watched: torch.optim.Optimizer | None = None

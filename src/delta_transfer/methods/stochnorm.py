@@ -1,7 +1,5 @@
 """StochNorm: stochastic normalisation (Kou, You, Long, Wang, NeurIPS 2020)."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,13 +9,7 @@ from ..common.errors import UserError
 from ..common.options import option
 from ..models import Network
 from ..models.batchnorm import AnyBatchNorm, replace_batchnorm
-from .base import METHODS, NO_SHAPES, DecayConfig, MapShapes, Needs, Regularizer, SourceShapes
-
-
-@dataclass
-class StochNormConfig(DecayConfig):
-    weight_decay: float = option(5e-4, "weight decay of the optimizer, on every trained parameter", at_least=0)
-    p: float = option(0.5, "probability that a channel is normalised by the batch", at_least=0, at_most=1)
+from .base import DECAY, METHODS, NO_SHAPES, MapShapes, Needs, SourceShapes, WithoutPenalty
 
 
 class StochasticBatchNorm(AnyBatchNorm):
@@ -43,8 +35,8 @@ class StochasticBatchNorm(AnyBatchNorm):
         return torch.where(r.view(-1, *[1] * (images.dim() - 2)), by_batch, by_moving)
 
 
-@METHODS.register("stochnorm", "StochNorm", StochNormConfig)
-class StochNorm(Regularizer):
+@METHODS.register("stochnorm", "StochNorm")
+class StochNorm(WithoutPenalty):
     """Loss = CE; in training, each BatchNorm layer is a StochasticBatchNorm.
 
     Source: paper and Transfer-Learning-Library, with p 0.5 (there it is 0.5 whatever one asks for) and weight decay
@@ -52,11 +44,10 @@ class StochNorm(Regularizer):
     computes; here finite differences agree. p=1 is plain fine-tuning; p=0 normalises by the moving statistics alone.
     """
 
-    needs = Needs(own_batchnorm=True)
+    weight_decay: float = option(5e-4, DECAY, at_least=0)
+    p: float = option(0.5, "probability that a channel is normalised by the batch", at_least=0, at_most=1)
 
-    def __init__(self, weight_decay: float = 5e-4, p: float = 0.5):
-        super().__init__(weight_decay=weight_decay)
-        self.p = p
+    needs = Needs(own_batchnorm=True)
 
     def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
         if processes > 1:

@@ -106,7 +106,8 @@ class Sum(Regularizer):
     """
 
     def __init__(self, terms: Mapping[str, Regularizer], beta: float = 0.0, weight_decay: float = 1e-4):
-        super().__init__(beta=beta, weight_decay=weight_decay)
+        super().__init__()
+        self.beta, self.weight_decay = beta, weight_decay
         fitted: dict[str, str] = {}  # names of terms, by what they have fitted
         for name, term in terms.items():
             if (why := unfit(term)) is not None:
