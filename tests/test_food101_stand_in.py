@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from delta_transfer.data import load_dataset
-from delta_transfer.data.dataset import Counts
+from delta_transfer.data.dataset import counts_of
+from delta_transfer.data.options import Counts
 
 from .miniature import composed
 
@@ -22,7 +23,7 @@ def write(monkeypatch, folder: Path, *words: str) -> None:
 def test_a_part_of_the_stand_in_is_read_as_food101(tmp_path, monkeypatch):
     write(monkeypatch, tmp_path, "--fraction", "0.004", "--side", "16")
     dataset = load_dataset(composed("dataset=food101", f"data_dir={tmp_path}").dataset)
-    assert Counts.of(dataset) == Counts(101, 101 * 3, 101)
+    assert counts_of(dataset) == Counts(101, 101 * 3, 101)
     assert dataset.copies() == ([], [])  # no image is there twice
     assert dataset.load(0).size == (16, 12)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.jpg")}

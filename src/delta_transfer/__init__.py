@@ -73,19 +73,12 @@ _HOMES = {
 }
 
 
-def _method_classes() -> dict[str, type]:
-    methods = import_module(".methods", __name__).METHODS
-    return {entry.thing.__name__: entry.thing for entry in methods.entries.values()}
-
-
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name], __name__), name)
     if name == "__all__":
-        return sorted({*_HOMES, *_method_classes()})
-    # Only classes begin with a capital: to look for a submodule does not import the methods.
-    if name[0].isupper() and name in (classes := _method_classes()):
-        return classes[name]
+        methods = import_module(".methods", __name__).METHODS.entries.values()
+        return sorted({*_HOMES, *(entry.thing.__name__ for entry in methods)})
+    if name in _HOMES or name[0].isupper():  # only classes begin with a capital
+        return getattr(import_module(_HOMES.get(name, ".methods"), __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

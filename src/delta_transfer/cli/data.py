@@ -19,9 +19,9 @@ from ..common.console import Display, command_parser, log, shorten_list, stoppab
 from ..common.tables import Entry, Table, entries, on_screen
 from ..data import fetch, load_dataset, locate, look_for, publication
 from ..data.archives import unpack_archives
-from ..data.dataset import Counts, Dataset, expected_counts
+from ..data.dataset import Dataset, counts_of, expected_counts
 from ..data.examination import examine
-from ..data.options import OfficialCounts
+from ..data.options import Counts
 from ..data.packed_graphs import GraphDataset
 from ..data.store import open_store, store_path, wrong_checksums
 from ..records.files import make_output_folder
@@ -119,7 +119,7 @@ def show_list(overrides: Sequence[str]) -> None:
         log.info(trouble)
 
 
-def _found_of(counts: Counts | None, official: OfficialCounts | None, key: str) -> Entry:
+def _found_of(counts: Counts | None, official: Counts | None, key: str) -> Entry:
     """Found / official; one number where they agree or where there is only one."""
     numbers = [f"{getattr(c, key):,}" for c in (counts, official) if c is not None]
     if counts is None and official is not None:
@@ -134,7 +134,7 @@ def verify(config: "RunConfig") -> int:
     """Exit status 0: every image decodes and there are not more of anything than the publisher has."""
     cache = Path(config.cache_dir)
     dataset = load_dataset(config.dataset, cache)
-    counts, official = Counts.of(dataset), expected_counts(config.dataset)
+    counts, official = counts_of(dataset), expected_counts(config.dataset)
     state = counts.against(official)
     log.info(f"{config.dataset.name}: {publication(config.dataset).title}, {config.dataset.root or 'embedded'}")
     for key in ("classes", "train", "test"):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partialmethod
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,23 +39,19 @@ class Findings:
     """A row each. delta-run cannot work with a trouble; a line about something missing says what to do."""
 
     rows: list[list[Entry]] = field(default_factory=list)
-    troubles: int = 0
 
-    def fine(self, what: str, words: str) -> None:
-        self.rows.append(entries("ok", what, spelled_out(words)))
+    def add(self, state: str, what: str, words: str) -> None:
+        self.rows.append(entries(state, what, spelled_out(words)))
 
-    def note(self, what: str, words: str) -> None:
-        self.rows.append(entries("note", what, spelled_out(words)))
+    fine = partialmethod(add, "ok")
+    note = partialmethod(add, "note")
+    missing = partialmethod(add, "missing")
+    optional = partialmethod(add, "optional")
+    trouble = partialmethod(add, "TROUBLE")
 
-    def missing(self, what: str, words: str) -> None:
-        self.rows.append(entries("missing", what, spelled_out(words)))
-
-    def optional(self, what: str, words: str) -> None:
-        self.rows.append(entries("optional", what, spelled_out(words)))
-
-    def trouble(self, what: str, words: str) -> None:
-        self.rows.append(entries("TROUBLE", what, spelled_out(words)))
-        self.troubles += 1
+    @property
+    def troubles(self) -> int:
+        return sum(state.text == "TROUBLE" for state, *_ in self.rows)
 
     @contextmanager
     def looking_at(self, what: str) -> Iterator[None]:

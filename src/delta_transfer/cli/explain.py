@@ -227,8 +227,8 @@ def dotted_keys(node: DictConfig) -> Iterator[str]:
 
 def wrong_value(parent: DictConfig, name: str, word: str, override: Override) -> OptionError:
     """A value of another type: what the key takes."""
-    key, group = override.key_or_group, OmegaConf.get_type(parent)
-    words = {one.name: one for one in describe(group)} if group and issubclass(group, Options) else {}
+    key, group = override.key_or_group, group_of(parent)
+    words = {one.name: one for one in describe(group)} if group else {}
     if name in words:
         typed = word.partition("=")[2]
         hint = f" Type {quoted(f'{key}=[{typed}]')}" if takes_list(key) and not typed.startswith("[") else ""
@@ -247,7 +247,13 @@ def names_in(node: DictConfig) -> list[str]:
     return list(map(str, node))
 
 
+def group_of(node: DictConfig) -> type[Options] | None:
+    """The options that are a node's schema; None for a dictionary."""
+    kind = OmegaConf.get_type(node)
+    return kind if kind is not None and issubclass(kind, Options) else None
+
+
 def fields_of(node: DictConfig) -> list[str]:
     """The names that a node's schema has; none of a dictionary, which takes any."""
-    kind = OmegaConf.get_type(node)
-    return [entry.name for entry in fields(kind)] if hasattr(kind, "__dataclass_fields__") else []  # type: ignore[arg-type]
+    group = group_of(node)
+    return [entry.name for entry in fields(group)] if group else []  # type: ignore[arg-type]

@@ -14,10 +14,10 @@ from importlib.resources import files
 from omegaconf import DictConfig, OmegaConf
 
 from ..common.console import log
-from ..common.options import Options, as_word, describe
+from ..common.options import as_word, describe
 from ..engine.config import REGISTRIES
 from .compose import GROUPS
-from .explain import did_you_mean
+from .explain import did_you_mean, group_of
 from .sources import CONF, choices
 
 WIDTH = 80
@@ -77,10 +77,6 @@ def sentence_of(group: str, name: str) -> str:
 
 def described_keys(composed: DictConfig) -> Iterator[tuple[str, str]]:
     """Every key of a configuration with its value, as KEY=VALUE, and what it is."""
-
-    def group_of(node: DictConfig) -> type[Options] | None:
-        kind = OmegaConf.get_type(node)
-        return kind if kind is not None and issubclass(kind, Options) else None
 
     def entries(node: DictConfig, prefix: str) -> Iterator[tuple[str, str]]:
         group = group_of(node)

@@ -14,10 +14,10 @@ from ..common.console import log
 from ..common.errors import UserError
 from ..common.options import require
 from . import readers  # noqa: F401  (registers all readers)
-from .dataset import Counts, Dataset, expected_counts
+from .dataset import Dataset, counts_of, expected_counts
 from .examination import unreadable_images
 from .images import Reading, allow_pixels, read_image
-from .options import DatasetConfig, OfficialCounts
+from .options import Counts, DatasetConfig
 from .readers.lists import ListsConfig
 from .readers.torchvision_sets import reason
 from .registry import READERS, Publication
@@ -73,14 +73,14 @@ def _read_as(dataset: Dataset, config: DatasetConfig) -> Dataset:
 
 def look_for(
     config: DatasetConfig, remark: Callable[[str], None] = log.info
-) -> tuple[Counts | None, OfficialCounts | None, str, str | None]:
+) -> tuple[Counts | None, Counts | None, str, str | None]:
     """What is here of a data set, what the publisher has, the state in a word, and why the data set cannot be used."""
     published = publication(config)
     root = locate(published, Path(config.root).expanduser()) if config.root else None
     official = expected_counts(config)
     if not published.needs or any((root / need).exists() for need in published.needs if root):
         try:
-            counts = Counts.of(load_dataset(config, remark=remark))
+            counts = counts_of(load_dataset(config, remark=remark))
             return counts, official, counts.against(official), None
         except UserError as error:
             if root is not None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..common.errors import UserError
 from .contents import Contents, contents_of, stamps_of
-from .options import DatasetConfig, OfficialCounts, SplitConfig
+from .options import Counts, DatasetConfig, SplitConfig
 
 RECORDED = 1000  # names of files in a record
 
@@ -132,30 +132,13 @@ class Splits:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Numbers of classes, training and test images, before any draw of training images."""
-
-    classes: int
-    train: int
-    test: int
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> "Counts":
-        n_test = int(dataset.is_test.sum())
-        return cls(len(dataset.classes), len(dataset.labels) - n_test, n_test)
-
-    def against(self, official: OfficialCounts | None) -> str:
-        """ready | subset | more than official"""
-        if official is None:
-            return "ready"
-        pairs = [(getattr(self, key), getattr(official, key)) for key in ("classes", "train", "test")]
-        if any(found > expected for found, expected in pairs):
-            return "more than official"
-        return "subset" if any(found < expected for found, expected in pairs) else "ready"
+def counts_of(dataset: Dataset) -> Counts:
+    """Numbers of classes, training and test images."""
+    n_test = int(dataset.is_test.sum())
+    return Counts(len(dataset.classes), len(dataset.labels) - n_test, n_test)
 
 
-def expected_counts(config: DatasetConfig) -> OfficialCounts | None:
+def expected_counts(config: DatasetConfig) -> Counts | None:
     """The official counts; None if there are none, or if the options ask for another draw than the published one."""
     return config.official if config.as_published else None
 

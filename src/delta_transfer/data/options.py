@@ -22,14 +22,22 @@ class Publication:
 
 
 @dataclass
-class OfficialCounts(Options):
-    """What the publisher says the whole data set holds. delta-data compares the files with it."""
+class Counts(Options):
+    """What a whole data set holds, before any draw of training images; also what its publisher says of it."""
 
     key: ClassVar[str] = "dataset.official"
 
     classes: int = option(MISSING, "number of classes", at_least=0)
     train: int = option(MISSING, "number of training images", at_least=0)
     test: int = option(MISSING, "number of test images", at_least=0)
+
+    def against(self, official: "Counts | None") -> str:
+        """ready | subset | more than official"""
+        pairs = zip(vars(self).values(), vars(official or self).values(), strict=True)
+        differences = [found - expected for found, expected in pairs]
+        if max(differences) > 0:
+            return "more than official"
+        return "subset" if min(differences) < 0 else "ready"
 
 
 @dataclass
@@ -46,7 +54,7 @@ class DatasetConfig(Options):
     )
     root: str | None = option(None, "folder that holds the publisher's files")
     download: bool = option(False, "let torchvision fetch the files first, where it can", identity=False)
-    official: OfficialCounts | None = option(None, "what the publisher says the data set holds", identity=False)
+    official: Counts | None = option(None, "what the publisher says the data set holds", identity=False)
     images_per_class: int | None = option(
         None, "training images drawn from each class; null means all of them", at_least=1
     )

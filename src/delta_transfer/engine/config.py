@@ -13,7 +13,7 @@ from torch import nn
 
 from ..common.console import log, shorten_list
 from ..common.options import MISSING, Options, Registry, describe, from_mapping, option, require
-from ..data.dataset import Counts, Dataset, Splits, expected_counts
+from ..data.dataset import Dataset, Splits, counts_of, expected_counts
 from ..data.examination import LEAKS, only_first_pictures
 from ..data.options import DatasetConfig, EvaluateConfig, SplitConfig
 from ..data.registry import READERS
@@ -230,7 +230,7 @@ def name_of(
 
 def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: Splits, stages: int) -> None:
     """Says what the run trains on and how long, and what may surprise: incomplete data, stages, accumulation."""
-    counts, official = Counts.of(dataset), expected_counts(config.dataset)
+    counts, official = counts_of(dataset), expected_counts(config.dataset)
     if official is not None and counts.against(official) != "ready":
         log.info(
             f"{dataset.name}: {counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images; "

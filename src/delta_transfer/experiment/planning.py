@@ -12,7 +12,7 @@ from ..common.console import duration, log
 from ..common.cores import NOTABLE
 from ..common.tables import Entry, Table, entries, on_screen
 from ..data.dataset import Splits
-from ..data.options import DatasetConfig, OfficialCounts
+from ..data.options import Counts, DatasetConfig
 from ..engine.config import RunConfig, check_choices
 from ..engine.devices import device_name, pick_device
 from ..engine.tasks import TASKS
@@ -214,7 +214,7 @@ def drawn_of_official(config: DatasetConfig) -> float:
     return (config.images_per_class or 0) * official.classes or config.sample_rate * official.train
 
 
-def official_counts(config: DatasetConfig) -> OfficialCounts:
+def official_counts(config: DatasetConfig) -> Counts:
     """The publisher's counts of a data set that is not here. `Plan` has looked whether there are any."""
     assert config.official is not None
     return config.official

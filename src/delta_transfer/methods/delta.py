@@ -10,18 +10,7 @@ from torch import Tensor
 from ..common.options import option
 from ..models import Network
 from .attention import AttentionConfig, attention_weights, channel_attention, removal_cost
-from .base import (
-    METHODS,
-    Batches,
-    FeaturePenalty,
-    Needs,
-    Outputs,
-    added,
-    of_source,
-    of_tap,
-    options_in,
-    taps_of,
-)
+from .base import METHODS, Batches, FeaturePenalty, Needs, Outputs, added, of_source, of_tap, options_in, taps_of
 from .fast.distances import map_distance, unit_positions
 
 

@@ -13,16 +13,7 @@ from ..common.options import LONGEST, Options, option
 from ..common.timing import seconds_of
 from ..models import Network
 from .attention import samples
-from .base import (
-    METHODS,
-    NO_SHAPES,
-    Batches,
-    MapShapes,
-    Needs,
-    Outputs,
-    SourceShapes,
-    options_in,
-)
+from .base import METHODS, NO_SHAPES, Batches, MapShapes, Needs, Outputs, SourceShapes, options_in
 from .l2_sp import HeldWeights
 
 

@@ -4,16 +4,7 @@ from torch import Tensor
 
 from ..common.options import option
 from ..models import Network
-from .base import (
-    METHODS,
-    FeaturePenalty,
-    Needs,
-    Outputs,
-    added,
-    of_source,
-    of_tap,
-    taps_of,
-)
+from .base import METHODS, FeaturePenalty, Needs, Outputs, added, of_source, of_tap, taps_of
 from .fast.distances import unit_positions
 
 

@@ -12,17 +12,7 @@ from ..common.timing import seconds_of
 from ..models import Network
 from ..models.batchnorm import AnyBatchNorm, replace_batchnorm
 from .attention import check_labels
-from .base import (
-    DECAY,
-    METHODS,
-    NO_SHAPES,
-    Batches,
-    MapShapes,
-    Needs,
-    SourceShapes,
-    WithoutPenalty,
-    options_in,
-)
+from .base import DECAY, METHODS, NO_SHAPES, Batches, MapShapes, Needs, SourceShapes, WithoutPenalty, options_in
 
 HELD_OUT = 5  # one in so many images of each class is held out for the choice of c
 

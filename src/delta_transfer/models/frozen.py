@@ -81,7 +81,7 @@ class FrozenSources(nn.Module):
     ):
         super().__init__()
         self.frozen = nn.ModuleDict(frozen)
-        self.renormalised = [name for name in frozen if _lists(normalised[name]) != _lists(images_normalised)]
+        self.renormalised = [name for name in frozen if normalised[name] != images_normalised]
         for name in self.renormalised:
             # Pixels p in 0..1 come as x = (p - m) / s and are wanted as (p - m') / s' = x * s / s' + (m - m') / s'.
             (mean, std), (own_mean, own_std) = _columns(images_normalised), _columns(normalised[name])
@@ -96,10 +96,6 @@ class FrozenSources(nn.Module):
                 x = x * getattr(self, f"scale_{name}") + getattr(self, f"shift_{name}")
             outputs |= {f"{name}/{key}": value for key, value in network(x).items()}
         return outputs
-
-
-def _lists(normalisation: tuple[Sequence[float], Sequence[float]]) -> list[list[float]]:
-    return [list(values) for values in normalisation]
 
 
 def _columns(normalisation: tuple[Sequence[float], Sequence[float]]) -> list[Tensor]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.console import spelled_out
-from .files import check_header, most_unpacked, open_regular
+from .files import most_unpacked, open_regular, read_safetensors
 from .integrity import WHAT_TO_DO, array_digest, digest_of
 from .reading import ARRAYS, Damaged, Record, attention_options, is_number, run_id, section
 
@@ -167,18 +167,13 @@ def channel_attention(record: Record) -> ChannelAttention | None:
 
 def _fitted(path: Path) -> "tuple[dict[str, np.ndarray] | None, str | None]":
     """The importances and the source fingerprint in a file of records/checked.py. Raises Damaged."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.exists():
         return None, None
     try:
-        check_header(path)
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        arrays, metadata = read_safetensors(path, "np")
         if metadata.get("sha256", expected := array_digest(arrays)) != expected:
             raise ValueError("its checksum is wrong")
-    except (SafetensorError, ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise Damaged(f"{path} cannot be read: {error}") from None
     return arrays, metadata.get("weights")
 

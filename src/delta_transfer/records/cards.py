@@ -8,12 +8,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from ..common.console import shorten_list, spelled_out
 from ..common.errors import UserError
 from ..common.tables import markdown_text
-from .files import check_header
+from .files import open_safetensors
 from .metrics import METRICS
 
 SUFFIX = ".safetensors"
@@ -173,10 +171,9 @@ def read_card(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"source: there is no file {path}.")
     try:
-        check_header(path)
-        with safe_open(path, framework="np") as file:
+        with open_safetensors(path, "np") as file:
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"source: {path} cannot be read: {str(error).splitlines()[0]}") from None
     if KEY not in metadata:
         raise UserError(

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, uint8
 
-from .files import check_header
+from .files import read_safetensors
 from .integrity import WHAT_TO_DO, digest_of
 
 CHECKSUM = "sha256"
@@ -27,13 +26,7 @@ def load_with_checksum(path: Path, required: bool = False) -> tuple[dict[str, Te
 
     Raises ValueError for a damaged file, OSError for one that cannot be opened.
     """
-    check_header(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+    tensors, metadata = read_safetensors(path, "pt")
     found = metadata.pop(CHECKSUM, None)
     if found is None and required:
         raise ValueError("it has no checksum, and a run writes one")

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from safetensors import SafetensorError, safe_open
+
 from ..common.errors import UserError
 from .locks import Check
 
@@ -46,12 +48,28 @@ def read_regular(path: Path, most: int = GIB) -> bytes:
         return file.read(most)
 
 
-def check_header(path: Path) -> None:
-    """Raises ValueError for a safetensors file whose header is so long that reading it would take minutes."""
+@contextmanager
+def open_safetensors(path: Path, framework: str) -> Iterator[Any]:
+    """A safetensors file; `framework` makes its tensors: np or pt.
+
+    Raises ValueError for a damaged file, and for one whose header is so long that reading it would take minutes;
+    OSError for one that cannot be opened.
+    """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > LONGEST_HEADER:
         raise ValueError(f"its header claims {length:,} bytes, and at most {LONGEST_HEADER:,} are read")
+    try:
+        with safe_open(path, framework=framework) as opened:
+            yield opened
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def read_safetensors(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Tensors and metadata of a file that `open_safetensors` opens."""
+    with open_safetensors(path, framework) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def most_unpacked(packed: int) -> int:

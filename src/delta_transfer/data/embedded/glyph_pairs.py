@@ -5,19 +5,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...common.errors import UserError
-from ...common.options import LARGEST_BATCH, LARGEST_SIDE, LONGEST, MISSING, option
+from ...common.options import LARGEST_BATCH, LONGEST, MISSING, option
 from ..dataset import Dataset
-from ..options import EmbeddedConfig, PairsConfig
+from ..options import PairsConfig
 from ..pairs import draw_pairs, with_pairs
 from ..registry import reader
-from .glyphs import SCRIPTS, glyphs, letter_shapes
+from .glyphs import SCRIPTS, GlyphsConfig, glyphs, letter_shapes
 
 
 @dataclass
-class GlyphPairsConfig(EmbeddedConfig, PairsConfig):
+class GlyphPairsConfig(GlyphsConfig, PairsConfig):
     scripts: list[str] = option(MISSING, "alphabets to train on")
     test_scripts: list[str] = option(MISSING, "alphabets of the pairs, without letters that look like one of scripts")
-    train_per_class: int = option(MISSING, "training images of each letter", at_least=1, at_most=LARGEST_BATCH)
     test_per_class: int = option(
         MISSING, "images of each letter that pairs are made of", at_least=1, at_most=LARGEST_BATCH
     )
@@ -28,10 +27,6 @@ class GlyphPairsConfig(EmbeddedConfig, PairsConfig):
         at_least=1,
         at_most=LARGEST_BATCH,
     )
-    render_size: int = option(
-        MISSING, "pixels of the rendered image, before backbone.resize", at_least=1, at_most=LARGEST_SIDE
-    )
-    render_seed: int = option(0, "seed of the rendering", at_least=0)
 
 
 @reader("glyph_pairs", title="the same letters in pairs: one letter or two?", options=GlyphPairsConfig)
