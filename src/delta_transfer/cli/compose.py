@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from hydra import initialize_config_module
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..common.console import quoted
 from ..common.errors import UserError
-from ..common.options import OptionError, require
+from ..common.options import OptionError, Options, require
 from ..engine.config import REGISTRIES, RunConfig, takes, takes_list
 from ..engine.optimizers import ScheduleConfig
 from ..engine.tasks import TASKS
@@ -36,7 +37,6 @@ from .explain import (
     check_shape,
     did_you_mean,
     explain,
-    fields_of,
     one_of,
     taken_away,
     unknown_choice,
@@ -326,8 +326,9 @@ def check_values(overrides: Sequence[str], config: RunConfig) -> None:
 
 def check_keys(composed: DictConfig, prefix: str = "") -> None:
     """Raises OptionError for a key that no schema has (+reg.alhpa=1), and for one that was taken away (~reg.alpha)."""
-    names = list(map(str, composed))
-    if known := fields_of(composed):
+    kind, names = OmegaConf.get_type(composed) or dict, list(map(str, composed))
+    if issubclass(kind, Options):
+        known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]
         for name in names:
             if name not in known and name != "hydra":
                 raise unknown_key(composed, prefix + name, inside=prefix)
