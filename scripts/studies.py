@@ -21,6 +21,9 @@ class Trial:
     metric: str  # of their records, measured on validation data; more is better
 
 
+ON_FOLDS = Trial(("split.folds=2", "split.fold=0,1"), range(1), 2, "val_top1")
+
+
 class Study:
     """One data set's part of a study.
 

@@ -11,10 +11,9 @@ minute. Runs of one data set are in the order of their worth, so that a study th
 import argparse
 from pathlib import Path
 
-from studies import Study, Trial
+from studies import ON_FOLDS, Study
 
 SEEDS = 5
-ON_FOLDS = Trial(("split.folds=2", "split.fold=0,1"), range(1), 2, "val_top1")
 DATASETS = {  # name: the words that name the images, below --data
     "cub50_10": "dataset=cub dataset.root={data}/cub50",
     "dtd10_10": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10",
