@@ -24,7 +24,7 @@ from delta_transfer.records.files import write_atomically
 
 SCRIPTS = Path(__file__).parent
 RESULTS = SCRIPTS.parent / "results" / "published" / "benchmarks"
-PARTS = ("step", "profile", "memory", "input", "attention", "evaluation", "startup", "busy", "compile", "l2t")
+PARTS = ("step", "profile", "memory", "input", "attention", "evaluation", "startup", "growth", "busy", "compile", "l2t")
 DEVICES = ("cpu", "cuda")
 TITLES = {"cpu": "CPU", "cuda": "GPU"}
 
@@ -59,6 +59,12 @@ class Target:
     at_least: bool = False
 
 
+GROWTH = {
+    "images": "images: reading the list of a folder",
+    "classes": "classes: a training step",
+    "runs": "runs: comparing their records",
+    "channels": "channels: exact attention",
+}
 LATER = {
     "delta_every_2": "DELTA in every 2nd step",
     "delta_every_4": "DELTA in every 4th step",
@@ -101,6 +107,7 @@ TARGETS = [
     Target("startup_report", "seconds of delta-report on 1,000 runs", 2.5, 2.5),
     Target("startup_report_3000", "seconds of delta-report on 3,000 runs", 5, 5),
     Target("startup_page_3000", "seconds of its page for 3,000 runs", 15, 15),
+    *(Target(f"growth_{key}", f"exponent of the cost with the number of {what}") for key, what in GROWTH.items()),
     *(Target(f"l2t_{name}", f"step: L2T-ww / plain, {name}", 8, 8) for name in L2T_TARGETS),
     *(Target(f"l2t_arithmetic_{name}", f"arithmetic: L2T-ww / plain, {name}", 11, 11) for name in L2T_TARGETS),
     *(
