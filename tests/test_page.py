@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from delta_transfer.common.tables import Entry, Table, entries
 from delta_transfer.records import reading as runs
 from delta_transfer.reporting import page as module
-from delta_transfer.reporting import svg
+from delta_transfer.reporting import page_charts
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.leaderboard import leaderboards
 from delta_transfer.reporting.logs import curves_of
@@ -224,7 +224,7 @@ def test_long_curves_are_thinned(tmp_path):
     [group] = curves(two_seeds(tmp_path, long, long), never)
     [line] = lines_of(group.charts[0][1])
     assert len(line) == POINTS and np.diff(line[:, 0]).max() < 300 / POINTS + 0.3
-    assert (line[0, 0], line[-1, 0]) == (svg.LEFT, svg.WIDTH - svg.RIGHT)
+    assert (line[0, 0], line[-1, 0]) == (page_charts.LEFT, page_charts.WIDTH - page_charts.RIGHT)
 
 
 def test_a_wide_range_has_a_logarithmic_axis(tmp_path):
@@ -280,7 +280,9 @@ def test_weights_that_seeds_share_are_counted_once(tmp_path):
     counts = re.findall(r"<title>\S+ to \S+: (\d+)</title>", group.charts[0][1])
     assert counts == ["2", "1"]
     x, width = map(float, re.search(r'<rect x="(\S+)" .*?width="(\S+)"', group.charts[0][1]).groups())
-    assert x == svg.LEFT and width == pytest.approx((svg.WIDTH - svg.LEFT - svg.RIGHT) / 40, abs=0.1)
+    assert x == page_charts.LEFT and width == pytest.approx(
+        (page_charts.WIDTH - page_charts.LEFT - page_charts.RIGHT) / 40, abs=0.1
+    )
 
 
 def test_different_weights_are_pooled_and_that_is_said(tmp_path):

@@ -27,7 +27,7 @@ from ..inspect.attention import (
     overlap_table,
     weight_table,
 )
-from ..records.files import make_output_folder
+from ..records.files import make_output_folder, write_figure
 from ..records.reading import read, section
 from .predict import positive
 
@@ -92,10 +92,7 @@ def patches(attention: Attention, name: str, args: argparse.Namespace) -> Iterat
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Writes <stem>.png and .pdf."""
-    figure.savefig(f"{stem}.png", dpi=150)
-    # matplotlib would add the date to a PDF. Without it the same input makes the same bytes.
-    figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})
+    write_figure(figure, stem)
     log.info(f"written: {stem}.png, .pdf")
 
 

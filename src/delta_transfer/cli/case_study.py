@@ -21,7 +21,7 @@ from ..inspect.finished import run_folder
 from ..inspect.image_maps import grad_cam_package
 from ..inspect.replay import Replay, replay
 from ..inspect.unused_channels import caption, changes_of, figure_of, table_of
-from ..records.files import make_output_folder
+from ..records.files import make_output_folder, write_figure
 from .predict import positive
 
 
@@ -105,8 +105,6 @@ def channels(runs: list[Replay], labels: list[str], args: argparse.Namespace) ->
 
 def write(figure: Figure, path: Path, text: str) -> None:
     """Writes <path>.png, .pdf and the caption .txt."""
-    # matplotlib would add the date to a PDF. Without it the same input makes the same bytes.
-    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None}, bbox_inches="tight")
-    figure.savefig(path.with_suffix(".png"), dpi=150, bbox_inches="tight")
-    path.with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
+    write_figure(figure, path, bbox_inches="tight")
+    Path(f"{path}.txt").write_text(text + "\n", encoding="utf-8")
     print(f"{path}.png, .pdf, .txt")

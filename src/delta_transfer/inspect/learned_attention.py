@@ -91,7 +91,7 @@ def _of_stage(index: int, words: str, method: LearnedAttention, reads: Network, 
             relative = (weights * weights.shape[1]).view(-1, *feature_map.shape[2:])
             titles.append(tap)
             panels.append(_enlarged(relative, images))
-            texts.append([f"{low:.2g} to {high:.2g}" for low, high in zip(*_range(relative), strict=True)])
+            texts.append([f"{image.min():.2g} to {image.max():.2g}" for image in relative])
             continue
         strongest = weights.topk(min(CHANNELS, weights.shape[1]), dim=1).indices  # (N, CHANNELS)
         for place in range(strongest.shape[1]):
@@ -108,10 +108,6 @@ def _of_stage(index: int, words: str, method: LearnedAttention, reads: Network, 
 def _enlarged(maps: Tensor, images: Tensor) -> np.ndarray:
     """(N, h, w) -> (N, H, W) of the images, bilinear."""
     return F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0].cpu().numpy()
-
-
-def _range(maps: Tensor) -> tuple[list[float], list[float]]:
-    return maps.flatten(1).amin(dim=1).tolist(), maps.flatten(1).amax(dim=1).tolist()
 
 
 def figure_of(pixels: np.ndarray, left: list[str], attended: Attended) -> Figure:

@@ -7,15 +7,14 @@ import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from ..common.console import spelled_out
 from .files import most_unpacked, open_regular, read_safetensors
 from .integrity import WHAT_TO_DO, array_digest, digest_of
 from .reading import ARRAYS, Damaged, Record, attention_options, is_number, run_id, section
-
-if TYPE_CHECKING:  # slow to import, and most tables do not need it
-    import numpy as np
 
 PREDICTIONS = ("labels", "logits", "index")
 VALUES = ("labels", "predicted", "index")  # of measurements, in their unit
@@ -29,12 +28,12 @@ LARGEST = 64 * 2**30  # bytes of a file of arrays
 class Predictions:
     """The outputs for N test images, or held-out training images, at the last iteration."""
 
-    labels: "np.ndarray"  # (N,)
-    logits: "np.ndarray"  # (N, K)
-    index: "np.ndarray"  # (N,): which images of the data set, in the order of its file list
+    labels: np.ndarray  # (N,)
+    logits: np.ndarray  # (N, K)
+    index: np.ndarray  # (N,): which images of the data set, in the order of its file list
 
     @property
-    def correct(self) -> "np.ndarray":
+    def correct(self) -> np.ndarray:
         """(N,) bool."""
         right: np.ndarray = self.logits.argmax(axis=1) == self.labels
         return right
@@ -44,17 +43,17 @@ class Predictions:
 class PairSimilarities:
     """The similarities of the P test pairs of a verification run at the last iteration, (P,) each."""
 
-    similarities: "np.ndarray"
-    same: "np.ndarray"  # bool
-    fold: "np.ndarray"
+    similarities: np.ndarray
+    same: np.ndarray  # bool
+    fold: np.ndarray
 
 
 @dataclass(frozen=True)
 class ChannelAttention:
     """The result of DELTA's attention before training, by tap, in the order of backbone.taps."""
 
-    importance: "dict[str, np.ndarray]"  # v, (C,): by how much the probe's loss rises without a channel, in nats
-    weights: "dict[str, np.ndarray]"  # C * w, (C,), mean 1
+    importance: dict[str, np.ndarray]  # v, (C,): by how much the probe's loss rises without a channel, in nats
+    weights: dict[str, np.ndarray]  # C * w, (C,), mean 1
     source: str | None  # the fingerprint of the source network's weights, if it is known
 
 
@@ -63,8 +62,6 @@ def predictions(record: Record, what: str = "predictions") -> Predictions | None
 
     Bundles hold those of test images alone. Raises Damaged.
     """
-    import numpy as np
-
     if what == VALIDATION and record.get("bundled"):
         return None
     arrays, place = _arrays(record, f"{what}.npz", PREDICTIONS)
@@ -81,8 +78,6 @@ def predictions(record: Record, what: str = "predictions") -> Predictions | None
 
 def pooled(parts: Sequence[Predictions]) -> Predictions:
     """One prediction for each image that is in any of the parts, in the order of the data set: the mean logits."""
-    import numpy as np
-
     index, place, count = np.unique(
         np.concatenate([part.index for part in parts]), return_inverse=True, return_counts=True
     )
@@ -108,8 +103,6 @@ def image_names(record: Record, what: str = "predictions") -> list[str] | None:
 
 def pair_similarities(record: Record) -> PairSimilarities | None:
     """The similarities of a verification run's test pairs; None if it has none. Raises Damaged."""
-    import numpy as np
-
     arrays, place = _arrays(record, "pairs.npz", SIMILARITIES)
     if arrays is None:
         return None
@@ -136,8 +129,6 @@ def channel_attention(record: Record) -> ChannelAttention | None:
     w = softmax((v - mean v) / (T * std v)) with the population standard deviation, uniform where all v are equal
     (methods/attention.py, methods/delta.py).
     """
-    import numpy as np
-
     temperature: Any = (attention_options(record) or {}).get("temperature")
     taps: Any = section(record, "backbone").get("taps")
     named = isinstance(taps, list) and bool(taps) and all(isinstance(tap, str) for tap in taps)
@@ -165,7 +156,7 @@ def channel_attention(record: Record) -> ChannelAttention | None:
     return ChannelAttention({tap: fitted[tap] for tap in taps}, weights, source)
 
 
-def _fitted(path: Path) -> "tuple[dict[str, np.ndarray] | None, str | None]":
+def _fitted(path: Path) -> tuple[dict[str, np.ndarray] | None, str | None]:
     """The importances and the source fingerprint in a file of records/checked.py. Raises Damaged."""
     if not path.exists():
         return None, None
@@ -178,7 +169,7 @@ def _fitted(path: Path) -> "tuple[dict[str, np.ndarray] | None, str | None]":
     return arrays, metadata.get("weights")
 
 
-def _check_digest(record: Record, what: str, arrays: "dict[str, np.ndarray]", place: str) -> None:
+def _check_digest(record: Record, what: str, arrays: dict[str, np.ndarray], place: str) -> None:
     """Raises Damaged for arrays that are not those of the run."""
     if (expected := digest_of(record, what)) is not None and array_digest(arrays) != expected:
         raise Damaged(f"{place}: the {what} of {run_id(record)} were changed after the run ended: {WHAT_TO_DO}")
@@ -186,10 +177,8 @@ def _check_digest(record: Record, what: str, arrays: "dict[str, np.ndarray]", pl
 
 def _arrays(
     record: Record, name: str, keys: Iterable[str], optional: Iterable[str] = ()
-) -> "tuple[dict[str, np.ndarray] | None, str]":
+) -> tuple[dict[str, np.ndarray] | None, str]:
     """The arrays `keys` of a run, from its file `name` or its bundle, and that file; None if absent. Raises Damaged."""
-    import numpy as np
-
     bundled = bool(record.get("bundled"))
     path = record["folder"] / (ARRAYS if bundled else name)
     prefix = f"{run_id(record)}/" if bundled else ""

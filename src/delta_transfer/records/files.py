@@ -1,5 +1,6 @@
 """Files: those that others made are read with care, and ours appear complete or not at all."""
 
+import io
 import os
 import secrets
 import stat
@@ -90,6 +91,16 @@ def make_output_folder(folder: Path) -> None:
     if absent and not any((parent / OUTPUT_MARK).exists() for parent in absent[-1].parents):
         with suppress(OSError):
             (absent[-1] / OUTPUT_MARK).write_text("Written by delta-transfer. It is never read as data.\n")
+
+
+def write_figure(figure: Any, stem: Path, **options: Any) -> list[Path]:
+    """Writes a figure of matplotlib as <stem>.png and <stem>.pdf; the same figure makes the same bytes."""
+    paths = [Path(f"{stem}.{kind}") for kind in ("png", "pdf")]
+    for path, metadata in zip(paths, ({}, {"CreationDate": None}), strict=True):
+        content = io.BytesIO()
+        figure.savefig(content, format=path.suffix[1:], dpi=150, metadata=metadata, **options)
+        write_atomically(path, content.getvalue())
+    return paths
 
 
 def write_output(path: Path, text: str) -> None:

@@ -197,7 +197,7 @@ def compare(records: Iterable[Record], metric: str = "test_top1") -> Comparison:
                     row = rows.setdefault(key, Row(*key))
                     row.cells[method] = cell_of(same, metric, warnings)
 
-    ordered = sorted(rows.values(), key=row_order)
+    ordered = [rows[key] for key in sorted(rows, key=lambda key: (*key[:2], *map(settings_order, key[2:])))]
     methods = sorted({method for row in ordered for method in row.cells}, key=method_order)
     cells = [cell for row in ordered for cell in row.cells.values()]
     titles = {m: t for r in reversed(records) if (t := method_title(r)) != (m := method_of(r))}  # the first one found
@@ -361,10 +361,6 @@ def grouped_by_varying(
     for record, v in zip(records, filled, strict=True):
         groups[tuple((key, v[key]) for key in varying)].append(record)
     return list(groups.items())
-
-
-def row_order(row: Row) -> tuple[object, ...]:
-    return row.dataset, row.backbone, settings_order(row.shared), settings_order(row.reg)
 
 
 def settings_order(pairs: Settings) -> tuple[object, ...]:

@@ -1,12 +1,11 @@
 """Writes the figures of delta-report."""
 
-import io
 from collections import Counter
 from pathlib import Path
 
 from ..common.console import Warn
 from ..common.errors import UserError
-from ..records.files import make_output_folder, write_atomically
+from ..records.files import make_output_folder, write_figure
 from .comparison import Comparison
 from .curve_figures import learning_curves, matching_figures
 from .drawing import Style, our_look
@@ -17,7 +16,7 @@ from .logs import curves_of
 def write_figures(
     comparison: Comparison, folder: Path, warn: Warn, baseline: str | None = None, style: Style | None = None
 ) -> list[Path]:
-    """All figures that the records have data for, each as PNG (150 dpi) and PDF; the paths written.
+    """All figures that the records have data for, each as PNG and PDF; the paths written.
 
     The first are the differences to the method `baseline`, what every conclusion rests on.
 
@@ -41,12 +40,7 @@ def write_figures(
             for stem, figure in made:
                 number[stem] += 1
                 name = stem if count[stem] == 1 else f"{stem}-{number[stem]}"
-                for kind in ("png", "pdf"):
-                    content = io.BytesIO()
-                    undated = {"CreationDate": None} if kind == "pdf" else {}
-                    figure.savefig(content, format=kind, dpi=150, metadata=undated)
-                    write_atomically(folder / f"{name}.{kind}", content.getvalue())
-                    paths.append(folder / f"{name}.{kind}")
+                paths += write_figure(figure, folder / name)
         except OSError as error:
             raise UserError(f"Figures cannot be written to {folder}: {error}. Name another folder.") from None
     return paths

@@ -23,9 +23,17 @@ from ..records.files import MIB, read_regular
 from ..records.reading import Record, config_of, is_number, one_line, run_id
 from .comparison import Comparison, distinct_runs
 from .logs import Curves, curves_of
-from .page_charts import TITLES, Group, Key, attention_histograms, learning_curves, matched_amounts, thinned
+from .page_charts import (
+    TITLES,
+    Group,
+    Key,
+    attention_histograms,
+    learning_curves,
+    matched_amounts,
+    painted,
+    thinned,
+)
 from .record_views import NOT_SETTINGS, flatten, within
-from .svg import painted
 from .trust import trusted
 from .trust_tables import summary
 

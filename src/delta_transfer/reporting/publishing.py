@@ -59,15 +59,16 @@ def publish(dirs: list[Path], target: Path, arrays: bool = True) -> list[Path]:
         raise UserError(f"There are no finished runs in {', '.join(map(str, dirs))}.")
 
     lines = [json.dumps(line_of(record), ensure_ascii=False, separators=(",", ":")) for record in kept.values()]
-    stored = (
-        {f"{name}/{key}": a for name, record in kept.items() for key, a in arrays_of(record).items()} if arrays else {}
-    )
+    with_arrays = kept if arrays else {}
+    stored = {f"{name}/{key}": a for name, record in with_arrays.items() for key, a in arrays_of(record).items()}
     try:
         target.mkdir(parents=True, exist_ok=True)
         write_atomically(target / RECORDS, "".join(f"{line}\n" for line in lines).encode())
         (target / ARRAYS).unlink(missing_ok=True)
         if stored:
-            write_atomically(target / ARRAYS, packed(stored))
+            packed = io.BytesIO()
+            np.savez_compressed(packed, allow_pickle=False, **stored)
+            write_atomically(target / ARRAYS, packed.getvalue())
     except OSError as error:
         raise UserError(f"{target} cannot be written: {error}") from None
     return [path for path in (target / RECORDS, target / ARRAYS) if path.exists()]
@@ -93,12 +94,6 @@ def arrays_of(record: Record) -> dict[str, np.ndarray]:
         found |= vars(part) if part else {}
     attention = channel_attention(record)
     return found | {f"attention/{tap}": v for tap, v in (attention.importance if attention else {}).items()}
-
-
-def packed(arrays: dict[str, np.ndarray]) -> bytes:
-    content = io.BytesIO()
-    np.savez_compressed(content, allow_pickle=False, **arrays)
-    return content.getvalue()
 
 
 def without_paths(value: Any) -> Any:

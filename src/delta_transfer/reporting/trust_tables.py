@@ -103,13 +103,13 @@ def percent(part: float | None) -> Entry:
     return Entry(MISSING) if part is None else Entry(f"{100 * part:.1f}", part)
 
 
-def rate(right: int, n: int, zero: float) -> tuple[Entry, Entry]:
-    """A rate with its interval, as text and as a bar on 0..1; `zero`: where its mark stands."""
+def accuracy(right: int, n: int, zero: float) -> Cells:
+    """An accuracy with its interval, as text and as a bar on 0..1; `zero`: where its mark stands."""
     if not n:
-        return Entry(MISSING), Entry("")
+        return {"accuracy": MISSING, "": ""}
     low, high = wilson(right, n)
     text = f"{100 * right / n:.1f} [{100 * low:.0f}, {100 * high:.0f}]"
-    return Entry(text, right / n), Entry("", bar=Bar(zero, low, right / n, high))
+    return {"accuracy": Entry(text, right / n), "": Entry("", bar=Bar(zero, low, right / n, high))}
 
 
 def summary(found: list[Trusted]) -> Table:
@@ -121,7 +121,7 @@ def summary(found: list[Trusted]) -> Table:
         rows.append(
             {
                 "run": one.name,
-                "accuracy": rate(int(one.judged.right.sum()), n["n"], 0)[0],
+                "accuracy": accuracy(int(one.judged.right.sum()), n["n"], 0)["accuracy"],
                 "balanced": percent(n["balanced_accuracy"]),
                 "macro-F1": percent(n["macro_f1"]),
                 "top-5": "" if n["top5"] is None else percent(n["top5"]),
@@ -172,16 +172,8 @@ def by_class(one: Trusted, most: int) -> Table:
         others[k] = 0
         taken = f"{one.classes[others.argmax()]} ({others.max()})" if others.max() else ""
         f1 = 2 * own[k] / (true[k] + said[k]) if true[k] + said[k] else None
-        text, bar = rate(int(own[k]), int(true[k]), one.numbers["accuracy"])
-        cells: Cells = {
-            "class": one.classes[k],
-            "accuracy": text,
-            "": bar,
-            "F1": percent(f1),
-            "n": number(int(true[k])),
-            "most often taken for": taken,
-        }
-        rows.append(cells)
+        cells = {"class": one.classes[k], **accuracy(int(own[k]), int(true[k]), one.numbers["accuracy"])}
+        rows.append({**cells, "F1": percent(f1), "n": number(int(true[k])), "most often taken for": taken})
     notes = ["Accuracy in % with Wilson's 95 % interval; the mark in the bar is the accuracy on all images"]
     if len(order) > most:
         notes.append(f"The worst {most} of {len(order)} classes (--most {len(order)} for all)")
@@ -207,8 +199,8 @@ def confusions(one: Trusted, most: int) -> Table | None:
 def calibration(one: Trusted) -> Table:
     rows: list[Cells] = []
     for found in reliability(one.judged, 10):
-        text, bar = rate(found.right, found.n, found.confidence)
-        rows.append({"probability": percent(found.confidence), "accuracy": text, "": bar, "n": number(found.n)})
+        cells = accuracy(found.right, found.n, found.confidence)
+        rows.append({"probability": percent(found.confidence), **cells, "n": number(found.n)})
     notes = ["Images by the probability of their answer, the mark in the bar; the point is their accuracy"]
     return table_of(f"{one.name}: is 90 % right in 90 %?", rows, 0, notes=notes)
 
@@ -217,8 +209,8 @@ def rejection(one: Trusted) -> Table:
     rows: list[Cells] = []
     for coverage in COVERAGES:
         right, kept = accuracy_at(one.judged, coverage)
-        text, bar = rate(right, kept, one.numbers["accuracy"])
-        rows.append({"% answered": percent(coverage), "accuracy": text, "": bar, "n": number(kept)})
+        cells = accuracy(right, kept, one.numbers["accuracy"])
+        rows.append({"% answered": percent(coverage), **cells, "n": number(kept)})
     least, notes = one.numbers["none_below"], []
     if least is not None:
         notes.append(
@@ -315,14 +307,16 @@ def as_json(found: list[Trusted]) -> str:
     for one in found:
         order, wrong = suspects(one.held_out.judged) if one.held_out else (np.zeros(0, int), np.zeros(0, bool))
         names = list(one.held_out.images.values()) if one.held_out else []
+        surest = {c: accuracy_at(one.judged, c) for c in COVERAGES}
         runs.append(
-            {"run_id": run_id(one.record), "tested": one.tested}
-            | one.numbers
-            | {
+            {
+                "run_id": run_id(one.record),
+                "tested": one.tested,
+                **one.numbers,
                 "classes": one.classes,
                 "confusion": confusion(one.judged).tolist(),
                 "reliability": [vars(b) for b in reliability(one.judged)],
-                "coverage": {str(c): accuracy_at(one.judged, c)[0] / accuracy_at(one.judged, c)[1] for c in COVERAGES},
+                "coverage": {str(c): right / kept for c, (right, kept) in surest.items()},
                 "suspicious": [names[i] for i in order if wrong[i]],
             }
         )
