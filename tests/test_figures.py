@@ -11,9 +11,11 @@ import matplotlib
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.style import STYLES
+from delta_transfer.records.files import write_figure
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.curve_figures import learning_curves
 from delta_transfer.reporting.drawing import COLUMN, INTERVAL, Style, our_look
@@ -333,6 +335,12 @@ def test_files(tmp_path):
     assert [path.name for path in paths] == [f"{stem}.{kind}" for stem in stems for kind in ("png", "pdf")]
     assert sorted(path.name for path in folder.glob("*.p*")) == sorted(path.name for path in paths)
     assert len(warnings) == 1
+
+
+def test_a_dot_in_a_name_belongs_to_it(tmp_path):
+    figures = [write_figure(Figure(figsize=(1, 1)), tmp_path / f"b0.ra_in1k-stage{stage}") for stage in (1, 2)]
+    assert [path.name for path in figures[1]] == ["b0.ra_in1k-stage2.png", "b0.ra_in1k-stage2.pdf"]
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
