@@ -6,6 +6,7 @@ docs/methods.md; without the option that test compares it.
 
 import inspect
 from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from delta_transfer.common.options import Options, Registry, describe
@@ -15,7 +16,7 @@ from delta_transfer.engine.callbacks import AVERAGES
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.engine.optimizers import OPTIMIZERS
 from delta_transfer.methods import METHODS
-from delta_transfer.methods.base import MethodConfig
+from delta_transfer.methods.base import MethodConfig, Regularizer
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- methods: made by scripts/docs_registry.py -->", "<!-- end of methods -->"
@@ -52,9 +53,22 @@ def _methods() -> Iterator[str]:
     for name in sorted(METHODS, key=method_order):
         by_class.setdefault(METHODS[name].thing, []).append(name)
     for method, names in by_class.items():
-        yield f"::: {method.__module__}.{method.__name__}\n"
+        yield f"::: {method.__module__}.{method.__name__}\n    options: {{show_signature: false}}\n"
+        yield f"```python\n{method.__name__}({', '.join(_arguments(method))})\n```\n"
         yield f"{' and '.join(f'`reg={name}`' for name in names)}:\n"
         yield _table("reg.", METHODS[names[0]].options, without=["name"])
+
+
+def _arguments(method: type[Regularizer]) -> Iterator[str]:
+    """Each argument of the constructor with its default."""
+    factories = {entry.name: entry.default_factory for entry in fields(method)}
+    for name, argument in inspect.signature(method).parameters.items():
+        if argument.default is argument.empty:
+            yield name
+            continue
+        made = factories.get(name, MISSING)
+        value = argument.default if made is MISSING else made()
+        yield f"{name}={type(value).__name__}()" if isinstance(value, Options) else f"{name}={value!r}"
 
 
 def _keys() -> Iterator[str]:

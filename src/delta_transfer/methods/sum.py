@@ -24,11 +24,6 @@ from .base import (
     TrainState,
 )
 
-ANY_TERM = (  # what a sum needs if one of its terms does
-    *("source", "source_logits", "source_head", "taps", "own_batchnorm"),
-    *("micro_batches_again", "same_steps", "own_steps", "images", "one_label"),
-)
-
 
 @dataclass
 class SumConfig(MethodConfig):
@@ -134,8 +129,9 @@ class Sum(Regularizer):
             self.terms = nn.ModuleDict(terms)
         except KeyError as error:
             raise UserError(f"reg.terms: a term cannot have this name ({error.args[0]}): choose another.") from None
-        any_needs: dict[str, Any] = {name: any(getattr(each, name) for each in needs) for name in ANY_TERM}
-        self.needs = Needs(other_sources=all(each.other_sources for each in needs), **any_needs)
+        switches = [name for name, usual in vars(Needs()).items() if isinstance(usual, bool)]
+        either: dict[str, Any] = {name: any(getattr(each, name) for each in needs) for name in switches}
+        self.needs = Needs(**either | {"other_sources": all(each.other_sources for each in needs)})
 
     def by_name(self) -> dict[str, Regularizer]:
         """The terms by their names."""
