@@ -326,6 +326,20 @@ def test_files_are_read_once_and_again_when_they_changed(tmp_path, monkeypatch, 
     assert not cache.exists()  # a dry run makes no folder
 
 
+def test_two_files_that_change_places_are_another_data_set(tmp_path):
+    """Bitmaps of one size that an archive gave one time: only the time of their status tells."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for number, name in enumerate(NAMES[:4]):
+        picture(number).save(tmp_path / name, format="BMP")
+        os.utime(tmp_path / name, (1, 1))
+    first = toy(tmp_path, cache).fingerprint
+    (tmp_path / NAMES[0]).rename(tmp_path / "third")
+    (tmp_path / NAMES[1]).rename(tmp_path / NAMES[0])
+    (tmp_path / "third").rename(tmp_path / NAMES[1])
+    assert toy(tmp_path, cache).fingerprint != first
+
+
 # --- batches ---
 
 

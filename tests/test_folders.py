@@ -208,6 +208,28 @@ def test_ignored_patterns_are_counted(photos):
     assert len(data.labels) == 8 and set(data.left_out) == {"ants/a_mask.png", "bees/old", "docs/"}
 
 
+def test_a_pattern_that_matches_nothing_is_named(photos):
+    write_image(photos / "ants" / "a_mask.png")
+    assert any(
+        "*_msk.png" in one and "*_mask.png" not in one
+        for one in read(photos, ignore=["*_m*k.png", "*_msk.png"]).remarks
+    )
+    assert not any("ignore leaves" in one for one in read(photos, ignore=["*_mask.png"]).remarks)
+
+
+def test_hidden_folders_of_images_are_named(photos):
+    write_folder(photos, **{".net": 2})
+    (photos / ".idea").mkdir()
+    assert read(photos).left_out == {".net/": "hidden"}
+    assert ".photos" in refused(write_folder(photos / "inner", **{".photos": 2}))
+
+
+def test_a_fraction_that_changes_nothing_is_named(tmp_path):
+    counts = {"train/ants": 3, "train/bees": 3, "test/ants": 1, "test/bees": 1}
+    root = write_folder(tmp_path, **counts)
+    assert not read(root).remarks and "0.5" in read(root, test_fraction=0.5).remarks[0]
+
+
 # ---- every file in a class folder -----------------------------------------------------------------------
 
 
@@ -453,6 +475,34 @@ def test_a_table_with_splits(table):
     (table / "labels.csv").write_text("\n".join(f"{line},{split}" for line, split in zip(lines, splits, strict=True)))
     data = read(table)
     assert len(data.labels) == 5 and data.left_out == {"images/003.jpg": "the split val"}
+
+
+def with_column(table: Path, *cells: str) -> Path:
+    lines = (table / "labels.csv").read_text().splitlines()
+    (table / "labels.csv").write_text("\n".join(f"{line},{cell}" for line, cell in zip(lines, cells, strict=True)))
+    return table
+
+
+def test_columns_of_a_table_that_are_not_read_are_named(table):
+    assert "patient" in read(with_column(table, "patient", *"112233")).remarks[0]
+
+
+def test_splits_in_a_column_of_another_name_are_refused(table):
+    message = refused(with_column(table, "Set", "train", "train", "train", "train", "test", "val"))
+    assert "set" in message and "split" in message
+
+
+def test_two_columns_of_splits_are_refused(table):
+    splits = ["split", *["train"] * 4, *["test"] * 2]
+    assert "each once" in refused(with_column(with_column(table, *splits), *splits))
+
+
+def test_every_class_of_a_table_needs_training_images(table):
+    lines = ["file,label,split", *(f"images/{i:03d}.jpg,{'ab'[i % 2]},train" for i in range(4))]
+    for split, words in (("test", "training image: c"), ("train", "test image: b, c")):
+        rest = [f"images/004.jpg,c,{split}", "images/005.jpg,a,test"]
+        (table / "labels.csv").write_text("\n".join([*lines, *rest]))
+        assert words in (refused(table) if split == "test" else " ".join(read(table).remarks))
 
 
 def test_other_names_of_classes_are_another_data_set(table):

@@ -1,4 +1,4 @@
-"""A digest of each image file's bytes, computed once and remembered with the file's size and time.
+"""A digest of each image file's bytes, computed once and remembered with the file's size and times.
 
 Whether a file holds several pictures is found and remembered with it.
 """
@@ -25,7 +25,7 @@ DIGEST_BYTES = 16
 
 @dataclass(frozen=True)
 class Contents:
-    stamps: np.ndarray  # (N, 2) int64: size and time of the last change of each file, when it was looked at
+    stamps: np.ndarray  # (N, 3) int64: `stamps_of` the files, when they were looked at
     digests: np.ndarray  # (N, 16) uint8: of each file's bytes
     several: np.ndarray  # (N,) bool: the file holds more pictures than the one that is read
 
@@ -63,19 +63,20 @@ def contents_of(name: str, files: Sequence[Path], cache_dir: Path | None) -> Con
 
 
 def stamps_of(files: Sequence[Path]) -> np.ndarray:
-    """(N, 2) int64: size in bytes and time of the last change in ns; zeros for a file that is not there.
+    """(N, 3) int64: size in bytes, times of the last change of content and of status in ns; zeros for a missing file.
 
-    The bytes of a file are assumed to stay the same while both do.
+    The bytes of a file are assumed to stay the same while all three do. Unpacked and copied files may have one size and
+    one time of content, but a file that takes another's name has another time of status.
     """
-    return np.array([_stamp(path) for path in files], dtype=np.int64).reshape(-1, 2)
+    return np.array([_stamp(path) for path in files], dtype=np.int64).reshape(-1, 3)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: Path) -> tuple[int, int, int]:
     try:
         status = path.stat()
     except OSError:
-        return 0, 0
-    return status.st_size, status.st_mtime_ns
+        return 0, 0, 0
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class _Content(NamedTuple):
@@ -93,15 +94,15 @@ def _read(path: Path) -> _Content | OSError:
 
 
 def _remembered(cache: Path | None, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stamps (N, 2), digests (N, 16) and which hold several pictures (N,); zeros where nothing is known."""
+    """Stamps (N, 3), digests (N, 16) and which hold several pictures (N,); zeros where nothing is known."""
     if cache is not None:
         with suppress(Exception):  # a damaged cache: all files are read again
             with np.load(cache, allow_pickle=False) as arrays:
                 stamps, known, several = arrays["stamps"], arrays["digests"], arrays["several"]
             shapes = stamps.shape, known.shape, several.shape
-            if shapes == ((count, 2), (count, DIGEST_BYTES), (count,)) and known.dtype == np.uint8:
+            if shapes == ((count, 3), (count, DIGEST_BYTES), (count,)) and known.dtype == np.uint8:
                 return stamps, known, several
-    return np.zeros((count, 2), np.int64), np.zeros((count, DIGEST_BYTES), np.uint8), np.zeros(count, bool)
+    return np.zeros((count, 3), np.int64), np.zeros((count, DIGEST_BYTES), np.uint8), np.zeros(count, bool)
 
 
 def _remember(cache: Path | None, stamps: np.ndarray, known: np.ndarray, several: np.ndarray) -> None:

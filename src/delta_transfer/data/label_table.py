@@ -22,6 +22,7 @@ class Table:
     labels: dict[str, str]  # of each file, whose path is below the data set's folder
     split: dict[str, str]  # of each file: train, test or val; empty without a column
     left_out: dict[str, str]  # file: why
+    not_read: list[str]  # columns
 
     @property
     def files(self) -> set[str]:
@@ -80,15 +81,18 @@ def read_table(path: Path, root: Path, split_named: Callable[[str], str | None],
     split_named: what a word in the column split stands for. Files that fit a pattern of `ignore` are left out.
 
     Raises UserError that names the lines which are wrong: a cell that is missing, a file that is not there, lies
-    elsewhere, is no image or is named twice, with its labels; another word for a split.
+    elsewhere, is no image or is named twice, with its labels; another word for a split. So it does for a column of
+    splits that has another name.
     """
     header, lines = _lines(path)
-    for column in ("file", "label"):
-        if header.count(column) != 1:
+    for column, least in (("file", 1), ("label", 1), ("split", 0)):
+        if not least <= header.count(column) <= 1:
             found = ", ".join(header) or "no line"
             raise UserError(f"{path} needs the columns {COLUMNS}, each once, in its first line; it has {found}.")
-    table, wrong = Table({}, {}, {}), []
+    others = [column for column in header if column and column not in ("file", "label", "split")]
+    table, wrong = Table({}, {}, {}, others), []
     where: dict[str, int] = {}
+    words: dict[str, set[str]] = {column: set() for column in others}
     for number, cells in lines:
         while len(cells) > len(header) and not cells[-1].strip():  # a spreadsheet's empty columns
             cells.pop()
@@ -96,6 +100,8 @@ def read_table(path: Path, root: Path, split_named: Callable[[str], str | None],
             wrong.append(f"line {number} has {len(cells)} cells, and the first line {len(header)}")
             continue
         row = dict(zip(header, (unicodedata.normalize("NFC", cell.strip()) for cell in cells), strict=True))
+        for column in others:
+            words[column].add(row[column])
         raw = cells[header.index("file")].strip().replace("\\", "/")
         if posixpath.isabs(raw) and (Path(raw).is_relative_to(root.absolute()) or Path(raw).is_relative_to(root)):
             raw = str(Path(raw).relative_to(root if root.is_absolute() else root.absolute()))
@@ -121,7 +127,14 @@ def read_table(path: Path, root: Path, split_named: Callable[[str], str | None],
             if split:
                 table.split[file] = split_named(split) or ""
     if wrong:
-        raise UserError(f"{path}: {len(wrong)} lines are wrong: {shorten_list(wrong)}.")
+        raise UserError(f"{path}: lines that are wrong: {len(wrong)}: {shorten_list(wrong)}.")
+    if "split" not in header:
+        for column, found in words.items():
+            if {*map(split_named, found)} >= {"train"} and all(map(split_named, found)):
+                raise UserError(
+                    f"{path}: the column {column} has the words {shorten_list(sorted(found))}, which are splits, it "
+                    "seems. A column of splits is called split: rename it, or take it out."
+                )
     return table
 
 

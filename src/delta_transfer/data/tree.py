@@ -5,6 +5,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -152,13 +153,17 @@ def remarks(where: object, left_out: Mapping[str, str]) -> Iterator[str]:
 def subfolders(parent: Path, ignore: Sequence[str] = (), name: str = "") -> tuple[list[str], dict[str, str]]:
     """The names of the folders in `parent` that may hold data, sorted; and what is left out, with the reason.
 
-    ignore, name: as for `list_images`. Hidden folders are left out on purpose, and nobody is told.
+    ignore, name: as for `list_images`. Hidden folders are left out; those that hold images are named.
     """
     names, left_out = [], {}
     for entry in sorted(os.scandir(parent), key=lambda entry: entry.name):
-        if is_junk(entry) or entry.name.startswith("."):
+        if is_junk(entry):
             continue
-        if not is_folder(entry):
+        if entry.name.startswith("."):
+            with suppress(OSError):
+                if is_folder(entry) and any(loose_images(Path(entry.path))):
+                    left_out[f"{entry.name}/"] = HIDDEN
+        elif not is_folder(entry):
             if entry.is_symlink() and not os.path.exists(entry.path):
                 left_out[entry.name] = DANGLING
         elif matches(f"{name}/{entry.name}" if name else entry.name, ignore):

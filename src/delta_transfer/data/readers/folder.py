@@ -27,7 +27,7 @@ from ..layout import (
 )
 from ..options import DatasetConfig
 from ..registry import reader
-from ..tree import list_images, loose_images, subfolders
+from ..tree import IGNORED, list_images, loose_images, matches, subfolders
 from ..tree import remarks as sentences
 
 NAME = "folder"  # stands for the name of the folder; and in identities for any name
@@ -128,9 +128,11 @@ class _Folder:
         unnamed = dict.fromkeys(sorted(set(listing.images) - table.files), f"not in {path.name}")
         others = {name: why for name, why in listing.left_out.items() if self.root / name != path}
         self.left_out |= table.left_out | others | unnamed
-        self.remarks.append(f"{self.root}: the labels are those of {path.name}")
+        not_read = f"; its columns that are not read: {shorten_list(table.not_read)}" if table.not_read else ""
+        self.remarks.append(f"{self.root}: the labels are those of {path.name}{not_read}")
         if len(table.classes) < 2:
-            raise UserError(f"{path} has a single label, {', '.join(table.classes)}; two or more are needed.")
+            found = f"a single label, {table.classes[0]}" if table.classes else "no label"
+            raise UserError(f"{path} has {found}; two or more are needed.")
         self._say_alike(path, table.classes)
         listed = "\0".join(("", *table.classes))  # a folder's class is in the paths of its images
         if not table.splits:
@@ -145,7 +147,7 @@ class _Folder:
             self.left_out |= dict.fromkeys(sum(table.images(name).values(), []), f"the split {name}")
         if test is None:
             return self._drawn(table.images("train"), path.name, listed)
-        return self._dataset(table.images("train"), table.images(test), path.name, listed)
+        return self._given(table.images("train"), table.images(test), path.name, listed)
 
     # --- Class folders ---
 
@@ -227,13 +229,7 @@ class _Folder:
                     f"{self.root}: {test_name}/{name} shows the class {train_name}/{twins[0]}: both names differ in "
                     f"{difference(name, twins[0])} only ({ascii(name)}, {ascii(twins[0])})"
                 )
-        if unknown := sorted(test.keys() - train.keys()):
-            raise UserError(
-                f"{self.root / test_name} has classes that {self.root / train_name} lacks: {shorten_list(unknown)}."
-            )
-        if untested := [name for name in train if name not in test]:
-            self.remarks.append(f"{self.root}: classes without a test image: {shorten_list(untested)}")
-        return self._dataset(train, {name: test[name] for name in train if name in test}, str(self.root))
+        return self._given(train, test, str(self.root))
 
     def _class_images(self, split: str) -> Images:
         """The sorted image files of each class folder below `split` ("": the root), as paths below the root."""
@@ -274,6 +270,11 @@ class _Folder:
         left_out = f"; left out: {', '.join(others)}" if others else ""
         self.remarks.append(f"{self.root}: the test split is {chosen}{left_out}")
 
+    def _say_what_does_nothing(self) -> None:
+        ignored = [name.rstrip("/") for name, why in self.left_out.items() if why == IGNORED]
+        if idle := [one for one in self.config.ignore if not any(matches(name, [one]) for name in ignored)]:
+            self.remarks.append(f"{self.root}: dataset.ignore leaves out nothing by {shorten_list(idle)}")
+
     def _say_alike(self, place: Path, names: list[str]) -> None:
         """Raises UserError for classes that look the same. Names that differ in case may be meant (letters)."""
         for key, refused in ((shown, True), (spelling, False)):
@@ -292,15 +293,32 @@ class _Folder:
         for label, (name, files) in enumerate(images.items()):
             if len(files) < 2:
                 raise UserError(
-                    f"Class {name} of {self.root} has one image: too few for a training and a test split. Add some, or "
-                    "put the test images into a folder of their own (test/<class>/)."
+                    f"Class {name} of {self.root} has {'one image' if files else 'no image'}: too few for a training "
+                    "and a test split. Add some, or put the test images into a folder of their own (test/<class>/)."
                 )
             n_test = min(max(1, round(self.config.test_fraction * len(files))), len(files) - 1)
             drawn = np.random.default_rng((self.config.subset_seed, 4, label)).permutation(files).tolist()
             train[name], test[name] = sorted(drawn[n_test:]), sorted(drawn[:n_test])
         return self._dataset(train, test, listed_in, listed)
 
+    def _given(self, train: Images, test: Images, listed_in: str, listed: str = "") -> Dataset:
+        """The data set of a test split that is there."""
+        if self.config.test_fraction != FolderConfig.test_fraction:
+            self.remarks.append(
+                f"{self.root}: dataset.test_fraction={self.config.test_fraction:g} changes nothing: there is a test split"
+            )
+        return self._dataset(train, test, listed_in, listed)
+
     def _dataset(self, train: Images, test: Images, listed_in: str, listed: str = "") -> Dataset:
+        """Raises UserError for classes without a training image. Names those without a test image."""
+        if unknown := sorted(name for name, images in test.items() if images and not train.get(name)):
+            raise UserError(
+                f"{self.root} has test images of classes without a training image: {shorten_list(unknown)}."
+            )
+        if untested := [name for name in train if not test.get(name)]:
+            self.remarks.append(f"{self.root}: classes without a test image: {shorten_list(untested)}")
+        self._say_what_does_nothing()
+        test = {name: test[name] for name in train if name in test}
         classes, files, labels, is_test = list(train), [], [], []
         for split in (train, test):
             for name, images in split.items():
