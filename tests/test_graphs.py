@@ -164,8 +164,8 @@ def read(config, root: Path):
     return READERS[config.reader].thing.read(root, config)
 
 
-def molecules(root: Path, text: str, **options):
-    (root / "some.csv").write_text(text)
+def molecules(root: Path, text: str | bytes, **options):
+    (root / "some.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return read(MoleculesConfig(reader="molecules", name="some", file="some.csv", **options), root)
 
 
@@ -201,6 +201,28 @@ def test_unreadable_molecules_are_counted_and_named_and_empty_cells_are_not_know
     ):
         with pytest.raises(UserError):
             molecules(tmp_path, wrong, **options)
+
+
+def test_what_a_table_of_molecules_holds_besides_is_named(tmp_path):
+    pytest.importorskip("rdkit")
+    text = "smiles,id,one,two,later\n\nCCO,m1,1,0,\nnonsense,m2,0,l,\nc1ccccc1,m3,,1,\nOCC,m4,0,1,\n"
+    dataset = molecules(tmp_path, text)
+    assert dataset.classes == ("one",) and list(dataset.left_out) == ["line 4, nonsense"]
+    columns, _, conflicts = dataset.remarks
+    assert all(word in columns for word in ("line 3 id='m1'", "line 4 two='l'", "later")) and "1 (CCO)" in conflicts
+    semicolons = molecules(tmp_path, text.replace(",", " ;"))
+    assert semicolons.fingerprint == dataset.fingerprint
+    for wrong in (text.replace("two", "one"), text.replace("later", "sp\u00e4ter").encode("latin-1")):
+        with pytest.raises(UserError) as raised:
+            molecules(tmp_path, wrong)
+        assert "one" in str(raised.value) or "UTF-8" in str(raised.value)
+
+
+def test_copies_of_a_molecule_in_train_and_test_are_named(tmp_path):
+    pytest.importorskip("rdkit")
+    lines = [f"{'C' * n}O,{n % 2}\nO{'C' * n},{n % 2}" for n in range(1, 9)]
+    leaks = molecules(tmp_path, "\n".join(["smiles,one", *lines]), cut="random").remarks
+    assert len(leaks) == 1 and "CO" in leaks[0]
 
 
 def test_measurements_are_standardised_by_those_of_training_molecules(tmp_path):

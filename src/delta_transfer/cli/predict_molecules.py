@@ -50,7 +50,7 @@ def predict_molecules(run: "Finished", args: argparse.Namespace) -> FoundMolecul
             raise UserError(f"{file} has no column {dataset.smiles}: it has {shorten_list(columns)}.")
         lines += [
             {"file": spelled_out(str(file)), "line": number, "smiles": row[dataset.smiles].strip()}
-            for number, row in enumerate(rows, 2)
+            for number, row in rows.items()
         ]
     found = answers_for_molecules(run, [line["smiles"] for line in lines], pick_device(args.device), args.batch_size)
     molecules, refused = [], {}

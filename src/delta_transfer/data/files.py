@@ -1,6 +1,8 @@
 """What all readers use: they make a checked Dataset of a publisher's lists."""
 
+import csv
 import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,3 +93,29 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no name of a file
         raise UserError(f"{path} cannot be read: {error}.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_table_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The names of a CSV file's columns, and the cells of the other lines that are not empty, with their numbers.
+
+    Cells are separated as the first line says: by commas, semicolons or tabs. Raises UserError for a file that cannot
+    be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8: save it as CSV with UTF-8 (in Excel: CSV UTF-8).") from None
+    except (OSError, ValueError) as error:  # ValueError: no name of a file
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', error)}.") from None
+    separator = ","
+    if text.lower().startswith("sep="):  # a line that Excel writes and reads
+        separator, text = text[4:5], "\n" + text.partition("\n")[2]
+    else:
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        separator = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    try:
+        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}, is no line of a table: {error}.") from None
+    return ([name.strip() for name in lines[0][1]], lines[1:]) if lines else ([], [])

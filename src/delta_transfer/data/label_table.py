@@ -1,7 +1,5 @@
 """Labels in a table: a CSV file with the columns file, label and perhaps split."""
 
-import csv
-import io
 import posixpath
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -10,6 +8,7 @@ from pathlib import Path
 
 from ..common.console import shorten_list
 from ..common.errors import UserError
+from .files import read_table_lines
 from .images import why_no_image
 from .tree import IGNORED, matches
 
@@ -65,7 +64,7 @@ def find_table(named: str | None, root: Path | None) -> tuple[Path | None, str |
     if path is None:
         names = shorten_list([path.name for path in tables])
         return None, f"not read: {names} (dataset.labels=NAME reads a table of labels)" if tables else None
-    header, _ = _lines(path)
+    header, _ = _table_of(path)
     if missing := {"file", "label"} - set(header):
         columns = ", ".join(header) or "none"
         return (
@@ -84,7 +83,7 @@ def read_table(path: Path, root: Path, split_named: Callable[[str], str | None],
     elsewhere, is no image or is named twice, with its labels; another word for a split. So it does for a column of
     splits that has another name.
     """
-    header, lines = _lines(path)
+    header, lines = _table_of(path)
     for column, least in (("file", 1), ("label", 1), ("split", 0)):
         if not least <= header.count(column) <= 1:
             found = ", ".join(header) or "no line"
@@ -129,10 +128,10 @@ def read_table(path: Path, root: Path, split_named: Callable[[str], str | None],
     if wrong:
         raise UserError(f"{path}: lines that are wrong: {len(wrong)}: {shorten_list(wrong)}.")
     if "split" not in header:
-        for column, found in words.items():
-            if {*map(split_named, found)} >= {"train"} and all(map(split_named, found)):
+        for column, its_words in words.items():
+            if {*map(split_named, its_words)} >= {"train"} and all(map(split_named, its_words)):
                 raise UserError(
-                    f"{path}: the column {column} has the words {shorten_list(sorted(found))}, which are splits, it "
+                    f"{path}: the column {column} has the words {shorten_list(sorted(its_words))}, which are splits, it "
                     "seems. A column of splits is called split: rename it, or take it out."
                 )
     return table
@@ -144,21 +143,6 @@ def _names(file: str) -> list[str]:
     return [posixpath.normpath(form) for form in forms if form]
 
 
-def _lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names of the columns in lower case, and the other lines that are not empty, with their numbers."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8: save it as CSV with UTF-8 (in Excel: CSV UTF-8).") from None
-    separator = ","
-    if text.lower().startswith("sep="):  # a line that Excel writes and reads
-        separator, text = text[4:5], "\n" + text.partition("\n")[2]
-    else:
-        first = next((line for line in text.splitlines() if line.strip()), "")
-        separator = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    try:
-        lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}, is no line of a table: {error}.") from None
-    return ([name.strip().lower() for name in lines[0][1]], lines[1:]) if lines else ([], [])
+def _table_of(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    header, lines = read_table_lines(path)
+    return [name.lower() for name in header], lines

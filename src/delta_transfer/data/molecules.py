@@ -41,6 +41,12 @@ def read_molecule(smiles: str) -> Any:
     return molecule
 
 
+def canonical(molecule: Any) -> str:
+    """The SMILES that all spellings of a molecule share."""
+    smiles: str = rdkit().MolToSmiles(molecule)
+    return smiles
+
+
 def graph_of(molecule: Any) -> Graph:
     """Atoms (atomic number - 1, chirality) and bonds (type, direction), each bond in both directions.
 

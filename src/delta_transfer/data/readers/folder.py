@@ -305,7 +305,7 @@ class _Folder:
         """The data set of a test split that is there."""
         if self.config.test_fraction != FolderConfig.test_fraction:
             self.remarks.append(
-                f"{self.root}: dataset.test_fraction={self.config.test_fraction:g} changes nothing: there is a test split"
+                f"{self.root}: dataset.test_fraction={self.config.test_fraction:g} does nothing beside a test split"
             )
         return self._dataset(train, test, listed_in, listed)
 

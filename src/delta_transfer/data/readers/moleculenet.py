@@ -1,8 +1,8 @@
 """MoleculeNet's layout: one CSV file with a SMILES and the properties of a molecule in each line."""
 
-import csv
 import hashlib
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +12,16 @@ import numpy as np
 from ...common.console import shorten_list
 from ...common.errors import UserError
 from ...common.options import option
-from ..molecules import graph_of, random_scaffold_split, random_split, read_molecule, scaffold_of, scaffold_split
+from ..files import read_table_lines
+from ..molecules import (
+    canonical,
+    graph_of,
+    random_scaffold_split,
+    random_split,
+    read_molecule,
+    scaffold_of,
+    scaffold_split,
+)
 from ..options import DatasetConfig, Publication
 from ..packed_graphs import GraphDataset, PackedGraphs, no_picture
 from ..registry import reader
@@ -96,23 +105,30 @@ def _molecules(
 ) -> GraphDataset:
     """value: a cell as a label, raises ValueError; wanted: what a cell must be; kind: of the labels."""
     path = root / config.file
-    names, rows = _read(path, config, value, wanted)
-    graphs, scaffolds, smiles, labels = [], [], [], []
+    names, rows, others = _read(path, config, value, wanted)
+    graphs, scaffolds, labels = [], [], []
+    smiles: list[str] = []
+    same: dict[str, list[int]] = defaultdict(list)  # the places of each molecule
     unreadable: dict[str, str] = {}  # place and SMILES: why
-    for line, (text, values) in enumerate(rows, 2):
+    for line, (text, values) in rows.items():
         try:
             molecule = read_molecule(text)
             graphs.append(graph_of(molecule))
         except ValueError as error:
             unreadable[f"line {line}, {text}"] = str(error)
             continue
+        same[canonical(molecule)].append(len(smiles))
         scaffolds.append(scaffold_of(molecule))
         smiles.append(text)
         labels.append(values)
     if not graphs:
         raise UserError(f"{path} has no molecule that can be read.")
-    named = shorten_list([f"{name} ({why})" for name, why in unreadable.items()])
-    remarks = (f"{config.name}: left out {len(unreadable)} of {len(rows):,} molecules: {named}",) if unreadable else ()
+    remarks = []
+    if others:
+        remarks.append(f"{config.name}: columns that are no properties (not only {wanted}): {shorten_list(others)}")
+    if unreadable:
+        named = shorten_list([f"{name} ({why})" for name, why in unreadable.items()])
+        remarks.append(f"{config.name}: left out {len(unreadable)} of {len(rows):,} molecules: {named}")
     if config.cut == "scaffold":
         val, test = scaffold_split(scaffolds)
     elif config.cut == "random_scaffold":
@@ -120,6 +136,7 @@ def _molecules(
     else:
         val, test = random_split(len(scaffolds), config.subset_seed)
     packed, known = PackedGraphs.of(graphs), np.array(labels, dtype=kind)
+    remarks += _copies(config.name, same, known, test)
     digest = hashlib.sha256(config.name.encode())
     for array in (*vars(packed).values(), known, val, test):
         digest.update(np.ascontiguousarray(array).tobytes() + b"|")
@@ -132,14 +149,30 @@ def _molecules(
         no_picture,
         digest.hexdigest(),
         is_val=val,
-        remarks=remarks,
+        remarks=tuple(remarks),
         left_out=unreadable,
         graphs=packed,
     )
 
 
+def _copies(name: str, same: Mapping[str, list[int]], known: np.ndarray, test: np.ndarray) -> Iterator[str]:
+    """Sentences about molecules that are there more than once; same: the places of each."""
+    often = {one: places for one, places in same.items() if len(places) > 1}
+    if leaks := [one for one, places in often.items() if 0 < test[places].sum() < len(places)]:
+        yield f"{name}: molecules of the test split that are also in the others: {len(leaks):,} ({shorten_list(leaks)})"
+    if conflicts := [one for one, places in often.items() if any(map(_differ, known[places].T))]:
+        yield f"{name}: molecules that are there with two labels: {len(conflicts):,} ({shorten_list(conflicts)})"
+
+
+def _differ(labels: np.ndarray) -> bool:
+    """Whether two of a property's known labels differ."""
+    unknown = ~np.isfinite(labels) if labels.dtype.kind == "f" else labels == 0
+    return len(np.unique(labels[~unknown])) > 1
+
+
 def yes_or_no(cell: str) -> int:
     """1 yes, -1 no, 0 not known."""
+    cell = cell.strip()
     values = {"1": 1, "1.0": 1, "0": -1, "0.0": -1, "": 0}
     if cell not in values:
         raise ValueError(cell)
@@ -156,45 +189,45 @@ def number(cell: str) -> float:
 
 def _read(
     path: Path, config: MoleculesConfig, value: Callable[[str], float], wanted: str
-) -> tuple[list[str], list[tuple[str, list[float]]]]:
-    """The names of the properties, and SMILES and values of each line."""
+) -> tuple[list[str], dict[int, tuple[str, list[float]]], list[str]]:
+    """The names of the properties, SMILES and values of each line by its number, and the columns that are no properties
+    with the reason.
+    """
     columns, rows = read_csv(path)
     if lacking := [name for name in (config.smiles, *config.properties) if name not in columns]:
         raise UserError(f"{path} has no column {', '.join(lacking)}: it has {shorten_list(columns)}.")
-
-    def taken(row: dict[str, str], name: str) -> float | None:
-        try:
-            return value(row[name])
-        except ValueError:
-            return None
-
-    names = config.properties or [name for name in columns if name != config.smiles]
-    labels = {name: [taken(row, name) for row in rows] for name in names}
-    names = config.properties or [name for name in names if None not in labels[name]]
+    names = config.properties or [name for name in columns if name not in (config.smiles, "")]
+    labels: dict[str, list[float]] = {}
+    wrong: dict[str, list[str]] = {}
+    for name in names:
+        labels[name], wrong[name] = [], []
+        for number, row in rows.items():
+            try:
+                labels[name].append(value(row[name]))
+            except ValueError:
+                wrong[name].append(f"line {number} {name}={row[name]!r}")
+    others = []
+    if not config.properties:  # every column of 1 and 0 is one
+        others = [
+            wrong[name][0] if wrong[name] else f"{name} is empty"
+            for name in names
+            if wrong[name] or not any(labels[name])
+        ]
+        names = [name for name in names if any(labels[name]) and not wrong[name]]
     if not names:
         raise UserError(f"{path} has no column of 1 and 0: name those with the properties, dataset.properties=[...].")
-    wrong = [
-        f"line {line} {name}={row[name]!r}"
-        for line, row in enumerate(rows, 2)
-        for name in names
-        if labels[name][line - 2] is None
-    ]
-    if wrong:
-        raise UserError(f"{path}: properties must be {wanted}, but {shorten_list(wrong)}.")
+    if found := [one for name in names for one in wrong[name]]:
+        raise UserError(f"{path}: properties must be {wanted}, but {shorten_list(found)}.")
     each = zip(*(labels[name] for name in names), strict=True)
-    return list(names), [(row[config.smiles].strip(), list(values)) for row, values in zip(rows, each, strict=True)]
+    lines = {n: (row[config.smiles].strip(), list(values)) for (n, row), values in zip(rows.items(), each, strict=True)}
+    return list(names), lines, others
 
 
-def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The names of the columns, and the lines. Raises UserError for a file that cannot be read or is ragged."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            lines = csv.DictReader(file)
-            columns, rows = list(lines.fieldnames or ()), list(lines)
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    if ragged := [line for line, row in enumerate(rows, 2) if None in row or None in row.values()]:
-        raise UserError(
-            f"{path}: lines with more or fewer cells than the first: {shorten_list(list(map(str, ragged)))}."
-        )
-    return columns, rows
+def read_csv(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
+    """The names of the columns, and the lines by their numbers. Raises UserError for a file that is no clear table."""
+    columns, lines = read_table_lines(path)
+    if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
+        raise UserError(f"{path}: columns that are there more than once: {shorten_list(twice)}.")
+    if ragged := [str(number) for number, cells in lines if len(cells) != len(columns)]:
+        raise UserError(f"{path}: lines with more or fewer cells than the first: {shorten_list(ragged)}.")
+    return columns, {number: dict(zip(columns, cells, strict=True)) for number, cells in lines}
