@@ -131,8 +131,8 @@ def read_table(path: Path, root: Path, split_named: Callable[[str], str | None],
         for column, its_words in words.items():
             if {*map(split_named, its_words)} >= {"train"} and all(map(split_named, its_words)):
                 raise UserError(
-                    f"{path}: the column {column} has the words {shorten_list(sorted(its_words))}, which are splits, it "
-                    "seems. A column of splits is called split: rename it, or take it out."
+                    f"{path}: the column {column} has the words {shorten_list(sorted(its_words))}, which are splits, "
+                    "it seems. A column of splits is called split: rename it, or take it out."
                 )
     return table
 
