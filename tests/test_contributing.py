@@ -102,6 +102,16 @@ def test_recipes_work(copy):
         assert last["lr"] == first["lr"] / 2
 
 
+@pytest.mark.slow  # a minute where there is no cache yet
+def test_recipes_pass_the_type_checker(copy, pytestconfig):
+    new = [copy / title for title in sorted(new_files("CONTRIBUTING.md")) if title.endswith(".py")]
+    settings = ["--config-file", ROOT / "pyproject.toml", "--follow-imports=silent"]
+    settings += ["--cache-dir", pytestconfig.cache.mkdir("mypy_of_recipes")]
+    command = [sys.executable, "-m", "mypy", *map(str, [*settings, *new])]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_modules_and_yamls_that_are_named_exist(page):
     ours = [

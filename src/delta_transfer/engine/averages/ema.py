@@ -1,4 +1,4 @@
-"""EMA: an exponential moving average of the target's weights is evaluated and kept (Polyak, Juditsky, 1992)."""
+"""Running averages of the target's weights are evaluated and kept, such as EMA (Polyak, Juditsky, 1992)."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,29 +12,23 @@ from ...models import Network
 from ..callbacks import AVERAGES, Average, AverageConfig, Position
 
 
-@dataclass
-class EMAConfig(AverageConfig):
-    name: str = option("ema", "name of the average of the target's weights")
-    decay: float = option(0.999, "factor on the average in every step", at_least=0, below=1)
+class RunningAverage(Average):
+    """average <- (1 - w_t) average + w_t theta after each step t; the first average is theta.
 
-
-@AVERAGES.register("ema", "EMA", EMAConfig)
-class EMA(Average):
-    """average <- d * average + (1 - d) * theta after every step, with d = min(decay, (1 + t) / (10 + t)) in step t.
-
-    The average covers all floating-point values of the state dict, so BatchNorm's moving statistics too. The smaller d
-    of the first steps lets the average leave its initial value. Source of that rule: TensorFlow's
-    ExponentialMovingAverage with `num_updates`. Each stage of a method has an average of its own, and the next stage
-    starts from it.
+    It covers all floating-point values of the state dict, so BatchNorm's moving statistics too. Each stage of a method
+    has an average of its own, and the next stage starts from it.
     """
 
     state = ("average", "steps")
-    config: EMAConfig
 
-    def __init__(self, config: EMAConfig):
+    def __init__(self, config: AverageConfig):
         super().__init__(config)
         self.average: dict[str, Tensor] = {}
         self.steps = 0
+
+    def weight(self, step: int) -> float:
+        """w_t of step t = 2, 3, ..."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def on_update(self, at: Position) -> None:
@@ -44,11 +38,30 @@ class EMA(Average):
             self.average = {name: value.clone() for name, value in values.items()}
             return
         self.average = {name: value.to(values[name].device) for name, value in self.average.items()}  # of a checkpoint
-        decay = min(self.config.decay, (1 + self.steps) / (10 + self.steps))
-        torch._foreach_lerp_(list(self.average.values()), list(values.values()), 1 - decay)
+        torch._foreach_lerp_(list(self.average.values()), list(values.values()), self.weight(self.steps))
 
     def applied(self, target: Network) -> AbstractContextManager[None]:
         return lent(target, self.average)
+
+
+@dataclass
+class EMAConfig(AverageConfig):
+    name: str = option("ema", "name of the average of the target's weights")
+    decay: float = option(0.999, "factor on the average in every step", at_least=0, below=1)
+
+
+@AVERAGES.register("ema", "EMA", EMAConfig)
+class EMA(RunningAverage):
+    """average <- d * average + (1 - d) * theta after every step, with d = min(decay, (1 + t) / (10 + t)) in step t.
+
+    The smaller d of the first steps lets the average leave its initial value. Source of that rule: TensorFlow's
+    ExponentialMovingAverage with `num_updates`.
+    """
+
+    config: EMAConfig
+
+    def weight(self, step: int) -> float:
+        return 1 - min(self.config.decay, (1 + step) / (10 + step))
 
 
 @contextmanager
