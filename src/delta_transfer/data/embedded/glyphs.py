@@ -60,7 +60,7 @@ class GlyphsConfig(EmbeddedConfig):
     train_per_class: int = option(MISSING, "training images of each letter", at_least=1, at_most=LARGEST_BATCH)
     test_per_class: int = option(MISSING, "test images of each letter", at_least=1, at_most=LARGEST_BATCH)
     render_size: int = option(
-        MISSING, "pixels of the rendered image, before backbone.resize", at_least=1, at_most=LARGEST_SIDE
+        MISSING, "pixels of the rendered image, before backbone.resize", at_least=MIN_SIZE, at_most=LARGEST_SIDE
     )
     render_seed: int = option(0, "seed of the rendering", at_least=0)
 
@@ -77,7 +77,10 @@ def glyphs(scripts: Sequence[str], train_per_class: int, test_per_class: int, si
     Alpha, Cyrillic A; also c and C) share a class, see `letter_shapes`. Image n of a split depends only on
     scripts, size, seed, split and n: a larger training set keeps the test images and its earlier images.
     """
-    _check(scripts, train_per_class, test_per_class, size, seed)
+    if unknown := [script for script in scripts if script not in SCRIPTS]:
+        raise UserError(f"glyphs: unknown script {unknown[0]!r}; known are {', '.join(SCRIPTS)}.")
+    if not scripts or len(set(scripts)) < len(scripts):
+        raise UserError(f"glyphs: scripts must name one script or more, none twice, got {list(scripts)}.")
     shapes = letter_shapes("".join(SCRIPTS[s] for s in scripts))
     plan = _Plan(tuple(scripts), shapes, test_per_class * len(shapes), size, seed)
 
@@ -99,22 +102,6 @@ def glyphs(scripts: Sequence[str], train_per_class: int, test_per_class: int, si
         load=partial(_draw, plan),
         listing=_fingerprint(plan, train_per_class, test_per_class),
     )
-
-
-def _check(scripts: Sequence[str], train_per_class: int, test_per_class: int, size: int, seed: int) -> None:
-    for script in scripts:
-        if script not in SCRIPTS:
-            raise UserError(f"glyphs: unknown script {script!r}; known are {', '.join(SCRIPTS)}.")
-    if not scripts or len(set(scripts)) < len(scripts):
-        raise UserError(f"glyphs: scripts must name one script or more, none twice, got {list(scripts)}.")
-    for key, value, least in (
-        ("train_per_class", train_per_class, 1),
-        ("test_per_class", test_per_class, 1),
-        ("size", size, MIN_SIZE),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise UserError(f"glyphs: {key} must be at least {least}, got {value}.")
 
 
 # -------------------------------------------------------------------------------------------- classes
