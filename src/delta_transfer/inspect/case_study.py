@@ -59,20 +59,17 @@ def check_comparable(runs: list[Replay]) -> None:
     for run in runs:
         if run.dataset.pairs is not None:
             raise UserError(f"{run.run_id} verifies pairs: a case study is of test images that are classified.")
-    views = []
-    for run in runs:
+
+    def view(run: Replay) -> dict[str, object]:
         backbone, schedule = run.config.backbone, run.config.schedule
-        views.append(
-            {
-                "dataset_fingerprint": run.record["dataset_fingerprint"],
-                "weights_fingerprint": run.record["weights_fingerprint"],
-                **{f"backbone.{key}": value for key, value in vars(backbone).items() if key != "weights"},
-                **{f"schedule.{key}": getattr(schedule, key) for key in ("aspect", "test_crops")},
-            }
-        )
-    for run, view in zip(runs, views, strict=True):
-        differing = [key for key in view if view[key] != views[0][key]]
-        if differing:
+        return {
+            **{key: run.record[key] for key in ("dataset_fingerprint", "weights_fingerprint")},
+            **{f"backbone.{key}": value for key, value in vars(backbone).items() if key != "weights"},
+            **{f"schedule.{key}": getattr(schedule, key) for key in ("aspect", "test_crops")},
+        }
+
+    for run in runs[1:]:
+        if differing := [key for key, value in view(run).items() if value != view(first)[key]]:
             raise UserError(f"{first.run_id} and {run.run_id} cannot be compared: they differ in {differing[0]}.")
 
 
@@ -139,9 +136,8 @@ def all_maps(
     activation, cam, logits = maps_of(network, images, classes)
     maps = {"activation": activation, "Grad-CAM": cam}
     if salient:
-        maps["saliency"] = saliency(
-            network, images, logits.argmax(axis=1) if classes is None else classes, backbone.std
-        )
+        wanted = logits.argmax(axis=1) if classes is None else classes
+        maps["saliency"] = saliency(network, images, wanted, backbone.std)
     return maps, logits
 
 
@@ -165,19 +161,16 @@ def sources_shown(runs: list[Replay]) -> list[ShownSource]:
     found: dict[str, ShownSource] = {}  # by fingerprint
     if first.weights != "none":
         known = imagenet_names(first.name, runs[0].source)
-        found[runs[0].record["weights_fingerprint"]] = ShownSource(
-            "source network", runs[0].source, first, known, of_imagenet=known is not None
-        )
-    for run in runs:
-        for loaded in run.sources:
-            label = f"source {loaded.name}"
-            if any(label == other.label for other in found.values()) and loaded.fingerprint not in found:
-                label += f" {loaded.fingerprint[:8]}"
-            own = names_on_card(loaded.backbone)
-            known = own or imagenet_names(loaded.backbone.name, loaded.network)
-            of_imagenet = own is None and known is not None
-            source = ShownSource(label, loaded.network, loaded.backbone, known, of_imagenet)
-            found.setdefault(loaded.fingerprint, source)
+        source = ShownSource("source network", runs[0].source, first, known, of_imagenet=known is not None)
+        found[runs[0].record["weights_fingerprint"]] = source
+    for loaded in (loaded for run in runs for loaded in run.sources if loaded.fingerprint not in found):
+        label = f"source {loaded.name}"
+        if any(label == other.label for other in found.values()):
+            label += f" {loaded.fingerprint[:8]}"
+        own = names_on_card(loaded.backbone)
+        known = own or imagenet_names(loaded.backbone.name, loaded.network)
+        source = ShownSource(label, loaded.network, loaded.backbone, known, own is None and known is not None)
+        found[loaded.fingerprint] = source
     return list(found.values())
 
 

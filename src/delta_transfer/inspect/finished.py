@@ -106,6 +106,5 @@ def trained_weights(record: dict[str, Any]) -> dict[str, Tensor]:
         raise not_of_this_run(record, error) from None
 
 
-def not_of_this_run(record: dict[str, Any], error: object) -> UserError:
-    path = record["folder"] / MODEL
-    return UserError(f"{path} is not the network of this run: {str(error).strip().splitlines()[0]}")
+def not_of_this_run(record: dict[str, Any], error: object, file: str = MODEL) -> UserError:
+    return UserError(f"{record['folder'] / file} is not of this run: {str(error).strip().splitlines()[0]}")

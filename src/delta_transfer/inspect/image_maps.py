@@ -28,8 +28,7 @@ def maps_of(network: Network, images: Tensor, classes: np.ndarray | None) -> tup
         batch = images[start : start + AT_ONCE]
         with torch.no_grad():
             maps = network(batch)
-        activation = maps[network.taps[-1]].abs().mean(dim=1, keepdim=True)
-        activations.append(F.interpolate(activation, batch.shape[2:], mode="bilinear")[:, 0].cpu().numpy())
+        activations.append(enlarged(maps[network.taps[-1]].abs().mean(dim=1), batch))
         logits.append(maps["logits"].cpu().numpy())
         wanted = logits[-1].argmax(axis=1) if classes is None else classes[start : start + AT_ONCE]
         cams.append(grad_cam(network, batch, wanted))
@@ -51,6 +50,11 @@ def saliency(network: Network, images: Tensor, classes: np.ndarray, std: Sequenc
         slopes.append((gradient / scale).abs().amax(dim=1).cpu().numpy())
     width = images.shape[-1] / 64
     return in_own_range(gaussian_filter(np.concatenate(slopes), (0, width, width)))
+
+
+def enlarged(maps: Tensor, images: Tensor) -> np.ndarray:
+    """(N, h, w) -> (N, H, W) of the images, bilinear."""
+    return F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0].cpu().numpy()
 
 
 def in_own_range(maps: np.ndarray) -> np.ndarray:

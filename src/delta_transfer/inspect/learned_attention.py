@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -16,7 +15,8 @@ from ..engine.config import new_target
 from ..methods.afa import LearnedAttention
 from ..models import Network
 from ..records.checked import load_with_checksum
-from .image_maps import COLOURS, in_own_range, overlaid
+from .finished import not_of_this_run
+from .image_maps import COLOURS, enlarged, in_own_range, overlaid
 from .replay import Replay
 
 MODULES = "method.safetensors"
@@ -75,8 +75,7 @@ def _load(run: Replay, name: str, module: torch.nn.Module, tensors: dict[str, Te
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
-        path = run.record["folder"] / name
-        raise UserError(f"{path} is not of this run: {str(error).strip().splitlines()[0]}") from None
+        raise not_of_this_run(run.record, error, name) from None
 
 
 @torch.no_grad()
@@ -90,7 +89,7 @@ def _of_stage(index: int, words: str, method: LearnedAttention, reads: Network, 
         if method.over == "positions":
             relative = (weights * weights.shape[1]).view(-1, *feature_map.shape[2:])
             titles.append(tap)
-            panels.append(_enlarged(relative, images))
+            panels.append(enlarged(relative, images))
             texts.append([f"{image.min():.2g} to {image.max():.2g}" for image in relative])
             continue
         strongest = weights.topk(min(CHANNELS, weights.shape[1]), dim=1).indices  # (N, CHANNELS)
@@ -98,16 +97,11 @@ def _of_stage(index: int, words: str, method: LearnedAttention, reads: Network, 
             channel = strongest[:, place]
             row = torch.arange(len(images), device=channel.device)
             titles.append(f"{tap}, {('strongest', 'second')[place]}")
-            panels.append(in_own_range(_enlarged(feature_map[row, channel].abs(), images)))
+            panels.append(in_own_range(enlarged(feature_map[row, channel].abs(), images)))
             relative = weights[row, channel] * weights.shape[1]
             texts.append([f"channel {c}: {w:.3g}" for c, w in zip(channel.tolist(), relative.tolist(), strict=True)])
     by_image = [list(column) for column in zip(*texts, strict=True)]
     return Attended(index, method.over, words, titles, np.stack(panels, axis=1), by_image)
-
-
-def _enlarged(maps: Tensor, images: Tensor) -> np.ndarray:
-    """(N, h, w) -> (N, H, W) of the images, bilinear."""
-    return F.interpolate(maps[:, None], images.shape[2:], mode="bilinear")[:, 0].cpu().numpy()
 
 
 def figure_of(pixels: np.ndarray, left: list[str], attended: Attended) -> Figure:
