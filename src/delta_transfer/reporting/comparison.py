@@ -126,6 +126,10 @@ class Result(NamedTuple):
     row: Row
     cell: Cell
 
+    @property
+    def reg(self) -> Settings:
+        return self.row.reg
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -136,9 +140,7 @@ class Comparison:
     rows: list[Row]
     notes: list[str]  # for the reader, under the table, one line each
     warnings: list[str]  # for the person who makes the table, one line each
-    chosen: list[str] = field(
-        default_factory=list
-    )  # the settings that did best on validation data, one line each (selection.py)
+    chosen: list[str] = field(default_factory=list)  # what did best on validation data, one line each (selection.py)
     transfers: bool = False  # all of its runs do
     titles: dict[str, str] = field(default_factory=dict)  # display names by method, as the records have them
     datasets: dict[str, str] = field(default_factory=dict)  # display names of data sets

@@ -171,7 +171,7 @@ def roc_curves(comparison: Comparison, warn: Warn) -> list[Named]:
                 style = look(method, comparison.methods, i, min(MOST, len(own))) | {"marker": ""}
                 curves = [curve for run in one.cell.runs if (curve := roc_of(run, warn)) is not None]
                 if curves:
-                    lines.append((Line2D([], [], label=comparison.label(method, one.row.reg), **style), style, curves))
+                    lines.append((Line2D([], [], label=comparison.label(method, one.reg), **style), style, curves))
         if not lines:
             continue
         title = f"ROC of test pairs: {comparison.place_title(place)}"

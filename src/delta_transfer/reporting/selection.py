@@ -9,7 +9,7 @@ import shlex
 from dataclasses import dataclass
 
 from ..records.reading import Record, config_of, folds, is_number, section
-from .comparison import Cell, Comparison, grouped, settings_order
+from .comparison import Comparison, Result, grouped, settings_order
 from .record_views import Replicate, Settings, common, reg_settings, settings, show, strengths, validates
 
 # The final runs train on all training images, with seeds of their own, wherever they are started.
@@ -27,15 +27,9 @@ NAME, PLAIN = r"[\w-]+", r"[\w.,:+\[\]{} -]*"
 
 
 @dataclass(frozen=True)
-class Candidate:
-    reg: Settings
-    cell: Cell
-
-
-@dataclass(frozen=True)
 class Choice:
     what: str  # the method and where: "DELTA on cub, resnet18"
-    best: Candidate
+    best: Result
     tried: int  # number of candidates
     remark: str  # how it was decided
 
@@ -61,14 +55,13 @@ def choose(comparison: Comparison, failed: list[Record]) -> Selection:
     made = Selection([], [], [])
     for (dataset, backbone, shared), results in comparison.places:
         place = ", ".join(filter(None, [dataset, backbone, show(shared)]))
-        for method, found in grouped(results, lambda one: one.method):
-            candidates = [Candidate(one.row.reg, one.cell) for one in found]
+        for method, candidates in grouped(results, lambda one: one.method):
             hopeless = without_result(candidates, failed)
             choose_one(f"{comparison.display(method)} on {place}", candidates, hopeless, made)
     return made
 
 
-def choose_one(what: str, candidates: list[Candidate], hopeless: list[Settings], made: Selection) -> None:
+def choose_one(what: str, candidates: list[Result], hopeless: list[Settings], made: Selection) -> None:
     """Adds to `made` the best of `candidates`, or why there is none; `hopeless`: settings whose every run failed."""
     ran = {key for candidate in candidates for key in candidate.cell.values}
     if nobody := planned(candidates) - ran:
@@ -92,7 +85,7 @@ def choose_one(what: str, candidates: list[Candidate], hopeless: list[Settings],
     made.choices.append(Choice(what, best, tried, remark + tie + at_the_edge(best, compared)))
 
 
-def best_of(candidates: list[Candidate]) -> tuple[Candidate, str]:
+def best_of(candidates: list[Result]) -> tuple[Result, str]:
     """The best mean, then the lowest mean loss, then the smallest settings; and words about a tie."""
     top = max(candidate.cell.merit for candidate in candidates)
     # Accuracies on few validation images are often equal up to the rounding of a mean.
@@ -109,7 +102,7 @@ def best_of(candidates: list[Candidate]) -> tuple[Candidate, str]:
     return best, ""
 
 
-def at_the_edge(best: Candidate, compared: list[Candidate]) -> str:
+def at_the_edge(best: Result, compared: list[Result]) -> str:
     """Words about a value that is the smallest or largest of three or more, because one beyond it may do better."""
     words = ""
     for key, value in best.reg:
@@ -120,7 +113,7 @@ def at_the_edge(best: Candidate, compared: list[Candidate]) -> str:
     return words
 
 
-def without_result(candidates: list[Candidate], failed: list[Record]) -> list[Settings]:
+def without_result(candidates: list[Result], failed: list[Record]) -> list[Settings]:
     """The reg settings, of the method and place of `candidates`, whose runs all failed."""
     runs = [run for candidate in candidates for run in candidate.cell.runs]
     finished = [reg_settings(run) for run in runs]
@@ -142,7 +135,7 @@ def group_of(record: Record) -> tuple[object, ...]:
     return names, settings(record, "val_top1")
 
 
-def planned(candidates: list[Candidate]) -> set[Replicate]:
+def planned(candidates: list[Result]) -> set[Replicate]:
     """Every fold, for every seed that was run."""
     runs = [run for candidate in candidates for run in candidate.cell.runs]
     seeds = {seed for candidate in candidates for seed, _ in candidate.cell.values}
@@ -231,7 +224,7 @@ def final(overrides: list[str]) -> list[str]:
 # ---- words -----------------------------------------------------------------------------------------------
 
 
-def others(candidates: list[Candidate], one: Candidate) -> str:
+def others(candidates: list[Result], one: Result) -> str:
     return " and ".join(show(candidate.reg) for candidate in candidates if candidate is not one)
 
 
