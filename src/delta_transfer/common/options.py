@@ -281,17 +281,18 @@ class Entry(Generic[T]):
 class Registry(Generic[T]):
     """Things by the name that a configuration key gives them. Each registers itself by a decorator in its own file."""
 
-    def __init__(self, key: str):
+    def __init__(self, key: str, options_of: Callable[[T], type[Options]] = lambda thing: Options):
         self.key = key  # the configuration key that names one, such as reg.name
+        self.options_of = options_of  # for things that declare their options themselves
         self.entries: dict[str, Entry[T]] = {}
 
-    def register(self, name: str, title: str, options: type[Options]) -> Callable[[T], T]:
+    def register(self, name: str, title: str, options: type[Options] | None = None) -> Callable[[T], T]:
         """A decorator that makes a thing known as `name`. Raises ValueError for a name that is taken."""
 
         def add(thing: T) -> T:
             if name in self.entries:
                 raise ValueError(f"{self.key}={name} is registered twice.")
-            self.entries[name] = Entry(name, thing, title, options)
+            self.entries[name] = Entry(name, thing, title, options or self.options_of(thing))
             return thing
 
         return add

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..common.options import option
 from ..models import Network
+from .attention import relative_entropy
 from .base import (
     METHODS,
     NO_SHAPES,
@@ -30,7 +31,6 @@ from .base import (
     module_name,
     of_source,
     of_tap,
-    relative_entropy,
     taps_of,
 )
 

@@ -16,6 +16,7 @@ bias this equals setting the channel of the tapped map to 0. The latter is done 
 that are not convolutions (Inception's blocks).
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
@@ -361,3 +362,11 @@ def check_labels(labels: Tensor, num_classes: int) -> None:
             f"The label {int(wrong[0])} is none of the classes 0 to {num_classes - 1}: num_classes={num_classes} is "
             "too small, or labels do not begin at 0."
         )
+
+
+def relative_entropy(weights: Tensor) -> Tensor:
+    """Mean entropy of weights (B, K) that sum to 1 over K, as a fraction of log K: 1 if all K are alike."""
+    if weights.shape[1] == 1:
+        return weights.new_ones(())
+    entropy: Tensor = torch.special.entr(weights).sum(dim=1).mean() / math.log(weights.shape[1])
+    return entropy

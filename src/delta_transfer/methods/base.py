@@ -9,7 +9,6 @@ A method is a `Regularizer` in a file of its own, with its options and a decorat
 Every annotated attribute of the class is an option, and an argument of its constructor.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from types import MappingProxyType
@@ -317,21 +316,6 @@ class FeaturePenalty(Penalty):
         return self.times * omega() if self.times else full_precision(like).new_zeros(())
 
 
-class Methods(Registry[type[Regularizer]]):
-    """The methods by name, with the group of options of each in a configuration."""
-
-    def register(
-        self, name: str, title: str, options: type[Options] | None = None
-    ) -> Callable[[type[Regularizer]], type[Regularizer]]:
-        def add(method: type[Regularizer]) -> type[Regularizer]:
-            return super(Methods, self).register(name, title, options or config_of(method))(method)
-
-        return add
-
-
-METHODS = Methods("reg.name")
-
-
 def config_of(method: type[Regularizer]) -> type[MethodConfig]:
     """`method.Config`, the group `reg` of a configuration: a name beside the options of the class."""
     if "Config" not in vars(method):
@@ -342,6 +326,9 @@ def config_of(method: type[Regularizer]) -> type[MethodConfig]:
         config.__module__, config.__qualname__ = method.__module__, f"{method.__qualname__}.Config"  # to be pickled
         method.Config = config
     return method.Config
+
+
+METHODS: Registry[type[Regularizer]] = Registry("reg.name", config_of)
 
 
 def of_source(source_outputs: Outputs | None) -> Outputs:
@@ -402,11 +389,3 @@ def full_precision(values: Tensor) -> Tensor:
 def added(values: Sequence[Tensor]) -> Tensor:
     """The sum of scalars, of which there is at least one."""
     return sum(values[1:], values[0])
-
-
-def relative_entropy(weights: Tensor) -> Tensor:
-    """Mean entropy of weights (B, K) that sum to 1 over K, as a fraction of log K: 1 if all K are alike."""
-    if weights.shape[1] == 1:
-        return weights.new_ones(())
-    entropy: Tensor = torch.special.entr(weights).sum(dim=1).mean() / math.log(weights.shape[1])
-    return entropy

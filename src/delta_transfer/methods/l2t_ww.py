@@ -26,6 +26,7 @@ from torch.func import functional_call
 from ..common.errors import UserError
 from ..common.options import option
 from ..models import Network
+from .attention import relative_entropy
 from .base import (
     METHODS,
     NO_SHAPES,
@@ -37,7 +38,6 @@ from .base import (
     added,
     full_precision,
     of_source,
-    relative_entropy,
 )
 from .fast.cuda_graph import Replayed
 from .look_ahead import SGD, forward_with, meta_gradient
