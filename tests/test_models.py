@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torchvision.models import get_model, mobilenet_v2, resnet18
 
 from delta_transfer.common.errors import UserError
+from delta_transfer.data import contents
 from delta_transfer.engine.config import user_of_source_head
 from delta_transfer.experiment.experiment import run
 from delta_transfer.models import Network, frozen_maps
@@ -19,6 +20,7 @@ from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.checked import fingerprint, save_with_checksum
 
 from .miniature import composed
+from .trees import write_folder
 
 CONF = Path(__file__).parent.parent / "conf" / "backbone"
 PUBLISHED_CHANNELS = {
@@ -212,14 +214,20 @@ def test_a_source_without_a_head_is_refused_where_its_head_is_used(setting, tmp_
     assert user_of_source_head(composed("reg=delta"), []) is None
 
 
-def test_a_failed_download_is_known_before_images_are_read(tmp_path, monkeypatch):
+def test_a_failed_download_is_known_before_images_are_read_and_after_their_folders(tmp_path, monkeypatch):
     def no_network(*_arguments, **_options):
         raise URLError("no network")
 
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    with pytest.raises(UserError, match="backbone.weights=/path/to/resnet18"):
-        run(composed("dataset=folder", f"dataset.root={tmp_path}", "backbone=resnet18", "device=cpu"))
+    monkeypatch.setattr(contents, "_read", lambda path: pytest.fail(f"{path} is read"))
+    write_folder(tmp_path / "photos", ants=2, bees=2)
+    words = ["dataset=folder", "backbone=resnet18", "device=cpu", f"results_dir={tmp_path / 'results'}"]
+    for folder, expected in (("photos", "backbone.weights=/path/to/resnet18"), ("photos/ants", "no class folder")):
+        with pytest.raises(UserError, match=expected):
+            run(composed(*words, f"dataset.root={tmp_path / folder}"))
+    with pytest.raises(UserError, match="dataset.root is not set"):
+        run(composed(*words))
 
 
 def test_absent_head_is_the_same_for_every_seed(tmp_path):

@@ -296,6 +296,21 @@ def test_an_output_that_is_a_folder_is_refused_before_anything_is_predicted(run,
     assert str(tmp_path) in errors and errors.count("\n") == 1
 
 
+def test_no_image_and_no_file_of_a_run_is_replaced(run, tmp_path, capsys):
+    (file, *_) = files_of_test(run)
+    for output in (file, f"{Path(file).parent}/../{Path(file).parent.name}/{Path(file).name}", run / "summary.json"):
+        before = Path(output).read_bytes()
+        assert main([str(run), file, "--output", str(output)]) == 1
+        assert Path(output).read_bytes() == before and Path(output).name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "99999999999999999999"])
+def test_numbers_out_of_range_are_refused(run, number, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(run), "a.jpg", "--batch-size", number])
+    assert stop.value.code == 2 and number in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_terminal_that_lacks_a_letter_gets_its_number(run, tmp_path, monkeypatch):
     Image.new("RGB", (30, 24), "red").save(tmp_path / "\u65e5.png")
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")

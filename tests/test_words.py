@@ -100,6 +100,7 @@ def test_plus_before_a_known_key_changes_nothing():
     [
         ("lr", ["seed", "schedule.lr"], "schedule.lr"),
         ("sdg", ["adamw", "sgd"], "sgd"),
+        ("L2", ["afa", "l2"], "l2"),
         ("nothing", ["l2", "afa"], None),
     ],
 )
@@ -168,6 +169,13 @@ def test_commands_without_settings_refuse_one(main, capsys):
     run = ["RUN", "--format", "onnx"] if main is export.main else ["RUN"]
     assert main([*run, "+reg.alhpa=1"]) == 1
     assert "+reg.alhpa=1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[predict.main, "RUN", ""], [report, ""], [data.main, "verify", "folder", " "]])
+def test_an_empty_word_is_no_folder(words, capsys):
+    main, *arguments = words
+    assert main(arguments) == 1
+    assert "empty" in capsys.readouterr().err
 
 
 def test_every_command_says_its_version(monkeypatch, capsys):
@@ -254,6 +262,9 @@ def test_a_value_that_is_refused_is_found_before_anything_runs(cub_root, tmp_pat
     for words in (["reg=l2_sp", "reg.alpha=0.1,-1"], ["seed=0,1.5"], ["reg=l2,l2_sp", "reg.alhpa=1"]):
         assert delta_run(monkeypatch, "-m", *tiny, *words) == 1
         assert "error" in capsys.readouterr().err and not list(tmp_path.rglob("runs"))
+    for word in ("seed=range(3,1)", "seed=range(1,2,0)", "reg=glob(zz*)", "schedule.lr=glob(*)"):
+        assert delta_run(monkeypatch, "-m", *tiny, word) == 1
+        assert word in capsys.readouterr().err and not list(tmp_path.rglob("runs"))
 
 
 def test_a_dry_run_ends_with_the_command_that_runs(cub_root, tmp_path, monkeypatch, capsys):

@@ -38,6 +38,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
     """The nearest of some words, if one is near. Of keys with dots the last part counts as well: lr, schedule.lr."""
+    word = word.lower()
     last = word.rpartition(".")[2]
     if same := [one for one in known if one.rpartition(".")[2] == last]:
         return max(same, key=lambda one: difflib.SequenceMatcher(None, word, one).ratio())

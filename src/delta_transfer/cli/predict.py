@@ -44,12 +44,15 @@ from typing import TYPE_CHECKING, Any
 from ..common.console import Display, command_parser, log, no_formula, shorten_list, spelled_out, stoppable
 from ..common.errors import UserError
 from ..common.tables import Entry, Table, entries, on_screen
-from ..records.files import make_output_folder, write_atomically
+from ..records.files import check_output, make_output_folder, write_atomically
 from .predict_molecules import FORMATS as OF_MOLECULES
 from .predict_molecules import FoundMolecules, predict_molecules
 
 if TYPE_CHECKING:
     from ..inspect.finished import Finished
+
+
+MOST = 1_000_000_000  # of a number on the command line
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.output and args.output.is_dir():
         raise UserError(f"--output {args.output} is a folder: name a file in it.")
+    if args.output:
+        check_output(args.output)
     with redirect_stdout(sys.stderr):  # stdout is for the result alone
         found: Any = predict(args)
     terminal = not args.output and sys.stdout.isatty()
@@ -108,8 +113,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def positive(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError(text)
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number in 1..{MOST:,}")
     return int(text)
 
 
@@ -140,6 +145,8 @@ def predict_images(run: "Finished", args: argparse.Namespace) -> Found:
     from ..inspect.predict import probabilities
 
     files, refused, left_out = files_of(expanded(args.images), run.class_names)
+    if args.output and args.output.resolve() in {file.resolve() for file in files}:
+        raise UserError(f"--output {args.output} is one of the images: choose another file.")
     images, outcome_of = [], {}
     title = f"{run.run_id}: predicting"
     with Display(title, len(files), "image") if sys.stderr.isatty() else nullcontext() as display:
@@ -195,7 +202,7 @@ def expanded(named: Sequence[str]) -> list[Path]:
     """The paths of the command line, with those that lists name in the place of the lists."""
     paths: list[Path] = []
     for name in named:
-        if name != "-" and not name.startswith("@"):
+        if name != "-" and not name.startswith("@") or name == "@":
             paths.append(Path(name))
             continue
         try:

@@ -3,11 +3,13 @@
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -67,8 +69,12 @@ class CheckedSweeper(Sweeper):
             key = override.get_key_element()
             if override.is_interval_sweep():
                 raise UserError(f"{quoted(str(override.input_line))}: name the values, such as {key}=0.1,1")
-            swept = override.is_sweep_override()
-            found = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
+            found: list[str] = []
+            with suppress(ValueError, HydraException):  # range(1,2,0), glob(*) of a key that is no group
+                swept = override.is_sweep_override()
+                found += override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
+            if not found:
+                raise UserError(f"{quoted(str(override.input_line))} names no value: there is nothing to run.")
             values[key] = [f"{key}={value}" for value in found]
         return [list(job) for job in itertools.product(*values.values())]
 

@@ -248,7 +248,13 @@ def printable(text: str) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser of options. It refuses a setting KEY=VALUE with UserError."""
+    """A parser of options. It refuses a setting KEY=VALUE, and a word without a letter, with UserError."""
+
+    def parse_args(self, args=None, namespace=None):
+        words = sys.argv[1:] if args is None else args
+        if not all(map(str.strip, words)):  # a path "" is the current folder
+            raise UserError("A word of the command is empty. (A shell's variable that is not set is empty.)")
+        return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         left_over = message.removeprefix("unrecognized arguments: ")

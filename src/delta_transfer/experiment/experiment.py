@@ -66,16 +66,15 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     if config.schedule.iterations != "auto":  # that also chooses the batch size
         check_micro_batches(config, stages)
     tapped = any(stage.method.needs.taps for stage in stages)
-    with devices.rank0_first():  # before images are read: it may fail. A missing folder is said below
-        if Path(config.dataset.root or ".").expanduser().exists() and not_downloaded(config.backbone):
-            read_weights(config.backbone)
 
     # --- Data ---
 
-    with devices.rank0_first():  # it reads all images and remembers their digests for the others
+    with devices.rank0_first():  # it downloads weights and reads all images, whose digests it remembers for the others
         for folder in (config.results_dir, config.cache_dir):
             make_output_folder(Path(folder))
         dataset = load_dataset(config.dataset, Path(config.cache_dir))
+        if not_downloaded(config.backbone):  # before all images are read: it may fail
+            read_weights(config.backbone)
         data = dataset.fingerprint
     splits = make_splits(dataset, config.dataset, config.split, config.seed)
     config.schedule = config.schedule.fitted_to(splits.for_training)

@@ -15,6 +15,7 @@ from ..common.errors import UserError
 from .locks import Check
 
 OUTPUT_MARK = ".delta-transfer"  # a file in folders that this program made, so that they are never taken for data
+OF_RUNS = ("summary.json", "classes.json", "*.jsonl", "*.npz", "*.yaml", "*.safetensors", "*.pt")
 MIB, GIB = 2**20, 2**30
 LONGEST_HEADER = 4 * MIB  # of a safetensors file: room for ten thousand tensors and the names of as many classes
 
@@ -103,8 +104,15 @@ def write_figure(figure: Any, stem: Path, **options: Any) -> list[Path]:
     return paths
 
 
+def check_output(path: Path) -> None:
+    """Raises UserError rather than let a table replace a file of a run."""
+    if path.is_file() and any(map(path.match, OF_RUNS)):
+        raise UserError(f"{path} is a file of a run, which no table may replace: choose another --output.")
+
+
 def write_output(path: Path, text: str) -> None:
-    """Writes what a command was asked to write to a file. Raises UserError if it cannot."""
+    """Writes what a command was asked to write to a file. Raises UserError if it cannot, and for a file of a run."""
+    check_output(path)
     try:
         make_output_folder(path.parent)
         path.write_text(text, encoding="utf-8")

@@ -184,8 +184,8 @@ def _record_of(text: str) -> Record:
             return {"unreadable": problem}
         # The function `metrics` treats the lines of a bundle as it treats those of a file.
         return {spelled_out(key): value if key == "metrics" else harmless(value) for key, value in record.items()}
-    except (ValueError, RecursionError) as error:
-        return {"unreadable": error}
+    except (ValueError, RecursionError):
+        return {"unreadable": "it is damaged: no whole JSON object"}
 
 
 def harmless(value: object) -> Any:
