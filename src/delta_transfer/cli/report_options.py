@@ -16,18 +16,21 @@ PAIRS = "test_pair_accuracy"  # the metric of verification runs, which have a ta
 
 MORE = """\
 files:
-  RUN/summary.json      a finished run, as delta-run leaves it; beside it metrics.jsonl, for learning curves, and
-                        predictions.npz, for --per-image
-  DIR/records.jsonl     many runs, as delta-report publish leaves them; beside it predictions.npz
+  RUN/summary.json   a finished run of delta-run; beside it metrics.jsonl, for
+                     learning curves, and predictions.npz, for --per-image
+  DIR/records.jsonl  many runs, written by delta-report publish; beside it
+                     predictions.npz
 
 exit status:
   0  a table was made
-  1  there is nothing to compare, a folder is not there, or something cannot be read or written: a message says what
-  2  a misspelt option, or options that contradict each other
+  1  there is nothing to compare, or a folder or file cannot be read or written:
+     a message says which
+  2  an unknown option, or options that contradict each other
 
-to choose settings by cross-validation:
-  delta-run -m reg=delta reg.alpha=0.001,0.01,0.1 split.folds=3 split.fold='range(3)'
-  delta-report --select cv --emit-overrides --with-paths | sh     # makes the final runs with what was chosen
+to choose settings by cross-validation, and make the final runs with the choice:
+  delta-run -m reg=delta reg.alpha=0.001,0.01,0.1 split.folds=3 \\
+      split.fold='range(3)'
+  delta-report --select cv --emit-overrides --with-paths | sh
 """
 
 
@@ -97,13 +100,13 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--against",
         choices=list(PROTOCOLS),
         metavar="PROTOCOL",
-        help="beside published numbers: of the DELTA paper (paper), AFA, L2T-ww, Transfer-Learning-Library (parts of "
-        f"the training images; ten data sets; MoCo weights) or PaddleTransfer: {', '.join(PROTOCOLS)}",
+        help="beside the published numbers of the DELTA paper (paper), AFA, L2T-ww, Transfer-Learning-Library (parts "
+        f"of the training images; ten data sets; MoCo weights) or PaddleTransfer: {', '.join(PROTOCOLS)}",
     )
     p.add_argument(
         "--baseline",
         metavar="METHOD",
-        help="what differences are taken to (default: l2, or scratch where targets begin at random)",
+        help="the method that others are compared with (default: l2, or scratch where targets begin at random)",
     )
     p.add_argument(
         "--per-image", action="store_true", help="also differences over the same test images, with bootstrap intervals"
@@ -114,8 +117,8 @@ def parser(description: str) -> argparse.ArgumentParser:
         nargs="?",
         const=1.0,
         metavar="POINTS",
-        help="also which methods are no worse than the baseline by more than so many points of accuracy (without a "
-        "number: 1), and how many seeds would settle it",
+        help="also which methods are no worse than the baseline by more than POINTS of accuracy (default: 1), and how "
+        "many seeds would settle it",
     )
     p.add_argument(
         "--transfer",
@@ -133,9 +136,11 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--style",
         choices=["screen", "paper"],
         default="screen",
-        help="of figures; paper: serif letters, and every figure as wide as a column",
+        help="look of the figures; paper: serif letters, and every figure as wide as a column",
     )
-    p.add_argument("--no-caption", action="store_true", help="figures without title and caption, for a paper's own")
+    p.add_argument(
+        "--no-caption", action="store_true", help="figures without title and caption, for a paper that has its own"
+    )
     p.add_argument("--pictures", type=Path, metavar="DIR", help="for --format html: show the PNGs of a case study")
     p.add_argument(
         "--select",

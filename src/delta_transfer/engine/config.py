@@ -55,7 +55,7 @@ class RunConfig(Options):
     device: str = option("auto", "where the run computes", choices=("auto", "cpu", "cuda"), identity=False)
     precision: str = option(
         "auto",
-        "arithmetic of the training, measured in fp32 always; auto: bf16 on a GPU that has it, else fp32",
+        "arithmetic of the training; auto: bf16 on a GPU that has it, else fp32. Evaluation is always in fp32",
         choices=("auto", "fp32", "bf16"),
     )
     compile: bool = option(False, "compile the networks with torch.compile")
