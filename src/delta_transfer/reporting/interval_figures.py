@@ -20,7 +20,7 @@ from ..common.style import style_of
 from ..common.tables import usual_ends
 from ..records.arrays import pair_similarities
 from ..records.reading import Damaged, Record, is_number, run_id
-from .comparison import Comparison, Result, averaged_over, grouped
+from .comparison import Comparison, averaged_over, grouped
 from .drawing import (
     COLUMN,
     LINE,
@@ -38,7 +38,7 @@ from .drawing import (
     with_interval,
 )
 from .record_views import validates
-from .statistics import Difference, contests
+from .statistics import contests
 from .sweeps import ENOUGH_SIZES, LABELS, LabelCurve, Swept, swept, value_of, varying
 
 OF_MEAN = "95 % t interval"
@@ -53,23 +53,19 @@ def differences(comparison: Comparison, baseline: str) -> list[Named]:
             continue
         title = f"Difference to {comparison.display(baseline)}: "
         title += comparison.place_title((contest.dataset, contest.backbone, contest.shared))
-        figure = differences_figure(title, dict(sorted(found.items(), key=lambda item: -item[1].merit)), comparison)
+        caption = f"Marker: mean of the differences paired by {comparison.paired_by}; bar: its {OF_MEAN}"
+        if any(one.low is None for one in found.values()):
+            caption += " (none for one seed or equal differences)"
+        caption += ". Filled: the interval leaves out 0. Right: mean (n)."
+        marks = []
+        for method, one in sorted(found.items(), key=lambda item: -item[1].merit):
+            text = f"{one.signed(one.mean)} ({one.n})"
+            marks.append(Mark(method, comparison.display(method), one.span, text, hollow=not one.excludes_zero))
+        label = with_interval(f"Difference {comparison.kind.of_differences}", [one.n for one in found.values()])
+        figure = marks_figure(title, caption, label, marks, comparison, centre=0.0)
+        figure.axes[0].axvline(0, color="black", linewidth=0.8)
         made.append((stem_of("differences", contest.dataset, contest.backbone), figure))
     return made
-
-
-def differences_figure(title: str, found: dict[str, Difference], comparison: Comparison) -> Figure:
-    caption = f"Marker: mean of the differences paired by {comparison.paired_by}; bar: its {OF_MEAN}"
-    caption += " (none for one seed or equal differences)" if any(one.low is None for one in found.values()) else ""
-    caption += ". Filled: the interval leaves out 0. Right: mean (n)."
-    marks = []
-    for method, one in found.items():
-        text = f"{one.signed(one.mean)} ({one.n})"
-        marks.append(Mark(method, comparison.display(method), one.span, text, hollow=not one.excludes_zero))
-    label = with_interval(f"Difference {comparison.kind.of_differences}", [one.n for one in found.values()])
-    figure = marks_figure(title, caption, label, marks, comparison, centre=0.0)
-    figure.axes[0].axvline(0, color="black", linewidth=0.8)
-    return figure
 
 
 @dataclass(frozen=True)
@@ -134,30 +130,26 @@ def intervals(comparison: Comparison) -> list[Named]:
     made: list[Named] = []
     for place, results in comparison.places:
         title = f"{comparison.kind.title.replace(' top-1', '')}: {comparison.place_title(place)}"
-        made.append((stem_of("intervals", *place[:2]), intervals_figure(title, results, comparison)))
+        cells = [one.cell for one in results]
+        counts, over = [cell.n for cell in cells], averaged_over(cells)
+        if max(counts) == 1:
+            caption = "Single runs: no intervals. Right: value (n)."
+        else:
+            caption = f"Large: mean; bar: its {OF_MEAN} over {over}"
+            caption += " (none for n = 1)" if min(counts) == 1 else ""
+            caption += "; small: each run. Right: mean (n)."
+            if "folds" in over:
+                caption += " Folds share training images, so that intervals tend to be too short."
+        marks = []
+        for method, row, cell in results:
+            half, runs = (half_of(cell), list(cell.values.values())) if cell.n > 1 else (0.0, [])
+            span, text = (cell.mean - half, cell.mean, cell.mean + half), f"{cell.mean:.{cell.kind.digits}f} ({cell.n})"
+            marks.append(Mark(method, comparison.label(method, row.reg), span, text, runs=runs))
+        ends = (0, 101) if comparison.kind.percent else (0, math.inf)
+        label, centre = with_interval(comparison.kind.axis, counts), median(cell.mean for cell in cells)
+        figure = marks_figure(title, caption, label, marks, comparison, centre, ends)
+        made.append((stem_of("intervals", *place[:2]), figure))
     return made
-
-
-def intervals_figure(title: str, results: list[Result], comparison: Comparison) -> Figure:
-    cells = [one.cell for one in results]
-    counts = [cell.n for cell in cells]
-    over = averaged_over(cells)
-    caption = f"Large: mean; bar: its {OF_MEAN} over {over}"
-    caption += " (none for n = 1)" if min(counts) == 1 else ""
-    if max(counts) == 1:
-        caption = "Single runs: no intervals"
-    caption += "; small: each run. Right: mean (n)." if max(counts) > 1 else ". Right: value (n)."
-    if "folds" in over and max(counts) > 1:
-        caption += " Folds share training images, so that intervals tend to be too short."
-    marks = []
-    for method, row, cell in results:
-        half, runs = (half_of(cell), list(cell.values.values())) if cell.n > 1 else (0.0, [])
-        span, text = (cell.mean - half, cell.mean, cell.mean + half), f"{cell.mean:.{cell.kind.digits}f} ({cell.n})"
-        marks.append(Mark(method, comparison.label(method, row.reg), span, text, runs=runs))
-    label = with_interval(comparison.kind.axis, counts)
-    centre = median(cell.mean for cell in cells)
-    ends = (0, 101) if comparison.kind.percent else (0, math.inf)
-    return marks_figure(title, caption, label, marks, comparison, centre, ends)
 
 
 @our_look()

@@ -59,10 +59,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Line:
-    key: int  # place in the legend: a click there hides the line
+    number: int  # place in the legend: a click there hides the line
+    key: Key
     title: str
-    look: str  # attributes of its strokes
-    colour: str
     x: Sequence[float]
     y: Sequence[float]
     spread: Sequence[float] | None = None  # half the height of the band at each point
@@ -133,7 +132,7 @@ def lines_chart(title: str, x_title: str, lines: list[Line]) -> str:
     parts = grid(x, y, x_title)
     for line in lines:
         across, mean = x.at(line.x), np.asarray(line.y)
-        parts.append(f'<g data-key="{line.key}" {painted(line.colour)}{line.look}>')
+        parts.append(f'<g data-key="{line.number}" {painted(line.key.colour)}{line.key.look}>')
         parts.append(f"<title>{escape(line.title)}</title>")
         if line.spread is not None:  # a band may leave the chart
             edges = [y.at(np.clip(mean + sign * np.asarray(line.spread), *ends)) for sign in (1, -1)]
@@ -236,7 +235,7 @@ def line_of(i: int, key: Key, curve: pd.Series, half: pd.Series) -> Line:
     half = half.reindex(shown.index)
     spread = half.tolist() if half.notna().all() else None
     title = f"{key.label} at the end: {shown.iloc[-1]:.4g}" + (f" ± {spread[-1]:.2g} (95 % interval)" if spread else "")
-    return Line(i, title, key.look, key.colour, shown.index.tolist(), shown.tolist(), spread)
+    return Line(i, key, title, shown.index.tolist(), shown.tolist(), spread)
 
 
 def thinned(curve: pd.Series, most: int = POINTS) -> pd.Series:
