@@ -43,7 +43,10 @@ def without_a_gpu(config: RunConfig, attention: bool) -> list[str]:
     faster += " reg.attention.method=taylor" if attention else ""
     if pick_device(config.device).type != "cpu" or config.backbone.image_size <= 128:
         return []
-    return [f"This is a CPU. Where that takes too long, smaller images and a smaller network: {faster}"]
+    return [
+        "This is a CPU. budget=45m compares as much as ends in that time; or take smaller images and a smaller network: "
+        f"{faster}"
+    ]
 
 
 # ---- folds -----------------------------------------------------------------------------------------------
