@@ -1,4 +1,4 @@
-"""delta-data: finds data sets, checks that they are whole, and makes their image stores.
+"""delta-data: finds data sets, checks that they are complete, and makes their image stores.
 
     delta-data list [data_dir=/data]
     delta-data verify cub [dataset.root=/data/CUB_200_2011]
@@ -32,18 +32,19 @@ if TYPE_CHECKING:
 
 MORE = """\
 examples:
-  delta-data list data_dir=/data                                what is here, and as many images as the publisher says
-  delta-data verify folder dataset.root=photos                  are all images of your own readable?
+  delta-data list data_dir=/data                 which data sets are complete
+  delta-data verify folder dataset.root=photos   are all your own images readable?
   delta-data prepare cub data_dir=/data && delta-run dataset=cub data_dir=/data
 
 files:
-  DELTA_DATA, or data_dir=DIR    where the data sets are, each in a folder of its publisher's name (default: data)
-  results/cache/stores/          images decoded by prepare or a run; may be removed
+  DELTA_DATA, or data_dir=DIR    the data sets, each in the folder that its
+                                 publisher names (default: data)
+  results/cache/stores/          decoded images; you may remove them
 
 exit status:
   0  fine
-  1  something is missing, unreadable, damaged or too much: a message says what
-  2  a misspelt command or option
+  1  something is missing, unreadable, damaged or superfluous: a message says what
+  2  an unknown command or option
 """
 
 

@@ -1,4 +1,4 @@
-"""delta-predict: what a finished run's network says of your own images.
+"""delta-predict: classifies your own images with a finished run's network.
 
     delta-predict RUN photo.jpg                                       # class names and probabilities, as a table
     delta-predict RUN photos --top 1 --format csv --output found.csv  # a folder, searched at any depth
@@ -7,19 +7,19 @@
     find photos -name '*.jpg' | delta-predict RUN -                   # the same from standard input
     delta-predict RUN molecules.csv                                   # of a run on molecules: a column of SMILES
 
-RUN is a run's folder (results/runs/...) or its name below results/runs. Its network alone is needed, neither its data
-set nor its source weights. Images are resized, cropped and normalised as the run's own test images were (ten crops,
-where it was tested on ten); probabilities are the softmax of its logits.
+RUN is a run's folder (results/runs/...) or its name below results/runs. The command needs the run's network alone,
+neither its data set nor its source weights. It resizes, crops and normalises images as the run's own test images were
+(ten crops, if the run was tested on ten). Probabilities are the softmax of the logits.
 
-In folders, images are the files that dataset=folder takes (.jpg, .png, ...), what is hidden left out. A file that is no
-image, is damaged, or is of another format (.heic, ...), is named on stderr, and the others are predicted. Images of
-more than 8 bits need --scale, unless the run had dataset.scale.
+In folders it takes the files that dataset=folder takes (.jpg, .png, ...), without hidden ones. It names on stderr each
+file that is no image, is damaged, or has another format (.heic, ...), and classifies the others. Images of more than
+8 bits need --scale, unless the run had dataset.scale.
 
-Where images lie in folders that are named as the run's classes, stderr says how many are predicted right, and which
-classes are taken for which; --format json has it as "labelled".
+If images lie in folders that are named as the run's classes, stderr says how many are predicted right, and which
+classes are taken for which; --format json has this as "labelled".
 
-CSV is safe to open in a spreadsheet: a class name that it would compute gets an apostrophe, and a file name gets ./ in
-front, which names the same file. --exact writes both as they are, for programs; JSON always does.
+CSV is safe to open in a spreadsheet: a class name that a spreadsheet would compute gets an apostrophe, and such a file
+name gets ./ in front, which names the same file. --exact writes both as they are, for programs; JSON always does.
 
 Exit status: 0 if all images were predicted; 1 if one was not, or nothing could be done; 2 for a wrong command line.
 """
@@ -100,9 +100,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--format", choices=list(FORMATS), default="table", help="default: a table to read")
     p.add_argument("--exact", action="store_true", help="in CSV: names as they are, for programs alone")
     p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
-    p.add_argument("--top", type=positive, metavar="K", help="so many classes of each image (default: 3)")
+    p.add_argument("--top", type=positive, metavar="K", help="number of classes for each image (default: 3)")
     p.add_argument(
-        "--batch-size", type=positive, metavar="N", help="images at once (default: 256 on a GPU, a few on a CPU)"
+        "--batch-size",
+        type=positive,
+        metavar="N",
+        help="images that the network computes at once (default: 256 on a GPU, a few on a CPU)",
     )
     p.add_argument(
         "--scale", type=scale, help="dataset.scale for these images: full, minmax or a number (default: the run's)"

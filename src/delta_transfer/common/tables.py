@@ -306,6 +306,7 @@ def latex(table: Table) -> str:
     said = [table.title, table.verdict.removesuffix("."), table.notes[0] if bold and table.notes else ""]
     star = "*" * (len(table.header) > 7)  # as wide as both columns of a page
     lines = [
+        r"% needs \usepackage{booktabs}",
         *(f"% {' '.join(line.splitlines())}" for line in table.remarks + table.notes),  # a new line would be LaTeX
         rf"\begin{{table{star}}}[t]",
         r"\centering",

@@ -44,8 +44,8 @@ def without_a_gpu(config: RunConfig, attention: bool) -> list[str]:
     if pick_device(config.device).type != "cpu" or config.backbone.image_size <= 128:
         return []
     return [
-        "This is a CPU. budget=45m compares as much as ends in that time; or take smaller images and a smaller network: "
-        f"{faster}"
+        "This is a CPU. budget=45m compares as much as ends in that time. Or take smaller images and a smaller "
+        f"network: {faster}"
     ]
 
 
