@@ -161,10 +161,9 @@ def seeds_needed(effect: float) -> int | None:
     """
     from scipy import stats
 
-    for n in range(2, MOST_SEEDS + 1):
-        if stats.nct.sf(stats.t.ppf(1 - ERROR, n - 1), n - 1, effect * math.sqrt(n)) >= POWER:
-            return n
-    return None
+    n = np.arange(2, MOST_SEEDS + 1)
+    power = stats.nct.sf(stats.t.ppf(1 - ERROR, n - 1), n - 1, effect * np.sqrt(n))
+    return next(iter(n[power >= POWER].tolist()), None)
 
 
 def by_image(pairs: list[tuple[Predictions, Predictions]], balanced: bool = False) -> Difference:

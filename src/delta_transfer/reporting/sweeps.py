@@ -98,14 +98,14 @@ class LabelCurve:
         each = [[cell.values[key] for cell in cells.values()] for key in shared]
         each = each or [[cell.mean for cell in cells.values()]]
         n = np.array(list(cells))
+
+        def misfit(p: np.ndarray, accuracies: np.ndarray) -> np.ndarray:
+            return 100 - np.exp(p[0]) * n ** -p[1] - accuracies
+
         found = []
         for accuracies in np.array(each):
             slope, start = np.polyfit(np.log(n), np.log(np.maximum(100 - accuracies, 0.1)), 1)
-
-            def error(p: np.ndarray, wanted: np.ndarray = accuracies) -> np.ndarray:
-                return 100 - np.exp(p[0]) * n ** -p[1] - wanted
-
-            found.append(least_squares(error, (start, -slope)).x)
+            found.append(least_squares(misfit, (start, -slope), args=(accuracies,)).x)
         return np.array(found)
 
     def errors(self, n: float) -> np.ndarray:
