@@ -492,6 +492,14 @@ def test_splits_in_a_column_of_another_name_are_refused(table):
     assert "set" in message and "split" in message
 
 
+def test_labels_that_name_several_classes_are_named(table):
+    text = (table / "labels.csv").read_text()
+    (table / "labels.csv").write_text(
+        text.replace("4.jpg,ants", "4.jpg,ants;bees").replace("5.jpg,bees", "5.jpg,ants;bees")
+    )
+    assert "ants;bees" in read(table).remarks[-1] and read(table).classes == ("ants", "ants;bees", "bees")
+
+
 def test_two_columns_of_splits_are_refused(table):
     splits = ["split", *["train"] * 4, *["test"] * 2]
     assert "each once" in refused(with_column(with_column(table, *splits), *splits))

@@ -245,6 +245,14 @@ def test_a_class_name_cannot_become_a_formula_or_steer_a_terminal(run, tmp_path,
         assert "\x1b" not in output and "[bold]c" in output and ("'=cmd()" in output) == (name == "csv")
 
 
+def test_folders_whose_names_no_terminal_shows_are_classes_too(run, tmp_path, capsys):
+    renamed = copied(run, tmp_path / "renamed")
+    (renamed / "classes.json").write_text(json.dumps(["a\n\udce9", "b", "c"]))
+    (tmp_path / "tree" / "a\n\udce9").mkdir(parents=True)
+    shutil.copy(files_of_test(run)[0], tmp_path / "tree" / "a\n\udce9")
+    assert predicted(capsys, renamed, tmp_path / "tree")["labelled"]["n"] == 1
+
+
 def test_class_names_that_are_missing_or_damaged_are_named(run, tmp_path, capsys):
     damaged = copied(run, tmp_path / "damaged")
     (file, *_) = files_of_test(run)

@@ -101,6 +101,18 @@ def test_records_alone_and_what_is_left_out(results, tmp_path, capsys):
     assert len(lines) == 4 and not any("folder" in json.loads(line) for line in lines)
 
 
+def test_a_bundle_of_other_runs_is_not_replaced(results, tmp_path, capsys):
+    one, two, *_ = sorted((results / "runs").glob("*-l2-*"))
+    bundle = tmp_path / "bundle"
+    publish = ["publish", "--to", str(bundle), "--records-only"]
+    assert report.main([*publish, str(one)]) == 0
+    before = (bundle / "records.jsonl").read_bytes()
+    assert report.main([*publish, str(two)]) == 1
+    assert one.name in capsys.readouterr().err and (bundle / "records.jsonl").read_bytes() == before
+    assert report.main([*publish, str(two), str(bundle)]) == 0
+    assert len((bundle / "records.jsonl").read_text().splitlines()) == 2
+
+
 def test_nothing_to_publish(tmp_path, capsys):
     assert report.main(["publish", str(tmp_path), "--to", str(tmp_path / "bundle")]) == 1
     assert not (tmp_path / "bundle").exists()

@@ -171,6 +171,13 @@ def test_commands_without_settings_refuse_one(main, capsys):
     assert "+reg.alhpa=1" in capsys.readouterr().err
 
 
+def test_an_error_of_the_system_names_the_file_and_no_number(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert data.main(["prepare", "glyphs", f"results_dir={tmp_path / 'file' / 'x'}"]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / "file") in said and "Errno" not in said
+
+
 @pytest.mark.parametrize("words", [[predict.main, "RUN", ""], [report, ""], [data.main, "verify", "folder", " "]])
 def test_an_empty_word_is_no_folder(words, capsys):
     main, *arguments = words

@@ -42,7 +42,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..common.console import Display, command_parser, log, no_formula, shorten_list, spelled_out, stoppable
-from ..common.errors import UserError
+from ..common.errors import UserError, in_words
 from ..common.tables import Entry, Table, entries, on_screen
 from ..records.files import check_output, make_output_folder, write_atomically
 from .predict_molecules import FORMATS as OF_MOLECULES
@@ -159,7 +159,9 @@ def predict_images(run: "Finished", args: argparse.Namespace) -> Found:
         for done, (file, outcome) in enumerate(outcomes, 1):
             image = spelled_out(str(file))
             if isinstance(outcome, BaseException):
-                refused[image] = f"no image that can be read ({as_options(spelled_out(first_line(outcome)))})"
+                refused[image] = (
+                    f"no image that can be read ({as_options(spelled_out(in_words(outcome).splitlines()[0]))})"
+                )
             else:
                 best = (-outcome).argsort(kind="stable")[: args.top or 3].tolist()
                 classes = [
@@ -220,10 +222,6 @@ def expanded(named: Sequence[str]) -> list[Path]:
     return paths
 
 
-def first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
 def files_of(
     named: Sequence[Path], classes: Sequence[str]
 ) -> tuple[dict[Path, str | None], dict[str, str], dict[str, str]]:
@@ -254,8 +252,8 @@ def files_of(
 
 
 def same_letters(name: str) -> str:
-    """A name in one Unicode form, as file systems store it in several."""
-    return unicodedata.normalize("NFC", name)
+    """A name in one Unicode form, as file systems store it in several, and as records spell it."""
+    return unicodedata.normalize("NFC", spelled_out(name))
 
 
 # --- Output ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
 from ..common.console import Display, log, quiet_pipe, show_messages
-from ..common.errors import UserError
+from ..common.errors import UserError, in_words
 from ..common.options import require
 from ..common.tables import Entry, Table, entries, on_screen
 from ..engine import devices
@@ -153,7 +153,7 @@ def carry_out(config_name: str, program: str, options: list[str], typed: list[st
             with running_hydra(config_dir) as loader:
                 swept = [word for word in words if several and parsed(word).is_sweep_override()]
                 error = explain(loader, config_name, [word for word in words if word not in swept])
-        log.error(str(error) or type(error).__name__)
+        log.error(in_words(error))
     finally:
         sys.argv = command
     for outcome in outcomes:

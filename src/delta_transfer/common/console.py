@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
-from .errors import UserError
+from .errors import UserError, in_words
 
 log = logging.getLogger("delta_transfer")  # `show_messages` shows what it is told
 Warn = Callable[[str], None]  # is told, in a line each, what is left out
@@ -193,7 +193,7 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
         except BrokenPipeError:
             raise
         except (UserError, OSError) as error:
-            log.error(str(error))
+            log.error(in_words(error))
             return 1
 
     return stopped

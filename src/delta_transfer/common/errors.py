@@ -7,6 +7,13 @@ class UserError(Exception):
     """Bad input or a run that had to stop. The message says what is wrong and what to do about it."""
 
 
+def in_words(error: BaseException) -> str:
+    """What a person reads of an error: of one of the system the file and the reason, without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
 class RunFailed(UserError):
     """A run that failed, now or before, and is recorded as failed."""
 

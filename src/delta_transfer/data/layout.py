@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..common.console import quoted, shorten_list
@@ -61,6 +62,12 @@ def shown(name: str) -> str:
 def spelling(name: str) -> str:
     """Equal for names that look the same but for upper and lower case, and for two spellings of a number (1, 01)."""
     return (shown(name).lstrip("0") or "0") if shown(name).isdecimal() else shown(name).casefold()
+
+
+def names_several(name: str, classes: Sequence[str]) -> bool:
+    """Whether a class is called like several others together: a label such as cat;dog of an image of both."""
+    words = re.split(r"\s*[;|,/&+]\s*|\s+", name)
+    return len(words) > 1 and set(words) <= set(classes)
 
 
 def difference(one: str, other: str) -> str:

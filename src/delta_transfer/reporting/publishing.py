@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from ..common.console import command_parser, log
+from ..common.console import command_parser, log, shorten_list
 from ..common.errors import UserError
 from ..records.arrays import channel_attention, pair_similarities, predictions
 from ..records.files import read_regular, write_atomically
 from ..records.integrity import DIGESTS, with_digest
-from ..records.reading import ARRAYS, RECORDS, Record, harmless, log_lines, one_line, read_all, run_id
+from ..records.reading import ARRAYS, RECORDS, Record, harmless, log_lines, one_line, read_all, read_bundle, run_id
 
 PATH = re.compile(r"""(?:^|(?<=[=:,'"[{]))(?!//)[/~][^,'"\]}]*""")  # not the // of an address
 
@@ -42,7 +42,7 @@ def publish(dirs: list[Path], target: Path, arrays: bool = True) -> list[Path]:
     """Writes the bundle of all runs in `dirs`, failed ones too, and returns the paths of its files.
 
     A log line names each run that is left out: unfinished, unreadable or there twice. Raises UserError if there is no
-    run, a run's metrics or arrays are damaged, or `target` cannot be written to.
+    run, a run's metrics or arrays are damaged, `target` holds other runs, or it cannot be written to.
     """
     records, unfinished = read_all(dirs)
     kept: dict[str, Record] = {}
@@ -57,6 +57,12 @@ def publish(dirs: list[Path], target: Path, arrays: bool = True) -> list[Path]:
         log.info(f"left out, unfinished: {', '.join(unfinished)}")
     if not kept:
         raise UserError(f"There are no finished runs in {', '.join(map(str, dirs))}.")
+    before = read_bundle(target) if (target / RECORDS).is_file() else []
+    if lost := [run_id(record) for record in before if not record.get("unreadable") and run_id(record) not in kept]:
+        raise UserError(
+            f"{target / RECORDS} holds runs that are not among these: {shorten_list(lost)}. Name {target} among RUNS "
+            "to keep them, or remove the file."
+        )
 
     lines = [json.dumps(line_of(record), ensure_ascii=False, separators=(",", ":")) for record in kept.values()]
     with_arrays = kept if arrays else {}

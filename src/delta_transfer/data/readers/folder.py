@@ -21,6 +21,7 @@ from ..layout import (
     difference,
     holds_images,
     is_split,
+    names_several,
     shown,
     spelling,
     split_named,
@@ -134,6 +135,8 @@ class _Folder:
             found = f"a single label, {table.classes[0]}" if table.classes else "no label"
             raise UserError(f"{path} has {found}; two or more are needed.")
         self._say_alike(path, table.classes)
+        if several := [one for one in table.classes if names_several(one, table.classes)]:
+            self.remarks.append(f"{path}: an image has one label, so that these are classes: {shorten_list(several)}")
         listed = "\0".join(("", *table.classes))  # a folder's class is in the paths of its images
         if not table.splits:
             return self._drawn(table.images(None), path.name, listed)
