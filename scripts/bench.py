@@ -126,6 +126,8 @@ TARGETS = [
     ),
     Target("compile_l2", "L2 step: eager / compile=true"),
     Target("compile_delta", "DELTA step: eager / compile=true"),
+    Target("graph_l2", "L2 step: launched / replayed as a CUDA graph", at_least=True),
+    Target("graph_delta", "DELTA step: launched / replayed as a CUDA graph", at_least=True),
 ]
 
 

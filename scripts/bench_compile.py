@@ -1,4 +1,4 @@
-"""What compile=true gains for a training step, and after how many steps it has paid for the compilation.
+"""What compile=true and cuda_graph=true gain for a training step, and after how many steps the former pays.
 
 python scripts/bench_compile.py         with --device cpu | cuda, --output FILE
 """
@@ -7,6 +7,7 @@ from time import perf_counter
 
 from bench_step import step_of
 from benchmarking import Report, arguments, side_by_side
+from delta_transfer.engine.graphed_step import GraphedStep
 
 
 def main() -> None:
@@ -30,6 +31,14 @@ def main() -> None:
         pays = f"pays after {overhead / gained:,.0f} steps" if gained > 0 else "never pays"
         what = f"{name}, {size} px, batch {batch}, {precision}; first step {overhead:.0f} s, {pays}; {ratio}"
         report.add(f"compile_{method}", ratio.value, what)
+        if not cuda:
+            report.add(f"graph_{method}", None, "there is no GPU")
+            continue
+        replayed = step_of(method, name, batch, size, options.device, precision, step=GraphedStep())
+        ratio = side_by_side({"eager": eager, "replayed": replayed}, options.device, rounds, warm_up=3).ratio(
+            "eager", "replayed"
+        )
+        report.add(f"graph_{method}", ratio.value, f"{name}, {size} px, batch {batch}, {precision}; {ratio}")
     report.write()
 
 

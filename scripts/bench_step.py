@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking import Report, arguments, side_by_side
 from delta_transfer.common.timing import seconds_of
-from delta_transfer.engine.loop import TrainState, train_step
+from delta_transfer.engine.loop import Step, TrainState, train_step
 from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer
 from delta_transfer.methods.base import Batch, Regularizer
 from delta_transfer.methods.delta import DELTA, DELTAWithoutAttention
@@ -122,7 +122,7 @@ def state_of(
     return state, method, Batch(*batch_of(batch, size, device))
 
 
-def step_of(*arguments, **options) -> Callable[[], object]:
+def step_of(*arguments, step: Step = train_step, **options) -> Callable[[], object]:
     """One training step of a method as the loop makes it, as a function without arguments.
 
     With every=k it makes k steps in turn, of which one has the penalty.
@@ -130,12 +130,12 @@ def step_of(*arguments, **options) -> Callable[[], object]:
     state, method, batch = state_of(*arguments, **options)
     every = getattr(method, "every", 1)
 
-    def step() -> None:
+    def steps() -> None:
         for number in range(every):
             method.before_step(state, number, every, 0)
-            train_step(state, method, batch)
+            step(state, method, batch)
 
-    return step
+    return steps
 
 
 def repeated(step: Callable[[], object], times: int) -> None:

@@ -486,7 +486,7 @@ def test_the_record_names_the_commit(cub_root):
 
 def test_start_up_does_not_wait_for_slow_libraries():
     """A misspelt key or --help must not wait for torchvision, which takes as long to import as torch."""
-    slow = "torchvision", "torch._dynamo", "scipy", "matplotlib", "pandas", "tensorboard"
+    slow = "torchvision", "torch._dynamo", "scipy.stats", "matplotlib", "pandas", "tensorboard"
     code = (
         f"import sys, delta_transfer.train, delta_transfer.cli.pretrain; print([m for m in {slow} if m in sys.modules])"
     )

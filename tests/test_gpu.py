@@ -21,6 +21,7 @@ from delta_transfer.data.loader import Loader
 from delta_transfer.data.store import Store
 from delta_transfer.engine import loop
 from delta_transfer.engine.callbacks import MetricsWindow
+from delta_transfer.engine.graphed_step import GraphedStep
 from delta_transfer.engine.loop import TrainState, train_step
 from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer
 from delta_transfer.engine.tasks import evaluate
@@ -277,6 +278,26 @@ def test_steps_are_those_of_the_cpu(name):
             assert (method.replayed.graph is not None) == (device == GPU)
     for key, value in results[0].items():
         torch.testing.assert_close(results[1][key], value, rtol=1e-6, atol=1e-9, msg=lambda m, n=key: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("reg", ["l2", "l2_fe", "l2_sp", "delta_noatt", "delta"])
+def test_a_whole_step_is_replayed(reg, optimizer, cub_root, tmp_path, monkeypatch):
+    graphs, call = [], GraphedStep.__call__
+
+    def called(self, *arguments):
+        result = call(self, *arguments)
+        graphs.append(self.replayed.graph)
+        return result
+
+    monkeypatch.setattr(GraphedStep, "__call__", called)
+    losses = []
+    for number, graph in enumerate(("false", "true")):
+        words = [*options_of(reg, tmp_path), f"optimizer={optimizer}", "schedule.iterations=8", f"cuda_graph={graph}"]
+        assert delta_run(monkeypatch, *on_gpu(cub_root, tmp_path / str(number), *words, "precision=fp32")) == 0
+        losses.append(summary_of(tmp_path / str(number))["test_loss"])
+    assert len(graphs) == 8 and graphs[-1] is not None
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_what_cannot_be_recorded_is_launched_as_it_is(capsys):

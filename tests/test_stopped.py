@@ -39,7 +39,7 @@ def test_a_run_that_is_stopped_in_an_evaluation_goes_on_with_it(reg, step, tmp_p
             yield batch
 
     train_step = loop.train_step
-    monkeypatch.setattr(loop, "train_step", lambda *of: steps.append(of) or train_step(*of))
+    monkeypatch.setattr("delta_transfer.engine.config.train_step", lambda *of: steps.append(of) or train_step(*of))
     for name in ("undisturbed", "stopped"):
         words = [*tiny_overrides(root, tmp_path / name), f"reg={reg}", "schedule.eval_every=1"]
         steps.clear()

@@ -56,6 +56,7 @@ def learn(
     compiled: bool = False,
     accumulate: int = 1,
     optimizer: OptimizerConfig | None = None,
+    step: loop.Step = loop.train_step,
     **schedule,
 ) -> tuple[Network, list[dict]]:
     """Trains a target on all images; returns it and the lines of metrics."""
@@ -68,7 +69,7 @@ def learn(
     maps = frozen_maps(source, precision=precision) if method.needs.source else None
     state = TrainState(target, maps, optimizer, precision, compiled=compiled, accumulate=accumulate)
     lines = []
-    train(state, method, loader, np.arange(24), schedule, Progress.beginning(), [OnLine(lines.append)])
+    train(state, method, loader, np.arange(24), schedule, Progress.beginning(), [OnLine(lines.append)], step=step)
     return target, lines
 
 
@@ -331,8 +332,7 @@ def test_checkpoints_are_made_as_often_as_asked_unless_that_takes_long(
         made.append(progress.iterations_done)
         now[0] += cost
 
-    monkeypatch.setattr(loop, "train_step", step)
-    train(state, method, loader, np.arange(24), schedule, Progress.beginning(), [Checkpoints(10, save)])
+    train(state, method, loader, np.arange(24), schedule, Progress.beginning(), [Checkpoints(10, save)], step=step)
     assert made == expected
 
 

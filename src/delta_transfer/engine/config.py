@@ -25,6 +25,7 @@ from ..models.zoo import BackboneConfig, GraphBackboneConfig, options_of_backbon
 from ..records.identity import run_id, run_identity
 from . import averages, devices, graph_tasks, verification  # noqa: F401 - averages and tasks register themselves
 from .callbacks import AVERAGES, AverageConfig
+from .loop import Step, train_step
 from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 from .tasks import TASKS
 
@@ -59,6 +60,7 @@ class RunConfig(Options):
         choices=("auto", "fp32", "bf16"),
     )
     compile: bool = option(False, "compile the networks with torch.compile")
+    cuda_graph: bool = option(False, "on a GPU, replay the whole training step as one CUDA graph (not measured yet)")
     deterministic: bool = option(False, "use deterministic algorithms only")
     data_dir: str = option("data", "folder that holds the data sets' own folders", identity=False)
     results_dir: str = option("results", "folder for the runs' records", identity=False)
@@ -191,6 +193,15 @@ def frozen_source(
     if sources is None:
         return frozen_maps(source, with_logits, precision)
     return frozen(sources, config.backbone, with_logits, precision).to(device)
+
+
+def step_of(config: RunConfig, method: Regularizer, device: torch.device) -> Step:
+    """What makes a training step."""
+    if not config.cuda_graph:
+        return train_step
+    from .graphed_step import graphed  # other runs do without it
+
+    return graphed(method, device)
 
 
 def source_shapes(

@@ -68,10 +68,8 @@ class TrainState:
         return losses
 
     def optimizer_step(self) -> Tensor:
-        """A step on the mean gradient of all micro-batches and processes; returns the norm before it is clipped.
-
-        The norm is read with the next line of metrics, so that nothing waits for the device here.
-        """
+        """A step on the mean gradient of all micro-batches and processes; returns the norm before it is clipped."""
+        # Nothing waits for the norm here: it is read with the next line of metrics.
         for parameter in self._of_method:  # the backward pass has averaged those of the target
             parameter.grad = devices.average(parameter.grad)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
@@ -82,9 +80,11 @@ class TrainState:
         return norm
 
 
-def train_step(
-    state: TrainState, method: Regularizer, batch: Batch
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+Stepped = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
+Step = Callable[[TrainState, Regularizer, Batch], Stepped]
+
+
+def train_step(state: TrainState, method: Regularizer, batch: Batch) -> Stepped:
     """One optimizer step: the logits (B, K), the loss terms, and the method's extra metrics with the gradient's norm.
 
     Terms and extra metrics are means over the micro-batches.
@@ -139,6 +139,7 @@ def train(
     lr_factor: float = 1.0,
     labels: Line | None = None,
     evaluate: Callable[[], Line] = dict,
+    step: Step = train_step,
 ) -> Position:
     """Trains to the end of the schedule, or until a callback ends it earlier; returns where it ended.
 
@@ -151,6 +152,7 @@ def train(
         lr_factor: multiplies the schedule's learning rate.
         labels: what every line of metrics says of this part of the run.
         evaluate: measures the target as often as the schedule says, and at the end; its line is added.
+        step: makes a step, as `train_step` does.
 
     Raises NotFinite with term and iteration if a loss or the gradient is not finite.
     """
@@ -171,7 +173,7 @@ def train(
             set_learning_rate(state.optimizer, lr)
             method.before_step(state, iteration - first, length, loader.method_seed(iteration))
             torch.manual_seed(loader.step_seed(iteration))  # dropout follows from (seed, iteration), as the batch does
-            logits, losses, extra_metrics = train_step(state, method, batch)
+            logits, losses, extra_metrics = step(state, method, batch)
             at.window.add(state.correct(logits, batch.labels), len(batch.labels), losses, extra_metrics)
             for callback in callbacks:
                 callback.on_update(at)

@@ -328,4 +328,7 @@ def _without_decay_of_vectors(group: dict[str, Any]) -> Groups:
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets the head's learning rate, and with it that of every group."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        if isinstance(group["lr"], torch.Tensor):  # a CUDA graph reads it there
+            group["lr"].fill_(lr * group["lr_factor"])
+        else:
+            group["lr"] = lr * group["lr_factor"]

@@ -31,6 +31,7 @@ from ..engine.config import (
     say_what_it_trains,
     seed_of_modules,
     source_shapes,
+    step_of,
     user_of_source_head,
     weights_name,
 )
@@ -181,6 +182,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                         lr_factor=stage.lr_factor,
                         labels={"stage": runner.index + 1} if len(stages) > 1 else {},
                         evaluate=partial(evaluator, target, average.applied),
+                        step=step_of(config, method, device),
                     )
                 average.finish(partial(evaluator, target, average.applied))
                 runner.end(ended, evaluator.scalars())

@@ -85,6 +85,7 @@ class Needs:
     micro_batches_again: bool = False  # `after_step` gets the micro-batches of the step
     same_steps: bool = False  # it computes steps of the optimizer itself, without clipping, with one weight decay
     own_steps: bool = False  # it changes what a step of the optimizer does
+    idle_hooks: bool = False  # with these options before_step and after_step do nothing
     images: bool = False  # the inputs are images, whose maps have a height and a width
     one_label: bool = False  # each input has one label of K classes
 

@@ -92,7 +92,7 @@ class L2SP(HeldWeights):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.needs = replace(type(self).needs, own_steps=self.decoupled)
+        self.needs = replace(type(self).needs, own_steps=self.decoupled, idle_hooks=not self.decoupled)
         self.watched: torch.optim.Optimizer | None = None
         self.places: dict[nn.Parameter, Tensor] = {}  # p0 by p
 

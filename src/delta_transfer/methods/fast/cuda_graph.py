@@ -57,6 +57,26 @@ class Replayed:
             )
 
 
+def on_side_stream(function: Callable[[Tensors], Tensors]) -> Callable[[Tensors], Tensors]:
+    """The function on a stream of its own, where recording happens as well.
+
+    A backward pass adds up the gradient of a parameter on the stream where it first did so. That must not be the
+    default stream, which a recording cannot wait for.
+    """
+
+    def called(inputs: Tensors) -> Tensors:
+        if not on_gpu(inputs) or torch.cuda.is_current_stream_capturing():
+            return function(inputs)
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            outputs = function(inputs)
+        current.wait_stream(stream)
+        return outputs
+
+    return called
+
+
 def on_gpu(tensors: Tensors) -> bool:
     return tensors[0].is_cuda
 

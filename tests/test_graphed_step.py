@@ -1,0 +1,80 @@
+"""The whole step as a CUDA graph, without a GPU: what replays a recording here calls the step again."""
+
+import numpy as np
+import pytest
+import torch
+
+from delta_transfer.engine import graphed_step
+from delta_transfer.engine.graphed_step import GraphedStep, graphed, same_every_step
+from delta_transfer.engine.loop import train_step
+from delta_transfer.engine.optimizers import AdamWConfig, SGDConfig
+from delta_transfer.methods import DELTA, L2, L2FE, L2SP, RIFLE, SPD, DELTAWithoutAttention, LoRA
+from delta_transfer.methods.base import Batch
+from delta_transfer.methods.fast import cuda_graph
+from delta_transfer.methods.fast.cuda_graph import Replayed
+
+from .test_training import learn, loader  # noqa: F401 - a fixture
+
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture
+def replays(monkeypatch) -> list[int]:
+    """How many tensors each replay gave. A recording computes nothing, as on a GPU."""
+    made: list[int] = []
+
+    class Graph:
+        def __init__(self, of: Replayed, function):
+            self.of, self.function = of, function
+
+        def replay(self) -> None:
+            self.of.outputs = self.function(self.of.inputs)
+            made.append(len(self.of.outputs))
+
+    def record(self, function, inputs) -> None:
+        self.inputs, self.graph = [t.detach().clone() for t in inputs], Graph(self, function)
+
+    monkeypatch.setattr(cuda_graph, "on_gpu", lambda tensors: True)
+    monkeypatch.setattr(graphed_step, "on_side_stream", lambda function: function)
+    monkeypatch.setattr(Replayed, "_record", record)
+    return made
+
+
+@pytest.mark.parametrize("optimizer", [SGDConfig, AdamWConfig])
+@pytest.mark.parametrize("method", [L2, L2FE, L2SP, DELTAWithoutAttention])
+def test_a_replayed_step_trains_the_same(method, optimizer, tiny_source, loader, replays):  # noqa: F811
+    options = {"optimizer": optimizer(), "decay_at": 0.5}  # the learning rate falls after the recording
+    expected, lines = learn(tiny_source, loader, method(), **options)
+    found, again = learn(tiny_source, loader, method(), **options, step=GraphedStep())
+    assert len(replays) == 4  # of 6 steps, after two that are launched
+    assert [set(line) for line in again] == [set(line) for line in lines]
+    for line, other in zip(lines, again, strict=True):
+        assert other["loss"] == pytest.approx(line["loss"], rel=1e-4) and other["lr"] == line["lr"]
+    for value, other in zip(expected.parameters(), found.parameters(), strict=True):
+        torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-5)
+
+
+def test_inputs_that_are_no_tensors_are_launched(monkeypatch):
+    monkeypatch.setattr(graphed_step, "train_step", lambda *arguments: arguments)
+    arguments = (object(), L2(), Batch(np.zeros(2), torch.zeros(2)))
+    assert GraphedStep()(*arguments) == arguments
+
+
+@pytest.mark.parametrize(
+    ("method", "same"),
+    [
+        *((method(), True) for method in (L2, L2FE, L2SP, DELTA, DELTAWithoutAttention)),
+        *((method, False) for method in (RIFLE(), SPD(), LoRA(), DELTA(every=2), L2SP(decoupled=True))),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_methods_that_act_between_steps_are_launched(method, same, capsys):
+    assert same_every_step(method) is same
+    step = graphed(method, GPU)
+    assert isinstance(step, GraphedStep) is same
+    assert ("cuda_graph=true has no effect" in capsys.readouterr().out) is not same
+
+
+def test_without_a_gpu_it_has_no_effect(capsys):
+    assert graphed(L2(), CPU) is train_step
+    assert "cuda_graph=true has no effect: there is no GPU" in capsys.readouterr().out
