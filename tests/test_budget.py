@@ -239,7 +239,9 @@ def test_a_plan_is_kept_for_the_same_command(command, tmp_path, capsys):
         command("budget=12m", "split.folds=2")
 
 
-def test_a_dry_run_plans_and_writes_nothing(command, tmp_path):
+def test_a_dry_run_plans_and_writes_nothing(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(which_is_best, "not_downloaded", lambda network: f"no {network.name} here")
     lines, sweeps, _ = command("preset=quick", "dry_run=true")
+    assert any("no resnet18 here" in line for line in lines)
     assert not sweeps and not list(tmp_path.iterdir())
     assert "128 pixels" in lines[0] and "3 folds" in lines[0] and "3 seeds" in lines[0]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 MORE = """\
 examples:
   delta-data list data_dir=/data                 which data sets are complete
-  delta-data verify folder dataset.root=photos   are all your own images readable?
+  delta-data verify folder dataset.root=photos   are all my images readable?
   delta-data prepare cub data_dir=/data && delta-run dataset=cub data_dir=/data
 
 files:
@@ -43,7 +43,7 @@ files:
 
 exit status:
   0  fine
-  1  something is missing, unreadable, damaged or superfluous: a message says what
+  1  something is missing, unreadable, damaged or superfluous; a message says it
   2  an unknown command or option
 """
 

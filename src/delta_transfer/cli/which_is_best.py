@@ -42,6 +42,7 @@ from ..experiment.choosing import (
 from ..experiment.costs import seconds_beside_steps
 from ..experiment.planning import Plan
 from ..methods import METHODS
+from ..models.zoo import not_downloaded
 from ..records.reading import Record, method_of, section
 from ..reporting import sections
 from ..reporting.comparison import compare
@@ -158,7 +159,9 @@ def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) 
         plan.more,
     ]
     if config.dry_run:
-        return [*said, "The command without dry_run=true measures anew, and keeps its plan."]
+        networks = {one: grid.configs[one, "l2"].backbone for one in grid.backbones}
+        absent = [f"Weights of {one}: {why}" for one, network in networks.items() if (why := not_downloaded(network))]
+        return [*said, *absent, "The command without dry_run=true measures anew, and keeps its plan."]
     for line in said:
         log.info(line)
     result = choose_and_train(grid, sweep)
