@@ -146,7 +146,7 @@ class AverageConfig(Options):
 
 
 class Average(Callback):
-    """The weights that are evaluated and kept: here those of the last step. Others are in engine/averages/."""
+    """No average: the weights of the last step are evaluated and kept. engine/averages/ has others."""
 
     selection: ClassVar[str] = "last iteration"  # whose weights count, for the record
     state: ClassVar[tuple[str, ...]] = ()  # attributes that a checkpoint keeps

@@ -33,7 +33,7 @@ class BestValidationConfig(AverageConfig):
 
 @AVERAGES.register("best_validation", "best on validation", BestValidationConfig)
 class BestValidation(Average):
-    """theta of the step with the best validation measure, the first one among equals; it is no average.
+    """Early stopping: theta of the step with the best validation measure, the first one among equals.
 
     Training ends `patience` evaluations after the best one. A schedule with `eval_epochs` says when they come. The
     record of such a run says "best validation" in the place of "last iteration". Each stage of a method has a best

@@ -52,7 +52,7 @@ class EMAConfig(AverageConfig):
 
 @AVERAGES.register("ema", "EMA", EMAConfig)
 class EMA(RunningAverage):
-    """average <- d * average + (1 - d) * theta after every step, with d = min(decay, (1 + t) / (10 + t)) in step t.
+    """EMA: average <- d average + (1 - d) theta after every step t, with d = min(decay, (1 + t) / (10 + t)).
 
     The smaller d of the first steps lets the average leave its initial value. Source of that rule: TensorFlow's
     ExponentialMovingAverage with `num_updates`.
