@@ -51,10 +51,15 @@ def held_by_another_process(tmp_path, index: int) -> subprocess.Popen:
     return holder
 
 
-def test_one_gpu_is_not_claimed(gpus, tmp_path):
-    assert gpus(1) == []
-    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
-    assert not list(tmp_path.iterdir())
+def test_the_second_process_on_one_gpu_says_that_they_share_it(gpus, tmp_path, capsys):
+    """As a worker of joblib does."""
+    gpus(1)
+    with held_by_another_process(tmp_path, 0) as holder:
+        assert pick_device("auto") == torch.device("cuda", 0)
+        holder.stdin.close()
+    assert "share a GPU" in capsys.readouterr().out
+    claim_gpu.cache_clear()
+    assert pick_device("cuda") == torch.device("cuda", 0) and not capsys.readouterr().out
 
 
 def test_a_process_takes_the_first_free_gpu_and_keeps_it(gpus, tmp_path, capsys):
@@ -74,7 +79,7 @@ def test_more_processes_than_gpus_share_and_say_so(gpus, tmp_path, monkeypatch, 
         assert pick_device("auto") == torch.device("cuda", 1)
         first.stdin.close()
         second.stdin.close()
-    assert "All 2 GPUs have a run already" in capsys.readouterr().out
+    assert "Every GPU has a run already (2 in all)" in capsys.readouterr().out
 
 
 def test_under_torchrun_the_local_rank_decides(gpus, tmp_path, monkeypatch):

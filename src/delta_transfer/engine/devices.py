@@ -52,10 +52,8 @@ def pick_device(wanted: str) -> torch.device:
     if "LOCAL_RANK" in os.environ:  # torchrun has dealt out the GPUs
         index, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         require(index < count, f"There are more processes than GPUs ({count}): torchrun --nproc-per-node={count}.")
-    elif torch.cuda.device_count() > 1:
-        index = claim_gpu()
     else:
-        return torch.device("cuda")
+        index = claim_gpu()
     torch.cuda.set_device(index)  # what names no device (synchronize, is_bf16_supported) means this one
     return torch.device("cuda", index)
 
@@ -89,7 +87,10 @@ def claim_gpu() -> int:
         except BlockingIOError:
             os.close(lock)
     index = os.getpid() % count  # spreads them, somehow
-    log.info(f"All {count} GPUs have a run already: GPU {index} gets one more")
+    log.info(
+        f"Every GPU has a run already ({count} in all), and GPU {index} gets one more. Runs that share a GPU take "
+        "longer than one after the other, unless they wait for the CPU"
+    )
     return index
 
 
