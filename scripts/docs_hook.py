@@ -32,4 +32,4 @@ def on_page_markdown(markdown: str, page: Page, **_) -> str:
     if page.file.src_uri == "reference.md":
         return reference(markdown)
     markdown = markdown.replace("](../results/published/", "](published/")
-    return re.sub(r"(?<!!)\[([^\]]+)\]\(\.\./(?:src|conf|examples)[^)]*\)", r"\1", markdown)
+    return re.sub(r"(?<!!)\[([^\]]+)\]\(\.\./(?:src|conf|examples|CONTRIBUTING)[^)]*\)", r"\1", markdown)

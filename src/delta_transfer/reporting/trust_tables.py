@@ -202,7 +202,7 @@ def calibration(one: Trusted) -> Table:
         cells = accuracy(found.right, found.n, found.confidence)
         rows.append({"probability": percent(found.confidence), **cells, "n": number(found.n)})
     notes = ["Images by the probability of their answer, the mark in the bar; the point is their accuracy"]
-    return table_of(f"{one.name}: is 90 % right in 90 %?", rows, 0, notes=notes)
+    return table_of(f"{one.name}: how often answers of each probability are right", rows, 0, notes=notes)
 
 
 def rejection(one: Trusted) -> Table:
