@@ -3,7 +3,9 @@
 import os
 import shlex
 import shutil
+import struct
 import unicodedata
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -358,6 +360,32 @@ def test_the_largest_number_of_pixels_is_an_option(photos, monkeypatch):
     assert len(examine(read(photos)).unreadable) == 8
     assert not examine(read(photos, max_pixels=120)).unreadable
     assert len(examine(read(photos, max_pixels=119)).unreadable) == 8
+
+
+def write_deep_png(path: Path, values: np.ndarray) -> None:
+    """(H, W, C) uint16, which Pillow does not write: colours, with or without alpha."""
+    height, width, channels = values.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")]
+    written = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(written))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_more_than_8_bits_need_a_scale(photos, channels):
+    """Pillow keeps the upper 8 bits: 12 bits would be nearly black."""
+    values = np.full((4, 4, channels), 4095, np.uint16)
+    values[..., -1] = 65535
+    write_deep_png(photos / "ants" / "deep.png", values)
+    (why,) = examine(read(photos)).unreadable.values()
+    assert "dataset.scale=full" in why
+    data = read(photos, scale="full")
+    assert max(data.load(data.names.index("ants/deep.png")).getpixel((0, 0))[:1]) == 15
+    image = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
+    for kind in ("bmp", "png", "tif", "gif"):  # 8 bits stay what they were
+        image.save(photos / "bees" / f"grey.{kind}")
+    assert list(examine(read(photos)).unreadable.values()) == [why]
 
 
 def test_a_scale_makes_another_data_set_and_no_scale_does_not(photos):

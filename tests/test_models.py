@@ -230,6 +230,12 @@ def test_a_failed_download_is_known_before_images_are_read_and_after_their_folde
         run(composed(*words))
 
 
+def test_a_batch_that_batchnorm_cannot_take_is_refused_in_our_words():
+    with pytest.raises(UserError) as refused:
+        build_source(dataclasses.replace(backbone("resnet18"), weights="none"), 0).map_shapes(1, 32, training=True)
+    assert "BatchNorm needs" in str(refused.value) and "torch" not in str(refused.value)
+
+
 def test_absent_head_is_the_same_for_every_seed(tmp_path):
     headless = {name: value for name, value in small_state().items() if not name.startswith("fc.")}
     save_file(headless, tmp_path / "headless.safetensors")

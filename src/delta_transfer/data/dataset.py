@@ -99,6 +99,15 @@ class Dataset:
                 splits += [(self.names[i], self.names[train]) for i in members if self.is_test[i]]
         return classes, splits
 
+    def in_train_of(self, other: "Dataset") -> list[str]:
+        """Names of images whose files have the bytes of a training image of `other`."""
+        if not (self.files and other.files):
+            return []
+        trained = set(map(bytes, other._contents.digests[~other.is_test]))
+        return [
+            n for n, digest in zip(self.names, map(bytes, self._contents.digests), strict=True) if digest in trained
+        ]
+
     def of_several_pictures(self) -> list[str]:
         """Names of images whose files hold several pictures, of which the first is read."""
         return [self.names[index] for index in np.flatnonzero(self._contents.several).tolist()] if self.files else []

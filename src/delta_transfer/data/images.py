@@ -1,5 +1,6 @@
 """Image files: which files are images, and the picture that a viewer shows of one."""
 
+import re
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -139,6 +140,7 @@ def read_image(path: Path, reading: Reading = Reading()) -> Image.Image:
     try:
         with _open(path) as file:
             _check_size(file, reading.max_pixels)
+            _check_depth(file, reading.scale)
             file.load()
             image = ImageOps.exif_transpose(file)
     except UnidentifiedImageError:
@@ -163,6 +165,13 @@ def read_image(path: Path, reading: Reading = Reading()) -> Image.Image:
 def _check_size(image: Image.Image, max_pixels: int | None) -> None:
     if max_pixels is not None and image.width * image.height > max_pixels:
         raise ValueError(f"it has {image.width} x {image.height} pixels, more than dataset.max_pixels={max_pixels}")
+
+
+def _check_depth(image: Image.Image, scale: str | float | None) -> None:
+    """Pillow keeps the upper 8 bits of 16-bit colours, in which a picture of 12 bits is nearly black."""
+    decoders = getattr(image, "tile", ())
+    if scale != "full" and image.mode in CONVERTIBLE and any(re.search(";16[BLN]", str(one.args)) for one in decoders):
+        raise ValueError("its colours of 16 bits are read with dataset.scale=full only, or have to be converted")
 
 
 def allow_pixels(max_pixels: int | None) -> None:

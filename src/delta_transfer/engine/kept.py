@@ -9,7 +9,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.console import shorten_list
+from ..common.console import log, shorten_list
 from ..common.errors import UserError
 from ..common.options import OptionError
 from ..data import load_dataset
@@ -32,7 +32,8 @@ class FurtherSets:
     Raises UserError for one that does not fit, and for a probe whose classes cannot be those of the source's head.
     """
 
-    def __init__(self, config: "RunConfig", classes: tuple[str, ...], source: Network):
+    def __init__(self, config: "RunConfig", dataset: Dataset, source: Network):
+        classes = dataset.classes
         self.config, self.options, cache = config, config.evaluate, Path(config.cache_dir)
         if (self.options.forgetting or self.options.also) and config.task != "classification":
             raise OptionError("evaluate", f"evaluate.* is for task=classification, not {config.task}.")
@@ -42,8 +43,10 @@ class FurtherSets:
             if unknown := sorted(set(read.classes) - set(classes)):
                 raise OptionError(
                     "evaluate.also",
-                    f"evaluate.also={name}={folder} has classes that the run does not train: {shorten_list(unknown)}.",
+                    f"evaluate.also.{name}={folder} has classes that the run does not train: {shorten_list(unknown)}.",
                 )
+            if trained := read.in_train_of(dataset):
+                log.info(f"{name}: images that are also in train: {len(trained):,} ({shorten_list(trained)})")
             mapped = np.array([classes.index(one) for one in read.classes])[read.labels]
             self.also[name] = replace(read, labels=mapped, classes=classes)
         probe = self.options.probe

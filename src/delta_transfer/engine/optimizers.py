@@ -234,7 +234,7 @@ class OptimizerConfig(Options):
 @dataclass
 class SGDConfig(OptimizerConfig):
     name: str = option("sgd", "name of the optimizer")
-    momentum: float = option(0.9, "fraction of the last step that is added to the next", at_least=0)
+    momentum: float = option(0.9, "fraction of the last step that is added to the next", at_least=0, below=1)
     nesterov: bool = option(False, "Nesterov's form of momentum")
 
     def check(self) -> None:

@@ -86,7 +86,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     source = build_source(config.backbone, config.seed, tapped, user_of_source_head(config, stages))
     with devices.rank0_first():  # it may download
         sources = load_sources(config.source, tapped) if config.source else None
-    further = FurtherSets(config, dataset.classes, source) if config.evaluate.asked else None
+    further = FurtherSets(config, dataset, source) if config.evaluate.asked else None
     weights = fingerprint(source.weights())
     name, identity = name_of(config, data, weights, sources)
     directory = RunDirectory(Path(config.results_dir) / "runs" / name, writes=devices.rank() == 0)

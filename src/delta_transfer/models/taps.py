@@ -121,6 +121,8 @@ class Network(nn.Module):
                 outputs = torch.func.functional_call(self.train(training), shapes, (images,))
         except (RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
+            if "more than 1 value per channel" in reason:
+                reason = "BatchNorm needs more than one value of a channel, so larger batches or images"
             raise UserError(
                 f"{batch} image{'s' * (batch > 1)} of {image_size} x {image_size} pixels cannot pass through "
                 f"{type(self._model[0]).__name__} (backbone.image_size, schedule.batch_size): {reason}"
