@@ -253,7 +253,7 @@ def suspicious(one: Trusted, most: int) -> Table | None:
         if not judged.right[i]
     ]
     verdict = f"{wrong.sum()} of {len(names)} held-out training images may have a wrong label. "
-    verdict += "Look at these first." if wrong.any() else "It takes these for other classes, but is not sure."
+    verdict += "Look at these first." if wrong.any() else "The network takes these for other classes, but is not sure."
     title = f"{one.name}: training images whose label may be wrong"
     notes = ["Each was predicted by a network that did not train on it; sorted by the margin of its label"]
     return table_of(title, rows, 1, notes=notes, verdict=verdict) if rows else None
