@@ -1,4 +1,4 @@
-"""What watches a training: lines of metrics, the display, live views, checkpoints and the wish to stop."""
+"""Callbacks of a training: lines of metrics, the display, live views, checkpoints and requests to stop."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ CHECKPOINT_SHARE = 0.01  # the largest part of the time that checkpoints may tak
 class Progress:
     """Where a training begins, or where it goes on after a checkpoint."""
 
-    first_iteration: int  # the number of the first batch: stages count on from one another
+    first_iteration: int  # the number of the first batch: a stage goes on counting where the previous one ended
     iterations_done: int
     seconds: float = 0.0  # of training, of all stages
     processor_seconds: float = 0.0  # of the training thread within them
@@ -48,8 +48,8 @@ class Progress:
 class Clock:
     """Seconds of training, in all and in this lap. It stands still between `pause` and `restart`.
 
-    Processor seconds are those of the training thread, which does its part of all work: beside other programs it waits
-    for a core, and they stay about what `seconds` are on an idle machine.
+    Processor seconds are those of the training thread, which does its share of all work. They do not count the time
+    that it waits for a core beside other programs, and stay about what `seconds` are on an idle machine.
     """
 
     def __init__(self, begun: Progress):
@@ -89,7 +89,7 @@ class Position:
     done: int = 0
 
     def progress(self, unmeasured: bool = False) -> Progress:
-        """Where a training from here goes on. It waits for the device."""
+        """Where a training that resumes here begins. It waits for the device."""
         window = self.window.state_dict()
         self.clock.pause()
         clock = self.clock
@@ -101,7 +101,7 @@ class Position:
 
 
 class Callback:
-    """Is told of every update of the target, of every line of metrics, and of every step when all that is done."""
+    """Is told of every update of the target, of every line of metrics, and then of the end of every step."""
 
     def on_update(self, at: Position) -> None:
         """Called after the optimizer's step, before anything is measured."""
@@ -113,12 +113,12 @@ class Callback:
         """Called when the step and its line are done: training can go on from here."""
 
     def on_stop(self, at: Position) -> None:
-        """Called when the process is to end within an evaluation."""
+        """Called when the process is asked to end within an evaluation."""
 
 
 @contextmanager
 def stopped_within(at: Position, callbacks: Sequence[Callback]) -> Iterator[None]:
-    """An evaluation within it may end in Stopped, of which callbacks are told. The clock stands still."""
+    """In this context the clock stands still, and an evaluation may end in Stopped, of which callbacks are told."""
     try:
         yield
     except Stopped:
@@ -133,7 +133,7 @@ class AverageConfig(Options):
     """Options of every average of the target's weights."""
 
     key: ClassVar[str] = "average"
-    chooses: ClassVar[bool] = False  # among the evaluations of a run, whose distance then decides its result
+    chooses: ClassVar[bool] = False  # whether it chooses among evaluations, whose interval then changes the result
 
     trained_backbone: ClassVar[bool] = False  # it would do nothing where the backbone is frozen
 
@@ -162,14 +162,14 @@ class Average(Callback):
         """
 
     def finish(self, measure: Callable[[], Line]) -> None:
-        """Called when training has ended. `measure` measures anew, where other weights count than those of the end."""
+        """Called when training has ended. `measure` measures anew, if the last weights are not those that count."""
 
     def applied(self, target: Network) -> AbstractContextManager[None]:
-        """Within it `target` has the averaged weights."""
+        """In this context `target` has the averaged weights."""
         return nullcontext()
 
     def report(self) -> Line:
-        """What it chose, for the run's record, once it was applied."""
+        """Its choice, for the run's record, after it was applied."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -196,9 +196,9 @@ class OnLine(Callback):
 
 
 class Checkpoints(Callback):
-    """Saves a checkpoint now and then, and when this process was asked to end; then it raises Stopped.
+    """Saves a checkpoint from time to time, and when this process is asked to end; then it raises Stopped.
 
-    Checkpoints are `seconds` apart, or further, so that they take less than CHECKPOINT_SHARE of the time.
+    Checkpoints are at least `seconds` apart, and so far that they take less than CHECKPOINT_SHARE of the time.
     """
 
     def __init__(self, seconds: float, save: Callable[[Progress], None]):
@@ -226,18 +226,18 @@ class Checkpoints(Callback):
 
 # --- Stages ---
 
-CONTENT: dict[str, Any] = {  # of a checkpoint
+CONTENT: dict[str, Any] = {  # types of the entries of a checkpoint
     **dict.fromkeys(("target", "optimizer", "method", "average", "modules", "progress"), dict),
     **{"stage": int, "ended": list, "previous": dict | None, "metrics": str},
 }
 
 
 class StageRunner:
-    """Iterates over the stages that a run has still to train, and keeps what they leave to one another.
+    """Iterates over the stages that a run has yet to train, and passes the state of each on to the next.
 
     Args:
         length: iterations of a stage.
-        new_target: makes the untrained target, which a checkpoint's weights go into.
+        new_target: makes the untrained target, into which a checkpoint's weights are loaded.
     """
 
     def __init__(
@@ -251,11 +251,11 @@ class StageRunner:
         self.stages, self.length, self.directory, self.device = stages, length, directory, device
         self.new_target = new_target
         self.index = 0
-        self.previous: Network | None = None  # the frozen target that the stage before left
+        self.previous: Network | None = None  # the frozen target of the previous stage
         self.state: TrainState | None = None
         self.average: Average = Average(AverageConfig())
-        self.ended: list[Line] = []  # what the stages before came to
-        self.modules: dict[str, Tensor] = {}  # what their methods learned, by stage
+        self.ended: list[Line] = []  # results of the previous stages
+        self.modules: dict[str, Tensor] = {}  # parameters of their methods, by stage
         self.seconds = self.processor_seconds = 0.0  # of training, of all stages
         self.iterations_done = 0
         self._checkpoint: dict[str, Any] | None = None
@@ -272,7 +272,7 @@ class StageRunner:
     def __iter__(self) -> Iterator[Stage]:
         self._read_checkpoint()
         while True:
-            self.state = None  # the stage before makes room for the next
+            self.state = None  # frees the memory of the previous stage
             yield self.stages[self.index]
             if self.index + 1 == len(self.stages):
                 return
@@ -298,14 +298,14 @@ class StageRunner:
             checkpoint, self._checkpoint = self._checkpoint, None
             return self._resume(state, checkpoint)
         progress = Progress.beginning(self.index * self.length, self.seconds, self.processor_seconds)
-        if self.index:  # the result of the stage before is safe from here on
+        if self.index:  # from here on the result of the previous stage is safe
             self.save(progress)
             if stop_signal() is not None:
                 raise Stopped
         return progress
 
     def end(self, at: Position, measured: Line) -> None:
-        """Notes what the stage came to, and what its method learned."""
+        """Keeps the result of the stage, and what its method learned."""
         self.seconds, self.processor_seconds = at.clock.seconds, at.clock.processor_seconds
         self.iterations_done = at.done
         self.ended = [*self.ended, self._planned(self.stages[self.index]) | measured]
@@ -314,7 +314,7 @@ class StageRunner:
                 self.modules[f"stage{self.index + 1}.{name}"] = parameter.detach().cpu().clone()
 
     def speed(self, batch_size: int) -> Line:
-        """How long all stages took, for the record. On a GPU the training thread's processor time says nothing."""
+        """The time of all stages, for the record. On a GPU the training thread's processor time means nothing."""
         on_cpu = {"train_processor_seconds": self.processor_seconds} if self.device.type == "cpu" else {}
         rate = self.iterations_done * batch_size / self.seconds
         return {"iterations": self.iterations_done, "train_seconds": self.seconds, "images_per_second": rate} | on_cpu
@@ -328,7 +328,7 @@ class StageRunner:
         return {"method": type(stage.method).__name__, "iterations": self.length}
 
     def save(self, progress: Progress) -> None:
-        """Writes a checkpoint, from which `progress` goes on."""
+        """Writes a checkpoint, with which a run can resume at `progress`."""
         if not self.directory.writes or self.state is None:
             return
         content: dict[str, Any] = {
@@ -371,12 +371,12 @@ class StageRunner:
 
     @contextmanager
     def _of_this_run(self) -> Iterator[None]:
-        """Within it an error of loading says that the checkpoint is of another run. It is removed with the failure."""
+        """In this context a failure to load means that the checkpoint is of another run: it is removed."""
         try:
             yield
         except (RuntimeError, ValueError, KeyError) as error:
             path = self.directory.checkpoint_path
-            raise UserError(f"{path} holds another method or network, of another version. It is removed.") from error
+            raise UserError(f"{path} is of another method, network or version. It is removed.") from error
 
     def _resume(self, state: TrainState, checkpoint: dict[str, Any]) -> Progress:
         with self._of_this_run():

@@ -1,4 +1,4 @@
-"""The options of a run: its four choices (dataset, backbone, reg, schedule), and what they describe, built."""
+"""The options of a run: its four choices (dataset, backbone, reg, schedule), and what is built from them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ from .loop import Step, train_step
 from .optimizers import OPTIMIZERS, OptimizerConfig, ScheduleConfig
 from .tasks import TASKS
 
-REGISTRIES: dict[str, Registry[Any]] = {  # by the group that chooses one of it
+REGISTRIES: dict[str, Registry[Any]] = {  # by the group that chooses an entry
     "dataset": READERS,
     "reg": METHODS,
     "optimizer": OPTIMIZERS,
@@ -51,7 +51,7 @@ class RunConfig(Options):
     arcface: ArcFaceConfig = field(default_factory=ArcFaceConfig)
     task: str = option("classification", "what the test images measure; the data set brings it", choices=list(TASKS))
     # Entries of the command line, which cli/ resolves to a list of SourceConfig.
-    source: Any = option(None, "networks to learn from, where they are not the one that backbone.weights names")
+    source: Any = option(None, "networks to learn from; null: the one that backbone.weights names")
     seed: int = option(0, "seed of the head, the order of the images, their crops and the method's draws", at_least=0)
     device: str = option("auto", "where the run computes", choices=("auto", "cpu", "cuda"), identity=False)
     precision: str = option(
@@ -72,7 +72,7 @@ class RunConfig(Options):
         False, "describe the trained network, so that source=.../model.safetensors accepts it", identity=False
     )
     dry_run: bool = option(False, "say what is finished, missing and not ready; run nothing", identity=False)
-    retry_failed: bool = option(False, "make runs again that failed before", identity=False)
+    retry_failed: bool = option(False, "repeat runs that failed before", identity=False)
 
     @property
     def resizing(self) -> str:
@@ -83,7 +83,7 @@ class RunConfig(Options):
     def check(self) -> None:
         pad, side = self.schedule.pad, self.backbone.image_size
         self.require(
-            pad < side or not side,  # 0: of a network by name, before `complete`
+            pad < side or not side,  # 0: a network by name has no size before `complete`
             "schedule.pad",
             f"schedule.pad ({pad}) must be less than backbone.image_size ({side}).",
         )
@@ -121,7 +121,7 @@ class RunConfig(Options):
 
 @cache
 def kinds_of_keys() -> dict[str, set[str]]:
-    """The types of each key, of which a choice of its group has one. Those of a sum's terms stand as those of reg."""
+    """The types of each key in any choice of its group. A sum's terms have the keys of reg."""
     groups: list[tuple[str, type[Options]]] = [
         ("", RunConfig),
         ("backbone.", BackboneConfig),
@@ -144,7 +144,7 @@ def takes_list(key: str) -> bool:
 
 
 def run_config_from(values: Mapping[str, Any]) -> RunConfig:
-    """The checked configuration that plain data stand for, such as a record's `config`. Raises OptionError."""
+    """The checked configuration of plain data, such as a record's `config`. Raises OptionError."""
     groups: dict[str, type[Options]] = {
         "dataset": READERS[values["dataset"]["reader"]].options,
         "backbone": options_of_backbone(values["backbone"]["name"]),
@@ -183,7 +183,7 @@ def frozen_source(
 
     It is None for a method that needs no source.
     source: the network that the target starts from. sources: networks to learn from in its place. previous: the target
-    that the stage before left.
+    at the end of the previous stage.
     """
     with_logits, precision = stage.method.needs.source_logits, config.precision
     if not stage.method.needs.source:
@@ -196,7 +196,7 @@ def frozen_source(
 
 
 def step_of(config: RunConfig, method: Regularizer, device: torch.device) -> Step:
-    """What makes a training step."""
+    """The function that makes a training step."""
     if not config.cuda_graph:
         return train_step
     from .graphed_step import graphed  # other runs do without it
@@ -207,7 +207,7 @@ def step_of(config: RunConfig, method: Regularizer, device: torch.device) -> Ste
 def source_shapes(
     config: RunConfig, method: Regularizer, source: Network, sources: list[SourceNetwork] | None, shapes: MapShapes
 ) -> OutputShapes | None:
-    """Shapes of what the frozen source returns; None if they are those of the target's maps, `shapes`."""
+    """Shapes of the frozen source's outputs; None if they are those of the target's maps, `shapes`."""
     with_logits = method.needs.source_logits
     if sources is None:
         return {**shapes, "logits": (source.classes,)} if with_logits else None
@@ -215,7 +215,7 @@ def source_shapes(
 
 
 def seed_of_modules(seed: int, stage: int) -> int:
-    """Seed of the modules that a method makes. Those of a later stage do not begin like those of the first."""
+    """Seed of the modules that a method makes. It differs between stages."""
     return int(np.random.default_rng((seed, stage)).integers(2**32)) if stage else seed
 
 
@@ -240,7 +240,7 @@ def name_of(
 
 
 def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: Splits, stages: int) -> None:
-    """Says what the run trains on and how long, and what may surprise: incomplete data, stages, accumulation."""
+    """Logs what the run trains on and how long, and what may surprise: incomplete data, stages, accumulation."""
     counts, official = counts_of(dataset), expected_counts(config.dataset)
     if official is not None and counts.against(official) != "ready":
         log.info(
@@ -307,7 +307,7 @@ def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
     )
     require(
         not config.average.trained_backbone or not any(method.needs.frozen_backbone for method in methods),
-        f"average={config.average.name} would do nothing: {reg} leaves the backbone as it is.",
+        f"average={config.average.name} would do nothing: {reg} freezes the backbone.",
     )
     plain_steps = config.schedule.clip_norm is None and config.optimizer.decay_vectors
     require(
@@ -323,29 +323,29 @@ def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
         config.backbone.weights == "none" or not any(method.needs.random_start for method in methods),
         f"{reg} begins with random weights, not with {config.backbone.weights}: set backbone.weights=none.",
     )
-    # Other methods start from the source: for them a random one is at least honest.
+    # Other methods start from the source, so that a random one hides nothing.
     learning = any(method.needs.source and method.needs.other_sources for method in methods)
     require(
         config.source is not None or config.backbone.weights != "none" or not learning,
-        f"{reg} learns from a source network, but backbone.weights=none is a random one: name a source, e.g. "
-        "source=resnet34 or a file of delta-pretrain's.",
+        f"{reg} learns from a source network, but backbone.weights=none is a random one: name a source, such as "
+        "source=resnet34 or a file that delta-pretrain wrote.",
     )
     if config.source is not None and config.backbone.weights != "none":
         log.info(
-            f"The target starts from weights of its own, {config.backbone.weights}. The published targets of methods "
-            "with a source= start at random (backbone.weights=none), and their taps are behind a ReLU (backbone.taps)."
+            f"The target starts from the weights {config.backbone.weights}. The published targets of methods with a "
+            "source= start at random (backbone.weights=none), and their taps are behind a ReLU (backbone.taps)."
         )
 
 
 def user_of_source_head(config: RunConfig, stages: Sequence[Stage]) -> str | None:
-    """Which setting needs that the head of backbone.weights was trained; None if none does."""
+    """The setting that needs a trained head in backbone.weights; None if none does."""
     if config.source is None and any(stage.method.needs.source_head for stage in stages):
         return f"reg={config.reg.name}"
     return "evaluate.forgetting=true" if config.evaluate.forgetting else None
 
 
 def check_micro_batches(config: RunConfig, stages: Sequence[Stage]) -> int:
-    """Images of a micro-batch. Raises UserError if a batch cannot be cut into micro-batches of equal size."""
+    """Images per micro-batch. Raises UserError if a batch cannot be cut into micro-batches of equal size."""
     schedule, processes = config.schedule, devices.processes()
     count = processes * schedule.accumulate
     for stage in stages:

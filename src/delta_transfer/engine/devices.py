@@ -33,7 +33,7 @@ from ..models.batchnorm import sharing
 
 
 def set_up(wanted: str, deterministic: bool) -> torch.device:
-    """The device of the run. This process meets those that share the run with it."""
+    """The device of the run. This process joins the others that share the run."""
     device = pick_device(wanted)
     join(device)
     if deterministic:
@@ -54,15 +54,15 @@ def pick_device(wanted: str) -> torch.device:
         require(index < count, f"There are more processes than GPUs ({count}): torchrun --nproc-per-node={count}.")
     else:
         index = claim_gpu()
-    torch.cuda.set_device(index)  # what names no device (synchronize, is_bf16_supported) means this one
+    torch.cuda.set_device(index)  # the device of calls that name none (synchronize, is_bf16_supported)
     return torch.device("cuda", index)
 
 
 @cache  # said once per process
 def share_cores() -> None:
-    """Computes with no more threads than a container allows cores; says how much longer other work makes all last.
+    """Takes no more threads than a container allows cores, and logs how much other programs slow this one down.
 
-    A command's share of the cores is what others, of one thread each, leave free, or as much as each of them gets.
+    A command gets the cores that other programs, of one thread each, leave free, or as much as each of them gets.
     """
     if not cores.of_a_command:  # another program chooses its threads itself
         return
@@ -71,7 +71,7 @@ def share_cores() -> None:
     threads, others, there = torch.get_num_threads(), cores.others, os.cpu_count() or 1
     times = threads / min(threads, max(there - others, there / (others + 1)))
     if times >= cores.NOTABLE:
-        log.info(f"{there} cores, load {others:.0f} of other programs: it takes about {times:.0f} times as long")
+        log.info(f"{there} cores, load {others:.0f} of other programs: this takes about {times:.0f} times as long")
 
 
 @cache  # a process keeps its GPU, through all jobs of a sweep
@@ -86,7 +86,7 @@ def claim_gpu() -> int:
             return index
         except BlockingIOError:
             os.close(lock)
-    index = os.getpid() % count  # spreads them, somehow
+    index = os.getpid() % count  # spreads the runs over the GPUs
     log.info(
         f"Every GPU has a run already ({count} in all), and GPU {index} gets one more. Runs that share a GPU take "
         "longer than one after the other, unless they wait for the CPU"
@@ -144,9 +144,8 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory(device: torch.device) -> int | None:
     """The peak in bytes since `reset_peak_memory`: of the GPU's allocator, or of the process on a CPU.
 
-    There it is the process' own memory, without the pages of mapped files such as the image store, which the system
-    takes back when it likes. It is to be asked now and then: between two calls such pages count as they are at the
-    second. None where it is unknown.
+    The process' own memory has no pages of mapped files such as the image store, which the system can reclaim. Call it
+    regularly: between two calls such pages count as they are at the second. None where it is unknown.
     """
     global _peak
     if device.type == "cuda":
@@ -179,7 +178,7 @@ def versions() -> dict[str, str]:
 
 
 def shared() -> bool:
-    """Whether torchrun started this process beside others, which make one run together."""
+    """Whether torchrun started this process as one of several that share a run."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -207,7 +206,7 @@ def processes() -> int:
 
 @contextmanager
 def rank0_first() -> Iterator[None]:
-    """The first process goes in alone, the others after it: they find what it wrote."""
+    """The first process enters alone; the others follow and find what it wrote."""
     if rank() > 0:
         dist.barrier()
     yield
@@ -216,7 +215,7 @@ def rank0_first() -> Iterator[None]:
 
 
 def broadcast_from_rank0(read: Callable[[], Any]) -> Any:
-    """What `read` returns in the first process, so that all go on alike."""
+    """What `read` returns in the first process, for all processes."""
     values = [read() if rank() == 0 else None]
     if processes() > 1:
         dist.broadcast_object_list(values)
@@ -224,12 +223,12 @@ def broadcast_from_rank0(read: Callable[[], Any]) -> Any:
 
 
 def made_with(device: torch.device) -> str:
-    """What decides in which order numbers are added, and with it their last bits."""
+    """What decides the order in which numbers are added, and therefore their last bits."""
     return f"torch {torch.__version__} on {device_name(device)}, {processes()} processes"
 
 
 def share() -> slice:
-    """Which images of a batch are this process' own."""
+    """This process' images of a batch."""
     return slice(rank(), None, processes())
 
 
@@ -255,18 +254,18 @@ def parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """`network`, whose gradients are averaged over processes in the backward pass."""
     if processes() == 1:
         return network
-    # It copies the gradients of 1 x 1 convolutions in channels_last, which are small.
+    # The warning is about copies of the gradients of 1 x 1 convolutions in channels_last, which are small.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
 
 
 def synchronise_batchnorm(network: nn.Module, device: torch.device) -> None:
-    """BatchNorm takes the statistics of the whole batch, not of a process' images: more GPUs make the same run."""
+    """BatchNorm takes the statistics of the whole batch, not of one process, so that more GPUs give the same run."""
     if processes() == 1:
         return
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.BatchNorm2d):  # timm's have an activation inside
-            # PyTorch's works on GPUs only.
+            # PyTorch's SyncBatchNorm works on GPUs only.
             make = nn.SyncBatchNorm if device.type == "cuda" else WholeBatchNorm
             network.set_submodule(name, sharing(module, make(module.num_features)))
 
@@ -324,9 +323,9 @@ def stop_signal() -> int | None:
 
 @contextmanager
 def stop_enabled(worker: bool = False) -> Iterator[None]:
-    """Within this context a signal raises Stopped at once, unless it is `stop_deferred`.
+    """In this context a signal raises Stopped at once, unless it is `stop_deferred`.
 
-    worker: the process waits for another job afterwards, and from then on only notes a signal.
+    worker: afterwards the process waits for another job, and only notes a signal.
     """
     global _deferred, _speaks
     before = {number: signal.signal(number, _handle) for number in SIGNALS}
@@ -343,7 +342,7 @@ def stop_enabled(worker: bool = False) -> Iterator[None]:
 
 @contextmanager
 def stop_deferred(numbers: Collection[int] = SIGNALS) -> Iterator[None]:
-    """Within this context the first of these signals is only noted (`stop_signal`); a second Ctrl-C raises Stopped."""
+    """In this context the first of these signals is only noted (`stop_signal`); a second Ctrl-C raises Stopped."""
     global _deferred
     before, _deferred = _deferred, numbers
     try:

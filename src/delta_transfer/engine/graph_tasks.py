@@ -1,4 +1,4 @@
-"""Tasks on graphs: one label of K classes; yes/no properties, or measurements, of which some may not be known."""
+"""Tasks on graphs: one label of K classes; yes/no properties; or measurements. The last two may be partly unknown."""
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -123,7 +123,7 @@ class GraphProperties(GraphClassification):
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """The area under the ROC curve, from 0 to 1: how often a yes (1) scores higher than a no (-1); ties count half.
 
-    Labels of 0 are left out. None if one of both is missing. It is the rank sum of Mann and Whitney.
+    Labels of 0 are left out. None if there is no yes or no no. The formula is the rank sum of Mann and Whitney.
     """
     from scipy.stats import rankdata  # slow to import
 
@@ -141,7 +141,7 @@ class GraphRegression(GraphProperties):
     The network sees standardised labels, (y - mean) / std with mean and standard deviation (of the population) of the
     known labels of the training split; the record keeps both (`label_scale`). The loss is the squared error, a mean
     over the known labels. The measure is the root of the mean squared error in the labels' own unit, a mean over the
-    properties that are known of some graph of a split.
+    properties with known labels in a split.
     """
 
     name = "graph_regression"
@@ -203,7 +203,7 @@ class GraphRegression(GraphProperties):
 
 
 def mean_over_known(losses: Tensor, known: Tensor, reduction: str) -> Tensor:
-    """Of losses (B, T), 0 where a label is not known: the mean over all known labels; or a mean for each graph."""
+    """The mean of losses (B, T), which are 0 where a label is not known, over all known labels or for each graph."""
     if reduction == "mean":
         return losses.sum() / known.sum().clamp(min=1)
     each = losses.sum(dim=1) / known.sum(dim=1).clamp(min=1)

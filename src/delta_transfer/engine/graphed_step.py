@@ -34,7 +34,7 @@ def graphed(method: Regularizer, device: torch.device) -> Step:
 
 
 def same_every_step(method: Regularizer) -> bool:
-    """Whether each step does what the one before did: no hook of the method acts between them."""
+    """Whether all steps do the same: no hook of the method acts between them."""
     if isinstance(method, Sum):
         return all(same_every_step(term) for term in method.by_name().values())
     if method.needs.idle_hooks:
@@ -46,10 +46,10 @@ def same_every_step(method: Regularizer) -> bool:
 
 
 class GraphedStep:
-    """`train_step` of one method and one target. Its third call records it, and the later ones replay that.
+    """`train_step` of one method and one target. The third call records it, and later calls replay the recording.
 
     Images, labels and learning rates are inputs. The rates are fp32 tensors on the GPU, which the optimizer reads in
-    every step; other numbers of its groups are those of the recording. Inputs that are no tensors, such as graphs, go
+    every step; other numbers of its groups are those of the recording. Inputs that are not tensors, such as graphs, go
     through `train_step`.
     """
 
@@ -75,7 +75,7 @@ class GraphedStep:
 
 
 def put_rates_on(device: torch.device, optimizer: torch.optim.Optimizer) -> None:
-    """Makes each group's learning rate a tensor of the device. What is one already stays where it is."""
+    """Makes each group's learning rate a tensor on the device, unless it is a tensor already."""
     for group in optimizer.param_groups:
         if not isinstance(group["lr"], Tensor):
             group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)

@@ -1,4 +1,4 @@
-"""What is measured after a run beside its test images: what the network kept of its source, and further test sets."""
+"""Further measurements after a run: what the network kept of its source, and accuracies on other test sets."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,7 +29,7 @@ C, STEPS = 1.0, 200  # of the linear probe: LP-FT's regression with a fixed stre
 class FurtherSets:
     """The data sets of `evaluate.*`, read and checked before the run begins.
 
-    Raises UserError for one that does not fit, and for a probe whose classes cannot be those of the source's head.
+    Raises UserError for a set that does not fit, and for a probe whose classes cannot be those of the source's head.
     """
 
     def __init__(self, config: "RunConfig", dataset: Dataset, source: Network):
@@ -61,25 +61,25 @@ class FurtherSets:
             )
 
     def require_in(self, summary: Mapping[str, Any], name: str) -> None:
-        """Raises UserError if a finished run's record lacks what is asked for."""
+        """Raises UserError if a finished run's record lacks a measurement that is asked for."""
         wanted = [f"also_{one}_top1" for one in self.options.also]
         wanted += ["kept_agreement"] if self.options.forgetting else []
         wanted += ["kept_probe_top1"] if self.options.probe is not None else []
         wanted += ["kept_source_top1"] if self.options.source_labels else []
         if missing := [key for key in wanted if key not in summary]:
             raise UserError(
-                f"{name} is finished, and its record has no {shorten_list(missing)}: make the run with evaluate.* in "
+                f"{name} is finished, and its record has no {shorten_list(missing)}: repeat the run with evaluate.* in "
                 "another results_dir=FOLDER."
             )
 
     def measure(self, source: Network, target: Network, loader: BatchSource, test: np.ndarray, task: Any) -> Line:
         """Accuracies in percent. test: images that the run measures; those of the validation split on folds.
 
-        kept_agreement: on how many of `test` the source's own head says the same on the target's embeddings as on the
-        source's, which is 100 before training. kept_probe_top1: of a logistic regression on the embeddings of the
-        probe's training images, on its test images; kept_probe_top1_before: the same with the source's embeddings.
-        kept_source_top1, kept_source_top1_before: of the source's head on the probe's test images.
-        also_NAME_top1, also_NAME_loss: of the target on all images of a further set.
+        kept_agreement: the share of `test` for which the source's own head predicts the same class from the target's
+        embeddings as from the source's, 100 before training. kept_probe_top1: a logistic regression on the embeddings
+        of the probe's training images, measured on its test images; kept_probe_top1_before: the same with the source's
+        embeddings. kept_source_top1, kept_source_top1_before: the source's head on the probe's test images.
+        also_NAME_top1, also_NAME_loss: the target on all images of a further set.
         """
         device, found = loader.device, Line()
         sets = {name: dataset.fingerprint for name, dataset in self.also.items()}

@@ -11,14 +11,14 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def depths_below_head(model: nn.Module, is_head: Callable[[str], bool]) -> dict[str, int]:
     """D - d of each parameter but the head's, by name, where d is its depth and D is the depth of the head.
 
-    Parameters are taken in the order in which the network declares them. Each block has a depth of its own. What stands
-    before the first block is the stem, depth 0. Layers between two blocks, such as the convolution that halves a map,
-    belong to the block behind them. What stands behind the last block, such as a final norm, has the head's depth.
+    Parameters are taken in the order in which the network declares them. Each block has a depth of its own. All layers
+    before the first block are the stem, depth 0. Layers between two blocks, such as the convolution that halves a map,
+    belong to the block behind them. Layers behind the last block, such as a final norm, have the head's depth.
 
-    A block is a module with two matrices or more (weights of convolutions and linear layers). Its place is taken by its
-    children if it is a mere container, or a stage: a module with two or more children of one class that are blocks and
-    whose names differ only in a number. In a network without blocks, such as VGG, each layer is one. So a ViT has the
-    depths of BEiT's code and of timm's `layer_decay`; a ResNet or ConvNeXt has one for each residual block.
+    A block is a module with two matrices or more (weights of convolutions and linear layers). A mere container and a
+    stage are replaced by their children. A stage is a module with two or more children of one class that are blocks and
+    whose names differ only in a number. In a network without blocks, such as VGG, each layer is a block. So a ViT has
+    the depths of BEiT's code and of timm's `layer_decay`; a ResNet or ConvNeXt has one for each residual block.
     """
     units = [kept for names in _units(model) if (kept := [name for name in names if not is_head(name)])]
     matrices = {name for name, parameter in model.named_parameters() if parameter.dim() >= 2}
@@ -26,7 +26,7 @@ def depths_below_head(model: nn.Module, is_head: Callable[[str], bool]) -> dict[
     least = 2 if max(counts, default=0) >= 2 else 1
     depths: dict[str, int] = {}
     depth = 0
-    waiting: list[str] = []  # parameters whose block comes behind them
+    waiting: list[str] = []  # parameters before the block that they belong to
     for names, count in zip(units, counts, strict=True):
         if count >= least:
             depths |= dict.fromkeys(waiting, depth + (depth > 0))  # before the first block they are the stem

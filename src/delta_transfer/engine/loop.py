@@ -28,7 +28,7 @@ class TrainState:
     precision: str  # fp32 | bf16
     aux_weight: float = 0.0  # weight of an auxiliary head's cross-entropy
     compiled: bool = False
-    accumulate: int = 1  # micro-batches of a step
+    accumulate: int = 1  # micro-batches per step
     loss: Loss = F.cross_entropy
     clip_norm: float | None = None  # largest norm of the gradient
     correct: Callable[[Tensor, Tensor], Tensor | None] = correct_labels  # how many inputs of a batch are right
@@ -54,7 +54,7 @@ class TrainState:
 
     @torch.no_grad()
     def forward_source(self, images: Any) -> Outputs | None:
-        """What the frozen source returns for the same; None without a source."""
+        """What the frozen source returns for the same inputs; None without a source."""
         if self._source is None:
             return None
         with devices.autocast(images.device, self.precision):
@@ -150,7 +150,7 @@ def train(
             iterations: step, lr, the means since the line before of each loss term, of the gradient's norm and of the
             training accuracy, and images/s.
         lr_factor: multiplies the schedule's learning rate.
-        labels: what every line of metrics says of this part of the run.
+        labels: entries that every line of metrics gets, such as the stage.
         evaluate: measures the target as often as the schedule says, and at the end; its line is added.
         step: makes a step, as `train_step` does.
 

@@ -1,7 +1,7 @@
 """How a run is optimised: the schedule with its learning rate, and optimizers by name.
 
-The learning rate is a pure function of the step. A new way for it to fall is a function with the decorator `decay`; a
-new optimizer is a function with the decorator `OPTIMIZERS.register`, with its options beside it.
+The learning rate is a pure function of the step. A new decay of it is a function with the decorator `decay`; a new
+optimizer is a function with the decorator `OPTIMIZERS.register`, with its options beside it.
 """
 
 import math
@@ -19,8 +19,8 @@ from .layer_decay import depths_below_head
 
 # --- Schedule and learning rate ---
 
-# The factor on the learning rate in step number `step` of `steps`, counted from 0; by the name in schedule.decay. With
-# schedule.decay_per_epoch a step may be broken: the place where a pass over the images began.
+# By the name in schedule.decay, the factor on the learning rate in step number `step` of `steps`, counted from 0. With
+# schedule.decay_per_epoch `step` is the start of the pass over the images, and may be a fraction.
 Decay = Callable[["ScheduleConfig", float, int], float]
 DECAYS: dict[str, Decay] = {}
 
@@ -53,7 +53,7 @@ def exponential(schedule: "ScheduleConfig", step: float, steps: int) -> float:
 def learning_rate(schedule: "ScheduleConfig", step: int, steps: int, images: int | None = None) -> float:
     """The head's learning rate in step number `step` of `steps`, counted from 0.
 
-    images: how many are trained on. Without them a fall per pass over the images is one per step.
+    images: the number of training images. Without it, decay_per_epoch has no effect.
     """
     warm = schedule.warmup * steps
     rise = min(1.0, (step + 1) / warm) if warm else 1.0
@@ -86,7 +86,7 @@ class ScheduleConfig(Options):
     epochs: float | None = option(
         None, "passes over the training images; replaces schedule.iterations", above=0, at_most=LONGEST
     )
-    batch_size: int = option(64, "images of an optimizer step", above=0, at_most=LARGEST_BATCH)
+    batch_size: int = option(64, "images per optimizer step", above=0, at_most=LARGEST_BATCH)
     accumulate: int = option(
         1, "micro-batches that a batch is cut into: less memory, the same gradient except for BatchNorm", above=0
     )
@@ -96,12 +96,12 @@ class ScheduleConfig(Options):
     decay: str = option("step", "how the learning rate falls: step, cosine or exponential", choices=list(DECAYS))
     decay_at: float = option(2 / 3, "fraction of the steps after which the learning rate falls", above=0, at_most=1)
     decay_also_at: list[float] = option([], "later fractions of the steps after which it falls once more", at_most=1)
-    decay_factor: float = option(0.1, "what the learning rate is multiplied by", above=0)
+    decay_factor: float = option(0.1, "factor on the learning rate when it falls", above=0)
     decay_per_epoch: bool = option(
         False, "the learning rate falls after each pass over the training images, and not in each step"
     )
     layer_decay: float = option(
-        1.0, "factor on the learning rate from one depth of the backbone to the depth before it", above=0, at_most=1
+        1.0, "factor on the learning rate for each depth of the backbone below the head", above=0, at_most=1
     )
     clip_norm: float | None = option(None, "largest norm of the whole gradient; null: any", above=0)
     label_smoothing: float = option(
@@ -109,7 +109,7 @@ class ScheduleConfig(Options):
     )
     class_weights: str = option(
         "none",
-        "none: every training image counts the same; balanced: every class does, whatever its number of images",
+        "none: every training image counts the same; balanced: every class counts the same",
         choices=("none", "balanced"),
     )
     aspect: str = option(
@@ -126,7 +126,7 @@ class ScheduleConfig(Options):
         0.2, "smallest fraction of the image's area in a random_resized crop", above=0, at_most=1
     )
     pad: int = option(
-        0, "pixels of black around training images, which random crops may reach into", at_least=0, at_most=LARGEST_SIDE
+        0, "pixels of black around training images, which random crops may include", at_least=0, at_most=LARGEST_SIDE
     )
     brightness: float = option(
         0.0, "largest random shift of a training image's brightness, as a fraction of the whole range", at_least=0
@@ -156,7 +156,7 @@ class ScheduleConfig(Options):
         None, "passes over the training images between evaluations; replaces schedule.eval_every", above=0
     )
     checkpoint_seconds: float = option(
-        60.0, "seconds between checkpoints; more where one takes over 1 % of that", above=0, identity=False
+        60.0, "seconds between checkpoints; more if one takes over 1 % of that", above=0, identity=False
     )
 
     def check(self) -> None:
@@ -196,7 +196,7 @@ class ScheduleConfig(Options):
     def fitted_to(self, images: int) -> "ScheduleConfig":
         """The same with numbers in the place of `auto`. images: of the training split, held-out ones included.
 
-        Runs on folds are therefore as long as the final ones and have batches of their size, which alpha belongs to.
+        Runs on folds therefore have the length and the batch size of the final ones, which alpha depends on.
         """
         if self.iterations != "auto":
             return self
@@ -221,13 +221,13 @@ class ScheduleConfig(Options):
 
 @dataclass
 class OptimizerConfig(Options):
-    """Options of every optimizer. The learning rate belongs to the schedule, weight decay to the method."""
+    """Options of every optimizer. The schedule has the learning rate, and the method has the weight decay."""
 
     key: ClassVar[str] = "optimizer"
 
     name: str = option(help="name of the optimizer")
     decay_vectors: bool = option(
-        True, "whether weight decay holds parameters of one dimension too: biases, and scales of normalisation layers"
+        True, "whether weight decay covers parameters of one dimension: biases, and scales of normalisation layers"
     )
 
 
@@ -271,13 +271,13 @@ def sgd(groups: Groups, config: SGDConfig, lr: float, weight_decay: float) -> to
 
 @OPTIMIZERS.register("adamw", "AdamW", AdamWConfig)
 def adamw(groups: Groups, config: AdamWConfig, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam whose weight decay is decoupled from the gradient (Loshchilov, Hutter, ICLR 2019)."""
+    """Adam with weight decay that is decoupled from the gradient (Loshchilov, Hutter, ICLR 2019)."""
     return torch.optim.AdamW(groups, lr, (config.beta1, config.beta2), config.eps, weight_decay, fused=True)
 
 
 @OPTIMIZERS.register("adam", "Adam", AdamConfig)
 def adam(groups: Groups, config: AdamConfig, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam, whose weight decay is a part of the gradient (Kingma, Ba, ICLR 2015)."""
+    """Adam with weight decay that is a part of the gradient (Kingma, Ba, ICLR 2015)."""
     return torch.optim.Adam(groups, lr, (config.beta1, config.beta2), config.eps, weight_decay, fused=True)
 
 
@@ -286,9 +286,9 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over everything that the method trains.
 
-    That is the head, the method's own parameters, and what the method trains of the backbone. Each group has an
-    `lr_factor`, by which the loop multiplies the schedule's learning rate: in the backbone, a power of
-    schedule.layer_decay that grows with the distance from the head (`depths_below_head`).
+    These are the head, the method's own parameters, and the backbone's parameters that the method trains. Each group
+    has an `lr_factor`, by which the loop multiplies the schedule's learning rate. In the backbone it is
+    schedule.backbone_lr_factor * schedule.layer_decay^distance, the distance from the head (`depths_below_head`).
     """
     if method.needs.frozen_backbone:
         target.freeze()
@@ -310,7 +310,7 @@ def make_optimizer(
 
 
 def _by_depth(target: Network, method: Regularizer, schedule: ScheduleConfig) -> Groups:
-    """What the method trains of the backbone, from the stem on: one group without schedule.layer_decay."""
+    """The trained parameters of the backbone, from the stem on: one group without schedule.layer_decay."""
     depths = depths_below_head(target.model, target.is_head) if schedule.layer_decay < 1 else {}
     groups: dict[int, list[nn.Parameter]] = {}
     for name, parameter in method.trained_in_backbone(target).items():

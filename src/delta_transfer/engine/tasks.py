@@ -1,6 +1,6 @@
 """Tasks: what a run reads in a batch, what it minimises, and what it measures. All else is the same for every task.
 
-A task is one object. The loop, the methods and the evaluation ask it and never its name.
+A task is one object. The loop, the methods and the evaluation call it and never ask for its name.
 """
 
 import math
@@ -64,7 +64,7 @@ class MetricsWindow:
         self.images = 0
 
     def add(self, correct: Tensor | None, count: int, losses: dict[str, Tensor], extra: dict[str, Tensor]) -> None:
-        """correct: how many of `count` inputs are right, a scalar; None where none is right or wrong."""
+        """correct: how many of `count` inputs are right, a scalar; None for tasks without right and wrong."""
         values = losses | extra
         self.losses, self.extra = list(losses), list(extra)
         self.rows.append(torch.stack([value.float() for value in values.values()]))
@@ -106,7 +106,7 @@ class MetricsWindow:
 
 
 def correct_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many labels (B,) the largest of the logits (B, K) tells, a scalar."""
+    """How many of the labels (B,) have the largest of their logits (B, K), a scalar."""
     return (logits.argmax(dim=1) == labels).sum()
 
 
@@ -135,9 +135,8 @@ def evaluate(network: Network, loader: BatchSource, indices: np.ndarray) -> dict
 def outputs_of(network: Network, loader: BatchSource, indices: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
     """What `network` returns as `name` for test crops of `indices`, (N, D) fp32, and the labels (N, ...), on the CPU.
 
-    It computes in fp32, whatever the precision of the training: delta-predict and exported files, which compute in fp32
-    too, give the same numbers. Several crops of an image give their mean. Where memory does not suffice, fewer images
-    go through at once from then on.
+    It computes in fp32, whatever the precision of the training, so that delta-predict and exported files give the same
+    numbers. Several crops of an image give their mean. If memory runs out, smaller batches are taken from then on.
     """
     while True:
         try:
@@ -152,7 +151,7 @@ def outputs_of(network: Network, loader: BatchSource, indices: np.ndarray, name:
 def _outputs_of(network: Network, loader: BatchSource, indices: np.ndarray, name: str) -> tuple[Tensor, Tensor]:
     network.eval()
     outputs, labels = [], []
-    # Every process gets as many images, some of them twice; what is too much is cut off again.
+    # Every process gets the same number of images; the repeated ones are cut off again.
     own = np.resize(indices, -(-len(indices) // devices.processes()) * devices.processes())
     own = np.array_split(own, devices.processes())[devices.rank()]
     display, done = Display("evaluation", loader.views * len(own), "crop", quiet_seconds=10), 0
@@ -173,11 +172,11 @@ def _outputs_of(network: Network, loader: BatchSource, indices: np.ndarray, name
 
 
 class Classification:
-    """One label of K classes for each image. Its measure is the top-1 accuracy. Other tasks change what differs."""
+    """One label of K classes for each image, measured by the top-1 accuracy. Other tasks override what differs."""
 
     name = "classification"
-    inputs = "images"  # what one is called in messages
-    chosen_by = "top1"  # the metric by which a choice on validation data is made
+    inputs = "images"  # their name in messages
+    chosen_by = "top1"  # the metric of choices on validation data
     one_label = True  # each input has one label of K classes
     loss_name = "cross_entropy"  # in a line of metrics
     # The last test evaluation in the run's folder: the name of its file, and the arrays that have a digest.
@@ -211,7 +210,7 @@ class Classification:
         return loader_of(config, store, dataset.labels, device)
 
     def stores_to_build(self, config: "RunConfig", dataset: Dataset | None) -> dict[Any, int]:
-        """What a run would decode and keep, in bytes; without the data set as many images as its publisher counts."""
+        """Bytes of the image stores that a run would build. Without the data set, its publisher's counts are used."""
         size, aspect = config.backbone.resize, config.resizing
         if dataset is None:
             official = config.dataset.official
@@ -233,11 +232,11 @@ class Classification:
     # --- Head and loss ---
 
     def head(self, config: "RunConfig") -> Callable[[int, int], nn.Linear] | None:
-        """Makes the target's head from its input's features and the number of classes; None: as the network does."""
+        """Makes the target's head from the numbers of features and classes; None: the network's own kind of head."""
         return None
 
     def loss(self, config: "RunConfig", weights: Tensor | None = None) -> Loss:
-        """What the target is trained on, beside the method's penalty. `weights`: of the classes (K,)."""
+        """The training loss without the method's penalty. weights: of the classes, (K,)."""
         smoothing = config.schedule.label_smoothing
         if weights is not None:
             return partial(weighted_cross_entropy, weights, smoothing)
@@ -245,7 +244,7 @@ class Classification:
 
     # --- Metrics ---
 
-    # How many inputs of a training batch are right, a scalar; None where none is right or wrong.
+    # How many inputs of a training batch are right, a scalar; None for tasks without right and wrong.
     correct: Callable[[Tensor, Tensor], Tensor | None] = staticmethod(correct_labels)
 
     def measure(
@@ -255,19 +254,19 @@ class Classification:
         return evaluate(network, loader, indices)
 
     def score(self, network: Network, loader: BatchSource, dataset: Dataset, indices: np.ndarray) -> float:
-        """What is chosen by on validation data, signed so that more is better."""
+        """The measure of choices on validation data, signed so that more is better."""
         found: float = self.measure(network, loader, dataset, "val", indices)[self.chosen_by]
         return METRICS[f"val_{self.chosen_by}"].merit(found)
 
     def answers(self, logits: Tensor, record: Mapping[str, Any]) -> np.ndarray:
-        """What `logits` (N, K) of a finished run with this record mean: here probabilities, (N, K) in 0..1."""
+        """The predictions that `logits` (N, K) of a finished run stand for: here probabilities, (N, K) in 0..1."""
         found: np.ndarray = logits.double().softmax(dim=1).numpy()
         return found
 
     # --- Record ---
 
     def of_labels(self, dataset: Dataset) -> dict[str, Any]:
-        """What a record says of the labels, for whoever uses the network."""
+        """The record's entries about the labels, for users of the network."""
         return {}
 
 
@@ -278,7 +277,7 @@ Averaged = Callable[[Network], AbstractContextManager[None]]
 
 
 class Evaluator:
-    """Measures a target on validation and test images. Nothing is selected: the last measurement is what counts."""
+    """Measures a target on validation and test images. Nothing is selected: the last measurement counts."""
 
     def __init__(
         self,
@@ -329,7 +328,7 @@ def class_weights(config: "RunConfig", dataset: Dataset, indices: np.ndarray, de
 
 
 def weighted_cross_entropy(weights: Tensor, smoothing: float, logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over the batch of w_y * CE: to divide by the batch's weights would make micro-batches another loss."""
+    """Mean over the batch of w_y * CE. A division by the batch's weights would change the loss with micro-batches."""
     each = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
     return (weights[labels] * each).mean()
 

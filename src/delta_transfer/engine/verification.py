@@ -46,7 +46,7 @@ class Verification(Classification):
 def evaluate_pairs(network: Network, loader: BatchSource, indices: np.ndarray, pairs: Pairs) -> dict[str, Any]:
     """The similarity (P,) of each pair, which is the cosine of its embeddings, with `pairs` and their rates.
 
-    `indices`: all images of the pairs, ascending; each goes through the network once.
+    indices: all images of the pairs, ascending. Each goes through the network once.
     """
     embeddings, _ = outputs_of(network, loader, indices, "embedding")
     embeddings = F.normalize(embeddings.double())

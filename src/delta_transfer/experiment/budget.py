@@ -1,4 +1,4 @@
-"""How large a comparison of methods can be in a given time: levels from cheapest to dearest, and what each one takes.
+"""How large a comparison of methods can be in a given time: levels from cheapest to dearest, and the time of each.
 
 cli/which_is_best.py makes the comparison. A level's time is counts times measured times, as in a dry run.
 """
@@ -24,18 +24,18 @@ from ..records.files import make_output_folder, write_atomically
 from .costs import seconds_of_decoding
 from .planning import Job, Plan
 
-FREE = 0.1  # of the time is left unplanned: other programs on the machine come and go
-BATCH = 32  # images of a step where a level bounds the iterations
-BASELINES = ("l2", "l2_fe")  # in the final runs beside what was chosen; L2-FE costs a third
+FREE = 0.1  # fraction of the time that is left unplanned: other programs on the machine come and go
+BATCH = 32  # images per step where a level bounds the iterations
+BASELINES = ("l2", "l2_fe")  # in the final runs beside the chosen method; L2-FE costs a third
 Place = tuple[str, str]  # backbone and method, as they are written on the command line
 
 
 @dataclass(frozen=True)
 class Level:
-    """What is compared, and how thoroughly. None: as the rest of the command has it."""
+    """What is compared, and how thoroughly. None: the rest of the command decides."""
 
     image_size: int | None
-    iterations: int | None  # at most; fewer images than 30 passes of them need get fewer
+    iterations: int | None  # at most; a small data set gets fewer, 30 passes over its images
     folds: int
     seeds: int
     methods: tuple[str, ...]
@@ -81,14 +81,14 @@ def words_of(level: Level) -> dict[str, str]:
 
 
 def gains(level: Level, dearer: Level) -> str:
-    """What a dearer level has that another lacks, in words."""
+    """What a dearer level adds, in words."""
     whole = {"image_size": "the network's own image size", "iterations": "iterations for the number of images"}
     ours, theirs = words_of(level), words_of(dearer)
     return ", ".join(theirs[part] or whole[part] for part in ours if theirs[part] != ours[part])
 
 
 def levels_with(fixed: Mapping[str, Any], levels: Iterable[Level] = LEVELS) -> list[Level]:
-    """The levels with what the command says itself in their place, each once."""
+    """The levels with the values that the command sets itself, each once."""
     return list(dict.fromkeys(replace(level, **fixed) for level in levels))
 
 
@@ -97,7 +97,7 @@ def seconds_in(text: str) -> float:
     found = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", text)
     counts = [int(count or 0) for count in found.groups()] if found else [0, 0, 0, 0]
     seconds = sum(count * unit for count, unit in zip(counts, (86400, 3600, 60, 1), strict=True))
-    require(0 < seconds < 10**8, f"budget={text} is no time: days, hours, minutes and seconds are budget=1d2h30m15s.")
+    require(0 < seconds < 10**8, f"budget={text} is not a time: write days, hours, minutes, seconds as in 1d2h30m15s.")
     return seconds
 
 
@@ -105,9 +105,9 @@ def seconds_in(text: str) -> float:
 
 
 def settings(level: Level, config: RunConfig, images: int) -> dict[str, Any]:
-    """The keys that a level sets for a run `config` on `images` training images, those held out included.
+    """The keys that a level sets for a run `config` on `images` training images, held-out ones included.
 
-    A network that takes no other size than its own keeps that.
+    A network that takes only its own image size keeps it.
     """
     made: dict[str, Any] = {}
     own, size = config.backbone, level.image_size
@@ -149,14 +149,14 @@ class Estimate:
 
     @property
     def total(self) -> float:
-        """With the final runs of the dearest choice."""
+        """Seconds with the final runs of the dearest choice."""
         return self.of(*max(self.choices(), key=lambda choice: self.of(*choice)))
 
     def choices(self) -> list[Place]:
         return [(backbone, method) for backbone, found in self.final.items() for method in found]
 
     def of(self, backbone: str, method: str) -> float:
-        """With the final runs of this choice."""
+        """Seconds with the final runs of this choice."""
         final = self.final[backbone]
         return (
             self.before + self.on_folds + sum(final[one] for one in dict.fromkeys([*BASELINES, method]) if one in final)
@@ -171,10 +171,10 @@ def estimate(
     beside_steps: Mapping[str, float],
     plan: Plan,
 ) -> Estimate:
-    """What a level takes.
+    """The time of a level.
 
-    configs: a final run of each backbone and method. strengths: how many alphas a method is tried with, where that is
-    more than one. beside_steps: seconds of a run outside of its steps, by backbone. plan: measures, each thing once.
+    configs: a final run of each backbone and method. strengths: the number of alphas that a method is tried with, if
+    more than one. beside_steps: seconds of a run outside of its steps, by backbone. plan: measures each thing once.
     """
     on_folds, stores = 0.0, dict[tuple[int, str], float]()
     final: dict[str, dict[str, float]] = {backbone: {} for backbone in level.backbones}
@@ -182,7 +182,7 @@ def estimate(
     for place, config in configs.items():
         split = config.split.replace(folds=level.folds, fold=0)
         jobs[place] = [planned(plan, config.replace(split=one)) for one in (split, config.split)]
-    now = plan.waiting  # how many times as long processor seconds last
+    now = plan.waiting  # elapsed seconds per processor second
     for (backbone, method), config in configs.items():
         (fold, whole), beside = jobs[backbone, method], beside_steps[backbone]
         runs = level.folds * strengths.get(method, 1)
@@ -200,7 +200,7 @@ def planned(plan: Plan, config: RunConfig) -> Job:
 
 
 def seconds_to_fit(job: Job) -> float:
-    """Runs that differ in the seed or in alpha share what was fitted."""
+    """Seconds of `fit`, whose result runs with other seeds or alphas share."""
     per_image, constant = job.cost.fit_seconds
     return per_image * job.n_train + constant
 
@@ -233,7 +233,7 @@ def dearest_within(
             require(
                 best is not None,
                 f"The smallest comparison ({level}) takes about {duration(needed)}: set budget={as_budget(needed)}, or "
-                "fewer steps, such as schedule.iterations=50.",
+                "take fewer steps, such as schedule.iterations=50.",
             )
             assert best is not None
             return *best, f"{duration(needed)} (budget={as_budget(needed)}) would also buy: {gains(best[0], level)}."
@@ -243,12 +243,12 @@ def dearest_within(
 
 
 def as_budget(seconds: float) -> str:
-    """A little more time than that, as budget= takes it."""
+    """A little more than `seconds`, as a value of budget=."""
     return f"{int(1.1 * seconds / 60) + 1}m"
 
 
 def plan_path(results_dir: str, words: Iterable[str]) -> Path:
-    """Where the plan of a command is kept; the same for a dry run of it."""
+    """Where the plan of a command is kept. A dry run has the same place."""
     kept = sorted(word for word in words if not word.startswith(("dry_run=", "retry_failed=", "prefer=")))
     return Path(results_dir) / f"which_is_best-{sha256(json.dumps(kept).encode()).hexdigest()[:8]}.json"
 
@@ -259,7 +259,7 @@ def write_plan(path: Path, chosen: Chosen) -> None:
 
 
 def read_plan(path: Path) -> Chosen | None:
-    """The plan of an earlier start of the same command; None if there is none. Raises UserError for a damaged one."""
+    """The plan of an earlier start of the command; None if there is none. Raises UserError for a damaged file."""
     if not path.exists():
         return None
     try:
@@ -267,4 +267,4 @@ def read_plan(path: Path) -> Chosen | None:
         level: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values["level"].items()}
         return Chosen(Level(**level), Estimate(**values["estimate"]), values["images"], values["more"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is no plan of this program: delete it, and the command plans anew.") from None
+        raise UserError(f"{path} is not a plan of this program: delete it, and the command plans anew.") from None

@@ -27,18 +27,18 @@ from ..reporting.trust_tables import by_class, confusions, summary, suspicious
 
 SELECT = ("top1", "balanced_accuracy")  # what is compared on held-out and on test images
 SHOWN = 5  # lines of a table of classes or images
-Made = tuple[str, Record | None]  # how a job ended, and its record where there is one
+Made = tuple[str, Record | None]  # how a job ended, and its record if there is one
 
 
 def ruled_out(failed: Record | None) -> bool:
-    """Whether a failed run is a result: a setting that diverges on a fold is not the best. failed: its record."""
+    """Whether a failed run is a result: a setting that diverges on a fold is not the best. failed: the run's record."""
     return (
         failed is not None and failed.get("failure") == "diverged" and section(failed, "split").get("folds") is not None
     )
 
 
 def without_a_gpu(config: RunConfig, attention: bool) -> list[str]:
-    """What makes the comparison shorter on a CPU. attention: whether a method measures channel attention."""
+    """Hints that make the comparison shorter on a CPU. attention: whether a method measures channel attention."""
     faster = "backbone=resnet18 backbone.image_size=128 backbone.resize=146"
     faster += " reg.attention.method=taylor" if attention else ""
     if pick_device(config.device).type != "cpu" or config.backbone.image_size <= 128:
@@ -57,7 +57,7 @@ def training_images(config: RunConfig) -> dict[str, int]:
     require(
         not config.dataset.own_validation,
         f"{config.dataset.name} has a validation split of its own, and +experiment=which_is_best chooses on folds: run "
-        "the methods (delta-run -m reg=l2,delta), then delta-report --select val chooses among them.",
+        "the methods (delta-run -m reg=l2,delta), then choose among them with delta-report --select val.",
     )
     dataset = load_dataset(config.dataset, Path(config.cache_dir))
     train = make_splits(dataset, config.dataset, config.split, config.seed).train
@@ -77,7 +77,7 @@ def number_of_folds(images: dict[str, int], wanted: int) -> int:
     smallest = min(images, key=lambda name: images[name])
     require(
         images[smallest] > 1,
-        f"Class {smallest} has a single training image: none can be held out to choose a method on. Add some, or train "
+        f"Class {smallest} has a single training image: none can be held out to choose a method. Add images, or train "
         "without a choice: reg=l2 instead of +experiment=which_is_best.",
     )
     return min(wanted, images[smallest])
@@ -87,7 +87,7 @@ def number_of_folds(images: dict[str, int], wanted: int) -> int:
 
 
 def on_all_folds(choices: list[Choice], folds: int) -> list[Choice]:
-    """The choices that were tried on every fold, since a missing fold may be the hardest one."""
+    """The choices with a result on every fold, since a missing fold may be the hardest one."""
     complete = [choice for choice in choices if choice.best.cell.n == folds]
     if not complete:
         raise UserError(f"There is nothing to choose from: no method has a result on each of the {folds} folds.")
@@ -95,7 +95,7 @@ def on_all_folds(choices: list[Choice], folds: int) -> list[Choice]:
 
 
 def best_of(choices: list[Choice]) -> Choice:
-    """The best mean on validation; ties go to the lower loss, then to the column that comes first."""
+    """The choice with the best mean on validation. Ties go to the lower loss, then to the first column."""
 
     def order(choice: Choice) -> tuple[float, float, tuple[int, str]]:
         cell = choice.best.cell
@@ -130,9 +130,9 @@ def verdict(
 ) -> list[str]:
     """Sentences that say what was chosen, how it differs from L2, and whether that is noise.
 
-    `best`: what has the highest mean on held-out images; `validated`: the records that `chosen` was chosen among,
-    failed ones too; `final`: those of it and of L2 on all training images, each with its `folder`; `select`: one of
-    SELECT.
+    best: the choice with the highest mean on held-out images. validated: the records that `chosen` was chosen among,
+    failed ones included. final: the records of it and of L2 on all training images, each with its `folder`. select:
+    one of SELECT.
     """
     method, name = method_of(chosen.best.cell.runs[0]), named(chosen)
     cells = final_cells(chosen, final, select)
@@ -162,7 +162,7 @@ def verdict(
 
 
 def final_cells(chosen: Choice, final: list[Record], select: str) -> dict[str, Cell]:
-    """The final runs of each method, L2 and what was chosen first."""
+    """The final runs of each method. L2 and the chosen method come first."""
     methods = dict.fromkeys(["l2", method_of(chosen.best.cell.runs[0]), *map(method_of, final)])
     return {m: cell_of([run for run in final if method_of(run) == m], f"test_{select}", []) for m in methods}
 
@@ -173,7 +173,7 @@ def model_of(cell: Cell) -> Record:
 
 
 def result_tables(chosen: Choice, final: list[Record], select: str) -> list[Table]:
-    """The leaderboard of the final runs, and whether the model of what was chosen can be trusted."""
+    """The leaderboard of the final runs, and whether the chosen model can be trusted."""
     made = leaderboards(compare(final, f"test_{select}"), "l2")
     model = model_of(final_cells(chosen, final, select)[method_of(chosen.best.cell.runs[0])])
     for one in trusted([model, *chosen.best.cell.runs], lambda _: None):  # its folds tell what was held out
@@ -196,7 +196,7 @@ def next_commands(chosen: Choice, final: list[Record]) -> list[str]:
 
 
 def over_images(ours: Cell, l2: Cell, select: str) -> Difference | None:
-    """The difference over resampled test images; None if predictions are missing."""
+    """The interval of the difference over resampled test images; None if predictions are missing."""
     pairs = []
     for key, run in zip(ours.values, ours.runs, strict=True):
         if key in l2.values:
@@ -208,7 +208,7 @@ def over_images(ours: Cell, l2: Cell, select: str) -> Difference | None:
 
 
 def result(name: str, ours: Cell, l2: Cell, images: Difference | None) -> str:
-    """A win is ahead by more than the chance of seeds, and of the test images that happened to be drawn."""
+    """Whether `ours` won: it is ahead by more than the chance of seeds and of the drawn test images."""
     difference = paired(ours, l2)
     both = f"{of(ours)} against {of(l2)} of L2 on the test images"
     if difference is None or difference.n == 1:
@@ -242,7 +242,7 @@ def of(cell: Cell) -> str:
 
 
 def at_the_edge(chosen: Choice, validated: list[Record]) -> list[str]:
-    """A hint where alpha is the smallest or largest of several that were tried: one beyond it may do better."""
+    """A hint if alpha is the smallest or largest of several that were tried: a value beyond it may do better."""
     method, alpha = method_of(chosen.best.cell.runs[0]), alpha_of(chosen)
     tried = {float(section(run, "reg")["alpha"]) for run in validated if method_of(run) == method and alpha is not None}
     if alpha is None or len(tried) < 2 or alpha not in (min(tried), max(tried)):

@@ -1,8 +1,8 @@
 """Time and memory of a method on a network, from a few measured steps on random images with random weights.
 
-On a CPU fewer images go into a step than in a run (time is proportional to them there), and GPU memory is estimated
-from what a step keeps for its backward pass. Times are processor seconds there, so that those of two methods compare
-also where other programs come and go.
+On a CPU a measured step has fewer images than one of a run, since time is proportional to their number. GPU memory is
+estimated from what a step keeps for its backward pass. CPU times are processor seconds, so that two methods can be
+compared while other programs come and go.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,7 +35,7 @@ from ..models.sources import SourceNetwork
 from ..models.zoo import build_source
 from ..records.checked import fingerprint, save_with_checksum
 
-PROBE_BATCH = 4  # images of a step in which something is only counted
+PROBE_BATCH = 4  # images of a step that is measured for its memory or its fixed costs
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Cost:
     fit_seconds: tuple[float, float]  # of `fit`: per training image, and a constant
     memory_bytes: int  # GPU memory of a step
     weights_bytes: int  # of the model.safetensors that a run leaves
-    waiting: float = 1.0  # how many times as long the measurement took as its processor time: other programs ran
+    waiting: float = 1.0  # elapsed time divided by processor time; above 1 where other programs ran
 
 
 def decides_cost(config: RunConfig) -> tuple[str, ...]:
-    """What decides the cost of a step: the networks, the method but not its strengths, and the batch."""
+    """What decides the cost of a step: the networks, the method without its strengths, and the batch."""
     backbone = {key: value for key, value in vars(config.backbone).items() if key != "weights"}
     batch = config.schedule.batch_size, config.schedule.accumulate
     return repr(_without_strengths(config.reg)), repr((backbone, config.source, batch)), config.precision, config.device
@@ -65,9 +65,9 @@ def _without_strengths(options: object) -> object:
 
 
 def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device: torch.device) -> Cost:
-    """Times a few steps on random images with random weights, which cost the same as any others.
+    """Times a few steps on random images with random weights, which cost as much as any others.
 
-    The steps are those of the method's first stage; a step of a later one costs about the same.
+    The steps are those of the method's first stage. A step of a later stage costs about the same.
     """
     stage, method = stages[0], stages[0].method
     log.info(f"measuring {config.backbone.name}, {config.reg.name} ...")
@@ -77,7 +77,7 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
     source = build_source(backbone, 0, tapped=method.needs.taps)
     source = source.to(device).to(memory_format=torch.channels_last).freeze()
     target = source.with_new_head(num_classes, 0).requires_grad_(True).train(not method.needs.frozen_backbone)
-    previous = target.copy() if len(stages) > 1 else None  # the network that a stage left is kept through the next
+    previous = target.copy() if len(stages) > 1 else None  # a stage's network is kept through the next stage
 
     task = TASKS[config.task]
     example = partial(task.example, config, classes=num_classes, device=device)
@@ -125,9 +125,9 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
 
 
 def _on_a_cpu(step: Callable[[int], Callable[[], object]], batch: int) -> float:
-    """Seconds for `batch` images, from steps of a few images and of as many as take about a second, in turn.
+    """Seconds for `batch` images, from alternating steps of a few images and of as many as take about a second.
 
-    The difference is the time of the images. The rest, such as the optimizer's, does not depend on their number.
+    The difference is the time of the images. The rest, such as the optimizer's time, does not depend on their number.
     """
     cpu, few = torch.device("cpu"), PROBE_BATCH
     once = seconds_of(step(few), cpu, at_least=0.0)
@@ -140,7 +140,7 @@ def _on_a_cpu(step: Callable[[int], Callable[[], object]], batch: int) -> float:
 
 
 def seconds_beside_steps(config: RunConfig) -> float:
-    """What a run takes outside of its steps: it lists the images, builds its networks and writes the trained one."""
+    """The time of a run outside of its steps: it lists the images, builds its networks and writes the trained one."""
     start = perf_counter()
     dataset = load_dataset(config.dataset.replace(download=False), Path(config.cache_dir))
     make_splits(dataset, config.dataset, config.split, config.seed)
@@ -153,10 +153,10 @@ def seconds_beside_steps(config: RunConfig) -> float:
 
 
 def seconds_of_decoding(dataset: Dataset, size: int, aspect: str) -> float:
-    """What an image takes, of a few from the whole data set that all cores decode."""
+    """Seconds per image, from a few images of the whole data set that all cores decode."""
 
     def decode(index: int) -> None:
-        with suppress(UNREADABLE):  # the first run names it
+        with suppress(UNREADABLE):  # the first run names the file
             fit(dataset.load(index), size, aspect)
 
     few = np.unique(np.linspace(0, len(dataset.labels) - 1, 8 * PROBE_BATCH).round().astype(int)).tolist()
@@ -167,14 +167,14 @@ def seconds_of_decoding(dataset: Dataset, size: int, aspect: str) -> float:
 
 
 def random_sources(config: RunConfig, tapped: bool) -> list[SourceNetwork]:
-    """The networks of `config.source`, with random weights: none has to be here."""
+    """The networks of `config.source` with random weights, so that no weights have to be here."""
     random = [build_source(one.backbone.replace(weights="none"), 0, tapped).freeze() for one in config.source or ()]
     named = zip(config.source or (), random, strict=True)
     return [SourceNetwork(one.name, one.backbone, network, fingerprint="") for one, network in named]
 
 
 class _Saved(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that a forward pass keeps for the backward pass, parameters left out."""
+    """Counts the bytes that a forward pass keeps for the backward pass, without parameters."""
 
     def __init__(self) -> None:
         self.bytes = 0

@@ -57,8 +57,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
 
     overrides: the words that `config` was composed from, for the record.
 
-    Raises UserError, InUse and OSError before there is a run, or where the same command can go on with it. Whatever
-    else ends a run is recorded in its summary and raised as RunFailed.
+    Raises UserError, InUse and OSError before there is a run, or where the same command can go on with it. Every other
+    end of a run is recorded in its summary and raised as RunFailed.
     """
     device = devices.set_up(config.device, config.deterministic)
     config.precision = devices.pick_precision(config.precision, device)
@@ -176,7 +176,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                         [
                             average,
                             *(OnLine(function) for function in told),
-                            OnLine(lambda _: devices.peak_memory(device)),  # which is to be asked now and then
+                            OnLine(lambda _: devices.peak_memory(device)),  # has to be called regularly
                             Checkpoints(config.schedule.checkpoint_seconds, runner.save),
                         ],
                         lr_factor=stage.lr_factor,
@@ -223,10 +223,10 @@ def failures_recorded(
     loader: BatchSource,
     indices: np.ndarray,
 ) -> Iterator[None]:
-    """Whatever ends the run within this is written into its record and raised as RunFailed.
+    """In this context every failure of the run is written into its record and raised as RunFailed.
 
-    OSError and InUse pass: nothing is wrong with the run, and the same command goes on with it. So does an error of
-    one process among several, which may have failed because another was killed: only what all see is recorded.
+    OSError and InUse pass through: nothing is wrong with the run, and the same command goes on with it. So does an
+    error of one process among several, which may fail because another was killed: only what all see is recorded.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Why a run failed, as far as that can be found out afterwards, and how the record says it."""
+"""Why a run failed, as far as that can be found out afterwards, in the words of its record."""
 
 import traceback
 
@@ -19,8 +19,8 @@ def explain(
 ) -> tuple[str | None, str]:
     """The kind of failure (diverged, input, out of memory, program) and what to tell a person.
 
-    None instead of a kind where nothing is wrong with the run: the same command may go on with it. The runner's state
-    is of no use afterwards.
+    None instead of a kind if nothing is wrong with the run: the same command may go on with it. The runner's state
+    cannot be used afterwards.
     """
     state = runner.state if isinstance(runner.state, TrainState) else None  # None before the first stage has one
     try:
@@ -45,7 +45,7 @@ def explain(
 def _cause(
     error: NotFinite, config: RunConfig, state: TrainState, loader: BatchSource, indices: np.ndarray
 ) -> tuple[str, str]:
-    """Whether the input of the step was in order. If it was, the training diverged."""
+    """The kind: "input" if the input of the step was not in order, else the training diverged."""
     images, _ = loader.train_batch(indices, error.iteration)  # the same batch again
     if not images.isfinite().all():
         return "input", "The images of that batch are not finite either: look at backbone.mean and backbone.std."
@@ -68,13 +68,13 @@ def strengths(reg: MethodConfig, key: str = "reg") -> list[str]:
 def _what_would_fit(
     config: RunConfig, state: TrainState | None, method: Regularizer, loader: BatchSource, indices: np.ndarray
 ) -> tuple[str | None, str]:
-    """Tries a step in ever more micro-batches, in what is left of a failed run. Returns what `explain` does."""
+    """Tries a step of a failed run with more and more micro-batches. Returns what `explain` does."""
     schedule, kind = config.schedule, "out of memory"
     if state is None:
         bounded = [part for part in method.parts_to_fit() if part.memory_option]
         keys = [f"{f'reg.terms.{part.term}' if part.term else 'reg'}.{part.memory_option}" for part in bounded]
         fewer = f"set {keys[0]} to a small number, or " if keys else ""
-        return kind, f"Out of memory while networks and method are made: {fewer}reduce backbone.image_size."
+        return kind, f"Out of memory while making networks and method: {fewer}reduce backbone.image_size."
     batch = schedule.batch_size
     for accumulate in range(schedule.accumulate, batch // 2 + 1):  # BatchNorm needs two images
         if batch % accumulate:
@@ -100,5 +100,5 @@ def _what_would_fit(
         )
     return (
         kind,
-        "Out of memory, with two images at a time as well: reduce backbone.image_size, or take a smaller backbone.",
+        "Out of memory even with two images at a time: reduce backbone.image_size, or take a smaller backbone.",
     )

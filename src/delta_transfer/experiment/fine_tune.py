@@ -1,4 +1,4 @@
-"""fine_tune: one run on a folder of images, for programs. It is the run that delta-run makes of the same choices."""
+"""fine_tune: one run on a folder of images, for programs. delta-run makes the same run from the same choices."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,13 +18,15 @@ from ..models.named import NamedBackboneConfig
 from .experiment import run
 
 CONF = files("delta_transfer.conf")
-REGISTERED = {"optimizer": [*OPTIMIZERS], "average": [*AVERAGES]}  # choices that need no file
+REGISTERED = {"optimizer": [*OPTIMIZERS], "average": [*AVERAGES]}  # choices that need no file in conf/
 GROUPS = ("dataset", "backbone", "reg", "schedule", "optimizer", "average")
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    record: dict[str, Any]  # summary.json: accuracies, settings, versions; `folder` is where the run lies
+    """What `fine_tune` returns: the record and the network of a finished run."""
+
+    record: dict[str, Any]  # summary.json: accuracies in percent, settings, versions; `folder` is the run's folder
     network: Network  # the fine-tuned one, frozen, on the CPU; network(images)["logits"] is (B, K)
     class_names: tuple[str, ...]  # in the order of the logits
 
@@ -43,15 +45,15 @@ def fine_tune(
         print(tuned.record["test_top1"])
         logits = tuned.network(images)["logits"]
 
-    It is the run of `delta-run dataset=folder dataset.root=photos backbone=resnet50 reg=delta reg.alpha=0.001`: it has
-    the same folder below `results/runs`, is skipped if it is finished there, and goes on if it was interrupted.
+    It is the run of `delta-run dataset=folder dataset.root=photos backbone=resnet50 reg=delta reg.alpha=0.001`. It has
+    the same folder below `results/runs`, is skipped if it is finished there, and resumes if it was interrupted.
 
     Args:
         folder: the images, or a table of them (labels.csv).
         backbone: a name of conf/backbone; timm and torchvision take settings={"backbone.name": ...}.
         method: a name of conf/reg.
         settings: values of dotted keys of delta-run, such as schedule.iterations. A list is a Python list.
-        more: the same for keys without a dot, such as seed=1, results_dir="runs", device="cpu", and the choices
+        more: values of keys without a dot, such as seed=1, results_dir="runs", device="cpu", and the choices
             schedule="quick", optimizer="adamw" and average="ema".
 
     Raises:
@@ -88,7 +90,7 @@ def configured(chosen: Mapping[str, str], settings: Mapping[str, Any]) -> RunCon
 
 
 def composed(chosen: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values of each group, and the schema of each. A data set brings its schedule, and that its optimizer."""
+    """The values and the schema of each group. A data set brings its schedule, and a schedule its optimizer."""
     names = {"schedule": "paper", "optimizer": "sgd", "average": "none"}
     values: dict[str, Any] = {}
     schemas: dict[str, str] = {}
@@ -106,7 +108,7 @@ def composed(chosen: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]
 
 
 def entries(group: str, name: str) -> Iterator[tuple[str, Any]]:
-    """What a file of conf/ says, with the files of its defaults list, in their order.
+    """The contents of a file of conf/ and of the files of its defaults list, in their order.
 
     ("values", values), ("schema", the name of its options), or (a group, the choice that it brings).
     """
@@ -150,7 +152,7 @@ def put(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def merge(values: dict[str, Any], others: Mapping[str, Any]) -> None:
-    """Adds other values, which count where both have the same key."""
+    """Adds other values, which replace those of the same key."""
     for key, value in others.items():
         if isinstance(value, Mapping):
             merge(values.setdefault(key, {}), value)

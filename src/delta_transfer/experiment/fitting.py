@@ -54,7 +54,7 @@ def fit_or_reuse(
     directory: RunDirectory,
     cache_dir: Path,
 ) -> None:
-    """Calls `fit`, unless the same was computed before: every entry of `fitted_to` has to match."""
+    """Calls `fit`, unless its result for the same `fitted_to`, in every entry, is kept."""
     metadata = _metadata(fitted_to)
     name = f"{method.needs.fitted}.safetensors"
     shared = fitted_path(method, fitted_to, cache_dir)
@@ -78,7 +78,7 @@ def fit_or_reuse(
 
 
 class KeptOnDisk(Unfinished):
-    """Keeps what a `fit` has done in a file beside its result, and says how far it is."""
+    """Keeps the progress of a `fit` in a file beside its result, and logs it."""
 
     seconds = 60.0  # between two files
 
@@ -147,7 +147,7 @@ def _metadata(fitted_to: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_fitted(path: Path, metadata: dict[str, str]) -> dict[str, Tensor] | None:
-    """Tensors of a file whose metadata is exactly `metadata`, else None; a damaged one is named."""
+    """Tensors of a file whose metadata is exactly `metadata`, else None. A damaged file is logged."""
     if not path.exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Which run a configuration describes, and whether it has ended. What jobs of a command share is looked at once."""
+"""Which run a configuration describes, and whether it has ended. Shared data sets and networks are read once."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -52,9 +52,9 @@ class Lookup:
         return Found(dataset, splits, weights, RunDirectory(Path(config.results_dir) / "runs" / name))
 
     def finished(self, config: RunConfig) -> RunResult | None:
-        """The run if it is finished, without a look at its images or its network; None if it has to look itself.
+        """The run if it is finished, without a look at its images or its network. None: the run has to look itself.
 
-        That is so for a run that failed, lacks something, or is asked for further measurements.
+        That is so for a run that failed, lacks a file, or is asked for further measurements.
         """
         begins = f"{config.dataset.name}-{config.backbone.name}-{config.reg.name}-s{config.seed}"
         if config.evaluate.asked or begins not in self._ended(Path(config.results_dir) / "runs"):
@@ -68,11 +68,11 @@ class Lookup:
                 predictions(summary | {"folder": directory.path})  # raises Damaged if they are not the run's
             directory.clear_away()
             return finished_before(directory.path.name, summary, retry_failed=False)
-        except (UserError, OSError):  # the run says it
+        except (UserError, OSError):  # the run itself reports it
             return None
 
     def _ended(self, folder: Path) -> set[str]:
-        """What the names of runs in a folder begin with, up to their hash."""
+        """The names of runs in a folder, without their hashes."""
         return self.once(("runs", folder), lambda: {path.name.rpartition("-")[0] for path in folder.glob("*")})
 
     def _dataset(self, config: RunConfig) -> Dataset | None:
@@ -82,7 +82,7 @@ class Lookup:
             try:
                 return load_dataset(wanted.replace(download=False), Path(config.cache_dir))
             except UserError as error:
-                if wanted.official is None:  # nothing says how large it is
+                if wanted.official is None:  # its size is unknown
                     raise
                 fetch = "dataset.download=true will fetch it first" if wanted.download else str(error)
                 self.missing[f"data set {wanted.name}"] = fetch

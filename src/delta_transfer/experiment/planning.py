@@ -1,4 +1,4 @@
-"""What a run or a whole sweep needs and costs, without carrying it out: `dry_run=true`."""
+"""The needs and costs of a run or a sweep, without carrying it out: `dry_run=true`."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ class Job:
     n_test: int
     cost: Cost
     stages: int = 1  # of the method, each with the whole schedule
-    record: dict[str, Any] | None = None  # of a run that ended
+    record: dict[str, Any] | None = None  # if the run ended
 
     @property
     def to_do(self) -> bool:
@@ -38,7 +38,7 @@ class Job:
 
     @property
     def seconds(self) -> float:
-        """Training and evaluation, without what is computed once for several runs; on a CPU processor seconds."""
+        """Training and evaluation, without computations that several runs share; on a CPU processor seconds."""
         schedule = self.config.schedule
         iterations = schedule.length(self.n_train)
         every = schedule.evaluation_interval(self.n_train)
@@ -52,7 +52,7 @@ class Job:
 
 @dataclass
 class Plan:
-    """The jobs of a sweep. What they share (data sets, networks, measurements) is looked at once."""
+    """The jobs of a sweep. Data sets, networks and measurements that they share are looked at once."""
 
     jobs: list[Job] = field(default_factory=list)
     stores: dict[Any, int] = field(default_factory=dict)  # image stores that will be built, bytes
@@ -94,16 +94,16 @@ class Plan:
 
     @property
     def waiting(self) -> float:
-        """How many times as long as their processor time all runs take, beside what else ran while they were measured.
+        """Elapsed seconds per processor second, with the other programs that ran during the measurements.
 
-        It is one number for all of them: between two measurements other programs come and go.
+        It is one number for all runs: between two measurements other programs come and go.
         """
         return median([1.0] if not self.jobs else [cost.waiting for cost in {job.cost for job in self.jobs}])
 
     # --- what a person sees ---
 
     def show(self, stopped_before: int = 0) -> None:
-        """stopped_before: how many runs the plan would have, if it was stopped."""
+        """stopped_before: how many runs the plan would have had, if it was stopped."""
         sys.stdout.write(on_screen([self.table()], sys.stdout.isatty()))
         left = [job for job in self.jobs if job.to_do]
         if stopped_before > len(self.jobs):
@@ -113,9 +113,7 @@ class Plan:
         }
         counted = ", ".join(f"{n} {state}" for state, n in states.items() if n or state == "finished")
         retry = (
-            " (retry_failed=true makes those again)"
-            if states["failed"] and not self.jobs[0].config.retry_failed
-            else ""
+            " (retry_failed=true repeats those)" if states["failed"] and not self.jobs[0].config.retry_failed else ""
         )
         log.info(f"{len(self.jobs)} run{'s' * (len(self.jobs) != 1)}: {counted}{retry}, {len(left)} to do")
         for (name, _), words in self.lengths.items():
@@ -126,7 +124,7 @@ class Plan:
             log.info(f"Not ready: {what}: {reason}")
 
     def show_needs(self, left: list[Job]) -> None:
-        """Time, disk and memory that the runs `left` to do need."""
+        """Logs the time, disk and memory that the runs `left` need."""
         device = pick_device(left[0].config.device)
         once, on_folds = sum(self.fits.values()), sum(job.seconds for job in left if job.config.split.folds)
         total = sum(job.seconds for job in left) + once
@@ -139,12 +137,12 @@ class Plan:
         shared = f", of which {' and '.join(parts)}" if parts else ""
         log.info(f"Time: about {now(total)} one after the other on {device_name(device)}{shared}; without decoding")
         if self.waiting >= NOTABLE:
-            log.info(f"Other programs run beside it: alone it takes about {duration(total)}")
+            log.info(f"Other programs are running: without them it takes about {duration(total)}")
         kept, stores = sum(job.stages * job.cost.weights_bytes for job in left), sum(self.stores.values())
         log.info(f"Disk: about {in_bytes(kept)} of trained weights, {in_bytes(stores)} of image stores to build")
         self.compare_with_disk({left[0].config.results_dir: kept, left[0].config.cache_dir: stores})
         how = "measured" if device.type == "cuda" else f"estimated, {left[0].config.precision}"
-        log.info(f"GPU memory: {how}; the image store goes there too where it leaves half of it free")
+        log.info(f"GPU memory: {how}; the image store is kept there too, if it leaves half of it free")
 
     def compare_with_disk(self, needed: dict[str, int]) -> None:
         """Notes disks that lack room. needed: bytes that will be written below each folder."""
@@ -162,7 +160,7 @@ class Plan:
 
     @property
     def both_kinds(self) -> bool:
-        """Whether there are runs on folds, to choose with, beside final ones."""
+        """Whether there are both runs on folds, for a choice, and final runs."""
         return len({job.config.split.folds is None for job in self.jobs}) > 1
 
     def table(self) -> Table:
@@ -192,7 +190,7 @@ def span(seconds: list[float]) -> Entry:
 
 
 def state_of(directory: RunDirectory | None) -> tuple[str, dict[str, Any] | None]:
-    """How far a run is, in a word, and its record if it ended. None: it has no name yet."""
+    """The state of a run in a word, and its record if it ended. None: it has no name yet."""
     summary = directory.summary() if directory else None
     if summary is not None:
         return "failed" if summary.get("error") else "finished", summary
@@ -200,7 +198,7 @@ def state_of(directory: RunDirectory | None) -> tuple[str, dict[str, Any] | None
 
 
 def sizes(config: RunConfig, splits: Splits | None) -> tuple[int, int]:
-    """Images trained on and images evaluated; from the official counts where the data set is not here."""
+    """The numbers of training and evaluated images; from the official counts if the data set is not here."""
     if splits:
         return len(splits.train), len(splits.val) + config.split.measures_test * len(splits.test)
     official, drawn = official_counts(config.dataset), drawn_of_official(config.dataset)
@@ -209,13 +207,13 @@ def sizes(config: RunConfig, splits: Splits | None) -> tuple[int, int]:
 
 
 def drawn_of_official(config: DatasetConfig) -> float:
-    """Training images, those that are held out included, of a data set that is not here."""
+    """The number of training images, held-out ones included, of a data set that is not here."""
     official = official_counts(config)
     return (config.images_per_class or 0) * official.classes or config.sample_rate * official.train
 
 
 def official_counts(config: DatasetConfig) -> Counts:
-    """The publisher's counts of a data set that is not here. `Plan` has looked whether there are any."""
+    """The publisher's counts of a data set that is not here. `Plan` has checked that there are any."""
     assert config.official is not None
     return config.official
 

@@ -76,7 +76,7 @@ class ChannelAttention(nn.Module):
 
 
 class LearnedAttention(Penalty):
-    """What the two stages of AFA share."""
+    """The penalty of both stages of AFA."""
 
     beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
 
@@ -146,7 +146,7 @@ class AFASpatial(LearnedAttention):
     and ResNet-101.
 
     `setup(target, shapes)`, with shapes {tap: (C, H, W)}, makes the attention modules, whose parameters (`trained`)
-    belong into the optimizer. It raises ValueError for a tap without a shape. `penalty` returns the terms
+    must be given to the optimizer. It raises ValueError for a tap without a shape. `penalty` returns the terms
     "feature_maps" and "head"; it raises RuntimeError before `setup`, and ValueError for maps of another size.
     """
 
@@ -167,8 +167,8 @@ class AFASpatial(LearnedAttention):
 class AFAChannel(LearnedAttention):
     """Omega = sum_l 1/(2B) sum_{b,c} C_l a_l[b,c] sum_p D_l[b,c,p]^2, a_l = ChannelAttention(S_l).
 
-    The weight stands outside the square. This is stage II of AFA; alpha is 0.15 for Stanford Dogs and ResNet-101. Use
-    and errors are those of AFASpatial.
+    The weight stands outside the square. This is stage II of AFA; alpha is 0.15 for Stanford Dogs and ResNet-101.
+    `setup`, `penalty` and their errors are those of AFASpatial.
     """
 
     alpha: float = option(0.15, "strength of the penalty weighted over channels, a mean over the batch", at_least=0)

@@ -9,11 +9,10 @@
 
 Source: official DELTA code (lixingjian/DELTA at 45054d4, channel_eval.py). It trains the head with BatchNorm in
 training mode, by accident: batch statistics normalise, and running statistics move to the new data. Importance is then
-measured with these. Here BatchNorm stays the source's by default, since it is the source's channels that are weighed;
-probe_batchnorm=train does as the code does. run.sh there takes batches of 32 and 128 images (4 batches):
-batch_size=32, images=128. It removes a channel by setting its filter to 0. At a tap that is a convolution without
-bias this equals setting the channel of the tapped map to 0. The latter is done here, so that it is also defined at taps
-that are not convolutions (Inception's blocks).
+measured with these. Here BatchNorm keeps the source's statistics by default, since the source's channels are weighed;
+probe_batchnorm=train does what the code does. Its run.sh takes batches of 32 and 128 images (4 batches):
+batch_size=32, images=128. The code removes a channel by setting its filter to 0. Here the channel of the tapped map is
+set to 0. Both are equal at a convolution without bias; only the second is defined at other taps (Inception's blocks).
 """
 
 import math
@@ -57,11 +56,11 @@ class AttentionConfig(Options):
     temperature: float = option(5.0, "temperature of the softmax over a layer's standardised importances", above=0)
     probe_batchnorm: str = option(
         "eval",
-        "BatchNorm while the head is trained: eval, the source's statistics; train, of batches, and they move on",
+        "BatchNorm while the head is trained: eval, the source's statistics; train, those of batches, and they move on",
         choices=("eval", "train"),
     )
     batch_size: int | None = option(
-        None, "images of a batch of the probe; null: schedule.batch_size", above=0, at_most=LARGEST_BATCH
+        None, "images per batch of the probe; null: schedule.batch_size", above=0, at_most=LARGEST_BATCH
     )
     forward_images: int | None = option(
         None,
@@ -115,10 +114,10 @@ def channel_attention(
             left out.
         num_classes: number of classes of the labels, if the network's head belongs to another task. A new head is then
             trained on `batches` first, with all else frozen. None: the head belongs to the labels.
-        options: options of the probe, or a dict of some, and how many samples are tried (256 by default). Of tensors
-            exactly that many are taken, of other inputs whole batches until there are as many.
-        loss: what stands for the cross-entropy where labels are no classes.
-        unfinished: keeps what is done, for another call with the same arguments and `batches` that can `go_to`.
+        options: an AttentionConfig, or a dict of some of its options. `images` (256 by default) is the number of
+            samples. Tensors are cut to exactly that many; other inputs are taken in whole batches until it is reached.
+        loss: replaces the cross-entropy where labels are not classes.
+        unfinished: keeps what is done, for another call with the same arguments, whose `batches` have `go_to`.
 
     In a traced network only the part behind a tap is computed again; a HookedNetwork takes a whole pass for every
     channel and batch. On a GPU convolutions use TF32, unless `torch.backends.cudnn.allow_tf32` forbids it. This is 2.4
@@ -304,8 +303,8 @@ def _at_once(inputs: Any, device: torch.device) -> int:
 def samples(batches: Batches, count: int, at_once: int | None) -> Iterator[tuple[Any, Tensor]]:
     """Inputs and labels of the first `count` labelled samples, in further passes if one is too short.
 
-    Tensors are cut to that number, in chunks of `at_once`, so that the intact pass stays within it, too; None: of as
-    many as suit the device. Other inputs are taken as they come, since nobody knows where a sample ends. Raises
+    Tensors are cut to that number and yielded in chunks of `at_once`, which bounds the intact pass, too; None: as many
+    as suit the device. Other inputs are yielded in whole batches, since nothing says where a sample ends. Raises
     ValueError if a pass has no labelled sample, such as the second pass over a generator.
     """
     while count > 0:

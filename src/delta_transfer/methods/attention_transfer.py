@@ -21,7 +21,7 @@ class AT(PairedMaps):
     """
 
     alpha: float = option(
-        100.0, "strength of the penalty, whose squares are about 1/positions; not published, ours", at_least=0
+        100.0, "strength of the penalty, whose squares are about 1/positions; our choice, none is published", at_least=0
     )
 
     def penalty(self, target: Network, outputs: Outputs, source_outputs: Outputs | None) -> dict[str, Tensor]:

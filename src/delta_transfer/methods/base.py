@@ -94,8 +94,8 @@ class Needs:
 class Batch:
     """Images (B, 3, H, W), their labels (B,), and further views of the images, shaped like them.
 
-    In the place of images stands what the task reads, such as graphs: it has a device, and `chunk` and `split` as
-    tensors do.
+    Other tasks put their inputs, such as graphs, in the place of images. These have a device, and `chunk` and `split`
+    as tensors do.
     """
 
     images: Any
@@ -124,11 +124,11 @@ class TrainState(Protocol):
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a run with a whole schedule and an optimizer of its own. It starts where the stage before ended."""
+    """A part of a run with its own optimizer and a whole schedule. It starts where the previous stage ended."""
 
     method: "Regularizer"
     lr_factor: float = 1.0  # multiplies schedule.lr
-    alignment_target: str = "source"  # the frozen network: source, or previous, the target that the stage before left
+    alignment_target: str = "source"  # the frozen network: source, or previous: the previous stage's final target
 
 
 @dataclass_transform(eq_default=False)
@@ -136,8 +136,8 @@ class Regularizer(Options, nn.Module):
     """What a method adds to fine-tuning.
 
     A run calls `requires`, then `fit` and `setup` once, and in every step `before_step`, `penalty` and `after_step`.
-    A subclass is a dataclass of its options: their checked values are arguments of its constructor. What it makes of
-    them belongs into `__post_init__`.
+    A subclass is a dataclass of its options: their checked values are arguments of its constructor. It makes everything
+    else in `__post_init__`.
     """
 
     key: ClassVar[str] = "reg"
@@ -146,13 +146,13 @@ class Regularizer(Options, nn.Module):
     alpha: float = 0.0  # strength of the penalty on the backbone
     beta: float = 0.0  # strength of the L2 penalty on the new head
     weight_decay: float = 0.0  # of the optimizer
-    # Over how many micro-batches the loss is averaged, in all processes. A penalty that is a sum over the batch
-    # multiplies by it.
+    # The number of micro-batches, in all processes, that the loss is averaged over. A penalty that is a sum over the
+    # batch multiplies by it.
     loss_scale: int = 1
     sample_loss: SampleLoss = staticmethod(F.cross_entropy)  # the task's, for heads that a method trains itself
     memory_option: str | None = None  # the key, below reg, that bounds the memory of `fit`
     fit_seed: int = 0  # seed of the order and the crops of the batches that `fit` sees
-    fit_batch_size: int | None = None  # images of these batches; None: as many as in training
+    fit_batch_size: int | None = None  # images in each of these batches; None: as many as in training
     term: str | None = None  # the name of this method in a sum
     skips_source: bool = False  # this step needs nothing of the source; `before_step` sets it
     unfinished: Unfinished = NOTHING_KEPT  # is told of the parts of a long `fit`
@@ -174,7 +174,7 @@ class Regularizer(Options, nn.Module):
         self.extra_metrics: dict[str, Tensor] = {}
 
     def stages(self) -> list[Stage]:
-        """What is trained one after the other. Each stage takes the whole schedule."""
+        """The stages of training, in order. Each takes the whole schedule."""
         return [Stage(self)]
 
     def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
@@ -215,10 +215,10 @@ class Regularizer(Options, nn.Module):
     def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         """Called with the initial target network, before training and before a checkpoint is loaded.
 
-        It may change the target: the values of its head, layers for others with the same parameters, or which
-        parameters have a gradient.
+        It may change the values of the target's head, replace layers by others with the same parameters, and choose
+        which parameters have a gradient.
         map_shapes: (C, H, W) of each tapped feature map, for methods whose own modules depend on it.
-        source_shapes: of all that the source returns, also its logits. None: the source has the target's taps.
+        source_shapes: shapes of all outputs of the source, logits included. None: the source has the target's taps.
         """
 
     def trained(self) -> list[nn.Parameter]:
@@ -254,7 +254,7 @@ class Regularizer(Options, nn.Module):
     ) -> dict[str, Tensor]:
         """Called after the optimizer's step; returns further extra metrics.
 
-        It changes nothing of `state` but weights of the target that the method makes and the optimizer does not train.
+        In `state` it may change only weights of the target that the method computes and the optimizer does not train.
 
         The two sequences are empty unless the method needs the micro-batches again.
         """
@@ -272,7 +272,7 @@ DECAY = "weight decay of the optimizer, on every trained parameter"
 
 
 class WithoutPenalty(Regularizer):
-    """A method whose only strength is weight decay."""
+    """A method without a penalty; it has weight decay alone."""
 
     weight_decay: float = option(1e-4, DECAY, at_least=0)
 
@@ -286,34 +286,33 @@ class Penalty(Regularizer):
 
 
 class FeaturePenalty(Penalty):
-    """A penalty on features, which counts in the steps 0, k, 2k, ... of a stage, k times as strong: k is `every`.
+    """A penalty on features that counts only in the steps 0, k, 2k, ... of a stage, k times as strong; k is `every`.
 
-    The sum of the penalties of k steps has the gradient that the penalty of one of them has k times: the mean over the
-    run is not changed. The frozen source runs in these steps alone.
+    The mean strength over a run is therefore that of every=1. The frozen source runs only in these steps.
     """
 
     every: int = option(
         1,
-        "the penalty on features counts in every so many-th step, so many times as strong, and saves the others' cost",
+        "k: the penalty on features counts in every k-th step, k times as strong, which saves time in the other steps",
         at_least=1,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.times: int | None = 1 if self.every == 1 else None  # by what the penalty of this step is multiplied
+        self.times: int | None = 1 if self.every == 1 else None  # factor of this step's penalty
 
     def before_step(self, state: TrainState, step: int, steps: int, seed: int) -> None:
         self.count_from(step)
 
     def count_from(self, step: int) -> None:
-        """Says which step comes, counted from 0. In a loop of your own call it before each step, if every > 1."""
+        """Sets the number of the next step, from 0. In a loop of your own call it before each step, if every > 1."""
         self.times = self.every if step % self.every == 0 else 0
         self.skips_source = self.times == 0
 
     def in_this_step(self, omega: Callable[[], Tensor], like: Tensor) -> Tensor:
         """The penalty `omega()`, times `every` or left out. like: any tensor of the target's device."""
         if self.times is None:
-            raise RuntimeError(f"{type(self).__name__} with every={self.every} has to know the step: count_from(step).")
+            raise RuntimeError(f"{type(self).__name__} with every={self.every} needs count_from(step) each step.")
         return self.times * omega() if self.times else full_precision(like).new_zeros(())
 
 
@@ -347,7 +346,7 @@ def labels_of(outputs: Outputs) -> Tensor:
 
 
 def options_in(group: type[T], options: T | Mapping[str, Any] | None) -> T:
-    """The checked options of a group. A mapping names those that differ from the defaults; OptionError for others."""
+    """The checked options of a group. A mapping holds what differs from the defaults; OptionError for unknown names."""
     return from_mapping(group, options or {}) if options is None or isinstance(options, Mapping) else options
 
 
@@ -357,7 +356,7 @@ def of_tap(outputs: Outputs, tap: str, like: Tensor | None = None) -> Tensor:
     like: the target's map, which it is compared with.
     """
     if tap not in outputs:
-        raise UserError(f"The source returns no map at {tap!r}, but {shorten_list(list(outputs))}: tap it there, too.")
+        raise UserError(f"The source returns no map at {tap!r}, only {shorten_list(list(outputs))}: tap it there, too.")
     found = outputs[tap]
     if like is not None and (found.shape != like.shape or found.device != like.device):
         raise UserError(

@@ -31,12 +31,12 @@ class BiTuning(Penalty):
     The first view goes through the target and gives the embedding h_q (B, d). The second view goes through the key
     encoder and gives h_k. The key encoder is a copy of the target whose parameters follow the target's,
     theta_k <- m theta_k + (1 - m) theta, at the start of each step. Its BatchNorm normalises by the batch and keeps
-    statistics of its own. P is a linear projection, which has a copy that follows it, too. All of
+    statistics of its own. P is a linear projection, and its copy follows it in the same way. The vectors
 
         z = P h (B, dimensions);  g = [h; 1] (B, d+1);  u_c = [W_c; bias_c]
 
-    are scaled to unit length. Each class keeps a queue of the last Q keys z_k and g_k of its images, which are random
-    at first. For an image of class c
+    are scaled to unit length. Each class keeps a queue of the last Q keys z_k and g_k of its images. The queues begin
+    with random keys. For an image of class c
 
         L_z = KL(e || softmax([z_q z_k, z_q queue_z(c), z_q queue_z(other classes)] / T))
         L_y = KL(e || softmax([g_q u_c, queue_g(c) u_c, queue_g(other classes) u_c] / T))

@@ -71,7 +71,7 @@ class CoTuning(Penalty):
     def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         if not self.fitted:
             raise RuntimeError(
-                "Co-Tuning has no relationship of the classes: call fit() or load_fitted() before setup()."
+                "Co-Tuning does not know how the classes are related: call fit() or load_fitted() before setup()."
             )
         weight, bias = self.fitted["weight"], self.fitted.get("bias")
         self.head = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None).to(weight)

@@ -15,11 +15,11 @@ from .fast.distances import map_distance, unit_positions
 
 
 class MapPenalty(FeaturePenalty):
-    """What DELTA does with and without attention."""
+    """DELTA's penalty on feature maps, with or without attention."""
 
     alpha: float = option(
         0.01,
-        "strength of the penalty on the feature maps, a sum over the batch: twice the batch, half the alpha",
+        "strength of the penalty on the feature maps, a sum over the batch: for twice the batch, halve alpha",
         at_least=0,
     )
     beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
@@ -100,8 +100,8 @@ class DELTA(MapPenalty):
         self._relative_weights: dict[str, Tensor] = {}
 
     def fit_options(self) -> dict[str, Any]:
-        # forward_images bounds the memory, the softmax with its temperature comes after `fit`, and the size of batches
-        # is described beside these. Results from before probe_batchnorm have its default.
+        # forward_images changes no result, the temperature applies after `fit`, and seed and batch size are attributes
+        # of every method. Results that are older than probe_batchnorm have its default.
         left_out = {"forward_images", "temperature", "seed", "batch_size"}
         left_out |= {"probe_batchnorm"} if self.attention.probe_batchnorm == "eval" else set()
         return {k: v for k, v in asdict(self.attention).items() if k not in left_out}
@@ -120,7 +120,7 @@ class DELTA(MapPenalty):
     def estimate_fit(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
         channels, forward, removal = removal_cost(source, images, self.attention.forward_images)
         if self.attention.method == "taylor":
-            removal = 2 * forward  # a backward pass
+            removal = 2 * forward  # the cost of a backward pass
         uniform = {tap: torch.zeros(count) for tap, count in channels.items()}
         return uniform, self.attention.head_epochs * forward, self.attention.images * (forward + removal)
 

@@ -15,7 +15,7 @@ LEAST_HELD = 0.2  # of a network's parameters: the patches of a ViT alone are 1 
 
 
 class HeldWeights(Penalty):
-    """A penalty on the distance of weights from the source's; `holds` says of which."""
+    """A penalty on the distance of weights from the source's; `holds` chooses the weights."""
 
     beta: float = option(0.01, "strength of the L2 penalty on the new head", at_least=0)
 
@@ -24,7 +24,7 @@ class HeldWeights(Penalty):
         self.starting_point: dict[str, Tensor] | None = None
 
     def holds(self, parameter: nn.Parameter) -> bool:
-        """Whether it holds a parameter of the backbone; convolution kernels alone, unless a method holds more."""
+        """Whether the penalty holds a parameter of the backbone near the source's; by default convolution kernels."""
         return parameter.dim() == 4
 
     def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
@@ -52,7 +52,7 @@ class HeldWeights(Penalty):
         )
 
     def distance(self, target: Network, roots: list[Tensor] | None = None) -> Tensor:
-        """Omega. `roots`: by what each entry's difference is multiplied before it is squared; None: by 1."""
+        """Omega. roots: the factor of each entry's difference before it is squared; None: 1."""
         if self.starting_point is None:
             raise RuntimeError(f"{type(self).__name__} has no starting point: call setup() before penalty().")
         parameters = target.backbone_parameters()
@@ -64,18 +64,18 @@ class HeldWeights(Penalty):
 class L2SP(HeldWeights):
     """Omega = 1/2 * sum_p ||p - p0||^2, loss = CE + alpha * Omega + beta/2 * ||head||^2.
 
-    p runs over the parameters of the backbone; p0 are their values in the source network. There is no weight decay
-    beside the penalty.
+    p runs over the parameters of the backbone; p0 are their values in the source network. The penalty replaces weight
+    decay.
     scope="all": every parameter but the head's, BatchNorm scale and shift included (official DELTA code, alpha 0.01).
     scope="conv": convolution kernels only (the L2-SP authors' code, alpha 0.1). The authors also leave the head's bias
     out of the beta term; here that term always includes it.
     Their code also changes the colours of training images: brightness by up to 63/255 of a grey level (of 255, next to
     nothing), saturation by 0.5 to 1.5 and contrast by 0.2 to 1.8 (holyseven/TransferLearningClassification at 11e5ddd,
-    database/dataset_reader.py). Here nothing does, unless the schedule says so (+experiment=l2_sp_official).
+    database/dataset_reader.py). Here the schedule can ask for that (+experiment=l2_sp_official does).
     decoupled=True: no Omega in the loss; before each step p <- p - lr alpha (p - p0), with the learning rate of p. This
     is AdamW's weight decay towards p0 (derived; the baseline of SPD's paper). In a loop of your own call
-    `watch(optimizer)` for it. With SGD without momentum it is the same
-    as the penalty, with Adam it is not, since Adam divides a penalty's gradient by its size.
+    `watch(optimizer)` for it. For SGD without momentum it equals the penalty. For Adam it does not, since Adam divides
+    a penalty's gradient by its size.
 
     Call `setup(target)` before training, while the target's backbone is still the source's. `penalty` returns the terms
     "weights" and "head" and needs no source outputs. Raises RuntimeError for `penalty` before `setup`, UserError if the
@@ -85,7 +85,7 @@ class L2SP(HeldWeights):
     alpha: float = option(0.01, "strength of the penalty on the backbone's distance from the source", at_least=0)
     scope: str = option(
         "all",
-        "what is held: all, every parameter but the head's (DELTA's code), or conv, convolution kernels only (L2-SP's)",
+        "what is penalised: all, every parameter but the head's (DELTA's code); or conv, convolution kernels (L2-SP's)",
         choices=("all", "conv"),
     )
     decoupled: bool = option(False, "decay towards the source beside the gradient, as AdamW's, in place of a penalty")
@@ -109,7 +109,7 @@ class L2SP(HeldWeights):
             self.watch(state.optimizer)
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Each step of `optimizer` begins with the decay towards the source."""
+        """Decays towards the source before each step of `optimizer`."""
         self.watched = optimizer
         optimizer.register_step_pre_hook(lambda optimizer, *_: self._decay(optimizer))
 

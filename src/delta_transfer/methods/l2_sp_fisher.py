@@ -1,4 +1,4 @@
-"""L2-SP-Fisher: L2-SP that holds a weight the faster, the more it matters to the source.
+"""L2-SP-Fisher: L2-SP with a stronger penalty on weights that matter more to the source.
 
 Li, Grandvalet, Davoine, ICML 2018.
 """
@@ -38,11 +38,11 @@ class L2SPFisher(HeldWeights):
     The authors' code reads F from a file, and they publish no estimator. Here F_j = mean_x (d log p(y | x) / d p_j)^2
     over `fisher.images` training crops of the target's data. Each image has a gradient of its own, with BatchNorm in
     evaluation mode, and y is drawn from the source's own softmax p(. | x). This estimates the Fisher information
-    without bias, but on the target's images. F has another scale than 1, so that alpha means something else than for
+    without bias, but on the target's images. The scale of F is not 1, so that alpha does not mean what it means for
     L2-SP: choose it on validation data. Call `fit` or `load_fitted` before `setup`.
     """
 
-    alpha: float = option(1.0, "strength of the penalty; another scale than L2-SP's", at_least=0)
+    alpha: float = option(1.0, "strength of the penalty; not on L2-SP's scale", at_least=0)
     form: str = option(
         "add", "weight of an entry with Fisher information F: add, F + eps, or min, min(F, eps)", choices=("add", "min")
     )
@@ -99,7 +99,7 @@ class L2SPFisher(HeldWeights):
 
 
 def _differentiable(source: Network) -> tuple[Network, dict[str, Tensor]]:
-    """A copy in evaluation mode, of which the convolution kernels alone have gradients."""
+    """A copy in evaluation mode, in which only the convolution kernels have gradients."""
     network = source.copy().freeze()
     kernels = {name: p.requires_grad_(True) for name, p in network.backbone_parameters().items() if p.dim() == 4}
     return network, kernels

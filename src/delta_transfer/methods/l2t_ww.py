@@ -1,8 +1,8 @@
 """L2T-ww: learning what and where to transfer (Jang, Lee, Hwang, Shin, ICML 2019), between different networks.
 
 S_m is the source's feature map at tap m, (B, C_m, h, w). T_n is the target's at tap n, (B, C_n, g, g'). Source and
-target need not be of one architecture. r_mn is a 1x1 convolution with bias, C_n -> C_m: an adapter, trained with the
-target. S_m is resized bilinearly to T_n's size. Over pairs (m, n) of taps
+target may have different architectures. r_mn is a 1x1 convolution with bias, C_n -> C_m: an adapter, trained with the
+target. S_m is resized bilinearly to T_n's size. M is a sum over pairs (m, n) of taps:
 
     M = sum_mn alpha * mean_b [ lambda_mn[b] * sum_c w_mn[b,c] * mean_pixels (S_m - r_mn(T_n))[b,c]^2 ]
 
@@ -88,23 +88,22 @@ class MetaNetwork(nn.Module):
 @METHODS.register("l2t_w", "L2T-w")
 @METHODS.register("l2t_ww", "L2T-ww")
 class L2TWW(FM):
-    """Loss = CE + M + beta/2 * ||head||^2. Each step of SGD on it is followed by a step of Adam on phi, on the same
-    batch:
+    """Loss = CE + M + beta/2 * ||head||^2. On each batch:
 
-    1. The step of SGD on the loss. phi is constant in it.
-    2. From there, `inner_steps` steps of SGD on M alone and one on CE alone are tried, and forgotten. The meta loss is
-       CE after them. It is differentiated with respect to phi through all these steps, momentum and weight decay
-       included (`look_ahead.meta_gradient`), for the step of Adam.
+    1. SGD takes a step on the loss. phi is constant in it.
+    2. From there SGD tries `inner_steps` steps on M alone and one on CE alone, and undoes them. The meta loss is CE
+       after them. Adam takes a step on phi with the gradient of the meta loss through all these steps, momentum and
+       weight decay included (`look_ahead.meta_gradient`).
 
     After step 2 the weights, the momentum and BatchNorm's statistics are those of step 1. Deviation: in the authors'
     code a forward pass after the roll-back updates the statistics a second time.
 
-    alpha is the paper's beta, the factor of M. beta (0 as published) is that of the head, as in every method here.
-    pairs: all_to_all | one_to_one | single, see `choose_pairs`.
-    what=False: w = 1, a sum over channels, C_m times a mean. where: relu6 | relu | relu_mean (of gap(S_m) / C_m) |
-    constant, lambda = softplus(10 k) | off, lambda = 1. what=True with where="off" is L2T-w. With both off, phi is
-    empty and M is feature matching: alpha times the mean of (S_m - r_mn(T_n))^2 over all its elements.
-    meta_lr=0 leaves phi as it begins, and step 2 out.
+    alpha is the paper's beta, the factor of M. beta is the factor of the head's term, as in every method here; the
+    published value is 0. pairs: all_to_all | one_to_one | single, see `choose_pairs`.
+    what=False: w = 1, so that M sums over channels: C_m times their mean. where: relu6 | relu | relu_mean (reads
+    gap(S_m) / C_m) | constant (lambda = softplus(10 k)) | off (lambda = 1). what=True with where="off" is L2T-w. With
+    both off, phi is empty and M is feature matching: alpha times the mean of (S_m - r_mn(T_n))^2 over all its elements.
+    meta_lr=0 skips step 2, so that phi keeps its initial values.
 
     With schedule.accumulate, BatchNorm sees the same micro-batches in step 2, but all of them stay in memory.
     """
@@ -118,10 +117,10 @@ class L2TWW(FM):
     what: bool = option(True, "whether the weights of channels are learned; false: a sum over channels")
     where: str = option(
         "relu6",
-        "how the amount of each pair is learned; off: every pair with 1",
+        "how the amount of each pair is learned; off: every pair counts 1",
         choices=(*ACTIVATIONS, CONSTANT, OFF),
     )
-    inner_steps: int = option(2, "steps on the matching loss that are tried and forgotten in every step", above=0)
+    inner_steps: int = option(2, "steps on the matching loss that are tried and undone in every step", above=0)
     meta_lr: float = option(1e-4, "learning rate of the meta-networks, by Adam; 0: they never learn", at_least=0)
     meta_weight_decay: float = option(1e-4, "weight decay of the meta-networks", at_least=0)
 
@@ -203,7 +202,8 @@ class L2TWW(FM):
         # Filled on the device: a copy from Python would wait for it.
         rates = [parameters[0].new_full((), group["lr"]) for group in groups]
         source_maps = [joined(self.matched, self.source_maps(outputs)) for outputs in source_outputs]
-        # M depends on phi through these alone: the steps are differentiated as far as here, and then once through phi.
+        # M depends on phi only through these: `tried` gives the gradient with respect to them, and one backward pass
+        # takes it on to phi.
         weights = [self.products(self.weights(outputs)) for outputs in source_outputs]
         made = [w for of_batch in weights for w in of_batch.values()]
         given = [
@@ -223,7 +223,7 @@ class L2TWW(FM):
         """The meta loss and its gradients with respect to lambda w, as a function of the tensors of `meta_step`.
 
         `tensors` are the parameters, the momentum of each, the learning rates of the optimizer's groups, and the
-        images, labels, source maps and lambda w of `count` micro-batches, the last two by target taps.
+        images, labels, source maps and lambda w of `count` micro-batches, the last two for each target tap.
         """
         groups = state.optimizer.param_groups
         named = [p for group in groups for p in group["params"]]
@@ -260,6 +260,6 @@ class L2TWW(FM):
 
 
 def named_values(module: nn.Module, parameters: list[nn.Parameter], values: list[Tensor]) -> dict[str, Tensor]:
-    """`values`, each of one of `parameters`, under the names that those parameters have in `module`."""
+    """The `values` of those `parameters` that `module` has, by their names in it."""
     by_parameter = dict(zip(parameters, values, strict=True))
     return {name: by_parameter[p] for name, p in module.named_parameters() if p in by_parameter}

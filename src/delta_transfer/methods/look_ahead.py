@@ -1,4 +1,4 @@
-"""Look-ahead: steps of SGD are tried and forgotten, and the loss after them is differentiated by their inputs."""
+"""Look-ahead: tries steps of SGD, undoes them, and differentiates the loss after them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ Loss = Callable[[Tensors], Tensor]  # of the parameters theta, a scalar
 
 
 def forward_with(target: Network, parameters: Mapping[str, Tensor], images: Tensor, precision: str) -> Outputs:
-    """What `target` returns for `images` with other values of its parameters, by their names.
+    """What `target` returns for `images` with other values of its parameters, which are given by name.
 
     BatchNorm's statistics stay as they are. The network is never compiled, so that this can be differentiated twice.
     """
     buffers = {f"traced.{name}": buffer.clone() for name, buffer in target.traced.named_buffers()}
     values = {f"traced.{name}": value for name, value in parameters.items()} | buffers
     autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16")
-    with autocast, sdpa_kernel(SDPBackend.MATH):  # of attention's kernels this one can be differentiated twice
+    with autocast, sdpa_kernel(SDPBackend.MATH):  # the one attention kernel that can be differentiated twice
         outputs: Outputs = torch.func.functional_call(target, values, (images,))
         return outputs
 
@@ -74,15 +74,15 @@ def meta_gradient(
 ) -> tuple[Tensor, Tensors]:
     """outer(theta_K) after one SGD step on each of the K losses `inner`, and its exact gradient d outer / d phi.
 
-    phi: what the losses `inner` are functions of beside theta. The steps begin at `theta` and `velocity`, which stay as
-    they are. In reverse, with a0 = d outer / d theta_K and a1 = 0, for each step, the last first:
+    phi: the variables of the losses `inner` beside theta. The steps begin at `theta` and `velocity`, which stay as they
+    are. The gradient begins with a0 = d outer / d theta_K and a1 = 0. For each step, the last first:
 
         s = a1 - lr a0;  d phi += d(g . s)/d phi;  a0 <- a0 + wd s + d(g . s)/d theta;  a1 <- mu s
 
     where g is the step's gradient, kept with its graph, so that no forward pass is repeated. This takes K + 1 passes
-    forward and backward, and K passes backward through a backward pass. The first step is differentiated by phi alone,
-    since nothing before it depends on phi. This is right where phi weighs outputs of layers: no input or parameter of a
-    convolution, BatchNorm or `mean_squares` of the first loss may depend on phi.
+    forward and backward, and K passes backward through a backward pass. The first step is differentiated with respect
+    to phi alone, since nothing before it depends on phi. This is right where phi weighs outputs of layers: no input or
+    parameter of a convolution, BatchNorm or `mean_squares` of the first loss may depend on phi.
     """
     steps: list[tuple[Tensors, Tensors]] = []
     for loss in inner:
@@ -122,5 +122,5 @@ def _through(gradient: Tensors, vector: Tensors, phi: Tensors, theta: Tensors) -
 
 
 def leaves(tensors: Tensors) -> Tensors:
-    """The same values, as the beginning of a new graph."""
+    """The same values as leaves of a new graph."""
     return [t.detach().requires_grad_(True) for t in tensors]

@@ -1,4 +1,4 @@
-"""LoRA: a change of low rank of the weights is trained (Hu et al., ICLR 2022)."""
+"""LoRA: trains a change of low rank of each weight matrix (Hu et al., ICLR 2022)."""
 
 import math
 from collections.abc import Sequence
@@ -26,16 +26,17 @@ from .base import (
 
 @METHODS.register("lora", "LoRA")
 class LoRA(WithoutPenalty):
-    """Loss = CE; W = W0 + scale/rank * B A for the weights of the backbone's linear layers; all else of it stays.
+    """Loss = CE; W = W0 + scale/rank * B A for the backbone's linear layers. Its other parameters are frozen.
 
     W0 (m, n) is the source's weight, A (r, n) and B (m, r) are trained with the head. A convolution's kernel counts as
     a matrix with a row for each output channel. B begins with 0, A with PyTorch's initialisation of a linear layer.
-    Source: the paper, and Microsoft's code (microsoft/LoRA) for rank 8 and scale 16. It changes two matrices of each
-    attention; here all linear layers, as is usual for ViTs. Weights with no more rows or columns than the rank stay.
+    Source: the paper, and Microsoft's code (microsoft/LoRA) for rank 8 and scale 16. That code changes two matrices of
+    each attention. Here all linear layers change, as is usual for ViTs. Weights with no more rows or columns than the
+    rank are frozen.
 
-    The target's weights are W, at any time: what is measured, exported or averaged is a plain network, and penalties on
+    The target's weights are W at any time. It is measured, exported and averaged as a plain network, and penalties on
     weights or features can be added (reg=sum). The gradients of A and B follow from that of W by the chain rule,
-    dB = s dW A^T and dA = s B^T dW with s = scale/rank. This saves the optimizer's memory, and not that of dW.
+    dB = s dW A^T and dA = s B^T dW with s = scale/rank. This saves the optimizer's memory, but not that of dW.
     BatchNorm normalises by the batch and moves its statistics, as in fine-tuning. A and B have the head's learning
     rate.
 
@@ -43,11 +44,11 @@ class LoRA(WithoutPenalty):
     """
 
     weight_decay: float = option(0.0, "weight decay of the optimizer, on A, B and the head", at_least=0)
-    rank: int = option(8, "rank of the change of a weight", above=0)
+    rank: int = option(8, "rank of the change of each weight matrix", above=0)
     scale: float = option(16.0, "the change is scale / rank * B A", above=0)
     layers: str = option(
         "auto",
-        "what is changed: linear layers, all (convolutions too), or auto: linear layers, convolutions where none is",
+        "layers that change: linear; all, convolutions too; or auto, linear ones, or convolutions where none is linear",
         choices=("auto", "linear", "all"),
     )
 
@@ -82,7 +83,7 @@ class LoRA(WithoutPenalty):
         backbone = target.backbone_parameters()
         changed = self._changed(target.model, backbone)
         if not changed:
-            raise UserError(f"reg=lora would train the head alone: reg.layers={self.layers} names no weights of it.")
+            raise UserError(f"reg=lora would train the head alone: the backbone has no weights for {self.layers}.")
         for parameter in backbone.values():
             parameter.requires_grad_(False)
         for name, weight in changed.items():

@@ -14,7 +14,7 @@ from ..models.batchnorm import AnyBatchNorm, replace_batchnorm
 from .attention import check_labels
 from .base import DECAY, METHODS, NO_SHAPES, Batches, MapShapes, Needs, SourceShapes, WithoutPenalty, options_in
 
-HELD_OUT = 5  # one in so many images of each class is held out for the choice of c
+HELD_OUT = 5  # one in this many images of each class is held out to choose c
 
 
 @dataclass
@@ -28,8 +28,8 @@ class ProbeConfig(Options):
         "weight of the summed cross-entropy against 1/2 ||W||^2; null: chosen on held-out training images",
         above=0,
     )
-    choices: int = option(50, "how many values of c are tried, from 1e-7 to 1e2", above=0, at_most=LONGEST)
-    iterations: int = option(200, "most iterations of L-BFGS for each value of c", above=0, at_most=LONGEST)
+    choices: int = option(50, "number of values of c that are tried, from 1e-7 to 1e2", above=0, at_most=LONGEST)
+    iterations: int = option(200, "maximum of L-BFGS iterations for each value of c", above=0, at_most=LONGEST)
     seed: int = option(0, "seed of the draw of the held-out images", at_least=0)
 
 
@@ -57,7 +57,7 @@ class LPFT(WithoutPenalty):
     """
 
     weight_decay: float = option(0.0, DECAY, at_least=0)
-    fixed_statistics: bool = option(True, "whether BatchNorm normalises in training as in evaluation")
+    fixed_statistics: bool = option(True, "whether BatchNorm uses its moving statistics in training, too")
     probe: ProbeConfig = option(ProbeConfig, "the regression that gives the first head")
 
     needs = Needs(fitted="probe", fit_on="centre crops", one_label=True)
@@ -158,7 +158,7 @@ def logistic_regression(
 
 
 def held_out(labels: Tensor, seed: int) -> Tensor:
-    """Which of the images (N,) are held out: of each class one in HELD_OUT, rounded up, but never the only one."""
+    """Mask (N,) of the held-out images: one in HELD_OUT of each class, rounded up, but never a class's only image."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).to(labels.device)
     held = torch.zeros_like(labels, dtype=torch.bool)
     for label in labels.unique():

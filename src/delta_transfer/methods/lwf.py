@@ -28,14 +28,14 @@ from .base import (
 class LwF(Penalty):
     """D = 2 alpha T^2 * mean KL(softmax(z / T) || softmax(h(e) / T)), loss = CE + D + beta/2 * ||head||^2.
 
-    z are the source's logits for the images, (B, K). h is a linear layer of the method's own with K outputs, trained
-    with the target, on the embedding e, the input of the target's head. The mean is over all B * K elements; T is the
-    temperature. With several sources each has its own h, and D is the sum.
+    z are the source's logits for the images, (B, K). The embedding e is the input of the target's head. h is a linear
+    layer with K outputs, which belongs to the method and is trained with the target. The mean is over all B * K
+    elements; T is the temperature. With several sources each has its own h, and D is the sum.
 
-    head="source": h is the source's own head, which stays as it is, for a target that starts at its source. This is the
-    method of the paper and of Transfer-Learning-Library, whose loss lam * KL, a mean over the batch without T^2, is
-    D with alpha = lam K / (2 T^2); its lam is 4, its T 3. Deviation: that library stores z of one crop of each image
-    once and compares it with those of other crops; here z belongs to the crop that the target sees.
+    head="source": h is the source's own head, frozen, for a target that starts from the source's weights. This is the
+    method of the paper and of Transfer-Learning-Library, whose loss is lam * KL with lam 4 and T 3, a mean over the
+    batch without T^2. It equals D with alpha = lam K / (2 T^2). Deviation: that library stores z of one crop of each
+    image once and compares it with the logits of other crops; here z belongs to the crop that the target sees.
 
     The utility in the L2T-ww authors' code (utils/utils.py at 6883556, in its git history only) also multiplies CE by
     1 - a. Here CE has the weight 1, as in every method, and alpha multiplies the KL alone, so that penalties can be
@@ -62,7 +62,7 @@ class LwF(Penalty):
         if self.head == "source":
             self.needs = replace(type(self).needs, other_sources=False, fitted="source_head", fit_on="centre crops")
         self.heads = nn.ModuleDict()
-        self.names: dict[str, str] = {}  # of the logits in what the source returns, by head
+        self.names: dict[str, str] = {}  # by head, the name of its logits among the source's outputs
 
     def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         logits = {key: shape[0] for key, shape in (source_shapes or {}).items() if len(shape) == 1}

@@ -100,7 +100,7 @@ class Adapters(nn.ModuleDict):
 
 
 def joined(pairs: Sequence[Pair], values: Mapping[str, Tensor], dim: int = 1) -> dict[str, Tensor]:
-    """The values of the pairs of each target tap, concatenated, so that one operation replaces one for each pair."""
+    """Concatenates the values of all pairs of a target tap, so that one operation works on all of them."""
     taps: dict[str, list[Tensor]] = {}
     for pair in pairs:
         taps.setdefault(pair.target, []).append(values[pair.key])
@@ -169,7 +169,7 @@ class FM(PairedMaps):
     ) -> Tensor:
         """M, a scalar, from maps that are `joined` by target taps.
 
-        `weights` (B, sum of C_m) are those of each image's channels. With them a pair's term is a sum over channels.
+        `weights` (B, sum of C_m) weigh each image's channels. With them a pair's term is a sum over channels.
         """
         terms = []
         for tap, values in adapted.items():

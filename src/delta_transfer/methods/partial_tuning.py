@@ -13,8 +13,8 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 class PartialTuning(WithoutPenalty):
     """Fine-tuning of the head and of those parameters of the backbone that `chosen` names; all others stay.
 
-    BatchNorm normalises by the batch and moves its statistics, as in fine-tuning. The learning rate of the backbone
-    belongs to the chosen parameters, which need a larger one than a whole network does.
+    BatchNorm normalises by the batch and moves its statistics, as in fine-tuning. The chosen parameters have the
+    learning rate of the backbone, and need a larger one than a whole network does.
     """
 
     what = ""  # what is trained, in words

@@ -25,7 +25,7 @@ class RIFLE(WithoutPenalty):
     )
     bound: str = option(
         "features",
-        "the new weights are uniform up to 1/sqrt(this): features, as at the start, or classes, as in PaddleTransfer",
+        "bound of the new weights, 1/sqrt(number): of features, as at the start; or of classes, as in PaddleTransfer",
         choices=("features", "classes"),
     )
     bias: bool = option(False, "whether the bias is drawn anew, too")

@@ -15,8 +15,8 @@ class SPD(Penalty):
         u <- u - alpha * r * (u - theta0),  r = clip((||u - theta0|| - ||theta - theta0||) / ||u - theta0||, 0, 1)
 
     theta is the tensor before the step and g its gradient; u is the tensor after the optimizer's step; theta0 is the
-    source's. The condition says that the way back to the source would lower the loss. Where the step led away from the
-    source, alpha = 1 leaves the distance from the source as it was; other tensors are free. Loss = CE + beta/2 *
+    source's. The condition says that a move back to the source would lower the loss. If the step led away from the
+    source, alpha = 1 restores the tensor's distance from the source; other tensors are free. Loss = CE + beta/2 *
     ||head||^2.
 
     Source: the paper, whose weight decay is alpha and whose optimizer is Adam (optimizer=adamw). The formula is that of
@@ -26,7 +26,7 @@ class SPD(Penalty):
     Call `setup(target)` while the target's backbone is the source's, and `watch(optimizer)` in a loop of your own.
     """
 
-    alpha: float = option(1.0, "strength of the projection; 1 undoes the last step's way from the source", at_least=0)
+    alpha: float = option(1.0, "strength of the projection; 1 undoes a step's move away from the source", at_least=0)
 
     needs = Needs(own_steps=True)
 
@@ -35,7 +35,7 @@ class SPD(Penalty):
         self.held: list[Tensor] = []  # the parameters of the backbone
         self.starting_point: list[Tensor] = []
         self.watched: torch.optim.Optimizer | None = None
-        self.before: tuple[list[Tensor], list[Tensor]] = [], []  # whether it applies, and ||theta - theta0||
+        self.before: tuple[list[Tensor], list[Tensor]] = [], []  # whether the condition holds, and ||theta - theta0||
 
     def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         self.held = list(target.backbone_parameters().values())
@@ -46,7 +46,7 @@ class SPD(Penalty):
             self.watch(state.optimizer)
 
     def watch(self, optimizer: torch.optim.Optimizer) -> None:
-        """Each step of `optimizer` is followed by the projection."""
+        """Projects after each step of `optimizer`."""
         self.watched = optimizer
         optimizer.register_step_pre_hook(lambda *_: self._look())
         optimizer.register_step_post_hook(lambda *_: self._project())

@@ -39,8 +39,8 @@ class StochasticBatchNorm(AnyBatchNorm):
 class StochNorm(WithoutPenalty):
     """Loss = CE; in training, each BatchNorm layer is a StochasticBatchNorm.
 
-    Source: paper and Transfer-Learning-Library, with p 0.5 (there it is 0.5 whatever one asks for) and weight decay
-    5e-4. Deviation: that library's gradient is one of statistics after the update, which is no gradient of what it
+    Source: paper and Transfer-Learning-Library, with p 0.5 (the library ignores other values) and weight decay 5e-4.
+    Deviation: that library differentiates with the statistics after the update, which is not the gradient of what it
     computes; here finite differences agree. p=1 is plain fine-tuning; p=0 normalises by the moving statistics alone.
     """
 

@@ -1,4 +1,4 @@
-"""A sum of methods: one loss with the penalties of all, and what each of them does to the target beside it."""
+"""A sum of methods: one loss has all their penalties, and each method changes the target as it does alone."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +29,7 @@ from .base import (
 class SumConfig(MethodConfig):
     """The penalties of several methods, added: +reg@reg.terms.<any name>=<method> adds one more."""
 
-    terms: dict[str, Any] = option({}, "the methods that are added, by names of one's own")
+    terms: dict[str, Any] = option({}, "the methods that are added, by names that you choose")
     beta: float = option(0.0, "strength of the L2 penalty on the new head; the terms have none", at_least=0)
     weight_decay: float = option(
         1e-4, "weight decay of the optimizer, on every trained parameter; the terms have none", at_least=0
@@ -44,14 +44,14 @@ class SumConfig(MethodConfig):
 
     @property
     def title(self) -> str:
-        """The titles of the terms, such as LwF+AT. The name of a sum is anybody's choice."""
+        """The titles of the terms, such as LwF+AT. The user chooses the name of a sum, so that it says little."""
         return "+".join(term.title for term in self.terms.values())
 
     def check(self) -> None:
         self.require(
             bool(self.terms),
             "terms",
-            "A sum needs terms: reg=sum +reg@reg.terms.at=at has one, reg=at by the name of at.",
+            "A sum needs terms: reg=sum +reg@reg.terms.at=at adds reg=at under the name at.",
         )
         for name, term in self.terms.items():
             self.require(
@@ -67,13 +67,13 @@ class SumConfig(MethodConfig):
         self.require(
             self.name == MISSING or bool(re.fullmatch(r"[\w.+-]{1,80}", self.name)),
             "name",
-            f"reg.name={self.name!r} becomes a part of a folder's name: up to 80 letters, digits and _ . + -.",
+            f"reg.name={self.name!r} becomes a part of a folder's name: use up to 80 letters, digits and _ . + -.",
         )
 
 
 @contextmanager
 def about_term(name: str) -> Iterator[None]:
-    """Within it, errors about a term's options name their place in the sum: reg.alpha is reg.terms.<name>.alpha."""
+    """In this context, errors name a term's options by their place in the sum: reg.alpha is reg.terms.<name>.alpha."""
 
     def placed(text: str) -> str:
         return re.sub(r"\breg\.", f"reg.terms.{name}.", text)
@@ -90,14 +90,14 @@ def about_term(name: str) -> Iterator[None]:
 class Sum(Regularizer):
     """Loss = CE + the penalties of all terms + beta/2 * ||head||^2. A loss is named `<term>.<its own name>`.
 
-    terms: methods by names of one's own. `beta` and `weight_decay` are the sum's; those of its terms are set to 0.
-    Every term keeps its source, its own modules and its hooks. L2T-ww trains on M + the other terms' penalties, while
-    its meta-networks are judged as before, by CE after steps on M. A term without a penalty changes the target as it
-    does alone: LP-FT its first head, RIFLE its head during training, StochNorm (or LP-FT, one of both) its BatchNorm.
+    terms: methods by names that you choose. `beta` and `weight_decay` are the sum's; those of its terms are set to 0.
+    Every term keeps its source, its own modules and its hooks. L2T-ww trains on M + the other terms' penalties; its
+    meta-networks still learn from CE after steps on M. A term without a penalty changes the target as it does alone:
+    LP-FT gives the first head, RIFLE redraws the head, and StochNorm or LP-FT (only one of them) replaces BatchNorm.
 
     These cannot be terms: sums, methods in stages (AFA: take one of its stages), Bi-Tuning, and methods that only
     choose the weight decay or the trained parameters (L2, L2-FE). Raises UserError for them, for a name that is an
-    attribute of torch.nn.ModuleDict, and for two terms that fit the same or that both replace BatchNorm.
+    attribute of torch.nn.ModuleDict, and for two terms whose `fit` has the same file or that both replace BatchNorm.
     """
 
     def __init__(self, terms: Mapping[str, Regularizer], beta: float = 0.0, weight_decay: float = 1e-4):
@@ -124,7 +124,7 @@ class Sum(Regularizer):
             )
         needs = [term.needs for term in terms.values()]
         if any(each.same_steps for each in needs) and any(each.own_steps for each in needs):
-            raise UserError("A term of this sum looks ahead by plain steps of SGD, another term changes the steps.")
+            raise UserError("A term of this sum looks ahead by plain steps of SGD, and another changes them: drop one.")
         try:
             self.terms = nn.ModuleDict(terms)
         except KeyError as error:

@@ -6,14 +6,14 @@ State = dict[str, Any]  # tensors, numbers, and containers of them
 
 
 class Unfinished:
-    """Is told of each part of a long `fit`. A run keeps them and goes on there; this one, for other loops, does not."""
+    """Is told of each part of a long `fit`. A run has one that stores the parts and resumes; this one does not."""
 
     def load(self) -> State | None:
         """What an interrupted `fit` had noted; None if there is nothing to go on with."""
         return None
 
     def note(self, what: str, done: int, total: int, state: State) -> None:
-        """Part `done` of `total` (0: nobody knows) is done.
+        """Part `done` of `total` (0: unknown) is done.
 
         state: what is needed to go on, beside what was noted before. It is kept now and then, and with the last part.
         """

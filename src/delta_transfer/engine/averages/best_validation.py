@@ -1,4 +1,4 @@
-"""Early stopping: the weights of the best evaluation on the validation split count, as in the graph papers."""
+"""Early stopping: keeps the weights of the best evaluation on the validation split, as the graph papers do."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,7 +24,7 @@ class BestValidationConfig(AverageConfig):
     measure: str = option(
         "roc_auc", "measure on the validation split", choices=[key[4:] for key in METRICS if key.startswith("val_")]
     )
-    patience: int = option(20, "evaluations without a better one after which training ends", at_least=1)
+    patience: int = option(20, "evaluations after the best one before training ends", at_least=1)
 
     @property
     def on_validation(self) -> bool:
@@ -35,7 +35,7 @@ class BestValidationConfig(AverageConfig):
 class BestValidation(Average):
     """Early stopping: theta of the step with the best validation measure, the first one among equals.
 
-    Training ends `patience` evaluations after the best one. A schedule with `eval_epochs` says when they come. The
+    Training ends `patience` evaluations after the best one. `eval_epochs` of the schedule says when they come. The
     record of such a run says "best validation" in the place of "last iteration". Each stage of a method has a best
     step of its own, and the next stage starts there.
     """
@@ -77,7 +77,7 @@ class BestValidation(Average):
         measure()
 
     def applied(self, target: Network) -> AbstractContextManager[None]:
-        """Within it `target` has the best weights, once training has ended; before that it keeps its own."""
+        """In this context `target` has the best weights if training has ended, else its own."""
         return lent(target, self.weights if self.ended else {})
 
     def report(self) -> Line:

@@ -1,4 +1,4 @@
-"""Running averages of the target's weights are evaluated and kept, such as EMA (Polyak, Juditsky, 1992)."""
+"""Running averages of the target's weights, which are evaluated and kept, such as EMA (Polyak, Juditsky, 1992)."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -15,8 +15,8 @@ from ..callbacks import AVERAGES, Average, AverageConfig, Position
 class RunningAverage(Average):
     """average <- (1 - w_t) average + w_t theta after each step t; the first average is theta.
 
-    It covers all floating-point values of the state dict, so BatchNorm's moving statistics too. Each stage of a method
-    has an average of its own, and the next stage starts from it.
+    It covers all floating-point values of the state dict, including BatchNorm's moving statistics. Each stage of a
+    method has an average of its own, and the next stage starts from it.
     """
 
     state = ("average", "steps")
@@ -66,7 +66,7 @@ class EMA(RunningAverage):
 
 @contextmanager
 def lent(target: Network, values: dict[str, Tensor]) -> Iterator[None]:
-    """Within it `target` has these values of its state dict in the place of its own."""
+    """In this context `target` has these values of its state dict in the place of its own."""
     weights = target.weights()
     own = {name: weights[name].clone() for name in values}
     copy_values(weights, values)

@@ -1,4 +1,4 @@
-"""WiSE-FT: weights between the source's and the trained ones are evaluated and kept (Wortsman et al., CVPR 2022)."""
+"""WiSE-FT: evaluates and keeps weights between the source's and the trained ones (Wortsman et al., CVPR 2022)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -38,11 +38,11 @@ class WiseConfig(AverageConfig):
 class Wise(Average):
     """WiSE-FT: theta_a = (1 - a) theta_0 + a theta_1 for the backbone; the head is theta_1's, which is new.
 
-    theta_0 are the weights before the first step, theta_1 those after the last one. a is given, 0.5 by default, or the
-    one of 0, 0.1, ..., 1 with the highest accuracy on the validation images, the largest of equal ones. Training is
-    that of a run without it. Source: the paper and mlfoundations/wise-ft, whose networks have no BatchNorm. Here the
+    theta_0 are the weights before the first step, theta_1 those after the last one. a is given, 0.5 by default, or
+    chosen: the one of 0, 0.1, ..., 1 with the highest accuracy on the validation images, and the largest of equal ones.
+    Training is not changed. Source: the paper and mlfoundations/wise-ft, whose networks have no BatchNorm. Here the
     statistics of a network between both ends are estimated anew from training crops, if training has moved them
-    (derived). Each stage of a method lies between its own ends, and the next stage starts from theta_a.
+    (derived). Each stage of a method has its own theta_0 and theta_1, and the next stage starts from theta_a.
 
     Accuracies on the images that a was chosen on are too high.
     """
@@ -95,7 +95,7 @@ class Wise(Average):
             self._estimate_statistics(target)
 
     def _estimate_statistics(self, target: Network) -> None:
-        """BatchNorm's statistics become the mean of those of whole batches, as many as hold the wanted images."""
+        """Sets BatchNorm's statistics to their mean over whole batches, as many as hold the wanted images."""
         layers = [module for module in target.traced.modules() if isinstance(module, _BatchNorm)]
         before = [(layer.momentum, layer.num_batches_tracked, deepcopy(layer.num_batches_tracked)) for layer in layers]
         for layer in layers:

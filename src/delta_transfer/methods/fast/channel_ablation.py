@@ -25,7 +25,7 @@ from ...models.taps import Network, call, forbid_inplace
 
 CHANNELWISE_MODULES = {nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Dropout, nn.Identity, nn.MaxPool2d, nn.AvgPool2d}
 CHANNELWISE_FUNCTIONS = {operator.add, torch.add, F.relu, torch.relu}
-# Operations that would overwrite a kept value, and those that do not.
+# In-place operations, which would overwrite a kept value, and their replacements.
 OUT_OF_PLACE: dict[Any, Any] = {
     **{operator.iadd: operator.add, operator.imul: operator.mul, torch.relu_: torch.relu, F.relu_: F.relu},
     **{"add_": "add", "mul_": "mul", "relu_": "relu"},

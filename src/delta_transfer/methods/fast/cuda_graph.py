@@ -16,8 +16,8 @@ class Replayed:
     """Calls a function of tensors. On a GPU it records the third call as a CUDA graph and replays that from then on.
 
     A step of many small operations then takes as long as the GPU needs for them, not as long as Python needs to launch
-    them. Give the same function in every call. The inputs are copied. Whatever else the function reads is read from
-    where it was during the recording, so that it may only change in place. The function must not wait for the device.
+    them. Give the same function in every call. The inputs are copied. Everything else that the function reads may only
+    change in place, since a replay reads it where it was recorded. The function must not wait for the device.
     The memory that it works in stays reserved. Where there is too little memory for that, and for inputs whose shapes
     differ from the recorded ones, the function is called as it is.
     """

@@ -19,7 +19,7 @@ class _MapDistance(torch.autograd.Function):
     def forward(ctx: Any, target: Tensor, source: Tensor, weights: Tensor | None) -> Tensor:
         difference = full_precision(target) - full_precision(source)
         weights = None if weights is None else weights.to(difference).view(-1, 1, 1)
-        # The maps rather than their difference: the target's is kept anyway, and in bf16 they are half as large.
+        # Keeps the maps, not their difference: the target's is kept anyway, and in bf16 the maps are half as large.
         ctx.save_for_backward(target, source, weights)
         if weights is not None:
             difference *= weights.sqrt()

@@ -28,7 +28,7 @@ _to_operands: ContextVar[bool] = ContextVar("_to_operands", default=True)
 
 @contextmanager
 def twice_differentiable(to_operands: bool = True) -> Iterator[None]:
-    """Within it, networks of modules use these operations.
+    """In this context, networks of modules use these operations.
 
     to_operands=False: their backward passes can be differentiated with respect to g alone; the derivatives with respect
     to the layers' inputs and parameters are missing. This suits a loss that depends on the wanted variables only
@@ -271,12 +271,12 @@ def _cast(*tensors: Tensor | None) -> Iterator[Tensor | None]:
 
 
 def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
-    """F.hardsigmoid, whose backward pass PyTorch does not differentiate; that of relu6 it does."""
+    """F.hardsigmoid from relu6: PyTorch differentiates the backward pass of relu6, but not that of F.hardsigmoid."""
     return F.relu6(input + 3) / 6
 
 
 def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
-    """F.hardswish, likewise."""
+    """F.hardswish from this hardsigmoid."""
     return input * hardsigmoid(input)
 
 
