@@ -20,8 +20,8 @@ from delta_transfer.reporting import page_charts
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.leaderboard import leaderboards
 from delta_transfer.reporting.logs import curves_of
-from delta_transfer.reporting.page import MOST_POINTS, curves_and_settings, page, table_html
-from delta_transfer.reporting.page_charts import POINTS, attention_histograms, learning_curves
+from delta_transfer.reporting.page import MOST_POINTS, curves_and_settings, drawn_runs, how_made, page, table_html
+from delta_transfer.reporting.page_charts import MAX_LINES, POINTS, attention_histograms, learning_curves
 
 from .test_report import assert_golden, record, save, three_methods
 
@@ -94,12 +94,12 @@ def test_table():
 <th scope="col" class="number"><button type="button">L2</button></th>\
 <th scope="col"><button type="button">differs</button></th></tr></thead>
 <tbody>
-<tr><td data-title="dataset">cub &amp; co</td><td>a</td><td class="number" data-title="L2" data-value="52.0">\
-<strong>52.0 ± 2.0 (3)</strong></td><td class="long" data-title="differs">weights</td></tr>
-<tr><td data-title="dataset">dogs</td><td>b</td><td class="number" data-title="L2">–</td>\
-<td class="long" data-title="differs">a long list of settings that differ, with commas</td></tr>
-<tr><td data-title="dataset">cars</td><td>c</td><td class="number" data-title="L2">nan</td>\
-<td class="long" data-title="differs"></td></tr>
+<tr><td>cub &amp; co</td><td>a</td><td data-value="52">\
+<strong>52.0 ± 2.0 (3)</strong></td><td class="long">weights</td></tr>
+<tr><td>dogs</td><td>b</td><td class="number">–</td>\
+<td class="long">a long list of settings that differ, with commas</td></tr>
+<tr><td>cars</td><td>c</td><td class="number">nan</td>\
+<td class="long"></td></tr>
 </tbody>
 </table>
 </div>
@@ -398,16 +398,19 @@ COMPARE = """
   const texts = row => [...row.cells].map(cell => cell.textContent);
   const rows = [...panel.querySelectorAll(".differing tbody tr")].map(texts);
   const both = drawn(panel);
-  document.querySelectorAll(".filtered summary")[1].click();
+  document.querySelectorAll(".filtered .show")[1].click();
   const shown = drawn(document.querySelector(".made"));
+  const made = document.querySelector(".made dd").textContent;
   document.querySelectorAll(".filtered th button")[4].click();  // a sort closes what is shown
-  return {one, both, shown, rows, left: document.querySelectorAll(".made").length};
+  return {one, both, shown, rows, made, left: document.querySelectorAll(".made").length};
 """
 
 NARROW = """
   const out = [...document.querySelectorAll("#tables td, #tables th, figure")].filter(
     part => part.getBoundingClientRect().right > innerWidth);
-  return [innerWidth, out.length, document.documentElement.scrollWidth <= innerWidth];
+  const cells = [...document.querySelectorAll("#tables td")], titled = cells.filter(cell => cell.dataset.title);
+  const shown = getComputedStyle(titled[1], "::before").content;
+  return [innerWidth, out.length, document.documentElement.scrollWidth <= innerWidth, shown];
 """
 
 
@@ -438,6 +441,7 @@ def test_runs_are_compared_by_their_curves_and_settings(tmp_path):
     assert answer["complaints"] == []
     found = answer["found"]
     assert (found["one"], found["both"], found["shown"], found["left"]) == ([1], [2], [1], 0)
+    assert found["made"] == record("l2", 1)["run_id"]
     assert {row[0]: [cell.strip("● ") for cell in row[1:]] for row in found["rows"]} == {
         "reg.alpha": ["–", "0.01"],
         "reg.beta": ["–", "0.01"],
@@ -451,7 +455,7 @@ def test_a_narrow_screen_shows_every_column(tmp_path):
     page_of = three_methods(finished="2026-11-21T23:26:00+0100")
     comparison = compare(read_back(tmp_path, page_of, {r["run_id"]: log([2.0, 1.0]) for r in page_of}))
     answer = in_browser(tmp_path, page(leaderboards(comparison, "l2"), comparison, [], never), NARROW, width=500)
-    assert answer["found"] == [500, 0, True]
+    assert answer["found"] == [500, 0, True, '"mean ± std "']
 
 
 def test_no_address_outside_the_page(tmp_path):
@@ -472,6 +476,42 @@ def test_the_data_of_many_runs_stay_small(tmp_path):
     data = curves_and_settings([run for row in comparison.rows for run in row.cells["delta"].runs], frames)
     assert len(data["steps"]) == 1 and len(data["steps"][0]) <= MOST_POINTS
     assert dict(data["keys"])["reg.alpha"] == ["0.01", "0.1"] and len(data["settings"]) == len(data["curves"]) == 120
+
+
+def test_a_page_of_many_runs_says_what_it_leaves_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ALL_POINTS", 12 * module.FEWEST_POINTS)
+    made = [record("delta", seed, alpha=float(a), test_top1=50.0 + a) for a in range(1, 16) for seed in range(2)]
+    found = read_back(tmp_path, made, {r["run_id"]: log([1 / (i + 1) for i in range(99)]) for r in made})
+    comparison = compare(found)
+    every = curves_of(comparison, never)
+    [group] = learning_curves(comparison, every)
+    assert [key.label for key in group.keys] == [f"DELTA, alpha={a}.0" for a in range(6, 16)]  # the leaders
+    assert len(lines_of(group.charts[0][1])) == MAX_LINES and " 5 " in group.remarks[0]
+    logs, left_out = drawn_runs(comparison, every)
+    kept = [run for run in found if id(run["config"]) in logs]
+    assert {run["config"]["reg"]["alpha"] for run in kept} == {float(a) for a in range(10, 16)}
+    assert (len(logs), left_out) == (12, 18)
+    assert all(len(curve["loss"][1]) == module.FEWEST_POINTS for curve in curves_and_settings(kept, logs)["curves"])
+
+
+def test_words_that_runs_share_are_there_once(tmp_path):
+    made = [record("delta", s, command="delta-run -m seed=0,1", overrides=[f"seed={s}", "reg=delta"]) for s in range(2)]
+    data = how_made([*made, record("l2", device=None, overrides=None, versions=None)])
+    assert len(set(data["texts"])) == len(data["texts"])
+
+    def words(places):
+        return (
+            places
+            if places is None
+            else [data["texts"][i] for i in places]
+            if isinstance(places, list)
+            else (data["texts"][places])
+        )
+
+    first, _, last = ({name: words(one) for name, one in zip(data["about"], run, strict=True)} for run in data["made"])
+    assert first["run"] == made[0]["run_id"] and first["overrides"] == ["seed=0", "reg=delta"]
+    assert data["made"][0][1] == data["made"][1][1] and first["command"] == made[0]["command"]
+    assert (last["device"], last["overrides"], last["versions"]) == (None, None, None)
 
 
 def test_what_a_person_wrote_does_not_run(tmp_path):

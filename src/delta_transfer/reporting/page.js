@@ -1,3 +1,9 @@
+// On a narrow screen a cell stands below the one before it, and has the title of its column.
+for (const table of document.querySelectorAll("table.sortable")) {
+  const titles = [...table.tHead.rows[0].cells].map(head => head.textContent);
+  for (const row of table.tBodies[0].rows) titles.forEach((title, i) => title && (row.cells[i].dataset.title = title));
+}
+
 // Tables that sort by a click on a column's title: numbers by data-value, the rest by text.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
@@ -58,20 +64,27 @@ if (logs) {
   const table = document.querySelector("table.filtered"), ticked = new Set(), panel = make("div", {id: "compared"});
   const rows = [...table.tBodies[0].rows];
   table.parentElement.before(panel);
+  table.tHead.rows[0].append(make("th", {scope: "col", class: "more"}, "how it was made"));
   rows.forEach((row, run) => {
-    const details = row.querySelector("details"), box = make("input", {type: "checkbox"});
+    const box = make("input", {type: "checkbox"}), button = make("button", {type: "button", class: "show"}, "show");
     box.addEventListener("change", () => {
       ticked[box.checked ? "add" : "delete"](run);
       compare(panel, [...ticked].map(run => [run, `${rowText(rows[run], 2)}, seed ${rowText(rows[run], 4)}`]));
     });
-    details.before(make("label", {class: "tick"}, box, " compare"));
-    details.firstElementChild.addEventListener("click", event => {
-      event.preventDefault();
+    button.addEventListener("click", () => {
       if (row.nextElementSibling?.className === "made") return row.nextElementSibling.remove();
-      const made = make("td", {colspan: row.cells.length}, details.lastElementChild.cloneNode(true), charts([run]));
-      row.after(make("tr", {class: "made"}, made));
+      row.after(make("tr", {class: "made"}, make("td", {colspan: row.cells.length}, howMade(run), charts([run]))));
     });
+    row.append(make("td", {class: "more"}, make("label", {class: "tick"}, box, " compare"), button));
   });
+}
+
+function howMade(run) {
+  const words = places => [places].flat().map(place => logs.texts[place]).join(" ");
+  return make("dl", {}, ...logs.about.flatMap((name, i) => {
+    const found = logs.made[run][i];
+    return [make("dt", {}, name), make("dd", {}, found === null ? "not recorded" : words(found))];
+  }));
 }
 
 function closeRuns(table) {

@@ -1,14 +1,13 @@
 """delta-report --format html: a comparison -> one page that needs no network and works from a file.
 
-The page has tables that sort, learning curves, histograms and maps, pictures, and a table of all runs with how each was
-made. page.css has its looks; page.js sorts and filters the tables and draws the curves of the runs that are ticked. Its
-text depends on records and pictures alone.
+The page has tables that sort, learning curves, histograms and maps, pictures, and a table of all runs. page.css has its
+looks; page.js sorts and filters the tables, shows how a run was made, and draws the curves of the runs that are ticked.
+The text of the page depends on records and pictures alone.
 """
 
 import json
 import math
 from base64 import b64encode
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
@@ -45,11 +44,13 @@ POLICY = (
 PNG = b"\x89PNG\r\n\x1a\n"
 LARGEST_PICTURE = 64 * MIB
 RELOAD = 30  # seconds
-MAX_OPEN = 4  # groups of charts; more are folded up, so that a page of many data sets stays short
+MAX_OPEN, MAX_GROUPS = 4, 40  # groups of charts: more are folded up, and yet more are left out
 MAX_NAMES = 6  # in the line below the title
 LONG = 40  # characters, from which on the words of a cell get a wide column of small print
-MOST_POINTS, ALL_POINTS = 60, 60_000  # of a run's curve, and of all of them, so that a page of many runs stays small
+# Points of a run's curve, and of the curves of all runs, so that a page of thousands of runs stays below 1.5 MB.
+FEWEST_POINTS, MOST_POINTS, ALL_POINTS = 8, 60, 40_000
 NAMES = {"seed", "dataset.name", "backbone.name"}
+HOW_MADE = ["run", "command", "overrides", "versions", "device", "commit", "finished"]
 
 CURVES = (
     "Mean over the seeds of a cell, at the iterations that all its runs logged; the band is its 95 % t interval. "
@@ -170,7 +171,11 @@ def groups_html(groups: list[Group], remark: str) -> str:
         return ""
     is_open = " open" if len(groups) <= MAX_OPEN else ""
     lines = [f"<p>{escape(remark)}</p>"]
-    for group in groups:
+    if len(groups) > MAX_GROUPS:
+        lines.append(
+            f"<p>The page has the first {MAX_GROUPS} of {len(groups)}; a page of fewer runs has the others.</p>"
+        )
+    for group in groups[:MAX_GROUPS]:
         lines += [f'<details class="group"{is_open}>', f"<summary>{escape(group.title)}</summary>"]
         lines += [f"<p>{escape(line)}</p>" for line in group.remarks]
         if group.keys:
@@ -223,8 +228,7 @@ def table_html(table: Table) -> str:
     )
 
 
-def grid_html(table: Table, kind: str = "sortable", details: Sequence[str] = ()) -> str:
-    """The rows of a table; `details`: HTML for a last cell of each."""
+def grid_html(table: Table, kind: str = "sortable") -> str:
     # A column of words among the numbers, such as what differs from a published number, is set like names.
     kinds = [
         "number"
@@ -239,23 +243,19 @@ def grid_html(table: Table, kind: str = "sortable", details: Sequence[str] = ())
         button = f'<button type="button">{escape(title)}</button>' if title else ""
         return f'<th scope="col"{css_class(kind.removeprefix("long"))}>{button}</th>'
 
-    def cell(entry: Entry, title: str, kind: str) -> str:
-        value = f' data-value="{entry.value!r}"' if entry.value is not None and math.isfinite(entry.value) else ""
+    def cell(entry: Entry, kind: str) -> str:
+        value = f' data-value="{entry.value:.7g}"' if entry.value is not None and math.isfinite(entry.value) else ""
         text = bar_html(entry.bar) if entry.bar else escape(entry.text)
-        name = f' data-title="{escape(title)}"' if title else ""
-        return f"<td{css_class(kind)}{name}{value}>{f'<strong>{text}</strong>' if entry.bold else text}</td>"
+        kind = kind.removeprefix("number" if value else "")  # page.css sets both to the right
+        return f"<td{css_class(kind)}{value}>{f'<strong>{text}</strong>' if entry.bold else text}</td>"
 
-    lines = ["".join(map(cell, row, table.header, kinds)) for row in table.rows]
-    if details:
-        lines = [f"{line}<td>{more}</td>" for line, more in zip(lines, details, strict=True)]
-    last = '<th scope="col">how it was made</th>' if details else ""
     return "\n".join(
         [
             '<div class="scroll" tabindex="0">',
             f'<table class="{kind}" aria-label="{escape(table.title)}">',
-            f"<thead><tr>{''.join(map(head, table.header, kinds))}{last}</tr></thead>",
+            f"<thead><tr>{''.join(map(head, table.header, kinds))}</tr></thead>",
             "<tbody>",
-            *(f"<tr>{line}</tr>" for line in lines),
+            *(f"<tr>{''.join(map(cell, row, kinds))}</tr>" for row in table.rows),
             "</tbody>",
             "</table>",
             "</div>",
@@ -287,8 +287,8 @@ def list_html(name: str, lines: list[str]) -> list[str]:
 
 
 def runs_html(comparison: Comparison, groups: list[list[Curves]]) -> str:
-    """A table with a line for each run, which page.js filters, and the data of what it draws and compares."""
-    rows, made, runs = [], [], []
+    """A table with a line for each run, which page.js filters, and the data of what it draws, compares and shows."""
+    rows, runs = [], []
     for method, row, cell in comparison.results:
         for (seed, fold), run in zip(cell.values, cell.runs, strict=True):
             seconds: Any = run.get("train_seconds")
@@ -303,18 +303,37 @@ def runs_html(comparison: Comparison, groups: list[list[Curves]]) -> str:
                     time_entry(seconds if is_number(seconds) else None),
                 )
             )
-            made.append(f"<details><summary>show</summary>{run_html(run)}</details>")
             runs.append(run)
     header = ["data set", "backbone", "method", "settings", "seed", comparison.kind.axis, "time"]
-    frames = {id(config_of(run)): frame for group in groups for one in group for run, frame in one.each}
-    data = json.dumps(curves_and_settings(runs, frames), separators=(",", ":"), ensure_ascii=False)
+    frames, left_out = drawn_runs(comparison, groups)
+    said = f"The page has curves of {len(frames):,} runs, those of the best results, and of {left_out:,} others none."
+    data = json.dumps(curves_and_settings(runs, frames) | how_made(runs), separators=(",", ":"), ensure_ascii=False)
     data = data.replace("<", r"\u003c")  # a text of a record ends no script
     return "\n".join(
         [
-            grid_html(Table("Runs", header, rows, 5), "sortable filtered", made),
+            *([f"<p>{said}</p>"] if left_out else []),
+            grid_html(Table("Runs", header, rows, 5), "sortable filtered"),
             f'<script type="application/json" id="logs">{data}</script>',
         ]
     )
+
+
+def drawn_runs(comparison: Comparison, groups: list[list[Curves]]) -> tuple[dict[int, pd.DataFrame], int]:
+    """The logs whose curves are in the page, by the id of a run's configuration, and the number of logs left out.
+
+    Of more than a page has room for, those of the results at the top of each leaderboard are there.
+    """
+    logs = {id(config_of(run)): frame for group in groups for one in group for run, frame in one.each}
+    leaders = [sorted(results, key=lambda one: -one.cell.merit) for _, results in comparison.places]
+    ranked = sorted(((i, one) for results in leaders for i, one in enumerate(results)), key=lambda pair: pair[0])
+    found = {key: logs[key] for _, one in ranked for run in one.cell.runs if (key := id(config_of(run))) in logs}
+    room = ALL_POINTS // (FEWEST_POINTS * max(1, quantities_in(found)))
+    return dict(list(found.items())[:room]), max(0, len(found) - room)
+
+
+def quantities_in(logs: dict[int, pd.DataFrame]) -> int:
+    """How many quantities are drawn of the run that logged most."""
+    return max((sum(name in frame for name in TITLES) for frame in logs.values()), default=0)
 
 
 def curves_and_settings(runs: list[Record], frames: dict[int, pd.DataFrame]) -> dict[str, Any]:
@@ -323,7 +342,7 @@ def curves_and_settings(runs: list[Record], frames: dict[int, pd.DataFrame]) -> 
     titles: of quantities; curves: for each run by quantity (number of its steps in `steps`, values); keys: settings in
     which any runs differ, with all their values; settings: for each run the numbers of its values, -1: it has none.
     """
-    most = max(8, min(MOST_POINTS, ALL_POINTS // max(1, len(runs) * len(TITLES))))
+    most = max(FEWEST_POINTS, min(MOST_POINTS, ALL_POINTS // max(1, len(frames) * quantities_in(frames))))
     steps: dict[tuple[int, ...], int] = {}
     curves = []
     for run in runs:
@@ -350,22 +369,26 @@ def as_text(value: object) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else one_line(value)
 
 
-def run_html(record: Record) -> str:
-    versions, overrides = record.get("versions"), record.get("overrides")
-    found = {
-        "run": run_id(record),
-        "command": record.get("command"),
-        "overrides": " ".join(map(one_line, overrides)) if isinstance(overrides, list) else None,
-        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else None,
-        "device": record.get("device"),
-        "commit": record.get("git_commit"),
-        "finished": record.get("finished"),
-    }
-    return f"<dl>{''.join(f'<dt>{name}</dt><dd>{value_html(name, value)}</dd>' for name, value in found.items())}</dl>"
+def how_made(runs: list[Record]) -> dict[str, Any]:
+    """What page.js shows of a run: for each of `about` the place of its words in `texts`, or a list of places.
 
+    Runs of a sweep share most words, so that each text is there once. None: it is not recorded.
+    """
+    texts: dict[str, int] = {}
 
-def value_html(name: str, value: object) -> str:
-    if value in (None, ""):
-        return "not recorded"
-    text = escape(str(value))
-    return f"<code>{text}</code>" if name in ("run", "command", "overrides") else text
+    def place(value: object) -> int | None:
+        return None if value in (None, "") else texts.setdefault(one_line(value), len(texts))
+
+    made = []
+    for run in runs:
+        versions, overrides = run.get("versions"), run.get("overrides")
+        made.append(
+            [
+                place(run_id(run)),
+                place(run.get("command")),
+                list(map(place, overrides)) if overrides and isinstance(overrides, list) else None,
+                place(", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else None),
+                *(place(run.get(key)) for key in ("device", "git_commit", "finished")),
+            ]
+        )
+    return {"about": HOW_MADE, "texts": list(texts), "made": made}

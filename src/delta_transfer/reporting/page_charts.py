@@ -20,7 +20,8 @@ from ..records.reading import Damaged
 from .comparison import Cell, Comparison, Row, grouped
 from .logs import DECADES, Curves, limits, matched_curves, penalty_terms
 
-POINTS = 80  # per line; a small chart hardly shows more
+POINTS, ALL_POINTS = 80, 4_000  # per line, and of all lines of a quantity; a small chart hardly shows more than 80
+MAX_LINES = 10  # of a chart; more cannot be told apart
 BINS = 40
 # Tol's colours, for target taps.
 TAPS = ["#332288", "#cc6677", "#117733", "#ddcc77", "#88ccee", "#aa4499", "#999933", "#882255"]
@@ -193,10 +194,20 @@ def shortened(name: str, room: float) -> str:
 def learning_curves(comparison: Comparison, of_places: list[list[Curves]]) -> list[Group]:
     """A group of charts for each data set, backbone and setting outside reg, a line for each method and setting of it.
 
-    A line is the mean over the runs of a cell.
+    A line is the mean over the runs of a cell. Of many cells those with the best results are drawn.
     """
     groups = []
-    for curves in of_places:
+    most = max(10, min(POINTS, ALL_POINTS // max(1, sum(min(len(curves), MAX_LINES) for curves in of_places))))
+    for found in of_places:
+        leaders = sorted(found, key=lambda one: -one.row.cells[one.method].merit)[:MAX_LINES]
+        kept = set(map(id, leaders))
+        curves = [one for one in found if id(one) in kept]
+        remarks = []
+        if left_out := len(found) - len(curves):
+            remarks.append(
+                f"The charts show the {MAX_LINES} best results of the leaderboard and leave out {left_out} others. The "
+                "table of runs, which can be filtered, shows the curves of single runs."
+            )
         lines = []
         for method, own in grouped(curves, lambda one: one.method):
             style = style_of(method, comparison.methods)
@@ -205,8 +216,9 @@ def learning_curves(comparison: Comparison, of_places: list[list[Curves]]) -> li
                 opacity = round(1 - 0.65 * number / max(1, len(own) - 1), 2)
                 label = comparison.label(method, one.row.reg)
                 lines.append((Key(label, one.n, style.colour, attributes(style.line, opacity)), one))
-        if charts := [chart for name in quantities(curves) if (chart := chart_of(name, lines))]:
-            groups.append(Group(comparison.place_title(curves[0].row.place), charts, [key for key, _ in lines], []))
+        if charts := [chart for name in quantities(curves) if (chart := chart_of(name, lines, most))]:
+            title = comparison.place_title(curves[0].row.place)
+            groups.append(Group(title, charts, [key for key, _ in lines], remarks))
     return groups
 
 
@@ -220,25 +232,28 @@ def quantities(curves: list[Curves]) -> list[str]:
     return [name for name in (*TITLES, *penalty_terms(names)) if name in names]
 
 
-def chart_of(name: str, lines: list[tuple[Key, Curves]]) -> tuple[str, str] | None:
-    """The chart of one quantity; None if no line has two points, because the tables have single ones."""
+def chart_of(name: str, lines: list[tuple[Key, Curves]], most: int) -> tuple[str, str] | None:
+    """The chart of one quantity, None if no line has two points: the tables have single ones.
+
+    most: points of a line.
+    """
     drawn = [(i, key, *curves.of(name)) for i, (key, curves) in enumerate(lines) if name in curves.mean]
     if not any(len(mean) > 1 for _, _, mean, _ in drawn):
         return None
     title = TITLES.get(name, f"Penalty: {name.replace('_', ' ').replace('.', ': ')}")
-    return title, lines_chart(title, "iteration", [line_of(*line) for line in drawn if len(line[2])])
+    return title, lines_chart(title, "iteration", [line_of(*line, most) for line in drawn if len(line[2])])
 
 
-def line_of(i: int, key: Key, curve: pd.Series, half: pd.Series) -> Line:
+def line_of(i: int, key: Key, curve: pd.Series, half: pd.Series, most: int = POINTS) -> Line:
     """A line, with its band where `half` is known at all of its points."""
-    shown = thinned(curve)
+    shown = thinned(curve, most)
     half = half.reindex(shown.index)
     spread = half.tolist() if half.notna().all() else None
     title = f"{key.label} at the end: {shown.iloc[-1]:.4g}" + (f" ± {spread[-1]:.2g} (95 % interval)" if spread else "")
     return Line(i, key, title, shown.index.tolist(), shown.tolist(), spread)
 
 
-def thinned(curve: pd.Series, most: int = POINTS) -> pd.Series:
+def thinned(curve: pd.Series, most: int) -> pd.Series:
     """At most so many of its points, evenly chosen, first and last among them."""
     if len(curve) <= most:
         return curve
