@@ -163,7 +163,7 @@ def test_on_a_full_disk_it_names_the_file_and_goes_on_when_there_is_room(size, u
     arguments = command(cub_root, tmp_path / "results", *method)
     status, output = finish(arguments, FullDisk(size))
     assert status == 1 and "Traceback" not in output
-    assert output.splitlines()[-1].startswith("error: [Errno 27] File too large: '"), output
+    assert output.splitlines()[-1].endswith(": File too large"), output
     status, output = finish(arguments)
     assert status == 0, output
     assert_the_same(only_run(tmp_path / "results"), expected)
@@ -193,7 +193,7 @@ def test_on_a_small_file_system_too(blocks, undisturbed, cub_root, tmp_path, sma
     disk = small_disk(blocks * 4096)
     arguments = command(cub_root, disk / "results", f"cache_dir={tmp_path / 'cache'}", *method)
     status, output = finish(arguments)
-    assert status == 1 and "[Errno 28] No space left on device" in output and "Traceback" not in output, output
+    assert status == 1 and "No space left on device" in output and "Traceback" not in output, output
     subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
     status, output = finish(arguments)
     assert status == 0, output
@@ -218,7 +218,7 @@ def test_a_results_folder_that_cannot_be_written_is_named(cub_root, tmp_path):
     results.chmod(0o555)
     status, output = finish(command(cub_root, results, "reg=l2"), without_privileges)
     assert status == 1 and "Traceback" not in output
-    assert f"error: [Errno 13] Permission denied: '{results}" in output
+    assert f"error: {results}" in output and "Errno" not in output
 
 
 def test_what_is_finished_is_skipped_on_a_disk_that_cannot_be_written(cub_root, tmp_path):

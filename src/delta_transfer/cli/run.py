@@ -313,7 +313,7 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
         told = isinstance(error, UserError | OSError)  # OSError: a full disk, a folder that cannot be written
         if not told:  # the program is wrong: the place in it helps
             traceback.print_exc()
-        outcome.reason = str(error) if told else f"{type(error).__name__}: {error}"
+        outcome.reason = in_words(error) if told else f"{type(error).__name__}: {error}"
         outcome.record = getattr(error, "record", None)
         outcome.unseen = parallel and launcher.startswith("submitit")
         log.error(outcome.reason)
@@ -349,7 +349,7 @@ def look_again(outcomes: Sequence[Outcome]) -> None:
             except InUse:
                 continue
             except (UserError, OSError) as error:
-                outcome.state, outcome.reason = "failed", str(error)
+                outcome.state, outcome.reason = "failed", in_words(error)
                 outcome.record = getattr(error, "record", None)
                 log.error(outcome.reason)
 
