@@ -33,7 +33,7 @@ def load_dataset(
 
     Args:
         cache_dir: where digests of the images' files are remembered, so that they are not all read each time.
-        remark: is told what is left out and what may surprise, a sentence each.
+        remark: called with a sentence about each file that is left out and each possible surprise.
     """
     found = READERS[config.reader]
     require(
@@ -74,7 +74,7 @@ def _read_as(dataset: Dataset, config: DatasetConfig) -> Dataset:
 def look_for(
     config: DatasetConfig, remark: Callable[[str], None] = log.info
 ) -> tuple[Counts | None, Counts | None, str, str | None]:
-    """What is here of a data set, what the publisher has, the state in a word, and why the data set cannot be used."""
+    """The counts that are here, the publisher's counts, the state in a word, and why the data set cannot be used."""
     published = publication(config)
     root = locate(published, Path(config.root).expanduser()) if config.root else None
     official = expected_counts(config)
@@ -89,7 +89,7 @@ def look_for(
 
 
 def publication(config: DatasetConfig) -> Publication:
-    """What the publisher of a data set provides: the reader knows, or the data set's own options say."""
+    """What the publisher of a data set provides, from its reader or its own options."""
     return config.publication(READERS[config.reader].thing.publication)
 
 
@@ -119,7 +119,7 @@ def fetch(published: Publication, root: Path | None) -> None:
         published.download(root)
     except UserError:
         raise
-    except Exception as error:  # of the network, the archive, the disk, or the lists once they are there
+    except Exception as error:  # the network, the archive, the disk or the downloaded lists can fail
         raise UserError(
             f"torchvision could not fetch {published.title} into {root} ({reason(error)}). Check the network "
             f"connection and the free disk space, or get {published.source}."
@@ -136,7 +136,7 @@ def _check_layout(published: Publication, root: Path | None) -> None:
         found = f"there is no folder {root}"
     else:
         found = f"{root} lacks {', '.join(absent)}"
-        # A data set with a folder of its own below root says nothing about root.
+        # A publisher's folder below root does not tell which data set root holds.
         flat = [other for other in _publications() if other.needs and "/" not in other.needs[0]]
         if others := [other.title for other in flat if all(exists(root / name) for name in other.needs)]:
             found += f" (it looks like {' or '.join(others)})"

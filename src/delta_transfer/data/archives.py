@@ -1,4 +1,4 @@
-"""Unpacks publishers' archives. These are not trusted: no member may leave the folder, no bomb is unpacked."""
+"""Unpacks publishers' archives. They are not trusted: no member may leave the folder, and no bomb is unpacked."""
 
 import gzip
 import os
@@ -39,13 +39,13 @@ class AlreadyThere(UserError):
 def unpack(archive: Path, root: Path | None = None) -> list[Path]:
     """Unpacks a .tar, .tar.gz, .tgz or .zip into the folder that it lies in. Returns the top-level entries it made.
 
-    With `root`, a folder that is or will be beside the archive, it is unpacked into that, unless it holds the folder
-    itself: a top-level entry of that name.
+    With `root`, a folder that is or will be beside the archive, it is unpacked into `root`, unless the archive itself
+    has a top-level entry of that name.
 
     The entries are written into a hidden folder and moved to their places when all of them are complete. No other
-    process may unpack the archive at the same time. Raises UserError for an archive that is damaged or too large for
-    the disk, that has an entry of the folder (AlreadyThere), that is a decompression bomb, or whose members leave the
-    folder or are neither files, folders nor links.
+    process may unpack the archive at the same time. Raises UserError for an archive that is damaged, too large for the
+    disk or a decompression bomb, that has an entry which the folder has already (AlreadyThere), or whose members leave
+    the folder or are neither files, folders nor links.
     """
     name = archive.name.lower()
     try:
@@ -64,9 +64,9 @@ def unpack(archive: Path, root: Path | None = None) -> list[Path]:
 def unpack_archives(needs: Sequence[str], archives: Sequence[str], root: Path) -> list[Path]:
     """Unpacks the `archives` that lie in `root` or in its parent, until `needs` is there. Returns those it unpacked.
 
-    An archive is unpacked into `root`; beside it, if it holds the folder `root` itself; or into the folder that its
-    name has ("cars/train.tgz"). An archive whose entries are there was unpacked before: this is an error only if
-    something is still missing when the others are done.
+    An archive is unpacked into `root`; beside `root`, if it holds that folder itself; or into the folder in its name
+    ("cars/train.tgz"). An archive whose entries are there was unpacked before: this is an error only if something is
+    still missing after the others.
     """
     done, refused, parent = [], None, root.absolute().parent
     for name in archives:
@@ -127,7 +127,7 @@ def _unpack_tar(archive: Path, root: Path | None) -> list[Path]:
 
 
 def _check_stays_inside(archive: Path, member: str, path: str) -> None:
-    """`path`: the name of `member` or the target of its link. Windows also takes a backslash and C: for a place."""
+    """path: the name of `member` or the target of its link. Windows also takes a backslash and C: for a place."""
     parts = re.split(r"[/\\]", path)
     if "\\" in path or ".." in parts or parts[0] == "" or re.match("[A-Za-z]:", path):
         target = "" if path == member else f", a link to {path!r},"
@@ -145,7 +145,7 @@ def _check_apart(archive: Path, file: zipfile.ZipFile) -> None:
 
 
 class _Bounded:
-    """A stream of an archive. It raises UserError once too much comes out, also while tarfile lists the members."""
+    """A stream of an archive. It raises UserError when too much comes out, even while tarfile lists the members."""
 
     def __init__(self, stream: IO[bytes] | gzip.GzipFile, archive: Path):
         self.stream, self.archive = stream, archive
@@ -166,7 +166,7 @@ class _Bounded:
 
 @contextmanager
 def _opened(archive: Path) -> Iterator[_Bounded]:
-    """The archive, uncompressed. Its first bytes tell whether it is compressed: a .tar may be."""
+    """The uncompressed archive. The first bytes tell whether a file is compressed, since a .tar may be."""
     with open(archive, "rb") as file:
         packed = file.read(len(GZIP)) == GZIP
     with gzip.open(archive) if packed else open(archive, "rb") as stream:
@@ -192,7 +192,7 @@ def _check_read_to_the_end(stream: _Bounded, end: int) -> None:
 def _extract(
     archive: Path, root: Path | None, sizes: Sequence[tuple[str, int]], extract: Callable[[Path], None]
 ) -> list[Path]:
-    """Checks that members of these names and sizes fit, extracts them to a hidden folder, and moves them from there."""
+    """Checks that members of these names and sizes fit, extracts them to a hidden folder, and moves them into place."""
     entries = sorted({parts[0] for name, _ in sizes if (parts := PurePosixPath(name).parts)})
     if not entries:
         raise UserError(f"{archive} holds no file.")

@@ -1,6 +1,6 @@
-"""A digest of each image file's bytes, computed once and remembered with the file's size and times.
+"""The digest of each image file, computed once and remembered with the file's size and times.
 
-Whether a file holds several pictures is found and remembered with it.
+It is also remembered whether a file holds several pictures.
 """
 
 import hashlib
@@ -65,8 +65,8 @@ def contents_of(name: str, files: Sequence[Path], cache_dir: Path | None) -> Con
 def stamps_of(files: Sequence[Path]) -> np.ndarray:
     """(N, 3) int64: size in bytes, times of the last change of content and of status in ns; zeros for a missing file.
 
-    The bytes of a file are assumed to stay the same while all three do. Unpacked and copied files may have one size and
-    one time of content, but a file that takes another's name has another time of status.
+    The bytes of a file are assumed to stay the same while all three do. Unpacked and copied files may share size and
+    time of content, but a file that takes another's name has another time of status.
     """
     return np.array([_stamp(path) for path in files], dtype=np.int64).reshape(-1, 3)
 

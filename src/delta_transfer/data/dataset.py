@@ -65,7 +65,7 @@ class Dataset:
         return contents_of(self.name, self.files, self.cache_dir)
 
     def without(self, dropped: Mapping[int, str]) -> "Dataset":
-        """The other images; `dropped`: the reason by index. The indices of the other ones change."""
+        """The data set without the images `dropped`, {index: reason}. The indices of the others change."""
         kept = np.setdiff1d(np.arange(len(self.labels)), [*dropped])
         names = [self.names[index] for index in dropped]
         return replace(
@@ -80,7 +80,7 @@ class Dataset:
         )
 
     def left_out_in_record(self) -> dict[str, Any]:
-        """What a run's record says: how many files were left out, and which; of very many files the first ones."""
+        """Entries of a run's record: the number of files that were left out, and the names of the first RECORDED."""
         return {"count": len(self.left_out), "files": dict(list(self.left_out.items())[:RECORDED])}
 
     def copies(self) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
@@ -148,15 +148,16 @@ def counts_of(dataset: Dataset) -> Counts:
 
 
 def expected_counts(config: DatasetConfig) -> Counts | None:
-    """The official counts; None if there are none, or if the options ask for another draw than the published one."""
+    """The official counts; None if there are none, or if the options ask for a draw that is not the published one."""
     return config.official if config.as_published else None
 
 
 def make_splits(dataset: Dataset, draw: DatasetConfig, split: SplitConfig, seed: int = 0) -> Splits:
     """Draws training images as `draw` says, then holds out the validation split, both class by class.
 
-    The test split is the data set's own, and so is the validation split of some. seed: the run's, which draw.redraw
-    asks for. Raises UserError for a class without training images, or with too few for the draw or the split.
+    The test split is the data set's own. Some data sets have a validation split of their own, too. seed: the run's,
+    which draw.redraw uses. Raises UserError for a class without training images, or with too few for the draw or the
+    split.
     """
     if dataset.is_val is not None:
         if split.folds or split.val_fraction:

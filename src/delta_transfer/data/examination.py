@@ -1,4 +1,4 @@
-"""What is wrong with the images of a data set: `delta-data verify` and `delta-data doctor` decode all and tell."""
+"""Finds what is wrong with the images of a data set: `delta-data verify` and `delta-data doctor` decode all of them."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ from .images import UNREADABLE, holds_several_pictures
 
 SHOWN = 20  # names in a line
 LEAKS = "test images that are also in train"
-# Two images are nearly the same if few of the 64 bits of their hashes differ, and if their thumbnails of 16 x 16 grey
-# values do, too: images of little contrast have hashes that say nothing.
+# Two images are nearly the same if few of the 64 bits of their hashes differ and their thumbnails of 16 x 16 grey
+# values differ little: the hashes of images with little contrast mean nothing.
 HASH_BITS, THUMBNAIL_LEVELS, LEAST_CONTRAST = 6, 5.0, 4.0
 
 
@@ -44,12 +44,12 @@ class Examination:
     several: list[int] = field(default_factory=list)
     leaks: list[tuple[int, int]] = field(default_factory=list)  # test image, training image: the same pixels
     conflicts: list[tuple[int, int]] = field(default_factory=list)  # the same pixels, and two labels
-    twice: int = 0  # training images that are there more than once
+    twice: int = 0  # training images with copies
     near_leaks: list[tuple[int, int]] = field(default_factory=list)  # as above, for nearly the same pixels
     near_conflicts: list[tuple[int, int]] = field(default_factory=list)
 
     def lines(self) -> Iterator[str]:
-        """Sentences about what was found; the first one is there always."""
+        """Sentences about what was found. The first one, about leaks, always comes."""
         names, pairs = self.dataset.names, self._named
         yield f"{LEAKS}: {pairs(self.leaks) or 'none'}"
         if self.conflicts:
@@ -74,12 +74,12 @@ class Examination:
 
 
 def constant_images(names: list[str]) -> str:
-    """The sentence about images that carry nothing. A run says it too."""
+    """The sentence about images of one colour. A run logs it, too."""
     return f"images of one colour only, which show nothing: {len(names):,} ({shorten_list(names)})"
 
 
 def only_first_pictures(names: list[str]) -> str:
-    """The sentence about animations and files of many pages. A run and delta-predict say it too."""
+    """The sentence about animations and files of many pages. A run and delta-predict log it, too."""
     return f"files of several pictures, of which only the first is read: {len(names):,} ({shorten_list(names)})"
 
 
@@ -97,7 +97,7 @@ def examine(dataset: Dataset, progress: Callable[[int], None] = lambda done: Non
     found.constant = [index for index, look in looks.items() if look.constant]
     found.several = [index for index, look in looks.items() if look.several]
     _compare_pixels(found, looks)
-    if dataset.pairs is None and dataset.files:  # embedded images are drawn: many look alike by design
+    if dataset.pairs is None and dataset.files:  # embedded images look alike by design
         _compare_appearance(found, {index: look for index, look in looks.items() if not look.constant})
     return found
 
@@ -139,7 +139,7 @@ def _compare_pixels(found: Examination, looks: dict[int, Look]) -> None:
 
 
 def _compare_appearance(found: Examination, looks: dict[int, Look]) -> None:
-    """Pairs of images that nearly look the same, one in test and one in train, or with two labels."""
+    """Finds images that look nearly the same, one in test and one in train, or with two labels."""
     dataset = found.dataset
     chosen = np.array([i for i, look in looks.items() if look.thumbnail.std() >= LEAST_CONTRAST], dtype=np.int64)
     if not len(chosen):
@@ -168,7 +168,7 @@ def _compare_appearance(found: Examination, looks: dict[int, Look]) -> None:
 def unreadable_images(dataset: Dataset, reading: str) -> dict[int, str]:
     """The images that cannot be decoded, and why. Decodes all of them, unless none changed since the last time.
 
-    reading: how they are read, in words. `dataset.cache_dir`/unreadable remembers what was found.
+    reading: the options of reading, in words. `dataset.cache_dir`/unreadable remembers the result.
     """
     key = hashlib.sha256("\n".join([reading, *map(os.path.abspath, dataset.files)]).encode(errors="surrogateescape"))
     key.update(stamps_of(dataset.files).tobytes())

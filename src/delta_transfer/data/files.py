@@ -1,4 +1,4 @@
-"""What all readers use: they make a checked Dataset of a publisher's lists."""
+"""Functions of all readers, which make a checked Dataset of a publisher's lists."""
 
 import csv
 import hashlib
@@ -33,7 +33,7 @@ def from_files(
         labels: (N,) integers, the class of each file, 0 .. len(classes)-1.
         is_test: (N,) bool.
         listed_in: the list that names them, for messages, e.g. "TrainImages.txt and TestImages.txt".
-        digest_of: stands for `name` in the fingerprint.
+        digest_of: replaces `name` in the fingerprint.
 
     Raises UserError naming files that are missing, lie outside `folder` or are in both splits, and labels out of range.
     """
@@ -57,7 +57,7 @@ def from_files(
     for file, path, number, tests in zip(files, paths, label, test, strict=True):
         try:
             size = path.stat().st_size
-        except (OSError, ValueError):  # ValueError: no name at all, as a NUL in a damaged list
+        except (OSError, ValueError):  # ValueError: an impossible name, such as a NUL in a damaged list
             missing.append(file)
         else:
             digest.update(f"{file}\0{size}\0{number}\0{int(tests)}\n".encode(errors="surrogateescape"))
@@ -90,16 +90,16 @@ def read_lines(path: Path) -> list[str]:
     """Lines of a text file without surrounding space and without empty lines; any line ends, with or without a BOM."""
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or no name of a file
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or an impossible name
         raise UserError(f"{path} cannot be read: {error}.") from error
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def read_table_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The names of a CSV file's columns, and the cells of the other lines that are not empty, with their numbers.
+    """The names of a CSV file's columns, and the number and cells of each other line that is not empty.
 
-    Cells are separated as the first line says: by commas, semicolons or tabs. Raises UserError for a file that cannot
-    be read.
+    The first line tells whether commas, semicolons or tabs separate cells. Raises UserError for a file that cannot be
+    read.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -117,5 +117,5 @@ def read_table_lines(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]
     try:
         lines = [(reader.line_num, cells) for cells in reader if any(cell.strip() for cell in cells)]
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}, is no line of a table: {error}.") from None
+        raise UserError(f"{path}, line {reader.line_num}, is not a line of a table: {error}.") from None
     return ([name.strip() for name in lines[0][1]], lines[1:]) if lines else ([], [])

@@ -14,10 +14,10 @@ from .packed_graphs import GraphDataset, PackedGraphs
 
 @dataclass(frozen=True)
 class Graphs:
-    """A batch of B graphs, one after the other. It has a device, and is cut, as tensors are.
+    """A batch of B graphs, concatenated. Like a tensor it has a device, and can be split.
 
-    Each edge stands in both directions. Node features are (atomic number, chirality) and edge features (bond type,
-    direction) as models/graph_networks.py embeds them; the label of a node without chemistry stands in the first.
+    Each edge is there in both directions. Node features are (atomic number, chirality) and edge features (bond type,
+    direction) as models/graph_networks.py embeds them. Nodes without chemistry have their label as the first feature.
     """
 
     nodes: Tensor  # (N, 2) int64
@@ -35,11 +35,11 @@ class Graphs:
         return self.nodes.device
 
     def isfinite(self) -> Tensor:
-        """True: integers are."""
+        """True, since all values are integers."""
         return torch.ones((), dtype=torch.bool)
 
     def split(self, size: int) -> "list[Graphs]":
-        """Batches of `size` graphs, the last one of what is left."""
+        """Batches of `size` graphs; the last one may be smaller."""
         node_starts, edge_starts = (list(accumulate(c, initial=0)) for c in (self.node_counts, self.edge_counts))
         parts = []
         for first in range(0, len(self), size):
@@ -83,13 +83,13 @@ def batch_of(packed: PackedGraphs, chosen: np.ndarray, device: torch.device) -> 
 
 
 def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """start, start + 1, ..., start + count - 1 of each pair, one after the other."""
+    """start, start + 1, ..., start + count - 1 of each pair, concatenated."""
     before = np.cumsum(counts) - counts
     return np.repeat(starts - before, counts) + np.arange(counts.sum())
 
 
 def chains(count: int, nodes: int = 25, device: torch.device | str = "cpu") -> Graphs:
-    """`count` chains of carbon atoms of the usual size of a drug's molecule, for measuring what a step costs."""
+    """`count` chains of carbon atoms with the usual size of a drug's molecule, to measure the cost of a step."""
     first = np.arange(nodes - 1)
     edges = np.concatenate([np.array([first, first + 1]), np.array([first + 1, first])], axis=1)
     chain = np.tile([5, 0], (nodes, 1)), edges, np.zeros((edges.shape[1], 2))
@@ -97,7 +97,7 @@ def chains(count: int, nodes: int = 25, device: torch.device | str = "cpu") -> G
 
 
 class GraphLoader(BatchSource):
-    """Batches of graphs, without augmentation: the order alone follows from the seed."""
+    """Batches of graphs, without augmentation. The seed decides only their order."""
 
     def __init__(
         self, dataset: GraphDataset, *, batch_size: int, seed: int, device: torch.device, share: slice = slice(None)

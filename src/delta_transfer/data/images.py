@@ -1,4 +1,4 @@
-"""Image files: which files are images, and the picture that a viewer shows of one."""
+"""Image files: which files are images, and the picture that a viewer shows."""
 
 import re
 import warnings
@@ -15,7 +15,7 @@ SUFFIXES = {
 # The formats of data sets, whatever a file is called. Pillow knows more formats, and some are programs: Ghostscript
 # runs EPS files. MPO, several JPEGs in one file, opens as JPEG.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
-# Formats that only a file's suffix tells: TGA begins with no signature, and JPEG 2000 is rare.
+# Formats that are recognised by suffix alone: TGA has no signature, and JPEG 2000 is rare.
 FORMATS_BY_SUFFIX = {".tga": "TGA", ".jp2": "JPEG2000", ".j2k": "JPEG2000", ".heic": "HEIF", ".heif": "HEIF"}
 # Raw files of cameras are TIFF files too, but what Pillow finds in them is a thumbnail.
 RAW_SUFFIXES = {".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw"}
@@ -38,7 +38,7 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 @cache
 def heif() -> bool:
-    """Whether HEIC files can be read: pillow-heif is installed, and Pillow knows it from now on."""
+    """Whether HEIC files can be read: pillow-heif is installed. Registers it with Pillow."""
     try:
         from pillow_heif import register_heif_opener
     except ImportError:
@@ -48,9 +48,9 @@ def heif() -> bool:
 
 
 def why_no_image(path: Path) -> str | None:
-    """Why a file is no image, in a few words; None if it is one.
+    """Why a file is not an image, in a few words; None if it is one.
 
-    A suffix of SUFFIXES is trusted. Of other files the first bytes are looked at, and Pillow decides.
+    A suffix of SUFFIXES is trusted. For other files Pillow decides by the first bytes.
     """
     suffix = path.suffix.lower()
     if suffix == ".avif" and not features.check("avif"):
@@ -113,7 +113,7 @@ def _open(path: Path) -> Image.Image:
         return Image.open(path, formats=(*FORMATS, of_suffix))
     try:
         return Image.open(path, formats=FORMATS)
-    except UnidentifiedImageError:  # photographs of a telephone may have been renamed to .jpg
+    except UnidentifiedImageError:  # HEIC photographs of a telephone may have been renamed to .jpg
         if _is_heic(first_bytes(path)) and heif():
             return Image.open(path, formats=("HEIF",))
         raise
@@ -133,9 +133,8 @@ class Reading:
 def read_image(path: Path, reading: Reading = Reading()) -> Image.Image:
     """The picture that a viewer shows, as RGB: turned as EXIF says, transparency on white.
 
-    Pixels of more than 8 bits are scaled as `reading` says. Raises UNREADABLE, with a text that says why in our words
-    for what people meet: ValueError for files that are empty, cut off, too large or no image, and for pixels of more
-    than 8 bits without a scale.
+    Pixels of more than 8 bits are scaled as `reading` says. Raises UNREADABLE. In common cases this is a ValueError
+    with a plain reason: a file is empty, cut off, too large or not an image, or has more than 8 bits and no scale.
     """
     try:
         with _open(path) as file:
@@ -175,7 +174,7 @@ def _check_depth(image: Image.Image, scale: str | float | None) -> None:
 
 
 def allow_pixels(max_pixels: int | None) -> None:
-    """Raises Pillow's own limit, which is one for the whole process, where `max_pixels` is above it."""
+    """Increases Pillow's own limit, one for the whole process, if `max_pixels` is above it."""
     if max_pixels is not None and Image.MAX_IMAGE_PIXELS is not None:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, (max_pixels + 1) // 2)
 
@@ -189,8 +188,8 @@ def _what_else(head: bytes) -> str:
     if head[4:12] in (b"ftypavif", b"ftypavis"):
         return f"it is {NO_AVIF}"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page or other text, and no image"
-    return "it is damaged, or no image of a format that is read here"
+        return "it is a web page or other text, not an image"
+    return "it is damaged, or not an image of a format that is read here"
 
 
 def _eight_bits(values: np.ndarray, mode: str, scale: str | float | None) -> np.ndarray:

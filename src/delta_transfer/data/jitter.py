@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Jitter:
-    """brightness: a shift of up to so much, in 0..1; contrast and saturation: a factor between 1 - c and 1 + c."""
+    """brightness: the largest shift, in 0..1. contrast, saturation: c for a factor between 1 - c and 1 + c."""
 
     brightness: float = 0.0
     contrast: float = 0.0
@@ -16,8 +16,8 @@ class Jitter:
     def apply(self, pixels: Tensor, random: Tensor) -> Tensor:
         """Images (B, 3, H, W) in 0..1 with other colours, not clipped. random: (B, 3) of [0, 1).
 
-        First the shift, then saturation s in HSV, where s becomes min(f s, 1), then contrast around the mean of each
-        colour channel of the image.
+        The order is: the shift; saturation in HSV, where s becomes min(f s, 1); contrast around the mean of each colour
+        channel of the image.
         """
         shift, saturate, contrast = (2 * random[:, :, None, None, None] - 1).unbind(dim=1)
         pixels = pixels + self.brightness * shift

@@ -48,7 +48,7 @@ class Table:
 
 
 def find_table(named: str | None, root: Path | None) -> tuple[Path | None, str | None]:
-    """The table that `dataset.labels` names, or labels.csv in `root`; or why the tables there are none.
+    """The table that `dataset.labels` names, or labels.csv in `root`; else why no table there is one of labels.
 
     Raises UserError for a file that is not there.
     """
@@ -69,7 +69,7 @@ def find_table(named: str | None, root: Path | None) -> tuple[Path | None, str |
         columns = ", ".join(header) or "none"
         return (
             None,
-            f"{path.name} is no table of labels: it lacks {', '.join(sorted(missing))} (its columns: {columns})",
+            f"{path.name} is not a table of labels: it lacks {', '.join(sorted(missing))} (its columns: {columns})",
         )
     return path, None
 
@@ -79,9 +79,8 @@ def read_table(path: Path, root: Path, split_named: Callable[[str], str | None],
 
     split_named: what a word in the column split stands for. Files that fit a pattern of `ignore` are left out.
 
-    Raises UserError that names the lines which are wrong: a cell that is missing, a file that is not there, lies
-    elsewhere, is no image or is named twice, with its labels; another word for a split. So it does for a column of
-    splits that has another name.
+    Raises UserError that names the wrong lines: a cell is missing; a file is not there, lies elsewhere, is not an image
+    or is named twice; a split is unknown. It also raises UserError for a column of splits that has another name.
     """
     header, lines = _table_of(path)
     for column, least in (("file", 1), ("label", 1), ("split", 0)):
@@ -126,13 +125,13 @@ def read_table(path: Path, root: Path, split_named: Callable[[str], str | None],
             if split:
                 table.split[file] = split_named(split) or ""
     if wrong:
-        raise UserError(f"{path}: lines that are wrong: {len(wrong)}: {shorten_list(wrong)}.")
+        raise UserError(f"{path} has {len(wrong)} wrong lines: {shorten_list(wrong)}.")
     if "split" not in header:
         for column, its_words in words.items():
             if {*map(split_named, its_words)} >= {"train"} and all(map(split_named, its_words)):
                 raise UserError(
-                    f"{path}: the column {column} has the words {shorten_list(sorted(its_words))}, which are splits, "
-                    "it seems. A column of splits is called split: rename it, or take it out."
+                    f"{path}: the column {column} seems to hold splits: {shorten_list(sorted(its_words))}. Call a "
+                    "column of splits split, or take it out."
                 )
     return table
 

@@ -38,7 +38,7 @@ LAYOUTS = "dataset=folder reads DIR/train/<class>/* with DIR/test/<class>/*, or 
 
 
 def split_named(name: str) -> str | None:
-    """train, test or val, if that is what a name such as seg_train or TestImages says; None for another name."""
+    """The split (train, test or val) that a name such as seg_train or TestImages means; None for other names."""
     words = {re.sub(r"(set|data|images?)$", "", word.lower()) for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
     found = [split for split, known in SPLIT_WORDS.items() if words & known]
     return found[0] if len(found) == 1 else None
@@ -60,12 +60,12 @@ def shown(name: str) -> str:
 
 
 def spelling(name: str) -> str:
-    """Equal for names that look the same but for upper and lower case, and for two spellings of a number (1, 01)."""
+    """Equal for names that look the same except for upper and lower case or leading zeros (1, 01)."""
     return (shown(name).lstrip("0") or "0") if shown(name).isdecimal() else shown(name).casefold()
 
 
 def names_several(name: str, classes: Sequence[str]) -> bool:
-    """Whether a class is called like several others together: a label such as cat;dog of an image of both."""
+    """Whether a class has the names of several others, such as cat;dog for an image of both."""
     words = re.split(r"\s*[;|,/&+]\s*|\s+", name)
     return len(words) > 1 and set(words) <= set(classes)
 
@@ -75,11 +75,11 @@ def difference(one: str, other: str) -> str:
         return "their Unicode form"
     if shown(one) == shown(other):
         return "a space"
-    return "zeros in front" if shown(one).isdecimal() else "upper and lower case"
+    return "leading zeros" if shown(one).isdecimal() else "upper and lower case"
 
 
 def is_split(parent: Path) -> bool:
-    """Whether a folder with the name of a split is one. A class may have that name, too: it holds images directly."""
+    """Whether a folder with the name of a split is a split. A class of that name holds images directly."""
     return bool(subfolders(parent)[0]) or not holds_images(parent)
 
 
@@ -90,7 +90,7 @@ def holds_images(parent: Path) -> bool:
 def check_level(tree: Path, listings: dict[str, Listing], is_root: bool, nested: bool) -> None:
     """Raises UserError if the folders in `tree`, whose files are listed, are too few or are not the classes.
 
-    nested: whether a person says that they are the classes although the same folders repeat below each.
+    nested: whether the user says that they are the classes, although the same folders repeat below each.
     """
     names = list(listings)
     if not names:
@@ -107,14 +107,14 @@ def check_level(tree: Path, listings: dict[str, Listing], is_root: bool, nested:
         raise UserError(f"{tree} holds a single class folder, {names[0]}; two or more are needed. {LAYOUTS}.")
     if {name.lower() for name in names} <= PICTURES | DRAWN and not PICTURES.isdisjoint(map(str.lower, names)):
         raise UserError(
-            f"{tree}: the folders {shorten_list(names)} are not classes, it seems, but images and what was drawn into "
-            f"them (for segmentation or detection). Classification needs a folder for each class. {LAYOUTS}."
+            f"{tree}: the folders {shorten_list(names)} seem to hold images and annotations for segmentation or "
+            f"detection, and not classes. Classification needs a folder for each class. {LAYOUTS}."
         )
     copies = [name for name in holding if name not in direct and set(below[name]) & (set(names) - {name})]
     if copies and direct:
         raise UserError(
-            f"{tree / copies[0]} holds folders that are called like the classes beside it "
-            f"({shorten_list([name for name in below[copies[0]] if name in names])}): it is no class. "
+            f"{tree / copies[0]} holds folders with the names of the classes beside it "
+            f"({shorten_list([name for name in below[copies[0]] if name in names])}): it is not a class. "
             f"{quoted(f'dataset.ignore=[{copies[0]}]')} leaves it out."
         )
     times = Counter(one for name in holding for one in below[name] if name not in direct)
@@ -129,7 +129,7 @@ def check_level(tree: Path, listings: dict[str, Listing], is_root: bool, nested:
                 f"train/{deep[0]} and so on, or set dataset.nested=true to draw another test split from all images."
             )
         raise UserError(
-            f"{tree}: the folders {shorten_list(deep)} are not the classes, it seems: the same folders "
+            f"{tree}: the folders {shorten_list(deep)} do not seem to be the classes: the same folders "
             f"({shorten_list(sorted(repeated))}) repeat below each. Rename the splits to train/ and test/, take one "
             f"folder ({quoted(f'dataset.root={tree / deep[0]}')}), or set dataset.nested=true if they are the classes."
         )

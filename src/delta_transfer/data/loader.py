@@ -23,10 +23,10 @@ Drawn = tuple[np.ndarray, np.ndarray, np.ndarray]  # images (B,), boxes (4, B) a
 
 
 def images_at_once(device: torch.device, size: Sequence[int] = ()) -> int:
-    """How many images of this size (height, width) go through a frozen network together, where the program may choose.
+    """How many images of this size (height, width) go through a frozen network together, if the program may choose.
 
-    A GPU takes many. A CPU takes so few that their feature maps stay in its caches: 4 images of 224 x 224 pixels for
-    each thread, and 64 of 32 x 32, which are twice as fast as 4.
+    A GPU takes many. A CPU takes so few that their feature maps stay in its caches: for each thread 4 images of
+    224 x 224 pixels, or 64 of 32 x 32, which are twice as fast as 4.
     """
     if device.type == "cuda":
         return 256
@@ -43,8 +43,8 @@ def free_memory(device: torch.device | None = None) -> int:
 class BatchSource:
     """Batches of a data set, on the device. The order follows from (seed, stream, iteration) alone.
 
-    A subclass makes batches of indices (`drawn_batch`, `test_batches`). `share`: the part of every training batch that
-    this process makes, where several processes share a batch.
+    A subclass makes batches of indices (`drawn_batch`, `test_batches`). share: the part of every training batch that
+    this process makes, if several processes share a batch.
     """
 
     batch_size: int
@@ -60,7 +60,7 @@ class BatchSource:
         return self.drawn_batch(indices, iteration, "train", self.seed, self.share)
 
     def train_view(self, indices: np.ndarray, iteration: int, view: int) -> Any:
-        """The inputs of `train_batch` once more, augmented anew for each `view` from 1 on."""
+        """The inputs of `train_batch` with a new augmentation for each `view` from 1 on."""
         return self.drawn_batch(indices, iteration, "train", self.seed, self.share, view)[0]
 
     def drawn_batch(
@@ -74,7 +74,7 @@ class BatchSource:
         raise NotImplementedError
 
     def order(self, indices: np.ndarray, iteration: int, stream: str, seed: int) -> np.ndarray:
-        """The inputs (B,) of a batch: one shuffled pass over `indices` after the other, cut into full batches."""
+        """The inputs (B,) of a batch. Shuffled passes over `indices` follow one another, cut into full batches."""
         position = iteration * self.batch_size + np.arange(self.batch_size)
         epoch, offset = position // len(indices), position % len(indices)
         chosen = np.empty(self.batch_size, dtype=np.int64)
@@ -86,7 +86,7 @@ class BatchSource:
     def passes(self, indices: np.ndarray, stream: str, seed: int, batch_size: int | None = None) -> "Passes":
         """Training batches as an iterable. Each iteration over it is one further pass over `indices`.
 
-        batch_size: inputs of these batches, if not as many as in training.
+        batch_size: inputs per batch; None: as many as in training.
         """
         source = copy(self)
         source.batch_size = batch_size or self.batch_size
@@ -123,7 +123,7 @@ class Loader(BatchSource):
         whole: evaluate on the whole image, resized to crop x crop, instead of on the centre.
         jitter: changes of the colours of training images.
         ten_crops: evaluate on the four corners and the centre, each also mirrored, instead of on the centre.
-        share: the images of every training batch that this process makes, where several processes share a batch.
+        share: the images of every training batch that this process makes, if several processes share a batch.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class Loader(BatchSource):
         images, labels = self._batch(chosen[share], boxes[:, share], mirrored[share])
         if self.jitter is not None and stream == "train":
             random = _generator(seed, "jitter", view, iteration).random((self.batch_size, 3))[share]
-            # From what the network sees to pixels in 0..1, and back.
+            # Undoes the normalisation, since jitter works on pixels in 0..1.
             scale, shift = (255 * self.scale).view(3, 1, 1), self.shift.view(3, 1, 1)
             pixels = (images - shift) / scale
             images = self.jitter.apply(pixels, torch.from_numpy(random).to(images)) * scale + shift
@@ -237,10 +237,10 @@ class Loader(BatchSource):
         labels = self.labels[torch.from_numpy(chosen).to(self.labels.device, non_blocking=True)]
         if self.device.type == "cpu":
             return self._normalised(self._crops(chosen, boxes, mirrored), len(chosen)).permute(0, 3, 1, 2), labels
-        # One gather for all crops on a GPU; on a CPU slices are several times as fast.
+        # On a GPU one gather takes all crops; on a CPU slices are several times as fast.
         gather = self.pixels.is_cuda and bool((boxes[2:] == self.crop).all())
         batch = (self._gathered if gather else self._sliced)(chosen, boxes, mirrored)
-        if batch.device.type != self.device.type:  # the store did not fit on the GPU: through pinned memory
+        if batch.device.type != self.device.type:  # the store did not fit on the GPU: copy through pinned memory
             batch, labels = (t.pin_memory().to(self.device, non_blocking=True) for t in (batch, labels))
         return (batch.float() * self.scale + self.shift).permute(0, 3, 1, 2), labels
 
@@ -257,7 +257,7 @@ class Loader(BatchSource):
         return batch
 
     def _crops(self, chosen: np.ndarray, boxes: np.ndarray, mirrored: np.ndarray) -> Iterator[Tensor]:
-        """(crop, crop, 3) uint8, one after the other, resized where a box has another size."""
+        """Yields each crop, (crop, crop, 3) uint8, resized if its box has another size."""
         for index, (row, column, height, width), flip in zip(chosen, boxes.T, mirrored, strict=True):
             start, stride = self.starts[index], self.widths[index]
             # Rows top..bottom and columns left..right of the box lie in the image: all of them without `pad`.
@@ -333,7 +333,7 @@ class Passes:
         return -(-len(self.indices) // self.loader.batch_size)
 
     def go_to(self, iteration: int) -> None:
-        """The next pass is the rest of the one that batch `iteration` is in."""
+        """Makes the next pass begin with batch `iteration`, within its pass."""
         self.next_iteration, self.made = iteration, iteration % len(self)
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:

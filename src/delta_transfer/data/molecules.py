@@ -85,10 +85,10 @@ def scaffold_of(molecule: Any) -> str:
 
 
 def scaffold_split(scaffolds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Which molecules are validation and which are test, (N,) bool each: the published deterministic split 8:1:1.
+    """The validation and the test molecules, (N,) bool each, of the published deterministic split 8:1:1.
 
     Sets of molecules of one scaffold are taken in turn, the largest first, among equal ones the one that begins last.
-    A set goes to training while that stays within 80 %, then to validation while both stay within 90 %, else to test.
+    A set goes to training if that stays within 80 %, else to validation if both stay within 90 %, else to test.
     """
     sets = _sets_of(scaffolds)
     trained, validated = 0, 0
@@ -105,7 +105,7 @@ def scaffold_split(scaffolds: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def random_scaffold_split(scaffolds: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same for sets in random order: validation, then test, take sets while they stay within 10 % each."""
+    """The same for sets in random order: validation, then test, takes sets that keep it within 10 %."""
     sets, most = _sets_of(scaffolds), int(VAL_SHARE * len(scaffolds))
     val, test = np.zeros(len(scaffolds), dtype=bool), np.zeros(len(scaffolds), dtype=bool)
     for number in np.random.default_rng((seed, 6)).permutation(len(sets)):
@@ -117,7 +117,7 @@ def random_scaffold_split(scaffolds: Sequence[str], seed: int) -> tuple[np.ndarr
 
 
 def random_split(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same without regard to scaffolds."""
+    """The same split without scaffolds."""
     order, most = np.random.default_rng((seed, 7)).permutation(count), int(VAL_SHARE * count)
     return np.isin(np.arange(count), order[:most]), np.isin(np.arange(count), order[most : 2 * most])
 

@@ -15,15 +15,15 @@ class Publication:
     """What a publisher provides, and where a person gets it."""
 
     title: str
-    needs: tuple[str, ...] = ()  # what lies below dataset.root in the publisher's layout
-    source: str = ""  # where a person gets it
+    needs: tuple[str, ...] = ()  # files and folders below dataset.root in the publisher's layout
+    source: str = ""  # where to get it
     archives: tuple[str, ...] = ()  # the publisher's archives, which delta-data prepare unpacks
     download: Callable[[Path], None] | None = None  # torchvision's download into dataset.root
 
 
 @dataclass
 class Counts(Options):
-    """What a whole data set holds, before any draw of training images; also what its publisher says of it."""
+    """Counts of a whole data set, before any draw of training images, or as its publisher gives them."""
 
     key: ClassVar[str] = "dataset.official"
 
@@ -58,24 +58,22 @@ class DatasetConfig(Options):
     images_per_class: int | None = option(
         None, "training images drawn from each class; null means all of them", at_least=1
     )
-    sample_rate: float = option(
-        1.0, "fraction of each class's training images that is drawn, rounded up", above=0, at_most=1
-    )
+    sample_rate: float = option(1.0, "fraction of each class's training images to draw, rounded up", above=0, at_most=1)
     subset_seed: int = option(
-        0, "seed of every draw of images; it does not depend on `seed`: runs of all seeds share the images", at_least=0
+        0, "seed of every draw of images; it does not depend on `seed`, so that all seeds share the images", at_least=0
     )
     redraw: bool = option(False, "let each `seed` draw training images of its own; the test images stay the same")
     mirror: bool = option(True, "mirror training images at random")
     unreadable: str = option(
         "refuse",
-        "what to do about image files that cannot be read: refuse to run, or skip (leave them out, by name)",
+        "image files that cannot be read: refuse to run, or skip (leave them out and name them)",
         choices=("refuse", "skip"),
         identity=False,
     )
     scale: Any = option(
         None,
-        "what the pixels of more than 8 bits mean: full (white is 65535, or 1.0 of floating-point numbers), minmax "
-        "(black and white are each image's least and largest value), or the value that is white, such as 4095",
+        "scale of pixels of more than 8 bits: full (white is 65535, or 1.0 for floating-point numbers), minmax (black "
+        "and white are each image's smallest and largest value), or the value that is white, such as 4095",
     )
     max_pixels: int | None = option(
         None, "largest number of pixels of an image file; null: 178,956,970", at_least=1, identity=False
@@ -83,16 +81,16 @@ class DatasetConfig(Options):
 
     @property
     def as_published(self) -> bool:
-        """Whether `official` counts what is read: it does not for another draw than the published one."""
+        """Whether `official` applies: not if another draw than the published one is read."""
         return True
 
     def publication(self, of_reader: Publication) -> Publication:
-        """What the publisher provides. `of_reader`: what the reader says about it."""
+        """What the publisher provides. of_reader: the reader's description."""
         return of_reader
 
     @property
     def identity_name(self) -> str:
-        """What stands for the name in the identity of a run."""
+        """The data set's name in the identity of a run."""
         return self.name
 
     def check(self) -> None:
@@ -167,13 +165,11 @@ class SplitConfig(Options):
 
 @dataclass
 class EvaluateConfig(Options):
-    """Measurements after training. They change nothing of the run."""
+    """Measurements after training. They do not change the run."""
 
     key: ClassVar[str] = "evaluate"
 
-    forgetting: bool = option(
-        False, "measure what the network still knows of the source, beside what it knew before", identity=False
-    )
+    forgetting: bool = option(False, "measure how much of the source's knowledge the network keeps", identity=False)
     # Its name or folder on the command line, which cli/ resolves to a DatasetConfig.
     probe: Any = option(None, "another data set, or a folder, for a linear probe of the embeddings", identity=False)
     source_labels: bool = option(
@@ -193,7 +189,7 @@ class EvaluateConfig(Options):
             self.probe is not None or not self.source_labels, "source_labels", "evaluate.source_labels needs a probe."
         )
         for name in self.also:
-            self.require(name.isidentifier(), "also", f"evaluate.also: {name!r} is no name: use letters, digits and _.")
+            self.require(name.isidentifier(), "also", f"evaluate.also: {name!r} is not a name: use letters, digits, _.")
 
     @property
     def asked(self) -> bool:

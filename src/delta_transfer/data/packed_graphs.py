@@ -1,4 +1,4 @@
-"""Graphs of a data set, one after the other: arrays without torch, since readers make them."""
+"""Graphs of a data set, concatenated in arrays without torch, since readers make them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ Graph = tuple[np.ndarray, np.ndarray, np.ndarray]  # nodes (n, 2), edges (2, e),
 
 @dataclass(frozen=True)
 class PackedGraphs:
-    """All G graphs of a data set, one after the other."""
+    """All G graphs of a data set, concatenated."""
 
     nodes: np.ndarray  # (N, 2) int64
     edges: np.ndarray  # (2, E) int64, indices of nodes within their graph
@@ -39,7 +39,7 @@ class GraphDataset(Dataset):
     """A labelled collection of graphs. `load` raises, since there are no pictures.
 
     labels: (G,) class of each graph; or (G, T) properties: 1 yes, -1 no, 0 not known; or (G, T) float64 measurements,
-    NaN where one is not known, of which `scale` (2, T) has mean and standard deviation over the training graphs.
+    NaN where one is not known. scale: (2, T) mean and standard deviation of measurements over the training graphs.
     """
 
     graphs: PackedGraphs = field(kw_only=True)

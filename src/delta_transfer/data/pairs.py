@@ -12,10 +12,10 @@ from .dataset import Dataset, Pairs
 
 
 def with_pairs(name: str, train: Dataset, test: Dataset, pairs: Pairs) -> Dataset:
-    """The images of `train`, to train on, then those of `test`; `pairs` are indices into the latter.
+    """The images of `train`, then those of `test`, into which `pairs` are indices.
 
-    Raises UserError for a class that both have, since a trained class verifies nothing. Names are compared by their
-    letters and digits, whatever the case: George_W_Bush is "george w bush".
+    Raises UserError for a class in both, since pairs of a trained class verify nothing. Names are compared by letters
+    and digits, whatever the case: George_W_Bush is "george w bush".
     """
     trained = {_spelling(known) for known in train.classes}
     if shared := [known for known in test.classes if _spelling(known) in trained]:
@@ -49,7 +49,9 @@ def _spelling(name: str) -> str:
 
 
 def draw_pairs(labels: np.ndarray, folds: int, per_fold: int, seed: int) -> Pairs:
-    """Draws `per_fold` pairs of one class and as many of two for each fold, none twice. A class is in one fold only.
+    """Draws `per_fold` pairs of one class and as many of two classes for each fold. A class is in one fold only.
+
+    No pair is drawn twice.
 
     Args:
         labels: (N,) int64, the class of each image that a pair may have.

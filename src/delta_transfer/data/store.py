@@ -1,8 +1,8 @@
 """Every image decoded once, into one memory-mapped uint8 array on disk.
 
 A store is a folder: `pixels` and `sizes` of all images, `checksums` (crc32 of each image's pixels), and `store.json`,
-which describes the data set that it was made of. Checksums are compared by `delta-data verify`, and when the file of
-pixels has another size or time than the build gave it; a damaged store is built again.
+which describes its data set. Checksums are compared by `delta-data verify`, and when size or time of the file of
+pixels have changed since the build. A damaged store is built again.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from .images import UNREADABLE
 
 # Raise when the decoded pixels or the layout of the files change, so that older stores are not used.
 VERSION = 3
-SYNC_BYTES = 64 * 2**20  # written between two flushes to disk: a crash costs no more than that
+SYNC_BYTES = 64 * 2**20  # written between two flushes to disk: a crash loses no more than that
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def open_store(
         progress: called with the number of images done.
 
     An interrupted build goes on where it stopped, and a damaged store is built again; a lock keeps two processes from
-    building at once. Raises UserError that names all unreadable images, or those whose files changed meanwhile, or says
-    that the disk has no room for the store.
+    building at once. Raises UserError for unreadable images and for files that changed meanwhile, all of which it
+    names, and for a disk without room for the store.
     """
     path = store_path(dataset, size, aspect, cache_dir)
     if _usable(path, dataset) is not None:
@@ -97,7 +97,7 @@ def _read(path: Path) -> Store:
 
 
 def _usable(path: Path, dataset: Dataset) -> str | None:
-    """Says why the store cannot be used; None if it can."""
+    """Why the store cannot be used; None if it can."""
     try:
         made = json.loads((path / "store.json").read_text())
         sizes = np.fromfile(path / "sizes", dtype=np.int64).reshape(-1, 2)
@@ -109,7 +109,7 @@ def _usable(path: Path, dataset: Dataset) -> str | None:
             damaged = wrong_checksums(path)
             if damaged:
                 return f"checksums are wrong: {shorten_list([dataset.names[index] for index in damaged])}"
-            with suppress(OSError):  # the disk cannot be written: the checksums are compared again next time
+            with suppress(OSError):  # if the disk cannot be written, the checksums are compared again next time
                 _describe(path, dataset)
     except FileNotFoundError as error:
         return f"there is no {Path(error.filename).name}"
@@ -142,18 +142,18 @@ def _stamp(folder: Path) -> list[int]:
 
 
 def store_path(dataset: Dataset, size: int, aspect: str, cache_dir: Path) -> Path:
-    """The folder of the finished store. Everything that decides its bytes is in the name."""
+    """The folder of the finished store. Its name follows from everything that decides its bytes."""
     key = hashlib.sha256(f"{VERSION} {aspect} {size} {dataset.fingerprint}".encode()).hexdigest()[:16]
     return cache_dir / "stores" / f"{dataset.name}-{aspect}-{size}px-{key}"
 
 
 def store_bytes(count: int, size: int, aspect: str) -> int:
-    """Size on disk; for aspect "keep" an estimate that takes 3:4 as the usual shape."""
+    """Bytes on disk; for aspect "keep" an estimate for images of 3:4."""
     return count * size * size * 3 * (4 if aspect.startswith("keep") else 3) // 3
 
 
 def fit(image: Image.Image, size: int, aspect: str) -> Image.Image:
-    """Squashed to size x size, or with the shorter side at `size` (the longer one rounded down); see `open_store`."""
+    """The image as size x size, or with `size` as its shorter side (the longer one rounded down); see `open_store`."""
     width, height = image.size
     if aspect.startswith("squash"):
         target = (size, size)
@@ -191,7 +191,7 @@ def _build(
             if isinstance(image, BaseException):
                 unreadable.append(f"{dataset.names[index]} ({image or type(image).__name__})")
                 continue
-            if unreadable:  # the other images are only decoded to name all that cannot be read
+            if unreadable:  # the other images are decoded only to name all that cannot be read
                 continue
             pixels.write(image.tobytes())
             sizes.write(np.array(image.shape[:2], dtype=np.int64).tobytes())
@@ -217,7 +217,7 @@ def _build(
 
 
 def _resume(folder: Path) -> int:
-    """Number of images that an interrupted build left whole. What it wrote after them is cut off."""
+    """Number of images that an interrupted build wrote completely. Cuts off the rest of its files."""
     folder.mkdir(exist_ok=True)
     try:
         done = int(json.loads((folder / "done").read_text()))
@@ -240,7 +240,7 @@ def _resume(folder: Path) -> int:
 def decoded(
     dataset: Dataset, size: int, aspect: str, first: int = 0
 ) -> Iterator[tuple[int, np.ndarray | BaseException]]:
-    """(index, image or the error that reading it raised) from `first` on, in order. All cores decode a little ahead."""
+    """Yields (index, image or the error of reading it) from `first` on, in order. All cores decode a little ahead."""
 
     def decode(index: int) -> np.ndarray | BaseException:
         try:

@@ -1,4 +1,4 @@
-"""What a folder of a person's images holds. Every file in it is used, or known junk, or named with the reason.
+"""The contents of a folder of images. Every file in it is used, is known junk, or is named with a reason.
 
 `dataset=folder`, `delta-data` and `delta-predict` all ask `list_images`.
 """
@@ -14,7 +14,7 @@ from ..common.console import shorten_list
 from ..records.files import OUTPUT_MARK
 from .images import BACKUP, NO_IMAGE, SUFFIXES, why_no_image
 
-# Folders and files of other programs, in lower case. Whatever lies in such a folder is no image of a person's own.
+# Folders and files of other programs, in lower case. No file in such a folder is a user's image.
 JUNK_FOLDERS = {
     *("__macosx", ".git", ".svn", ".hg", ".appledouble", ".spotlight-v100", ".fseventsd", ".temporaryitems"),
     *("@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", ".@__thumb", "@sanposnapshot"),  # disk stations
@@ -26,7 +26,7 @@ JUNK_FILES = {
     *(".ds_store", ".localized", ".directory", ".nomedia", ".gitkeep", ".gitignore", ".gitattributes", ".keep"),
     *("zbthumbnail.info", "photothumb.db", ".dropbox"),
 }
-# What lies in a folder that this program made: one of these lines, all of its names.
+# A folder that this program made holds all names of one of these lines.
 OUTPUT_HOLDS = (
     (OUTPUT_MARK,),
     ("runs/*/config.yaml",),
@@ -76,7 +76,7 @@ def _identity(path: Path | str) -> tuple[int, int]:
 def _walk(
     folder: Path, below: str, prefix: str, ignore: Sequence[str], seen: set[tuple[int, int]], into: Listing
 ) -> None:
-    """Adds to `into` what lies in `folder`/`below`, which is "" or ends with a slash."""
+    """Adds the contents of `folder`/`below` to `into`. below: "" or a path that ends with a slash."""
     try:
         entries = sorted(os.scandir(os.path.join(folder, below)), key=lambda entry: entry.name)
     except OSError:
@@ -109,7 +109,7 @@ def matches(path: str, patterns: Sequence[str]) -> bool:
 
 
 def is_junk(entry: "os.DirEntry[str]") -> bool:
-    """Whether it is another program's: nobody misses it, so no message names it."""
+    """Whether it belongs to another program. Nobody misses it, so no message names it."""
     name = entry.name.lower()
     return name in (JUNK_FOLDERS if is_folder(entry) else JUNK_FILES) or name.startswith(("._", ".trash-"))
 
@@ -129,7 +129,7 @@ def why_no_data(folder: "os.DirEntry[str]") -> str | None:
 
 
 def is_output(folder: Path) -> bool:
-    """Whether this program made the folder: a mark in it says so, or what lies in it."""
+    """Whether this program made the folder, by a mark in it or by its contents."""
     return any(all(next(folder.glob(name), None) for name in names) for names in OUTPUT_HOLDS)
 
 
@@ -176,7 +176,7 @@ def subfolders(parent: Path, ignore: Sequence[str] = (), name: str = "") -> tupl
 
 
 def loose_images(parent: Path) -> Iterator[str]:
-    """Names of the images directly in `parent`. Who takes one name looks no further."""
+    """Yields the names of the images directly in `parent`. A caller that needs one name stops early."""
     with os.scandir(parent) as entries:
         for entry in entries:
             if not (is_folder(entry) or is_junk(entry) or entry.name.startswith(".") or _why_left_out(entry)):

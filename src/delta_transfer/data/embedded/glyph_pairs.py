@@ -20,7 +20,7 @@ class GlyphPairsConfig(GlyphsConfig, PairsConfig):
     test_per_class: int = option(
         MISSING, "images of each letter that pairs are made of", at_least=1, at_most=LARGEST_BATCH
     )
-    pair_folds: int = option(10, "number of folds that the letters are dealt out to", at_least=2, at_most=LONGEST)
+    pair_folds: int = option(10, "number of folds that the letters are divided into", at_least=2, at_most=LONGEST)
     pairs_per_fold: int = option(
         MISSING,
         "pairs of one letter in each fold; there are as many pairs of two letters",
@@ -35,7 +35,7 @@ def glyph_pairs(root: None, config: GlyphPairsConfig) -> Dataset:
     size, seed = config.render_size, config.render_seed
     train = glyphs(config.scripts, config.train_per_class, 1, size, seed)
     test = glyphs(config.test_scripts, 1, config.test_per_class, size, seed)
-    # A letter of both, or a letter that looks like one of the other, is trained on.
+    # A letter of both sets of scripts, or with a lookalike in the other one, is trained on.
     known = "".join(SCRIPTS[script] for script in config.scripts)
     both = letter_shapes("".join(dict.fromkeys(known + "".join(test.classes))))
     trained = {letter for shape in both if set(shape) & set(known) for letter in shape}
@@ -43,7 +43,7 @@ def glyph_pairs(root: None, config: GlyphPairsConfig) -> Dataset:
     if len(new) < 2 * config.pair_folds:
         raise UserError(
             f"dataset.test_scripts has {len(new)} letters that look like none of dataset.scripts. Each of the "
-            f"{config.pair_folds} folds (dataset.pair_folds) needs two or more."
+            f"{config.pair_folds} folds (dataset.pair_folds) needs two or more: add scripts, or take fewer folds."
         )
     train = chosen(train, ~train.is_test)
     test = chosen(test, test.is_test & np.isin(test.labels, new))
@@ -53,7 +53,7 @@ def glyph_pairs(root: None, config: GlyphPairsConfig) -> Dataset:
 
 
 def chosen(dataset: Dataset, which: np.ndarray) -> Dataset:
-    """The images for which `which`, (N,) bool, is true. Their labels and the listing stay those of the whole set."""
+    """The images for which `which`, (N,) bool, is true. Labels and listing stay those of the whole set."""
     kept = np.flatnonzero(which)
     return replace(
         dataset,

@@ -1,8 +1,8 @@
 """An embedded data set: letters that are drawn on the fly with the fonts of matplotlib. Nothing is downloaded.
 
 A source task (Latin, Greek, Cyrillic and five other scripts) and a target task in a script that the source never saw
-(Georgian) make a transfer experiment that fits into minutes of one CPU core. Like photographs, the images hold much
-that says nothing about the class: face, colour, pose, stray strokes, blur, noise.
+(Georgian) make a transfer experiment that fits into minutes of one CPU core. As in photographs, many properties of an
+image tell nothing about its class: face, colour, pose, stray strokes, blur, noise.
 
     source = glyphs(("latin", "greek", "cyrillic"), 80, 20, size=36, seed=0)
     target = glyphs(("georgian",), 10, 30, size=36, seed=0)
@@ -27,7 +27,7 @@ from ..dataset import Dataset
 from ..options import EmbeddedConfig
 from ..registry import reader
 
-RENDERER = 1  # the fingerprint contains it: raise it with every change below that moves a pixel or a label
+RENDERER = 1  # part of the fingerprint: raise it with every change below that moves a pixel or a label
 
 SCRIPTS = {
     "latin": "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz",
@@ -113,8 +113,8 @@ def letter_shapes(characters: str) -> tuple[str, ...]:
 
     Two characters look alike in a face if, with both bounding boxes scaled to the same square, no ink of
     either is further than 3/64 of the square (about half a stroke) from ink of the other, and the aspect
-    ratios of the boxes differ by less than a factor exp(1/4). Alike in one regular face is enough, and what
-    looks like the same third character shares its class.
+    ratios of the boxes differ by less than a factor exp(1/4). It is enough to look alike in one regular face.
+    Characters that look like the same third character share its class.
     """
     group = {c: {c} for c in characters}
     for face in REGULAR_FACES:
@@ -238,7 +238,7 @@ def _letter(rng: np.random.Generator, size: int, shape: str) -> np.ndarray:
     faces = _faces(character)
     stencil = _stencil(faces[rng.integers(len(faces))], character, size * 3 // 2)
 
-    # Rotation times (stretch, shear; 0, 1/stretch): the determinant is 1, which makes the inverse plain.
+    # Rotation times (stretch, shear; 0, 1/stretch) has the determinant 1, so that the inverse is simple.
     angle, shear, stretch = rng.uniform(-1, 1, 3) * (0.35, 0.25, 0.18)
     cos, sin, stretch = math.cos(angle), math.sin(angle), math.exp(stretch)
     a, b = cos * stretch, cos * shear - sin / stretch
@@ -246,7 +246,7 @@ def _letter(rng: np.random.Generator, size: int, shape: str) -> np.ndarray:
 
     w, h = stencil.width / 2, stencil.height / 2
     half = (abs(a) * w + abs(b) * h, abs(c) * w + abs(d) * h)  # half the extent of the turned letter
-    scale = rng.uniform(0.52, 0.78) * size / (2 * max(half))  # size carries no class: see letter_shapes
+    scale = rng.uniform(0.52, 0.78) * size / (2 * max(half))  # size does not tell the class: see letter_shapes
     margin = size / 18  # 2 pixels in 36, as many as a centre crop to 32 takes
     x, y = (size / 2 + rng.uniform(-1, 1) * (size / 2 - margin - scale * extent) for extent in half)
 

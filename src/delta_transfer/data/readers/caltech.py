@@ -24,9 +24,7 @@ class DrawnConfig(DatasetConfig):
     """A data set without an official split: a number of images of each class, drawn with `subset_seed`."""
 
     train_per_class: int = option(MISSING, "training images drawn from each class", at_least=1)
-    test_per_class: int | None = option(
-        None, "test images drawn from each class; null means all that are left", at_least=1
-    )
+    test_per_class: int | None = option(None, "test images drawn from each class; null means all others", at_least=1)
     clutter: bool = option(False, "read the background class, too")
     numbering: str = option(
         "random",
@@ -137,7 +135,7 @@ def _drawn(layout: Layout, root: Path, config: DrawnConfig) -> Dataset:
 def _draw_at_random(title: str, images: dict[int, str], label: int, config: DrawnConfig) -> Draw:
     """Draws the test images first, so that draws of 30 and of 60 training images share them; the 30 are among the 60.
 
-    Draws the training images first if all images that are left are tested on.
+    Draws the training images first if all other images are test images.
     """
     n_train, n_test = config.train_per_class, config.test_per_class
     needed = n_train + (n_test or 1)
@@ -153,7 +151,7 @@ def _draw_at_random(title: str, images: dict[int, str], label: int, config: Draw
 
 
 def _draw_by_number(title: str, images: dict[int, str], label: int, config: DrawnConfig) -> Draw:
-    """The rule of the L2-SP authors' code: images 1..30 (or 1..60) are trained on, 61..80 are tested on."""
+    """The rule of the L2-SP authors' code: images 1..30 (or 1..60) are for training, 61..80 for the test."""
     n_train, n_test = config.train_per_class, config.test_per_class
     if n_train > FIXED_TRAIN:
         raise UserError(
@@ -161,7 +159,7 @@ def _draw_by_number(title: str, images: dict[int, str], label: int, config: Draw
             f"dataset.train_per_class={n_train}."
         )
     last = max(images, default=0) if n_test is None else FIXED_TRAIN + n_test
-    last = max(last, FIXED_TRAIN + 1)  # there must be something to test on
+    last = max(last, FIXED_TRAIN + 1)  # at least one test image
     train, test = list(range(1, n_train + 1)), list(range(FIXED_TRAIN + 1, last + 1))
     absent = [str(number) for number in train + test if number not in images]
     if absent:

@@ -1,4 +1,4 @@
-"""Any folder of images: class folders, with a test split of its own or one that a seeded draw makes, or a table."""
+"""Any folder of images: class folders or a table, with a test split of its own or a drawn one."""
 
 import re
 import unicodedata
@@ -31,7 +31,7 @@ from ..registry import reader
 from ..tree import IGNORED, list_images, loose_images, matches, subfolders
 from ..tree import remarks as sentences
 
-NAME = "folder"  # stands for the name of the folder; and in identities for any name
+NAME = "folder"  # stands for the name of the folder, and for any name in identities
 
 Images = dict[str, list[str]]  # of each class: paths below the root
 
@@ -40,23 +40,23 @@ Images = dict[str, list[str]]  # of each class: paths below the root
 class FolderConfig(DatasetConfig):
     test_fraction: float = option(
         0.2,
-        "fraction of each class that is tested on, drawn with subset_seed where there is no test folder",
+        "fraction of each class that becomes the test split, drawn with subset_seed if there is no test folder",
         above=0,
         below=1,
     )
     labels: str | None = option(
         None,
-        "table with the columns file, label and perhaps split, instead of class folders; none: class folders, "
-        "although there is a labels.csv in dataset.root",
+        "table with the columns file, label and perhaps split, instead of class folders; none: class folders, even "
+        "with a labels.csv in dataset.root",
         identity=False,
     )
     ignore: list[str] = option(
         [], "patterns of names or paths below dataset.root that are left out, such as [*_mask.png,old]", identity=False
     )
-    allow_empty: bool = option(False, "leave class folders without an image out instead of refusing", identity=False)
+    allow_empty: bool = option(False, "leave out class folders without an image instead of refusing", identity=False)
     nested: bool = option(
         False,
-        "take the folders in dataset.root for classes although the same folders repeat below each",
+        "take the folders in dataset.root as classes, even if the same folders repeat below each",
         identity=False,
     )
 
@@ -87,9 +87,9 @@ def folder(root: Path | None, config: FolderConfig) -> Dataset:
     each class is drawn, from train/ where there is such a folder. `tree.list_images` says which files are images, at
     any depth of a class folder. The remarks of the data set say what is left out and what may surprise.
 
-    Raises UserError for a folder that has neither layout or mixes them, for a level of folders that is not the
-    classes, for two folders of one split, for fewer than two classes, and for a class without an image, with too few
-    to split, or without a training image.
+    Raises UserError for a folder that has neither layout or mixes them, for folders that are not the classes, for two
+    folders of one split, for fewer than two classes, and for a class without an image, without a training image, or
+    with too few images to split.
     """
     if root is None and config.labels in (None, "none"):
         raise UserError(f"dataset.root is not set. {LAYOUTS}.")
@@ -114,7 +114,7 @@ def folder(root: Path | None, config: FolderConfig) -> Dataset:
 
 
 class _Folder:
-    """One reading of a folder; `remarks` grow meanwhile."""
+    """Reads one folder, and collects `remarks`."""
 
     def __init__(self, root: Path, config: FolderConfig):
         self.root, self.config = root, config
@@ -204,7 +204,7 @@ class _Folder:
         return subfolders(self.root / self._class_level(split), self.config.ignore, split)[0]
 
     def _class_level(self, split: str) -> str:
-        """The folder of a split that holds its class folders: seg_train/seg_train of some archives."""
+        """The folder of a split that holds its class folders, such as seg_train/seg_train in some archives."""
         names, _ = subfolders(self.root / split, self.config.ignore, split)
         if len(names) == 1 and not holds_images(self.root / split / names[0]):
             inner = f"{split}/{names[0]}"
@@ -229,8 +229,8 @@ class _Folder:
             if len(twins) == 1:
                 test[twins[0]] = test.pop(name)
                 self.remarks.append(
-                    f"{self.root}: {test_name}/{name} shows the class {train_name}/{twins[0]}: both names differ in "
-                    f"{difference(name, twins[0])} only ({ascii(name)}, {ascii(twins[0])})"
+                    f"{self.root}: {test_name}/{name} is taken as the class {train_name}/{twins[0]}: the names differ "
+                    f"only in {difference(name, twins[0])} ({ascii(name)}, {ascii(twins[0])})"
                 )
         return self._given(train, test, str(self.root))
 
@@ -279,7 +279,7 @@ class _Folder:
             self.remarks.append(f"{self.root}: dataset.ignore leaves out nothing by {shorten_list(idle)}")
 
     def _say_alike(self, place: Path, names: list[str]) -> None:
-        """Raises UserError for classes that look the same. Names that differ in case may be meant (letters)."""
+        """Raises UserError for classes that look the same. Names that differ in case may be intended (letters)."""
         for key, refused in ((shown, True), (spelling, False)):
             groups: dict[str, list[str]] = {}
             for name in names:
@@ -305,7 +305,7 @@ class _Folder:
         return self._dataset(train, test, listed_in, listed)
 
     def _given(self, train: Images, test: Images, listed_in: str, listed: str = "") -> Dataset:
-        """The data set of a test split that is there."""
+        """The data set with a given test split."""
         if self.config.test_fraction != FolderConfig.test_fraction:
             self.remarks.append(
                 f"{self.root}: dataset.test_fraction={self.config.test_fraction:g} does nothing beside a test split"

@@ -1,7 +1,7 @@
 """Labeled Faces in the Wild in its publisher's layout: lfw/<person>/<person>_0001.jpg, and pairs.txt, its view 2.
 
-The protocol is "unrestricted with labeled outside data": the pairs of pairs.txt, in ten folds, are tested on, and no
-person of these is trained on.
+The protocol is "unrestricted with labeled outside data": the pairs of pairs.txt, in ten folds, are the test, and no
+person in them is in the training images.
 """
 
 from collections import defaultdict
@@ -27,7 +27,7 @@ Face = tuple[str, int]  # person and number
 class LFWConfig(PairsConfig):
     train_root: str | None = option(
         None,
-        "folder <person>/<image> to train on; null means the persons of LFW that are in no pair",
+        "folder <person>/<image> to train on; null means the persons of LFW who are in no pair",
         identity=False,
     )
     min_images: int = option(2, "a person with fewer images is not trained on", at_least=1, at_most=LONGEST)
@@ -93,8 +93,8 @@ def _train(root: Path, config: LFWConfig, tested: set[str]) -> Dataset:
 def _read_pairs(path: Path) -> tuple[list[tuple[Face, Face]], list[int]]:
     """Pairs, and the fold of each.
 
-    The first line has the number of folds, and the number of pairs of either kind in a fold. Then follow, fold by fold,
-    `<person> <number> <number>` and `<person> <number> <person> <number>`.
+    The first line has the number of folds, and the number of pairs of either kind in a fold. The other lines are, fold
+    by fold, `<person> <number> <number>` and `<person> <number> <person> <number>`.
     """
     lines = [line.split() for line in read_lines(path)]
     head = lines.pop(0) if lines else []

@@ -1,4 +1,4 @@
-"""Data sets with list files. Keys of the configuration say which lists there are and what their lines look like.
+"""Data sets with list files. The configuration says which lists there are and what their lines look like.
 
     reader: lists
     images: Images                  # folder of the images
@@ -16,9 +16,9 @@ the last one to the end of the line. A blank in a template stands for blanks and
 {id}     the number of the image, by which lines of `joined` lists belong to it
 {train}  1 for a training image, 0 for a test image
 
-Other placeholders match text that is not used, unless `path` has them. The name of a list may hold {class}, if each
-list is of one class, and {partition}. A list with a suffix of images (train/{class}/*.jpg) means the images themselves,
-below `images`. A list *.json is an object of classes, each with its array of lines.
+Other placeholders match text that is not used, unless `path` has them. The name of a list may hold {partition}, and
+{class} if each list belongs to one class. A list with a suffix of images (train/{class}/*.jpg) means the images
+themselves, below `images`. A list *.json is an object of classes, each with its array of lines.
 """
 
 import json
@@ -79,17 +79,18 @@ class ListsConfig(DatasetConfig):
             self.require("id" in both, "joined", f"dataset.joined: {name} and dataset.line need {{id}}.")
         self.require("file" in in_line, "line", f"dataset.line={self.line} has no {{file}}.")
         known = _compiled("path", self.image_path).groupindex.keys()
-        self.require(known <= in_line, "path", f"dataset.path={self.image_path} names what dataset.line has not.")
-        self.require("class" in _compiled("class_line", self.class_line).groupindex, "class_line", "It has no {class}.")
+        self.require(known <= in_line, "path", f"dataset.path={self.image_path} has a placeholder dataset.line lacks.")
+        has_class = "class" in _compiled("class_line", self.class_line).groupindex
+        self.require(has_class, "class_line", f"dataset.class_line={self.class_line} has no {{class}}.")
         self.require(
             self.train_list == MISSING or self.split_in_lines != bool(self.test_list),
             "test_list",
-            "What tells the test images, dataset.test_list or {train} in a line? It must be one of both.",
+            "Name the test images by dataset.test_list or by {train} in a line, and not by both.",
         )
         for name, lists in (("train_list", self.train_lists), ("test_list", self.test_lists)):
             for pattern in lists:
                 good = isinstance(pattern, str) and pattern and not pattern.startswith("/")
-                self.require(bool(good), name, f"dataset.{name}: {pattern!r} is no name of a list below root.")
+                self.require(bool(good), name, f"dataset.{name}: {pattern!r} is not the name of a list below root.")
 
     @property
     def split_in_lines(self) -> bool:
@@ -149,7 +150,7 @@ def _compiled(key: str, template: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise OptionError(f"dataset.{key}", f"dataset.{key}={template} is no template: {error}.") from error
+        raise OptionError(f"dataset.{key}", f"dataset.{key}={template} is not a template: {error}.") from error
 
 
 def _filled(template: str, fields: Mapping[str, str]) -> str:
@@ -166,14 +167,14 @@ def _literal(text: str) -> str:
 class _Image:
     place: str  # where it is listed, for messages
     file: str  # path below `images`
-    fields: Mapping[str, str]  # what is known of it, by placeholder
+    fields: Mapping[str, str]  # its known values, by placeholder
 
     @property
     def test(self) -> bool:
         return self.fields.get("train") == "0"
 
     def joined_with(self, more: Mapping[str, str]) -> "_Image":
-        """Raises UserError where `more` contradicts what is known."""
+        """Raises UserError if `more` contradicts the known values."""
         if wrong := [name for name in self.fields.keys() & more.keys() if self.fields[name] != more[name]]:
             name = wrong[0]
             raise UserError(f"{self.place}: its {name} is {self.fields[name]}, and by another list {more[name]}.")
@@ -182,7 +183,7 @@ class _Image:
 
 @reader("lists", title="A data set with list files", options=ListsConfig)
 def lists(root: Path, config: ListsConfig) -> Dataset:
-    """Reads the lists: training images first, then test images; class by class where each list is of one class.
+    """Reads the lists: training images first, then test images; class by class if each list belongs to one class.
 
     Raises UserError for a line that does not look like its template, lists that contradict each other or name other
     classes, a class without a training image, and what `from_files` finds.
@@ -217,7 +218,7 @@ def lists(root: Path, config: ListsConfig) -> Dataset:
 
 
 def _parsed(path: Path, key: str, template: str) -> Iterator[tuple[str, dict[str, str], dict[str, str]]]:
-    """Where each line is, its placeholders, and what is known of it besides."""
+    """Yields the place of each line, its placeholders, and what else is known of it."""
     pattern = _compiled(key, template)
     for number, (line, known) in enumerate(_lines(path), start=1):
         match = pattern.fullmatch(line.replace("\\", "/"))  # Windows' separator of folders
@@ -234,11 +235,11 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
         for name, lines in json.loads(path.read_text(encoding="utf-8")).items():
             yield from ((str.strip(line), {"class": name}) for line in lines)
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} is no JSON object of classes with their images: {error}.") from error
+        raise UserError(f"{path} is not a JSON object of classes with their images: {error}.") from error
 
 
 def _images(root: Path, config: ListsConfig, pattern: str, classes: Sequence[str], train: str) -> Iterator[_Image]:
-    """What the lists called `pattern` name. `train`: "1" or "0", unless the lines tell."""
+    """Yields the images in the lists called `pattern`. train: "1" or "0", unless the lines tell."""
     split = {} if config.split_in_lines else {"train": train}
     image_path = config.image_path
     for name in classes if "{class}" in pattern else [None]:
@@ -254,7 +255,7 @@ def _images(root: Path, config: ListsConfig, pattern: str, classes: Sequence[str
 
 
 def _joined(path: Path, template: str, images: Sequence[_Image]) -> list[_Image]:
-    """The images with what the lines of one more list say about them; ids that no image has are passed over."""
+    """Adds the values of one more list to the images. Ids that no image has are skipped."""
     lines = {fields["id"]: fields for _, fields, _ in _parsed(path, "joined", template)}
     ids = [image.fields.get("id", image.file) for image in images]
     if unlisted := [number for number in ids if number not in lines]:
@@ -263,7 +264,7 @@ def _joined(path: Path, template: str, images: Sequence[_Image]) -> list[_Image]
 
 
 def _listed_classes(root: Path, config: ListsConfig) -> dict[str, int]:
-    """The number of each class of the list of classes, in the order of the numbers."""
+    """The number of each class in the list of classes, in the order of the numbers."""
     path = root / str(config.classes)
     lines = [fields for _, fields, _ in _parsed(path, "class_line", config.class_line)]
     numbers = {fields["class"]: int(fields.get("label", line)) for line, fields in enumerate(lines)}
@@ -273,7 +274,7 @@ def _listed_classes(root: Path, config: ListsConfig) -> dict[str, int]:
 
 
 def _classes_of_names(root: Path, config: ListsConfig, patterns: Sequence[str]) -> list[str]:
-    """The classes that have lists of their own; every one needs one for training and one for testing."""
+    """The classes that have lists of their own. Each needs one for training and one for testing."""
     found: dict[str, set[str]] = {}
     for pattern in patterns:
         if "{class}" in pattern:
@@ -291,7 +292,7 @@ def _classes_of_names(root: Path, config: ListsConfig, patterns: Sequence[str]) 
 
 
 def _classes_of_images(images: Sequence[_Image]) -> dict[str, int]:
-    """The number of each class of the training images: the one that the lines give, else by the order of the names."""
+    """The number of each class of the training images, from the lines or from the order of the names."""
     trained = [image for image in images if not image.test]
     if all("label" in image.fields for image in trained):
         numbers = {_class(image): int(image.fields["label"]) for image in trained}
@@ -300,7 +301,7 @@ def _classes_of_images(images: Sequence[_Image]) -> dict[str, int]:
 
 
 def _class(image: _Image) -> str:
-    """The name of an image's class, which is its number where that is all that is known."""
+    """The name of an image's class, or its number if the name is unknown."""
     name = image.fields.get("class") or image.fields.get("label")
     if name is None:
         raise UserError(f"{image.place}: nothing tells the class (dataset.line has neither {{class}} nor {{label}}).")
@@ -326,8 +327,8 @@ def _labels(images: Sequence[_Image], numbers: Mapping[str, int], listed_in: str
         labels.append(label_of[name])
     if mixed:
         raise UserError(
-            f"The lists do not belong together: by {listed_in}, {len(mixed)} of {len(images)} images have another "
-            f"class than that of their folder: {shorten_list(mixed)}. Take all lists from one copy of the data set."
+            f"The lists do not belong together: in {listed_in}, {len(mixed)} of {len(images)} images do not have the "
+            f"class of their folder: {shorten_list(mixed)}. Take all lists from one copy of the data set."
         )
     return labels
 

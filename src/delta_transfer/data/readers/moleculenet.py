@@ -34,13 +34,13 @@ class MoleculesConfig(DatasetConfig):
     task: ClassVar[str] = "graph_properties"
     own_validation: ClassVar[bool] = True
 
-    title: str | None = option(None, "what people call the data set; null means its name", identity=False)
+    title: str | None = option(None, "title of the data set in reports; null means its name", identity=False)
     file: str = option(help="name of the CSV file below root")
     smiles: str = option("smiles", "column with the molecule")
-    properties: list[str] = option([], "columns with 1, 0 or nothing; []: every column that has nothing else")
+    properties: list[str] = option([], "columns of 1, 0 and empty cells; []: every such column")
     cut: str = option(
         "scaffold",
-        "how training, validation and test molecules are told apart, 8:1:1; the random ones follow from subset_seed",
+        "how molecules are split into training, validation and test, 8:1:1; subset_seed decides the random ones",
         choices=("scaffold", "random_scaffold", "random"),
     )
 
@@ -67,7 +67,7 @@ class MeasuredMoleculesConfig(MoleculesConfig):
 
     task: ClassVar[str] = "graph_regression"
 
-    properties: list[str] = option(help="columns with a number or nothing")
+    properties: list[str] = option(help="columns of numbers and empty cells")
 
 
 @reader(
@@ -77,7 +77,7 @@ class MeasuredMoleculesConfig(MoleculesConfig):
     source="the CSV file of https://moleculenet.org/datasets-1",
 )
 def molecules(root: Path, config: MoleculesConfig) -> GraphDataset:
-    """Reads `file`. Molecules that cannot be read are counted and named; a run does without them.
+    """Reads `file`. Molecules that cannot be read are counted, named and left out.
 
     Raises UserError for a missing column, a value that is neither 1, 0 nor empty, and a file without molecules.
     """
@@ -91,19 +91,19 @@ def molecules(root: Path, config: MoleculesConfig) -> GraphDataset:
     source="the CSV file of https://moleculenet.org/datasets-1",
 )
 def measured_molecules(root: Path, config: MeasuredMoleculesConfig) -> GraphDataset:
-    """The same for numbers. Raises UserError for a property that is alike in all training molecules."""
+    """`molecules` for numbers. Raises UserError for a property with one value in all training molecules."""
     dataset = _molecules(root, config, number, "a number or empty", np.float64)
     training = dataset.labels[~dataset.is_test & ~dataset.is_val]  # type: ignore[operator]
     for name, column in zip(dataset.classes, training.T, strict=True):
         if len(np.unique(column[np.isfinite(column)])) < 2:
-            raise UserError(f"{config.name}: the training molecules have no two different values of {name}.")
+            raise UserError(f"{config.name}: {name} has no two different values in the training molecules.")
     return replace(dataset, scale=np.stack([np.nanmean(training, axis=0), np.nanstd(training, axis=0)]))
 
 
 def _molecules(
     root: Path, config: MoleculesConfig, value: Callable[[str], float], wanted: str, kind: type[np.number]
 ) -> GraphDataset:
-    """value: a cell as a label, raises ValueError; wanted: what a cell must be; kind: of the labels."""
+    """value: makes a label of a cell, or raises ValueError. wanted: what a cell must be. kind: dtype of the labels."""
     path = root / config.file
     names, rows, others = _read(path, config, value, wanted)
     graphs, scaffolds, labels = [], [], []
@@ -156,7 +156,7 @@ def _molecules(
 
 
 def _copies(name: str, same: Mapping[str, list[int]], known: np.ndarray, test: np.ndarray) -> Iterator[str]:
-    """Sentences about molecules that are there more than once; same: the places of each."""
+    """Sentences about molecules that are there more than once. same: the places of each molecule."""
     often = {one: places for one, places in same.items() if len(places) > 1}
     if leaks := [one for one, places in often.items() if 0 < test[places].sum() < len(places)]:
         yield f"{name}: molecules of the test split that are also in the others: {len(leaks):,} ({shorten_list(leaks)})"
@@ -190,9 +190,7 @@ def number(cell: str) -> float:
 def _read(
     path: Path, config: MoleculesConfig, value: Callable[[str], float], wanted: str
 ) -> tuple[list[str], dict[int, tuple[str, list[float]]], list[str]]:
-    """The names of the properties, SMILES and values of each line by its number, and the columns that are no properties
-    with the reason.
-    """
+    """The names of the properties; SMILES and values by line number; and other columns, with the reason."""
     columns, rows = read_csv(path)
     if lacking := [name for name in (config.smiles, *config.properties) if name not in columns]:
         raise UserError(f"{path} has no column {', '.join(lacking)}: it has {shorten_list(columns)}.")
@@ -207,7 +205,7 @@ def _read(
             except ValueError:
                 wrong[name].append(f"line {number} {name}={row[name]!r}")
     others = []
-    if not config.properties:  # every column of 1 and 0 is one
+    if not config.properties:  # every column of 1 and 0 is a property
         others = [
             wrong[name][0] if wrong[name] else f"{name} is empty"
             for name in names
@@ -224,7 +222,7 @@ def _read(
 
 
 def read_csv(path: Path) -> tuple[list[str], dict[int, dict[str, str]]]:
-    """The names of the columns, and the lines by their numbers. Raises UserError for a file that is no clear table."""
+    """The names of the columns, and the lines by their numbers. Raises UserError if the table is not clear."""
     columns, lines = read_table_lines(path)
     if twice := [name for name in dict.fromkeys(columns) if name and columns.count(name) > 1]:
         raise UserError(f"{path}: columns that are there more than once: {shorten_list(twice)}.")

@@ -21,7 +21,7 @@ from ..registry import reader
 
 @cache  # equal for equal names: a sweep fetches once
 def downloader(class_name: str) -> Callable[[Path], None]:
-    """A function (root) that lets torchvision fetch what is not there yet. It raises all that torchvision raises."""
+    """A function (root) with which torchvision fetches missing files. It raises what torchvision raises."""
 
     def download(root: Path) -> None:
         from torchvision import datasets
@@ -106,7 +106,7 @@ def stl10(root: Path, config: DatasetConfig) -> Dataset:
     from torchvision.datasets import STL10
 
     class Labelled(STL10):
-        # The last entry is the unlabelled images: 2.8 GB that would be needed, and checksummed at every start.
+        # Without the last entry, the unlabelled images: 2.8 GB that would be needed, and checksummed at every start.
         train_list = STL10.train_list[:2]
 
     with _reading(config.name, root):

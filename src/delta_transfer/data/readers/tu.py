@@ -25,7 +25,7 @@ class TUConfig(DatasetConfig):
 
     task: ClassVar[str] = "graph_classification"
 
-    title: str | None = option(None, "what people call the data set; null means its name", identity=False)
+    title: str | None = option(None, "title of the data set in reports; null means its name", identity=False)
     prefix: str = option(help="what the names of the files begin with, such as PROTEINS")
     folds: int = option(10, "stratified folds, drawn with subset_seed", at_least=2)
     fold: int = option(0, "the fold that is tested on: 0 .. folds-1", at_least=0)
@@ -52,7 +52,7 @@ class TUConfig(DatasetConfig):
 def tu(root: Path, config: TUConfig) -> Dataset:
     """Reads graphs with their node labels, if there are any; edges have no features. One fold is the test split.
 
-    Raises UserError for lines that are no integers, edges between graphs, and more node labels than the networks embed.
+    Raises UserError for lines without integers, edges between graphs, and more node labels than the networks embed.
     """
 
     def column(name: str, width: int = 1) -> np.ndarray:
@@ -91,7 +91,7 @@ def tu(root: Path, config: TUConfig) -> Dataset:
     target = np.searchsorted(classes, of_graph).astype(np.int64)
     test = stratified_folds(target, config.folds, config.subset_seed) == config.fold
     digest = hashlib.sha256(config.name.encode())
-    for array in (*vars(packed).values(), target):  # not the fold: runs of all folds share the data set
+    for array in (*vars(packed).values(), target):  # without the fold, since runs of all folds share the data set
         digest.update(np.ascontiguousarray(array).tobytes() + b"|")
     names = tuple(f"graph {number}" for number in range(1, count + 1))
     return GraphDataset(
@@ -100,7 +100,7 @@ def tu(root: Path, config: TUConfig) -> Dataset:
 
 
 def stratified_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold (N,) of each graph. A class is spread evenly, in random order; the next class goes on where it ended."""
+    """The fold (N,) of each graph. Each class is spread evenly in random order, and the next starts where it ended."""
     fold, position = np.empty(len(labels), dtype=np.int64), 0
     for label in np.unique(labels):
         members = np.random.default_rng((seed, 8, label)).permutation(np.flatnonzero(labels == label))
