@@ -77,10 +77,10 @@ def main(config_name: str = "config") -> None:
         options, typed = ["--help"], []
     if "help" in typed or any(word.endswith("=?") for word in typed):
         sys.exit(show_choices(typed))
-    sys.exit(carry_out(config_name, program, options, typed))
+    sys.exit(run_command(config_name, program, options, typed))
 
 
-def carry_out(config_name: str, program: str, options: list[str], typed: list[str]) -> int:
+def run_command(config_name: str, program: str, options: list[str], typed: list[str]) -> int:
     """The exit status of a command with these options and words."""
     command, config_dir = sys.argv, option_value(options, "-cd", "--config-dir")
     only_shown = any(option.partition("=")[0] in SHOWS for option in options)
