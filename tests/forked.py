@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from delta_transfer.methods import METHODS
+from delta_transfer.methods import DELTA, METHODS
+from delta_transfer.methods.base import config_of
 
 from . import children
 from .learned import Learned
@@ -16,7 +17,7 @@ from .miniature import composed, tiny_overrides
 from .quick_hydra import compose_each_choice_once, skip_second_compositions
 
 assert children
-METHODS.register("learned", "Learned")(Learned)
+METHODS.register("learned", "Learned", config_of(DELTA))(Learned)
 patch = pytest.MonkeyPatch()  # for as long as the server is there
 compose_each_choice_once(patch)
 skip_second_compositions(patch)
