@@ -357,8 +357,21 @@ def test_watch_makes_the_page_anew_when_a_run_has_ended(tmp_path, monkeypatch):
 
     monkeypatch.setattr(report.time, "sleep", another_run)
     assert report.main([folder, "--format", "html", "--output", str(output), "--watch", "5"]) == 130
-    assert [text.count("<summary>show") for text in pages] == [1, 1, 2]
+    assert [text.partition('id="runs"')[2].count("<tr><td>") for text in pages] == [1, 1, 2]
     assert all("refresh" in text for text in pages) and "refresh" not in output.read_text(encoding="utf-8")
+
+
+def test_who_reads_a_page_while_it_is_made_anew_has_the_old_one(tmp_path):
+    folder, output = save(tmp_path, [record("l2")]), tmp_path / "report.md"
+    link = tmp_path / "link.md"
+    link.symlink_to(output)
+    assert report.main([folder, "--format", "markdown", "--output", str(link)]) == 0
+    before = output.read_text(encoding="utf-8")
+    with open(output, encoding="utf-8") as opened:
+        save(tmp_path, [record("delta")])
+        assert report.main([folder, "--format", "markdown", "--output", str(link)]) == 0
+        assert opened.read() == before != output.read_text(encoding="utf-8")
+    assert link.is_symlink() and not list(tmp_path.glob(".*.tmp"))
 
 
 def test_watch_waits_for_the_first_run(tmp_path, monkeypatch, capsys):

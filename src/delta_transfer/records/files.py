@@ -111,11 +111,17 @@ def check_output(path: Path) -> None:
 
 
 def write_output(path: Path, text: str) -> None:
-    """Writes what a command was asked to write to a file. Raises UserError if it cannot, and for a file of a run."""
+    """Writes what a command was asked to write to a file. Raises UserError if it cannot, and for a file of a run.
+
+    Whoever reads the file meanwhile, as a browser does that reloads a page, has the old text or the new one.
+    """
     check_output(path)
     try:
         make_output_folder(path.parent)
-        path.write_text(text, encoding="utf-8")
+        if path.exists() and not path.is_file():  # a pipe or a device
+            path.write_text(text, encoding="utf-8")
+        else:
+            write_atomically(path.resolve(), text.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
 
