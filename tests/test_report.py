@@ -385,7 +385,7 @@ def test_watch_waits_for_the_first_run(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(report.time, "sleep", first_run)
     assert report.main([str(tmp_path), "--watch"]) == 130
-    assert looked[0] == "" and "57.4" in looked[1]
+    assert looked[0] == "" and "57.4" in looked[1] and capsys.readouterr().err == ""
 
 
 def test_where_runs_are_found(tmp_path, monkeypatch, capsys):

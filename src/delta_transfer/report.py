@@ -24,6 +24,7 @@ attention and publish have options of their own (--help).
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -84,6 +85,8 @@ def watch(args: argparse.Namespace) -> int:
                 runs = f"{len(found)} record{'s' * (len(found) != 1)}"
                 log.info(f"{args.output or 'report'}: {runs}; made anew when a run ends, until Ctrl-C")
             time.sleep(args.watch)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT  # without a word: this is how it is meant to end
     finally:
         if args.format == "html":
             remake(argparse.Namespace(**vars(args) | {"watch": None}))
