@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from bench_step import LATER
 from benchmarking import commit_of_code
 from delta_transfer.engine.devices import device_name
 from delta_transfer.records.files import write_atomically
@@ -65,17 +66,6 @@ GROWTH = {
     "runs": "runs: comparing their records",
     "channels": "channels: exact attention",
 }
-LATER = {
-    "delta_every_2": "DELTA in every 2nd step",
-    "delta_every_4": "DELTA in every 4th step",
-    "delta_normalize_maps": "DELTA, normalised maps",
-    "ldifs": "LDIFS",
-    "spd": "SPD",
-    "l2_sp_decoupled": "L2-SP, decoupled",
-    "lora": "LoRA",
-    "bitfit": "BitFit",
-    "ln_tune": "LN-tune",
-}
 
 
 def of_networks(key: str, what: str, *bounds: float | None, at_least: bool = False) -> list[Target]:
@@ -91,7 +81,7 @@ TARGETS = [
     Target("step_bf16", "step: fp32 / bf16, DELTA", at_least=True),
     *of_networks("step_rate", "step: L2's arithmetic, % of a matrix product's rate"),
     *of_networks("step_l2_fe", "step: L2-FE / a bare forward pass", 1.05, 1.05),
-    *(target for key, what in LATER.items() for target in of_networks(f"step_{key}", f"step: {what} / L2")),
+    *(target for key, (what, _) in LATER.items() for target in of_networks(f"step_{key}", f"step: {what} / L2")),
     *(Target(f"profile_{key}", f"DELTA step: {what}, %") for key, what in PHASES.items()),
     Target("memory_delta", "peak memory of a step: DELTA / L2", 1.25, 1.25),
     Target("input_training", "training from the store / on one batch in memory", 0.97, 0.97, at_least=True),

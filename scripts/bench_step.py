@@ -10,6 +10,7 @@ source network; in the precision that PyTorch has by default.
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking import Report, arguments, side_by_side
 from delta_transfer.common.timing import seconds_of
+from delta_transfer.engine.averages.ema import EMA, EMAConfig
+from delta_transfer.engine.callbacks import Average, AverageConfig
 from delta_transfer.engine.loop import Step, TrainState, train_step
 from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer
 from delta_transfer.methods.base import Batch, Regularizer
@@ -35,20 +38,28 @@ TAPS = {
     "resnet50": ["layer1.2.conv3", "layer2.3.conv3", "layer3.5.conv3", "layer4.2.conv3"],
     "resnet101": ["layer1.2.conv3", "layer2.3.conv3", "layer3.22.conv3", "layer4.2.conv3"],
 }
-LATER = {
-    "delta_every_2": partial(DELTA, every=2),
-    "delta_every_4": partial(DELTA, every=4),
-    "delta_normalize_maps": partial(DELTA, normalize_maps=True),
-    "ldifs": LDIFS,
-    "spd": partial(SPD, alpha=1.0),
-    "l2_sp_decoupled": partial(L2SP, decoupled=True),
-    "lora": LoRA,
-    "bitfit": BitFit,
-    "ln_tune": LNTune,
-}
-WITHOUT_ALPHA = ("l2", "l2_fe", "spd", "lora", "bitfit", "ln_tune")
-METHODS = {"l2": L2, "l2_fe": L2FE, "l2_sp": L2SP, "delta_noatt": DELTAWithoutAttention, "delta": DELTA} | LATER
 CLASSES, ALPHA = 50, 1e-6  # so weak that random weights do not diverge; the cost does not depend on it
+PAPERS = {
+    "l2": L2,
+    "l2_sp": partial(L2SP, ALPHA),
+    "delta_noatt": partial(DELTAWithoutAttention, ALPHA),
+    "delta": partial(DELTA, ALPHA),
+}
+LATER = {  # with a title; average=wise does nothing in a step
+    "delta_every_2": ("DELTA in every 2nd step", partial(DELTA, ALPHA, every=2)),
+    "delta_every_4": ("DELTA in every 4th step", partial(DELTA, ALPHA, every=4)),
+    "delta_every_8": ("DELTA in every 8th step", partial(DELTA, ALPHA, every=8)),
+    "delta_normalize_maps": ("DELTA, normalised maps", partial(DELTA, ALPHA, normalize_maps=True)),
+    "ldifs": ("LDIFS", partial(LDIFS, ALPHA)),
+    "spd": ("SPD", SPD),
+    "l2_sp_decoupled": ("L2-SP, decoupled", partial(L2SP, ALPHA, decoupled=True)),
+    "lora": ("LoRA", LoRA),
+    "bitfit": ("BitFit", BitFit),
+    "ln_tune": ("LN-tune", LNTune),
+    "layer_decay": ("L2 with layer-wise learning rates", L2),
+    "ema": ("L2 with average=ema", L2),
+}
+METHODS = PAPERS | {"l2_fe": L2FE} | {name: make for name, (_, make) in LATER.items()}
 
 
 def main() -> None:
@@ -68,8 +79,7 @@ def time_steps(report: Report, name: str, batch: int, size: int, rounds: int, de
     """Ratios of the methods' steps, and of the plain implementation's, in one table row each."""
     fast = "bf16" if device.type == "cuda" else "fp32"
     what = f"{name}, {size} px, batch {batch}, {fast}, {rounds} rounds; "
-    papers = [method for method in METHODS if method != "l2_fe" and method not in LATER]
-    steps = {method: step_of(method, name, batch, size, device, fast) for method in papers}
+    steps = {method: step_of(method, name, batch, size, device, fast) for method in PAPERS}
     times = side_by_side(steps, device, rounds, warm=True)
     for method in ("l2_sp", "delta_noatt", "delta"):
         ratio = times.ratio(method, "l2")
@@ -106,7 +116,7 @@ def state_of(
     name: str, network: str, batch: int, size: int, device: torch.device, precision: str, compiled: bool = False
 ) -> tuple[TrainState, Regularizer, Batch]:
     """A method at the start of training, as a run sets it up, and one random batch."""
-    method = METHODS[name](**({"alpha": ALPHA} if name not in WITHOUT_ALPHA else {}))
+    method = METHODS[name]()
     torch.manual_seed(0)
     model = torchvision.models.get_model(network, num_classes=1000)
     source = Network(model, "fc", TAPS[network] if method.needs.taps else ()).freeze()
@@ -117,23 +127,26 @@ def state_of(
         method.load_fitted({tap: torch.randn(count, device=device) for tap, count in channels.items()})
     method.setup(target)
     frozen = frozen_maps(source, method.needs.source_logits, precision) if method.needs.source else None
-    optimizer = make_optimizer(target, method, SGDConfig(), ScheduleConfig(iterations=1))
+    schedule = ScheduleConfig(iterations=1, layer_decay=0.75 if name == "layer_decay" else 1.0)
+    optimizer = make_optimizer(target, method, SGDConfig(), schedule)
     state = TrainState(target, frozen, optimizer, precision, compiled=compiled)
     return state, method, Batch(*batch_of(batch, size, device))
 
 
-def step_of(*arguments, step: Step = train_step, **options) -> Callable[[], object]:
+def step_of(name: str, *arguments, step: Step = train_step, **options) -> Callable[[], object]:
     """One training step of a method as the loop makes it, as a function without arguments.
 
     With every=k it makes k steps in turn, of which one has the penalty.
     """
-    state, method, batch = state_of(*arguments, **options)
+    state, method, batch = state_of(name, *arguments, **options)
     every = getattr(method, "every", 1)
+    average = EMA(EMAConfig()) if name == "ema" else Average(AverageConfig())
 
     def steps() -> None:
         for number in range(every):
             method.before_step(state, number, every, 0)
             step(state, method, batch)
+            average.on_update(SimpleNamespace(state=state))
 
     return steps
 
