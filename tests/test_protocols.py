@@ -1,5 +1,9 @@
 """The published protocols: their options compute what they say, and the experiment files have the published values."""
 
+import re
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,78 +12,74 @@ from torch import nn
 from delta_transfer.common.options import OptionError
 from delta_transfer.data.jitter import Jitter
 from delta_transfer.data.loader import Loader, resized
-from delta_transfer.engine.optimizers import ScheduleConfig
-from delta_transfer.methods import BiTuning, LwF
+from delta_transfer.engine.loop import TrainState, train_step
+from delta_transfer.engine.optimizers import ScheduleConfig, SGDConfig, make_optimizer
+from delta_transfer.methods import L2FE, BiTuning, LwF
 from delta_transfer.methods.attention import AttentionConfig, train_probe
+from delta_transfer.methods.base import Batch
 from delta_transfer.records.cards import steps
 
 from .miniature import composed
 
-# What the published code does, for each experiment file; keys with dots are options.
-PUBLISHED = {
-    "delta_official": {
-        "backbone.name": "resnet101",
-        "reg.alpha": 0.01,
-        "reg.beta": 0.01,
-        "reg.weight_decay": 0.0,
-        "reg.attention.probe_batchnorm": "train",
-        "reg.attention.batch_size": 32,
-        "reg.attention.images": 4 * 32,
-        "reg.attention.head_epochs": 10,
-        "reg.attention.head_weight_decay": 1e-4,
-        "schedule.iterations": 6000,
-        "schedule.batch_size": 64,
-        "schedule.decay": "exponential",
-        "schedule.decay_per_epoch": True,
-        "schedule.decay_at": 0.67,
-        "schedule.decay_factor": 0.1,
-        "schedule.lr": 0.01,
-        "schedule.aspect": "squash",
-        "schedule.test_image": "whole",
-        "precision": "fp32",
-    },
-    "tll": {
-        "backbone.name": "resnet50",
-        "optimizer.nesterov": True,
-        "schedule.iterations": 20 * 500,
-        "schedule.batch_size": 48,
-        "schedule.backbone_lr_factor": 0.1,
-        "schedule.decay_at": 12 / 20,
-        "schedule.train_crop": "random_resized",
-        "precision": "fp32",
-    },
-    "afa_dogs": {
-        "dataset.name": "dogs",
-        "backbone.name": "resnet101",
-        "reg.alpha": 0.1,
-        "reg.beta": 0.01,
-        "schedule.iterations": 4500,
-        "schedule.batch_size": 64,
-        "schedule.lr": 0.01,
-        "schedule.test_image": "crop",
-        "precision": "fp32",
-    },
-    "l2_sp_official": {
-        "dataset.name": "dogs",
-        "backbone.name": "resnet101",
-        "reg.alpha": 0.1,
-        "reg.beta": 0.01,
-        "reg.scope": "conv",
-        "schedule.iterations": 9000,
-        "schedule.batch_size": 64,
-        "schedule.lr": 0.01,
-        "schedule.contrast": 0.8,
-        "schedule.saturation": 0.5,
-        "precision": "fp32",
-    },
-}
-# Values of a method within a protocol, which stand in a file of experiment/values.
-OF_METHODS = [
-    ("tll", "lwf", {"head": "source", "temperature": 3.0, "alpha": pytest.approx(4 * 1000 / (2 * 3**2)), "beta": 0.0}),
-    ("tll", "bi_tuning", {"head_std": 0.01, "queue": 40, "temperature": 0.07, "weight_decay": 5e-4}),
-    ("tll", "l2", {"weight_decay": 5e-4}),
-    ("tll", "delta_noatt", {"normalize": False, "alpha": 0.01, "beta": 0.01}),
-    ("delta_official", "delta_noatt", {"normalize": False, "alpha": 0.01, "beta": 0.01}),
+# What the published code does, line by line of the list of differences: words of a command, and options that it has.
+# Two lines have no option: the gradient of StochNorm (8) and the commit that LwF cites (13).
+OFFICIAL, TLL, AFA, L2_SP = (f"+experiment={name}" for name in ("delta_official", "tll", "afa_dogs", "l2_sp_official"))
+LINES = [
+    (1, [OFFICIAL], {"reg.attention.probe_batchnorm": "train", "reg.attention.head_weight_decay": 1e-4}),
+    (1, [OFFICIAL], {"reg.attention.head_epochs": 10, "reg.attention.head_lr": 0.01, "reg.attention.method": "exact"}),
+    (1, [TLL, "reg=delta"], {"reg.attention.probe_batchnorm": "train", "reg.attention.head_weight_decay": 0.0}),
+    (2, [OFFICIAL], {"reg.attention.batch_size": 32, "reg.attention.images": 4 * 32}),
+    (2, [TLL, "reg=delta"], {"reg.attention.batch_size": 32, "reg.attention.images": 10 * 32}),
+    (3, [OFFICIAL], {"schedule.iterations": 6000, "schedule.batch_size": 64, "schedule.lr": 0.01}),
+    (3, [OFFICIAL], {"schedule.decay": "exponential", "schedule.decay_per_epoch": True, "schedule.decay_factor": 0.1}),
+    (3, [OFFICIAL], {"schedule.decay_at": 0.67, "optimizer.momentum": 0.9, "optimizer.nesterov": False}),
+    (3, [OFFICIAL], {"reg.alpha": 0.01, "reg.beta": 0.01, "reg.weight_decay": 0.0, "backbone.name": "resnet101"}),
+    (
+        3,
+        [OFFICIAL, "dataset=dogs", "experiment/values=official_dogs_delta"],
+        {"reg.alpha": 0.1, "reg.beta": 0.01, "schedule.decay": "exponential", "reg.attention.images": 128},
+    ),
+    (3, ["+experiment=paper_main", "reg=delta"], {"schedule.iterations": 9000, "schedule.decay": "step"}),
+    (4, [OFFICIAL], {"schedule.aspect": "squash", "schedule.train_crop": "random", "schedule.test_image": "whole"}),
+    (4, [AFA], {"schedule.aspect": "squash", "schedule.test_image": "crop", "schedule.test_crops": 1}),
+    *((5, words, {"precision": "fp32"}) for words in ([OFFICIAL], [TLL], [AFA], [L2_SP])),
+    (6, [OFFICIAL, "reg=delta_noatt"], {"reg.normalize": False, "reg.alpha": 0.01, "reg.beta": 0.01}),
+    (6, [TLL, "reg=delta_noatt"], {"reg.normalize": False, "reg.alpha": 0.01, "reg.beta": 0.01}),
+    (6, ["+experiment=paper_main", "reg=delta_noatt"], {"reg.normalize": True, "reg.alpha": 0.01}),
+    (7, [TLL, "reg=lwf"], {"reg.head": "source", "reg.temperature": 3.0, "reg.beta": 0.0, "reg.weight_decay": 5e-4}),
+    (7, [TLL, "reg=lwf"], {"reg.alpha": pytest.approx(4 * 1000 / (2 * 3**2))}),
+    (9, [L2_SP], {"schedule.brightness": pytest.approx(63 / 255 / 255, rel=1e-4), "schedule.saturation": 0.5}),
+    (9, [L2_SP], {"schedule.contrast": 0.8, "schedule.decay_at": pytest.approx(5000 / 9000, rel=1e-4)}),
+    (9, [L2_SP], {"reg.alpha": 0.1, "reg.beta": 0.01, "reg.scope": "conv", "reg.weight_decay": 0.0}),
+    (9, [L2_SP], {"schedule.iterations": 9000, "schedule.batch_size": 64, "schedule.lr": 0.01, "dataset.name": "dogs"}),
+    (9, [L2_SP], {"schedule.aspect": "squash", "schedule.test_image": "crop", "backbone.name": "resnet101"}),
+    (10, ["+experiment=paper_main", "backbone=inception_v3", "reg=delta"], {"schedule.lr": 0.01}),
+    (
+        10,
+        ["+experiment=paper_main", "backbone=inception_v3", "schedule=paper_inception", "reg=delta"],
+        {"schedule.lr": 0.001},
+    ),
+    (11, [TLL, "reg=bi_tuning"], {"reg.head_std": 0.01, "reg.queue": 40, "reg.temperature": 0.07}),
+    (11, [TLL, "reg=bi_tuning"], {"reg.momentum": 0.999, "reg.dimensions": 128, "reg.weight_decay": 5e-4}),
+    (12, [AFA, "backbone=mobilenet_v2", "reg=l2_fe"], {"reg.fixed_statistics": False, "schedule.epochs": 10}),
+    (12, [AFA, "backbone=mobilenet_v2", "reg=l2_fe"], {"schedule.decay": "exponential", "schedule.decay_at": 6 / 10}),
+]
+# What no line names, but the files of these protocols have to have.
+REST = [
+    ([TLL, "reg=l2"], {"schedule.iterations": 20 * 500, "schedule.batch_size": 48, "schedule.lr": 0.01}),
+    ([TLL, "reg=l2"], {"schedule.decay": "step", "schedule.decay_at": 12 / 20, "schedule.decay_factor": 0.1}),
+    ([TLL, "reg=l2"], {"schedule.backbone_lr_factor": 0.1, "optimizer.nesterov": True, "optimizer.momentum": 0.9}),
+    ([TLL, "reg=l2"], {"schedule.train_crop": "random_resized", "schedule.min_crop_area": 0.2, "schedule.pad": 0}),
+    ([TLL, "reg=l2"], {"schedule.aspect": "keep", "schedule.test_image": "crop", "backbone.name": "resnet50"}),
+    ([TLL, "reg=l2"], {"reg.weight_decay": 5e-4}),
+    ([TLL, "reg=delta"], {"reg.alpha": 0.01, "reg.beta": 0.01, "reg.weight_decay": 0.0}),
+    ([TLL, "reg=bss"], {"reg.alpha": 1e-3, "reg.k": 1, "reg.weight_decay": 5e-4}),
+    ([TLL, "reg=stochnorm"], {"reg.p": 0.5, "reg.weight_decay": 5e-4}),
+    ([TLL, "reg=co_tuning"], {"reg.alpha": 2.3, "reg.weight_decay": 5e-4}),
+    ([AFA], {"dataset.name": "dogs", "backbone.name": "resnet101", "schedule.iterations": 4500, "schedule.lr": 0.01}),
+    ([AFA], {"reg.alpha": 0.1, "reg.channel_alpha": 0.15, "reg.channel_lr_factor": 0.1, "reg.beta": 0.01}),
+    ([AFA], {"schedule.batch_size": 64, "schedule.decay": "step", "schedule.decay_at": pytest.approx(16 / 24, 1e-4)}),
+    ([AFA, "backbone=mobilenet_v2"], {"reg.alpha": 0.09, "reg.channel_alpha": 0.04, "reg.channel_lr_factor": 0.1}),
 ]
 
 
@@ -89,27 +89,43 @@ def value(config, key: str):
     return config
 
 
-@pytest.mark.parametrize("experiment", PUBLISHED)
-def test_the_experiment_file_has_the_published_values(experiment):
-    words = ["reg=delta"] if experiment == "tll" else ["reg=afa"] if experiment == "afa_dogs" else []
-    config = composed(f"+experiment={experiment}", *words)
-    assert {key: value(config, key) for key in PUBLISHED[experiment]} == PUBLISHED[experiment]
-    if experiment == "l2_sp_official":
-        assert config.schedule.brightness == pytest.approx(63 / 255 / 255, rel=1e-4)
-        assert round(config.schedule.decay_at * 9000) == 5000
-    if experiment == "tll":
-        assert config.reg.attention.images == 10 * config.reg.attention.batch_size == 320
+composed_once = cache(composed)
 
 
-@pytest.mark.parametrize(("experiment", "reg", "expected"), OF_METHODS)
-def test_methods_have_the_values_of_the_protocol(experiment, reg, expected):
-    config = composed(f"+experiment={experiment}", f"reg={reg}")
-    assert {key: value(config.reg, key) for key in expected} == expected
+@pytest.mark.parametrize(("line", "words", "expected"), [*LINES, *((0, *entry) for entry in REST)])
+def test_the_experiment_files_have_the_published_values(line, words, expected):
+    config = composed_once(*words)
+    assert {key: value(config, key) for key in expected} == expected
 
 
-def test_dogs_has_an_alpha_of_its_own_in_the_official_code():
-    config = composed("+experiment=delta_official", "dataset=dogs", "experiment/values=official_dogs_delta")
-    assert (config.reg.alpha, config.reg.attention.images) == (0.1, 128)
+def test_no_line_of_the_list_is_left_out():
+    assert {line for line, *_ in LINES} | {8, 13} == set(range(1, 14))
+    assert "alinlab/L2T-ww at 6883556" in LwF.__doc__
+
+
+def test_what_cites_code_names_the_commit():
+    """Of each public repository, once in each file that takes something from it."""
+    repositories = [
+        *{name for file in CITING for name in re.findall(r"\b([\w-]+/[\w-]+) at [0-9a-f]{7}\b", text_of(file))}
+    ]
+    assert len(repositories) >= 10
+    for file in CITING:
+        for name in repositories:
+            if re.search(rf"\b{name}\b", text_of(file)):
+                assert re.search(rf"\b{name}\s+at\s+[0-9a-f]{{7}}\b", text_of(file)), (file.name, name)
+
+
+ROOT = Path(__file__).parent.parent
+CITING = [
+    *(ROOT / "src/delta_transfer/methods").glob("*.py"),
+    *(ROOT / "src/delta_transfer/engine/averages").glob("*.py"),
+]
+CITING += [*(ROOT / "conf/experiment").rglob("*.yaml")]
+
+
+@cache
+def text_of(file: Path) -> str:
+    return re.sub(r"\n[# ]*", " ", file.read_text(encoding="utf-8"))
 
 
 # ---- the probe -----------------------------------------------------------------------------------------------
@@ -142,6 +158,32 @@ def test_the_default_probe_has_the_name_that_it_had():
     default = composed("reg=delta").reg.build()
     assert "probe_batchnorm" not in default.fit_options() and default.fit_batch_size is None
     assert official.fit_options()["probe_batchnorm"] == "train" and official.fit_batch_size == 32
+
+
+# ---- feature extraction --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_the_statistics_of_l2_fe_stay_or_follow_the_batches(fixed, tiny_source):
+    method, target = L2FE(fixed_statistics=fixed), tiny_source.with_new_head(3, seed=0).requires_grad_(True)
+    method.setup(target)
+    optimizer = make_optimizer(target, method, SGDConfig(), ScheduleConfig(iterations=1))
+    state = TrainState(target, None, optimizer, "fp32")
+    before = {name: value.clone() for name, value in target.weights().items()}
+    images, expected = torch.randn(4, 3, 8, 8), before["bn1.running_mean"].clone()
+    with torch.no_grad():
+        mean = tiny_source.model.conv1(images).mean(dim=(0, 2, 3))
+    reference = tiny_source.with_new_head(3, seed=0).train(not fixed)
+    for step in range(2):
+        logits, _, _ = train_step(state, method, Batch(images, torch.tensor([0, 1, 2, 0])))
+        expected += 0.1 * (mean - expected)
+        if step == 0:
+            assert torch.allclose(logits, reference(images)["logits"], atol=1e-4)
+    after = target.weights()
+    assert target.training != fixed
+    assert torch.allclose(after["bn1.running_mean"], before["bn1.running_mean"] if fixed else expected, atol=1e-5)
+    assert all(torch.equal(p, before[name]) for name, p in target.backbone_parameters().items())
+    assert not any(torch.equal(p, before[name]) for name, p in target.head_parameters().items())
 
 
 # ---- images --------------------------------------------------------------------------------------------------

@@ -35,9 +35,10 @@ class TrainState:
     loss_name: str = "cross_entropy"
 
     def __post_init__(self) -> None:
-        self._frozen = not any(p.requires_grad for p in self.target.backbone_parameters().values())
+        backbone = self.target.backbone_parameters().values()
+        self._frozen = not (self.target.training or any(p.requires_grad for p in backbone))
         target: nn.Module = frozen_backbone(self.target, self.precision) if self._frozen else self.target
-        self._target = self._compiled(devices.parallel(target, next(self.target.parameters()).device))
+        self._target = self._compiled(devices.parallel(target, next(iter(backbone)).device))
         self._source = self._compiled(self.source) if self.source is not None else None
         groups = self.optimizer.param_groups if self.optimizer else []
         of_target = set(self.target.parameters())

@@ -5,6 +5,9 @@ target's map minus the source's. The attention a_l is a function of S_l, one for
 target. Loss = CE + alpha * Omega + beta/2 * ||head||^2. Omega is a mean over the batch without a division by H W, so
 that alpha does not mean what it means for DELTA: with equal weights, DELTA's term of a layer is B / (H W) times AFA's.
 
+Source: the paper and the authors' code (xiezheng-cs/AFA at bb42a53: models/regularizer.py, framework.py, and the
+strengths of hocon_config/).
+
 The attention modules minimise the same Omega, so that attention moves to where source and target agree anyway. The log
 therefore shows the attention's entropy, and what the penalty would be with uniform weights.
 """
@@ -190,7 +193,8 @@ class AFA(Penalty):
 
     The channel stage has a tenth of the learning rate. It aligns to the network of the spatial stage as in the authors'
     code (alignment_target="previous"), or to the source as in the paper's text ("source"). Deviation: the published
-    procedure goes on from the best epoch on the test images, this one from the last iteration.
+    procedure goes on from the best epoch on the test images, this one from the last iteration, since nothing is
+    selected on test data.
     Each stage takes the whole schedule: schedule.iterations=4500 gives each its published 4,500 iterations.
     """
 

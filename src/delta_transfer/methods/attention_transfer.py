@@ -16,8 +16,10 @@ class AT(PairedMaps):
 
     q(F) = a / ||a||, (B, P), where a is the mean of F^2 over the channels at each of the P positions. The mean is over
     images and positions. S_m is resized bilinearly to T_n's size. The method has no parameters, whatever the numbers of
-    channels. q has norm 1, so that a pair's mean is at most 2 / P, and alpha is large. Alpha of L2T-ww's baseline was
-    not found: tune it on validation data.
+    channels. q has norm 1, so that a pair's mean is at most 2 / P, and alpha is large.
+
+    Source: the paper, and at_loss of L2T-ww's authors (alinlab/L2T-ww at 023c642, utils/utils.py). Their alpha was not
+    found: tune it on validation data.
     """
 
     alpha: float = option(

@@ -261,7 +261,7 @@ class Regularizer(Options, nn.Module):
         return {}
 
     def head_penalty(self, target: Network) -> dict[str, Tensor]:
-        """beta * 1/2 * (||W||^2 + ||bias||^2) of the new head (official DELTA code)."""
+        """beta * 1/2 * (||W||^2 + ||bias||^2) of the new head (lixingjian/DELTA at 45054d4)."""
         if self.beta == 0:
             return {}
         squares = [p.square().sum() for p in target.head_parameters().values()]

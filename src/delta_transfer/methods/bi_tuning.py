@@ -44,12 +44,13 @@ class BiTuning(Penalty):
     with e = 1/(Q+1) on the first Q+1 entries and 0 elsewhere. Both are means over the batch. CE is that of the first
     view.
 
-    Source: paper and Transfer-Learning-Library, with its alpha 1, Q 40, T 0.07, m 0.999, 128 dimensions and weight
-    decay 5e-4. P has the backbone's learning rate. As in the library, u_c is constant, so that L_y trains the encoder
-    alone, through g_q u_c, and the keys of the batch enter the queues after L_z and before L_y. Deviation: the
-    library's head begins with N(0, 0.01) and biases of 0, which head_std=0.01 does; here it begins as in every method.
-    With schedule.accumulate, each micro-batch finds the keys of the micro-batches before it in the queues. The second
-    view is drawn from (seed, iteration), as the first one is.
+    Source: the paper and Transfer-Learning-Library (thuml/Transfer-Learning-Library at 9fcd99c,
+    tllib/regularization/bi_tuning.py), with its alpha 1, Q 40, T 0.07, m 0.999, 128 dimensions and weight decay 5e-4. P
+    has the backbone's learning rate. As in the library, u_c is constant, so that L_y trains the encoder alone, through
+    g_q u_c, and the keys of the batch enter the queues after L_z and before L_y. Deviation: the library's head begins
+    with N(0, 0.01) and biases of 0, which head_std=0.01 does; here it begins as in every method, so that all methods of
+    one seed have the same first head. With schedule.accumulate, each micro-batch finds the keys of the micro-batches
+    before it in the queues. The second view is drawn from (seed, iteration), as the first one is.
 
     `penalty` takes the second views as outputs["view_2"], (B, 3, H, W), and raises UserError without them. In a loop
     of your own call `follow(target)` before each step.

@@ -13,7 +13,8 @@ class BSS(Penalty):
     """Omega = sum_{i=1..k} sigma_{-i}^2, loss = CE + alpha * Omega + beta/2 * ||head||^2.
 
     sigma_{-i} is the i-th smallest of the min(B, d) singular values of the embeddings h (B, d), the head's inputs.
-    Source: paper and Transfer-Learning-Library, with alpha 1e-3, k 1 and weight decay 5e-4. The gradient of sigma_i^2
+    Source: the paper and Transfer-Learning-Library (thuml/Transfer-Learning-Library at ff06720,
+    tllib/regularization/bss.py), with alpha 1e-3, k 1 and weight decay 5e-4. The gradient of sigma_i^2
     is 2 sigma_i u_i v_i', with the singular vectors u_i and v_i.
 
     Omega is neither a sum nor a mean over the batch: alpha belongs to a batch size, and where a batch is divided (over

@@ -30,9 +30,11 @@ class CoTuning(Penalty):
     trained with the target, at the learning rate of the backbone. c_b is the image's class. R is (K, K_s): before
     training, its row c is the mean of the source's softmax over the centre crops of the training images of class c.
 
-    Source: Transfer-Learning-Library, with its alpha 2.3 and weight decay 5e-4. Deviation: the authors' own code
-    (thuml/CoTuning) takes R from a calibrated classifier p(c | j) instead. The source weights must include their head:
-    with a file that has none, the head stays random. Call `fit` or `load_fitted` before `setup`.
+    Source: Transfer-Learning-Library (thuml/Transfer-Learning-Library at 09d0eb8, talib/finetune/co_tuning.py), with
+    its alpha 2.3 and weight decay 5e-4. Deviation: the authors' own code (thuml/CoTuning at 9373eb9,
+    module/relationship_learning.py) takes R from a calibrated classifier p(c | j) instead, which has to be chosen on
+    validation images; the library's average, which that file has too, needs none. The source weights must include their
+    head: with a file that has none, the head stays random. Call `fit` or `load_fitted` before `setup`.
     """
 
     alpha: float = option(2.3, "strength of the cross-entropy on the source's classes", at_least=0)

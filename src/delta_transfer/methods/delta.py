@@ -66,7 +66,9 @@ class DELTAWithoutAttention(MapPenalty):
     normalize_maps=True divides each position of both maps by its norm over the channels, as LDIFS does. Then no layer's
     part of an image exceeds 2, whatever the scale of the network's maps, and alpha means the same for every network.
 
-    Official code: alpha 0.01 for batches of 64, 0.1 for Stanford Dogs; no weight decay.
+    Source: the paper and the official code (lixingjian/DELTA at 45054d4, train.py: fea_map), with alpha 0.01 for
+    batches of 64, 0.1 for Stanford Dogs, and no weight decay. Deviation: the division by H_l W_l, so that alpha means
+    what it means for DELTA.
 
     `penalty` returns the terms "feature_maps" and "head". It raises UserError for a target without taps, or with a tap
     that is no feature map.
@@ -81,8 +83,11 @@ class DELTA(MapPenalty):
 
     Loss = CE + alpha * Omega + beta/2 * ||head||^2; D_l as in DELTAWithoutAttention.
     w_l = softmax((v_l - mean v_l) / (T * std v_l)), sum_c w_{l,c} = 1. v_{l,c} is how much the cross-entropy of a
-    linear probe on the frozen source network rises when channel c of tap l is removed. T is the temperature (official
-    code: 5).
+    linear probe on the frozen source network rises when channel c of tap l is removed. T is the temperature.
+
+    Source: the paper and the official code (lixingjian/DELTA at 45054d4, train.py: att_fea_map), with alpha 0.01, 0.1
+    for Stanford Dogs, and T 5. The standard scores before the softmax are in the code alone. The module `attention`
+    says how the probe deviates.
 
     Call `fit` (or `load_fitted`, with importances {tap: (C_l,)} in nats) before `penalty`, which otherwise raises
     RuntimeError. `state_dict` carries what was fitted, and `to` moves it.

@@ -66,9 +66,10 @@ class L2SP(HeldWeights):
 
     p runs over the parameters of the backbone; p0 are their values in the source network. The penalty replaces weight
     decay.
-    scope="all": every parameter but the head's, BatchNorm scale and shift included (official DELTA code, alpha 0.01).
-    scope="conv": convolution kernels only (the L2-SP authors' code, alpha 0.1). The authors also leave the head's bias
-    out of the beta term; here that term always includes it.
+    scope="all": every parameter but the head's, BatchNorm scale and shift included (lixingjian/DELTA at 45054d4,
+    train.py, alpha 0.01). scope="conv": convolution kernels only (holyseven/TransferLearningClassification at 5842a4f,
+    run_classification/train.sh, alpha 0.1). Deviation: these authors leave the head's bias out of the beta term; here
+    that term includes it, as in DELTA's code.
     Their code also changes the colours of training images: brightness by up to 63/255 of a grey level (of 255, next to
     nothing), saturation by 0.5 to 1.5 and contrast by 0.2 to 1.8 (holyseven/TransferLearningClassification at 11e5ddd,
     database/dataset_reader.py). Here the schedule can ask for that (+experiment=l2_sp_official does).

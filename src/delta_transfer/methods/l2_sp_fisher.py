@@ -33,13 +33,14 @@ class L2SPFisher(HeldWeights):
 
     j runs over the entries of all convolution kernels; p0 are their values in the source network; F is the diagonal of
     the source's Fisher information. With form="min" the weight is min(F_j, eps). Source: the L2-SP authors' code
-    (holyseven/TransferLearningClassification), whose eps is 0. They leave the head's bias out of the beta term.
+    (holyseven/TransferLearningClassification at 1426356, model/network_base.py), whose eps is 0. Deviation: they leave
+    the head's bias out of the beta term; here that term includes it, as for every method.
 
-    The authors' code reads F from a file, and they publish no estimator. Here F_j = mean_x (d log p(y | x) / d p_j)^2
-    over `fisher.images` training crops of the target's data. Each image has a gradient of its own, with BatchNorm in
-    evaluation mode, and y is drawn from the source's own softmax p(. | x). This estimates the Fisher information
-    without bias, but on the target's images. The scale of F is not 1, so that alpha does not mean what it means for
-    L2-SP: choose it on validation data. Call `fit` or `load_fitted` before `setup`.
+    Deviation: the authors' code reads F from a file, and they publish no estimator. Here F_j = mean_x (d log p(y | x) /
+    d p_j)^2 over `fisher.images` training crops of the target's data. Each image has a gradient of its own, with
+    BatchNorm in evaluation mode, and y is drawn from the source's own softmax p(. | x). This estimates the Fisher
+    information without bias, but on the target's images. The scale of F is not 1, so that alpha does not mean what it
+    means for L2-SP: choose it on validation data. Call `fit` or `load_fitted` before `setup`.
     """
 
     alpha: float = option(1.0, "strength of the penalty; not on L2-SP's scale", at_least=0)

@@ -95,8 +95,9 @@ class L2TWW(FM):
        after them. Adam takes a step on phi with the gradient of the meta loss through all these steps, momentum and
        weight decay included (`look_ahead.meta_gradient`).
 
-    After step 2 the weights, the momentum and BatchNorm's statistics are those of step 1. Deviation: in the authors'
-    code a forward pass after the roll-back updates the statistics a second time.
+    After step 2 the weights, the momentum and BatchNorm's statistics are those of step 1. Source: the paper and the
+    authors' code (alinlab/L2T-ww at 023c642, train_l2t_ww.py). Deviation: there a forward pass after the roll-back
+    updates the statistics a second time; here a step counts once, as for every method.
 
     alpha is the paper's beta, the factor of M. beta is the factor of the head's term, as in every method here; the
     published value is 0. pairs: all_to_all | one_to_one | single, see `choose_pairs`.

@@ -18,8 +18,8 @@ class LDIFS(FeaturePenalty):
 
     Source: the authors' code (omegafragger/ldifs_code at 5ffdeef, loss/ldifs.py): a mean over the entries of each
     layer, then a mean over the layers. The paper's text concatenates the features of all layers instead, which weighs a
-    layer by its channels. The authors take alpha 10, from 0.01 to 100. They begin with a linear probe's head: reg=sum
-    with the terms ldifs and lp_ft does that. `penalty` returns the terms "features" and "head".
+    layer by its channels. The authors take alpha 10 (args.py there), from 0.01 to 100. They begin with a linear probe's
+    head: reg=sum with the terms ldifs and lp_ft does that. `penalty` returns the terms "features" and "head".
     """
 
     alpha: float = option(10.0, "strength of the penalty on the normalised features, a mean over the batch", at_least=0)

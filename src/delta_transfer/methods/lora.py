@@ -30,9 +30,12 @@ class LoRA(WithoutPenalty):
 
     W0 (m, n) is the source's weight, A (r, n) and B (m, r) are trained with the head. A convolution's kernel counts as
     a matrix with a row for each output channel. B begins with 0, A with PyTorch's initialisation of a linear layer.
-    Source: the paper, and Microsoft's code (microsoft/LoRA) for rank 8 and scale 16. That code changes two matrices of
-    each attention. Here all linear layers change, as is usual for ViTs. Weights with no more rows or columns than the
-    rank are frozen.
+    Weights with no more rows or columns than the rank are frozen.
+
+    Source: the paper, and Microsoft's code (microsoft/LoRA at c18b175) for rank 8 and scale 16
+    (examples/NLU/roberta_base_mnli.sh). Deviations: the paper changes two matrices of each attention. Here all linear
+    layers change, as is usual for ViTs. That code gives a k x k convolution a change of rank r k, of a matrix with a
+    row for each output channel and line of the kernel. Here its rank is r, as that of every other weight.
 
     The target's weights are W at any time. It is measured, exported and averaged as a plain network, and penalties on
     weights or features can be added (reg=sum). The gradients of A and B follow from that of W by the chain rule,

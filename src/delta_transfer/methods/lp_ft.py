@@ -45,12 +45,13 @@ class LPFT(WithoutPenalty):
     """1. Head = argmin_{W,b} c * sum CE(W h + b) + 1/2 ||W||^2 on the frozen source's embeddings h of centre crops.
     2. From there the whole network is trained on CE.
 
-    Source: the paper and its code (AnanyaKumar/transfer_learning). h is standardised by one mean and one standard
-    deviation over all entries, which are folded into W and b afterwards. c is the best of 50 values between 1e-7 and
-    1e2 on validation data, and the smallest of several that are equally good. Here the validation data are every fifth
-    training image of a class, drawn with probe.seed; the head is then fitted to all training images. In step 2 the
-    authors use no weight decay, and BatchNorm in evaluation mode (fixed_statistics). They choose among 10 learning
-    rates on validation data; that is left to you.
+    Source: the paper and its code (AnanyaKumar/transfer_learning at 80bc68b, log_reg_sk.py). h is standardised by one
+    mean and one standard deviation over all entries, which are folded into W and b afterwards. c is the best of 50
+    values between 1e-7 and 1e2 on validation data, and the smallest of several that are equally good. Deviation: they
+    have a validation set; here, where a data set has none, the validation data are every fifth training image of a
+    class, drawn with probe.seed; the head is then fitted to all training images. In step 2 the authors use no weight
+    decay, and BatchNorm in evaluation mode (fixed_statistics). They choose among 10 learning rates on validation data;
+    that is left to you.
 
     Step 1 is computed once, before training, and takes no iterations of the schedule. Call `fit` or `load_fitted`
     before `setup`.

@@ -33,14 +33,15 @@ class LwF(Penalty):
     elements; T is the temperature. With several sources each has its own h, and D is the sum.
 
     head="source": h is the source's own head, frozen, for a target that starts from the source's weights. This is the
-    method of the paper and of Transfer-Learning-Library, whose loss is lam * KL with lam 4 and T 3, a mean over the
-    batch without T^2. It equals D with alpha = lam K / (2 T^2). Deviation: that library stores z of one crop of each
-    image once and compares it with the logits of other crops; here z belongs to the crop that the target sees.
+    method of the paper and of thuml/Transfer-Learning-Library at 2367699 (lwf.py of its examples), whose loss is lam *
+    KL with lam 4 and T 3, a mean over the batch without T^2. It equals D with alpha = lam K / (2 T^2). Deviation: that
+    library stores z of one crop of each image once and compares it with the logits of other crops; here z belongs to
+    the crop that the target sees, so that both networks judge the same pixels.
 
-    The utility in the L2T-ww authors' code (utils/utils.py at 6883556, in its git history only) also multiplies CE by
-    1 - a. Here CE has the weight 1, as in every method, and alpha multiplies the KL alone, so that penalties can be
-    added. Their loss is 1 - a times this one at alpha = a / (1 - a), which amounts to another learning rate and weight
-    decay. Neither a nor T was found for their baseline: tune alpha and T on validation data.
+    The utility in the L2T-ww authors' code (alinlab/L2T-ww at 6883556, utils/utils.py, in its git history only) also
+    multiplies CE by 1 - a. Here CE has the weight 1, as in every method, and alpha multiplies the KL alone, so that
+    penalties can be added. Their loss is 1 - a times this one at alpha = a / (1 - a), which amounts to another learning
+    rate and weight decay. Neither a nor T was found for their baseline: tune alpha and T on validation data.
 
     Call `setup(target, {}, {"logits": (K,)})` before training; raises ValueError without the shape of the logits. With
     head="source" call `fit` or `load_fitted` before it.

@@ -151,7 +151,8 @@ class FM(PairedMaps):
 
     Feature matching as in FitNets (Romero et al., ICLR 2015), which match one layer. r_mn is a 1x1 convolution with
     bias, C_n -> C_m, trained with the target; S_m is resized bilinearly to T_n's size. This is L2T-ww without its
-    meta-networks. Alpha of that paper's baseline was not found: tune it on validation data.
+    meta-networks (alinlab/L2T-ww at 023c642, train_l2t_ww.py). Alpha of that paper's baseline was not found: tune it on
+    validation data.
     """
 
     alpha: float = option(0.5, "strength of the matching; not published for this comparison", at_least=0)

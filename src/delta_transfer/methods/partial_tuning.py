@@ -54,7 +54,8 @@ class LNTune(PartialTuning):
     """Loss = CE; the head and the parameters of all normalisation layers are trained: scales and shifts.
 
     Layers are LayerNorm, GroupNorm, RMSNorm and every kind of BatchNorm. Source: the norm tuning that
-    OSU-MLB/ViT_PEFT_Vision compares (NeurIPS 2024), there for ViTs. Weight decay is that of L2.
+    OSU-MLB/ViT_PEFT_Vision at 344d82a compares (Mai et al., CVPR 2025), there LayerNorm of ViTs. Weight decay is that
+    of L2.
     """
 
     what = "normalisation layers with parameters"

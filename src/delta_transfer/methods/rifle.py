@@ -12,12 +12,12 @@ from .base import METHODS, TrainState, WithoutPenalty
 class RIFLE(WithoutPenalty):
     """Loss = CE; at the fractions `at` of the schedule the head's weight W (K x d) is drawn anew from U(-b, b).
 
-    Source: the paper draws fresh values at chosen epochs. PaddlePaddle/PaddleTransfer does so at epochs 10, 20 and 30
-    of 40, and leaves bias, momentum and learning rate alone, as here. bound="features" is b = 1/sqrt(d), as the head
-    was initialised. bound="classes" is PaddleTransfer's b = 1/sqrt(K), from the second dimension of a weight stored as
-    d x K: with few classes it is so large (0.7 for two) that the loss begins far above that of guessing. bias=True
-    draws the bias from U(-b, b), too. reset_momentum=True sets the optimizer's momentum of the redrawn parameters to 0;
-    otherwise the momentum of the old head goes on.
+    Source: the paper draws fresh values at chosen epochs. PaddlePaddle/PaddleTransfer at 7ab5613 (rifle.py) does so at
+    epochs 10, 20 and 30 of 40, and leaves bias, momentum and learning rate alone, as here. bound="features" is b =
+    1/sqrt(d), as the head was initialised. bound="classes" is PaddleTransfer's b = 1/sqrt(K), from the second dimension
+    of a weight stored as d x K: with few classes it is so large (0.7 for two) that the loss begins far above that of
+    guessing. bias=True draws the bias from U(-b, b), too. reset_momentum=True sets the optimizer's momentum of the
+    redrawn parameters to 0; otherwise the momentum of the old head goes on.
     """
 
     at: list[float] = option(

@@ -39,9 +39,10 @@ class StochasticBatchNorm(AnyBatchNorm):
 class StochNorm(WithoutPenalty):
     """Loss = CE; in training, each BatchNorm layer is a StochasticBatchNorm.
 
-    Source: paper and Transfer-Learning-Library, with p 0.5 (the library ignores other values) and weight decay 5e-4.
-    Deviation: that library differentiates with the statistics after the update, which is not the gradient of what it
-    computes; here finite differences agree. p=1 is plain fine-tuning; p=0 normalises by the moving statistics alone.
+    Source: the paper and Transfer-Learning-Library (thuml/Transfer-Learning-Library at 0aecfaa,
+    tllib/normalization/stochnorm.py), with p 0.5 (the library ignores other values) and weight decay 5e-4. Deviation:
+    that library differentiates with the statistics after the update, which is not the gradient of what it computes;
+    here finite differences agree. p=1 is plain fine-tuning; p=0 normalises by the moving statistics alone.
     """
 
     weight_decay: float = option(5e-4, DECAY, at_least=0)

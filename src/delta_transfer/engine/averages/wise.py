@@ -40,9 +40,10 @@ class Wise(Average):
 
     theta_0 are the weights before the first step, theta_1 those after the last one. a is given, 0.5 by default, or
     chosen: the one of 0, 0.1, ..., 1 with the highest accuracy on the validation images, and the largest of equal ones.
-    Training is not changed. Source: the paper and mlfoundations/wise-ft, whose networks have no BatchNorm. Here the
-    statistics of a network between both ends are estimated anew from training crops, if training has moved them
-    (derived). Each stage of a method has its own theta_0 and theta_1, and the next stage starts from theta_a.
+    Training is not changed. Source: the paper and mlfoundations/wise-ft at 4639a39 (src/wise_ft.py), which interpolates
+    the head too, since it begins as a zero-shot classifier, and whose networks have no BatchNorm. Here the statistics
+    of a network between both ends are estimated anew from training crops, if training has moved them (derived). Each
+    stage of a method has its own theta_0 and theta_1, and the next stage starts from theta_a.
 
     Accuracies on the images that a was chosen on are too high.
     """
