@@ -16,12 +16,13 @@ from safetensors.numpy import save_file
 from delta_transfer.common.tables import Entry, Table, entries
 from delta_transfer.records import reading as runs
 from delta_transfer.reporting import page as module
-from delta_transfer.reporting import page_charts
+from delta_transfer.reporting import page_charts, page_runs
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.leaderboard import leaderboards
 from delta_transfer.reporting.logs import curves_of
-from delta_transfer.reporting.page import MOST_POINTS, curves_and_settings, drawn_runs, how_made, page, table_html
+from delta_transfer.reporting.page import page, table_html
 from delta_transfer.reporting.page_charts import MAX_LINES, POINTS, attention_histograms, learning_curves
+from delta_transfer.reporting.page_runs import FEWEST_POINTS, MOST_POINTS, curves_and_settings, drawn_runs, how_made
 
 from .test_report import assert_golden, record, save, three_methods
 
@@ -479,7 +480,7 @@ def test_the_data_of_many_runs_stay_small(tmp_path):
 
 
 def test_a_page_of_many_runs_says_what_it_leaves_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "ALL_POINTS", 12 * module.FEWEST_POINTS)
+    monkeypatch.setattr(page_runs, "ALL_POINTS", 12 * FEWEST_POINTS)
     made = [record("delta", seed, alpha=float(a), test_top1=50.0 + a) for a in range(1, 16) for seed in range(2)]
     found = read_back(tmp_path, made, {r["run_id"]: log([1 / (i + 1) for i in range(99)]) for r in made})
     comparison = compare(found)
@@ -491,7 +492,7 @@ def test_a_page_of_many_runs_says_what_it_leaves_out(tmp_path, monkeypatch):
     kept = [run for run in found if id(run["config"]) in logs]
     assert {run["config"]["reg"]["alpha"] for run in kept} == {float(a) for a in range(10, 16)}
     assert (len(logs), left_out) == (12, 18)
-    assert all(len(curve["loss"][1]) == module.FEWEST_POINTS for curve in curves_and_settings(kept, logs)["curves"])
+    assert all(len(curve["loss"][1]) == FEWEST_POINTS for curve in curves_and_settings(kept, logs)["curves"])
 
 
 def test_words_that_runs_share_are_there_once(tmp_path):

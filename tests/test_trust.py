@@ -10,6 +10,7 @@ from delta_transfer import report
 from delta_transfer.records import arrays
 from delta_transfer.records.reading import read, run_folders
 from delta_transfer.reporting import calibration as measures
+from delta_transfer.reporting import page as module
 from delta_transfer.reporting.calibration import Judged
 from delta_transfer.reporting.trust import pool, trusted
 from delta_transfer.reporting.trust_tables import as_json, by_class, confusions, flips, summary, suspicious, worst
@@ -169,6 +170,19 @@ def test_folds_alone_are_judged_as_one(made):
     # Two seeds of one image: their mean counts.
     twice = pool([(folds[0], arrays.predictions(folds[0], arrays.VALIDATION))] * 2)
     assert len(twice.labels) == 2
+
+
+def test_the_page_shows_classes_and_images_of_the_best(made, monkeypatch):
+    def page():
+        assert report.main([str(made), "--format", "html", "--output", str(made / "page.html")]) == 0
+        return (made / "page.html").read_text().partition('<section id="trust">')[2].partition("</section>")[0]
+
+    both = page()
+    assert all(f"<td>{name}</td>" in both for name in ("&lt;wasp&gt;", "6.png", "test/2.png")) and "McNemar" in both
+    monkeypatch.setattr(module, "MOST", 1)
+    best = page()
+    assert best.count("<h3>") < both.count("<h3>") and "DELTA on cub, resnet18, seed 0: classes" in best
+    assert "L2 on cub" in best and "L2 on cub, resnet18, seed 0: classes" not in best
 
 
 def test_json_and_command(made, capsys):

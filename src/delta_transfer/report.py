@@ -101,7 +101,7 @@ def remake(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> int:
-    usable, others, failed, unusable = finished_and_failed(args)
+    usable, others, failed, unusable, on_folds = finished_and_failed(args)
     groups = by_question(usable, args)
     if not groups and not args.against and not args.per_image and others:
         args.metric = next(iter(others))
@@ -126,6 +126,7 @@ def report(args: argparse.Namespace) -> int:
         comparisons += [compare(group, metric) for group in by_question(records, args)]
     left_out = [f"Left out: {shorten_list(names)}: {reason}" for reason, names in unusable.items()]
     comparisons[0].notes.extend(left_out)
+    comparisons[0].on_folds.extend(on_folds)
     for comparison in comparisons:
         for warning in comparison.warnings:
             log.info(warning)
@@ -240,8 +241,9 @@ def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
 
 def finished_and_failed(
     args: argparse.Namespace,
-) -> tuple[list[Record], dict[str, list[Record]], list[Record], dict[str, list[str]]]:
-    """The records for the table, those of other tasks by their metric, those of failed runs, and the names of others.
+) -> tuple[list[Record], dict[str, list[Record]], list[Record], dict[str, list[str]], list[Record]]:
+    """The records for the table, those of other tasks by their metric, those of failed runs, the names of others, and
+    the records of runs on folds beside a table of tested ones.
 
     The others, such as records that were changed, are there by the reason why they cannot be used. stderr gets a line
     about each run that is not in the table.
@@ -257,6 +259,7 @@ def finished_and_failed(
     unvalidated = "without a validation split"  # final runs, which train on all training images
     of_other_tasks = f"of other tasks or of older versions, which have no {args.metric}"
     on_folds = "on folds, which are validated and not tested"  # they serve to choose settings
+    of_folds: list[Record] = []
     otherwise_validated = f"{'without' if args.select == 'cv' else 'with'} split.folds"
     left_out = dict.fromkeys([unvalidated, of_other_tasks, on_folds, otherwise_validated], 0)
     for record in records:
@@ -270,6 +273,7 @@ def finished_and_failed(
             left_out[unvalidated] += 1
         elif lacks and folds(record):
             left_out[on_folds] += 1
+            of_folds.append(record)
         elif reason == "no test_top1" and other is not None:
             others.setdefault(other, []).append(record)
         elif lacks and (validates(args.metric) or other is not None or problem(record) is None):
@@ -289,7 +293,7 @@ def finished_and_failed(
             log.info(f"left out: {count} runs {words}")
     if unfinished:
         log.info(f"unfinished: {len(unfinished)} ({', '.join(unfinished)})")
-    return usable, others, failed, unusable
+    return usable, others, failed, unusable, of_folds
 
 
 def against_predictions(record: Record, say: bool) -> str | None:

@@ -144,6 +144,7 @@ class Comparison:
     transfers: bool = False  # all of its runs do
     titles: dict[str, str] = field(default_factory=dict)  # display names by method, as the records have them
     datasets: dict[str, str] = field(default_factory=dict)  # display names of data sets
+    on_folds: list[Record] = field(default_factory=list, repr=False, compare=False)  # runs beside the tested ones
 
     @property
     def kind(self) -> Metric:

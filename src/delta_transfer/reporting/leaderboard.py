@@ -65,7 +65,7 @@ def leaderboard(comparison: Comparison, lines: list[Result], contest: Contest, b
     if any(found):
         notes.append(
             f"Difference: mean and 95 % t interval, {comparison.kind.of_differences}, paired by "
-            f"{comparison.paired_by}; the bar shows it, 0 is {name}"
+            f"{comparison.paired_by}; a bar, where there is room, shows it; 0 is {name}"
         )
         if comparison.paired_by == "fold":
             notes.append("Folds share training data, so that intervals tend to be too short")

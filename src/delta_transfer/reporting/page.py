@@ -12,29 +12,25 @@ from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from ..common.console import Warn
-from ..common.tables import Bar, Entry, Table, entries, number, time_entry
+from ..common.tables import Bar, Entry, Table
 from ..records.files import MIB, read_regular
-from ..records.reading import Record, config_of, is_number, one_line, run_id
-from .comparison import Comparison, distinct_runs
+from ..records.reading import Record, config_of
+from .comparison import Comparison, distinct_runs, grouped
 from .logs import Curves, curves_of
 from .page_charts import (
-    TITLES,
     Group,
     Key,
     attention_histograms,
     learning_curves,
     matched_amounts,
     painted,
-    thinned,
 )
-from .record_views import NOT_SETTINGS, flatten, within
+from .page_runs import best_first, curves_and_settings, drawn_runs, how_made, table_of_runs
+from .record_views import dataset_and_backbone
 from .trust import trusted
-from .trust_tables import summary
+from .trust_tables import MOST, summary, trust_tables
 
 # With this policy the browser refuses everything that is not in the file.
 POLICY = (
@@ -45,12 +41,9 @@ PNG = b"\x89PNG\r\n\x1a\n"
 LARGEST_PICTURE = 64 * MIB
 RELOAD = 30  # seconds
 MAX_OPEN, MAX_GROUPS = 4, 40  # groups of charts: more are folded up, and yet more are left out
+LINES = 10  # of a table about the classes or images of a model
 MAX_NAMES = 6  # in the line below the title
 LONG = 40  # characters, from which on the words of a cell get a wide column of small print
-# Points of a run's curve, and of the curves of all runs, so that a page of thousands of runs stays below 1.5 MB.
-FEWEST_POINTS, MOST_POINTS, ALL_POINTS = 8, 60, 40_000
-NAMES = {"seed", "dataset.name", "backbone.name"}
-HOW_MADE = ["run", "command", "overrides", "versions", "device", "commit", "finished"]
 
 CURVES = (
     "Mean over the seeds of a cell, at the iterations that all its runs logged; the band is its 95 % t interval. "
@@ -76,14 +69,13 @@ def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn
     `warn` names what is missing or cannot be read, which is left out. reloads: the browser reads it anew now and then.
     """
     curves = curves_of(comparison, warn)
-    judged = trusted(records_of(comparison), lambda _: None)  # the report has named damaged files
     first = "Leaderboard" if any(table.verdict for table in tables) else "Results"
     sections = [
         ("tables", first, "\n".join(map(table_html, tables))),
         ("curves", "Learning curves", groups_html(learning_curves(comparison, curves), CURVES)),
         ("attention", "Channel attention", groups_html(attention_histograms(comparison, warn), ATTENTION)),
         ("matching", "What is matched, how much", groups_html(matched_amounts(comparison, curves), MATCHING)),
-        ("trust", "Can the models be trusted?", table_html(summary(judged)) if judged else ""),
+        ("trust", "Can the models be trusted?", trust_html(comparison)),
         ("pictures", "Case study", "\n".join(filter(None, (picture_html(path, warn) for path in pictures)))),
         ("runs", "Runs", runs_html(comparison, curves)),
     ]
@@ -195,6 +187,39 @@ def key_html(number: int, key: Key) -> str:
     )
 
 
+# ---- trust -----------------------------------------------------------------------------------------------
+
+
+def trust_html(comparison: Comparison) -> str:
+    """A line for each model with predictions, and more of a model of each result at the top of a leaderboard."""
+    runs = records_of(comparison)
+    own = set(map(id, map(config_of, runs)))
+    found = trusted(runs + comparison.on_folds, lambda _: None)  # the report has named damaged files
+    judged = [one for one in found if id(config_of(one.record)) in own]
+    if not judged:
+        return ""
+    by_run = {id(config_of(one.record)): one for one in judged}
+    each = [
+        [by_run[key] for run in one.cell.runs if (key := id(config_of(run))) in by_run]
+        for one in best_first(comparison)
+    ]
+    leaders = [own[0] for own in each if own][:MOST]
+    more = [
+        table
+        for _, models in grouped(leaders, lambda one: dataset_and_backbone(one.record)[0])
+        for table in trust_tables(models, LINES)[1:]
+    ]
+    return "\n".join(
+        [
+            table_html(summary(judged)),
+            '<details class="group">',
+            f"<summary>Classes, mistakes and calibration: {escape('; '.join(one.name for one in leaders))}</summary>",
+            *map(table_html, more),
+            "</details>",
+        ]
+    )
+
+
 # ---- pictures --------------------------------------------------------------------------------------------
 
 
@@ -288,107 +313,12 @@ def list_html(name: str, lines: list[str]) -> list[str]:
 
 def runs_html(comparison: Comparison, groups: list[list[Curves]]) -> str:
     """A table with a line for each run, which page.js filters, and the data of what it draws, compares and shows."""
-    rows, runs = [], []
-    for method, row, cell in comparison.results:
-        for (seed, fold), run in zip(cell.values, cell.runs, strict=True):
-            seconds: Any = run.get("train_seconds")
-            rows.append(
-                entries(
-                    comparison.dataset_title(row.dataset),
-                    row.backbone,
-                    comparison.display(method),
-                    row.settings.replace("reg.", ""),
-                    f"{seed}" + ("" if fold is None else f", fold {fold}"),
-                    number(run[comparison.metric], ".2f"),
-                    time_entry(seconds if is_number(seconds) else None),
-                )
-            )
-            runs.append(run)
-    header = ["data set", "backbone", "method", "settings", "seed", comparison.kind.axis, "time"]
-    frames, left_out = drawn_runs(comparison, groups)
-    said = f"The page has curves of {len(frames):,} runs, those of the best results, and of {left_out:,} others none."
-    data = json.dumps(curves_and_settings(runs, frames) | how_made(runs), separators=(",", ":"), ensure_ascii=False)
-    data = data.replace("<", r"\u003c")  # a text of a record ends no script
-    return "\n".join(
-        [
-            *([f"<p>{said}</p>"] if left_out else []),
-            grid_html(Table("Runs", header, rows, 5), "sortable filtered"),
-            f'<script type="application/json" id="logs">{data}</script>',
-        ]
+    table, runs = table_of_runs(comparison)
+    logs, left_out = drawn_runs(comparison, groups)
+    said = (
+        f"The page has the curves of {len(logs):,} runs, those of the best results, and leaves out {left_out:,} others."
     )
-
-
-def drawn_runs(comparison: Comparison, groups: list[list[Curves]]) -> tuple[dict[int, pd.DataFrame], int]:
-    """The logs whose curves are in the page, by the id of a run's configuration, and the number of logs left out.
-
-    Of more than a page has room for, those of the results at the top of each leaderboard are there.
-    """
-    logs = {id(config_of(run)): frame for group in groups for one in group for run, frame in one.each}
-    leaders = [sorted(results, key=lambda one: -one.cell.merit) for _, results in comparison.places]
-    ranked = sorted(((i, one) for results in leaders for i, one in enumerate(results)), key=lambda pair: pair[0])
-    found = {key: logs[key] for _, one in ranked for run in one.cell.runs if (key := id(config_of(run))) in logs}
-    room = ALL_POINTS // (FEWEST_POINTS * max(1, quantities_in(found)))
-    return dict(list(found.items())[:room]), max(0, len(found) - room)
-
-
-def quantities_in(logs: dict[int, pd.DataFrame]) -> int:
-    """How many quantities are drawn of the run that logged most."""
-    return max((sum(name in frame for name in TITLES) for frame in logs.values()), default=0)
-
-
-def curves_and_settings(runs: list[Record], frames: dict[int, pd.DataFrame]) -> dict[str, Any]:
-    """What page.js draws and compares, by the place of a run in the table.
-
-    titles: of quantities; curves: for each run by quantity (number of its steps in `steps`, values); keys: settings in
-    which any runs differ, with all their values; settings: for each run the numbers of its values, -1: it has none.
-    """
-    most = max(FEWEST_POINTS, min(MOST_POINTS, ALL_POINTS // max(1, len(frames) * quantities_in(frames))))
-    steps: dict[tuple[int, ...], int] = {}
-    curves = []
-    for run in runs:
-        frame, found = frames.get(id(config_of(run)), pd.DataFrame()), {}
-        for name in [name for name in TITLES if name in frame]:
-            curve = thinned(frame.set_index("step")[name].dropna(), most)
-            if len(curve) > 1:
-                number = steps.setdefault(tuple(curve.index.tolist()), len(steps))
-                found[name] = [number, [float(f"{value:.4g}") for value in curve]]
-        curves.append(found)
-    table = pd.DataFrame([{key: as_text(value) for key, value in flatten(config_of(run)).items()} for run in runs])
-    wanted = [key for key in sorted(table) if key in NAMES or not within(key, NOT_SETTINGS)]
-    coded = {key: pd.factorize(table[key]) for key in wanted if table[key].nunique(dropna=False) > 1}
-    return {
-        "titles": TITLES,
-        "steps": list(steps),
-        "curves": curves,
-        "keys": [[key, values.tolist()] for key, (_, values) in coded.items()],
-        "settings": list(zip(*(codes.tolist() for codes, _ in coded.values()), strict=True)),
-    }
-
-
-def as_text(value: object) -> str:
-    return json.dumps(value) if value is None or isinstance(value, bool) else one_line(value)
-
-
-def how_made(runs: list[Record]) -> dict[str, Any]:
-    """What page.js shows of a run: for each of `about` the place of its words in `texts`, or a list of places.
-
-    Runs of a sweep share most words, so that each text is there once. None: it is not recorded.
-    """
-    texts: dict[str, int] = {}
-
-    def place(value: object) -> int | None:
-        return None if value in (None, "") else texts.setdefault(one_line(value), len(texts))
-
-    made = []
-    for run in runs:
-        versions, overrides = run.get("versions"), run.get("overrides")
-        made.append(
-            [
-                place(run_id(run)),
-                place(run.get("command")),
-                list(map(place, overrides)) if overrides and isinstance(overrides, list) else None,
-                place(", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, dict) else None),
-                *(place(run.get(key)) for key in ("device", "git_commit", "finished")),
-            ]
-        )
-    return {"about": HOW_MADE, "texts": list(texts), "made": made}
+    data = json.dumps(curves_and_settings(runs, logs) | how_made(runs), separators=(",", ":"), ensure_ascii=False)
+    data = data.replace("<", r"\u003c")  # a text of a record ends no script
+    script = f'<script type="application/json" id="logs">{data}</script>'
+    return "\n".join([*([f"<p>{said}</p>"] if left_out else []), grid_html(table, "sortable filtered"), script])
