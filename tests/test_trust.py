@@ -1,10 +1,13 @@
 """delta-report trust: measures against worked examples, planted label errors, and the road from files to tables."""
 
 import json
+from base64 import b64decode
 from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from delta_transfer import report
 from delta_transfer.records import arrays
@@ -12,6 +15,7 @@ from delta_transfer.records.reading import read, run_folders
 from delta_transfer.reporting import calibration as measures
 from delta_transfer.reporting import page as module
 from delta_transfer.reporting.calibration import Judged
+from delta_transfer.reporting.thumbnails import thumbnail, with_thumbnails
 from delta_transfer.reporting.trust import pool, trusted
 from delta_transfer.reporting.trust_tables import as_json, by_class, confusions, flips, summary, suspicious, worst
 
@@ -183,6 +187,22 @@ def test_the_page_shows_classes_and_images_of_the_best(made, monkeypatch):
     best = page()
     assert best.count("<h3>") < both.count("<h3>") and "DELTA on cub, resnet18, seed 0: classes" in best
     assert "L2 on cub" in best and "L2 on cub, resnet18, seed 0: classes" not in best
+
+
+def test_the_page_shows_images_of_the_folder_and_of_no_other(made):
+    photos = made / "photos"
+    (photos / "test").mkdir(parents=True)
+    Image.new("RGB", (300, 200), "red").save(photos / "test" / "2.png")
+    Image.new("RGB", (9, 9)).save(made / "outside.png")
+    (photos / "test" / "5.png").write_text("no image")
+    (photos / "link.png").symlink_to(made / "outside.png")
+    table = worst(next(iter(found_in(made).values())), 9)
+    shown = [row[0].picture for row in with_thumbnails(table, photos).rows]  # test/2.png, test/5.png
+    assert shown[1] == "" and Image.open(BytesIO(b64decode(shown[0].partition(",")[2]))).size == (96, 64)
+    assert [thumbnail(photos, name) for name in ("../outside.png", str(made / "outside.png"), "link.png")] == [""] * 3
+    command = [str(made), "--format", "html", "--output", str(made / "page.html")]
+    assert report.main([*command, "--images", str(photos)]) == 0
+    assert "data:image/jpeg" in (made / "page.html").read_text()
 
 
 def test_json_and_command(made, capsys):

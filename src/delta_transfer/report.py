@@ -201,7 +201,8 @@ def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
         pictures = sorted(args.pictures.glob("*.png")) if args.pictures else []
         if args.pictures and not pictures:
             log.info(f"no pictures (*.png) in {args.pictures}")
-        return page(made, together(comparisons, comparisons[0].metric), pictures, log.info, reloads=bool(args.watch))
+        whole = together(comparisons, comparisons[0].metric)
+        return page(made, whole, pictures, log.info, bool(args.watch), args.images)
     if args.format == "table":
         return tables.on_screen(made, terminal=not args.output and sys.stdout.isatty())
     return TEXTS[args.format](made)

@@ -62,8 +62,10 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
         p.error("--style and --no-caption are about --figures DIR")
     if args.watch is not None and (args.watch <= 0 or args.emit_overrides):
         p.error("--watch is a number of seconds above 0, and not for --emit-overrides")
-    if args.pictures and args.format != "html":
-        p.error("--pictures go into the page of --format html")
+    if (args.pictures or args.images) and args.format != "html":
+        p.error("--pictures and --images go into the page of --format html")
+    if args.images and not args.images.is_dir():
+        p.error(f"--images {args.images}: no such folder")
     return args
 
 
@@ -142,6 +144,9 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--no-caption", action="store_true", help="figures without title and caption, for a paper that has its own"
     )
     p.add_argument("--pictures", type=Path, metavar="DIR", help="for --format html: show the PNGs of a case study")
+    p.add_argument(
+        "--images", type=Path, metavar="DIR", help="for --format html: the data set, to show its worst images"
+    )
     p.add_argument(
         "--select",
         choices=["cv", "val"],

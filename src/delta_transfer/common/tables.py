@@ -69,6 +69,7 @@ class Entry:
     value: float | None = None  # the number to sort by; None: sorted by its text
     bold: bool = False
     bar: Bar | None = None  # drawn in place of the text
+    picture: str = ""  # a data URI, which a page shows above the text
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from .page_charts import (
 )
 from .page_runs import best_first, curves_and_settings, drawn_runs, how_made, table_of_runs
 from .record_views import dataset_and_backbone
+from .thumbnails import with_thumbnails
 from .trust import trusted
 from .trust_tables import MOST, summary, trust_tables
 
@@ -63,10 +64,18 @@ MATCHING = (
 )
 
 
-def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn: Warn, reloads: bool = False) -> str:
+def page(
+    tables: list[Table],
+    comparison: Comparison,
+    pictures: list[Path],
+    warn: Warn,
+    reloads: bool = False,
+    images: Path | None = None,
+) -> str:
     """The whole page. `pictures`: PNG files; a text file beside one, of the same stem, is its caption.
 
     `warn` names what is missing or cannot be read, which is left out. reloads: the browser reads it anew now and then.
+    images: the folder of the data set, whose images that are most often wrong are shown.
     """
     curves = curves_of(comparison, warn)
     first = "Leaderboard" if any(table.verdict for table in tables) else "Results"
@@ -75,7 +84,7 @@ def page(tables: list[Table], comparison: Comparison, pictures: list[Path], warn
         ("curves", "Learning curves", groups_html(learning_curves(comparison, curves), CURVES)),
         ("attention", "Channel attention", groups_html(attention_histograms(comparison, warn), ATTENTION)),
         ("matching", "What is matched, how much", groups_html(matched_amounts(comparison, curves), MATCHING)),
-        ("trust", "Can the models be trusted?", trust_html(comparison)),
+        ("trust", "Can the models be trusted?", trust_html(comparison, images)),
         ("pictures", "Case study", "\n".join(filter(None, (picture_html(path, warn) for path in pictures)))),
         ("runs", "Runs", runs_html(comparison, curves)),
     ]
@@ -190,7 +199,7 @@ def key_html(number: int, key: Key) -> str:
 # ---- trust -----------------------------------------------------------------------------------------------
 
 
-def trust_html(comparison: Comparison) -> str:
+def trust_html(comparison: Comparison, images: Path | None) -> str:
     """A line for each model with predictions, and more of a model of each result at the top of a leaderboard."""
     runs = records_of(comparison)
     own = set(map(id, map(config_of, runs)))
@@ -209,6 +218,8 @@ def trust_html(comparison: Comparison) -> str:
         for _, models in grouped(leaders, lambda one: dataset_and_backbone(one.record)[0])
         for table in trust_tables(models, LINES)[1:]
     ]
+    if images:
+        more = [with_thumbnails(table, images) if table.header[0] == "image" else table for table in more]
     return "\n".join(
         [
             table_html(summary(judged)),
@@ -271,6 +282,7 @@ def grid_html(table: Table, kind: str = "sortable") -> str:
     def cell(entry: Entry, kind: str) -> str:
         value = f' data-value="{entry.value:.7g}"' if entry.value is not None and math.isfinite(entry.value) else ""
         text = bar_html(entry.bar) if entry.bar else escape(entry.text)
+        text = f'<img src="{entry.picture}" alt="">{text}' if entry.picture else text
         kind = kind.removeprefix("number" if value else "")  # page.css sets both to the right
         return f"<td{css_class(kind)}{value}>{f'<strong>{text}</strong>' if entry.bold else text}</td>"
 
