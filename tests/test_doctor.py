@@ -121,12 +121,12 @@ def test_of_which_network_a_file_of_weights_is(found, tmp_path):
     assert lines_of(found) == [f"ok       weights    {path}: fits backbone=small_resnet"]
     save_file({"weight": torch.zeros(1)}, path)
     doctor.weights(found, [f"backbone.weights={path}"])
-    assert found.troubles == 1 and "of no network of conf/backbone" in lines_of(found)[-1]
+    assert found.troubles == 1 and "no network of conf/backbone" in lines_of(found)[-1]
     for problem in (b"nothing", None):
         path.unlink() if problem is None else path.write_bytes(problem)
         with found.looking_at("weights"):
             doctor.weights(found, [f"backbone.weights={path}"])
-        assert str(path) in lines_of(found)[-1] and "of no network" not in lines_of(found)[-1]
+        assert str(path) in lines_of(found)[-1] and "no network" not in lines_of(found)[-1]
     assert found.troubles == 3
 
 

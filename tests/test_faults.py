@@ -381,7 +381,7 @@ def test_a_second_process_on_one_run_is_told_who_has_it(undisturbed, cub_root, t
     first.wait_for("iteration 3/")
     status, output = finish(arguments)
     (tmp_path / "go on").touch()
-    assert status == 1 and f"is in work: process {first.process.pid} on " in output and "Traceback" not in output
+    assert status == 1 and f": process {first.process.pid} on " in output and "Traceback" not in output
     assert first.wait() == 0, first.text()
     assert_the_same(only_run(tmp_path / "results"), expected)
 
@@ -391,7 +391,7 @@ def test_two_shells_share_a_sweep(cub_root, tmp_path):
     first = start(arguments, AtStep(4, until=tmp_path / "go on"))
     first.wait_for("iteration 3/")
     second = start(arguments)
-    second.wait_for("-s1-")  # the first run is in work
+    second.wait_for("-s1-")  # the first run is in progress
     (tmp_path / "go on").touch()
     shells = [first, second]
     assert [shell.wait() for shell in shells] == [0, 0], [shell.text() for shell in shells]
@@ -402,8 +402,8 @@ def test_two_shells_share_a_sweep(cub_root, tmp_path):
         assert json.loads((run / "summary.json").read_text())["error"] is None
         made_by = [shell for shell in shells if f"{run.name}: iteration 8/8" in shell.text()]
         assert len(made_by) == 1
-    assert "in work" in second.text()
-    assert "in work" in first.text() or "skipped" in first.text()
+    assert "in progress" in second.text()
+    assert "in progress" in first.text() or "skipped" in first.text()
 
 
 @LONG

@@ -325,7 +325,7 @@ def test_the_case_study_shows_what_was_learned_from_and_no_random_network(glyph_
     index = str(np.load(glyph_runs["scratch"] / "predictions.npz")["index"][3])
     command = [*map(str, (glyph_runs["scratch"], glyph_runs["l2t_ww"])), "--images", index, "--output", str(tmp_path)]
     assert case_study.main(command) == 0
-    assert "began at random weights" in capsys.readouterr().err
+    assert "began with random weights" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"chosen.png", "chosen.pdf", "chosen.txt"}
     heads = [text.get_text() for text in drawn[0].texts if "Grad-CAM" in text.get_text()]
     assert heads == [
@@ -335,7 +335,7 @@ def test_the_case_study_shows_what_was_learned_from_and_no_random_network(glyph_
     ]
     assert len(drawn[0].axes) == 1 + 3 * 3
     text = (tmp_path / "chosen.txt").read_text()
-    assert "(layer3.1.conv2, layer3)" in text and "what they began as is not shown" in text
+    assert "(layer3.1.conv2, layer3)" in text and "random weights" in text
     assert "gradient of the class's logit" in text and "0.5 pixels" in text
 
 

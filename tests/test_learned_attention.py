@@ -59,7 +59,7 @@ def test_a_planted_position_is_where_the_attention_is(run):
     (run / MODULES).write_bytes(save_with_checksum(modules))
     spatial, channel = shown(run)
     assert (spatial.over, channel.over) == ("positions", "channels")
-    assert spatial.reads == "the source network" and channel.reads == "the network that stage 1 left"
+    assert spatial.reads == "the source network" and channel.reads == "the network at the end of stage 1"
     for images in spatial.maps:
         for panel in images:
             assert panel[-1, -1] == panel.max() > 1 and panel[0, 0] == pytest.approx(0, abs=1e-6)

@@ -216,7 +216,7 @@ def test_nothing_is_learned_from_a_random_network(made, tmp_path, monkeypatch, c
     ("source", "expected"),
     [
         ("/nowhere.safetensors", "there is no file /nowhere.safetensors"),
-        ("resnet35", "neither a .safetensors file of delta-pretrain's nor one of conf/backbone"),
+        ("resnet35", "neither a .safetensors file of delta-pretrain nor one of conf/backbone"),
         ([], "names no network"),
         ([3], "got 3"),
         ({"taps": ["layer1"]}, "use: one of these"),

@@ -305,7 +305,7 @@ def test_options_of_methods_are_of_those_that_have_them(photos):
 
 
 def test_sums_are_refused(photos):
-    with pytest.raises(UserError, match="compares methods as they are, no sums"):
+    with pytest.raises(UserError, match="no sums"):
         made([*photos, "reg=l2,delta", "+reg@reg.terms.sp=l2_sp"], {})
 
 
@@ -406,7 +406,7 @@ def test_both_sweeps_of_a_command(command, tmp_path, monkeypatch, capsys):
 
     assert delta_run(monkeypatch, *command, "dry_run=true") == 0
     after = capsys.readouterr().out
-    assert "was chosen: it is what the final runs train beside L2" in after and "0 to do" in after
+    assert "was chosen" in after and "0 to do" in after
     assert rows(after) == {}
 
 

@@ -291,7 +291,7 @@ def outcome(monkeypatch, state: str) -> Outcome:
 
 
 def test_a_run_that_another_shell_finished_meanwhile_is_not_in_work(monkeypatch):
-    one = outcome(monkeypatch, "in work")
+    one = outcome(monkeypatch, "in progress")
     monkeypatch.setattr(run, "run", lambda *_: RunResult({"test_top1": 1.0}, skipped=True))
     look_again([one])
     assert one.state == "skipped" and one.record == {"test_top1": 1.0}
@@ -313,7 +313,7 @@ def test_a_dry_run_that_fails_has_no_next_command(monkeypatch, tmp_path, capsys)
 
 
 def test_a_run_that_is_still_in_work_asks_for_the_same_command(monkeypatch):
-    one = outcome(monkeypatch, "in work")
+    one = outcome(monkeypatch, "in progress")
 
     def busy(*_):
         raise InUse("x")
@@ -321,7 +321,7 @@ def test_a_run_that_is_still_in_work_asks_for_the_same_command(monkeypatch):
     monkeypatch.setattr(run, "run", busy)
     look_again([one])
     (line,) = next_steps([one], "delta-run x")
-    assert one.state == "in work" and line.endswith(": delta-run x")
+    assert one.state == "in progress" and line.endswith(": delta-run x")
 
 
 # ---- pipes ---------------------------------------------------------------------------------------------------

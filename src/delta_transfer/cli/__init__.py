@@ -1,4 +1,4 @@
-"""The commands. Whatever starts one, or a launcher's worker, imports this package before it imports torch."""
+"""The commands. Every command and every launcher's worker imports this package before torch."""
 
 from ..common.cores import begin_command
 

@@ -80,7 +80,7 @@ def attentions_of(runs: list[str]) -> list[Attention]:
 
 
 def patches(attention: Attention, name: str, args: argparse.Namespace) -> Iterator[tuple[str, Figure]]:
-    """(tap, figure) for each tap; nothing but a message if data or source weights of the run are not here."""
+    """(tap, figure) for each tap; only a message if data or source weights of the run are missing."""
     from ..inspect.patches import patch_figures
     from ..inspect.replay import replay
 
@@ -112,6 +112,6 @@ def arguments(argv: list[str]) -> argparse.Namespace:
         help="also the test patches that excite the heaviest channels; needs the data and the source weights",
     )
     p.add_argument("--top", type=positive, metavar="N", default=8, help="how many channels of each layer (default: 8)")
-    p.add_argument("--data-dir", type=Path, metavar="DIR", help="where the data lie here (default: as recorded)")
+    p.add_argument("--data-dir", type=Path, metavar="DIR", help="where the data are here (default: as recorded)")
     p.add_argument("--weights", type=Path, metavar="FILE", help="source weights here (default: as recorded)")
     return p.parse_args(argv)

@@ -52,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
         help="test images over which channels are averaged (default: 512)",
     )
     p.add_argument("--output", type=Path, default=Path("results/case-study"), metavar="DIR")
-    p.add_argument("--data-dir", type=Path, metavar="DIR", help="the data set's folder, where records name another")
-    p.add_argument("--weights", type=Path, metavar="FILE", help="the source weights, where records name another file")
+    p.add_argument("--data-dir", type=Path, metavar="DIR", help="the data set's folder (default: as recorded)")
+    p.add_argument("--weights", type=Path, metavar="FILE", help="the file of source weights (default: as recorded)")
     return p
 
 
@@ -68,7 +68,7 @@ def fraction(text: str) -> float:
 
 
 def report(args: argparse.Namespace) -> None:
-    """Makes everything that the command makes. Raises UserError."""
+    """Writes all files of the command. Raises UserError."""
     wants_pictures = args.images is not None or len(args.runs) > 1
     if wants_pictures:
         grad_cam_package()  # a missing package is an error before anything is computed
@@ -87,13 +87,13 @@ def report(args: argparse.Namespace) -> None:
         for stem, figure, text in attention_pictures(run, label, args.images, args.count):
             write(figure, args.output / stem, text)
     if runs[0].config.backbone.weights == "none":
-        log.info("no table of unused channels: these networks began at random weights, not at a source network")
+        log.info("no table of unused channels: these networks began with random weights, not from a source network")
     else:
         channels(runs, labels, args)
 
 
 def channels(runs: list[Replay], labels: list[str], args: argparse.Namespace) -> None:
-    """Writes the table of unused channels, also to the screen, and a figure."""
+    """Writes the table of unused channels, to a file and the screen, and a figure."""
     changes, images = changes_of(runs, labels, args.count_images)
     table = table_of(changes, args.silent, images)
     stem = args.output / "unused_channels"

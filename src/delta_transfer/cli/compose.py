@@ -1,6 +1,6 @@
-"""Hydra's part: the command line and conf/ become a checked RunConfig. Nothing outside of cli/ knows Hydra.
+"""Hydra's part: makes a checked RunConfig of the command line and conf/. Nothing outside of cli/ knows Hydra.
 
-A command has options anywhere, and words KEY=VALUE. A key of free text (a path, a name) takes what the shell passes,
+A command has options in any place, and words KEY=VALUE. A key of free text (a path, a name) takes the shell's word
 letter by letter. Other values follow Hydra's grammar: numbers, lists [a,b], and in a sweep a,b and range(3).
 """
 
@@ -46,8 +46,8 @@ from .explain import (
 from .sources import CONF, sources_of
 
 MULTIRUN = ("-m", "--multirun")
-SHOWS = ("-h", "--help", "--hydra-help", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info")  # and run nothing
-VALUES = {  # of options that take one
+SHOWS = ("-h", "--help", "--hydra-help", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info")  # run nothing
+VALUES = {  # the values of options that take one
     "-c": ("job", "hydra", "all"),
     "--cfg": ("job", "hydra", "all"),
     "-p": None,
@@ -59,7 +59,7 @@ INFOS = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath") 
 OPTIONS = (*MULTIRUN, *SHOWS, *VALUES, "--resolve", "--version")
 CALL = re.compile(rf"({'|'.join(FUNCTIONS)})\(.*\)", re.DOTALL)
 WORD = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?:=(?P<value>.*))?", re.DOTALL)
-# Means the same with and without quotes: no number, and no true, false or null.
+# Texts that mean the same with and without quotes: no numbers, and not true, false or null.
 PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[A-Za-z_./][A-Za-z_./-]*[A-Za-z0-9_./-]*", re.IGNORECASE)
 QUOTED = re.compile(r"'([^'\\]|\\.)*'|\"([^\"\\]|\\.)*\"", re.DOTALL)
 GROUPS = ("dataset", "backbone", "reg", "schedule", "optimizer", "average")
@@ -110,9 +110,9 @@ def option_value(options: Sequence[str], *names: str) -> str | None:
 
 
 def for_hydra(words: Sequence[str], several: bool) -> list[str]:
-    """The words as Hydra has to read them. Raises UserError for one that is no KEY=VALUE.
+    """The words as Hydra has to read them. Raises UserError for a word that is not KEY=VALUE.
 
-    several: the command is a sweep, in which a comma stands between values. The whole value is one path if it exists.
+    several: the command is a sweep, in which commas separate values, unless the whole value is an existing path.
     """
     made = []
     for index, word in enumerate(words):
@@ -136,12 +136,12 @@ def for_hydra(words: Sequence[str], several: bool) -> list[str]:
 
 
 def repeated(words: Sequence[str]) -> Iterator[str]:
-    """A sentence for each key that is there with two values. The last one counts, as scripts expect that pass "$@"."""
+    """A sentence for each key with two values. The last value counts, as scripts that pass "$@" expect."""
     values: dict[str, str] = {}
     for word in words:
         key, _, value = word.lstrip("+").partition("=")
         if values.get(key, value) != value:
-            yield f"{key} is there more than once: {quoted(f'{key}={value}')} counts"
+            yield f"{key} is given more than once: {quoted(f'{key}={value}')} counts"
         values[key] = value
 
 
@@ -164,7 +164,7 @@ def _text(value: str, several: bool, may_be_structure: bool) -> str:
 
 
 def parsed(word: str) -> Override:
-    """Raises UserError for a word that Hydra's grammar does not have."""
+    """The parsed word. Raises UserError if it does not follow Hydra's grammar."""
     try:
         return OverridesParser.create().parse_override(word)
     except HydraException:
@@ -175,14 +175,14 @@ def parsed(word: str) -> Override:
 
 
 def register_schemas() -> None:
-    """Tells Hydra the options of everything in the registries.
+    """Registers the options of all entries of the registries with Hydra.
 
     The group `schema` is hidden: reg=glob(*) sweeps methods, not schemas. Optimizers and averages need no file.
     """
     # A dry run writes nothing into results_dir, not even Hydra's record of a sweep.
     OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
     _store("schema", "run", RunConfig)
-    for task in TASKS:  # data sets for another task than the default bring it
+    for task in TASKS:  # data sets for a task that is not the default bring it
         _store("schema/task", task, {"task": task})
     _store("schema/backbone", "network", BackboneConfig)
     _store("schema/backbone", "graph_network", GraphBackboneConfig)
@@ -194,7 +194,7 @@ def register_schemas() -> None:
 
 
 def _store(group: str, name: str, node: object) -> None:
-    """Does nothing for what was stored before: it is slow."""
+    """Stores a node, unless it was stored before, since that is slow."""
     if _stored.get((group, name)) != node:
         ConfigStore.instance().store(name, node, group)
         _stored[group, name] = node
@@ -209,9 +209,9 @@ def _sweep_dir(results_dir: str, dry_run: bool) -> str:
 
 @contextmanager
 def running_hydra(config_dir: str | None = None) -> Iterator[ConfigLoader]:
-    """Hydra's reader of conf/, and of a folder of one's own."""
+    """Hydra's reader of conf/ and of the folder `config_dir`."""
     register_schemas()
-    if GlobalHydra.instance().is_initialized():  # within a job
+    if GlobalHydra.instance().is_initialized():  # in a job
         yield GlobalHydra.instance().config_loader()
         return
     with initialize_config_module(CONF, version_base="1.3"):
@@ -223,7 +223,7 @@ def running_hydra(config_dir: str | None = None) -> Iterator[ConfigLoader]:
 
 
 def compose_config(config_name: str, words: Sequence[str]) -> RunConfig:
-    """The checked configuration of conf/<config_name>.yaml with `words`, as a person types them. Raises UserError."""
+    """The checked configuration of conf/<config_name>.yaml with `words`, as the user types them. Raises UserError."""
     words = for_hydra(words, several=False)
     with running_hydra() as loader:
         return checked_config(compose(loader, config_name, words), words)
@@ -249,7 +249,7 @@ def compose(loader: ConfigLoader, config_name: str, words: Sequence[str]) -> Dic
 
 
 def checked_config(composed: DictConfig, words: Sequence[str]) -> RunConfig:
-    """A composed configuration as options, and nothing in it or in `words` that would be ignored. Raises UserError."""
+    """A composed configuration as options. Raises UserError, also for anything that would be ignored."""
     check_keys(composed)
     if "hydra" in composed:
         composed = composed.copy()
@@ -272,15 +272,15 @@ def to_run_config(composed: DictConfig) -> RunConfig:
         missing = sorted(OmegaConf.missing_keys(composed))
         require(not missing, f"No value for: {', '.join(missing)}.")
         if OmegaConf.is_dict(terms := OmegaConf.select(composed, "reg.terms")):
-            for name in terms:  # one by one, so that a message names the term
+            for name in terms:  # one by one, so that a message can name the term
                 with about_term(name):
                     OmegaConf.to_object(OmegaConf.create({"term": terms[name]}))
         config = OmegaConf.to_object(composed)
-    except OmegaConfBaseException as error:  # of interpolations, which are resolved only here
+    except OmegaConfBaseException as error:  # from interpolations, which are resolved only here
         key = error.full_key or "configuration"
         raise OptionError(
             key,
-            f"{key}: its value refers (${{...}}) to no key or variable that is here, or to one of another type.",
+            f"{key}: its value refers (${{...}}) to a key or variable that does not exist, or is of another type.",
         ) from None
     assert isinstance(config, RunConfig)
     config = config.replace(backbone=config.backbone.complete())
@@ -295,7 +295,7 @@ def to_run_config(composed: DictConfig) -> RunConfig:
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raises OptionError for a file of experiment/values that does not exist, in a running Hydra.
 
-    The group is optional, so that an experiment may ask for `<dataset>_<reg>` where only some pairs have values.
+    The group is optional, so that an experiment may ask for `<dataset>_<reg>` when only some pairs have values.
     """
     for override in overrides:
         if override.lstrip("+").startswith("experiment/values="):
@@ -306,9 +306,9 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def check_values(overrides: Sequence[str], config: RunConfig) -> None:
-    """Raises OptionError if a command sets what would be ignored in silence.
+    """Raises OptionError if a command sets a value that would be ignored.
 
-    That is the number of iterations of a schedule that counts in epochs, and beta and weight decay of a sum's term,
+    These are the number of iterations of a schedule that counts in epochs, and beta and weight decay of a sum's term,
     which belong to the sum.
     """
     epochs = config.schedule.epochs
@@ -317,15 +317,15 @@ def check_values(overrides: Sequence[str], config: RunConfig) -> None:
         if key == "schedule.iterations" and value != "null" and epochs is not None:
             raise OptionError(
                 key,
-                f"{override}: this schedule is as long as schedule.epochs={epochs} says. To count iterations, add "
+                f"{override}: schedule.epochs={epochs} sets the length of this schedule. To count iterations, add "
                 "schedule.epochs=null.",
             )
         if term := re.fullmatch(r"reg\.terms\.[^.]+\.(beta|weight_decay)", key):
-            raise OptionError(key, f"{override}: a sum has one reg.{term[1]} for all its terms.")
+            raise OptionError(key, f"{override}: a sum has one reg.{term[1]} for all its terms: set that.")
 
 
 def check_keys(composed: DictConfig, prefix: str = "") -> None:
-    """Raises OptionError for a key that no schema has (+reg.alhpa=1), and for one that was taken away (~reg.alpha)."""
+    """Raises OptionError for a key that no schema has (+reg.alhpa=1), and for a removed one (~reg.alpha)."""
     kind, names = OmegaConf.get_type(composed) or dict, list(map(str, composed))
     if issubclass(kind, Options):
         known = [entry.name for entry in fields(kind)]  # type: ignore[arg-type]

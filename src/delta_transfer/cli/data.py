@@ -70,8 +70,8 @@ def parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True)
     for name, text in (
         ("list", "every data set: official and found counts, where, ready or not"),
-        ("verify", "counts against the official ones, images that do not decode, show nothing, or are there twice"),
-        ("doctor", "what is installed and found here for delta-run, and what to do about what is missing"),
+        ("verify", "compare counts with the official ones; find images that are unreadable, empty or there twice"),
+        ("doctor", "what delta-run needs: what is here, what is missing, and what to do about it"),
         ("taps", "the layers of a network whose feature maps can be tapped, with their shapes"),
         ("prepare", "unpack the publisher's archives, decode every image once into the store that runs read"),
     ):
@@ -121,7 +121,7 @@ def show_list(overrides: Sequence[str]) -> None:
 
 
 def _found_of(counts: Counts | None, official: Counts | None, key: str) -> Entry:
-    """Found / official; one number where they agree or where there is only one."""
+    """Found / official; one number if they agree or only one is known."""
     numbers = [f"{getattr(c, key):,}" for c in (counts, official) if c is not None]
     if counts is None and official is not None:
         numbers = ["-", *numbers]
@@ -132,7 +132,7 @@ def _found_of(counts: Counts | None, official: Counts | None, key: str) -> Entry
 
 
 def verify(config: "RunConfig") -> int:
-    """Exit status 0: every image decodes and there are not more of anything than the publisher has."""
+    """Exit status 0: every image decodes, and no count is larger than the publisher's."""
     cache = Path(config.cache_dir)
     dataset = load_dataset(config.dataset, cache)
     counts, official = counts_of(dataset), expected_counts(config.dataset)
@@ -146,7 +146,7 @@ def verify(config: "RunConfig") -> int:
     elif state != "ready":
         log.info("  more than the official data set holds: is another one mixed in?")
 
-    if isinstance(dataset, GraphDataset):  # it was read whole
+    if isinstance(dataset, GraphDataset):  # all graphs were read above
         return int(state == "more than official")
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
         found = examine(dataset, display.update)
@@ -162,7 +162,7 @@ def verify(config: "RunConfig") -> int:
 
 
 def _damaged_in_store(dataset: Dataset, path: Path) -> bool:
-    """Compares the checksums of the store that runs would read, if it was built."""
+    """Compares the checksums of the store that runs read, if it was built."""
     if not path.exists():
         return False
     try:
@@ -179,7 +179,7 @@ def _damaged_in_store(dataset: Dataset, path: Path) -> bool:
 
 
 def prepare(config: "RunConfig") -> int:
-    """Downloads if asked to, unpacks, and builds the store that `delta-run` with the same overrides will read."""
+    """Downloads on request, unpacks, and builds the store that `delta-run` reads with the same overrides."""
     published = publication(config.dataset)
     root = locate(published, Path(config.dataset.root).expanduser()) if config.dataset.root else None
     if config.dataset.download:

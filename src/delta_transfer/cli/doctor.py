@@ -36,7 +36,7 @@ PACKAGE = "delta-transfer"
 
 @dataclass
 class Findings:
-    """A row each. delta-run cannot work with a trouble; a line about something missing says what to do."""
+    """The findings, a row each. A trouble keeps delta-run from working; a row about a missing thing says what to do."""
 
     rows: list[list[Entry]] = field(default_factory=list)
 
@@ -73,7 +73,7 @@ def doctor(overrides: Sequence[str]) -> int:
         from .compose import compose_dataset
 
         config = compose_dataset("folder", overrides)
-    except ImportError as error:  # of torch, or of a package that it needs
+    except ImportError as error:  # torch, or a package that it needs, is broken
         found.trouble("options", f"cannot be read: {error}")
     else:
         with found.looking_at("disk"):
@@ -84,7 +84,7 @@ def doctor(overrides: Sequence[str]) -> int:
             weights(found, overrides)
     sys.stdout.write(on_screen([Table("", ["state", "of", "what was found"], found.rows, 1)], sys.stdout.isatty()))
     if found.troubles:
-        log.info(f"delta-run cannot work here yet: {found.troubles} to mend, marked TROUBLE")
+        log.info(f"delta-run cannot work here yet: mend what is marked TROUBLE ({found.troubles})")
     else:
         log.info("delta-run can work here; without arguments it makes a first run, on embedded data")
     return 1 if found.troubles else 0
@@ -126,7 +126,7 @@ def lacks(one: Requirement) -> str | None:
 
 def torch_and_devices(found: Findings) -> None:
     import torch
-    import torchvision  # noqa: F401 - of another build than torch it raises here
+    import torchvision  # noqa: F401 - raises here if its build does not match torch
 
     bf16 = "with" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "without"
     found.fine("CPU", f"{cores.USABLE} cores, {torch.get_num_threads()} threads, {bf16} bf16 (precision=bf16)")
@@ -166,7 +166,7 @@ def memory(found: Findings) -> None:
 
 
 def left_to_container(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that the container may still use; cached files do not count as used. None where there is no limit."""
+    """Bytes that the container may still use; cached files do not count as used. None if there is no limit."""
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
         statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -229,7 +229,7 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
 
 
 def images(found: Findings, config: "DatasetConfig") -> None:
-    """Decodes all images of the data set that was asked for, as delta-data verify does."""
+    """Decodes all images of the requested data set, as delta-data verify does."""
     dataset = load_dataset(config, remark=lambda sentence: None)
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
         examined = examine(dataset, display.update)
@@ -259,7 +259,7 @@ def weights(found: Findings, overrides: Sequence[str]) -> None:
         reason = not_downloaded(backbone)
         if reason:
             found.missing(
-                backbone.name, f"{reason}; without a network fetch it elsewhere, and set backbone.weights=FILE"
+                backbone.name, f"{reason}; without internet access fetch it elsewhere, and set backbone.weights=FILE"
             )
             return
         try:
@@ -300,4 +300,4 @@ def which_fits(found: Findings, file: str) -> None:
     if fitting:
         found.fine("weights", f"{file}: fits {', '.join(fitting)}")
     else:
-        found.trouble("weights", f"{file}: of no network of conf/backbone; name one, backbone=NAME, to see why")
+        found.trouble("weights", f"{file} fits no network of conf/backbone; name one, backbone=NAME, to see why")

@@ -1,4 +1,4 @@
-"""Errors of a command line in our words: what is wrong with a word, the nearest that is known, what to type instead."""
+"""Explains errors of a command line: what is wrong with a word, the nearest known word, and what to type instead."""
 
 import difflib
 import os
@@ -31,13 +31,13 @@ def one_of(choices: Iterable[str]) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about a word that nobody knows: the nearest one that is known."""
+    """The end of a sentence about an unknown word: the nearest known one."""
     near = nearest(word, list(known))
     return f"; did you mean {near}?" if near else "."
 
 
 def nearest(word: str, known: Sequence[str]) -> str | None:
-    """The nearest of some words, if one is near. Of keys with dots the last part counts as well: lr, schedule.lr."""
+    """The nearest of the known words, if one is near. For keys with dots the last part also counts: lr, schedule.lr."""
     word = word.lower()
     last = word.rpartition(".")[2]
     if same := [one for one in known if one.rpartition(".")[2] == last]:
@@ -71,15 +71,15 @@ def check_shape(words: Sequence[str], index: int, sign: str, key: str, value: st
             hint = f" Type {group}={word}"
         elif os.path.lexists(word):
             hint = f" For images of your own type dataset=folder {quoted(f'dataset.root={word}')}"
-        raise UserError(f"{quoted(word)} is no KEY=VALUE, such as reg=delta.{hint}")
+        raise UserError(f"{quoted(word)} is not KEY=VALUE, such as reg=delta.{hint}")
     if not key:
         raise UserError(f"{quoted(word)} has no key: a word is KEY=VALUE, such as reg=delta.")
     if value == "":
-        raise UserError(f"{word} has no value. (A shell's variable that is not set is empty.)")
+        raise UserError(f"{word} has no value. Is a variable of the shell not set?")
 
 
 def unreadable(word: str) -> UserError:
-    """A word that Hydra's grammar does not have."""
+    """The error about a word that does not follow Hydra's grammar."""
     key, _, value = word.partition("=")
     if not re.fullmatch(r"(\+\+|\+|~)?[\w./$-]+(@[\w.:]+)?", key):
         return UserError(f"no key {quoted(key)}: a word is KEY=VALUE, such as reg=delta.")
@@ -97,7 +97,7 @@ def unreadable(word: str) -> UserError:
 
 
 def explain(loader: ConfigLoader, config_name: str, words: Sequence[str]) -> UserError:
-    """What is wrong with the words of one job, which Hydra cannot compose: they are tried one by one."""
+    """Finds what is wrong with the words of one job that Hydra cannot compose, by trying them one by one."""
     parser = OverridesParser.create(config_loader=loader)
     overrides = [(word, parser.parse_overrides([word])[0]) for word in words]
     try:
@@ -119,7 +119,7 @@ def explain(loader: ConfigLoader, config_name: str, words: Sequence[str]) -> Use
                 apply(base, word, override)
     except UserError as error:
         return error
-    return UserError(f"These words make no configuration together: {' '.join(map(quoted, words))}")
+    return UserError(f"These words do not go together: {' '.join(map(quoted, words))}")
 
 
 def is_group(loader: ConfigLoader, override: Override) -> bool:
@@ -128,7 +128,7 @@ def is_group(loader: ConfigLoader, override: Override) -> bool:
 
 
 def check_choice(loader: ConfigLoader, override: Override) -> None:
-    """Raises OptionError if a group has no such choice."""
+    """Raises OptionError if the group has no such choice."""
     group, value = override.key_or_group, override.value()
     known = loader.get_group_options(group)
     if override.is_delete():
@@ -157,7 +157,7 @@ def several_values(word: str, override: Override) -> OptionError:
 
 
 def apply(composed: DictConfig, word: str, override: Override) -> None:
-    """Sets what a KEY=VALUE says. Raises OptionError for a key that is not there, or a value that it does not take."""
+    """Sets the value of a word KEY=VALUE. Raises OptionError for an unknown key or a value that it cannot have."""
     key = override.key_or_group
     parent, name = parent_of(composed, key)
     added = override.is_add() or override.is_force_add()
@@ -170,7 +170,7 @@ def apply(composed: DictConfig, word: str, override: Override) -> None:
             del parent[name]
         return
     if override.is_add() and name in names_in(parent):
-        raise OptionError(key, f"{key} is there already: type {quoted(word.lstrip('+'))}")
+        raise OptionError(key, f"{key} exists already: type {quoted(word.lstrip('+'))}")
     try:
         OmegaConf.update(composed, key, override.value(), merge=True, force_add=added)
     except OmegaConfBaseException:
@@ -194,7 +194,7 @@ def has_key(composed: DictConfig, key: str) -> bool:
 
 
 def unknown_key(composed: DictConfig, key: str, inside: str = "") -> OptionError:
-    """inside: what stands before the keys of `composed`."""
+    """The error about an unknown key. inside: the prefix of the keys of `composed`."""
     if key in OF_WHICH_IS_BEST:
         return OptionError(key, f"only +experiment=which_is_best has {key}=, to make runs or with dry_run=true.")
     known = [inside + one for one in dotted_keys(composed) if inside + one != key]
@@ -212,7 +212,7 @@ def unknown_key(composed: DictConfig, key: str, inside: str = "") -> OptionError
 
 def taken_away(key: str) -> OptionError:
     return OptionError(
-        key, f"~{key}: every run has this key, and it cannot be taken away. Without the word it keeps its default."
+        key, f"~{key}: every run has this key, and it cannot be removed. Without the word it keeps its default."
     )
 
 
@@ -227,7 +227,7 @@ def dotted_keys(node: DictConfig) -> Iterator[str]:
 
 
 def wrong_value(parent: DictConfig, name: str, word: str, override: Override) -> OptionError:
-    """A value of another type: what the key takes."""
+    """The error about a value of another type, with the values that the key takes."""
     key, group = override.key_or_group, group_of(parent)
     words = {one.name: one for one in describe(group)} if group else {}
     if name in words:
@@ -237,7 +237,7 @@ def wrong_value(parent: DictConfig, name: str, word: str, override: Override) ->
     inner = [one for one in words if one.startswith(f"{name}.")]
     if inner:
         keys = ", ".join(f"{key.removesuffix(name)}{one}" for one in inner)
-        return OptionError(key, f"{quoted(word)}: {key} is no key, but the beginning of {keys}.")
+        return OptionError(key, f"{quoted(word)}: {key} is not a key, but the beginning of {keys}.")
     return OptionError(key, f"{quoted(word)}: {key} takes no such value.")
 
 
@@ -255,6 +255,6 @@ def group_of(node: DictConfig) -> type[Options] | None:
 
 
 def fields_of(node: DictConfig) -> list[str]:
-    """The names that a node's schema has; none of a dictionary, which takes any."""
+    """The names of a node's schema; none for a dictionary, which takes any name."""
     group = group_of(node)
     return [entry.name for entry in fields(group)] if group else []  # type: ignore[arg-type]

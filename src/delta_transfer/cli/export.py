@@ -4,17 +4,17 @@
     delta-export RUN --format onnx --output bird.onnx   # needs pip install 'delta-transfer[export]'
     delta-export RUN --format torch-export              # a .pt2 file, for torch.export.load
 
-RUN is a run's folder (results/runs/...) or its name below results/runs. The file is RUN/export/model.<suffix> unless
---output says where; beside it lies MODEL_CARD.md: data, classes, accuracy, preprocessing, and how to use it. The same
-card is in the file's metadata ("model_card", JSON).
+RUN is a run's folder (results/runs/...) or its name below results/runs. The file is RUN/export/model.<suffix>, unless
+--output names another place. Beside it is MODEL_CARD.md: data, classes, accuracy, preprocessing, and how to use it. The
+same card is in the file's metadata ("model_card", JSON).
 
 safetensors: parameters under the backbone's own names, fp32; normalise images yourself, as the card says.
 onnx, torch-export: the input is float RGB in 0..1, (B, 3, H, W), resized and cropped as the card says, any B;
 normalisation is inside; the output is logits (B, K), whose softmax is the probabilities.
 
 Before anything is written, the file's outputs are compared with the run's network on a few images (ONNX: if onnxruntime
-is installed); if they differ by more than 1e-4 of the largest logit, that is an error, and there is no file. An earlier
-export of the same network is replaced, any other file is not.
+is installed). If they differ by more than 1e-4 of the largest logit, that is an error, and no file is written. An
+earlier export of the same network is replaced; other files are not.
 
 Exit status: 0 if the file is written; 1 if not; 2 for a wrong command line.
 """
@@ -71,7 +71,7 @@ def export(name: str, form: str, output: Path | None) -> None:
 
 
 def place(output: Path, suffix: str) -> Path:
-    """The file that --output means: a name without a suffix is a folder. Raises UserError for another format's."""
+    """The file that --output means; a name without a suffix is a folder. Raises UserError for another suffix."""
     if output.suffix == suffix and not output.is_dir():
         return output
     if output.is_file() or (output.suffix and not output.is_dir()):
@@ -80,7 +80,7 @@ def place(output: Path, suffix: str) -> Path:
 
 
 def check_nothing_lost(path: Path, card: dict[str, Any]) -> None:
-    """Raises UserError rather than replace anything but an earlier export of the same network."""
+    """Raises UserError if `path` is not free and not an earlier export of the same network."""
     if (path.parent / "summary.json").exists():
         raise UserError(f"{path.parent} is a run's folder, with a network of its own: choose another (--output).")
     described = path.parent / CARD
@@ -88,7 +88,7 @@ def check_nothing_lost(path: Path, card: dict[str, Any]) -> None:
         words = described.read_text(encoding="utf-8")
     except FileNotFoundError:
         if path.exists():
-            raise UserError(f"{path} is there, and no {CARD} says what it is: choose another (--output).") from None
+            raise UserError(f"{path} exists, and no {CARD} describes it: choose another (--output).") from None
         return
     except ValueError:
         words = ""

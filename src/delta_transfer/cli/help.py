@@ -1,6 +1,6 @@
-"""delta-run --help, and delta-run help GROUP: what there is to choose, with a sentence for each.
+"""delta-run --help and delta-run help GROUP: the choices, with a sentence for each.
 
-The sentence of a choice is the first one of the comment in its file of conf/, after the command; an optimizer or an
+The sentence of a choice is the first one after the command in the comment of its file in conf/. An optimizer or an
 average without a file has the first line of its docstring.
 """
 
@@ -22,7 +22,7 @@ from .sources import CONF, choices
 
 WIDTH = 80
 GROUPS_WITH_HELP = (*GROUPS, "experiment", "experiment/values")
-# The keys that a person changes first. --help with a choice, such as --help reg=delta, has all.
+# The keys that most users change first. --help with a choice, such as --help reg=delta, has all keys.
 FIRST_KEYS = (
     *("data_dir", "dataset.root", "dataset.name", "dataset.images_per_class"),
     *("backbone.weights", "backbone.image_size", "reg.alpha", "reg.beta"),
@@ -32,7 +32,7 @@ FIRST_KEYS = (
 
 
 def help_page(composed: DictConfig, words: Sequence[str]) -> str:
-    """What --help prints for a composed configuration: the groups and the first keys; with `words`, all keys."""
+    """The text of --help for a composed configuration: the groups and the first keys; with `words`, all keys."""
     keys = dict(described_keys(composed))
     parts = [composed.hydra.help.header]
     if words:
@@ -47,7 +47,7 @@ def help_page(composed: DictConfig, words: Sequence[str]) -> str:
 
 
 def show_choices(words: Sequence[str]) -> int:
-    """Prints the choices of the group that `help GROUP` or `GROUP=?` names. The exit status: 1 for what is no group."""
+    """Prints the choices of the group that `help GROUP` or `GROUP=?` names. Exit status 1: it is not a group."""
     group = next((word.removesuffix("=?") for word in words if word.endswith("=?")), words[-1])
     if group not in GROUPS_WITH_HELP:
         log.error(f"no group {group}{did_you_mean(group, GROUPS_WITH_HELP)} Groups: {', '.join(GROUPS_WITH_HELP)}")
@@ -59,13 +59,13 @@ def show_choices(words: Sequence[str]) -> int:
 
 
 def names_in(group: str) -> list[str]:
-    """The choices of a group: files of conf/, and what needs no file."""
+    """The choices of a group: files of conf/, and choices without a file."""
     without_file = REGISTRIES[group] if group in ("optimizer", "average") else ()
     return sorted({*without_file, *(choices(group) if group != "average" else ())})
 
 
 def sentence_of(group: str, name: str) -> str:
-    """What a choice is, in one sentence."""
+    """The sentence that describes a choice."""
     file = files(CONF) / group / f"{name}.yaml"
     if not file.is_file():
         return (inspect.getdoc(REGISTRIES[group][name].thing) or "").split("\n")[0]
@@ -76,7 +76,7 @@ def sentence_of(group: str, name: str) -> str:
 
 
 def described_keys(composed: DictConfig) -> Iterator[tuple[str, str]]:
-    """Every key of a configuration with its value, as KEY=VALUE, and what it is."""
+    """Every key of a configuration with its value, as KEY=VALUE, and its description."""
 
     def entries(node: DictConfig, prefix: str) -> Iterator[tuple[str, str]]:
         group = group_of(node)
@@ -93,7 +93,7 @@ def described_keys(composed: DictConfig) -> Iterator[tuple[str, str]]:
 
 
 def _entry(name: str, says: str, column: int = 34) -> str:
-    """A name and what it is, beside it where there is room, in lines of at most WIDTH letters."""
+    """A name and its description, side by side if there is room, in lines of at most WIDTH letters."""
     indent = " " * (column + 2)
     if len(name) < column or not says:
         return textwrap.fill(says, WIDTH, initial_indent=f"  {name:{column}}", subsequent_indent=indent) or f"  {name}"

@@ -7,19 +7,19 @@
     find photos -name '*.jpg' | delta-predict RUN -                   # the same from standard input
     delta-predict RUN molecules.csv                                   # of a run on molecules: a column of SMILES
 
-RUN is a run's folder (results/runs/...) or its name below results/runs. The command needs the run's network alone,
+RUN is a run's folder (results/runs/...) or its name below results/runs. The command needs only the run's network, and
 neither its data set nor its source weights. It resizes, crops and normalises images as the run's own test images were
 (ten crops, if the run was tested on ten). Probabilities are the softmax of the logits.
 
 In folders it takes the files that dataset=folder takes (.jpg, .png, ...), without hidden ones. It names on stderr each
-file that is no image, is damaged, or has another format (.heic, ...), and classifies the others. Images of more than
-8 bits need --scale, unless the run had dataset.scale.
+file that is not an image, is damaged, or has another format (.heic, ...), and classifies the others. Images of more
+than 8 bits need --scale, unless the run had dataset.scale.
 
-If images lie in folders that are named as the run's classes, stderr says how many are predicted right, and which
+If images are in folders with the names of the run's classes, stderr says how many are predicted right, and which
 classes are taken for which; --format json has this as "labelled".
 
-CSV is safe to open in a spreadsheet: a class name that a spreadsheet would compute gets an apostrophe, and such a file
-name gets ./ in front, which names the same file. --exact writes both as they are, for programs; JSON always does.
+CSV is safe to open in a spreadsheet: a class name that a spreadsheet would compute gets an apostrophe. Such a file name
+gets ./ in front, which names the same file. --exact writes both unchanged, for programs; JSON always does.
 
 Exit status: 0 if all images were predicted; 1 if one was not, or nothing could be done; 2 for a wrong command line.
 """
@@ -62,7 +62,7 @@ class Found:
     run_id: str
     images: list[dict[str, Any]]  # image; classes, the most probable first: index, class, probability of each
     refused: dict[str, str]  # image: why
-    left_out: dict[str, str]  # file in a folder that is no image: why
+    left_out: dict[str, str]  # file in a folder that is not an image: why
     labelled: dict[str, Any] | None  # how many images of named classes are predicted right; None without any
 
 
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--output {args.output} is a folder: name a file in it.")
     if args.output:
         check_output(args.output)
-    with redirect_stdout(sys.stderr):  # stdout is for the result alone
+    with redirect_stdout(sys.stderr):  # stdout is only for the result
         found: Any = predict(args)
     terminal = not args.output and sys.stdout.isatty()
     text = (OF_MOLECULES if isinstance(found, FoundMolecules) else FORMATS)[args.format](found, terminal, args.exact)
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         make_output_folder(args.output.parent)
         write_atomically(args.output, text.encode())
     else:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # letters that its encoding lacks become their numbers
+        if isinstance(sys.stdout, io.TextIOWrapper):  # escapes letters that its encoding lacks
             sys.stdout.reconfigure(errors="backslashreplace")
         sys.stdout.write(text)
     return 1 if found.refused else 0
@@ -94,11 +94,11 @@ def parser() -> argparse.ArgumentParser:
         "images",
         nargs="+",
         metavar="IMAGE_OR_FOLDER",
-        help="image files; folders; @FILE or -: a list of both, from a file or standard input, a line for each; for a "
+        help="image files; folders; @FILE or -: a list of both, one per line, in a file or on standard input; for a "
         "run on molecules: CSV files with a column of SMILES",
     )
     p.add_argument("--format", choices=list(FORMATS), default="table", help="default: a table to read")
-    p.add_argument("--exact", action="store_true", help="in CSV: names as they are, for programs alone")
+    p.add_argument("--exact", action="store_true", help="in CSV: names unchanged, for programs, not spreadsheets")
     p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
     p.add_argument("--top", type=positive, metavar="K", help="number of classes for each image (default: 3)")
     p.add_argument(
@@ -117,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
 
 def positive(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= MOST:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number in 1..{MOST:,}")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number in 1..{MOST:,}")
     return int(text)
 
 
@@ -181,7 +181,7 @@ def predict_images(run: "Finished", args: argparse.Namespace) -> Found:
     labelled = compared(files, outcome_of)
     if labelled:
         log.info(
-            f"{labelled['n']} of {len(files)} images lie in folders that are named as classes: "
+            f"{labelled['n']} of {len(files)} images are in folders with names of classes: "
             f"{labelled['right']} of them ({labelled['accuracy']:.1f} %) are predicted right"
         )
         worst = [f"{one['class']} as {one['predicted']} ({one['n']})" for one in labelled["confused"]]
@@ -204,7 +204,7 @@ def compared(truth: dict[Path, str | None], predicted: dict[Path, str]) -> dict[
 
 
 def expanded(named: Sequence[str]) -> list[Path]:
-    """The paths of the command line, with those that lists name in the place of the lists."""
+    """The paths of the command line, in which each list is replaced by the paths that it names."""
     paths: list[Path] = []
     for name in named:
         if name != "-" and not name.startswith("@") or name == "@":
@@ -225,8 +225,8 @@ def expanded(named: Sequence[str]) -> list[Path]:
 def files_of(
     named: Sequence[Path], classes: Sequence[str]
 ) -> tuple[dict[Path, str | None], dict[str, str], dict[str, str]]:
-    """The images, each once, in the order of `named`, and the one of `classes` that a folder around it names, if any;
-    those that cannot be predicted, with the reason; and what lies in a folder and is no image, with the reason.
+    """The images, each once, in the order of `named`, with the one of `classes` that a folder around it names, if any;
+    images that cannot be predicted, with the reason; and other files in the folders, with the reason.
     """
     from ..data.tree import NO_FAULT, list_images  # imports Pillow
 

@@ -1,4 +1,4 @@
-"""delta-predict for a run on molecules: its CSV files have a column of SMILES, as the run's own file."""
+"""delta-predict for a run on molecules: CSV files have a column of SMILES, like the run's own file."""
 
 import argparse
 import csv
@@ -38,7 +38,7 @@ def predict_molecules(run: "Finished", args: argparse.Namespace) -> FoundMolecul
 
     dataset = run.config.dataset
     if not isinstance(dataset, MoleculesConfig):
-        raise UserError(f"{run.run_id}: dataset={dataset.name} are graphs without SMILES, which no CSV file names.")
+        raise UserError(f"{run.run_id}: dataset={dataset.name} has graphs without SMILES, which no CSV file can name.")
     if given := [name for name in ("top", "scale", "max_pixels") if getattr(args, name) is not None]:
         raise UserError(
             f"--{given[0].replace('_', '-')} is for images, and {run.run_id} reads molecules: leave it out."

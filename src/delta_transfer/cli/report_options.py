@@ -12,7 +12,7 @@ from ..reporting.rivals import RULES
 NUMBERS = ("csv", "json")  # formats for other programs
 FORMATS = ("table", "markdown", "latex", *NUMBERS, "html")
 BALANCED = "test_balanced_accuracy"
-PAIRS = "test_pair_accuracy"  # the metric of verification runs, which have a table more
+PAIRS = "test_pair_accuracy"  # the metric of verification runs, which have one more table
 
 MORE = """\
 files:
@@ -38,10 +38,10 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
     p = parser(description)
     args = p.parse_args(argv)
     if args.select and args.metric and not validates(args.metric):
-        p.error("--select chooses on validation data, never on test data: leave out --metric")
+        p.error("--select chooses on validation data and never on test data: leave out --metric")
     args.metric = args.metric or ("val_top1" if args.select else "test_top1")
     if args.emit_overrides and not args.select:
-        p.error("--emit-overrides needs --select: what should be chosen, and on which runs?")
+        p.error("--emit-overrides needs --select cv or --select val")
     if args.seeds < 1:
         p.error("--seeds must be at least 1")
     if args.format == "html" and not args.output:
@@ -55,13 +55,13 @@ def arguments(argv: list[str] | None, description: str) -> argparse.Namespace:
     if args.per_image and args.format in NUMBERS:
         p.error("--per-image makes a table of words: not with --format csv or json")
     if args.margin is not None and not 0 < args.margin <= 100:
-        p.error("--margin is a number of points, more than 0")
+        p.error("--margin must be a number of points above 0")
     if args.margin is not None and (validates(args.metric) or args.format in NUMBERS):
         p.error("--margin makes a table of words about test accuracies: not on validation data, nor as csv or json")
     if (args.no_caption or args.style != "screen") and not args.figures:
         p.error("--style and --no-caption are about --figures DIR")
     if args.watch is not None and (args.watch <= 0 or args.emit_overrides):
-        p.error("--watch is a number of seconds above 0, and not for --emit-overrides")
+        p.error("--watch must be a number of seconds above 0, and does not go with --emit-overrides")
     if (args.pictures or args.images) and args.format != "html":
         p.error("--pictures and --images go into the page of --format html")
     if args.images and not args.images.is_dir():
@@ -102,13 +102,13 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--against",
         choices=list(PROTOCOLS),
         metavar="PROTOCOL",
-        help="beside the published numbers of the DELTA paper (paper), AFA, L2T-ww, Transfer-Learning-Library (parts "
-        f"of the training images; ten data sets; MoCo weights) or PaddleTransfer: {', '.join(PROTOCOLS)}",
+        help="also the published numbers of the DELTA paper (paper), AFA, L2T-ww, Transfer-Learning-Library (parts of "
+        f"the training images; ten data sets; MoCo weights) or PaddleTransfer: {', '.join(PROTOCOLS)}",
     )
     p.add_argument(
         "--baseline",
         metavar="METHOD",
-        help="the method that others are compared with (default: l2, or scratch where targets begin at random)",
+        help="the method that others are compared with (default: l2, or scratch if targets begin at random)",
     )
     p.add_argument(
         "--per-image", action="store_true", help="also differences over the same test images, with bootstrap intervals"
@@ -125,8 +125,8 @@ def parser(description: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--transfer",
         action="store_true",
-        help="only runs whose target begins at random weights or has a source= of its own (L2T-ww, LwF, Scratch ...); "
-        "else they have tables of their own beside those of fine-tuning",
+        help="only runs whose target begins with random weights or has a source= of its own (L2T-ww, LwF, Scratch "
+        "...); by default they have tables of their own beside those of fine-tuning",
     )
     p.add_argument(
         "--figures",
@@ -168,7 +168,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     p.add_argument(
         "--with-paths",
         action="store_true",
-        help="with --emit-overrides: files and folders as the records name them, for records of your own",
+        help="with --emit-overrides: name files and folders as the records do, for records of your own",
     )
     p.add_argument("--seeds", type=int, default=5, metavar="N", help="how many seeds those commands run (default: 5)")
     p.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to stdout")
@@ -178,7 +178,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         nargs="?",
         const=10.0,
         metavar="SECONDS",
-        help="make the report anew whenever a run has ended, until Ctrl-C; looks every so many seconds (default: 10), "
-        "and an open page reloads itself",
+        help="renew the report whenever a run has ended, until Ctrl-C; looks every SECONDS (default: 10), and an open "
+        "page reloads itself",
     )
     return p

@@ -1,4 +1,4 @@
-"""delta-run: compose a configuration, check it, carry out the run. The road of a run is experiment/experiment.py."""
+"""delta-run: composes a configuration, checks it, and carries out the run by experiment/experiment.py."""
 
 import copy
 import os
@@ -92,18 +92,18 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
 
     @hydra.main(version_base="1.3", config_path="pkg://delta_transfer.conf", config_name=config_name)
     def job(composed: DictConfig) -> Outcome | None:
-        sys.argv = command  # Hydra's words and a worker's are others, but the record calls this the run's command
+        sys.argv = command  # for the record: Hydra and workers have words of their own here
         Display.run_of_sweep = run_of_sweep()
         return run_job(composed, planned)
 
     def start(options: list[str], words: list[str]) -> None:
         sys.argv = [command[0], *options, *words]
-        take_the_sweepers_place()  # each time: joblib with one worker makes Hydra's list of plugins anew
+        take_the_sweepers_place()  # every time, since joblib with one worker renews Hydra's list of plugins
         job()
         look_again(outcomes)
 
     def compose_first_job(words: list[str]) -> tuple[RunConfig, dict[str, str]]:
-        """The configuration of the first of the jobs that a command has, and the parameters of its sweep."""
+        """The configuration of the first job of a command, and the parameters of its sweep."""
         with running_hydra(config_dir) as loader:
             composed = compose(loader, config_name, words)
             return checked_config(composed, words), dict(composed.hydra.sweeper.params or {})
@@ -145,7 +145,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
         stopped_by = signal.SIGINT
     except BrokenPipeError:
         raise
-    except Exception as error:  # of the configuration or a launcher: a job returns what happens in it
+    except Exception as error:  # from the configuration or a launcher, since a job returns its own errors
         if "HYDRA_FULL_ERROR" in os.environ:
             raise
         composed = False
@@ -187,7 +187,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
 
 
 def program_of(started: str, usual: str) -> str:
-    """The program's name as a person types it."""
+    """The program's name as the user types it."""
     name = Path(started).name
     if not name.endswith(".py"):
         return name
@@ -195,11 +195,11 @@ def program_of(started: str, usual: str) -> str:
 
 
 def next_steps(outcomes: "Sequence[Outcome]", again: str, tables: bool = True) -> list[str]:
-    """What a person does after these runs, as commands to copy; with `tables` also those that show the results."""
+    """The next steps after these runs, as commands to copy; with `tables` also those that show the results."""
     lines = []
-    if elsewhere := sum(outcome.state == "in work" for outcome in outcomes):
+    if elsewhere := sum(outcome.state == "in progress" for outcome in outcomes):
         them = "1 run is" if elsewhere == 1 else f"{elsewhere} runs are"
-        lines.append(f"{them} in work elsewhere. Once that has ended, repeat the command: {again}")
+        lines.append(f"{them} in progress elsewhere. Once that has ended, repeat the command: {again}")
     if any(outcome.state == "failed" and outcome.record for outcome in outcomes):
         lines.append(f"To try failed runs again: {again} retry_failed=true")
     ended = [outcome for outcome in outcomes if tables and outcome.state in ("done", "skipped")]
@@ -210,7 +210,7 @@ def next_steps(outcomes: "Sequence[Outcome]", again: str, tables: bool = True) -
 
 @contextmanager
 def hydra_raises() -> Iterator[None]:
-    """Within this Hydra raises its errors, as it does for HYDRA_FULL_ERROR, and prints nothing."""
+    """In this context Hydra raises its errors, as it does for HYDRA_FULL_ERROR, and prints nothing."""
     asked = "HYDRA_FULL_ERROR" in os.environ
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
@@ -222,15 +222,15 @@ def hydra_raises() -> Iterator[None]:
 
 # --- Jobs ---
 
-STATES = ("done", "skipped", "failed", "in work", "stopped")
+STATES = ("done", "skipped", "failed", "in progress", "stopped")
 
 
 class Outcome:
-    """What a job returns; `of_this_command` has all of them.
+    """The result of a job; `of_this_command` has all of them.
 
     A job that raised would end a sweep: Hydra's sweeper reports the first exception and starts no further batch. Hydra
-    shows nobody what jobs return. But a return value is either made in this process or, when a launcher's worker sends
-    it, unpickled here: both are noted.
+    does not hand out the results of jobs. But each result is made in this process, or is unpickled here when a
+    launcher's worker sends it: both are noted.
     """
 
     of_this_command: "ClassVar[list[Outcome]]" = []
@@ -259,7 +259,7 @@ class Outcome:
 
 
 def run_of_sweep() -> str:
-    """run 3 of 18; empty for a single run, and in a launcher's worker. In a running Hydra."""
+    """Text such as run 3 of 18; empty for a single run, and in a launcher's worker. Needs a running Hydra."""
     hydra_config, count = HydraConfig.get(), CheckedSweeper.count
     return f"run {hydra_config.job.num + 1} of {count}" if hydra_config.mode == RunMode.MULTIRUN and count else ""
 
@@ -276,7 +276,7 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
     Display.bars = not parallel
     outcome = Outcome(overrides, None, sweep)
 
-    # A job in this process leaves signals to the command. submitit's workers and torchrun handle them themselves.
+    # A job in this process leaves signals to the command. Workers of submitit and torchrun handle them themselves.
     in_worker = parallel and launcher == "joblib"
     try:
         with stop_enabled(worker=True) if in_worker else stop_deferred([]):
@@ -300,10 +300,10 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
         outcome.state = "stopped"
         if not in_worker:  # it ends the sweep
             raise
-    except InUse as error:  # a sweep in another shell has this run: no failure, if there are others to do
+    except InUse as error:  # a sweep in another shell has this run, which is no failure if there are others to do
         outcome.reason = str(error)
         if sweep and not devices.shared():
-            outcome.state = "in work"
+            outcome.state = "in progress"
             log.info(f"left to another process: {error}")
         else:
             log.error(str(error))
@@ -311,7 +311,7 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
         raise
     except Exception as error:
         told = isinstance(error, UserError | OSError)  # OSError: a full disk, a folder that cannot be written
-        if not told:  # the program is wrong: the place in it helps
+        if not told:  # an error of the program: its place helps
             traceback.print_exc()
         outcome.reason = in_words(error) if told else f"{type(error).__name__}: {error}"
         outcome.record = getattr(error, "record", None)
@@ -323,9 +323,9 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
 
 
 def without_finished(jobs: Jobs) -> list[list[str]]:
-    """The words of the jobs that are to be made. The finished ones end here: to launch one takes a quarter of a second.
+    """The words of unfinished jobs. The finished ones end here, since a launch takes a quarter of a second.
 
-    Processes that share a run look themselves, each at the same time.
+    If processes share a run, each of them looks for itself at the same time.
     """
     lookup, left = Lookup(), []
     for words, config in jobs.items():
@@ -341,9 +341,9 @@ CheckedSweeper.to_do = staticmethod(without_finished)
 
 
 def look_again(outcomes: Sequence[Outcome]) -> None:
-    """Looks again at the runs that another process had in work: it may have finished or left them meanwhile."""
+    """Looks again at the runs of another process, which may have finished or left them meanwhile."""
     for outcome in outcomes:
-        if outcome.state == "in work" and outcome.config and stop_signal() is None:
+        if outcome.state == "in progress" and outcome.config and stop_signal() is None:
             try:
                 outcome.ended(run(copy.deepcopy(outcome.config), outcome.overrides))
             except InUse:
@@ -355,7 +355,7 @@ def look_again(outcomes: Sequence[Outcome]) -> None:
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
-    """Runs by state. Those that were not made stand one by one: what sets each apart, and the reason's first line."""
+    """Runs by state. Each run that was not made has a row: its own words, and the first line of the reason."""
     rows = []
     common = set.intersection(*(set(outcome.overrides) for outcome in outcomes))
     for state in STATES:

@@ -1,4 +1,4 @@
-"""`source=`: the networks to learn from that a command names."""
+"""`source=`: the source networks that a command names."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -34,7 +34,7 @@ def sources_of(entries: object) -> list[SourceConfig]:
     Raises UserError for anything else, and for a network or a model card that does not exist.
     """
     named = entries if isinstance(entries, list) else [entries]
-    require(bool(named), "source=[] names no network: null stands for the one that backbone.weights names.")
+    require(bool(named), "source=[] names no network: source=null means the one that backbone.weights names.")
     found: list[SourceConfig] = []
     for entry in named:
         backbone, expected = _described(_checked(entry))
@@ -52,14 +52,14 @@ def _checked(entry: object) -> dict[str, Any]:
     if not (named and isinstance(taps, list) and all(isinstance(tap, str) for tap in taps)):
         raise OptionError(
             "source",
-            "source is a .safetensors file of delta-pretrain's, a name of conf/backbone, NAME:WEIGHTS, or "
+            "source is a .safetensors file of delta-pretrain, a name of conf/backbone, NAME:WEIGHTS, or "
             f"{{use: one of these, taps: [...]}}, or a list of them, got {entry!r}.",
         )
     return mapping
 
 
 def _described(entry: dict[str, Any]) -> tuple[BackboneConfig, str | None]:
-    """The network of an entry, and the fingerprint of its weights where a model card gives it."""
+    """The network of an entry, and the fingerprint of its weights if a model card gives it."""
     use: str = entry["use"]
     of_run = Path(use).expanduser() / f"model{SUFFIX}"
     if "/" in use and of_run.is_file():  # a name without a slash names a network
@@ -83,7 +83,7 @@ def _described(entry: dict[str, Any]) -> tuple[BackboneConfig, str | None]:
 
 
 def networks() -> list[str]:
-    """The files of conf/backbone that are one network each, and not a whole library."""
+    """The files of conf/backbone that stand for one network and not for a whole library."""
     return [name for name in choices("backbone") if name not in ("timm", "torchvision")]
 
 
@@ -92,7 +92,7 @@ def named_backbone(name: str) -> BackboneConfig:
     known = networks()
     require(
         name in known,
-        f"source={name} is neither a {SUFFIX} file of delta-pretrain's nor one of conf/backbone: {', '.join(known)}.",
+        f"source={name} is neither a {SUFFIX} file of delta-pretrain nor one of conf/backbone: {', '.join(known)}.",
     )
     values = OmegaConf.create((files(CONF) / "backbone" / f"{name}.yaml").read_text(encoding="utf-8"))
     assert isinstance(values, DictConfig)

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: all are checked before the first begins, and a method's key goes to the methods that have it."""
+"""The jobs of a sweep: all are checked before the first one begins, and a key goes to the methods that have it."""
 
 import copy
 import itertools
@@ -28,12 +28,12 @@ BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 def take_the_sweepers_place() -> None:
-    """Hydra uses CheckedSweeper from now on. It accepts sweepers of other names from a package of plugins only."""
+    """Makes Hydra use CheckedSweeper. Hydra takes sweepers of other names only from a package of plugins."""
     Plugins.instance().class_name_to_class[BASIC] = CheckedSweeper
 
 
 class CheckedSweeper(Sweeper):
-    """Hydra's own sweeper composes each job twice. Here jobs of the same choices are composed once to be checked."""
+    """Checks all jobs. Hydra's own sweeper composes each job twice; here jobs of the same choices are composed once."""
 
     launcher: Launcher
     count: ClassVar[int] = 0  # jobs of the sweep that this process carries out
@@ -59,10 +59,10 @@ class CheckedSweeper(Sweeper):
         skipped, at_once = len(checked) - len(jobs), self.batch_size or len(checked)
         for first in range(0, len(jobs), at_once):
             for job in self.launcher.launch(jobs[first : first + at_once], initial_job_idx=skipped + first):
-                _ = job.return_value  # raises what ended it
+                _ = job.return_value  # raises the error that ended the job
 
     def jobs(self, words: Sequence[str]) -> list[list[str]]:
-        """The words of each job. Of a key that is there twice the last word counts."""
+        """The words of each job. If a key is there twice, the last word counts."""
         parser = OverridesParser.create(config_loader=self.loader)
         values: dict[str, list[str]] = {}
         for override in parser.parse_overrides(list(words)):
@@ -70,7 +70,7 @@ class CheckedSweeper(Sweeper):
             if override.is_interval_sweep():
                 raise UserError(f"{quoted(str(override.input_line))}: name the values, such as {key}=0.1,1")
             found: list[str] = []
-            with suppress(ValueError, HydraException):  # range(1,2,0), glob(*) of a key that is no group
+            with suppress(ValueError, HydraException):  # range(1,2,0), glob(*) for a key that is not a group
                 swept = override.is_sweep_override()
                 found += override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
             if not found:
@@ -85,7 +85,7 @@ class CheckedSweeper(Sweeper):
         assert isinstance(for_all, list)
         parser = OverridesParser.create(config_loader=self.loader)
         overrides = {word: parser.parse_override(word) for word in dict.fromkeys(itertools.chain(*jobs))}
-        of_key = {(one.key_or_group, one.package): one for one in overrides.values()}  # to look a group up takes long
+        of_key = {(one.key_or_group, one.package): one for one in overrides.values()}  # looking a group up is slow
         names = {key for key, one in of_key.items() if is_group(self.loader, one)}
         groups = {word for word, one in overrides.items() if (one.key_or_group, one.package) in names}
         bases: dict[tuple[str, ...], DictConfig] = {}
@@ -95,7 +95,7 @@ class CheckedSweeper(Sweeper):
             if choices not in bases:
                 bases[choices] = base = compose(self.loader, config_name, [*for_all, *choices])
                 with open_dict(base):
-                    del base["hydra"]  # no job sets it, and to copy it takes time
+                    del base["hydra"]  # no job sets it, and a copy takes time
             return bases[choices]
 
         of_methods = {
@@ -116,7 +116,7 @@ class CheckedSweeper(Sweeper):
         for key, methods in others.items():
             if key not in owners:
                 raise unknown_key(base_of(jobs[0]), key)
-            log.info(f"{key} is set for {', '.join(owners[key])}, and not for {', '.join(methods)}, without that key")
+            log.info(f"{key} is set for {', '.join(owners[key])}, and not for {', '.join(methods)}, which lack the key")
         configs: Jobs = {}
         for words in made:
             if stop_signal() is not None:
@@ -137,9 +137,9 @@ class CheckedSweeper(Sweeper):
 
 
 def for_sweep(words: Sequence[str]) -> list[str]:
-    """The words of a sweep. What belongs to a choice waits for the jobs, since others may come before that choice.
+    """The words of a sweep. Keys of a choice wait for the jobs, since the choice may not be the first of several.
 
-    Hydra composes the words with one value without those of several, and then each job with all of them.
+    Hydra first composes the words that have one value, and then each job with all words.
     """
     made = []
     for word in words:

@@ -1,10 +1,10 @@
 """delta-run +experiment=which_is_best dataset.root=photos: which method is best on these images, and by how much.
 
 It makes several sweeps in one command. The first ones run every backbone, method and alpha on folds of the training
-images. What does best on the images held out is chosen, or the simplest that is as good (prefer=simple; prefer=best).
-The last ones train it, L2, the baseline, and L2-FE on all training images with several seeds, and only they see the
-test images: these say how good the choice is, and change nothing about it. Finished runs are skipped, as in any sweep.
-budget=45m or preset=good chooses what is compared, and how thoroughly (experiment/budget.py).
+images. It chooses the simplest that is as good as the best on the held-out images (prefer=simple), or the best
+(prefer=best). The last ones train the choice, L2 (the baseline) and L2-FE on all training images with several seeds.
+Only these runs see the test images, which measure the choice and do not change it. Finished runs are skipped, as in any
+sweep. budget=45m or preset=good decides what is compared, and how thoroughly (experiment/budget.py).
 """
 
 import sys
@@ -51,7 +51,7 @@ from ..reporting.rivals import RULES, in_words, rivals_of, simplest
 from ..reporting.selection import choose
 from .explain import OF_WHICH_IS_BEST
 
-# From the published values, of thousands of images, down to those that are best for hundreds in results/published.
+# From the published values, for thousands of images, down to the best ones for hundreds in results/published.
 ALPHAS = {
     "l2_sp": ["0.01", "0.1"],
     "delta_noatt": ["0.0001", "0.001", "0.01"],
@@ -70,7 +70,7 @@ Sweep = Callable[[list[str]], list[Made]]
 
 @dataclass(frozen=True)
 class Result:
-    lines: list[str | Table]  # in words, and tables
+    lines: list[str | Table]  # sentences and tables
     choice: budget.Place | None = None
     made: list[Made] = field(default_factory=list)
 
@@ -87,8 +87,8 @@ class Grid:
     seeds: list[str]
     configs: dict[budget.Place, RunConfig]  # of a run of each backbone and method
     images: dict[str, int]  # for training, by class
-    prefer: str  # which of those that are as good is chosen
-    select: str  # what is measured on held-out and on test images
+    prefer: str  # which of the equally good choices is taken
+    select: str  # the measure on held-out and on test images
 
     def words(self, backbone: str, method: str) -> list[str]:
         return [*self.rest, *self.backbones[backbone], f"reg={method}", *self.methods[method]]
@@ -103,7 +103,7 @@ class Grid:
         return [*self.words(backbone, method), *strength, "split.folds=null", f"seed={','.join(self.seeds)}"]
 
     def in_final(self, method: str) -> list[str]:
-        """The methods of the final runs where `method` was chosen."""
+        """The methods of the final runs if `method` was chosen."""
         return list(dict.fromkeys([*(one for one in budget.BASELINES if one in self.methods), method]))
 
     def backbone_of(self, record: Record) -> str:
@@ -111,7 +111,7 @@ class Grid:
         return next(one for one in self.backbones if self.configs[one, "l2"].backbone.name == name)
 
     def planned(self, plan: budget.Chosen) -> "Grid":
-        """What a plan leaves of it, with the plan's settings. Seeds that the command names stay as they are."""
+        """The part that a plan keeps, with the plan's settings. Seeds that the command names stay as they are."""
         level, configs = plan.level, self.configs
         set_by_level = {one: budget.settings(level, configs[one, "l2"], plan.images) for one in level.backbones}
         return replace(
@@ -138,7 +138,7 @@ def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) 
     levels = levels_for(limits, words, asked) if limits else []
     if not levels:
         return choose_and_train(grid_of(asked, of_methods, rest, compose_first_job), sweep).lines
-    # All that a level may compare is looked at, so that what is misspelt is found now.
+    # Everything that a level may compare is composed now, so that misspelt words are found.
     asked |= {"backbone": several(level.backbones for level in levels), "reg": several(one.methods for one in levels)}
     options = [each.name for one in asked["reg"] if one in METHODS for each in describe(METHODS[one].options)]
     if ATTENTION.removeprefix("reg.") in options and ATTENTION not in dict(of_methods):
@@ -148,7 +148,7 @@ def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) 
     path = budget.plan_path(config.results_dir, words)
     plan = budget.read_plan(path)
     if plan:
-        log.info(f"The plan of this command's first start stands in {path}. Delete it, and the command plans anew.")
+        log.info(f"The plan of this command's first start is in {path}. Delete it, and the command plans anew.")
     else:
         plan = plan_of(grid, levels, limits, began)
         if not config.dry_run:
@@ -176,7 +176,7 @@ def several(groups: Any) -> list[str]:
 
 
 def grid_of(asked: Asked, of_methods: list[tuple[str, str]], rest: list[str], compose: Compose) -> Grid:
-    """Every backbone and method, with all that it is to be run with, is composed: what is misspelt is found now."""
+    """Composes every backbone and method with its words, so that misspelt words are found now."""
     first = [f"backbone={asked['backbone'][0]}"] if "backbone" in asked else []
     config, usual = compose([*rest, *first, "reg=l2"])
     asked = asked_and_rest([f"{key}={values}" for key, values in usual.items()])[0] | asked
@@ -206,14 +206,14 @@ def grid_of(asked: Asked, of_methods: list[tuple[str, str]], rest: list[str], co
 
 
 def one_of(key: str, asked: Asked, known: tuple[str, ...]) -> str:
-    """The value of a key of this command; the first of `known` if the command does not say."""
+    """The value of a key of this command; the first of `known` if the command does not set it."""
     value = ",".join(asked.get(key, known[:1]))
     require(value in known, f"{key} must be one of {', '.join(known)}, got {value}.")
     return value
 
 
 def number_in(folds: list[str]) -> int:
-    """The number of folds, of the words that say it."""
+    """The number of folds in the words that set it."""
     require(
         len(folds) == 1 and folds[0].isdecimal() and int(folds[0]) > 1,
         f"split.folds must be one number, 2 or more, got {','.join(folds)}.",
@@ -225,7 +225,7 @@ def number_in(folds: list[str]) -> int:
 
 
 def levels_for(limits: dict[str, str], words: list[str], asked: Asked) -> list[budget.Level]:
-    """The levels of a comparison that a budget or a preset chooses among, with what the command says itself."""
+    """The levels that a budget or a preset chooses among, with the values that the command sets itself."""
     keys = {word.partition("=")[0].lstrip("+") for word in words}
     require(len(limits) == 1, "budget= and preset= both say how much is compared: name one of them.")
     require(
@@ -248,7 +248,7 @@ def levels_for(limits: dict[str, str], words: list[str], asked: Asked) -> list[b
 
 
 def plan_of(grid: Grid, levels: list[budget.Level], limits: dict[str, str], began: float) -> budget.Chosen:
-    """Measures levels from the cheapest on, and takes the dearest that ends in time; or the preset's one."""
+    """Measures levels from the cheapest on, and takes the dearest that ends in time, or that of the preset."""
     first = grid.configs[next(iter(grid.backbones)), "l2"]
     dataset, images = load_dataset(first.dataset, Path(first.cache_dir)), sum(grid.images.values())
     beside = {one: seconds_beside_steps(grid.configs[one, "l2"]) for one in grid.backbones}
@@ -269,7 +269,7 @@ def plan_of(grid: Grid, levels: list[budget.Level], limits: dict[str, str], bega
     most = number_of_folds(grid.images, max(level.folds for level in levels))
     levels = budget.levels_with({}, [replace(level, folds=min(level.folds, most)) for level in levels])
     if "preset" in limits:
-        level, found, more = levels[0], estimate_of(levels[0]), "budget=TIME takes what fits into a time."
+        level, found, more = levels[0], estimate_of(levels[0]), "budget=TIME compares as much as fits into a time."
     else:
         level, found, more = budget.dearest_within(levels, seconds_left, estimate_of)
     found = replace(found, before=found.before + time.monotonic() - began)
@@ -277,12 +277,12 @@ def plan_of(grid: Grid, levels: list[budget.Level], limits: dict[str, str], bega
 
 
 def against_estimate(estimate: budget.Estimate, result: Result, seconds: float) -> list[str]:
-    """Compares the time that the command took with the estimate of what it made."""
+    """Compares the command's time with its estimate."""
     if result.choice is None:
         return []
     estimated = estimate.of(*result.choice)
     if any(state != "done" for state, _ in result.made):
-        return [f"Estimated: {duration(estimated)} for all runs. Some were there before, so that nothing compares."]
+        return [f"Estimated: {duration(estimated)} for all runs. Some were finished before, so the time is no test."]
     off = 100 * (seconds / estimated - 1)
     return [f"Estimated: {duration(estimated)}. It took {duration(seconds)} ({off:+.0f} %)."]
 
@@ -291,7 +291,7 @@ def against_estimate(estimate: budget.Estimate, result: Result, seconds: float) 
 
 
 def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
-    """Chooses on folds, and trains what was chosen on all training images. sweep: carries a command out."""
+    """Chooses on folds, and trains the choice on all training images. sweep: carries a command out."""
     config = next(iter(grid.configs.values()))
     validated = [
         made for one in grid.backbones for method in grid.methods for made in sweep(grid.on_folds(one, method))
@@ -315,9 +315,9 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
                 *without_a_gpu(config, attention),
             ]
         )
-    if elsewhere := sum(state == "in work" for state, _ in validated):
+    if elsewhere := sum(state == "in progress" for state, _ in validated):
         return Result(
-            [f"{elsewhere} runs are in work elsewhere: the same command, once they are done, chooses among all."]
+            [f"{elsewhere} runs are in progress elsewhere: repeat the command after them to choose among all."]
         )
     if not any(method_of(record) == "l2" for record in records):
         raise UserError("There is nothing to choose from: the runs of L2, the baseline, failed.")
@@ -343,7 +343,7 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
         for made in sweep(grid.final(backbone, one, alpha_of(chosen) if one == method else None))
     ]
     if config.dry_run:
-        return Result([f"On folds {named(chosen)} was chosen: it is what the final runs train beside L2."])
+        return Result([f"On folds {named(chosen)} was chosen: the final runs train it and L2."])
     made = [record | {"folder": runs_dir / record["run_id"]} for _, record in final if record]
     finished = [record for record in made if problem(record, f"test_{grid.select}") is None]
     if missing := len(final) - len(finished):
@@ -353,7 +353,7 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
 
 
 def asked_and_rest(words: list[str]) -> tuple[Asked, list[tuple[str, str]], list[str]]:
-    """The values of what is compared, options of methods (key and word), and the words that all runs share.
+    """The compared values, the options of methods (key and word), and the words that all runs share.
 
     Raises UserError if another key has several values.
     """
@@ -363,7 +363,7 @@ def asked_and_rest(words: list[str]) -> tuple[Asked, list[tuple[str, str]], list
         override = None if word.startswith("-") else parser.parse_override(word)
         require(
             override is None or override.package is None,
-            f"{word}: +experiment=which_is_best compares methods as they are, no sums of them.",
+            f"{word}: +experiment=which_is_best compares single methods, and no sums.",
         )
         if override and override.key_or_group in (*COMPARED, *OF_WHICH_IS_BEST):
             asked[override.key_or_group] = values_of(override)

@@ -23,13 +23,13 @@ from rich.text import Text
 
 from .errors import UserError, in_words
 
-log = logging.getLogger("delta_transfer")  # `show_messages` shows what it is told
-Warn = Callable[[str], None]  # is told, in a line each, what is left out
+log = logging.getLogger("delta_transfer")  # `show_messages` shows its messages
+Warn = Callable[[str], None]  # called with a line about each thing that is left out
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a progress line says beside how far the task is."""
+    """The numbers of a progress line beside the progress itself."""
 
     numbers: str = ""  # accuracies and speed, which are never cut
     losses: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Report:
 class Display:
     """The progress of one task of `total` steps. Use it as a context manager.
 
-    Without that it has no bar, only lines. quiet_seconds: it says nothing before.
+    Otherwise it has no bar, only lines. quiet_seconds: it shows nothing before this time.
     """
 
     bars = True  # False in parallel jobs, whose bars would overwrite each other
@@ -63,7 +63,7 @@ class Display:
             self.progress.stop()
 
     def start_at(self, step: int) -> None:
-        """The task begins or goes on at `step`, now; the time left is estimated from the steps after it."""
+        """Starts the clock at `step`, where the task begins or resumes; later steps give the time left."""
         self.first_step, self.started = step, time.monotonic()
         if self.progress:
             self.progress.reset(self.task, completed=step)
@@ -80,13 +80,13 @@ class Display:
             return
         self.last_tenth = tenth
         parts = [f"{self.title}: {self.unit} {step}/{self.total}", *report.losses, report.numbers]
-        if 0 < tenth < 10 and (done := step - (self.first_step or 0)):  # the first step says nothing about the others
+        if 0 < tenth < 10 and (done := step - (self.first_step or 0)):  # the first step is not like the others
             parts.append(f"{elapsed / done * (self.total - step):.0f} s left")
         log.info("  ".join(part for part in parts if part))
 
 
 class _Line(ProgressColumn):
-    """The whole line, fitted to the width that the terminal has at the moment."""
+    """The whole line, fitted to the terminal's current width."""
 
     def __init__(self, display: Display):
         super().__init__()
@@ -105,9 +105,9 @@ BAR, SHORTEST = 12, 8  # columns of the bar, and of a name that is shortened
 
 
 def progress_line(width: int, run: str, step: int, total: int, time_left: str, report: Report, name: str) -> str:
-    """What has room in `width` columns; what does not is left out whole, only the name is shortened.
+    """The parts that fit into `width` columns. A part that does not fit is left out; only the name is shortened.
 
-    Accuracies and speed come before all else, then how far the task is.
+    Accuracies and speed come first, then the progress.
     """
     done = BAR * step // max(1, total)
     parts = [run, "━" * done + "─" * (BAR - done), f"{step}/{total}", time_left, report.numbers, *report.losses]
@@ -133,7 +133,7 @@ class _Lines(Console):
 class _Terminal(logging.Handler):
     """Shows messages as plain lines: information on standard output, errors on standard error.
 
-    A message is written at once, so that lines of parallel runs stay apart. Lines are never wrapped.
+    Each message is written in one piece, so that lines of parallel runs do not mix. Lines are never wrapped.
     """
 
     def __init__(self, information_on_stderr: bool):
@@ -148,9 +148,7 @@ class _Terminal(logging.Handler):
 
 
 def show_messages(information_on_stderr: bool = False) -> None:
-    """Shows the package's messages to a person; every command calls it. Without it they go where a host program sends
-    them.
-    """
+    """Shows the package's messages to the user. Every command calls it. Otherwise a host program's logging decides."""
     log.handlers = [_Terminal(information_on_stderr)]
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -159,7 +157,7 @@ def show_messages(information_on_stderr: bool = False) -> None:
 
 @contextmanager
 def quiet_pipe() -> Iterator[None]:
-    """A decorator for commands: nothing is said when nobody reads the output any more (`| head`).
+    """A decorator for commands: they end quietly when nobody reads the output any more (`| head`).
 
     The exit status is then 128 + SIGPIPE, as a shell expects.
     """
@@ -170,7 +168,7 @@ def quiet_pipe() -> Iterator[None]:
             sys.stdout.flush()
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):  # Python writes what is left when it ends
+        for stream in (sys.stdout, sys.stderr):  # Python writes buffered text when it ends
             os.dup2(nowhere, stream.fileno())
         sys.exit(128 + signal.SIGPIPE)
 
@@ -178,7 +176,7 @@ def quiet_pipe() -> Iterator[None]:
 def stoppable(main: Callable[..., int]) -> Callable[..., int]:
     """A decorator for commands: Ctrl-C ends them with one sentence, a closed pipe (`| head`) ends them quietly.
 
-    Both have the exit status that shells expect. An error for people has exit status 1.
+    Both have the exit status that shells expect. A UserError has exit status 1.
     """
 
     @wraps(main)
@@ -200,7 +198,7 @@ def stoppable(main: Callable[..., int]) -> Callable[..., int]:
 
 
 def shorten_list(names: Sequence[str], count: int = 5) -> str:
-    """The first names, and the number of the others where there are several."""
+    """The first `count` names, and the number of the others."""
     count += len(names) == count + 1
     more = f", ... ({len(names) - count} more)" if len(names) > count else ""
     return ", ".join(map(spelled_out, names[:count])) + more
@@ -214,9 +212,9 @@ def duration(seconds: float) -> str:
 
 
 def spelled_out(text: str, keep: str = "") -> str:
-    """`text` with escape sequences (\\x1b, \\u202e) for characters that steer a terminal or the writing direction.
+    """`text` with escape sequences (\\x1b, \\u202e) for characters that control a terminal or the writing direction.
 
-    Bytes of file names that are not UTF-8, which no file or figure takes, become escape sequences too.
+    Bytes of file names that are not UTF-8, which no file or figure takes, become escape sequences, too.
     """
     if text.isprintable():
         return text
@@ -238,7 +236,7 @@ def no_formula(value: object) -> object:
 
 
 def quoted(word: str) -> str:
-    """A word as it has to be typed in a shell."""
+    """A word as it must be typed in a shell."""
     return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
@@ -253,7 +251,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args
         if not all(map(str.strip, words)):  # a path "" is the current folder
-            raise UserError("A word of the command is empty. (A shell's variable that is not set is empty.)")
+            raise UserError("A word of the command is empty. Is a variable of the shell not set?")
         return super().parse_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -266,7 +264,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def wrapped(text: str, width: int = 80) -> str:
-    """`text` in lines of at most `width` letters. Indented lines stay; what explains a long one goes below it."""
+    """`text` in lines of at most `width` letters. Indented lines stay; the explanation in a long one goes below it."""
 
     def of_line(line: str) -> str:
         indent = line[: len(line) - len(line.lstrip())] + "    "
@@ -286,7 +284,7 @@ def wrapped(text: str, width: int = 80) -> str:
 
 
 def command_parser(prog: str, text: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """A parser of a command's arguments, with --version. Indented lines of its texts stay, paragraphs are wrapped."""
+    """A parser of a command's arguments, with --version. Indented lines of its texts stay; paragraphs are wrapped."""
     parser = CommandParser(
         prog=prog,
         description=wrapped(text or ""),

@@ -1,8 +1,8 @@
 """The cores that this process may use, and the other work on them. Nothing here imports torch.
 
-Training threads wait for one another many times in a step. They spin while they wait, so as to go on at once; beside
-other work the one that they wait for has no core, because they spin on it. Short spinning costs nothing where nothing
-else runs, and spares other work most of the time. It changes no number; the number of threads would change last bits.
+Training threads wait for one another many times in a step. They spin while they wait, to go on at once. Beside other
+work, they may spin on the core that the awaited thread needs. Short spinning costs nothing on an idle machine, and
+avoids most of that loss on a busy one. It changes no number; the number of threads would change last bits.
 """
 
 import os
@@ -12,21 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
-SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # of OpenMP; what a person sets stays
+SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # of OpenMP; the user's settings are kept
 # Rounds of spinning of GNU's OpenMP, which PyTorch's Linux wheels bring. On 2 cores small_resnet at 32 pixels trains
 # with 700 images/s at 300,000 (the default) and at 10,000, with 505 at 1,000. Beside two busy programs: 112, 120, 197.
 SPINS_ALONE, SPINS_BESIDE_OTHERS = 10_000, 1_000
-NOTICED = 0.3  # load of other programs from which on the machine counts as busy
-NOTABLE = 1.5  # how many times as long something takes where that is said
+NOTICED = 0.3  # least load of other programs at which the machine counts as busy
+NOTABLE = 1.5  # least slowdown factor that a message reports
 CGROUPS = Path("/sys/fs/cgroup")
-of_a_command = False  # whether this process is a command's, and not another program's
+of_a_command = False  # whether one of our commands runs this process, and not another program
 others = 0.0  # threads of other programs that wanted a core when the command began
 
 
 def begin_command() -> None:
-    """Looks how busy the machine is and sets how long threads spin, also in processes that this one starts.
+    """Measures how busy the machine is and sets how long threads spin, also in processes that this one starts.
 
-    To be called before torch is imported.
+    Call it before torch is imported.
     """
     global of_a_command, others
     of_a_command, others = True, busy_others()
@@ -35,7 +35,7 @@ def begin_command() -> None:
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on; fewer where a control group (a container) limits its processor time."""
+    """The cores that this process may run on; fewer if a control group (a container) limits its processor time."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *map(int, _quotas())]))
 
@@ -51,10 +51,10 @@ def _quotas() -> list[float]:
 
 
 def busy_others() -> float:
-    """How many threads of other programs want a core, about; 0 where the system does not say.
+    """The approximate number of threads of other programs that want a core; 0 if the system does not tell.
 
-    The load of the last minute still has programs that ended, this command's predecessor among them: they do not run
-    any more. What runs by chance for a moment, such as this process' own threads, is not in the load.
+    This is the smaller of two numbers. The load of the last minute still counts programs that ended, such as this
+    command's predecessor. A look at the moment also counts threads that run by chance, such as this process' own.
     """
     try:
         load = os.getloadavg()[0]

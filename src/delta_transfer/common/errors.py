@@ -1,4 +1,4 @@
-"""Exceptions for people: commands show their text, and no stack trace."""
+"""Exceptions for users: commands show their text without a stack trace."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ class UserError(Exception):
 
 
 def in_words(error: BaseException) -> str:
-    """What a person reads of an error: of one of the system the file and the reason, without its number."""
+    """The text of an error for users; for an error of the system, file and reason without its number."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__

@@ -4,8 +4,8 @@
     class EMAConfig(AverageConfig):
         decay: float = option(0.999, "decay rate of the average", at_least=0, below=1)
 
-A group of options is a dataclass. Each field has one line that says what it is; the reference page, `--help` and error
-messages show that line. Nothing here imports torch, Hydra or OmegaConf.
+A group of options is a dataclass. Each field has a description of one line, which the reference page, `--help` and
+error messages show. Nothing here imports torch, Hydra or OmegaConf.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class OptionError(UserError):
-    """A value that an option cannot have. `key`: the option's name on the command line, such as reg.alpha."""
+    """A value that an option cannot have. key: the option's name on the command line, such as reg.alpha."""
 
     def __init__(self, key: str, message: str):
         super().__init__(key, message)  # all arguments, so that it can be pickled
@@ -53,12 +53,12 @@ def option(
 
     Args:
         default: the value, or a group of options or a function that makes one. Lists and dicts are copied.
-        help: one line that says what the option is, with its unit.
-        above, at_least, below, at_most: bounds of a number, and of each number in a list. None is always allowed where
-            the field's type allows it.
+        help: a description of one line, with the unit.
+        above, at_least, below, at_most: bounds of a number, and of each number in a list. They allow None if the
+            field's type does.
         choices: the only values allowed.
-        identity: whether another value makes another run. False for what decides where and how a run is made, and not
-            what comes out of it.
+        identity: whether another value makes another run. False for options that decide where and how a run is made
+            but do not change its result.
     """
     bounds = {"above": above, "at_least": at_least, "below": below, "at_most": at_most}
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
@@ -73,8 +73,8 @@ def option(
 class Options:
     """Base of every group of options. A subclass is a dataclass and extends `check` for rules about several fields.
 
-    `key`: the group's name on the command line. `version`: raise it when a default or the meaning of a value changes;
-    it is part of a run's identity.
+    key: the group's name on the command line. version: raise it when a default or the meaning of a value changes; it is
+    part of a run's identity.
     """
 
     key: ClassVar[str] = ""
@@ -105,7 +105,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def _check_value(key: str, value: Any, entry: "dataclasses.Field[Any]") -> None:
-    """Raises OptionError, with the option's description, for a value that is no choice or out of its bounds."""
+    """Raises OptionError, with the option's description, for a value that is not a choice or out of bounds."""
     if value is None or value == MISSING or not entry.metadata:
         return
 
@@ -129,7 +129,7 @@ BOUNDS: dict[str, tuple[str, str, Callable[[float, float], bool]]] = {
 
 
 def _broken_rule(value: object, bounds: Mapping[str, float]) -> str | None:
-    """The rule that a number breaks, in words; None if it breaks none or is no number."""
+    """The rule that a number breaks, in words; None if it breaks none or is not a number."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     for name, bound in bounds.items():
@@ -169,13 +169,13 @@ class Description(NamedTuple):
 
     @property
     def in_words(self) -> str:
-        """What values it takes."""
+        """The values that it takes."""
         words = " or ".join(_KINDS.get(kind, kind) for kind in self.kind.split(" | "))
         return f"{words}, {self.allowed}" if self.allowed else words
 
 
 def describe(group: type[Options]) -> Iterator[Description]:
-    """Each option of `group`, in order; the options of nested groups stand in the place of the group."""
+    """Each option of `group`, in order. A nested group is replaced by its options."""
     hints = typing.get_type_hints(group)
     for entry in fields(group):  # type: ignore[arg-type]
         hint = hints[entry.name]
@@ -216,7 +216,7 @@ def _allowed(metadata: Mapping[str, Any]) -> str:
 
 
 def from_mapping(group: type[T], values: Mapping[str, Any]) -> T:
-    """The checked options that `values`, plain data such as a record's configuration, stand for.
+    """The checked options from `values`, plain data such as a record's configuration.
 
     Raises OptionError for a name that the group does not have and for an option without a value.
     """
@@ -254,7 +254,7 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 
 def _as_float(value: Any, hint: Any) -> Any:
-    """Whole numbers of a field of floating-point numbers are those: 1 and 1.0 are one setting, and one identity."""
+    """Turns whole numbers in a field of floating-point numbers into these: 1 and 1.0 are one setting and identity."""
     if isinstance(value, list) and typing.get_origin(hint) is list:
         return [_as_float(one, typing.get_args(hint)[0]) for one in value]
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
@@ -270,7 +270,7 @@ def _group_in(hint: Any) -> type[Options] | None:
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """A named thing of a registry: what it is, how people write its name, and its options."""
+    """A named thing of a registry: the thing, the title in reports, and its options."""
 
     name: str
     thing: T
@@ -279,11 +279,11 @@ class Entry(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Things by the name that a configuration key gives them. Each registers itself by a decorator in its own file."""
+    """Things by their names in a configuration key. Each registers itself with a decorator in its own file."""
 
     def __init__(self, key: str, options_of: Callable[[T], type[Options]] = lambda thing: Options):
         self.key = key  # the configuration key that names one, such as reg.name
-        self.options_of = options_of  # for things that declare their options themselves
+        self.options_of = options_of  # gives the options of things that declare them themselves
         self.entries: dict[str, Entry[T]] = {}
 
     def register(self, name: str, title: str, options: type[Options] | None = None) -> Callable[[T], T]:

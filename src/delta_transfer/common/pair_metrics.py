@@ -2,7 +2,7 @@
 
 import numpy as np
 
-FARS = (1e-2, 1e-3)  # false accept rates at which the true accept rate is told, where there are 1/FAR different pairs
+FARS = (1e-2, 1e-3)  # false accept rates of the reported true accept rates, if there are 1/FAR different pairs
 
 
 def pair_metrics(similarities: np.ndarray, same: np.ndarray, fold: np.ndarray) -> dict[str, float]:
@@ -30,13 +30,13 @@ def fold_accuracies(similarities: np.ndarray, same: np.ndarray, fold: np.ndarray
 
 
 def best_threshold(similarities: np.ndarray, same: np.ndarray) -> float:
-    """The similarity from which on pairs are taken for the same.
+    """The least similarity at which pairs count as the same.
 
     It lies halfway between two similarities that occur; among equally good thresholds it is the lowest.
     """
     order = np.argsort(similarities, kind="stable")
     values, same = similarities[order], same[order]
-    # right[i]: pairs that are right if the first i are taken for different.
+    # right[i]: the number of right pairs if the first i count as different.
     right = np.concatenate([[0], np.cumsum(~same)]) + same.sum() - np.concatenate([[0], np.cumsum(same)])
     between = np.concatenate([[values[0] - 1], (values[:-1] + values[1:]) / 2, [values[-1] + 1]])
     # No threshold lies between equal similarities.
@@ -45,7 +45,7 @@ def best_threshold(similarities: np.ndarray, same: np.ndarray) -> float:
 
 
 def roc(similarities: np.ndarray, same: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """False and true accept rates, both rising from 0 to 1, at every similarity that occurs as a threshold."""
+    """False and true accept rates, both rising from 0 to 1, with each occurring similarity as the threshold."""
     order = np.argsort(-similarities, kind="stable")
     values, same = similarities[order], same[order]
     last_of_equal = np.append(values[:-1] != values[1:], True)

@@ -1,4 +1,4 @@
-"""How methods look in every figure and page: fixed colours; line and marker tell them apart in grey too."""
+"""The look of methods in every figure and page: fixed colours; lines and markers differ in grey, too."""
 
 from dataclasses import dataclass
 
@@ -47,12 +47,12 @@ OTHERS = [Style("#999933", "--", "p"), Style("#882255", "-.", "h"), Style("#6611
 
 
 def style_of(method: str, methods: list[str]) -> Style:
-    """The style of a method, by its name; `methods`: all in the figure, which share out OTHERS among them."""
+    """The style of a method, by its name. methods: all in the figure, among which OTHERS are shared."""
     unknown = [name for name in methods if name not in STYLES]
     return STYLES.get(method) or OTHERS[unknown.index(method) % len(OTHERS)]
 
 
 def method_order(method: str) -> tuple[int, str]:
-    """Sorts methods: those of STYLES in that order, then others by name."""
+    """Key that sorts methods: those of STYLES in that order, then others by name."""
     known = list(STYLES)
     return (known.index(method), "") if method in STYLES else (len(known), method)

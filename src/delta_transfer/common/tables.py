@@ -21,13 +21,13 @@ MISSING = "–"
 class Bar:
     """An interval around its mean on the axis of its column; 0 and 1 are the ends of the axis."""
 
-    zero: float  # where a difference of 0 lies
+    zero: float  # the place of a difference of 0
     low: float
     mean: float
     high: float
 
     def places(self, start: float, length: float, digits: int | None = None) -> list[Any]:
-        """zero, low, mean and high on an axis, rounded; what lies beyond an end is there."""
+        """zero, low, mean and high on an axis, rounded and cut to its ends."""
         parts = (self.zero, self.low, self.mean, self.high)
         return [round(start + length * min(max(part, 0), 1), digits) for part in parts]
 
@@ -49,7 +49,7 @@ class Bar:
 
 
 def usual_ends(spans: list[tuple[float, float, float]]) -> tuple[float, float]:
-    """The ends of an axis with 0 for (low, mean, high): means three times as far from 0 as usual do not stretch it."""
+    """The ends of an axis with 0 for (low, mean, high). Means three times as far from 0 as usual do not stretch it."""
     limit = 3 * median(max(abs(low), abs(high)) for low, _, high in spans) or 1.0
     usual = [span for span in spans if abs(span[1]) <= limit]
     least = max(-limit, min(0.0, *(low for low, _, _ in usual)))
@@ -77,9 +77,9 @@ class Table:
     title: str
     header: list[str]
     rows: list[list[Entry]]  # each as long as the header
-    names: int  # so many columns at the left are names, the others numbers
+    names: int  # number of columns at the left that are names; the others are numbers
     remarks: list[str] = field(default_factory=list)  # under the table, one line each
-    notes: list[str] = field(default_factory=list)  # the small print: settings, hardware, how it was computed
+    notes: list[str] = field(default_factory=list)  # the small print: settings, hardware, computation
     verdict: str = ""  # a sentence above the table
 
     def __post_init__(self) -> None:
@@ -101,7 +101,7 @@ class Table:
 
 
 def table_of(title: str, rows: "list[dict[str, str | Entry]]", names: int, **words: Any) -> Table:
-    """A table of rows that have the same columns, by name, without those that are empty in all of them.
+    """A table of rows with the same named columns, without columns that are empty in all rows.
 
     words: remarks, notes and a verdict, as a Table has them.
     """
@@ -127,7 +127,7 @@ NAMES, WORDS = 20, 16  # columns that names and words keep where numbers need th
 
 
 def on_screen(tables: list[Table], terminal: bool) -> str:
-    """The tables as wide as the terminal and with styles, or as plain text without a width."""
+    """The tables as wide as the terminal and with styles, or as plain text of any width."""
     console = Console(file=None if terminal else StringIO(), highlight=False, width=None if terminal else UNCUT)
     with console.capture() as captured:
         console.print(as_rich(tables, console.width))
@@ -149,7 +149,7 @@ def as_rich(tables: list[Table], width: int) -> Group:
 
 
 def fitting(table: Table, width: int) -> list[RenderableType]:
-    """One grid where the columns fit, without its bars if need be; else several grids, or a line for each number."""
+    """One grid if the columns fit, if necessary without bars; else several grids, or a line for each number."""
     names, numbers = list(range(table.names)), list(range(table.names, len(table.header)))
     room = width - least_name(table)
     drawn = [i for i in numbers if any(row[i].bar for row in table.rows)]
@@ -171,7 +171,7 @@ def fitting(table: Table, width: int) -> list[RenderableType]:
 
 
 def name_of(table: Table, row: list[Entry]) -> str:
-    """The names of a row share one column, from the third on one per line."""
+    """The names of a row in one column; from the third name on one per line."""
     below = [setting for name in row[2 : table.names] if name.text for setting in name.text.split(", ")]
     return "\n  ".join([", ".join(name.text for name in row[: min(2, table.names)] if name.text), *below])
 
@@ -242,7 +242,7 @@ def as_markdown(tables: list[Table]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """No tag, link or picture, and no line of its own, comes of it; what means something only to Markdown stays."""
+    """Text that makes no tag, link, picture or line of its own in Markdown. Other marks of Markdown stay."""
     return re.sub(r"\\|<(?=[A-Za-z/!?])|(?<=\])\(", r"\\\g<0>", " ".join(text.splitlines()))
 
 
@@ -270,7 +270,7 @@ def markdown(table: Table) -> str:
     return "\n".join([*above, *grid, "", *under]).rstrip("\n") + "\n"
 
 
-LONG = 30  # letters, from which on words wrap
+LONG = 30  # letters; longer words wrap
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -300,7 +300,7 @@ def latex(table: Table) -> str:
 
     head = " & ".join(map(latex_text, table.header)) + r" \\"
     body = [" & ".join(map(text_of, row)) + r" \\" for row in table.rows]
-    # Words, such as what differs from a published setting, have to wrap.
+    # Columns of words, such as differences from a published setting, have to wrap.
     long = [of_words(table, i) and any(len(row[i].text) > LONG for row in table.rows) for i in range(len(table.header))]
     columns = ["p{5cm}" if wraps else "l" if i < table.names else "r" for i, wraps in enumerate(long)]
     bold = any(entry.bold for row in table.rows for entry in row)

@@ -1,4 +1,4 @@
-"""How long work takes on this machine."""
+"""Times of work on this machine."""
 
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -6,16 +6,16 @@ from time import perf_counter, thread_time
 
 import torch
 
-ROUNDS = 3  # at least, of work that does not take long
+ROUNDS = 3  # least number of rounds of short work
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, at_least: float = 0.5) -> float:
-    """Seconds of `work`, as `seconds_in_turn` has them."""
+    """Seconds of `work`, as `seconds_in_turn` measures them."""
     return seconds_in_turn([work], device, at_least)[0]
 
 
 def seconds_in_turn(works: Sequence[Callable[[], object]], device: torch.device, at_least: float = 0.5) -> list[float]:
-    """Seconds of each work: the median of repetitions, in turn, within `at_least` seconds, after one that warms up.
+    """Seconds of each work: the median of repetitions in turn, for `at_least` seconds, after one that warms up.
 
     On a CPU they are processor seconds of this thread, which other programs on the machine hardly lengthen.
     """

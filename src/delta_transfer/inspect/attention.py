@@ -1,4 +1,4 @@
-"""The channel weights of DELTA in finished runs: how uneven they are, and how far two runs agree on the channels."""
+"""The channel weights of DELTA in finished runs: how uneven they are, and how far two runs agree on them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from ..records.reading import Record, attention_options, is_number, run_id, sect
 
 @dataclass(frozen=True)
 class Attention:
-    """The attention of one run, and the ids of the other runs with the same weights, as other seeds have."""
+    """The attention of one run, and the ids of other runs with the same weights, such as other seeds."""
 
     record: Record
     found: ChannelAttention
@@ -39,7 +39,7 @@ class Attention:
 
 
 def attention_of(record: Record) -> Attention | None:
-    """What the run computed before training; None if it has no attention. Raises Damaged."""
+    """The attention that the run computed before training; None if it has none. Raises Damaged."""
     found = channel_attention(record)
     return None if found is None else Attention(record, found)
 
@@ -63,7 +63,7 @@ def identical(one: Attention, other: Attention) -> bool:
 
 
 def why_not_comparable(one: Attention, other: Attention) -> str | None:
-    """Why channel i of one run is not channel i of the other; None if it is."""
+    """Why channel i of one run is not channel i of the other; None if it is the same."""
     if one.backbone != other.backbone or list(one.weights) != list(other.weights):
         return "other backbone or taps"
     if one.found.source != other.found.source:
@@ -72,7 +72,7 @@ def why_not_comparable(one: Attention, other: Attention) -> str | None:
 
 
 def names_of(attentions: list[Attention]) -> list[str]:
-    """data set/backbone. Where several share that, the last part of the run's id follows, or else the folder."""
+    """data set/backbone; if several share that, with the last part of the run's id, or else with the folder."""
     chosen = [f"{section(a.record, 'dataset').get('name')}/{a.backbone}" for a in attentions]
     hashes = [f"{name} {run_id(a.record).rpartition('-')[2]}" for name, a in zip(chosen, attentions, strict=True)]
     folders = [str(a.record["folder"]) for a in attentions]
@@ -90,7 +90,7 @@ def heaviest(weights: np.ndarray, count: int | None = None) -> np.ndarray:
 
 
 def normalised_entropy(weights: np.ndarray) -> float | None:
-    """-sum_c w_c log w_c / log C, which is 1 where all weights are equal; None for a single channel."""
+    """-sum_c w_c log w_c / log C, which is 1 if all weights are equal; None for a single channel."""
     return float(entr(weights / weights.sum()).sum() / np.log(len(weights))) if len(weights) > 1 else None
 
 
@@ -108,7 +108,7 @@ class Overlap:
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> Overlap | None:
-    """Compares two weights of the same channels; None if all weights of one are equal, so that it ranks nothing."""
+    """Compares two weightings (C,) of the same channels; None if all weights of one are equal, without a ranking."""
     if one.min() == one.max() or other.min() == other.max():
         return None
     top = heaviest(one)
@@ -158,7 +158,7 @@ def row_of(name: str, attention: Attention, tap: str) -> list[Entry]:
 
 
 def runs_behind(attentions: list[Attention]) -> list[str]:
-    """Which runs each name stands for, where the name alone does not tell."""
+    """The runs of each name that does not tell them itself."""
     lines = []
     for name, attention in zip(names_of(attentions), attentions, strict=True):
         first = run_id(attention.record)
@@ -202,7 +202,7 @@ def histograms(attentions: list[Attention]) -> Figure:
     figure = Figure(figsize=(0.6 + 2.6 * columns, 0.6 + 2.1 * len(attentions)), layout="constrained")
     axes = figure.subplots(len(attentions), columns, sharex=True, sharey=True, squeeze=False)
     every = np.concatenate([w for attention in attentions for w in attention.weights.values()])
-    lowest = max(min(every.min(), 0.5), 0.001)  # a low temperature makes weights of 0
+    lowest = max(min(every.min(), 0.5), 0.001)  # a low temperature gives weights of 0
     bins = np.geomspace(lowest, max(every.max(), 2), 41)
     for row, name, attention in zip(axes, names_of(attentions), attentions, strict=True):
         for axis, (tap, weights) in zip(row, attention.weights.items(), strict=False):
@@ -219,7 +219,7 @@ def histograms(attentions: list[Attention]) -> Figure:
     for axis in (axes[0, 0].xaxis, axes[0, 0].yaxis):
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set_minor_formatter(NullFormatter())
-    for column in axes.T:  # the lowest panel of a column need not be in the last row
+    for column in axes.T:  # a column's lowest panel may not be in the last row
         [axis for axis in column if axis.axison][-1].tick_params(labelbottom=True)
     below = f"; the first bar also holds all smaller weights than {lowest:g}" if every.min() < lowest else ""
     figure.supxlabel(f"weight of a channel C*w (1, dashed: all channels alike){below}", fontsize=9)

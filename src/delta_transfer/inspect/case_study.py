@@ -1,10 +1,10 @@
-"""How fine-tuned networks and their sources see single test images: which images, which maps, which classes; pictures.
+"""Pictures of how fine-tuned networks and their sources see single test images.
 
-Pictures of single images illustrate; they are no evidence, and their captions say how the images were picked. Grad-CAM
-is that of the package grad-cam. Everything is computed from the runs' own networks (replay.py).
+Pictures of single images illustrate and prove nothing; their captions say how the images were picked. Grad-CAM comes
+from the package grad-cam. Everything is computed from the runs' own networks (replay.py).
 
-Runs whose target begins at random weights or has a source= of its own (Scratch, L2T-ww) get saliency maps too, as in
-the paper of L2T-ww. A network of random weights is no source: it is not shown, and has no unused channels.
+Runs whose target begins with random weights or has a source= of its own (Scratch, L2T-ww) get saliency maps, too, as in
+the paper of L2T-ww. A network with random weights is not a source: it is not shown, and has no unused channels.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,8 +34,8 @@ class Seen:
     """How one network sees the N shown images."""
 
     label: str
-    classes: str  # which class Grad-CAM and saliency are for
-    maps: dict[str, np.ndarray]  # activation, Grad-CAM and, where asked for, saliency: (N, H, W) in 0..1, its own range
+    classes: str  # the class of Grad-CAM and saliency, in words
+    maps: dict[str, np.ndarray]  # activation, Grad-CAM and on request saliency: (N, H, W), each scaled to 0..1
     texts: list[str]  # the predicted class of each image, with its probability
     verdicts: list[bool | None]  # right or wrong; None: the network knows other classes
 
@@ -47,18 +47,18 @@ class ShownSource:
     label: str
     network: Network
     backbone: BackboneConfig
-    classes: list[str] | None  # their names, where they are known
+    classes: list[str] | None  # their names, if known
     of_imagenet: bool = False  # whether the names are ImageNet's
 
 
 def check_comparable(runs: list[Replay]) -> None:
-    """Raises UserError unless all start from one source network, or at random, and see the same test images alike."""
+    """Raises UserError unless all runs start from one source network, or at random, and read the same test images."""
     first = runs[0]
     if not first.config.backbone.taps:
         raise UserError(f"{first.run_id}: backbone.taps is empty, there is no feature map to show.")
     for run in runs:
         if run.dataset.pairs is not None:
-            raise UserError(f"{run.run_id} verifies pairs: a case study is of test images that are classified.")
+            raise UserError(f"{run.run_id} verifies pairs: a case study needs test images that are classified.")
 
     def view(run: Replay) -> dict[str, object]:
         backbone, schedule = run.config.backbone, run.config.schedule
@@ -74,7 +74,7 @@ def check_comparable(runs: list[Replay]) -> None:
 
 
 def labels_of(runs: list[Replay]) -> list[str]:
-    """Method and seed, and the run's hash where several runs share both."""
+    """Method and seed, and the run's hash if several runs share both."""
     short = [f"{method_title(run.record)}, seed {run.config.seed}" for run in runs]
     return [
         f"{label} ({run.run_id.rsplit('-', 1)[-1]})" if short.count(label) > 1 else label
@@ -96,10 +96,10 @@ def predictions_of(run: Replay) -> Predictions:
 
 
 def disagreements(a: Predictions, b: Predictions) -> dict[str, np.ndarray]:
-    """Positions in the test split of the images that one predicts right and the other wrong.
+    """Positions in the test split of the images that one run predicts right and the other wrong.
 
-    The largest margin comes first: softmax probability of the true class under the one that is right, minus that under
-    the other. Ties keep the order of the data set.
+    The largest margin comes first: the right run's softmax probability of the true class, minus the other run's. Ties
+    keep the order of the data set.
     """
     true = np.arange(len(a.labels)), a.labels
     margin = softmax(b.logits.astype(np.float64), axis=1)[true] - softmax(a.logits.astype(np.float64), axis=1)[true]
@@ -148,15 +148,15 @@ def target_seen(run: Replay, label: str, made: Predictions, shown: np.ndarray, i
     other = made.index[shown][logits.argmax(axis=1) != recorded]
     if len(other) and run.config.schedule.test_crops == 1:
         log.info(
-            f"{run.run_id}: its maps are of a network that takes the test images {other.tolist()} for another class "
-            "than the run recorded: another device or version computed those"
+            f"{run.run_id}: the network predicts other classes for the test images {other.tolist()} than the run "
+            "recorded, on another device or with another version"
         )
     names = [tidy(name) for name in run.dataset.classes]
     return Seen(label, "true class", maps, with_percent(made.logits[shown], names), list(made.correct[shown]))
 
 
 def sources_shown(runs: list[Replay]) -> list[ShownSource]:
-    """The networks that the runs start from, unless at random, and that their `source` names; each network once."""
+    """The networks that the runs start from, except random ones, and that their `source` names; each once."""
     first = runs[0].config.backbone
     found: dict[str, ShownSource] = {}  # by fingerprint
     if first.weights != "none":
@@ -175,9 +175,9 @@ def sources_shown(runs: list[Replay]) -> list[ShownSource]:
 
 
 def source_seen(source: ShownSource, images: Tensor, normalised: BackboneConfig, salient: bool) -> Seen:
-    """A source has no head for the target's classes. Its maps are for the class of its own that it predicts.
+    """How a source sees the images. It has no head for the target's classes: its maps are for its own predicted class.
 
-    `images` are normalised for the network of `normalised`, which may differ from the source's normalisation.
+    images: normalised for the network of `normalised`, which may differ from the source's normalisation.
     """
     images = renormalised(images, normalised, source.backbone)
     maps, logits = all_maps(source.network, source.backbone, images, None, salient)
@@ -196,7 +196,7 @@ def renormalised(images: Tensor, of: BackboneConfig, to: BackboneConfig) -> Tens
 
 
 def imagenet_names(name: str, network: Network) -> list[str] | None:
-    """ImageNet's classes in torchvision's order, for a network of torchvision's that has a head for 1000 classes."""
+    """ImageNet's classes in torchvision's order, for a network of torchvision with a head for 1000 classes."""
     if network.classes == 1000 and name in torchvision.models.list_models(module=torchvision.models):
         names: list[str] = torchvision.models.get_model_weights(name).DEFAULT.meta["categories"]
         return names
@@ -213,7 +213,7 @@ def names_on_card(backbone: BackboneConfig) -> list[str] | None:
 
 
 def tidy(name: str) -> str:
-    """A class name as people write it: "012.Yellow_headed_Blackbird" -> "Yellow headed Blackbird"."""
+    """A class name in plain writing: "012.Yellow_headed_Blackbird" -> "Yellow headed Blackbird"."""
     number, dot, rest = name.partition(".")
     return printable((rest if dot and number.isdigit() else name).replace("_", " ")).replace("\n", " ")
 
@@ -231,7 +231,7 @@ def pictures(runs: list[Replay], labels: list[str], chosen: list[int] | None, co
     """One picture of the test images `chosen` by their data set index, or one for each kind of disagreement.
 
     Args:
-        labels: of the runs. The first two, A and B, are searched for images on which they disagree.
+        labels: of the runs. Images are picked on which the first two runs, A and B, disagree.
         chosen: None for `count` images of each kind of disagreement.
     """
     found = [predictions_of(run) for run in runs]
@@ -281,7 +281,7 @@ def titles_of(run: Replay, index: np.ndarray) -> list[str]:
 def draw(pixels: np.ndarray, left: list[str], networks: list[Seen]) -> Figure:
     """A row for each image: the image, then the maps of each network.
 
-    `pixels` (N, H, W, 3) in 0..1; `left` is the text below each image.
+    pixels: (N, H, W, 3) in 0..1. left: the text below each image.
     """
     side, inner, outer, text, head = 1.3, 0.06, 0.3, 0.5, 0.5  # inches
     rows, shown = len(pixels), len(networks[0].maps)
@@ -344,7 +344,7 @@ def how_made(run: Replay, sources: list[ShownSource], salient: bool) -> str:
         "maps. Below, the predicted class and its softmax probability."
     )
     maps = "Grad-CAM and saliency are" if salient else "Grad-CAM is"
-    classes = f"{maps} for the true class, also where another one was predicted"
+    classes = f"{maps} for the true class, even if another one was predicted"
     named = " (named as ImageNet's, in torchvision's order)" if any(source.of_imagenet for source in sources) else ""
     if sources:
         subject = "the source network has" if len(sources) == 1 else "the source networks have"
@@ -353,7 +353,7 @@ def how_made(run: Replay, sources: list[ShownSource], salient: bool) -> str:
         classes += f"; {subject} no head for these classes, and there for {own}"
     sentences.append(f"{classes}.")
     if backbone.weights == "none":
-        sentences.append("The targets began at random weights: what they began as is not shown.")
+        sentences.append("The targets began with random weights, which are not shown.")
     if crops > 1:
         sentences.append(f"Predictions are over {crops} crops, maps of the centre crop.")
     return " ".join(sentences)

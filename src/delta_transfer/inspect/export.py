@@ -25,13 +25,13 @@ from .finished import Finished
 
 
 def exported(run: Finished, form: str, metadata: dict[str, str]) -> tuple[bytes, bool]:
-    """The file, and whether its outputs could be compared with those of the run's network.
+    """The bytes of the file, and whether its outputs could be compared with those of the run's network.
 
     Args:
         form: a key of models.portable.FORMATS.
-        metadata: goes into the file.
+        metadata: entries for the file.
 
-    Raises UserError if the network cannot be exported, or if the file computes something else than the network does.
+    Raises UserError if the network cannot be exported, or if the file's outputs differ from the network's.
     """
     backbone, weights = run.config.backbone, run.network.weights()
     if backbone.inputs == "graphs":
@@ -56,7 +56,7 @@ def exported(run: Finished, form: str, metadata: dict[str, str]) -> tuple[bytes,
 
 
 def exported_for_graphs(run: Finished, form: str, metadata: dict[str, str]) -> bytes:
-    """The state dict as a file. Raises UserError for another form: programs for images take no graphs."""
+    """The state dict as a file. Raises UserError for other forms, since programs for images take no graphs."""
     require(
         form == "safetensors",
         f"{run.config.backbone.name} takes graphs, which --format {form} has no form for: --format safetensors writes "
@@ -79,7 +79,7 @@ def require_alike(run: Finished, form: str, found: Tensor, expected: Tensor) -> 
 
 
 def card_of(run: Finished, stem: str) -> tuple[dict[str, Any], str]:
-    """The model card as data and as Markdown, the same for all formats. The Markdown calls the file `stem`.
+    """The model card as data and as Markdown, the same for all formats. stem: the file's name in the Markdown.
 
     Raises UserError if the run's record lacks what a card needs.
     """

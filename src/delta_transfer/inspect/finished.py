@@ -3,7 +3,7 @@
     run = finished(run_folder("results/runs/cub-resnet18-delta-s0-0123abcd"))
     logits = run.network(images)["logits"]
 
-Neither its images nor its source weights need to be here; `replay.py` rebuilds those too.
+Its images and its source weights need not be here; `replay.py` rebuilds those, too.
 """
 
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ class Finished:
 
 
 def finished(folder: Path) -> Finished:
-    """The run in `folder`, which must be one whose outputs are answers: classes, properties or values.
+    """The run in `folder`, whose outputs must be classes, properties or values.
 
-    Raises UserError if the run failed or has another task, if it has no network, and for a record that cannot be read.
+    Raises UserError if the run failed, has another task or no network, or has a record that cannot be read.
     """
     record = record_of(folder)
     config = config_of(record)
@@ -65,7 +65,7 @@ def run_folder(name: str | Path) -> Path:
     Raises UserError if no finished run is there.
     """
     named = Path(name).parent if Path(name).is_file() else Path(name)
-    places = list(dict.fromkeys([named, RUNS / named]))  # an absolute path stays what it is
+    places = list(dict.fromkeys([named, RUNS / named]))  # an absolute path stays the same
     for place in places:
         if (place / "summary.json").is_file():
             return place
@@ -85,7 +85,7 @@ def record_of(folder: Path) -> dict[str, Any]:
 
 
 def config_of(record: dict[str, Any]) -> RunConfig:
-    """A record's configuration, checked as that of a new run. Raises UserError if this version cannot read it."""
+    """A record's configuration, checked like a new run's. Raises UserError if this version cannot read it."""
     try:
         return run_config_from(record["config"])
     except (UserError, KeyError, TypeError, AttributeError) as error:
@@ -93,7 +93,7 @@ def config_of(record: dict[str, Any]) -> RunConfig:
 
 
 def trained_weights(record: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights that the run trained. Raises UserError if its folder has none, or a damaged file."""
+    """The trained weights of the run. Raises UserError if its folder has none, or a damaged file."""
     path = record["folder"] / MODEL
     if not path.is_file():
         raise UserError(

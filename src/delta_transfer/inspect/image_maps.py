@@ -1,4 +1,4 @@
-"""What a network looks at in single images: activation map, saliency map, and Grad-CAM by the package grad-cam."""
+"""Maps of a network for single images: activation, saliency, and Grad-CAM by the package grad-cam."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,13 +15,13 @@ from ..common.errors import UserError
 from ..models import Network
 
 COLOURS = matplotlib.colormaps["inferno"]
-AT_ONCE = 8  # images that go through a network together where gradients are computed: bounds memory
+AT_ONCE = 8  # images that go through a network together when gradients are computed, to bound memory
 
 
 def maps_of(network: Network, images: Tensor, classes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Activation maps and Grad-CAM of images (N, 3, H, W), each (N, H, W) in 0..1, and logits (N, K). All in fp32.
+    """Activation maps and Grad-CAM of images (N, 3, H, W), each (N, H, W) in 0..1, and logits (N, K), all in fp32.
 
-    Activation: mean over channels of |F| at the last tap. Grad-CAM: for `classes` (N,), None for the predicted ones.
+    Activation: mean over channels of |F| at the last tap. Grad-CAM: for `classes` (N,); None: for the predicted ones.
     """
     activations, cams, logits = [], [], []
     for start in range(0, len(images), AT_ONCE):
@@ -38,7 +38,7 @@ def maps_of(network: Network, images: Tensor, classes: np.ndarray | None) -> tup
 def saliency(network: Network, images: Tensor, classes: np.ndarray, std: Sequence[float]) -> np.ndarray:
     """(N, H, W) in 0..1: max over colours of |d logit of `classes` (N,) / d pixel| (Simonyan et al. 2014), blurred.
 
-    `images` are pixels divided by `std` (3 values), up to a constant. The blur is Gaussian, of 1/64 of the side.
+    images: pixels divided by `std` (3 values), up to a constant. The blur is Gaussian, with 1/64 of the side.
     """
     scale = torch.tensor(std, device=images.device).view(3, 1, 1)
     slopes = []
@@ -91,7 +91,7 @@ def grad_cam(network: Network, images: Tensor, classes: np.ndarray) -> np.ndarra
     model, layer = with_last_map(network, images[:1])
     cam = GradCAM(model=model, target_layers=[layer])  # not in a `with`, where it would hide an IndexError
     targets = [ClassifierOutputTarget(int(k)) for k in classes]
-    # The network is frozen: without a gradient of the images nothing would be differentiated.
+    # The network is frozen, so the images must have a gradient for anything to be differentiated.
     return cam(images.clone().requires_grad_(True), targets)
 
 

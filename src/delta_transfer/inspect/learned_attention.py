@@ -1,4 +1,4 @@
-"""The attention that a method learned with modules of its own (AFA), in single images: positions or channels by tap."""
+"""The attention that a method (AFA) learned with its own modules, in single images: positions or channels by tap."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,13 @@ CHANNELS = 2  # number of channels shown of each tap, the strongest ones
 
 @dataclass(frozen=True)
 class Attended:
-    """The attention of one stage to N images, as panels from left to right; every tap has one or more."""
+    """The attention of one stage to N images, as panels from left to right. Every tap has one or more."""
 
     stage: int  # counted from 1
     over: str  # positions | channels
-    reads: str  # the network whose feature maps the attention is a function of
+    reads: str  # the network whose feature maps the attention reads
     titles: list[str]  # of the panels
-    maps: np.ndarray  # (N, panels, H, W): P a over positions; or |F| of a channel, 0..1 of each panel's own range
+    maps: np.ndarray  # (N, panels, H, W): P a over positions; or |F| of a channel, scaled to 0..1 in each panel
     texts: list[list[str]]  # (N, panels): the text below each panel
 
 
@@ -56,7 +56,7 @@ def attended(run: Replay, images: Tensor) -> list[Attended]:
         _load(run, MODULES, method, own)
         reads, words = run.source, "the source network"
         if stage.alignment_target == "previous":
-            name, words = f"stage{index - 1}.safetensors", f"the network that stage {index - 1} left"
+            name, words = f"stage{index - 1}.safetensors", f"the network at the end of stage {index - 1}"
             reads = new_target(run.source, run.config, len(run.dataset.classes))
             _load(run, name, reads.traced, _read(run, name))
         found.append(_of_stage(index, words, method.to(run.device), reads.freeze(), images))
@@ -107,7 +107,7 @@ def _of_stage(index: int, words: str, method: LearnedAttention, reads: Network, 
 def figure_of(pixels: np.ndarray, left: list[str], attended: Attended) -> Figure:
     """A row for each image: the image, then a panel for each tap, or for each of its strongest channels.
 
-    `pixels` (N, H, W, 3) in 0..1; `left` is the text below each image.
+    pixels: (N, H, W, 3) in 0..1. left: the text below each image.
     """
     rows, columns = len(pixels), 1 + len(attended.titles)
     figure = Figure(figsize=(1.35 * columns, 1.65 * rows + 0.4), layout="constrained")

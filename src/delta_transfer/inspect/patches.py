@@ -34,11 +34,11 @@ def strongest(
     channels: dict[str, np.ndarray],
     keep: int = COLUMNS,
 ) -> dict[str, list[list[Place]]]:
-    """For each tap and each of its `channels` the `keep` images in which it is largest, largest first.
+    """For each of the `channels` of each tap, the `keep` images in which it is largest, largest first.
 
     Args:
         maps: images (B, 3, H, W) -> {tap: (B, C, h, w)}.
-        batches: the images of `indices`, in their order; one batch at a time is in memory.
+        batches: the images of `indices`, in their order. Only one batch at a time is in memory.
 
     Among equal values the earlier image and the upper left position win.
     """
@@ -61,7 +61,7 @@ def strongest(
 
 
 class ReceptiveFields:
-    """Which pixels of a square image of `size` pixels a position of a tapped map depends on.
+    """The pixels of a square image of `size` pixels on which a position of a tapped map depends.
 
     The gradient of the sum over channels at that position, on random images, is not 0 at these pixels. It is computed
     on a CPU and in fp64: fast algorithms for fp32 convolutions (Winograd, FFT) leave rounding errors where the gradient
@@ -80,11 +80,11 @@ class ReceptiveFields:
         return self.maps[tap].shape[3]
 
     def box(self, tap: str, row: int, column: int) -> tuple[int, ...]:
-        """First row, row behind the last, first column, column behind the last."""
+        """First row, end of rows, first column, end of columns; ends are exclusive."""
         return self._on_diagonal(tap, row)[:2] + self._on_diagonal(tap, column)[2:]
 
     def _on_diagonal(self, tap: str, at: int) -> tuple[int, ...]:
-        """The box of (at, at). All positions in this row of the map share its rows, and likewise for columns."""
+        """The box of (at, at). Positions in one row of the map share its rows, those in one column its columns."""
         if (tap, at) not in self.known:
             (gradient,) = torch.autograd.grad(self.maps[tap][:, :, at, at].sum(), self.images, retain_graph=True)
             seen = (gradient != 0).any(dim=0).any(dim=0)
@@ -95,7 +95,7 @@ class ReceptiveFields:
 
 def patch_figures(attention: Attention, name: str, run: Replay, top: int) -> Iterator[tuple[str, Figure]]:
     """(tap, figure) for each tap: a row for each of its `top` heaviest channels, its strongest patches in columns."""
-    # A run on folds does not look at the test images, and neither does a report about it.
+    # A report about a run on folds does not look at the test images, like the run itself.
     test = run.config.split.measures_test
     indices, split = (run.splits.test, "test") if test else (run.splits.val, "validation")
     channels = {tap: heaviest(weights, top) for tap, weights in attention.weights.items()}
@@ -124,7 +124,7 @@ def patch_figure(
     fields: ReceptiveFields,
     tap: str,
 ) -> Figure:
-    """Draws each of `rows` beside its label; `pictures` (H, W, 3) and `captions` are by index of the image."""
+    """Draws each of `rows` beside its label. pictures (H, W, 3) and captions are by index of the image."""
     size, side = fields.size, fields.side(tap)
     top, bottom, left, right = fields.box(tap, side // 2, side // 2)
     high, wide = bottom - top, right - left
@@ -140,7 +140,7 @@ def patch_figure(
             top, bottom, left, right = fields.box(tap, place.row, place.column)
             axis.imshow(pictures[place.image][top:bottom, left:right], extent=(left, right, bottom, top))
             axis.set_title(f"{captions[place.image]}\n{place.value:.2f}", fontsize=6)
-            # All patches have one scale. Grey fills what lies beyond the image or outside of the receptive field.
+            # All patches have one scale. Grey fills places beyond the image or outside of the receptive field.
             y, x = (0, 0) if whole else (top or bottom - high, left or right - wide)
             axis.set(xlim=(x, x + wide), ylim=(y + high, y), facecolor="0.9")
             if whole:

@@ -1,4 +1,4 @@
-"""What a finished run's network says of any image files, or of molecules."""
+"""Predictions of a finished run's network for any image files, or for molecules."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -44,7 +44,7 @@ def probabilities(
             loader = loader_of(run.config, Store.of(list(readable.values())), no_labels, device)
             loader.images_at_once = at_once
             logits, _ = outputs_of(network, loader, np.arange(len(readable)), "logits")
-            at_once = loader.images_at_once  # fewer, if memory did not suffice
+            at_once = loader.images_at_once  # fewer, if memory ran out
             found |= dict(zip(readable, TASKS[run.config.task].answers(logits, run.record), strict=True))
         for index, outcome in found.items():
             yield files[index], outcome
@@ -53,7 +53,7 @@ def probabilities(
 def answers_for_molecules(
     run: Finished, smiles: Sequence[str], device: torch.device, batch_size: int | None
 ) -> list[np.ndarray | ValueError]:
-    """What the run's task makes of the outputs for each molecule, (T,), or why it has none, in order."""
+    """The answers (T,) of the run's task for each molecule, or the error that prevents them, in order."""
     found: list[np.ndarray | ValueError] = []
     graphs = []
     for text in smiles:

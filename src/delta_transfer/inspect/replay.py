@@ -45,7 +45,7 @@ class Replay:
     dataset: Dataset
     splits: Splits
     device: torch.device
-    source: Network  # with the head that its weights came with, and backbone.taps whatever the method
+    source: Network  # with the head of its weights file, and with backbone.taps for every method
 
     @property
     def run_id(self) -> str:
@@ -53,7 +53,7 @@ class Replay:
 
     @cached_property
     def target(self) -> Network:
-        """The fine-tuned network. Raises UserError if the run's folder has no model.safetensors, or another one's."""
+        """The fine-tuned network. Raises UserError if model.safetensors is missing or not of this run."""
         weights = trained_weights(self.record)
         network = new_target(self.source, self.config, len(self.dataset.classes))
         try:
@@ -94,15 +94,14 @@ class Replay:
 
 
 def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None = None) -> Replay:
-    """The run in `folder`. Its target network is read, and its images are decoded, when they are first asked for.
+    """The run in `folder`. Its target network is read, and its images are decoded, at their first use.
 
     Args:
-        data_dir: where its data set lies here: the data set's own folder, or the one around it. None: where the record
-            says. Embedded data need none.
-        weights: file of the source weights here. None: where the record says.
+        data_dir: the folder of its data set here, or the one around it. None: as recorded. Embedded data need none.
+        weights: the file of the source weights here. None: as recorded.
 
     Raises UserError if the record is of a failed run or cannot be read, and if data set or source weights are missing
-    or are not those that the run was made with.
+    or are not those of the run.
     """
     record = record_of(folder)
     config = config_of(record)
@@ -123,7 +122,7 @@ def replay(folder: Path, *, data_dir: Path | None = None, weights: Path | None =
     check(record, "dataset_fingerprint", dataset.fingerprint, where)
     with hint("--weights FILE"):
         source = build_source(config.backbone, config.seed)
-    # Random weights differ with the seed, but are one choice.
+    # Random weights differ between seeds, but are one choice.
     actual = "none" if config.backbone.weights == "none" else fingerprint(source.weights())
     check(record, "weights_fingerprint", actual, f"source weights {config.backbone.weights}")
     splits = make_splits(dataset, config.dataset, config.split, config.seed)
@@ -141,7 +140,7 @@ def check(record: dict[str, Any], key: str, actual: str, what: str) -> None:
 
 @contextmanager
 def hint(option: str) -> Iterator[None]:
-    """Adds to the message of a UserError which option of a report tells the place of what is missing."""
+    """Adds the option that names the missing place to the message of a UserError."""
     try:
         yield
     except UserError as error:

@@ -1,18 +1,18 @@
-"""Which of the source network's channels the target task leaves unused, and which of them fine-tuning brings to life.
+"""Finds channels of the source network that the target task leaves unused, and those that fine-tuning brings to life.
 
-The DELTA paper's claim: fine-tuning with attention keeps the channels that matter for the task and re-uses the others.
-Here a channel's activation is the mean over images and positions of
+The DELTA paper claims that fine-tuning with attention keeps the channels that matter for the task and re-uses the
+others. Here a channel's activation is the mean over images and positions of
 
-- relu(BatchNorm(F)) where BatchNorm alone reads the tap F, as in ResNets and MobileNet-v2: a convolution's raw output
-  has a scale and an offset that mean nothing until BatchNorm, and it is hardly ever near 0, used or not. The residual
+- relu(BatchNorm(F)) where BatchNorm alone reads the tap F, as in ResNets and MobileNet-v2. A convolution's raw output
+  has a scale and an offset that mean nothing before BatchNorm, and is hardly ever near 0, used or not. The residual
   sum that follows is left out, so that the number is the channel's own contribution and not the shortcut's.
 - |F| elsewhere (Inception's blocks, which end with a ReLU themselves).
 
-BatchNorm's statistics are part of the network: fine-tuning re-estimates them on the target's images, which alone can
+BatchNorm's statistics are part of the network. Fine-tuning re-estimates them on the target's images, and this alone can
 wake a channel.
 
 A source channel is silent if its activation in the source is below a fraction of that tap's median channel. It came to
-life if its activation in the fine-tuned network reaches that same number. Channels that fell silent are the reverse.
+life if its activation in the fine-tuned network reaches that same number. A channel fell silent in the reverse case.
 """
 
 from collections.abc import Iterable
@@ -55,7 +55,7 @@ class Count(NamedTuple):
 
 
 def changes_of(runs: list[Replay], labels: list[str], count_images: int) -> tuple[list[Change], int]:
-    """The change of each run over `count_images` test images, drawn once for all runs, and how many images these are.
+    """The change of each run over `count_images` test images, drawn once for all runs, and their number.
 
     All runs start from the same source network.
     """
@@ -70,7 +70,7 @@ def changes_of(runs: list[Replay], labels: list[str], count_images: int) -> tupl
 
 @torch.inference_mode()
 def mean_activations(network: Network, batches: Iterable[Tensor]) -> Activations:
-    """The activation of each channel, as the module's docstring defines it, over batches of images (B, 3, H, W)."""
+    """The activation of each channel, as the module defines it, over batches of images (B, 3, H, W)."""
     batchnorms = readers(network)
     sums = {tap: torch.zeros((), dtype=torch.float64) for tap in network.taps}
     images = 0
@@ -85,7 +85,7 @@ def mean_activations(network: Network, batches: Iterable[Tensor]) -> Activations
 
 
 def readers(network: Network) -> dict[str, nn.BatchNorm2d | None]:
-    """The BatchNorm that alone reads each tap; None where something else reads it too."""
+    """The BatchNorm that alone reads each tap; None if something else reads it, too."""
     graph = cast(fx.Graph, network.traced.eval_graph)
     (output,) = (node for node in graph.nodes if node.op == "output")
     returned = cast(dict[str, fx.Node], output.args[0])
@@ -103,14 +103,14 @@ def threshold(source: np.ndarray, fraction: float) -> float:
 
 
 def count(source: np.ndarray, target: np.ndarray, fraction: float) -> Count:
-    """`source`, `target`: (C,) mean activations of one tap."""
+    """The counts of one tap. source, target: (C,) mean activations."""
     limit = threshold(source, fraction)
     before, after = source < limit, target < limit
     return Count(len(source), int(before.sum()), int((before & ~after).sum()), int((~before & after).sum()))
 
 
 def table_of(changes: list[Change], fraction: float, images: int) -> Table:
-    """A row for each network and tap, and one for all taps of each network. A message names taps that are mostly 0."""
+    """A row for each network and tap, and one for all taps of a network. A message names taps that are mostly 0."""
     rows = []
     for change in changes:
         counts = {tap: count(change.source[tap], change.target[tap], fraction) for tap in change.source}
@@ -144,7 +144,7 @@ def figure_of(changes: list[Change], fraction: float) -> Figure:
         positive = values[values > 0]
         low, high = (positive.min(), positive.max()) if len(positive) else (0.1, 1.0)
         limit = threshold(changes[0].source[tap], fraction) or low
-        low, high = max(min(low, limit) / 2, limit / 100), high * 1.5  # a dead channel would press all others together
+        low, high = max(min(low, limit) / 2, limit / 100), high * 1.5  # a dead channel would squeeze all others
         panel.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), box_aspect=1)
         panel.set_title(tap, fontsize=10)
         panel.axvspan(low, limit, color="#dddddd", zorder=0)

@@ -1,6 +1,6 @@
 """ArcFace (Deng, Guo, Xue, Zafeiriou, CVPR 2019): a head of cosines, and cross-entropy with an additive angular margin.
 
-theta_j is the angle between an image's embedding x, which is what the head is given, and row j of the head's weight W.
+theta_j is the angle between an image's embedding x, the head's input, and row j of the head's weight W.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..common.options import Options, option
 
-SMALLEST = 1e-6  # of sin^2: below it the sine's gradient, which grows beyond all bounds, is taken as 0
+SMALLEST = 1e-6  # of sin^2: below it the sine's gradient, which is unbounded, is taken as 0
 
 
 @dataclass
@@ -49,15 +49,15 @@ class CosineHead(nn.Linear):
 class ArcFaceLoss:
     """Cross-entropy of s * cos(theta_y + m) for the true class y, s * cos(theta_j) for the others; mean over the batch.
 
-    cos(theta + m) is expanded, which needs no arccos. Where theta + m > pi, it would rise again: there it is replaced
-    by cos(theta) - m sin(m), as in the authors' code.
+    cos(theta + m) is expanded, which needs no arccos. For theta + m > pi it would rise again, and is replaced by
+    cos(theta) - m sin(m), as in the authors' code.
     """
 
     scale: float = 64.0
     margin: float = 0.5
 
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """`logits`: of a CosineHead with the same scale, (B, K)."""
+        """logits: (B, K), of a CosineHead with the same scale. labels: (B,). Returns a scalar."""
         labels = labels[:, None]
         cosine = logits.gather(1, labels) / self.scale
         turned = self.scale * turned_by(cosine, self.margin)
@@ -65,7 +65,7 @@ class ArcFaceLoss:
 
 
 def turned_by(cosine: Tensor, margin: float) -> Tensor:
-    """cos(theta + m) of cos(theta), and what stands for it where theta + m > pi."""
+    """cos(theta + m) from cos(theta), and its replacement for theta + m > pi."""
     sine = (1 - cosine.square()).clamp(min=SMALLEST).sqrt()
     turned = cosine * math.cos(margin) - sine * math.sin(margin)
     return torch.where(cosine > -math.cos(margin), turned, cosine - margin * math.sin(margin))

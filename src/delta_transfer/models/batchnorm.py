@@ -8,14 +8,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class AnyBatchNorm(_BatchNorm):
-    """BatchNorm of values (B, C, ...), whatever follows the channels: pixels of images, or nothing for nodes."""
+    """BatchNorm of values (B, C, ...) with any further axes, such as pixels, or none, as for nodes."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
 
 def sharing(module: _BatchNorm, made: _BatchNorm) -> _BatchNorm:
-    """`made`, with the parameters and statistics of `module`: what changes one changes the other.
+    """`made`, which shares the parameters and statistics of `module`.
 
     timm's layers also drop and activate (BatchNormAct2d); `made` does so, too.
     """
@@ -39,7 +39,7 @@ def _then(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
 
 
 def replace_batchnorm(network: nn.Module, make: Callable[..., _BatchNorm], **options) -> None:
-    """In a traced network: the model that it was traced from keeps its layers, and shares their values."""
+    """Replaces BatchNorm in a traced network. The original model keeps its layers, and shares their values."""
     for name, module in list(network.named_modules()):
         if isinstance(module, _BatchNorm):
             network.set_submodule(name, sharing(module, make(module.num_features, **options)))

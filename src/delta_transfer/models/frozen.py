@@ -54,7 +54,7 @@ def traced_maps(source: Network, with_logits: bool = False, precision: str = "fp
 def frozen_backbone(network: Network, precision: str = "fp32") -> nn.Module:
     """`network` in evaluation mode, up to rounding, at the least cost for training its head alone.
 
-    The head is the network's own; everything else is a frozen copy. A HookedNetwork stands for itself.
+    The head is the network's own; everything else is a frozen copy. A HookedNetwork is returned itself.
     """
     if isinstance(network, HookedNetwork):
         return network
@@ -65,12 +65,12 @@ def frozen_backbone(network: Network, precision: str = "fp32") -> nn.Module:
 
 
 class FrozenSources(nn.Module):
-    """Several frozen networks as one: images (B, 3, H, W) -> {name/tap: (B, C, h, w)}, and name/logits (B, K).
+    """Several frozen networks as one: images (B, 3, H, W) -> {name/tap: (B, C, h, w), name/logits: (B, K)}.
 
     Args:
         frozen: frozen_maps of each, by name.
-        normalised: mean and standard deviation (3 values each) that each was trained with; `images` have those of
-            `images_normalised`.
+        normalised: by name, the mean and standard deviation (3 values each) of its training images.
+        images_normalised: mean and standard deviation of the `images` that come in.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class FrozenSources(nn.Module):
         self.frozen = nn.ModuleDict(frozen)
         self.renormalised = [name for name in frozen if normalised[name] != images_normalised]
         for name in self.renormalised:
-            # Pixels p in 0..1 come as x = (p - m) / s and are wanted as (p - m') / s' = x * s / s' + (m - m') / s'.
+            # For pixels p in 0..1, x = (p - m) / s comes in, and (p - m') / s' = x * s / s' + (m - m') / s' is needed.
             (mean, std), (own_mean, own_std) = _columns(images_normalised), _columns(normalised[name])
             self.register_buffer(f"scale_{name}", (std / own_std).float())
             self.register_buffer(f"shift_{name}", ((mean - own_mean) / own_std).float())
@@ -106,7 +106,7 @@ def _columns(normalisation: tuple[Sequence[float], Sequence[float]]) -> list[Ten
 def forward_in_chunks(frozen: nn.Module, images: Any) -> dict[str, Tensor]:
     """The outputs of a network in evaluation mode, computed for as many images at a time as suit the device.
 
-    A HookedNetwork computes all at once: nobody knows where its inputs can be cut.
+    A HookedNetwork computes all at once, since its inputs may not be divisible.
     """
     if isinstance(frozen, HookedNetwork):
         return call(frozen, images)

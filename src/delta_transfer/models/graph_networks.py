@@ -20,10 +20,10 @@ WIDTH, DEPTH = 300, 5
 
 
 class Neighbours:
-    """The edges of a batch, with an edge of each node to itself, in the order of the nodes i that they end at.
+    """The edges of a batch, with an edge of each node to itself, sorted by the node i at which they end.
 
-    Sums over j never hold a vector for each edge: x_j is added up where it is read, and the vectors e_ij, of which
-    there are few different ones, are counted first.
+    Sums over j never hold a vector for each edge: x_j is added up where it is read, and of the few different vectors
+    e_ij each is counted first.
     """
 
     def __init__(self, graphs: Graphs):
@@ -49,7 +49,7 @@ class Neighbours:
 
 
 class GraphLayer(nn.Module):
-    """x (N, D) and who is beside whom -> (N, D). A subclass says how messages add up."""
+    """x (N, D) and the neighbours of each node -> (N, D). A subclass defines how messages add up."""
 
     def __init__(self, width: int, edge_width: int | None = None):
         super().__init__()
@@ -130,7 +130,7 @@ LAYERS: dict[str, type[GraphLayer]] = {"gcn": GCNLayer, "gin": GINLayer, "sage":
 class GraphEncoder(nn.Module):
     """Graphs -> logits (B, num_classes): five layers with BatchNorm, the mean over a graph's nodes, a linear head.
 
-    After each layer but the last comes a ReLU, after each layer dropout with probability `dropout`.
+    A ReLU follows each layer except the last, and dropout with probability `dropout` follows every layer.
     """
 
     def __init__(self, layer: type[GraphLayer], num_classes: int, width: int = WIDTH, depth: int = DEPTH):
@@ -179,7 +179,7 @@ def _embedding(rows: int, width: int) -> nn.Embedding:
 
 
 def dropout_mask(x: Tensor, p: float) -> Tensor:
-    """0 with probability p, else 1 / (1 - p). On many CPUs F.dropout takes thrice as long to draw it."""
+    """0 with probability p, else 1 / (1 - p). On many CPUs F.dropout takes three times as long to draw it."""
     return ((torch.rand(x.shape, device=x.device) >= p) / (1 - p)).to(x)
 
 
@@ -189,5 +189,5 @@ def _sum(values: Tensor, places: Tensor, count: int) -> Tensor:
 
 
 def _count(places: Tensor, count: int, like: Tensor) -> Tensor:
-    """(count,) how often each place occurs, as numbers like those of `like`."""
+    """(count,): how often each place occurs, with the dtype of `like`."""
     return _sum(like.new_ones(len(places)), places, count)

@@ -13,21 +13,22 @@ from .taps import Network, call
 
 
 class HookedNetwork(Network):
-    """`model` as it is, with hooks during its forward pass that keep the maps named in `taps`.
+    """`model`, unchanged, with hooks during its forward pass that keep the maps named in `taps`.
 
     Args:
-        model: any module; its forward may take what it likes. Parameters are shared, not copied.
-        head: name of the classification layer, a torch.nn.Linear whose output are the logits.
-        taps: names of modules that run once per pass and return a tensor, or a tuple that begins with it.
-        layout: of the tapped maps, one of layouts.LAYOUTS, or one for each tap by name.
-        prefix_tokens: how many tokens in front of a map (B, N, C) are left out of it, such as a class token.
+        model: any module; its forward may take any arguments. Parameters are shared, not copied.
+        head: name of the classification layer, a torch.nn.Linear whose outputs are the logits.
+        taps: names of modules that run once per pass and return a tensor, or a tuple that begins with one.
+        layout: the layout of the tapped maps, one of layouts.LAYOUTS, or a dict of layouts by tap.
+        prefix_tokens: number of tokens in front of a map (B, N, C) that are left out of it, such as a class token.
 
-    forward(...) takes the model's own arguments and returns {"logits", "embedding", each tap: a view (B, C, H, W)};
-    what the model itself returns is not kept. Raises UserError for a layer that is missing, or does not run just once.
+    forward(...) takes the model's own arguments and returns {"logits": (B, K), "embedding": (B, D), each tap: a view
+    (B, C, H, W)}; the model's own result is dropped. Raises UserError for a layer that is missing or does not run
+    exactly once.
 
-    What is lost against a traced Network: channel attention takes a whole pass for every channel (it knows nothing of
-    what lies behind a tap); what no tap and no logits need is computed too; and the model goes on with a copy of each
-    tapped map, since nobody can tell whether what comes next would overwrite it.
+    A traced Network is faster in three ways. Here channel attention takes a whole pass for every channel, since the
+    operations behind a tap are unknown; operations that no tap and no logits need are computed, too; and the model goes
+    on with a copy of each tapped map, since a later operation might overwrite it.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class HookedNetwork(Network):
         self.layouts = layouts_of(self.taps, layout)
         self.prefix_tokens = prefix_tokens
 
-    # The model itself is what Network calls `traced`.
+    # The model itself takes the place of Network's `traced`.
     def _trace(self, model: nn.Module) -> nn.Module:
         for name in (self.head, *self.taps):
             if not _has(model, name):
@@ -60,7 +61,7 @@ class HookedNetwork(Network):
 
     @torch.no_grad()
     def logits_without(self, tap: str, channel: int, inputs: Any) -> Tensor:
-        """(B, K) with one channel of a tapped map set to 0; `inputs` as in `call`."""
+        """Logits (B, K) with one channel of a tapped map set to 0. inputs: as in `call`."""
         return call(lambda *inputs, **named: self._run(inputs, named, (tap, channel)), inputs)["logits"]
 
     def _run(self, inputs: Sequence, named: Mapping[str, Any], removed: tuple[str, int] | None) -> dict[str, Tensor]:
@@ -68,7 +69,7 @@ class HookedNetwork(Network):
 
         def keep(name: str, value: Tensor) -> None:
             if name in outputs:
-                raise UserError(f"{name} runs twice in one forward pass: it is not one map.")
+                raise UserError(f"{name} runs twice in one forward pass: tap a layer that runs once.")
             outputs[name] = value
 
         def keep_head(module: nn.Module, arguments: tuple, named: dict, logits: Tensor) -> None:
@@ -92,7 +93,7 @@ class HookedNetwork(Network):
 
             return hook
 
-        # Only for the time of this pass: the model stays as it is for whoever else runs or saves it.
+        # The hooks live only for this pass, so that others can run and save the model unchanged.
         handles = [self.traced.get_submodule(self.head).register_forward_hook(keep_head, with_kwargs=True)]
         handles += [self.traced.get_submodule(tap).register_forward_hook(keep_map(tap)) for tap in self.taps]
         try:
@@ -107,10 +108,10 @@ class HookedNetwork(Network):
 
 
 def tapped(model: nn.Module, head: str, taps: Sequence[str] = (), layout: str | Mapping[str, str] = "BCHW") -> Network:
-    """`model` with its tapped maps: what the regularizers and `channel_attention` work on.
+    """`model` with its tapped maps, as regularizers and `channel_attention` need it.
 
-    A traced Network where torch.fx can trace the model, it takes one input, and all maps are (B, C, H, W); otherwise a
-    HookedNetwork, which says what that costs. The arguments are HookedNetwork's.
+    This is a traced Network if torch.fx can trace the model, it takes one input, and all maps are (B, C, H, W); else a
+    HookedNetwork, whose text says what that costs. Both document arguments, shapes of outputs and errors.
 
         source = tapped(model, head="fc", taps=["layer3.1.conv2", "layer4.1.conv2"]).freeze()
         target = source.with_new_head(num_classes=20, seed=0).requires_grad_(True).train()

@@ -1,6 +1,6 @@
 """Where the channels of a tapped map are, and what counts as a position.
 
-Penalties and channel attention are written for feature maps (B, C, H, W). Maps of other ranks are seen as such:
+Penalties and channel attention are written for feature maps (B, C, H, W). Maps of other ranks are viewed as such:
 
 | layout | a tapped map                                   | seen as        | what DELTA divides by |
 |--------|------------------------------------------------|----------------|-----------------------|
@@ -12,9 +12,9 @@ Penalties and channel attention are written for feature maps (B, C, H, W). Maps 
 | NC     | nodes of all graphs of a batch; pooled vectors | (N, C, 1, 1)   | 1                     |
 
 Nodes have no batch axis: each counts as an image of one position, so that DELTA is 1/2 sum_c C w_c sum_nodes D^2, a sum
-over nodes without a division by their number, as in the published graph code (GTOT-Tuning). That code has no factor C
-either, which is kept here so that uniform weights mean the same in every layout: its alpha is C times ours. AFA's
-means over the batch are means over nodes, and its attention over positions has a single one to choose from.
+over nodes without a division by their number, as in the published graph code (GTOT-Tuning). That code has no factor C.
+It is kept here so that uniform weights mean the same in every layout: their alpha is C times ours. AFA's means over the
+batch are means over nodes, and its attention over positions has a single position.
 """
 
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""What timm and torchvision know of their networks by name: how to make them, their weights and their input."""
+"""Networks of timm and torchvision by name: how to make them, their weights and their input."""
 
 import difflib
 import pickle
@@ -22,7 +22,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 def torchvision_models() -> ModuleType:
-    """torchvision.models. It takes as long to import as torch, and neither help nor a misspelt key needs it."""
+    """torchvision.models, imported late: it takes as long as torch, and neither help nor a misspelt key needs it."""
     from torchvision import models
 
     return models
@@ -63,14 +63,14 @@ def timm_model(name: str, image_size: int, num_classes: int, drop_path: float | 
 
 
 def _size_of(name: str, image_size: int) -> dict[str, int]:
-    """What timm has to be told of the images' size: nothing, but for a network that is made for one."""
+    """timm's argument for the size of the images, which networks made for another size need; else {}."""
     said = timm_library().get_pretrained_cfg(name)
     fixed = said is not None and said.fixed_input_size and said.input_size[-1] != image_size
     return {"img_size": image_size} if fixed else {}
 
 
 def timm_weights(name: str, weights: str, image_size: int) -> StateDict:
-    """timm's own weights of a network, which it may download. Raises UserError where that fails."""
+    """timm's own weights of a network, which it may download. Raises UserError if that fails."""
     timm = timm_library()
     said = timm.get_pretrained_cfg(name)
     where = weights.removeprefix(HUB) if weights.startswith(HUB) else said and said.hf_hub_id
@@ -81,7 +81,7 @@ def timm_weights(name: str, weights: str, image_size: int) -> StateDict:
     try:
         chosen = weights if weights.startswith(HUB) else name
         made = timm.create_model(chosen, pretrained=True, **_size_of(name, image_size))
-    except Exception as error:  # of the hub, of the network, of a file in the cache
+    except Exception as error:  # the hub, the connection or a file in the cache may fail
         words = f"{type(error).__name__} {error}"
         page = f"https://huggingface.co/{where}" if where else said.url
         if any(sign in words for sign in ("Gated", "401", "403")):
@@ -120,7 +120,7 @@ def torchvision_weights(name: str, weights: str) -> StateDict:
             f"or name a file ({', '.join(SUFFIXES)}), or none."
         )
     try:
-        # The checksum is compared after a download only; the file may also have lain there.
+        # The checksum is compared only after a download, and not for a file that was there before.
         return enum[choice].get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -139,13 +139,13 @@ def torchvision_not_downloaded(name: str, weights: str) -> str | None:
     enum = torchvision_models().get_model_weights(name)
     choice = weights.split(".")[-1]
     if choice not in enum.__members__:
-        return None  # torchvision_weights says what is wrong with it
+        return None  # torchvision_weights reports the name
     file = Path(torch.hub.get_dir()) / "checkpoints" / enum[choice].url.split("/")[-1]
     return None if file.exists() else f"torchvision's {enum[choice]} will be downloaded from {enum[choice].url}"
 
 
 def known(name: str, library: str, more: Sequence[str] = ()) -> None:
-    """Raises UserError for a name that the library does not have, with the nearest ones of it and of `more`."""
+    """Raises UserError for a name that the library lacks, with the nearest names of the library and of `more`."""
     if library == "timm":
         timm = timm_library()
         architecture, _, tag = name.partition(".")
@@ -169,7 +169,7 @@ def said_by_timm(name: str) -> dict[str, Any]:
     known(name, "timm")
     said = timm_library().get_pretrained_cfg(name) or timm_library().data.config.PretrainedCfg()
     if len(said.input_size) != 3 or said.input_size[0] != 3 or said.input_size[1] != said.input_size[2]:
-        raise UserError(f"backbone.name={name}: its input is {tuple(said.input_size)}, no square image of 3 colours.")
+        raise UserError(f"backbone.name={name} takes inputs {tuple(said.input_size)}, not square images of 3 colours.")
     return {
         "image_size": said.input_size[-1],
         "crop": said.crop_pct or 0.875,
@@ -205,7 +205,7 @@ def name_on_hub(name: str) -> str:
 
     try:
         _, architecture, arguments = load_model_config_from_hf(name.removeprefix(HUB))
-    except Exception as error:  # of the network, of the hub
+    except Exception as error:  # the connection or the hub may fail
         raise UserError(f"backbone.name={name}: its description could not be read ({type(error).__name__}).") from error
     if arguments:
         raise UserError(f"backbone.name={name} needs {', '.join(arguments)}, which no option sets.")
@@ -213,7 +213,7 @@ def name_on_hub(name: str) -> str:
 
 
 def renamed_by_timm(model: nn.Module, state: StateDict) -> StateDict:
-    """`state` as timm's `model` names and shapes it: many networks have a filter for their authors' own files.
+    """`state` with the names and shapes of timm's `model`: many networks have a filter for their authors' own files.
 
     Raises UserError for a file of another network.
     """
@@ -221,7 +221,7 @@ def renamed_by_timm(model: nn.Module, state: StateDict) -> StateDict:
     own = {name: value.shape for name, value in model.state_dict().items() if not name.endswith((".weight", ".bias"))}
     own |= {name: value.shape for name, value in model.named_parameters()}
     fits = [state[name].shape == shape for name, shape in own.items() if name in state]
-    if rename is None or (fits and sum(fits) >= len(own) - 4):  # all but the head, which may have other classes
+    if rename is None or (fits and sum(fits) >= len(own) - 4):  # all except the head, which may have other classes
         return state
     try:
         return dict(rename(state, model))

@@ -1,4 +1,4 @@
-"""A network of timm or torchvision by its name alone: the library says the rest."""
+"""A network of timm or torchvision by its name alone: the library supplies the rest."""
 
 import difflib
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ AUTO = "auto"
 
 @dataclass
 class NamedBackboneConfig(BackboneConfig):
-    """A network of a library by its name. What is auto, 0 or empty is what the library says of it."""
+    """A network of a library by its name. The library supplies the values of options that are auto, 0 or empty."""
 
     weights: str = option("pretrained", "pretrained: the library's own; a file with a state dict; or none")
     image_size: int = option(
         0, "side of the crop that the network sees, in pixels; 0: the library's", at_least=0, at_most=LARGEST_SIDE
     )
     resize: int = option(
-        0, "size of the stored image that is cropped; 0: by the library's share", at_least=0, at_most=LARGEST_SIDE
+        0, "size of the stored image that is cropped; 0: the library's share", at_least=0, at_most=LARGEST_SIDE
     )
     mean: list[float] = option([], "mean of each colour channel, in 0..1; empty: the library's")
     std: list[float] = option([], "their standard deviation, in 0..1; empty: the library's", above=0)
@@ -36,14 +36,14 @@ class NamedBackboneConfig(BackboneConfig):
     interpolation: str = option(AUTO, "how images are resized; auto: the library's", choices=(AUTO, *INTERPOLATIONS))
     layout: str = option(AUTO, "the axes of tapped maps; auto: found", choices=(AUTO, *LAYOUTS))
     prefix_tokens: int = option(
-        -1, "class tokens in front of each map that are left out; -1: all that there are", at_least=-1
+        -1, "number of class tokens in front of each map that are left out; -1: all", at_least=-1
     )
 
     def check(self) -> None:
         """`complete` checks the values."""
 
     def complete(self) -> BackboneConfig:
-        """The options with the library's values in the place of null. Raises UserError for what it cannot know."""
+        """The options with the library's values. Raises UserError for a value that cannot be found."""
         name, weights = self.name, self.weights
         if self.library == "timm":
             if name.startswith(HUB):
@@ -68,7 +68,7 @@ class NamedBackboneConfig(BackboneConfig):
             near = difflib.get_close_matches(missing[0], shapes, 3)
             raise UserError(
                 f"backbone.taps: {name} has no layer {missing[0]!r} that runs once"
-                f"{': did you mean ' + ', '.join(near) + '?' if near else '.'} delta-data taps lists all."
+                f"{': did you mean ' + ', '.join(near) + '?' if near else '.'} delta-data taps lists all layers."
             )
         layout = (
             self.layout if self.layout != AUTO else "BCHW" if not taps else layout_of([shapes[tap] for tap in taps])
@@ -76,17 +76,17 @@ class NamedBackboneConfig(BackboneConfig):
         if layout is None:
             raise UserError(f"backbone.taps: the maps of {name} differ in their axes: tap others (delta-data taps).")
         tokens = max(0, self.prefix_tokens)
-        if layout == "BNC" and self.prefix_tokens < 0:  # some have a class token in their last layers only
+        if layout == "BNC" and self.prefix_tokens < 0:  # some networks have a class token only in their last layers
             tokens = found.prefix_tokens if isqrt(shapes[taps[0]][0]) ** 2 != shapes[taps[0]][0] else 0
         return BackboneConfig(**partial | {"head": head, "taps": taps, "layout": layout, "prefix_tokens": tokens})
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a network is made of."""
+    """The layers of a network that options name."""
 
     head: str
-    taps: tuple[str, ...]  # what is tapped where nobody says it
+    taps: tuple[str, ...]  # the default taps
     ran: tuple[Tappable, ...]
     prefix_tokens: int
 
@@ -105,7 +105,7 @@ def _structure(library: str, name: str, image_size: int) -> Structure:
         names = [module_name for module_name, module in model.named_modules() if module is classifier]
         if not names or not isinstance(classifier, nn.Linear):
             kind = type(classifier).__name__
-            raise UserError(f"backbone.name={name}: its head is no single linear layer, but {kind}.")
+            raise UserError(f"backbone.name={name}: its head is not a single linear layer, but {kind}.")
         head, stages = names[0], _stages_of_timm(model)
         tokens = int(getattr(model, "num_prefix_tokens", 0))
     else:
@@ -115,7 +115,7 @@ def _structure(library: str, name: str, image_size: int) -> Structure:
 
 
 def tappable(config: BackboneConfig) -> list[Tappable]:
-    """Everything of the network that can be tapped, in the order in which it runs: maps of rank 3 or 4."""
+    """The modules of the network that can be tapped, in the order in which they run: maps of rank 3 or 4."""
     ran = _structure(config.library, config.name, config.image_size).ran
     return [entry for entry in ran if len(entry.shape) in (2, 3)]
 

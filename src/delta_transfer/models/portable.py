@@ -13,7 +13,7 @@ from ..records.checked import save_with_checksum
 from ..records.weights import StateDict
 from .zoo import BackboneConfig, construct
 
-TOLERANCE = 1e-4  # of the largest logit, or of 1: what another order of additions may change
+TOLERANCE = 1e-4  # of the largest logit, or of 1: the effect of another order of additions
 
 
 class Normalised(nn.Module):
@@ -32,7 +32,7 @@ class Normalised(nn.Module):
 
 
 def some_images(count: int, size: int) -> Tensor:
-    """Noise, coarse and fine, (count, 3, size, size) in 0..1: the same every time."""
+    """Coarse and fine noise, (count, 3, size, size) in 0..1, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     fine = torch.rand(count, 3, size, size, generator=generator)
     coarse = nn.functional.interpolate(torch.rand(count, 3, 4, 4, generator=generator), size, mode="bilinear")
@@ -118,31 +118,31 @@ FORMATS = {
 
 
 def bare_network(config: BackboneConfig, num_classes: int, state: StateDict) -> nn.Module:
-    """The network as its library builds it, in evaluation mode, with `state`, which has to fit exactly, not copied.
+    """The network as its library builds it, in evaluation mode. `state` must fit exactly, and is not copied.
 
     Raises UserError for a name that no library has, RuntimeError for a state of another network.
     """
     options = options_for(config.name, state)
     try:
-        with torch.device("meta"):  # no time for random weights that nobody sees
+        with torch.device("meta"):  # saves the time to draw random weights
             model = construct(config, num_classes, **options)
     except NotImplementedError:  # as in `untrained`
         model = construct(config, num_classes, **options)
     model.load_state_dict(state, strict=True, assign=True)
     if any(buffer.is_meta and name not in state for name, buffer in model.named_buffers()):
-        model = construct(config, num_classes, **options)  # for what is no part of a state
+        model = construct(config, num_classes, **options)  # has values that are not part of a state
         model.load_state_dict(state, strict=True)
     return model.float().eval().requires_grad_(False)
 
 
 def options_for(name: str, state: StateDict) -> dict[str, float]:
-    """What torchvision's constructor must be told, so that `state` fits: files leave out auxiliary branches."""
+    """Arguments of torchvision's constructor with which `state` fits: files leave out auxiliary branches."""
     has_aux = any(key.startswith(("AuxLogits.", "aux1.")) for key in state)
     return {"aux_logits": False} if name in ("inception_v3", "googlenet") and not has_aux else {}
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest one between logits, as a part of the largest logit (or of 1); NaN if any is not finite."""
+    """The largest difference of logits as a fraction of the largest logit (or of 1); NaN if any is not finite."""
     if found.shape != expected.shape:
         return float("nan")
     return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()

@@ -1,4 +1,4 @@
-"""Source networks other than the one that the target starts from: `source=` of a run."""
+"""Source networks that the target does not start from: `source=` of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,9 +46,9 @@ class SourceNetwork:
 
 
 def load_sources(entries: Sequence[SourceConfig], tapped: bool) -> list[SourceNetwork]:
-    """The networks of `entries`, in their order. tapped: whether their feature maps are wanted.
+    """The networks of `entries`, in their order. tapped: whether their feature maps are needed.
 
-    Raises UserError for weights that are missing or do not fit, and for a network without taps where maps are wanted.
+    Raises UserError for weights that are missing or do not fit, and for a network without taps if maps are needed.
     """
     loaded = []
     for entry in entries:

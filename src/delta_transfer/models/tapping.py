@@ -1,4 +1,4 @@
-"""What can be tapped in a network, and what is tapped where nobody says it: found by a pass that computes nothing."""
+"""Finds the modules of a network that can be tapped, and its default taps, by a pass that computes nothing."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..common.errors import UserError
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
-SMALLEST_REDUCTION = 4  # a pyramid's maps of half the image's size are of the stem
+SMALLEST_REDUCTION = 4  # maps of half the image's size belong to the stem of a pyramid
 SHORTCUTS = ("downsample", "shortcut")
 
 
@@ -25,7 +25,7 @@ class Tappable:
 
 
 def run_once(model: nn.Module, image_size: int) -> list[Tappable]:
-    """Every module of `model` that runs once per pass and returns a tensor, in the order in which they end.
+    """The modules of `model` that run once per pass and return a tensor, in the order in which they end.
 
     Nothing is computed for a model on the device meta. Raises UserError if an image of this size cannot pass.
     """
@@ -59,7 +59,7 @@ def run_once(model: nn.Module, image_size: int) -> list[Tappable]:
 
 
 def layout_of(shapes: Sequence[tuple[int, ...]]) -> str | None:
-    """The layout of maps of these shapes (without the batch), a word of layouts.LAYOUTS; None for no or mixed maps."""
+    """The layout of maps of these shapes (without the batch), one of layouts.LAYOUTS; None for no or mixed maps."""
     ranks = {len(shape) for shape in shapes}
     if ranks == {2}:
         return "BNC"
@@ -71,16 +71,16 @@ def layout_of(shapes: Sequence[tuple[int, ...]]) -> str | None:
 
 
 def find_head(model: nn.Module, ran: Sequence[Tappable]) -> str:
-    """The name of the layer that gives the logits, the last one with parameters; UserError if it is not linear."""
+    """The name of the layer of the logits, the last one with parameters. Raises UserError if it is not linear."""
     layers = [entry.name for entry in ran if list(model.get_submodule(entry.name).parameters(recurse=False))]
     if not layers or not isinstance(model.get_submodule(layers[-1]), nn.Linear):
         kind = type(model.get_submodule(layers[-1])).__name__ if layers else "none"
-        raise UserError(f"The head of {type(model).__name__} is no linear layer, but {kind}: no method can replace it.")
+        raise UserError(f"The head of {type(model).__name__} is not a linear layer, but {kind}: it cannot be replaced.")
     return layers[-1]
 
 
 def chain_of(model: nn.Module, ran: Sequence[Tappable]) -> list[str]:
-    """The stages that a model runs one after the other: its children; of one with most parameters, its children."""
+    """The stages of a model in order: its children, or the children of the one that has most of the parameters."""
     ended = [entry.name for entry in ran if len(entry.shape) in (2, 3)]
     ended = [name for name in ended if not isinstance(model.get_submodule(name), NORMS)]
     size = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_modules()}
@@ -96,10 +96,10 @@ def chain_of(model: nn.Module, ran: Sequence[Tappable]) -> list[str]:
 
 
 def choose_taps(model: nn.Module, ran: Sequence[Tappable], stages: Sequence[str], image_size: int) -> list[str]:
-    """What is tapped of `stages`, the modules that run one after the other.
+    """The default taps among `stages`, the modules that run one after the other.
 
-    Of a pyramid one stage per reduction from 4 on: its last convolution before normalisation, as published for ResNets,
-    or its output where there is none. Of a network that keeps one size the outputs at the quarters of its depth.
+    A pyramid has a tap in one stage per reduction from 4 on: the last convolution before normalisation, as published
+    for ResNets, or the stage's output. A network of one size has taps at the quarters of its depth.
     """
     shapes = {entry.name: entry.shape for entry in ran}
     maps = [name for name in stages if len(shapes.get(name, ())) in (2, 3)]

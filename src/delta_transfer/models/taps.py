@@ -39,11 +39,11 @@ class Network(nn.Module):
         if head == aux_head or head in taps:
             other = "backbone.aux_head" if head == aux_head else "backbone.taps"
             raise UserError(f"backbone.head and {other} both name the layer {head!r}: it can be only one of them.")
-        self._first: tuple[nn.Module, ...] = ()  # the layer that takes the input, where it is known
+        self._first: tuple[nn.Module, ...] = ()  # the layer that takes the input, if it is known
         self.traced = self._trace(model)
 
     def _trace(self, model: nn.Module) -> nn.Module:
-        """What forward runs; it has the parameters of `model`, by the same names."""
+        """The module that forward runs. It has the parameters of `model`, by the same names."""
         from torchvision.models.feature_extraction import (
             create_feature_extractor,
             get_graph_node_names,
@@ -61,7 +61,7 @@ class Network(nn.Module):
             )
         except ValueError:
             # A block's name stands for the block's last node: torchvision resolves it by prefix.
-            names = get_graph_node_names(model, suppress_diff_warning=True)[0]  # of training mode: it has all
+            names = get_graph_node_names(model, suppress_diff_warning=True)[0]  # training mode has all nodes
             for name in training_nodes:
                 if not any(f"{known}.".startswith(f"{name}.") for known in names):
                     raise UserError(
@@ -108,11 +108,11 @@ class Network(nn.Module):
                 raise UserError(f"The batch is on {images.device}, the network on {weight.device}: use to(device).")
 
     def map_shapes(self, batch: int, image_size: int, training: bool) -> dict[str, tuple[int, int, int]]:
-        """(C, H, W) of each tapped feature map; nothing is computed for it.
+        """(C, H, W) of each tapped feature map, without computing any map.
 
-        Raises UserError if `batch` images of this size cannot pass, or a tap is no feature map.
+        Raises UserError if `batch` images of this size cannot pass, or a tap is not a feature map.
         """
-        # Not the state dict: it lacks buffers that a model makes anew.
+        # The state dict would lack buffers that a model makes anew.
         own = [*self.named_parameters(), *self.named_buffers()]
         shapes = {name: value.to("meta") for name, value in own}
         images, before = torch.empty(batch, 3, image_size, image_size, device="meta"), self.training
@@ -144,7 +144,7 @@ class Network(nn.Module):
         shapes = {}
         for tap in self.taps:
             if outputs[tap].dim() != 4:
-                raise UserError(f"backbone.taps: {tap!r} is no feature map, its shape is {tuple(outputs[tap].shape)}.")
+                raise UserError(f"backbone.taps: {tap!r} is not a feature map but {tuple(outputs[tap].shape)}.")
             _, channels, height, width = outputs[tap].shape
             shapes[tap] = channels, height, width
         return shapes
@@ -156,7 +156,7 @@ class Network(nn.Module):
 
     @property
     def classes(self) -> int:
-        """The number of classes that the head tells apart."""
+        """The number of classes of the head."""
         layer = self.model.get_submodule(self.head)  # tracing takes a CosineHead apart
         assert isinstance(layer, nn.Linear)
         return layer.out_features
@@ -190,8 +190,8 @@ class Network(nn.Module):
     ) -> "Network":
         """A copy whose classification layers are new, for `num_classes`.
 
-        `layer`: makes the head from its input's features and `num_classes`. None: the model's own `make_head`, or
-        nn.Linear with PyTorch's default initialisation, which an auxiliary head always is.
+        layer: makes the head from the number of its input features and `num_classes`. None: the model's own
+        `make_head`, or nn.Linear with PyTorch's default initialisation, as every auxiliary head.
         """
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise UserError(f"A head needs a whole number of classes from 1 on, got num_classes={num_classes!r}.")
@@ -213,7 +213,7 @@ class Network(nn.Module):
 
 
 class _ShapesOnly(TorchFunctionMode):
-    """BatchNorm keeps a shape. On the meta device PyTorch takes it apart in Python, which is most of a pass's time."""
+    """Skips BatchNorm, which keeps the shape. On the meta device it runs in Python, and takes most of a pass's time."""
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm and args[0][:, 0].numel() > 1:  # PyTorch refuses one value per channel
@@ -222,7 +222,7 @@ class _ShapesOnly(TorchFunctionMode):
 
 
 def before_dropout(traced: fx.GraphModule, graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """`node` without the dropouts right before it; a flatten between them is added once more."""
+    """`node` without the dropouts right before it. A flatten between them is added again."""
     before = node.args[0] if node.args else None
     if not isinstance(before, fx.Node):
         return node
@@ -238,7 +238,10 @@ def before_dropout(traced: fx.GraphModule, graph: fx.Graph, node: fx.Node) -> fx
 
 
 def call(network: Callable[..., Any], inputs: Any) -> Any:
-    """What `network` returns for the inputs of a batch: a tuple is its arguments, a mapping its named ones."""
+    """The result of `network` for the inputs of a batch, of any shape.
+
+    A tuple or list holds its arguments, a mapping its named arguments; anything else is its one argument.
+    """
     if isinstance(inputs, Mapping):
         return network(**inputs)
     return network(*inputs) if isinstance(inputs, tuple | list) else network(inputs)

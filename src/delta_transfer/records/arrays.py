@@ -52,7 +52,7 @@ class PairSimilarities:
 class ChannelAttention:
     """The result of DELTA's attention before training, by tap, in the order of backbone.taps."""
 
-    importance: dict[str, np.ndarray]  # v, (C,): by how much the probe's loss rises without a channel, in nats
+    importance: dict[str, np.ndarray]  # v, (C,): the rise of the probe's loss without a channel, in nats
     weights: dict[str, np.ndarray]  # C * w, (C,), mean 1
     source: str | None  # the fingerprint of the source network's weights, if it is known
 
@@ -60,7 +60,7 @@ class ChannelAttention:
 def predictions(record: Record, what: str = "predictions") -> Predictions | None:
     """The predictions of a run for its test images, or for the held-out ones (VALIDATION); None if it has none.
 
-    Bundles hold those of test images alone. Raises Damaged.
+    Bundles hold only predictions for test images. Raises Damaged.
     """
     if what == VALIDATION and record.get("bundled"):
         return None
@@ -77,7 +77,7 @@ def predictions(record: Record, what: str = "predictions") -> Predictions | None
 
 
 def pooled(parts: Sequence[Predictions]) -> Predictions:
-    """One prediction for each image that is in any of the parts, in the order of the data set: the mean logits."""
+    """One prediction with the mean logits for each image in any of the parts, in the order of the data set."""
     index, place, count = np.unique(
         np.concatenate([part.index for part in parts]), return_inverse=True, return_counts=True
     )
@@ -89,7 +89,7 @@ def pooled(parts: Sequence[Predictions]) -> Predictions:
 
 
 def image_names(record: Record, what: str = "predictions") -> list[str] | None:
-    """The names (N,) of the images that `predictions` are of; None if they were not recorded. Raises Damaged."""
+    """The names (N,) of the images in `predictions`; None if they were not recorded. Raises Damaged."""
     if record.get("bundled"):
         return None
     arrays, place = _arrays(record, f"{what}.npz", (), optional=("names",))
@@ -97,7 +97,7 @@ def image_names(record: Record, what: str = "predictions") -> list[str] | None:
     if names is None:
         return None
     if names.dtype.kind != "U" or names.ndim != 1:
-        raise Damaged(f"{place}: names are no list of texts")
+        raise Damaged(f"{place}: names are not a list of texts")
     return [spelled_out(str(name)) for name in names]
 
 

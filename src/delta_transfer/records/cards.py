@@ -1,4 +1,4 @@
-"""Model cards: what delta-pretrain and delta-export say of a network, in the metadata of its file and in MODEL_CARD.md.
+"""Model cards: delta-pretrain and delta-export describe a network in its file's metadata and in MODEL_CARD.md.
 
 `source=PATH` reads the metadata; MODEL_CARD.md is for people. Nothing here imports torch.
 """
@@ -21,13 +21,13 @@ AS_SOURCE = f"A source network for delta-run: `source=path/to/model{SUFFIX}`, wh
 
 
 def make_card(summary: dict[str, Any], classes: tuple[str, ...] | None, weights_fingerprint: str) -> dict[str, Any]:
-    """`summary`: of the run that trained the network; `weights_fingerprint`: of what it trained.
+    """The card of a network. summary: of the run that trained it. weights_fingerprint: of the trained weights.
 
-    `classes`: None if their names were not recorded.
+    classes: None if their names were not recorded.
     """
     config = summary["config"]
     backbone, schedule = config["backbone"], config["schedule"]
-    # Runs in bf16 were measured in bf16 before this entry was.
+    # Runs in bf16 that lack this entry were measured in bf16.
     in_fp32 = config["precision"] == "fp32" or "evaluation" in summary["identity"]
     measured = {key: summary[key] for key, one in METRICS.items() if one.short and summary.get(key) is not None}
     graphs = config.get("task", "classification").startswith("graph_")
@@ -70,7 +70,7 @@ def metadata_of(card: dict[str, Any]) -> dict[str, str]:
 
 
 def in_words(card: dict[str, Any], use: str = AS_SOURCE) -> str:
-    """MODEL_CARD.md; `use`: its last paragraph."""
+    """The text of MODEL_CARD.md. use: its last paragraph."""
     network, data, measured = card["network"], card["data"], card["measured"]
     graphs = "preprocessing" not in card
     inputs = "graphs" if graphs else "images"
@@ -115,7 +115,7 @@ def in_words(card: dict[str, Any], use: str = AS_SOURCE) -> str:
 
 
 def steps(card: dict[str, Any]) -> list[str]:
-    """All that is done to an image, in order. Another program that does it gets the probabilities of delta-predict."""
+    """All steps from an image to probabilities, in order. A program that follows them agrees with delta-predict."""
     pixels, measured = card["preprocessing"], card["measured"]
     size, side = pixels["resize"], pixels["center_crop"]
     scale = (
@@ -148,7 +148,7 @@ def steps(card: dict[str, Any]) -> list[str]:
 
 
 def steps_of_graphs(card: dict[str, Any]) -> list[str]:
-    """All that is done to a graph, in order."""
+    """All steps from a graph to answers, in order."""
     answers = {
         "graph_properties": "The probability of a property is the sigmoid of its logit.",
         "graph_regression": f"A value is mean + std * logit: {card['label_scale']}.",
@@ -164,9 +164,9 @@ def steps_of_graphs(card: dict[str, Any]) -> list[str]:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """The model card in a file of delta-pretrain's. Raises UserError if there is none that can be used.
+    """The model card in a file that delta-pretrain wrote. Raises UserError if there is none that can be used.
 
-    `network` has the options of a backbone without its weights, which are those of the file.
+    `network` in the card has the options of a backbone without its weights, which are in the file.
     """
     if not path.is_file():
         raise UserError(f"source: there is no file {path}.")
@@ -177,7 +177,7 @@ def read_card(path: Path) -> dict[str, Any]:
         raise UserError(f"source: {path} cannot be read: {str(error).splitlines()[0]}") from None
     if KEY not in metadata:
         raise UserError(
-            f"source: {path} has no model card, as delta-pretrain writes it. Of other files name the network: "
+            f"source: {path} has no model card, as delta-pretrain writes it. Name the network of such a file: "
             f"source=NAME:{path}, with a NAME of conf/backbone."
         )
     text = metadata[KEY]

@@ -16,35 +16,35 @@ MODEL = "model.safetensors"  # in a run's folder: the weights that it trained
 
 
 def save_with_checksum(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """A safetensors file of `tensors` (on the CPU, contiguous), whose metadata has their checksum beside `metadata`."""
+    """A safetensors file of `tensors` (on the CPU, contiguous) with `metadata` and a checksum."""
     return save(tensors, (metadata or {}) | {CHECKSUM: _checksum(tensors)})
 
 
 def load_with_checksum(path: Path, required: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata, the checksum left out. A file without a checksum, as other programs write it, is read too,
-    unless one is `required`.
+    """Tensors and metadata, without the checksum. Files of other programs have no checksum, and are read unless it is
+    `required`.
 
     Raises ValueError for a damaged file, OSError for one that cannot be opened.
     """
     tensors, metadata = read_safetensors(path, "pt")
     found = metadata.pop(CHECKSUM, None)
     if found is None and required:
-        raise ValueError("it has no checksum, and a run writes one")
+        raise ValueError("it has no checksum, which every run writes")
     if found not in (None, _checksum(tensors)):
         raise ValueError("its checksum is wrong")
     return tensors, metadata
 
 
 def load_trained(folder: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights that the run in `folder` trained. Raises ValueError for those of another run, and OSError."""
+    """The trained weights of the run in `folder`. Raises ValueError for those of another run, and OSError."""
     tensors, _ = load_with_checksum(folder / MODEL, required=True)
     if (expected := digest_of(record, "weights")) is not None and fingerprint(tensors) != expected:
-        raise ValueError(f"it has other weights than the run trained: {WHAT_TO_DO}")
+        raise ValueError(f"its weights are not those that the run trained: {WHAT_TO_DO}")
     return tensors
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
-    """sha256 over names, kinds, shapes and values."""
+    """sha256 over names, dtypes, shapes and values."""
     kinds = "".join(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n" for name in sorted(tensors))
     return hashlib.sha256((kinds + fingerprint(tensors)).encode()).hexdigest()
 

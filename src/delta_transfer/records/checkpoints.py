@@ -1,4 +1,4 @@
-"""last.pt: everything that a run needs to go on, with a checksum.
+"""last.pt: the checkpoint with everything that a run needs to resume, and a checksum.
 
 It holds no states of random number generators: the loop derives all randomness from (seed, iteration).
 """
@@ -20,12 +20,12 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 def write_checkpoint(file: IO[bytes], state: dict[str, Any], made_with: str) -> None:
     """Writes torch.save's file and its sha256.
 
-    state: tensors, numbers, texts and containers of them. made_with: what decides in which order numbers are added.
+    state: tensors, numbers, texts and containers of them. made_with: what decides the order in which numbers are added.
     """
     hashed = _Hashed(file)
     try:
         torch.save({"format": FORMAT, "made_with": made_with} | state, cast(BinaryIO, hashed))
-    except RuntimeError:  # torch raises it for an error while writing
+    except RuntimeError:  # torch's error while writing
         if hashed.error is not None:
             raise hashed.error from None
         raise
@@ -35,9 +35,9 @@ def write_checkpoint(file: IO[bytes], state: dict[str, Any], made_with: str) -> 
 def read_checkpoint(
     path: Path, made_with: str, fits: Callable[[dict[str, Any]], bool] = lambda state: True
 ) -> dict[str, Any] | None:
-    """The state in `path`, on the CPU. None if there is none; one that cannot be used is named and removed.
+    """The state in `path`, on the CPU; None if there is none. An unusable file is named and removed.
 
-    fits: whether a state holds what the run needs to go on.
+    fits: whether a state holds what the run needs to resume.
     """
     try:
         data = path.read_bytes()
@@ -53,7 +53,7 @@ def read_checkpoint(
                 why = "another version of delta-transfer wrote it"
             else:
                 why = None if isinstance(state.get("made_with"), str) and fits(state) else "it is not complete"
-        except Exception as error:  # a right checksum does not make the content trustworthy
+        except Exception as error:  # a correct checksum does not make the content trustworthy
             why = f"{type(error).__name__}: {error}".splitlines()[0]
     if why is not None:
         log.info(f"{path} cannot be used ({why}): the run starts again")
@@ -61,13 +61,13 @@ def read_checkpoint(
         return None
     if state["made_with"] != made_with:
         log.info(
-            f"{path} was made with {state['made_with']}: the run goes on, but not bit for bit as it would have there"
+            f"{path} was made with {state['made_with']}: the run resumes, but its numbers may differ in the last bits"
         )
     return state
 
 
 class _Hashed:
-    """A file to write to that also computes the checksum of what passes."""
+    """A file to write to, which also computes the checksum of the data."""
 
     def __init__(self, file: IO[bytes]):
         self.file, self.digest = file, hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Files: those that others made are read with care, and ours appear complete or not at all."""
+"""Reads files of others with care, and writes files that appear complete or not at all."""
 
 import io
 import os
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from ..common.errors import UserError
 from .locks import Check
 
-OUTPUT_MARK = ".delta-transfer"  # a file in folders that this program made, so that they are never taken for data
+OUTPUT_MARK = ".delta-transfer"  # a file in folders that this program made, so that they are never read as data
 OF_RUNS = ("summary.json", "classes.json", "*.jsonl", "*.npz", "*.yaml", "*.safetensors", "*.pt")
 MIB, GIB = 2**20, 2**30
 LONGEST_HEADER = 4 * MIB  # of a safetensors file: room for ten thousand tensors and the names of as many classes
@@ -26,8 +26,8 @@ LONGEST_HEADER = 4 * MIB  # of a safetensors file: room for ten thousand tensors
 def open_regular(path: Path, most: int = GIB) -> IO[bytes]:
     """Opens a file that belongs to its folder: a regular one of at most `most` bytes.
 
-    A FIFO or a device may never end, and a link that leads out of the folder may show what nobody meant to give away.
-    Raises ValueError for them, OSError for what cannot be opened.
+    A FIFO or a device may never end, and a link that leads out of the folder may expose another file. Raises ValueError
+    for them, and OSError for a file that cannot be opened.
     """
     if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
         raise ValueError("it is a link that leads out of its folder")
@@ -35,7 +35,7 @@ def open_regular(path: Path, most: int = GIB) -> IO[bytes]:
     try:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         if status.st_size > most:
             raise ValueError(f"it has {status.st_size / MIB:,.0f} MiB, and at most {most / MIB:,.0f} are read")
     except BaseException:
@@ -52,10 +52,10 @@ def read_regular(path: Path, most: int = GIB) -> bytes:
 
 @contextmanager
 def open_safetensors(path: Path, framework: str) -> Iterator[Any]:
-    """A safetensors file; `framework` makes its tensors: np or pt.
+    """A safetensors file. framework: np or pt, which makes its tensors.
 
-    Raises ValueError for a damaged file, and for one whose header is so long that reading it would take minutes;
-    OSError for one that cannot be opened.
+    Raises ValueError for a damaged file and for a header so long that reading it would take minutes, and OSError for a
+    file that cannot be opened.
     """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -75,7 +75,7 @@ def read_safetensors(path: Path, framework: str) -> tuple[dict[str, Any], dict[s
 
 
 def most_unpacked(packed: int) -> int:
-    """How many bytes may come out of `packed` bytes. A file that unpacks to more is a decompression bomb.
+    """The most bytes that `packed` bytes may unpack to. A file that unpacks to more is a decompression bomb.
 
     Photographs hardly shrink, lists of text shrink by a factor of ten, and zeros by a thousand.
     """
@@ -86,7 +86,7 @@ def most_unpacked(packed: int) -> int:
 
 
 def make_output_folder(folder: Path) -> None:
-    """Makes the folder with its parents. The outermost folder that was not there before gets the mark of our output."""
+    """Makes the folder and its parents. The outermost new folder gets OUTPUT_MARK."""
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     if absent and not any((parent / OUTPUT_MARK).exists() for parent in absent[-1].parents):
@@ -95,7 +95,7 @@ def make_output_folder(folder: Path) -> None:
 
 
 def write_figure(figure: Any, stem: Path, **options: Any) -> list[Path]:
-    """Writes a figure of matplotlib as <stem>.png and <stem>.pdf; the same figure makes the same bytes."""
+    """Writes a figure of matplotlib as <stem>.png and <stem>.pdf. The same figure gives the same bytes."""
     paths = [Path(f"{stem}.{kind}") for kind in ("png", "pdf")]
     for path, metadata in zip(paths, ({}, {"CreationDate": None}), strict=True):
         content = io.BytesIO()
@@ -105,15 +105,15 @@ def write_figure(figure: Any, stem: Path, **options: Any) -> list[Path]:
 
 
 def check_output(path: Path) -> None:
-    """Raises UserError rather than let a table replace a file of a run."""
+    """Raises UserError for a file of a run, which a table must not replace."""
     if path.is_file() and any(map(path.match, OF_RUNS)):
-        raise UserError(f"{path} is a file of a run, which no table may replace: choose another --output.")
+        raise UserError(f"{path} is a file of a run, which a table must not replace: choose another --output.")
 
 
 def write_output(path: Path, text: str) -> None:
-    """Writes what a command was asked to write to a file. Raises UserError if it cannot, and for a file of a run.
+    """Writes a command's output to a file. Raises UserError if it cannot be written, and for a file of a run.
 
-    Whoever reads the file meanwhile, as a browser does that reloads a page, has the old text or the new one.
+    A reader, such as a browser that reloads a page, gets the old text or the new one.
     """
     check_output(path)
     try:
@@ -130,7 +130,7 @@ def write_output(path: Path, text: str) -> None:
 def whole_file(path: Path, check: Check = lambda: None) -> Iterator[IO[bytes]]:
     """A file to write that appears as `path` when it is complete and on disk; if anything fails, nothing changes.
 
-    `check` is called just before.
+    check: called just before the file appears.
     """
     # Two processes, on one machine or two, may write the same cache file.
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -149,7 +149,7 @@ def whole_file(path: Path, check: Check = lambda: None) -> Iterator[IO[bytes]]:
 
 
 def remove_unfinished(folder: Path, name: str = "*") -> None:
-    """Removes what a killed process left of the file `name`. Only the holder of the lock may call it."""
+    """Removes the unfinished files `name` of a killed process. Only the holder of the lock may call it."""
     for left in folder.glob(f".{name}.*.tmp"):
         left.unlink(missing_ok=True)
 
@@ -179,7 +179,7 @@ def sync_folder(folder: Path) -> None:
     """Puts the names in a folder on disk: a rename survives a power failure only with it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some file systems cannot, and do not need to
+        with suppress(OSError):  # some file systems cannot do it, and do not need it
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

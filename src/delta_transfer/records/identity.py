@@ -19,7 +19,7 @@ def identity_of(options: Options) -> dict[str, Any]:
         if not entry.metadata.get("identity", True):
             continue
         value = _plain(getattr(options, entry.name))
-        # A name tells groups of the same keys apart. A group at its defaults may still have a version.
+        # The name distinguishes groups with the same keys. A group at its defaults may still have a version.
         if entry.name == "name" or value != _plain(default_of(entry)) or _versioned(value):
             identity[entry.name] = value
     return identity

@@ -1,8 +1,8 @@
 """Whether the files of a finished run still belong together.
 
-summary.json holds `digests`: of the record itself, of its predictions or the similarities of its pairs, and of the
-weights that it trained. They tell that a file was changed or comes from another run. They are no signature: whoever
-changes a record on purpose can compute its digest too. Nothing here imports torch.
+summary.json holds `digests` of the record itself, of its predictions or the similarities of its pairs, and of the
+trained weights. They show that a file was changed or comes from another run. They are not a signature: who changes a
+record on purpose can compute its digest, too. Nothing here imports torch.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ def with_digest(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def problem_of(record: Mapping[str, Any]) -> str | None:
-    """Why the content of a record, as it was written, cannot be trusted; None if nothing speaks against it.
+    """Why the content of a record cannot be trusted; None if there is no reason.
 
-    A record without digests, from before they were written, is taken as it is.
+    A record without digests, from before they were written, is accepted.
     """
     digests = record.get(DIGESTS)
     if digests is not None and (not isinstance(digests, dict) or digests.get("record") != _digest(record)):
@@ -36,7 +36,7 @@ def problem_of(record: Mapping[str, Any]) -> str | None:
     for key in (*(key for key, metric in METRICS.items() if metric.percent), *further):
         value = record.get(key)
         if isinstance(value, int | float) and not 0 <= value <= 100:
-            return f"its {key} is {value}, which is no percentage: {WHAT_TO_DO}"
+            return f"its {key} is {value}, which is not a percentage: {WHAT_TO_DO}"
     return None
 
 
@@ -48,7 +48,7 @@ def digest_of(record: Mapping[str, Any], what: str) -> str | None:
 
 
 def array_digest(arrays: "Mapping[str, np.ndarray]") -> str:
-    """sha256 over names, kinds, shapes and values, as records/checked.py computes it of tensors."""
+    """sha256 over names, dtypes, shapes and values, as records/checked.py computes it for tensors."""
     kinds = "".join(f"{name} torch.{arrays[name].dtype} {arrays[name].shape}\n" for name in sorted(arrays))
     values = hashlib.sha256()
     for name in sorted(arrays):

@@ -3,8 +3,8 @@
 A process holds a lock as long as the lock's file exists. The file is a lease of the package filelock: it names its
 owner (host, process), which touches it every ten seconds. If the owner's process is gone, another process of the same
 machine takes the lock over at once. Another machine does so when the file has not been touched for LEASE_SECONDS on its
-own clock; clocks that differ or jump do not matter. The disk must create files exclusively, as local disks do, and NFS
-since version 3.
+own clock; clocks that differ or jump do not matter. The disk must create files exclusively, as local disks and NFS
+since version 3 do.
 """
 
 import errno
@@ -23,12 +23,12 @@ from ..common.errors import UserError
 
 LEASE_SECONDS = 30.0
 DAMAGED_SECONDS = 3.0
-NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)  # what such disks answer
+NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)  # errors of disks without locks
 Check = Callable[[], None]  # raises InUse if the lock is no longer this process' own; reads a small file
 
 
 class InUse(UserError):
-    """Another process holds the lock, or has taken it over from this one, which did not move for too long."""
+    """Another process holds the lock, or took it over because this one did not run for too long."""
 
 
 @contextmanager
@@ -49,11 +49,11 @@ def try_lock(path: Path, what: str) -> Iterator[Check]:
             elsewhere = owner is not None and owner.hostname != _this_machine()
             lease.acquire(timeout=1.5 * LEASE_SECONDS if elsewhere else 0)
     except (Timeout, LeaseSettingsMismatch):
-        raise InUse(f"{what} is in work: {_owner(lease)}") from None
+        raise InUse(f"{what} is in progress: {_owner(lease)}") from None
     except OSError as error:
         if error.errno not in NO_LOCKS:  # a full disk, a folder that cannot be written
             raise
-        log.info(f"{path} cannot be locked ({error}): let no other process make this run")
+        log.info(f"{path} cannot be locked ({error}): do not start this run in another process")
         yield lambda: None
         return
     try:
@@ -66,7 +66,7 @@ def try_lock(path: Path, what: str) -> Iterator[Check]:
 def wait_for_lock(path: Path, work: str) -> Iterator[Check]:
     """Holds the lock file `path` while `work` is done ("builds X"); waits as long as another process holds it.
 
-    If the file system allows no lock (a folder of another person), it says so and goes on without one.
+    If the file system allows no lock (in another user's folder), a message says so, and the work goes on without one.
     """
     lease = _lease(path)
     try:
@@ -90,9 +90,9 @@ def _lease(path: Path) -> SoftFileLease:
 
 
 def _break_damaged(lease: SoftFileLease) -> None:
-    """Waits for a process that is just ending, or just beginning. Removes a lock that names no owner even then.
+    """Waits for a process that is just starting or ending, then removes a lock that still names no owner.
 
-    A crash or a full disk may leave an empty lock file, which filelock keeps for good.
+    A crash or a full disk may leave an empty lock file, which filelock would keep for good.
     """
     end = time.monotonic() + DAMAGED_SECONDS
     while os.path.lexists(lease.lock_file) and lease.owner is None:
@@ -105,7 +105,7 @@ def _break_damaged(lease: SoftFileLease) -> None:
 def _check(lease: SoftFileLease, what: str) -> None:
     owner = lease.owner
     if owner is None or owner.token != lease.token:
-        raise InUse(f"{what} was taken over by {_owner(lease)}: this process did not move for too long, and stops here")
+        raise InUse(f"{what} was taken over by {_owner(lease)}: this process did not run for too long, and stops here")
 
 
 def _owner(lease: SoftFileLease) -> str:
@@ -115,7 +115,7 @@ def _owner(lease: SoftFileLease) -> str:
 
 @cache
 def _this_machine() -> str:
-    """The name that leases give it, which tells containers apart."""
+    """This machine's name in leases, which differs between containers."""
     with tempfile.TemporaryDirectory() as folder, SoftFileLease(Path(folder) / "name") as lease:
         owner = lease.owner
     assert owner is not None

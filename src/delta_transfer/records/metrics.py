@@ -1,4 +1,4 @@
-"""The numbers by which runs are compared: their names, their units, and which direction is better."""
+"""The metrics by which runs are compared: their names, their units, and which direction is better."""
 
 import re
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from ..common.console import Display, Report
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a record. It is a percentage, of which more is better, unless the fields say otherwise."""
+    """A number of a record. By default it is a percentage, and more is better."""
 
     title: str  # in tables
     short: str = ""  # on a terminal; empty: not shown there
-    task: str = "classification"  # whose runs have it
-    percent: bool = True  # else it has the unit of the labels
+    task: str = "classification"  # the task whose runs have it
+    percent: bool = True  # False: it has the unit of the labels
     less_is_better: bool = False
 
     @property
     def axis(self) -> str:
-        """The title with what a number means."""
+        """The title with the unit."""
         return f"{self.title} ({'%' if self.percent else 'less is better'})"
 
     @property
@@ -37,7 +37,7 @@ class Metric:
         return f"{value:.{self.digits}f}" + " %" * self.percent
 
     def merit(self, value: float) -> float:
-        """More of it is better."""
+        """The value with a sign such that more is better."""
         return -value if self.less_is_better else value
 
 
@@ -54,7 +54,7 @@ METRICS = {
     "val_rmse": Metric("Validation RMSE", "val RMSE", "graph_regression", percent=False, less_is_better=True),
 }
 ACCURACY = METRICS["test_top1"]
-# What the test of another task measures.
+# The test metrics of other tasks.
 OF_OTHER_TASKS = {
     key: one.task for key, one in METRICS.items() if one.task != "classification" and key.startswith("test_")
 }
@@ -62,7 +62,7 @@ TASK_LOSSES = {"cross_entropy": "cross-entropy", "squared_error": "squared error
 
 
 def measured(record: dict[str, object]) -> list[str]:
-    """What a record, or a line of metrics, says of the metrics that a terminal shows, validation first."""
+    """The metrics of a record or a line of metrics that a terminal shows, validation first."""
     found = [(key, record.get(key)) for key in sorted(METRICS, key=lambda key: key.startswith("test_"))]
     return [
         f"{METRICS[key].short} {METRICS[key].shown(value)}"
@@ -73,7 +73,7 @@ def measured(record: dict[str, object]) -> list[str]:
 
 # --- Lines of metrics.jsonl ---
 
-# Keys of a metrics line that are no loss terms.
+# Keys of a line of metrics that are not loss terms.
 OTHER_KEYS = re.compile(
     "step|stage|lr|loss|gradient_norm|images_per_second|train_top1|(attention|val|test)_.*", re.DOTALL
 )

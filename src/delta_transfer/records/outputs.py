@@ -15,7 +15,7 @@ from .run_directory import CLASSES, RunDirectory
 
 
 class Named(Protocol):
-    """A data set's names: those of its classes, and of each of its N images."""
+    """The names of a data set's classes and of its N images."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
@@ -33,10 +33,10 @@ def write_outputs(
     weights: dict[str, Tensor],
     modules: dict[str, Tensor],
 ) -> None:
-    """Predictions, class names, the trained weights, what the method learned; a model card on request.
+    """Writes predictions, class names, the trained weights and the method's parameters; a model card on request.
 
-    measured: arrays and values by split; kinds: for each split that is kept, its file and the arrays that its digest
-    covers; modules: what the method learned. The summary gets the digests of what is written.
+    measured: arrays and values by split. kinds: for each split that is kept, its file and the arrays that its digest
+    covers. modules: the method's parameters. The summary gets the digests of the written files.
     """
     digests = summary[DIGESTS] = {}
     for split, found in measured.items():

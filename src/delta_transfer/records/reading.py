@@ -1,9 +1,9 @@
-"""Reads what runs left on disk: records (summary.json) and metrics. `arrays.py` reads what belongs to them.
+"""Reads the records (summary.json) and the metrics of runs. `arrays.py` reads their arrays.
 
-A run lies in a folder of its own, as delta-run leaves it, or in a bundle: one folder for many runs, as `delta-report
+A run has a folder of its own, as delta-run leaves it, or is in a bundle: one folder for many runs, as `delta-report
 publish` makes it. A bundle has `records.jsonl`, a line for each run (its summary.json, the lines of its metrics.jsonl
 as "metrics", its class names as "classes"), and `predictions.npz` with arrays named `<run_id>/logits` and so on. The
-functions below take the record of either kind. Nothing is filled in: a damaged file is named and the rest is used.
+functions below take the record of either kind. No value is filled in: a damaged file is named, and the rest is used.
 Nothing here imports torch.
 """
 
@@ -91,12 +91,12 @@ def names_of_sources(record: Record) -> list[str]:
 
 
 def transfers(record: Record) -> bool:
-    """True if the target begins at random weights or learns from other networks than the one that it starts from."""
+    """True if the target begins with random weights or learns from networks that it does not start from."""
     return begins_at_random(record) or bool(recorded_sources(record))
 
 
 def attention_options(record: Record) -> Record | None:
-    """The section reg.attention, or that of the first term of a sum which has one."""
+    """The section reg.attention; for a sum, that of the first term which has one."""
     reg = section(record, "reg")
     terms = reg.get("terms")
     methods = [reg, *(terms.values() if isinstance(terms, dict) else ())]
@@ -135,7 +135,7 @@ def run_folders(dirs: list[Path]) -> list[Path]:
             continue
         runs = top / "runs" if (top / "runs").is_dir() else top
         for folder in sorted(runs.iterdir()) if runs.is_dir() else []:
-            # Below runs/ all folders are runs; elsewhere a run is known by its files.
+            # Below runs/ all folders are runs; elsewhere a run is recognised by its files.
             started = folder.is_dir() and (runs.name == "runs" or (folder / "config.yaml").exists())
             if started or (folder / "summary.json").exists():
                 found.setdefault(folder.resolve(), folder)
@@ -185,7 +185,7 @@ def _record_of(text: str) -> Record:
         # The function `metrics` treats the lines of a bundle as it treats those of a file.
         return {spelled_out(key): value if key == "metrics" else harmless(value) for key, value in record.items()}
     except (ValueError, RecursionError):
-        return {"unreadable": "it is damaged: no whole JSON object"}
+        return {"unreadable": "it is damaged: not a whole JSON object"}
 
 
 def harmless(value: object) -> Any:
@@ -201,7 +201,7 @@ def harmless(value: object) -> Any:
 
 
 def metrics(record: Record) -> "pd.DataFrame | None":
-    """A row for each log line: step, lr, loss terms, accuracies; NaN where one was not measured. None without any.
+    """A row for each log line: step, lr, loss terms, accuracies; NaN for values that were not measured. None: no lines.
 
     Raises Damaged.
     """
@@ -212,7 +212,7 @@ def metrics(record: Record) -> "pd.DataFrame | None":
 
 
 def log_lines(record: Record) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without a last one that a killed run did not end. Raises Damaged for another one."""
+    """The lines of metrics.jsonl, without an incomplete last one of a killed run. Raises Damaged for other damage."""
     return [line for line, _ in _lines_and_rows(record)]
 
 

@@ -1,4 +1,4 @@
-"""A run on disk: its identity, its directory, and writes that are whole or not there."""
+"""A run on disk: its directory, whose files are complete or not there."""
 
 import json
 import subprocess
@@ -26,8 +26,8 @@ CLASSES = "classes.json"  # in a run's folder: the class names, in the order of 
 class RunDirectory:
     """`<results_dir>/runs/<run_id>`, held by one process at a time. Use as a context manager.
 
-    Raises locks.InUse if another process holds it, or has taken it over. Of several processes that share a run one
-    holds it and writes, the others read (`writes` False).
+    Raises locks.InUse if another process holds it, or has taken it over. If several processes share a run, one holds it
+    and writes; the others read (`writes` False).
     """
 
     def __init__(self, path: Path, writes: bool = True):
@@ -72,7 +72,7 @@ class RunDirectory:
         return summary
 
     def start_anew(self, config_yaml: str) -> None:
-        """Record the configuration and forget a failed attempt; a checkpoint stays, to resume from."""
+        """Writes the configuration and removes the record of a failed attempt. A checkpoint stays for resuming."""
         if self.writes:
             (self.path / "summary.json").unlink(missing_ok=True)
         self.write("config.yaml", config_yaml.encode())
@@ -84,12 +84,12 @@ class RunDirectory:
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        """whole_file, for the process that writes, as long as it holds the lock."""
+        """`whole_file` for the process that writes, as long as it holds the lock."""
         self._check()
         try:
             with whole_file(self.path / name, self._check) as file:
                 yield file
-        except FileNotFoundError:  # who takes over clears away what is unfinished
+        except FileNotFoundError:  # a process that took the run over removed the unfinished file
             self._check()
             raise
 
@@ -105,7 +105,7 @@ class RunDirectory:
             self.checkpoint_path.unlink(missing_ok=True)
 
     def clear_away(self) -> None:
-        """Removes the lock and the checkpoint of a finished run, which a process left that was killed at its end."""
+        """Removes the lock and the checkpoint that a process left which was killed at the end of its run."""
         if self.writes and (self.checkpoint_path.exists() or (self.path / LOCK).exists()):
             with suppress(InUse, OSError), self:
                 pass  # the lock is free, or it was left behind: now it is gone
@@ -122,7 +122,7 @@ class RunDirectory:
         return self.metrics_path.read_text(encoding="utf-8") if self.metrics_path.exists() else ""
 
     def restore_metrics(self, lines: str) -> None:
-        """Go back to what a checkpoint had: no line lost, none twice, whatever happened to the file since."""
+        """Goes back to the lines of a checkpoint, whatever happened to the file since: none is lost or doubled."""
         self.write(self.metrics_path.name, lines.encode())
 
 
@@ -131,14 +131,14 @@ class RunResult:
     """A finished run."""
 
     summary: dict[str, Any]
-    skipped: bool  # it was finished before
+    skipped: bool  # whether it was finished before
 
     def __str__(self) -> str:
         return ", ".join(measured(self.summary))
 
 
 def finished_before(name: str, summary: dict[str, Any] | None, retry_failed: bool) -> RunResult | None:
-    """The run if it is finished, None if it is to be made. Raises RunFailed if it failed and is not to be retried."""
+    """The run if it is finished, else None. Raises RunFailed if it failed, unless `retry_failed`."""
     if summary is None:
         return None
     if summary.get("error") is not None:
@@ -176,9 +176,9 @@ def class_names(record: dict[str, Any]) -> tuple[str, ...]:
 def live_view(
     logging: str, directory: RunDirectory, first_iteration: int
 ) -> Iterator[Callable[[dict[str, Any]], object]]:
-    """A function that shows a line of metrics in TensorBoard, whose files lie in the run's directory.
+    """A function that shows a line of metrics in TensorBoard, with its files in the run's directory.
 
-    metrics.jsonl stays the record. A resumed run replaces what was shown of the iterations that it repeats.
+    metrics.jsonl stays the record. A resumed run replaces the lines of the iterations that it repeats.
     """
     if logging == "none" or not directory.writes:
         yield lambda line: None

@@ -16,10 +16,10 @@ from .checked import load_with_checksum
 
 StateDict = dict[str, Tensor]
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".tar", ".safetensors")
-# Where training programs put the state dict in their checkpoints, the plain weights before averages of them.
+# Keys under which training programs put the state dict in checkpoints: plain weights first, then averages.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module", "weights")
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "teacher")
-# What values of a network are. Others (quantised, complex, ...) mean something that is not in the file.
+# The dtypes of a network's values. The meaning of others (quantised, complex, ...) is not in the file.
 NUMBERS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 NUMBERS |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 
@@ -32,7 +32,7 @@ def is_file_name(weights: str) -> bool:
 def read_file(path: Path) -> StateDict:
     """The state dict in a file, floating point values as fp32. The content decides how it is read, not the suffix.
 
-    Raises UserError for a file that holds none, or one that cannot be read safely.
+    Raises UserError for a file without a state dict, or with one that cannot be read safely.
     """
     if not path.is_file():
         raise UserError(f"backbone.weights: there is no file {path}.")
@@ -48,7 +48,7 @@ def read_file(path: Path) -> StateDict:
 
 
 def load_pickled(path: Path) -> object:
-    """What torch.save wrote, on the CPU: no code of the file runs, and nothing in it is larger than the file.
+    """The content of a file of torch.save, on the CPU. No code of the file runs, and no tensor is larger than the file.
 
     Raises nearly anything for a file that is damaged or was not written by torch.save.
     """
@@ -59,14 +59,14 @@ def load_pickled(path: Path) -> object:
                 raise ValueError("its records are compressed, as in a decompression bomb")
     allowed = torch.serialization.safe_globals([argparse.Namespace])  # of a script's options
     with warnings.catch_warnings(), allowed, open(path, "rb") as opened:  # torch.load would go by the path's suffix
-        warnings.simplefilter("ignore")  # of kinds of tensors that are refused afterwards
+        warnings.simplefilter("ignore")  # PyTorch warns of kinds of tensors that are refused afterwards
         return torch.load(opened, map_location="cpu", weights_only=True)
 
 
 def fitted_names(state: StateDict, wanted: Iterable[str], where: str) -> StateDict:
-    """`state` under the names `wanted` of a network: a prefix that all of them have in the file is taken off.
+    """`state` under the names `wanted` of a network, without a prefix that all of them have in the file.
 
-    It says which prefix, and how many tensors beside those it leaves out. Raises UserError if several prefixes fit.
+    A message names the prefix and the other tensors, which are left out. Raises UserError if several prefixes fit.
     """
     wanted = set(wanted)
     if not wanted or wanted.intersection(state):
@@ -79,7 +79,7 @@ def fitted_names(state: StateDict, wanted: Iterable[str], where: str) -> StateDi
                 prefix = ".".join(parts[:length]) + "."
                 prefixes[prefix] = prefixes.get(prefix, 0) + 1
     most = max(prefixes.values(), default=0)
-    if most < len(wanted) / 2:  # of another network: whoever loads it says what is missing
+    if most < len(wanted) / 2:  # of another network: loading it reports the missing names
         return state
     best = [prefix for prefix, count in prefixes.items() if count == most]
     if len(best) > 1:
@@ -102,7 +102,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _no_weights(path: Path) -> str | None:
-    """What a file holds that never are weights; None for one that may hold some."""
+    """What a file without weights holds; None if it may hold weights."""
     with open(path, "rb") as file:
         start = file.read(512)
     again = "fetch it again"
@@ -147,7 +147,7 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def _checked(state: object, path: Path) -> StateDict:
-    """The state dict in what a file held, as fp32. Raises UserError unless it is one of plain, finite tensors."""
+    """The state dict in the content of a file, as fp32. Raises UserError unless all tensors are plain and finite."""
     state = _unwrapped(state, path)
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"backbone.weights: {path} does not hold a state dict (names to tensors).")
@@ -156,7 +156,7 @@ def _checked(state: object, path: Path) -> StateDict:
             f"backbone.weights: {path} has tensors that are not plain numbers (but sparse, quantised, complex or "
             f"without values): {shorten_list(odd)}."
         )
-    # A tensor may repeat one stored number as often as it claims to. Twice: tensors may share their values.
+    # A tensor may repeat one stored number very often. Twice the size is allowed, since tensors may share their values.
     if (size := sum(value.numel() * value.element_size() for value in state.values())) > 2 * path.stat().st_size:
         raise UserError(
             f"backbone.weights: {path} is refused: its tensors claim {size / 1e6:,.1f} MB, the file has "
@@ -172,7 +172,7 @@ def _checked(state: object, path: Path) -> StateDict:
 
 
 def _unwrapped(state: object, path: Path) -> object:
-    """The state dict inside a training checkpoint. It says so where an average of the weights stands beside them."""
+    """The state dict inside a training checkpoint. A message tells if there is an average of the weights, too."""
     for _ in range(3):
         if not isinstance(state, dict):
             return state
