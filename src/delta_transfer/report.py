@@ -3,23 +3,23 @@
     delta-report                                   # results/runs, in the terminal
     delta-report --layout matrix                   # as papers have it: data sets by methods
     delta-report --format markdown --output table.md
-    delta-report --against paper                   # beside published numbers, and what differs in how they were made
+    delta-report --against paper                   # beside published numbers, with differences in the settings
     delta-report --margin 1                        # which methods are no worse than L2 by more than a point
     delta-report --per-image                       # differences over the same test images, from the stored predictions
     delta-report --figures figures                 # learning curves, accuracy against alpha, intervals: PNG and PDF
     delta-report --format html --output report.html
-    delta-report --format html --output report.html --watch     # made anew whenever a run of a sweep has ended
+    delta-report --format html --output report.html --watch     # renewed whenever a run of a sweep has ended
     delta-report --metric val_top1                 # the best hyper-parameters on validation data
     delta-report --select cv                       # the same by cross-validation: runs with split.folds only
-    delta-report --select cv --emit-overrides      # the commands of the final runs with what was chosen, for | sh
+    delta-report --select cv --emit-overrides      # the commands of the final runs with the choice, for | sh
     delta-report trust RUN ...                     # classes, confusions, calibration, wrong labels, worst images
     delta-report case-study RUN_A RUN_B            # activation maps, and channels that came to life
     delta-report attention RUN ...                 # the channel weights of DELTA
     delta-report publish RUNS --to FOLDER          # the records of many runs in one folder, to commit
 
 The tables have the mean ± sample standard deviation over seeds of finished runs, and differences to a baseline, paired
-by seed. They go to stdout or --output; stderr names the runs that were left out, and why. trust, case-study,
-attention and publish have options of their own (--help).
+by seed. They go to stdout or --output; stderr names the runs that were left out, with the reason. trust, case-study,
+attention and publish have their own options (--help).
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def watch(args: argparse.Namespace) -> int:
-    """Makes the report anew whenever a run has ended, until it is stopped. Then a page no longer reloads itself."""
+    """Renews the report whenever a run has ended, until it is stopped. Then a page no longer reloads itself."""
     seen = None
     try:
         while True:
@@ -86,14 +86,14 @@ def watch(args: argparse.Namespace) -> int:
                 log.info(f"{args.output or 'report'}: {runs}; made anew when a run ends, until Ctrl-C")
             time.sleep(args.watch)
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT  # without a word: this is how it is meant to end
+        return 128 + signal.SIGINT  # without a message, since this is its usual end
     finally:
         if args.format == "html":
             remake(argparse.Namespace(**vars(args) | {"watch": None}))
 
 
 def remake(args: argparse.Namespace) -> None:
-    """`report`, whose errors may be gone when the next run has ended."""
+    """Calls `report`, and only logs its errors, which may be gone when the next run has ended."""
     try:
         report(argparse.Namespace(**vars(args)))  # it may change the metric
     except UserError as error:
@@ -154,14 +154,14 @@ def report(args: argparse.Namespace) -> int:
 
 
 def next_step(args: argparse.Namespace) -> str:
-    """What a person does after a table on a screen, as a command to copy."""
+    """The next step after a table on a screen, as a command to copy."""
     choice = ["--select", args.select, "--emit-overrides"] if args.select else []
     folders = [str(top) for top in args.dirs if top.is_dir()]
     return shlex.join(["delta-report", *folders, *(choice or ["--format", "html", "--output", "report.html"])])
 
 
 def by_question(usable: list[Record], args: argparse.Namespace) -> list[list[Record]]:
-    """The records of fine-tuning and those of transfer between networks: they never stand in one table."""
+    """The records of fine-tuning and those of transfer between networks, which are never in one table."""
     tuned, moved = ([r for r in usable if transfers(r) == wanted] for wanted in (False, True))
     of_transfer = args.against in PROTOCOLS and PROTOCOLS[args.against].of_transfer
     if args.transfer or of_transfer:
@@ -178,7 +178,7 @@ def by_question(usable: list[Record], args: argparse.Namespace) -> list[list[Rec
 
 
 def with_choices(comparison: Comparison, selection: Selection, args: argparse.Namespace) -> Comparison:
-    # Without --select this is a remark under the table: a method with one candidate needs none.
+    # Without --select this is a remark under the table, which a method with one candidate does not need.
     chosen = [str(choice) for choice in selection.choices if args.select or choice.tried > 1]
     warnings = comparison.warnings + selection.warnings + selection.undecided
     chosen += between_methods(selection.choices, args.prefer, args.metric) if args.select else []
@@ -186,7 +186,7 @@ def with_choices(comparison: Comparison, selection: Selection, args: argparse.Na
 
 
 def text_of(comparisons: list[Comparison], args: argparse.Namespace) -> str:
-    """The whole report. `comparisons`: of fine-tuning, transfer and verification runs, each with its own tables."""
+    """The whole report. comparisons: of fine-tuning, transfer and verification runs, each with its own tables."""
     methods = dict.fromkeys(method for comparison in comparisons for method in comparison.methods)
     if args.baseline and args.baseline not in methods:
         raise UserError(f"--baseline {args.baseline}: there are no runs of it, only of {', '.join(methods)}.")
@@ -232,7 +232,7 @@ def tables_of(comparison: Comparison, baseline: str | None, args: argparse.Names
 
 
 def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
-    """The method that others are compared with, if it is there; None on validation data, which serve to choose."""
+    """The method that others are compared with, if it has runs; None on validation data, which serve to choose."""
     if validates(comparison.metric):
         return None
     usual = "scratch" if comparison.transfers and "scratch" in comparison.methods else "l2"
@@ -243,11 +243,10 @@ def baseline_of(comparison: Comparison, args: argparse.Namespace) -> str | None:
 def finished_and_failed(
     args: argparse.Namespace,
 ) -> tuple[list[Record], dict[str, list[Record]], list[Record], dict[str, list[str]], list[Record]]:
-    """The records for the table, those of other tasks by their metric, those of failed runs, the names of others, and
-    the records of runs on folds beside a table of tested ones.
+    """Sorts all records: those for the table; of other tasks, by metric; of failed runs; the names of others, by the
+    reason why they cannot be used; and runs on folds beside a table of tested ones.
 
-    The others, such as records that were changed, are there by the reason why they cannot be used. stderr gets a line
-    about each run that is not in the table.
+    stderr gets a line about each run that is not in the table.
     """
     for absent in [top for top in args.dirs if not top.is_dir()]:
         log.info(f"no such folder: {absent}")
@@ -298,11 +297,11 @@ def finished_and_failed(
 
 
 def against_predictions(record: Record, say: bool) -> str | None:
-    """`contradiction`. Where a file cannot be compared, the record counts, and `say` names the file."""
+    """`contradiction`. If a file cannot be compared, the record counts. say: whether a message names the file."""
     try:
         return contradiction(record)
     except Damaged as error:
-        if say:  # the tables of --per-image name it too
+        if say:  # the tables of --per-image name it, too
             log.info(f"not compared with its predictions: {run_id(record)}: {error}")
         return None
 

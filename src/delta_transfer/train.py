@@ -1,4 +1,4 @@
-"""delta-run, the single entry point of all runs; cli/run.py is the command, experiment/experiment.py the run.
+"""delta-run, the single entry point of all runs. cli/run.py is the command, and experiment/experiment.py the run.
 
 torchrun --nproc-per-node=2 -m delta_transfer.train dataset=cub ...     one run on two GPUs
 """

@@ -1,4 +1,4 @@
-"""Can a network be trusted? Measures of labels (N,) and logits (N, K). Pure functions; rates are fractions."""
+"""Measures of how far a network can be trusted, from labels (N,) and logits (N, K). Pure functions, rates in 0..1."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import scipy
 
 CONFIDENCE = 0.95
 BINS = 15  # of the calibration error, as in Guo et al. (ICML 2017)
-KNOWN = 0.95  # part of held-out images that stays above the threshold of "none of these"
+KNOWN = 0.95  # fraction of held-out images above the threshold of "none of these"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def confusion(judged: Judged) -> np.ndarray:
-    """(K, K): how many images of each class, by row, were taken for which class, by column."""
+    """(K, K): the number of images by true class (row) and predicted class (column)."""
     count = judged.probabilities.shape[1]
     return np.bincount(judged.labels * count + judged.predicted, minlength=count**2).reshape(count, count)
 
@@ -58,7 +58,7 @@ def averages(counts: np.ndarray) -> dict[str, float]:
 
 
 def top_k(judged: Judged, k: int) -> float:
-    """The part of images whose label is among the k largest probabilities."""
+    """The fraction of images whose label is among the k largest probabilities."""
     own = judged.probabilities[np.arange(len(judged.labels)), judged.labels]
     return float(((judged.probabilities > own[:, None]).sum(axis=1) < k).mean())
 
@@ -68,7 +68,7 @@ def top_k(judged: Judged, k: int) -> float:
 
 @dataclass(frozen=True)
 class Bin:
-    """The images whose confidence lies in one of BINS equal parts of 0..1."""
+    """The images whose confidence is in one of BINS equal parts of 0..1."""
 
     n: int
     confidence: float  # mean
@@ -97,26 +97,26 @@ def temperature(labels: np.ndarray, logits: np.ndarray) -> float:
     return float(np.exp(scipy.optimize.minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
-# ---- what to answer, what to look at ---------------------------------------------------------------------
+# ---- which images to answer, which to look at ------------------------------------------------------------
 
 
 def accuracy_at(judged: Judged, coverage: float) -> tuple[int, int]:
-    """How many of the surest images are right, and how many these are: `coverage` of all, at least one."""
+    """The number of right images among the surest, and the number of these: `coverage` of all, at least one."""
     kept = np.argsort(-judged.confidence, kind="stable")[: max(1, round(coverage * len(judged.labels)))]
     return int(judged.right[kept].sum()), len(kept)
 
 
 def none_of_these(held_out: Judged) -> float:
-    """The probability below which no class is said. KNOWN of the held-out images, which all have a class, are above."""
+    """The probability below which no class is answered. The fraction KNOWN of the held-out images is above it."""
     return float(np.quantile(held_out.confidence, 1 - KNOWN))
 
 
 def suspects(held_out: Judged) -> tuple[np.ndarray, np.ndarray]:
-    """Images by how likely their label is wrong, the likeliest first, and whether it is taken for wrong, by image.
+    """Images in the order of the probability of a wrong label, and by image whether the label counts as wrong.
 
-    The order is that of the margin p(label) - max over other classes p. A label is taken for wrong where another class
-    is the likeliest of those whose probability reaches their mean over the images with that label (confident learning:
-    Northcutt, Jiang, Chuang, JAIR 2021). The probabilities must be those of networks that did not train on the image.
+    They are sorted by the margin p(label) - max over other classes p, the smallest first. A label counts as wrong if
+    another class is the likeliest of those whose probability reaches their mean over the images with that label
+    (confident learning: Northcutt, Jiang, Chuang, JAIR 2021). The networks must not have trained on the image.
     """
     labels, p = held_out.labels, held_out.probabilities
     each = np.arange(len(labels))

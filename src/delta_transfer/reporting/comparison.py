@@ -1,12 +1,12 @@
 """Records of finished runs -> one comparison of methods. Pure functions, no I/O.
 
 A cell is the mean over replicates: runs that differ only in the seed and in the fold, which was held out for validation
-or, of a data set of folds, tested on. Any other difference splits rows. A setting outside `reg` splits all methods of a
+or, in a data set of folds, tested. Any other difference splits rows. A setting outside `reg` splits all methods of a
 dataset and backbone; a setting inside `reg` splits only the method that was run with several values of it. Methods may
 differ from each other in `reg`.
 
-Runs that transfer to a target of random weights, or from other networks than the one that it starts from, answer
-another question than fine-tuning: their rows have other names and never mix with those of fine-tuning.
+Runs that transfer to a target with random weights, or from networks that it does not start from, answer another
+question than fine-tuning. Their rows have other names and never mix with those of fine-tuning.
 """
 
 import re
@@ -53,7 +53,7 @@ Item = TypeVar("Item")
 Key = TypeVar("Key", bound=Hashable)
 Place = tuple[str, str, Settings]  # data set, backbone, settings outside reg
 
-SHORT = 24  # letters of a data set's title that has room in a line
+SHORT = 24  # most letters of a data set's title that fits into a line
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ class Cell:
 
 
 def recorded(runs: list[Record], key: str) -> list[float]:
-    """The numbers that the runs have under a key."""
+    """The values of the runs that have the key."""
     return [run[key] for run in runs if is_number(run.get(key))]
 
 
 def mean_of_all(runs: list[Record], key: str) -> float | None:
-    """None unless every run recorded it."""
+    """The mean over the runs; None unless every run recorded the key."""
     values = recorded(runs, key)
     return statistics.fmean(values) if values and len(values) == len(runs) else None
 
@@ -105,8 +105,8 @@ def mean_of_all(runs: list[Record], key: str) -> float | None:
 class Row:
     dataset: str
     backbone: str
-    shared: Settings  # outside reg: what sets this row apart from the others of its dataset and backbone
-    reg: Settings  # inside reg: what sets this row apart for a method that was run with several settings
+    shared: Settings  # outside reg: the differences from other rows of its dataset and backbone
+    reg: Settings  # inside reg: the differences from other rows of a method with several settings
     cells: dict[str, Cell] = field(default_factory=dict)  # by method; a method without runs is absent
 
     @property
@@ -115,12 +115,12 @@ class Row:
 
     @property
     def place(self) -> Place:
-        """The cells of all rows of one place can be compared with each other."""
+        """The cells of all rows with the same place can be compared."""
         return self.dataset, self.backbone, self.shared
 
 
 class Result(NamedTuple):
-    """A cell and where it stands."""
+    """A cell and its place in the table."""
 
     method: str
     row: Row
@@ -135,16 +135,16 @@ class Result(NamedTuple):
 class Comparison:
     metric: str
     measured: str  # what the numbers are, in words
-    over: str  # what they are means over: seeds | folds | seeds and folds
+    over: str  # the replicates of the means: seeds | folds | seeds and folds
     methods: list[str]
     rows: list[Row]
     notes: list[str]  # for the reader, under the table, one line each
-    warnings: list[str]  # for the person who makes the table, one line each
-    chosen: list[str] = field(default_factory=list)  # what did best on validation data, one line each (selection.py)
-    transfers: bool = False  # all of its runs do
+    warnings: list[str]  # for the user who makes the table, one line each
+    chosen: list[str] = field(default_factory=list)  # the best choices on validation data, one line each (selection.py)
+    transfers: bool = False  # whether all of its runs transfer between networks
     titles: dict[str, str] = field(default_factory=dict)  # display names by method, as the records have them
     datasets: dict[str, str] = field(default_factory=dict)  # display names of data sets
-    on_folds: list[Record] = field(default_factory=list, repr=False, compare=False)  # runs beside the tested ones
+    on_folds: list[Record] = field(default_factory=list, repr=False, compare=False)  # runs on folds, not tested
 
     @property
     def kind(self) -> Metric:
@@ -163,7 +163,7 @@ class Comparison:
 
     @property
     def paired_by(self) -> str:
-        """What the runs of a pair have in common."""
+        """What the runs of a pair share."""
         return "fold" if "folds" in self.over else "seed"
 
     @property
@@ -182,12 +182,12 @@ class Comparison:
         return ", ".join(filter(None, [self.dataset_title(dataset), backbone, show(shared)]))
 
     def label(self, method: str, reg: Settings) -> str:
-        """A method with the settings that set it apart, named as below `reg`."""
+        """A method with the settings that distinguish it, named as below `reg`."""
         return ", ".join(filter(None, [self.display(method), show(reg).replace("reg.", "")]))
 
 
 def compare(records: Iterable[Record], metric: str = "test_top1") -> Comparison:
-    """The table of `metric` over `records`, each of which has no `problem`."""
+    """The comparison of `records` by `metric`. No record may have a `problem`."""
     records = sorted(records, key=run_id)
     rows: dict[tuple[str, str, Settings, Settings], Row] = {}
     warnings: list[str] = []
@@ -211,7 +211,7 @@ def compare(records: Iterable[Record], metric: str = "test_top1") -> Comparison:
 
 
 def dataset_titles(records: Iterable[Record]) -> dict[str, str]:
-    """What data sets are called by those who made them, by name: titles that are short and stand for one name alone."""
+    """The titles of data sets by name, if they are short and belong to one name."""
     found: dict[str, set[str]] = defaultdict(set)
     for record in records:
         titles, dataset = record.get("titles"), section(record, "dataset")
@@ -222,7 +222,7 @@ def dataset_titles(records: Iterable[Record]) -> dict[str, str]:
 
 
 def together(comparisons: list[Comparison], metric: str) -> Comparison:
-    """All comparisons of `metric` as one, for what is drawn row by row."""
+    """All comparisons of `metric` as one, for charts that draw row by row."""
     alike = [comparison for comparison in comparisons if comparison.metric == metric]
     if len(alike) == 1:
         return alike[0]
@@ -234,9 +234,9 @@ def together(comparisons: list[Comparison], metric: str) -> Comparison:
 
 
 def beside_sources(records: list[Record], metric: str) -> list[Record]:
-    """The records; one from random weights alone (Scratch) appears once for each source of others with its settings.
+    """The records, in which a run without a source (Scratch) appears once for each source of others with its settings.
 
-    Its result does not depend on what the others learn from, so that it belongs into each of their rows.
+    Its result does not depend on the sources of the others, so that it belongs to each of their rows.
     """
 
     def view(record: Record) -> Hashable:
@@ -256,7 +256,7 @@ def beside_sources(records: list[Record], metric: str) -> list[Record]:
 
 
 def distinct_runs(records: Iterable[Record]) -> list[Record]:
-    """Each run once, also one that stands in several rows: its copies (`beside_sources`) share its config."""
+    """Each run once, even if it is in several rows: its copies (`beside_sources`) share its config."""
     return list({id(config_of(record)): record for record in records}.values())
 
 
@@ -282,7 +282,7 @@ def measured_in(records: list[Record], metric: str) -> str:
 
 
 def question_of(records: list[Record]) -> str:
-    """Words in the title of a table whose targets are no fine-tuned networks."""
+    """Words in the title of a table whose targets are not fine-tuned networks."""
     if not records or not all(map(transfers, records)):
         return ""
     if all(map(begins_at_random, records)):
@@ -291,7 +291,7 @@ def question_of(records: list[Record]) -> str:
 
 
 def averaged_over(cells: list[Cell]) -> str:
-    """seeds | folds | seeds and folds; joined by "or" where the cells of a table differ in that."""
+    """seeds | folds | seeds and folds; joined by "or" if the cells of a table differ in that."""
     found = set()
     for cell in cells:
         seeds, folds = ({key[i] for key in cell.values} for i in (0, 1))
@@ -305,7 +305,7 @@ def describe(records: list[Record], comparison: Comparison) -> list[str]:
     by_method = dict(grouped(records, method_of))
     chosen: list[tuple[str, str]] = []
     for method in comparison.methods:
-        # Only what all runs of the column share; the rest is in the settings of the rows.
+        # Only settings that all runs of the column share; the others are in the rows.
         views = [reg_settings(run) | {"stages": stages(run)} for run in by_method[method]]
         keys = strengths(views[0]) + ["stages"] * (views[0]["stages"] != 1)
         if constant := common(views, keys):
@@ -348,8 +348,8 @@ def grouped_by_varying(
 ) -> list[tuple[Settings, list[Record]]]:
     """Groups of records that agree in all of `view`, named by the keys that vary among `records`.
 
-    A key that a record lacks came later than the run. Its absence means the default, which is known from any record
-    that has the key but not in its identity; otherwise it differs from all values.
+    A key that a record lacks is newer than the run. Its absence means the default, which is known from any record that
+    has the key but not in its identity; otherwise it differs from all values.
     """
     views = [view(record) for record in records]
     keys = sorted({key for v in views for key in v})

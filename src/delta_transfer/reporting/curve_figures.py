@@ -1,6 +1,6 @@
-"""Figures of what runs logged: learning curves, and which taps L2T-ww matched.
+"""Figures of the logs of runs: learning curves, and the taps that L2T-ww matched.
 
-They come from the records alone: metrics.jsonl has the mean of lambda over images of every pair, `attention_<pair>`.
+They need only the records: metrics.jsonl has the mean of lambda over images for every pair, `attention_<pair>`.
 """
 
 import math
@@ -26,7 +26,7 @@ from .logs import DECADES, Curves, Matched, limits, matched_curves, penalty_term
 
 @dataclass(frozen=True)
 class Line:
-    """The curve of one method with one setting, in one panel or, without values, in the legend."""
+    """The curve of one method with one setting, in one panel, or without values in the legend."""
 
     label: str
     look: dict[str, Any]  # keyword arguments of Line2D
@@ -41,7 +41,7 @@ Averaged = tuple[Line, pd.Series, pd.Series]  # one quantity: mean by step and h
 
 @our_look()
 def learning_curves(comparison: Comparison, groups: list[list[Curves]], warn: Warn) -> list[Named]:
-    """One figure for each group of comparable rows; `warn` gets a line for what is left out."""
+    """One figure for each group of comparable rows. warn: called with a line about each thing that is left out."""
     made: list[Named] = []
     for group in groups:
         place = group[0].row.place
@@ -62,7 +62,7 @@ def learning_curves(comparison: Comparison, groups: list[list[Curves]], warn: Wa
 
 
 def curves_figure(title: str, lines: Sequence[Line], metric: str, over: str, warn: Warn) -> Figure:
-    """A panel for each quantity. `over`: what the means are taken over, such as "seeds"."""
+    """A panel for each quantity. over: the replicates of the means, such as "seeds"."""
     columns = dict.fromkeys(column for line in lines for column in line.curves.columns)
     panels = {metric: METRICS[metric].axis, "loss": "Training loss"}
     panels |= {name: f"Penalty: {name.replace('_', ' ')}" for name in penalty_terms(columns) if name != "aux"}
@@ -108,7 +108,7 @@ def draw_curves(axes: Axes, averaged: list[Averaged], largest: float) -> None:
             axes.fill_between(mean.index, mean - half, mean + half, color=one.look["color"], alpha=0.15, linewidth=0)
     lowest, highest = (extreme(extreme(mean) for _, mean, _ in averaged) for extreme in (min, max))
     if lowest > 0 and highest >= DECADES * lowest:
-        # A band may reach down to 0, which this axis cannot show: the curves decide where it begins.
+        # A band may reach down to 0, which this axis cannot show, so that the curves decide where it begins.
         axes.set_yscale("log")
         axes.set_ylim(bottom=lowest / 1.5)
         axes.yaxis.set_major_formatter("{x:g}")
@@ -182,7 +182,7 @@ def draw_map(axes: Axes, one: Matched, highest: float, slanted: bool) -> None:
 
 
 def draw_panels(figure: Figure, place: SubplotSpec, one: Matched, last: int, highest: float) -> None:
-    """A panel for each pair; numbers stand beside the first one of each row and below the last one of each column."""
+    """A panel for each pair, with numbers beside the first of each row and below the last of each column."""
     grid = place.subgridspec(len(one.source_taps), len(one.target_taps))
     first = {m: next(n for n in one.target_taps if (m, n) in one.mean) for m in one.source_taps}
     lowest = {n: [m for m in one.source_taps if (m, n) in one.mean][-1] for n in one.target_taps}
@@ -204,7 +204,7 @@ def draw_panels(figure: Figure, place: SubplotSpec, one: Matched, last: int, hig
 
 
 def draw_over_training(axes: Axes, mean: pd.Series, half: pd.Series) -> None:
-    single = len(mean) == 1  # a line would not show it
+    single = len(mean) == 1  # a line would not show a single point
     axes.plot(mean.index, mean, color="#332288", marker="o" if single else "", markersize=2, linewidth=1)
     if half.notna().any():
         axes.fill_between(mean.index, mean - half, mean + half, color="#332288", alpha=0.2, linewidth=0)

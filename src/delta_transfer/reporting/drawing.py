@@ -1,8 +1,8 @@
 """The common parts of all figures of delta-report: looks, the sheet with title, legend and caption, words.
 
-Figures are drawn at the size at which they are meant to be printed, a column (3.4 in) or, with several panels or long
-names, a page (6.8 in) wide, in letters of 8 pt. They do without pyplot: no state, no window. The same records give the
-same files, byte for byte, with one version of matplotlib.
+Figures have the size of print: the width of a column (3.4 in), or of a page (6.8 in) with several panels or long names,
+and letters of 8 pt. They do not use pyplot, so that there is no state and no window. The same records give the same
+files, byte for byte, with one version of matplotlib.
 """
 
 import math
@@ -24,7 +24,7 @@ from ..common.style import style_of
 from .comparison import Cell
 from .statistics import half_width
 
-Named = tuple[str, Figure]  # with the stem of its file name; figures of one name are numbered when they are written
+Named = tuple[str, Figure]  # stem of the file name, and figure; figures of one name are numbered when they are written
 
 COLUMN, PAGE = 3.4, 6.8  # inches
 INTERVAL = "95\N{NO-BREAK SPACE}% interval"  # of every mean in every figure: Student's t over runs
@@ -71,9 +71,9 @@ _style = ContextVar("style", default=SCREEN)
 
 @contextmanager
 def our_look(style: Style | None = None) -> Iterator[None]:
-    """matplotlib's defaults and LOOK instead of the person's own settings, which stay as they are.
+    """In this context matplotlib's defaults and LOOK replace the user's own settings.
 
-    style: for this figure and all that are drawn within; None: that of the caller.
+    style: for all figures drawn in the context; None: the caller's style.
     """
     token = _style.set(style or _style.get())
     try:
@@ -86,7 +86,7 @@ def our_look(style: Style | None = None) -> Iterator[None]:
 
 
 def wide() -> float:
-    """The width in inches of a figure that needs room: a page, or in a paper its column."""
+    """The width in inches of a figure that needs room: a page, or a column in the style of papers."""
     return COLUMN if _style.get().paper else PAGE
 
 
@@ -141,7 +141,7 @@ def look(method: str, methods: list[str], i: int, count: int) -> dict[str, Any]:
 
 
 def averages(counts: list[int], over: str, mark: str) -> str:
-    """Words of a caption about means over so many runs and about the `mark` that shows their interval."""
+    """Words of a caption about means over `counts` runs and about the `mark` that shows their interval."""
     low, high = min(counts), max(counts)
     if high == 1:
         return f"Single runs (n = 1): no {mark}."
@@ -155,7 +155,7 @@ def half_of(cell: Cell) -> float:
 
 
 def with_interval(label: str, counts: list[int]) -> str:
-    """The label of an axis of means over so many runs."""
+    """The label of an axis of means over `counts` runs."""
     return f"{label}, {INTERVAL}" if max(counts) > 1 else label
 
 

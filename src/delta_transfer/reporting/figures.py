@@ -16,11 +16,11 @@ from .logs import curves_of
 def write_figures(
     comparison: Comparison, folder: Path, warn: Warn, baseline: str | None = None, style: Style | None = None
 ) -> list[Path]:
-    """All figures that the records have data for, each as PNG and PDF; the paths written.
+    """Writes all figures that the records have data for, each as PNG and PDF. Returns the paths.
 
-    The first are the differences to the method `baseline`, what every conclusion rests on.
+    The first figures are the differences to the method `baseline`, on which every conclusion rests.
 
-    `warn` gets a line for whatever could not be drawn. Raises UserError if `folder` cannot be written to.
+    warn: called with a line about each figure that cannot be drawn. Raises UserError if `folder` cannot be written to.
     """
     with our_look(style):
         made = differences(comparison, baseline) if baseline else []

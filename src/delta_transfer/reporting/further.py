@@ -1,4 +1,4 @@
-"""What runs measured beside their test images (`evaluate.*`): further test sets, and what is kept of the source."""
+"""Further measurements of runs (`evaluate.*`): other test sets, and what the network kept of its source."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class Measure:
 
     key: str
     title: str
-    images: str  # a fingerprint, so that runs that measured on other images have another measure
+    images: str  # a fingerprint, so that measurements on other images are another measure
 
     def of(self, cell: Cell, suffix: str = "") -> Cell:
-        """The runs of a cell that measured it, with its values. suffix: "_before" for those of the source network."""
+        """The runs of a cell that measured it, with the values. suffix: "_before" for those of the source network."""
         found = [
             (replicate, run)
             for replicate, run in zip(cell.values, cell.runs, strict=True)
@@ -44,7 +44,7 @@ def measures_of(record: Record) -> list[Measure]:
 
 
 def measures_in(cells: Iterable[Cell], by: str = "title") -> dict[str, Measure]:
-    """What any run of the cells measured, by title or key; two of one name also have the beginning of a fingerprint."""
+    """The measures of all runs of the cells, by title or key. Equal names get the beginning of a fingerprint."""
     found = list(dict.fromkeys(one for cell in cells for run in cell.runs for one in measures_of(run)))
     names = [getattr(one, by) for one in found]
     return {
@@ -55,7 +55,7 @@ def measures_in(cells: Iterable[Cell], by: str = "title") -> dict[str, Measure]:
 
 
 def meanings(measures: dict[str, Measure], cells: list[Cell]) -> list[str]:
-    """The small print of what is kept of the source, with what the source network had before training."""
+    """The small print about what is kept of the source, with the values before training."""
     found = []
     for title, one in measures.items():
         values = [value for cell in cells for value in one.of(cell, "_before").values.values()]

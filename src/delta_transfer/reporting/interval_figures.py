@@ -89,9 +89,9 @@ def marks_figure(
     centre: float,
     ends: tuple[float, float] = (-math.inf, math.inf),
 ) -> Figure:
-    """A line for each mark. One that is far from the centre, beside the others, is an arrow at the edge of the axis.
+    """A line for each mark. A mark much further from the centre than the others is an arrow at the edge of the axis.
 
-    ends: what the axis never goes beyond.
+    ends: limits of the axis.
     """
     labels, width = side_labels(mark.label for mark in marks)
     apart = max(0.25, LINE * (1 + max(label.count("\n") for label in labels)))
@@ -200,7 +200,7 @@ SWEEPS = {
 
 @our_look()
 def against_setting(comparison: Comparison, sweep: str, warn: Warn) -> list[Named]:
-    """Accuracy against one of SWEEPS, for each data set and backbone where a method was run with several values."""
+    """Accuracy against one of SWEEPS, for each data set and backbone with several values for a method."""
     made: list[Named] = []
     key = SWEEPS[sweep][0]
     for (dataset, backbone), rows in grouped(comparison.rows, lambda row: (row.dataset, row.backbone)):
@@ -256,7 +256,7 @@ def sweep_figure(title: str, lines: list[Swept], sweep: str, comparison: Compari
             elinewidth=0.8,
             **style | ({"linestyle": "none"} if fitted[i] else {}),
         )
-        for artist in drawn.get_children():  # moved only now, after the limits of the axes are set
+        for artist in drawn.get_children():  # moved after the limits of the axes are set
             artist.set_transform(axes.transData + aside)
         if fitted[i]:
             n = np.geomspace(values[0], 2 * values[-1])

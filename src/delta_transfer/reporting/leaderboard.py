@@ -10,15 +10,14 @@ from .record_views import show, validates
 from .sections import BOLD
 from .statistics import Contest, Difference, contests, paired, standing, winner
 
-NAMED = 5  # methods in a sentence
-MANY = 10  # methods beside the baseline, from which on one of them may well seem different by chance
+NAMED = 5  # most methods in a sentence
+MANY = 10  # least number of methods of which one may well seem different by chance
 
 
 def leaderboards(comparison: Comparison, baseline: str | None) -> list[Table]:
     """A table for each data set, backbone and setting outside reg; the last one has the notes of all.
 
-    `baseline`: the method that differences are taken to; None on validation data, which serve to choose and to prove
-    nothing.
+    baseline: the method of the differences; None on validation data, which serve to choose and prove nothing.
     """
     made = [
         leaderboard(comparison, sorted(results, key=lambda one: -one.cell.merit), contest, baseline)
@@ -99,7 +98,7 @@ def measured(measure: Measure, cell: Cell, base: Cell | None) -> Entry:
 
 
 def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> str:
-    """What the table says, in plain English; empty if there is nothing to compare."""
+    """The result of the table in a sentence; empty if there is nothing to compare."""
     cells, display = contest.cells, comparison.display
     if validates(comparison.metric):
         return "Validation results serve to choose settings. Test results say how good a choice is."

@@ -24,7 +24,7 @@ PAIR = re.compile(r"attention_(?:(?P<term>[^>]*)\.)?(?P<source>[^.>]+)>(?P<targe
 class Curves:
     """The logs of the runs of a cell: mean by step and half its 95 % t interval, a column for each quantity.
 
-    Both are NaN where a run has no value, so that n is the same along a curve; a single run has no interval.
+    Both are NaN at steps where a run has no value, so that n is the same along a curve. A single run has no interval.
     """
 
     method: str
@@ -39,7 +39,7 @@ class Curves:
         return list(map(str, self.mean.columns))
 
     def of(self, column: str) -> tuple[pd.Series, pd.Series]:
-        """Mean and half interval of one quantity, without the steps that some run lacks."""
+        """Mean and half interval of one quantity, without steps that any run lacks."""
         mean = self.mean[column].dropna()
         return mean, self.half[column].reindex(mean.index)
 
@@ -47,10 +47,10 @@ class Curves:
 def limits(
     lines: Sequence[tuple[Sequence[float], Sequence[float] | None]], largest: float = math.inf
 ) -> tuple[float, float]:
-    """The ends of an axis for lines and half the heights of their bands: all lines, and bands as far as a third beyond.
+    """The ends of an axis for lines and half the heights of their bands: all lines, and bands up to a third beyond.
 
-    The interval of two runs is so wide that it would flatten every line. A band never shows below 0 what is not
-    negative, nor above `largest` what cannot be larger.
+    The interval of two runs is so wide that it would flatten every line. A band of values that are not negative ends at
+    0, and no band goes above `largest`.
     """
     means = [np.asarray(mean, float) for mean, _ in lines]
     halves = [np.zeros(1) if half is None else np.asarray(half, float) for _, half in lines]
@@ -66,7 +66,7 @@ def limits(
 def curves_of(comparison: Comparison, warn: Warn) -> list[list[Curves]]:
     """The curves of each group of comparable rows, in the order of the methods.
 
-    `warn` gets a line for each damaged file, and one for all runs without metrics.
+    warn: called with a line about each damaged file, and one about all runs without metrics.
     """
     without: list[str] = []
     groups = [[read_curves(*one, warn, without) for one in results] for _, results in comparison.places]
@@ -76,7 +76,7 @@ def curves_of(comparison: Comparison, warn: Warn) -> list[list[Curves]]:
 
 
 def read_curves(method: str, row: Row, cell: Cell, warn: Warn, without: list[str]) -> Curves | None:
-    """The curves of one cell; None without any metrics. `without` gets the names of its runs that have none."""
+    """The curves of one cell; None without any metrics. Adds the names of its runs without metrics to `without`."""
     each = []
     for run in cell.runs:
         try:
@@ -98,7 +98,7 @@ def read_curves(method: str, row: Row, cell: Cell, warn: Warn, without: list[str
 
 @dataclass(frozen=True)
 class Matched:
-    """The taps of one source with the target's; a pair that was not matched is in neither dictionary."""
+    """The taps of one source with the target's. A pair that was not matched is in neither dictionary."""
 
     source: str
     mean: dict[tuple[str, str], pd.Series]  # by (source tap, target tap): lambda by step
@@ -119,7 +119,7 @@ class Matched:
 
 
 def matched_curves(groups: list[list[Curves]]) -> Iterator[tuple[Curves, list[Matched]]]:
-    """Each cell whose runs logged the amounts of matched pairs (L2T-ww), and these by source network."""
+    """Each cell whose runs logged the amounts of matched pairs (L2T-ww), with the amounts by source network."""
     for curves in (one for group in groups for one in group):
         columns = curves.mean.columns[curves.mean.notna().any()]
         found = []
@@ -132,14 +132,14 @@ def matched_curves(groups: list[list[Curves]]) -> Iterator[tuple[Curves, list[Ma
 
 
 def penalty_terms(columns: Iterable[str]) -> list[str]:
-    """The columns that are loss terms beside the task's, Inception's auxiliary one among them."""
+    """The columns of loss terms beside the task's, including Inception's auxiliary one."""
     return [name for name in columns if is_loss(name) and name not in TASK_LOSSES]
 
 
 def matched_pairs(columns: Iterable[str], sources: Iterable[str]) -> dict[str, dict[tuple[str, str], str]]:
     """The columns with the amounts of matched pairs: by source network, then by (source tap, target tap).
 
-    `sources`: names of the networks that the run learned from, without the one that its target started from.
+    sources: names of the networks that the run learned from, without the one that its target started from.
     """
     longest_first = sorted(sources, key=len, reverse=True)
     found: dict[str, dict[tuple[str, str], str]] = {}

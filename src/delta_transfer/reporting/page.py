@@ -33,7 +33,7 @@ from .thumbnails import with_thumbnails
 from .trust import trusted
 from .trust_tables import MOST, summary, trust_tables
 
-# With this policy the browser refuses everything that is not in the file.
+# With this policy the browser loads nothing that is not in the file.
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:; "
     "form-action 'none'; base-uri 'none'"
@@ -41,18 +41,18 @@ POLICY = (
 PNG = b"\x89PNG\r\n\x1a\n"
 LARGEST_PICTURE = 64 * MIB
 RELOAD = 30  # seconds
-MAX_OPEN, MAX_GROUPS = 4, 40  # groups of charts: more are folded up, and yet more are left out
+MAX_OPEN, MAX_GROUPS = 4, 40  # groups of charts that are open, and groups in the page
 LINES = 10  # of a table about the classes or images of a model
 MAX_NAMES = 6  # in the line below the title
-LONG = 40  # characters, from which on the words of a cell get a wide column of small print
+LONG = 40  # characters; longer texts in a cell get a wide column of small print
 
 CURVES = (
     "Mean over the seeds of a cell, at the iterations that all its runs logged; the band is its 95 % t interval. "
     "Penalties are drawn as they were added to the loss, with alpha and beta. A quantity that was measured "
-    "only once is in the tables alone. A click on a name hides its line."
+    "only once is only in the tables. A click on a name hides its line."
 )
 ATTENTION = (
-    "How many channels of a tapped layer have which weight. The weights of a layer are divided by their mean: at 1 "
+    "The number of channels of a tapped layer by their weight. The weights of a layer are divided by their mean: at 1 "
     "(dashed) a channel counts as it does without attention."
 )
 
@@ -145,7 +145,7 @@ def records_of(comparison: Comparison) -> list[Record]:
 
 
 def finished(record: Record) -> datetime | None:
-    """When the run finished; None if the record has no time, or one without a time zone."""
+    """The time when the run finished; None if the record has no time, or one without a time zone."""
     try:
         time = datetime.fromisoformat(record["finished"])
     except (KeyError, TypeError, ValueError):
@@ -200,7 +200,7 @@ def key_html(number: int, key: Key) -> str:
 
 
 def trust_html(comparison: Comparison, images: Path | None) -> str:
-    """A line for each model with predictions, and more of a model of each result at the top of a leaderboard."""
+    """A line for each model with predictions, and details for the first result of each leaderboard."""
     runs = records_of(comparison)
     own = set(map(id, map(config_of, runs)))
     found = trusted(runs + comparison.on_folds, lambda _: None)  # the report has named damaged files
@@ -265,7 +265,7 @@ def table_html(table: Table) -> str:
 
 
 def grid_html(table: Table, kind: str = "sortable") -> str:
-    # A column of words among the numbers, such as what differs from a published number, is set like names.
+    # A column of words among the numbers, such as differences from a published setting, is set like names.
     kinds = [
         "number"
         if i >= table.names and any(row[i].value is not None for row in table.rows)
@@ -301,7 +301,7 @@ def grid_html(table: Table, kind: str = "sortable") -> str:
 
 
 def bar_html(bar: Bar) -> str:
-    """A small drawing in the colour of the text. An arrow stands for what is beyond the end of the axis."""
+    """A small drawing in the colour of the text. An arrow means a value beyond the end of the axis."""
     zero, low, mean, high = bar.places(4, 112, 1)
     mark = f'<circle cx="{mean}" cy="8" r="3.5"/>'
     if not 0 <= bar.mean <= 1:

@@ -1,7 +1,6 @@
 """Records -> the charts of the HTML page, as SVG: learning curves, channel attention, the pairs that L2T-ww matched.
 
-Ink has the colour of the text around it. page.css turns deep colours over in dark mode. A <title> shows under the
-mouse.
+Ink has the colour of the text around it. page.css inverts deep colours in dark mode. A <title> shows under the mouse.
 """
 
 import math
@@ -20,12 +19,12 @@ from ..records.reading import Damaged
 from .comparison import Cell, Comparison, Row, grouped
 from .logs import DECADES, Curves, limits, matched_curves, penalty_terms
 
-POINTS, ALL_POINTS = 80, 4_000  # per line, and of all lines of a quantity; a small chart hardly shows more than 80
-MAX_LINES = 10  # of a chart; more cannot be told apart
+POINTS, ALL_POINTS = 80, 4_000  # per line, and for all lines of a quantity; a small chart hardly shows more than 80
+MAX_LINES = 10  # of a chart; more cannot be distinguished
 BINS = 40
 # Tol's colours, for target taps.
 TAPS = ["#332288", "#cc6677", "#117733", "#ddcc77", "#88ccee", "#aa4499", "#999933", "#882255"]
-TITLES = {  # of what is drawn, in that order: test first
+TITLES = {  # of the drawn quantities, in that order: test first
     **{key: METRICS[key].axis.replace(" top-1", "") for key in sorted(METRICS) if METRICS[key].short},
     "train_top1": "Training accuracy (%)",
     "loss": "Training loss, all terms",
@@ -70,7 +69,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """From values to units of the drawing."""
+    """Maps values to units of the drawing."""
 
     low: float
     high: float
@@ -91,14 +90,14 @@ class Axis:
 
 
 def painted(colour: str) -> str:
-    """The attributes of something in a colour "#rrggbb"; a deep one has a class, since dark paper would hide it."""
+    """The attributes of a colour "#rrggbb". A deep one has a class, since a dark page would hide it."""
     red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
     deep = ' class="deep"' if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5 else ""
     return f'stroke="{colour}" fill="{colour}"{deep}'
 
 
 def attributes(line: str, opacity: float = 1.0) -> str:
-    """The attributes of a stroke; `line`: matplotlib's name of its style."""
+    """The attributes of a stroke. line: matplotlib's name of its style."""
     dashes = f' stroke-dasharray="{DASHES[line]}"' if DASHES[line] else ""
     return dashes + (f' opacity="{opacity:g}"' if opacity < 1 else "")
 
@@ -166,7 +165,7 @@ def bars_chart(title: str, x_title: str, edges: np.ndarray, counts: np.ndarray, 
 
 
 def numbers_map(title: str, rows: list[str], columns: list[str], values: np.ndarray, most: float) -> str:
-    """A cell for each row and column, empty for NaN; `most`: the value of the strongest colour."""
+    """A cell for each row and column, empty for NaN. most: the value of the strongest colour."""
     left, wide, high = 80, (WIDTH - 80 - RIGHT) / len(columns), 26
     parts = []
     for j, name in enumerate(columns):
@@ -194,7 +193,7 @@ def shortened(name: str, room: float) -> str:
 def learning_curves(comparison: Comparison, of_places: list[list[Curves]]) -> list[Group]:
     """A group of charts for each data set, backbone and setting outside reg, a line for each method and setting of it.
 
-    A line is the mean over the runs of a cell. Of many cells those with the best results are drawn.
+    A line is the mean over the runs of a cell. If there are many cells, those with the best results are drawn.
     """
     groups = []
     most = max(10, min(POINTS, ALL_POINTS // max(1, sum(min(len(curves), MAX_LINES) for curves in of_places))))
@@ -233,9 +232,9 @@ def quantities(curves: list[Curves]) -> list[str]:
 
 
 def chart_of(name: str, lines: list[tuple[Key, Curves]], most: int) -> tuple[str, str] | None:
-    """The chart of one quantity, None if no line has two points: the tables have single ones.
+    """The chart of one quantity; None if no line has two points, since tables have single points.
 
-    most: points of a line.
+    most: the largest number of points of a line.
     """
     drawn = [(i, key, *curves.of(name)) for i, (key, curves) in enumerate(lines) if name in curves.mean]
     if not any(len(mean) > 1 for _, _, mean, _ in drawn):
@@ -254,7 +253,7 @@ def line_of(i: int, key: Key, curve: pd.Series, half: pd.Series, most: int = POI
 
 
 def thinned(curve: pd.Series, most: int) -> pd.Series:
-    """At most so many of its points, evenly chosen, first and last among them."""
+    """At most `most` of its points, evenly chosen, with the first and the last."""
     if len(curve) <= most:
         return curve
     return curve.iloc[np.linspace(0, len(curve) - 1, most).round().astype(int)]
@@ -283,7 +282,7 @@ def attention_histograms(comparison: Comparison, warn: Warn) -> list[Group]:
 
 
 def distinct_weights(cell: Cell, warn: Warn) -> list[dict[str, np.ndarray]]:
-    """The different channel weights of the runs of a cell; `warn` names a damaged file."""
+    """The different channel weights of the runs of a cell. warn: called with a line about each damaged file."""
     found: dict[tuple[tuple[str, bytes], ...], dict[str, np.ndarray]] = {}
     for run in cell.runs:
         try:

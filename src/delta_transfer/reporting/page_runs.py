@@ -1,4 +1,4 @@
-"""The table of all runs of the HTML page, and the data of what page.js draws, compares and shows of them."""
+"""The table of all runs of the HTML page, and the data from which page.js draws, compares and shows them."""
 
 import json
 from typing import Any
@@ -41,7 +41,7 @@ def table_of_runs(comparison: Comparison) -> tuple[Table, list[Record]]:
 
 
 def best_first(comparison: Comparison) -> list[Result]:
-    """The tops of all leaderboards, then what is second there, and so on."""
+    """The first results of all leaderboards, then the second ones, and so on."""
     leaders = [sorted(results, key=lambda one: -one.cell.merit) for _, results in comparison.places]
     ranked = sorted(((i, one) for results in leaders for i, one in enumerate(results)), key=lambda pair: pair[0])
     return [one for _, one in ranked]
@@ -50,7 +50,7 @@ def best_first(comparison: Comparison) -> list[Result]:
 def drawn_runs(comparison: Comparison, groups: list[list[Curves]]) -> tuple[dict[int, pd.DataFrame], int]:
     """The logs whose curves are in the page, by the id of a run's configuration, and the number of logs left out.
 
-    Of more than a page has room for, those of the results at the top of each leaderboard are there.
+    If the page has no room for all, it has those of the results at the top of each leaderboard.
     """
     logs = {id(config_of(run)): frame for group in groups for one in group for run, frame in one.each}
     runs = [run for one in best_first(comparison) for run in one.cell.runs]
@@ -60,15 +60,15 @@ def drawn_runs(comparison: Comparison, groups: list[list[Curves]]) -> tuple[dict
 
 
 def quantities_in(logs: dict[int, pd.DataFrame]) -> int:
-    """How many quantities are drawn of the run that logged most."""
+    """The number of drawn quantities of the run that logged most."""
     return max((sum(name in frame for name in TITLES) for frame in logs.values()), default=0)
 
 
 def curves_and_settings(runs: list[Record], frames: dict[int, pd.DataFrame]) -> dict[str, Any]:
-    """What page.js draws and compares, by the place of a run in the table.
+    """The data that page.js draws and compares, by the place of a run in the table.
 
-    titles: of quantities; curves: for each run by quantity (number of its steps in `steps`, values); keys: settings in
-    which any runs differ, with all their values; settings: for each run the numbers of its values, -1: it has none.
+    titles: of quantities. curves: for each run by quantity (number of its steps in `steps`, values). keys: settings in
+    which any runs differ, with all their values. settings: for each run the numbers of its values; -1: it has none.
     """
     most = max(FEWEST_POINTS, min(MOST_POINTS, ALL_POINTS // max(1, len(frames) * quantities_in(frames))))
     steps: dict[tuple[int, ...], int] = {}
@@ -98,9 +98,9 @@ def as_text(value: object) -> str:
 
 
 def how_made(runs: list[Record]) -> dict[str, Any]:
-    """What page.js shows of a run: for each of `about` the place of its words in `texts`, or a list of places.
+    """The texts that page.js shows for a run: for each of `about` the place in `texts`, or a list of places.
 
-    Runs of a sweep share most words, so that each text is there once. None: it is not recorded.
+    Runs of a sweep share most texts, so that each text is there once. None: it is not recorded.
     """
     texts: dict[str, int] = {}
 

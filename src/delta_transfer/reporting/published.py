@@ -19,13 +19,13 @@ IMAGE_SIZES = {"inception_v3": 299, "vgg9_bn": 32, "gin": 1}  # else 224; graphs
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a table's numbers were made, as far as it is known."""
+    """How a table's numbers were made, as far as known."""
 
     title: str
     settings: dict[str, object]  # facts of a record, as in `facts_of`
-    remark: str = ""  # for what no setting of ours expresses
-    of_methods: dict[str, dict[str, object]] = field(default_factory=dict)  # settings known of some methods only
-    of_transfer: bool = False  # numbers of targets from random weights, which stand beside no fine-tuned ones
+    remark: str = ""  # for facts that no setting of ours expresses
+    of_methods: dict[str, dict[str, object]] = field(default_factory=dict)  # known settings of single methods
+    of_transfer: bool = False  # numbers of targets from random weights, which do not compare with fine-tuned ones
 
 
 DELTA = {"weights": "ImageNet", "iterations": 9000, "batch_size": 64, "lr": 0.01, "train_crop": "random"}
@@ -83,7 +83,7 @@ class Published:
     classes: int | None
     n_train: int | None
     n_test: int | None
-    mean: float  # percent: top-1 accuracy, or the ROC-AUC of data sets that are measured so
+    mean: float  # percent: top-1 accuracy, or ROC-AUC for data sets with that metric
     std: float | None
     source: str
 
@@ -130,12 +130,12 @@ def against(comparison: Comparison, protocol: str) -> list[Match]:
 
 
 def target_of(row: Row) -> str:
-    """The network that was trained; a row may name its sources too."""
+    """The network that was trained; a row may name its sources, too."""
     return str(section(next(iter(row.cells.values())).runs[0], "backbone")["name"])
 
 
 def find(protocol: str, dataset: str, backbone: str, method: str, n_train: object) -> Published | None:
-    """The published number, of several the one with the nearest number of training images (None: with the most)."""
+    """The published number with the nearest number of training images (None: with the most)."""
     key = (protocol, dataset, backbone, method)
     found = [one for one in published() if (one.protocol, one.dataset, one.backbone, one.method) == key]
     if not isinstance(n_train, int):
@@ -163,7 +163,7 @@ def differing(facts: dict[str, object], number: Published) -> list[str]:
     theirs |= {key: getattr(number, key) for key in ("classes", "n_train", "n_test")}
     theirs["image_size"] = IMAGE_SIZES.get(number.backbone, 224)
     known = {key: value for key, value in theirs.items() if value is not None}
-    # ImageNet's are torchvision's first weights; later recipes make other networks.
+    # "ImageNet" means torchvision's first weights; later recipes give other networks.
     wanted = known | {"weights": "IMAGENET1K_V1"} if known.get("weights") == "ImageNet" else known
     return [
         f"{key} {ours} ({known[key]})"
@@ -173,7 +173,7 @@ def differing(facts: dict[str, object], number: Published) -> list[str]:
 
 
 def what_is_known(comparison: Comparison, protocol: str) -> list[str]:
-    """A line for each data set and backbone of ours without any number in `protocol`, naming the backbones it has."""
+    """A line for each data set and backbone of ours without a number in `protocol`, with the published backbones."""
     lines = []
     for dataset, backbone in dict.fromkeys((row.dataset, target_of(row)) for row in comparison.rows):
         mine = [one for one in published() if one.protocol == protocol and one.dataset == dataset]

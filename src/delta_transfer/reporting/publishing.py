@@ -1,4 +1,4 @@
-"""delta-report publish: the records of finished runs in one folder to commit, without the paths of this machine.
+"""delta-report publish: puts the records of finished runs into one folder to commit, without paths of this machine.
 
     delta-report publish results/cub50 --to results/published/cub50
     delta-report results/published/cub50          # the same tables as from the runs
@@ -22,7 +22,7 @@ from ..records.files import read_regular, write_atomically
 from ..records.integrity import DIGESTS, with_digest
 from ..records.reading import ARRAYS, RECORDS, Record, harmless, log_lines, one_line, read_all, read_bundle, run_id
 
-PATH = re.compile(r"""(?:^|(?<=[=:,'"[{]))(?!//)[/~][^,'"\]}]*""")  # not the // of an address
+PATH = re.compile(r"""(?:^|(?<=[=:,'"[{]))(?!//)[/~][^,'"\]}]*""")  # skips the // of an address
 
 
 def main(argv: list[str]) -> int:

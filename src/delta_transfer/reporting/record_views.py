@@ -1,4 +1,4 @@
-"""Views of a record for tables: whether it is usable, the name of its row, the settings that set it apart."""
+"""Views of a record for tables: whether it is usable, the name of its row, the settings that distinguish it."""
 
 import json
 import re
@@ -22,8 +22,8 @@ from ..records.reading import (
 )
 from ..records.run_directory import SCHEMA
 
-# Keys that change no result, or that a table shows in another way: the seed is what a cell averages over, names are the
-# table's rows and columns, data and weights are compared by their fingerprints. A key includes all that is below it.
+# Keys that change no result, or that a table shows in another way: a cell averages over seeds, names are the table's
+# rows and columns, data and weights are compared by fingerprints. A key includes all keys below it.
 NOT_SETTINGS = {
     *("device", "data_dir", "results_dir", "cache_dir", "logging", "dry_run", "retry_failed", "model_card", "seed"),
     "evaluate",
@@ -43,11 +43,11 @@ def validates(metric: str) -> bool:
 
 
 Settings = tuple[tuple[str, object], ...]  # ((key, value), ...)
-Replicate = tuple[int, int | None]  # seed and fold; None where there are no folds
+Replicate = tuple[int, int | None]  # seed and fold; None without folds
 
 
 def problem(record: object, metric: str = "test_top1") -> str | None:
-    """Why this record cannot be a part of any comparison, or None."""
+    """Why this record cannot be part of any comparison, or None."""
     if not isinstance(record, dict):
         return "not a JSON object"
     if record.get("unreadable"):
@@ -71,7 +71,7 @@ def problem(record: object, metric: str = "test_top1") -> str | None:
 
 
 def contradiction(record: Record) -> str | None:
-    """What speaks against the accuracy of a record: predictions or pairs that give another; None if nothing does.
+    """Why the accuracy of a record is wrong: its predictions or pairs give another one. None if they agree.
 
     Raises Damaged for a file that cannot be read or was changed.
     """
@@ -89,22 +89,22 @@ def contradiction(record: Record) -> str | None:
     return None
 
 
-# ---- what sets a record apart ----------------------------------------------------------------------------
+# ---- what distinguishes a record -------------------------------------------------------------------------
 
 
 def replicate(record: Record, metric: str) -> Replicate:
     """The seed and the fold: a cell averages over both."""
     number = seed(record)
-    assert isinstance(number, int)  # `problem` has looked
+    assert isinstance(number, int)  # `problem` has checked it
     group, _, key = fold_key(record, metric).partition(".")
     fold = section(record, group).get(key)
     return number, fold if isinstance(fold, int) else None
 
 
 def fold_key(record: Record, metric: str) -> str:
-    """The key of the fold that was held out for validation, or that a data set of folds was tested on (dataset.fold).
+    """The key of the fold that was held out for validation, or that was tested in a data set of folds (dataset.fold).
 
-    A run on folds of the training split is validated within one fold of such a data set.
+    A run on folds of the training split is validated in one fold of such a data set.
     """
     return "split.fold" if validates(metric) and folds(record) else "dataset.fold"
 
@@ -120,8 +120,8 @@ def dataset_and_backbone(record: Record) -> tuple[str, str]:
 
 
 def settings(record: Record, metric: str) -> dict[str, object]:
-    """All that must agree between runs of one row, outside `reg`."""
-    # Each fold is measured on inputs of its own, and together they are the whole: a cell is their mean.
+    """The settings outside `reg` that must agree between runs of one row."""
+    # Each fold is measured on its own inputs, and a cell is the mean of all folds.
     ignored = NOT_SETTINGS | {"reg", fold_key(record, metric)} | ({"split.fold"} if validates(metric) else set())
     flat = flatten(config_of(record))
     kept = {key: value for key, value in flat.items() if not within(key, ignored)}
@@ -131,7 +131,7 @@ def settings(record: Record, metric: str) -> dict[str, object]:
         count = kept.get(length)
         if is_number(count):
             kept[length] = count * stages(record)
-    # The same weights may lie in different places, so the path counts only where there is no fingerprint.
+    # The same weights may have different paths, so the path counts only without a fingerprint.
     weights = record.get("weights_fingerprint") or flat.get("backbone.weights")
     fingerprint, selection = record.get("dataset_fingerprint"), record.get("selection")
     named = {"dataset_fingerprint": fingerprint, "weights": weights, "selection": selection}
@@ -145,7 +145,7 @@ def sources(record: Record) -> dict[str, object]:
 
 
 def reg_settings(record: Record) -> dict[str, object]:
-    """All that must agree between runs of one row, inside `reg`."""
+    """The settings inside `reg` that must agree between runs of one row."""
     ignored = NOT_SETTINGS | {"reg.name"}
     flat = flatten(section(record, "reg"), "reg.")
     flat |= {key: value for key, value in versions(record).items() if within(key, ["reg"])}
@@ -154,7 +154,7 @@ def reg_settings(record: Record) -> dict[str, object]:
 
 
 def versions(record: Record) -> dict[str, object]:
-    """The versions of groups of options above 1: with another version the same values have another meaning."""
+    """The versions of groups of options above 1: the same values mean something else in another version."""
     return {k: v for k, v in identity_of(record).items() if k.rpartition(".")[2] == "version" and v != 1}
 
 
@@ -181,7 +181,7 @@ def facts(record: Record) -> dict[str, object]:
         "image_size": section(record, "backbone").get("image_size"),
         "n_train": record.get("n_train"),
         "n_val": record.get("n_val") or None,
-        "n_test": None if folds(record) else record.get("n_test"),  # runs on folds do not look at it
+        "n_test": None if folds(record) else record.get("n_test"),  # runs on folds do not look at test images
         "precision": config_of(record).get("precision"),
     }
 
@@ -225,7 +225,7 @@ def _show_value(key: str, value: object) -> str:
         return str(value).lower()
     text = one_line(value)
     is_hex = all(c in "0123456789abcdef" for c in text)
-    # Eight characters of a fingerprint tell two apart; a path of weights is shown in full.
+    # Eight characters of a fingerprint distinguish two; a path of weights is shown in full.
     return text[:8] if key == "dataset_fingerprint" or (key == "weights" and is_hex) else text
 
 

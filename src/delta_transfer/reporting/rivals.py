@@ -1,7 +1,7 @@
-"""Is the best on held-out images better by more than noise? And if not, which of its equals is the simplest?
+"""Is the best choice on held-out images better by more than noise? If not, which of its equals is the simplest?
 
-Differences are paired over the images that the folds held out, each of which one network of each candidate did not
-see. Where a run kept no predictions they are paired over folds. No test image has a part in this.
+Differences are paired over the images that the folds held out: one network of each candidate did not see them. If a run
+kept no predictions, differences are paired over folds. Test images take no part in this.
 """
 
 import math
@@ -20,26 +20,26 @@ from .selection import Choice
 from .statistics import Difference, by_image, image_differences, paired, paired_values
 
 RULES = ("simple", "best")  # simple: the simplest within one standard error of the best
-CHEAPEST = ("l2_fe", "l2")  # a third of L2's cost, and nothing beside weight decay; others follow as tables have them
+CHEAPEST = ("l2_fe", "l2")  # L2-FE costs a third of L2, which has only weight decay; others follow as in tables
 
 
 @dataclass(frozen=True)
 class Rival:
     choice: Choice
     difference: Difference  # the best minus this one
-    error: float | None  # the standard error of the difference; None: one value has none
+    error: float | None  # the standard error of the difference; None for a single value
     over: str  # images | folds | seeds
 
     @property
     def standing(self) -> str:
-        """near: the 95 % interval has zero in it, or hardly an image differs; far; open: there is no interval."""
+        """near: the 95 % interval contains zero, or hardly any image differs; far: it does not; open: no interval."""
         if self.difference.low is None:
             return "near" if self.over == "images" or self.difference.mean == 0 else "open"
         return "far" if self.difference.excludes_zero else "near"
 
     @property
     def equal(self) -> bool:
-        """Within one standard error of the best."""
+        """Whether it is within one standard error of the best."""
         return self.difference.merit <= (self.error or 0.0) + 1e-9
 
     def __str__(self) -> str:
@@ -69,14 +69,14 @@ def compared(best: Choice, other: Choice, balanced: bool) -> Rival:
 
 
 def pairs_of(ours: Cell, theirs: Cell) -> list[tuple[Predictions, Predictions]]:
-    """For each seed the predictions of both for the same held-out images; [] if some are missing or differ."""
+    """For each seed, both predictions for the same held-out images; [] if some are missing or differ."""
     pairs = list(zip(held_out(ours), held_out(theirs), strict=False))
     same = all(np.array_equal(one.index, pairs[0][0].index) for pair in pairs for one in pair)
     return pairs if pairs and same and len(pairs[0][0].index) > 1 else []
 
 
 def held_out(cell: Cell) -> list[Predictions]:
-    """For each seed the predictions for the images of all folds, in the order of the data set; [] if a run has none."""
+    """For each seed, the predictions for the images of all folds, in data set order; [] if a run has none."""
     found = [
         (seed, predictions(run, VALIDATION) if run.get("folder") else None)
         for (seed, _), run in zip(cell.values, cell.runs, strict=True)
@@ -90,7 +90,7 @@ def held_out(cell: Cell) -> list[Predictions]:
 
 
 def simplest(best: Choice, rivals: Sequence[Rival]) -> Choice:
-    """The one-standard-error rule: of the best and its equals the one with the cheapest network, then method."""
+    """The one-standard-error rule: the choice with the cheapest network, then method, among the best and its equals."""
     equals = [best, *(rival.choice for rival in rivals if rival.equal)]
     costs = cost_of_networks([best, *(rival.choice for rival in rivals)])
     return min(equals, key=lambda one: (costs[network_of(one)], *simplicity(method_of(one.best.cell.runs[0]))))
@@ -105,7 +105,7 @@ def network_of(choice: Choice) -> str:
 
 
 def cost_of_networks(choices: Sequence[Choice]) -> dict[str, int]:
-    """The rank of each network by the seconds of a run, of the same method for all of them where there is one."""
+    """The rank of each network by the seconds of a run, with one method for all of them if possible."""
     seconds: dict[str, dict[str, float]] = {}
     for one in choices:
         times = recorded(one.best.cell.runs, "train_seconds")
@@ -124,7 +124,7 @@ def cost_of_networks(choices: Sequence[Choice]) -> dict[str, int]:
 
 
 def in_words(best: Choice, rivals: Sequence[Rival]) -> list[str]:
-    """Which choices are within noise of the best, and which are behind it by more than that."""
+    """Sentences about the choices within noise of the best, and those behind it by more than noise."""
     counts = {rival.over: rival.difference.n for rival in rivals}
     over = " and ".join(f"{n} {'held-out images' if kind == 'images' else kind}" for kind, n in counts.items())
     said = {
@@ -137,7 +137,7 @@ def in_words(best: Choice, rivals: Sequence[Rival]) -> list[str]:
 
 
 def between_methods(choices: Sequence[Choice], prefer: str, metric: str = "val_top1") -> list[str]:
-    """What can be said between the methods of each data set, network and setting outside reg; `prefer`: a RULE."""
+    """Sentences that compare the methods of each data set, network and setting outside reg. prefer: one of RULES."""
     lines = []
     for _, alike in grouped(choices, place_of):
         most = max(one.best.cell.n for one in alike)
@@ -158,5 +158,5 @@ def place_of(choice: Choice) -> str:
 
 
 def files_of(runs: Iterable[Record]) -> list[str]:
-    """Where the predictions for the held-out images lie."""
+    """The files with predictions for the held-out images."""
     return [str(run["folder"] / f"{VALIDATION}.npz") for run in runs if run.get("folder")]

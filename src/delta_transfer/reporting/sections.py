@@ -34,7 +34,7 @@ NOT_JUDGED = "Several settings, none of which is picked by test accuracy, so wit
 
 def accuracies(comparison: Comparison) -> Table:
     """The main table: a row for each data set, backbone and setting, a column for each method."""
-    # Validation data serve to choose: what is best there proves nothing.
+    # Validation data serve to choose: the best value there proves nothing.
     decided = contests(comparison) if not validates(comparison.metric) else []
     best = {id(contest.cells[method]) for contest in decided if (method := winner(contest))}
 
@@ -58,7 +58,7 @@ def accuracies(comparison: Comparison) -> Table:
 
 
 def verification(comparison: Comparison) -> Table:
-    """The numbers of verification runs beside their pair accuracy; each is the mean over seeds."""
+    """The numbers of verification runs beside their pair accuracy, each a mean over seeds."""
     rows = [
         placed(row.dataset, row.backbone, row.settings, comparison.display(method))
         | {
@@ -82,10 +82,10 @@ def placed(dataset: str, backbone: str, settings: str, method: str) -> dict[str,
 
 
 def costs(comparison: Comparison) -> Table | None:
-    """Iterations of all stages together and time of a run of each method; None if no record has a time.
+    """Iterations of all stages and time of a run for each method; None if no record has a time.
 
-    Processor times stand beside it where a method's run waited for the processor: other programs ran, and times of two
-    methods do not compare.
+    Processor times are added if a run waited for the processor: other programs ran, and times of two methods cannot be
+    compared.
     """
 
     def length(run: Record) -> tuple[int | None, int]:
@@ -126,7 +126,7 @@ def comparable(contest: Contest) -> bool:
 
 
 def differences(comparison: Comparison, baseline: str) -> Table | None:
-    """Each method minus the baseline, paired by seed or fold; None where there is no pair."""
+    """Each method minus the baseline, paired by seed or fold; None if there is no pair."""
 
     def row(contest: Contest) -> dict[str, Entry]:
         return {method: Entry(str(one), one.mean) for method, one in contest.differences(baseline).items()}
@@ -139,7 +139,7 @@ def differences(comparison: Comparison, baseline: str) -> Table | None:
 def by_contest(
     comparison: Comparison, baseline: str, title: str, row: Callable[[Contest], dict[str, Entry]], notes: list[str]
 ) -> Table | None:
-    """A `row` by method for each contest, with a column for each method but the baseline; None without any entry."""
+    """A `row` for each contest, with a column for each method except the baseline; None without any entry."""
     others = [method for method in comparison.methods if method != baseline]
     rows = []
     for contest in contests(comparison):
@@ -236,7 +236,7 @@ def predictions_of(cell: Cell, warn: Warn) -> PredictionsOf:
 def mean_ranks(comparison: Comparison) -> Table | None:
     """Mean rank over the data sets and backbones that have every method; None with fewer than two of them.
 
-    Several settings of one data set and backbone are not several data sets: a note names such a pair as left out.
+    A data set and backbone with several settings does not count as several data sets: a note says that it is left out.
     """
     methods, complete, left_out = comparison.methods, [], []
     for place, found in grouped(contests(comparison), lambda contest: f"{contest.dataset} with {contest.backbone}"):
@@ -264,7 +264,7 @@ def mean_ranks(comparison: Comparison) -> Table | None:
 
 
 def beside_published(comparison: Comparison, protocol: str) -> Table:
-    """Each cell of ours beside the published number, with what differs in how they were made."""
+    """Each cell of ours beside the published number, with the settings in which they differ."""
     rows, matches = [], against(comparison, protocol)
     for match in matches:
         number, difference, row = match.number, match.difference, match.row

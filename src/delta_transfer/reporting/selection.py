@@ -12,10 +12,10 @@ from ..records.reading import Record, config_of, folds, is_number, section
 from .comparison import Comparison, Result, grouped, settings_order
 from .record_views import Replicate, Settings, common, reg_settings, settings, show, strengths, validates
 
-# The final runs train on all training images, with seeds of their own, wherever they are started.
+# Groups and keys that final runs do not take over: they train on all images, with their own seeds, in any place.
 NOT_FINAL = {"split", "seed", "device", "dry_run"}
 
-# What a command made from records may say (`kind_of`).
+# The overrides that a command made from records may have (`kind_of`).
 GROUPS = "dataset|backbone|reg|schedule|optimizer|average|arcface|experiment|split"
 SINGLE = {"source", "precision", "compile", "deterministic", "task", "seed"}
 INPUTS = {"dataset.root", "dataset.train_root", "dataset.labels"}
@@ -31,10 +31,10 @@ class Choice:
     what: str  # the method and where: "DELTA on cub, resnet18"
     best: Result
     tried: int  # number of candidates
-    remark: str  # how it was decided
+    remark: str  # how the choice was made
 
     def __str__(self) -> str:
-        # A value that all candidates share has no name in the table, but here it was chosen.
+        # A value that all candidates share is not named in the table, but was chosen here.
         runs = [reg_settings(run) for run in self.best.cell.runs]
         values = self.best.reg or common(runs, strengths(runs[0]))
         words = filter(None, [show(values), str(self.best.cell), self.remark])
@@ -44,12 +44,12 @@ class Choice:
 @dataclass(frozen=True)
 class Selection:
     choices: list[Choice]
-    undecided: list[str]  # methods without a choice and why, one line each
+    undecided: list[str]  # methods without a choice, with the reason, one line each
     warnings: list[str]
 
 
 def choose(comparison: Comparison, failed: list[Record]) -> Selection:
-    """The best candidate of each method, dataset, backbone and setting outside reg; `failed`: records of its runs."""
+    """The best candidate of each method, dataset, backbone and setting outside reg. failed: records of failed runs."""
     if not validates(comparison.metric):
         raise ValueError(f"settings are chosen on validation data, not by {comparison.metric}")
     made = Selection([], [], [])
@@ -62,11 +62,11 @@ def choose(comparison: Comparison, failed: list[Record]) -> Selection:
 
 
 def choose_one(what: str, candidates: list[Result], hopeless: list[Settings], made: Selection) -> None:
-    """Adds to `made` the best of `candidates`, or why there is none; `hopeless`: settings whose every run failed."""
+    """Adds the best of `candidates` to `made`, or the reason why there is none. hopeless: settings that only failed."""
     ran = {key for candidate in candidates for key in candidate.cell.values}
     if nobody := planned(candidates) - ran:
         made.warnings.append(f"incomplete: {what}: no run with {names_of(nobody, ran | nobody)}")
-    # The folds that a candidate lacks may be the hard ones: its mean compares with no other.
+    # The folds that a candidate lacks may be the hard ones, so that its mean cannot be compared.
     compared = [candidate for candidate in candidates if candidate.cell.values.keys() == ran]
     for candidate in candidates:
         if missing := ran - candidate.cell.values.keys():
@@ -86,9 +86,9 @@ def choose_one(what: str, candidates: list[Result], hopeless: list[Settings], ma
 
 
 def best_of(candidates: list[Result]) -> tuple[Result, str]:
-    """The best mean, then the lowest mean loss, then the smallest settings; and words about a tie."""
+    """The candidate with the best mean, then the lowest mean loss, then the smallest settings; and words on a tie."""
     top = max(candidate.cell.merit for candidate in candidates)
-    # Accuracies on few validation images are often equal up to the rounding of a mean.
+    # Accuracies on few validation images are often equal up to rounding of the mean.
     equal = [candidate for candidate in candidates if math.isclose(candidate.cell.merit, top)]
     losses = [loss for candidate in equal if (loss := candidate.cell.val_loss) is not None]
     left = equal
@@ -103,7 +103,7 @@ def best_of(candidates: list[Result]) -> tuple[Result, str]:
 
 
 def at_the_edge(best: Result, compared: list[Result]) -> str:
-    """Words about a value that is the smallest or largest of three or more, because one beyond it may do better."""
+    """Words about a value that is the smallest or largest of three or more, since a value beyond it may be better."""
     words = ""
     for key, value in best.reg:
         values = {dict(candidate.reg)[key] for candidate in compared}
@@ -118,7 +118,7 @@ def without_result(candidates: list[Result], failed: list[Record]) -> list[Setti
     runs = [run for candidate in candidates for run in candidate.cell.runs]
     finished = [reg_settings(run) for run in runs]
     lost = [reg_settings(run) for run in failed if group_of(run) == group_of(runs[0])]
-    # Named by what sets them apart from the finished ones.
+    # They are named by their differences from the finished ones.
     varying = [
         tuple((k, v) for k, v in sorted(reg.items()) if any(other.get(k) != v for other in finished))
         for reg in lost
@@ -129,7 +129,7 @@ def without_result(candidates: list[Result], failed: list[Record]) -> list[Setti
 
 def group_of(record: Record) -> tuple[object, ...]:
     """Equal for a candidate and a failed run of the same method and place."""
-    if not config_of(record).get("source"):  # a copy that `beside_sources` made names the sources of other runs
+    if not config_of(record).get("source"):  # a copy by `beside_sources` names the sources of other runs
         record = record | {"sources": None}
     names = [section(record, group).get("name") for group in ("dataset", "backbone", "reg")]
     return names, settings(record, "val_top1")
@@ -146,18 +146,18 @@ def planned(candidates: list[Result]) -> set[Replicate]:
 
 
 def command(choice: Choice, seeds: int, with_paths: bool = False) -> str | None:
-    """The shell command of the final runs; None if no record has the overrides of its run, or only such as are refused.
+    """The shell command of the final runs; None if no record has overrides of its run that are not refused.
 
     with_paths: whether files and folders are taken from the records; else the command has ??? in their place, which
     delta-run refuses.
     """
     for run in choice.best.cell.runs:
         overrides = run.get("overrides")
-        # A run validates only if an override says so: an empty list is no answer either.
+        # A run validates only by an override, so that an empty list cannot be right.
         if not overrides or not isinstance(overrides, list) or not all(isinstance(one, str) for one in overrides):
             continue
         shared = final(overrides)
-        # A chosen value that was the default is spelled out too.
+        # A chosen value is also written if it was the default.
         chosen = [
             f"{key}={value}" for key, value in choice.best.reg if not any(o.startswith(f"{key}=") for o in shared)
         ]
@@ -175,11 +175,11 @@ def refused(choice: Choice) -> list[str]:
 
 
 def kind_of(override: object) -> str:
-    """What an override of a record is to a command, since anybody may have made the record.
+    """The kind of an override in a record, whose author need not be trusted.
 
     setting: a choice by name, or a plain value of a method, a schedule or another group. input: names a file or folder
-    that the result depends on. place: says where and how a run is made. refused: everything else, as options of Hydra,
-    interpolations and calls.
+    that the result depends on. place: says where and how a run is made. refused: everything else, such as options of
+    Hydra, interpolations and calls.
     """
     parts = (
         re.fullmatch(r"[+]{0,2}([a-z]\w*)(@[\w.]+)?((?:\.\w+)*)=(.*)", override) if isinstance(override, str) else None
@@ -203,7 +203,7 @@ def kind_of(override: object) -> str:
 
 
 def shown(override: str, with_paths: bool) -> str:
-    """An override as it stands in a command; "" for one that does not."""
+    """An override as a word of a command; "" for one that is left out."""
     kind, key = kind_of(override), override.partition("=")[0]
     if kind == "place":
         return override if with_paths and key in ("results_dir", "cache_dir", "data_dir") else ""
@@ -211,12 +211,12 @@ def shown(override: str, with_paths: bool) -> str:
 
 
 def final(overrides: list[str]) -> list[str]:
-    """The overrides that the final runs share with the run that had these; of one key, the last."""
+    """Those of `overrides` that the final runs keep; for each key the last one."""
     kept: dict[str, str] = {}
     for override in overrides:
         key = override.partition("=")[0]
         if key.lstrip("+~").partition(".")[0] not in NOT_FINAL:
-            kept.pop(key, None)  # the last one keeps its own place
+            kept.pop(key, None)  # so that the last one keeps its place
             kept[key] = override
     return list(kept.values())
 
@@ -229,7 +229,7 @@ def others(candidates: list[Result], one: Result) -> str:
 
 
 def names_of(replicates: set[Replicate], among: set[Replicate]) -> str:
-    """fold 1, fold 2 | seed 0 fold 2 | seed 1: the seed only where it says something."""
+    """Text such as: fold 1, fold 2 | seed 0 fold 2 | seed 1. The seed is named only if it differs."""
     several_seeds = len({seed for seed, _ in among}) > 1
     names = []
     for seed, fold in sorted(replicates):

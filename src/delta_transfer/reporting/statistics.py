@@ -1,6 +1,6 @@
 """Is a difference more than chance? Pure functions on the cells of a comparison; SciPy does the arithmetic.
 
-SciPy is imported where it is used: most tables do without.
+SciPy is imported where it is used, since most tables do not need it.
 """
 
 import math
@@ -17,7 +17,7 @@ from .record_views import Replicate, Settings
 
 CONFIDENCE = 0.95
 ERROR, POWER = 0.05, 0.8  # of one-sided tests
-MOST_SEEDS = 200  # that it is worth to speak of
+MOST_SEEDS = 200  # largest number of seeds that is reported
 RESAMPLES = 2000  # for the bootstrap
 ENOUGH_IMAGES = 6  # differing images: with 5, all on one side, the sign test's p is still 0.06
 ENOUGH_ROWS = 5  # for a critical difference: with fewer, ranks can hardly differ by more than chance
@@ -32,7 +32,7 @@ class Difference:
     high: float | None
     n: int  # pairs: seeds, folds, or images
     kind: Metric = ACCURACY
-    over: str = "seed"  # what a pair is
+    over: str = "seed"  # the kind of a pair
 
     @property
     def excludes_zero(self) -> bool:
@@ -56,12 +56,12 @@ class Difference:
 
     @property
     def span(self) -> tuple[float, float, float]:
-        """(low, mean, high), all the mean where there is no interval."""
+        """(low, mean, high); all are the mean if there is no interval."""
         return (self.mean if self.low is None else self.low, self.mean, self.mean if self.high is None else self.high)
 
     @property
     def certainty(self) -> str:
-        """The interval in words, and the seeds or folds that it rests on."""
+        """The interval in words, and the number of seeds or folds."""
         pairs = f"{self.n} {self.over}{'s' * (self.n != 1)}"
         if self.low is None or self.high is None:
             return pairs
@@ -76,13 +76,13 @@ def half_width(std: float, n: int) -> float:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """With its sign, a real minus, which is no hyphen; a rounded zero has none."""
+    """The value with its sign, for which a real minus is used and no hyphen. A rounded zero has none."""
     text = f"{value:+.{digits}f}".replace("-", "−")
     return text[1:] if set(text[1:]) <= set("0.") else text
 
 
 def paired_values(ours: Cell, theirs: Cell) -> list[float]:
-    """ours - theirs for each seed that both have; over folds for each fold, as a mean over its seeds."""
+    """ours - theirs for each seed that both have; for runs on folds a mean over seeds for each fold."""
     both = sorted(ours.values.keys() & theirs.values.keys())
     place = 1 if over_folds(both) else 0
     by_pair: dict[int | None, list[float]] = {}
@@ -92,15 +92,15 @@ def paired_values(ours: Cell, theirs: Cell) -> list[float]:
 
 
 def over_folds(keys: Iterable[Replicate]) -> bool:
-    """Whether a pair is a fold: its seeds share the test images, so that they are no pairs of their own."""
+    """Whether a pair is a fold: seeds of one fold share its test images, so that they are not separate pairs."""
     return len({fold for _, fold in keys}) > 1
 
 
 def paired(ours: Cell, theirs: Cell) -> Difference | None:
-    """Mean of ours - theirs over the seeds that both have, t interval with n - 1 degrees of freedom; None without any.
+    """Mean of ours - theirs over shared seeds, with a t interval of n - 1 degrees of freedom; None without any.
 
-    Runs of one seed are pairs because all methods see the same batches. Where runs were tested on several folds, a
-    fold is a pair.
+    Runs of one seed are pairs because all methods see the same batches. If runs were tested on several folds, a fold
+    is a pair.
     """
     over = "fold" if over_folds(ours.values.keys() & theirs.values.keys()) else "seed"
     differences = paired_values(ours, theirs)
@@ -108,9 +108,9 @@ def paired(ours: Cell, theirs: Cell) -> Difference | None:
 
 
 def mean_of(differences: Sequence[float], kind: Metric = ACCURACY, over: str = "seed") -> Difference:
-    """Their mean, with its t interval unless there is one or all are equal."""
+    """The mean difference, with a t interval unless there is only one or all are equal."""
     n, mean = len(differences), math.fsum(differences) / len(differences)
-    # Few images often give equal differences, which is no certainty: an interval of width 0 would claim one.
+    # Few images often give equal differences by chance, and an interval of width 0 would claim certainty.
     if n == 1 or math.isclose(min(differences), max(differences), abs_tol=1e-9):
         return Difference(mean, None, None, n, kind, over)
     half = half_width(statistics.stdev(differences), n)
@@ -124,7 +124,7 @@ class Equivalence:
     p_no_worse: float  # of the hypothesis that ours is worse by the margin or more
     p_no_better: float  # of the hypothesis that ours is better by the margin or more
     p_worse: float  # of the hypothesis that ours is not worse by more than the margin
-    seeds: int | None  # that would show with 80 % power what the mean suggests; None: more than MOST_SEEDS
+    seeds: int | None  # seeds that show the suggested result with 80 % power; None: more than MOST_SEEDS
 
     @property
     def found(self) -> str:
@@ -137,7 +137,7 @@ class Equivalence:
 def equivalence(ours: Cell, theirs: Cell, margin: float) -> Equivalence | None:
     """Two one-sided t tests of the differences paired by seed or fold (Schuirmann, 1987).
 
-    margin: in points, or in the unit of a metric that is no percentage. None with fewer than two seeds in common or
+    margin: in points, or in the unit of a metric that is not a percentage. None with fewer than two shared seeds or
     without a spread. Raises ValueError for a margin that is not positive.
     """
     if margin <= 0:
@@ -169,9 +169,9 @@ def seeds_needed(effect: float) -> int | None:
 def by_image(pairs: list[tuple[Predictions, Predictions]], balanced: bool = False) -> Difference:
     """Difference in accuracy, (ours, theirs) of each seed, with a bootstrap interval over the test images.
 
-    The unit is the image: its difference is the mean over the seeds, so that an image counts once however many networks
-    saw it. Percentile interval, 2,000 resamples, seeded generator; no interval if all differences are equal or fewer
-    than ENOUGH_IMAGES of them are not 0. Raises ValueError if the images differ.
+    The unit is the image: its difference is the mean over the seeds, so that it counts once for any number of networks.
+    The interval takes percentiles of 2,000 resamples from a seeded generator. There is none if all differences are
+    equal or fewer than ENOUGH_IMAGES of them are not 0. Raises ValueError if the images differ.
     """
     from scipy import stats
 
@@ -209,7 +209,7 @@ def image_differences(pairs: list[tuple[Predictions, Predictions]], balanced: bo
 
 
 def mcnemar(ours: Predictions, theirs: Predictions) -> tuple[int, int, float]:
-    """How many images only ours gets right, how many only theirs, and McNemar's exact two-sided p of the two counts."""
+    """Numbers of images that only ours and only theirs gets right, and McNemar's exact two-sided p of the counts."""
     from scipy import stats
 
     only_ours = int((ours.correct & ~theirs.correct).sum())
@@ -224,7 +224,7 @@ def mcnemar(ours: Predictions, theirs: Predictions) -> tuple[int, int, float]:
 
 @dataclass(frozen=True)
 class Contest:
-    """The methods that can be compared: of one data set, backbone and setting outside reg, each with one setting."""
+    """The methods, each with one setting, that can be compared: of one data set, backbone and setting outside reg."""
 
     dataset: str
     backbone: str
@@ -233,7 +233,7 @@ class Contest:
     several: list[str]  # methods with several settings, left out because none may be picked by its test accuracy
 
     def differences(self, baseline: str) -> dict[str, Difference]:
-        """Of each method to the baseline, where they have a pair."""
+        """The difference of each method to the baseline, if they have a pair."""
         base = self.cells.get(baseline)
         return {m: d for m, cell in self.cells.items() if base and m != baseline and (d := paired(cell, base))}
 
@@ -250,8 +250,8 @@ def contests(comparison: Comparison) -> list[Contest]:
 def winner(contest: Contest) -> str | None:
     """The method that is better than every other one by a paired difference whose interval excludes zero.
 
-    There is no correction for the number of comparisons. None if a method has several settings: the best of them by
-    test accuracy would have been selected on test data.
+    There is no correction for the number of comparisons. None if a method has several settings, since the best of them
+    would be selected on test data.
     """
     if contest.several or len(contest.cells) < 2:
         return None
@@ -262,7 +262,7 @@ def winner(contest: Contest) -> str | None:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the methods of a contest stand beside a baseline. An interval that excludes zero is more than noise."""
+    """The methods of a contest relative to a baseline. An interval that excludes zero is more than noise."""
 
     best: str  # the best mean
     wins: bool  # best is ahead of every other method by more than noise
@@ -276,7 +276,7 @@ class Standing:
 
 
 def standing(contest: Contest, baseline: str) -> Standing:
-    """Raises ValueError for a contest of no method."""
+    """The standing of a contest. Raises ValueError for a contest without methods."""
     best, found = max(contest.cells, key=lambda method: contest.cells[method].merit), contest.differences(baseline)
     ahead = [method for method, one in found.items() if one.excludes_zero and one.merit > 0]
     behind = [method for method, one in found.items() if one.excludes_zero and one.merit < 0]

@@ -1,4 +1,4 @@
-"""Cells of one method along one setting; the label curve: accuracy against training images per class, with a fit."""
+"""Cells of one method along one setting, and the label curve: accuracy against training images per class, fitted."""
 
 import math
 from collections import defaultdict
@@ -16,13 +16,13 @@ from .statistics import Difference, mean_of, signed
 
 LABELS = "n_train"  # stands for the mean number of training images per class
 DRAWN = ("dataset.images_per_class", "dataset.sample_rate")  # how many training images are drawn
-LENGTH = ("schedule.iterations", "schedule.batch_size")  # with schedule=own they follow from the number of images
+LENGTH = ("schedule.iterations", "schedule.batch_size")  # depend on the number of images with schedule=own
 ENOUGH_SIZES = 3  # two sizes fit any power law
 
 
 @dataclass(frozen=True)
 class Swept:
-    """Cells of one method that differ in one setting alone."""
+    """Cells of one method that differ in only one setting."""
 
     method: str
     settings: dict[str, object]  # all others, inside and outside reg
@@ -30,16 +30,16 @@ class Swept:
 
 
 def settings_of(cell: Cell, metric: str) -> dict[str, object]:
-    """All settings of a cell, whose runs agree in them.
+    """All settings of a cell, in which its runs agree.
 
-    The fingerprint of the data set is among them: it is taken before training images are drawn, so that
-    dataset.sample_rate and dataset.images_per_class leave it as it is, and data sets that differ stay apart.
+    The fingerprint of the data set is among them. It is taken before training images are drawn, so that it does not
+    depend on dataset.sample_rate and dataset.images_per_class, and different data sets stay apart.
     """
     return settings(cell.runs[0], metric) | reg_settings(cell.runs[0])
 
 
 def value_of(cell: Cell, key: str, metric: str) -> object:
-    """A setting of a cell; for LABELS its mean number of training images per class. "absent": it has none."""
+    """A setting of a cell; for LABELS its mean number of training images per class; "absent" if it has none."""
     if key != LABELS:
         return settings_of(cell, metric).get(key, "absent")
     n, classes = (cell.runs[0].get(name) for name in ("n_train", "num_classes"))
@@ -49,7 +49,7 @@ def value_of(cell: Cell, key: str, metric: str) -> object:
 def swept(method: str, cells: list[Cell], key: str, metric: str) -> list[Swept]:
     """The cells in lines along `key`, without lines of a single value.
 
-    Lengths that follow from the number of training images set no lines apart.
+    Lengths that follow from the number of training images make no separate lines.
     """
     made: list[Swept] = []
     for keys in ((*DRAWN, *LENGTH), DRAWN) if key == LABELS else ((key,),):
@@ -60,13 +60,13 @@ def swept(method: str, cells: list[Cell], key: str, metric: str) -> list[Swept]:
                 others = {name: one for name, one in settings_of(cell, metric).items() if name not in keys}
                 lines[frozenset(others.items())].setdefault(value, cell)
         made = [Swept(method, dict(o), dict(sorted(found.items()))) for o, found in lines.items() if len(found) > 1]
-        if sum(map(len, lines.values())) == len(cells):  # no two in one place
+        if sum(map(len, lines.values())) == len(cells):  # no two cells in one place
             break
     return made
 
 
 def varying(lines: list[Swept]) -> list[Settings]:
-    """For each line of one method the settings that set it apart from the others."""
+    """For each line of one method, the settings in which it differs from the others."""
     keys = sorted({key for line in lines for key in line.settings})
     differing = [key for key in keys if len({line.settings.get(key, "absent") for line in lines}) > 1]
     return [tuple((key, line.settings.get(key, "absent")) for key in differing) for line in lines]
@@ -89,7 +89,8 @@ class LabelCurve:
     def fits(self) -> np.ndarray:
         """(seeds, 2): log a and b of accuracy = 100 - a n^-b, fitted for each seed that has every size (least squares).
 
-        Where no seed has, one fit to the means. The form is that of Hestness et al. (2017), without their constant.
+        If no seed has every size, the means are fitted. The form is that of Hestness et al. (2017), without their
+        constant.
         """
         from scipy.optimize import least_squares
 
@@ -114,7 +115,7 @@ class LabelCurve:
 
     @property
     def doubling(self) -> Difference:
-        """What twice as many labels as the largest number are worth by the fit, with its t interval over seeds."""
+        """The gain from twice the largest number of labels by the fit, with its t interval over seeds."""
         return mean_of((self.errors(self.largest) - self.errors(2 * self.largest)).tolist())
 
     @property
@@ -124,7 +125,7 @@ class LabelCurve:
 
 
 def label_curves(comparison: Comparison) -> list[Table]:
-    """A table for each data set and backbone with enough sizes: accuracy by size, and what twice as many are worth."""
+    """A table for each data set and backbone with enough sizes: accuracy by size, and the gain from twice as many."""
     made: list[Table] = []
     if not comparison.kind.percent:
         return made

@@ -1,4 +1,4 @@
-"""Small pictures of images that a table names, from the folder of their data set."""
+"""Small pictures of the images in a table, from the folder of their data set."""
 
 from base64 import b64encode
 from dataclasses import replace
@@ -16,7 +16,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")  # Pillow knows m
 
 
 def with_thumbnails(table: Table, folder: Path) -> Table:
-    """The table with a picture in each cell of its first column, where `folder` has the image of that name."""
+    """The table with a picture in each cell of its first column, if `folder` has the image of that name."""
     rows = [[replace(row[0], picture=thumbnail(folder, row[0].text)), *row[1:]] for row in table.rows]
     return replace(table, rows=rows)
 

@@ -1,14 +1,14 @@
-"""delta-report trust: can a model be trusted? Its predictions tell.
+"""delta-report trust: shows from its predictions how far a model can be trusted.
 
     delta-report trust results/runs/photos-resnet18-delta-s0-0123abcd
     delta-report trust results                      # all runs in one table
     delta-report trust RUN OTHER_RUN                # also which images only one of them gets right
     delta-report trust RUN --format markdown --output trust.md
 
-For each run with predictions.npz: accuracy by class, the largest confusions, calibration, accuracy of the surest
-images, and the worst images. Whatever is fitted, such as a temperature, is fitted on predictions for held-out training
-images (validation.npz of the run, or of runs on folds with its settings) and never on test images. These also show
-which training images may have a wrong label.
+For each run with predictions.npz it shows accuracy by class, the largest confusions, calibration, accuracy of the
+surest images, and the worst images. All fits, such as that of a temperature, use predictions for held-out training
+images (validation.npz of the run, or of runs on folds with its settings) and never test images. The held-out images
+also show which training images may have a wrong label.
 """
 
 import sys
@@ -31,7 +31,7 @@ from .trust_tables import HeldOut, Trusted, as_json, trust_tables
 
 
 def questions(records: list[Record]) -> dict[int, int]:
-    """By id(record) a number, which runs on folds and the final runs of one method and setting have in common."""
+    """By id(record), a number that is the same for runs on folds and final runs of one method and setting."""
 
     def view(record: Record) -> dict[str, object]:
         shared = {k: v for k, v in settings(record, "val_top1").items() if not within(k, ["split"])}
@@ -44,7 +44,7 @@ def questions(records: list[Record]) -> dict[int, int]:
 
 
 def trusted(records: list[Record], warn: Warn = log.info) -> list[Trusted]:
-    """The runs with predictions of classes. `warn` is told what is left out."""
+    """The runs with predictions of classes. warn: called with a line about each run that is left out."""
     tested: list[tuple[Record, Predictions]] = []
     validated: list[tuple[Record, Predictions]] = []
     without = 0

@@ -1,4 +1,4 @@
-"""What the predictions of a run tell about trusting it, as numbers, tables and JSON."""
+"""How far a run can be trusted by its predictions, as numbers, tables and JSON."""
 
 import json
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ from .calibration import (
 from .record_views import dataset_and_backbone
 from .statistics import mcnemar
 
-MOST = 4  # runs that are shown with their classes and images
+MOST = 4  # most runs that are shown with their classes and images
 Cells = dict[str, str | Entry]  # of a row, by column
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Predictions of networks that did not train on the images, of all runs that answer for one set of settings."""
+    """Predictions of networks that did not train on the images, from all runs with one set of settings."""
 
     images: dict[int, str]  # names, or numbers in the data set, by number in the data set
     labels: np.ndarray
@@ -50,7 +50,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Trusted:
-    """A run with its predictions, or, without any final run, the folds of one set of settings together."""
+    """A run with its predictions; without a final run, all folds of one set of settings."""
 
     record: Record
     made: Predictions
@@ -76,7 +76,7 @@ class Trusted:
 
     @cached_property
     def numbers(self) -> dict[str, Any]:
-        """Everything that is one number, as a fraction; None for what nothing held out tells."""
+        """All single numbers, as fractions; None for numbers that need held-out predictions if there are none."""
         judged, t = self.judged, self.temperature
         scaled = None if t is None else Judged(judged.labels, softmax(self.made.logits, t))
         low, high = wilson(int(judged.right.sum()), len(judged.labels))
@@ -104,7 +104,7 @@ def percent(part: float | None) -> Entry:
 
 
 def accuracy(right: int, n: int, zero: float) -> Cells:
-    """An accuracy with its interval, as text and as a bar on 0..1; `zero`: where its mark stands."""
+    """An accuracy with its interval, as text and as a bar on 0..1. zero: the place of its mark."""
     if not n:
         return {"accuracy": MISSING, "": ""}
     low, high = wilson(right, n)
@@ -148,7 +148,7 @@ def summary(found: list[Trusted]) -> Table:
 
 def in_words(one: Trusted) -> str:
     n = one.numbers
-    low, high = n["accuracy_interval"]  # of few images it is wide
+    low, high = n["accuracy_interval"]  # wide for few images
     sure = n["confidence"]
     how = "it is overconfident" if sure > high else "it is too careful" if sure < low else "the two agree within chance"
     said = (
@@ -289,7 +289,7 @@ def trust_tables(found: list[Trusted], most: int) -> list[Table]:
     if len(found) > MOST:
         of_all.notes.append(f"Classes and images are shown for up to {MOST} runs: name those to look at")
         return [of_all]
-    asked: set[int] = set()  # held-out images that were shown, which seeds of one method share
+    asked: set[int] = set()  # held-out images that were shown; seeds of one method share them
     for one in found:
         made += [by_class(one, most), confusions(one, most), calibration(one), rejection(one)]
         made.append(worst(one, most) if one.tested else None)
