@@ -28,7 +28,7 @@ def change(target, seed: int) -> None:
 
 @pytest.fixture
 def target(tiny_source):
-    return tiny_source.with_new_head(3, seed=0)
+    return tiny_source.double().with_new_head(3, seed=0)
 
 
 def test_ema_is_the_published_recursion_also_for_batchnorms_statistics(target):
@@ -41,7 +41,7 @@ def test_ema_is_the_published_recursion_also_for_batchnorms_statistics(target):
         naive = values if naive is None else {n: decay * naive[n] + (1 - decay) * values[n] for n in values}
     assert any(name.endswith("running_var") for name in naive)
     for name, value in naive.items():
-        assert torch.allclose(ema.average[name], value, atol=1e-6)
+        torch.testing.assert_close(ema.average[name], value, rtol=0, atol=1e-12)
 
 
 def test_within_applied_the_target_has_the_average_and_afterwards_its_own_weights(target):
@@ -82,7 +82,8 @@ def test_without_an_average_the_last_weights_count(target):
 
 
 def batches_of(*seeds: int):
-    return [(torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed)), torch.zeros(6)) for seed in seeds]
+    made = (torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in seeds)
+    return [(images.double(), torch.zeros(6)) for images in made]
 
 
 def wise_of(target, validate=lambda: 0.0, **options) -> Wise:
@@ -97,7 +98,7 @@ def test_wise_lies_between_the_source_and_the_trained_backbone_and_keeps_the_hea
     own = {name: value.clone() for name, value in target.weights().items()}
     with wise.applied(target):
         for name, value in target.backbone_parameters().items():
-            assert torch.allclose(value, 0.7 * start[name] + 0.3 * own[name], atol=1e-6)
+            torch.testing.assert_close(value, 0.7 * start[name] + 0.3 * own[name], rtol=0, atol=1e-12)
         assert all(torch.equal(value, own[name]) for name, value in target.head_parameters().items())
     assert all(torch.equal(value, own[name]) for name, value in target.weights().items())
     assert wise.report() == {"average": {"a": 0.3}}
@@ -125,7 +126,7 @@ def test_batchnorms_statistics_are_those_of_training_batches_unless_training_lef
         seen = torch.cat([target(images)["conv1"].transpose(0, 1).flatten(1) for images, _ in batches_of(1)], dim=1)
         more = torch.cat([target(images)["conv1"].transpose(0, 1).flatten(1) for images, _ in batches_of(2)], dim=1)
         mean = (seen.mean(dim=1) + more.mean(dim=1)) / 2
-        assert torch.allclose(found, mean, atol=1e-5)
+        torch.testing.assert_close(found, mean, rtol=0, atol=1e-12)
         assert target.training  # as before
     fresh = wise_of(target, a=0.5)
     with torch.no_grad():

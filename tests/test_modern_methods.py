@@ -11,13 +11,19 @@ from torch.autograd import gradcheck
 from delta_transfer.common.errors import UserError
 from delta_transfer.engine.loop import TrainState, train_step
 from delta_transfer.engine.optimizers import AdamWConfig, ScheduleConfig, SGDConfig, make_optimizer, set_learning_rate
-from delta_transfer.methods import L2SP, LDIFS, SPD, BitFit, DELTAWithoutAttention, LNTune, LoRA
+from delta_transfer.methods import DELTA, L2SP, LDIFS, SPD, BitFit, DELTAWithoutAttention, LNTune, LoRA
 from delta_transfer.methods.base import Batch
 from delta_transfer.methods.sum import Sum
 from delta_transfer.models import Network
 
 TAPPED = SimpleNamespace(taps=("a", "b"), head_parameters=dict)
 SHAPES = {"a": (2, 3, 4, 2), "b": (2, 4, 1, 3), "embedding": (2, 5), "logits": (2, 3)}
+
+
+@pytest.fixture
+def tiny_source(tiny_source) -> Network:
+    """In double precision, in which formulas are compared."""
+    return tiny_source.double()
 
 
 def outputs(seed: int, zero: bool = False) -> dict[str, torch.Tensor]:
@@ -49,13 +55,19 @@ def test_ldifs_equals_the_naive_loop():
     assert LDIFS(alpha=3.0).penalty(TAPPED, scaled, source)["features"].item() == pytest.approx(expected, rel=1e-8)
 
 
-def test_delta_on_normalised_maps_equals_the_naive_loop_whatever_the_maps_scale():
+@pytest.mark.parametrize("kind", [DELTA, DELTAWithoutAttention])
+def test_delta_on_normalised_maps_equals_the_naive_loop_whatever_the_maps_scale(kind):
     target, source = outputs(0, zero=True), outputs(1)
+    method = kind(alpha=1.0, beta=0.0, normalize_maps=True)
+    weights = {name: [1.0] * SHAPES[name][1] for name in ("a", "b")}
+    if kind is DELTA:
+        method.load_fitted({name: torch.arange(float(len(of)), dtype=torch.float64) for name, of in weights.items()})
+        weights = {name: method.relative_weights(name).tolist() for name in weights}
     expected = 0.0
-    for name in ("a", "b"):
+    for name, of_channels in weights.items():
         squares = (naive_unit(target[name]) - naive_unit(source[name])) ** 2
-        expected += 0.5 * squares.sum().item() / squares.shape[2]
-    method = DELTAWithoutAttention(alpha=1.0, beta=0.0, normalize_maps=True)
+        layer = sum(weight * squares[:, c].sum().item() for c, weight in enumerate(of_channels))
+        expected += 0.5 * layer / squares.shape[2]
     assert method.penalty(TAPPED, target, source)["feature_maps"].item() == pytest.approx(expected, rel=1e-12)
     larger = [{name: 9 * value for name, value in values.items()} for values in (target, source)]
     assert method.penalty(TAPPED, *larger)["feature_maps"].item() == pytest.approx(expected, rel=1e-8)
@@ -142,7 +154,8 @@ def started(source: Network) -> Network:
 
 def batch(seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    return Batch(torch.randn(6, 3, 8, 8, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2]))
+    images = torch.randn(6, 3, 8, 8, generator=generator, dtype=torch.float64)
+    return Batch(images, torch.tensor([0, 1, 2, 0, 1, 2]))
 
 
 def optimizer_for(target, method, config=None, lr: float = 0.1) -> torch.optim.Optimizer:
@@ -168,7 +181,7 @@ def same(a: Network, b: Network, tolerance: float = 1e-6) -> bool:
 def test_decoupled_l2_sp_with_sgd_without_momentum_is_the_penalty(tiny_source):
     plain = SGDConfig(momentum=0.0)
     penalty, decay = (trained(tiny_source, L2SP(0.5, 0.0, decoupled=d), plain) for d in (False, True))
-    assert same(penalty, decay)
+    assert same(penalty, decay, 1e-12)
     assert not same(penalty, trained(tiny_source, L2SP(0.0, 0.0), plain))
 
 
@@ -228,7 +241,7 @@ def test_spd_projects_what_its_formula_says(config, tiny_source):
         train_step(state, method, batch(step))
         expected = naive_spd(seen["before"], seen["after"], start, seen["gradient"], 0.7)
         for name, p in parameters.items():
-            assert torch.allclose(p, expected[name], atol=1e-6)
+            torch.testing.assert_close(p, expected[name], rtol=0, atol=1e-12)
             moved += not torch.equal(p, seen["after"][name])
     assert moved  # it did something
 
@@ -254,8 +267,9 @@ def test_lora_trains_a_and_b_by_the_gradient_that_its_formula_has(tiny_source):
     nn.functional.cross_entropy(target(batch().images)["logits"], batch().labels).backward()
     assert len(a) == 2
     for key in a:
-        assert torch.allclose(method.a[key].grad, a[key].grad, atol=1e-6) and a[key].grad.abs().max() > 1e-4
-        assert torch.allclose(method.b[key].grad, b[key].grad, atol=1e-6)
+        torch.testing.assert_close(method.a[key].grad, a[key].grad, rtol=0, atol=1e-12)
+        torch.testing.assert_close(method.b[key].grad, b[key].grad, rtol=0, atol=1e-12)
+        assert a[key].grad.abs().max() > 1e-4
         assert method.weights[key].grad is None
 
 
