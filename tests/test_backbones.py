@@ -4,13 +4,17 @@ import copy
 import sys
 from functools import cache
 from pathlib import Path
-from types import ModuleType
+from textwrap import wrap
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+import yaml
 
 from delta_transfer.common.errors import UserError
+from delta_transfer.engine.callbacks import AVERAGES
 from delta_transfer.engine.loop import TrainState, train_step
+from delta_transfer.engine.optimizers import OPTIMIZERS, ScheduleConfig, make_optimizer
 from delta_transfer.methods import METHODS
 from delta_transfer.methods.base import Batch
 from delta_transfer.models import HookedNetwork, Network, frozen_maps, libraries
@@ -75,51 +79,66 @@ FITTED_QUICKLY = {
 }
 
 
-def outcome(method: str, name: str) -> str:
-    """What one step of the method on the family comes to: works, or why it is refused."""
+def outcome(row: str, name: str) -> str:
+    """What one step of a row of the table, such as "l2 average=ema", comes to: works, or why it is refused."""
     source = family(name)
+    method, *words = row.split()
+    given = {key: yaml.safe_load(value) for key, value in (word.split("=") for word in words)}
     alpha = {} if "alpha" not in METHODS[method].options.__dataclass_fields__ else {"alpha": 1e-3}
-    made = METHODS[method].thing(**alpha | FITTED_QUICKLY.get(method, {})).stages()
+    options = alpha | FITTED_QUICKLY.get(method, {}) | below("reg", given)
+    made = METHODS[method].thing(**options).stages()
+    optimizer = given.get("optimizer", "sgd")
+    average = AVERAGES[given.get("average", "none")]
     torch.manual_seed(1)
     images, labels = torch.randn(4, 3, SIDE, SIDE), torch.tensor([0, 1, 2, 0])
     try:
         for stage in made:
-            stage.method.requires(source.model, "sgd", 1)
-            one_step(stage.method, source, images, labels)
+            stage.method.requires(source.model, optimizer, 1)
+            one_step(
+                stage.method,
+                source,
+                images,
+                labels,
+                OPTIMIZERS[optimizer].options(),
+                ScheduleConfig(iterations=8, lr=1e-3, **below("schedule", given)),
+                average.thing(average.options()),
+            )
     except UserError as error:
         return str(error)
     return "works"
 
 
-def one_step(method, source, images, labels) -> None:
+def below(group: str, given: dict) -> dict:
+    return {key.removeprefix(f"{group}."): value for key, value in given.items() if key.startswith(f"{group}.")}
+
+
+def one_step(method, source, images, labels, optimizer, schedule, average) -> None:
     target = source.with_new_head(CLASSES, seed=0).requires_grad_(True)
     shapes = source.map_shapes(len(images), SIDE, training=False)
     for part in method.parts_to_fit():
         part.fit(source, [(images, labels)], CLASSES)
     method.setup(target, shapes, {**shapes, "logits": (source.classes,)} if method.needs.source_logits else None)
-    if method.needs.frozen_backbone:
-        target.freeze()
-        for p in target.head_parameters().values():
-            p.requires_grad_(True)
-    parameters = [p for p in [*target.parameters(), *method.trained()] if p.requires_grad]
-    state = TrainState(
-        target,
-        frozen_maps(source, method.needs.source_logits),
-        torch.optim.SGD([{"params": parameters}], 1e-3, 0.9),
-        "fp32",
-    )
+    made = make_optimizer(target, method, optimizer, schedule)
+    state = TrainState(target, frozen_maps(source, method.needs.source_logits), made, "fp32")
+    average.begin(target, lambda: [(images, labels)], lambda: 0.0)
     target.train(not method.needs.frozen_backbone)
     before = copy.deepcopy(target.weights())
-    method.before_step(state, 1, 4, 0)
+    method.before_step(state, 2, 8, 0)  # RIFLE draws then, and every=2 counts
     views = tuple(images.flip(3) for _ in range(1, method.needs.views))
     _, losses, _ = train_step(state, method, Batch(images, labels, views))
     assert all(value.isfinite() for value in losses.values())
     changed = {name for name, value in target.weights().items() if not torch.equal(value, before[name])}
     assert any(target.is_head(name) for name in changed)
     assert any(not target.is_head(name) for name in changed) != method.needs.frozen_backbone
+    average.on_update(SimpleNamespace(state=state))
+    with average.applied(target), torch.no_grad():
+        assert target.eval()(images)["logits"].isfinite().all()
 
 
-METHODS_ALONE = [name for name in METHODS if name != "sum"]
+ROWS = [name for name in METHODS if name != "sum"]
+ROWS += ["l2_fe reg.fixed_statistics=false", "l2_sp reg.decoupled=true", "delta reg.normalize_maps=true"]
+ROWS += ["delta reg.every=2", "spd optimizer=adamw", "l2 schedule.layer_decay=0.75"]
+ROWS += ["l2 average=ema", "l2 average=wise"]
 
 
 QUICK = ("EfficientNet", "ViT")  # the others are tried with -m slow
@@ -130,7 +149,7 @@ QUICK = ("EfficientNet", "ViT")  # the others are tried with -m slow
 )
 def test_every_method_works_or_refuses(name, request):
     """The column of this family in the table of docs/backbones.md; --regenerate -m '' writes the table."""
-    found = {method: outcome(method, name) for method in METHODS_ALONE}
+    found = {row: outcome(row, name) for row in ROWS}
     assert [found[method] for method in ("l2", "l2_sp", "delta", "delta_noatt", "afa", "at", "fm")] == ["works"] * 7
     OUTCOMES[name] = found
     text = TABLE.read_text(encoding="utf-8")
@@ -158,14 +177,12 @@ def word_of(text: str) -> str:
 def table_of(outcomes: dict[str, dict[str, str]]) -> list[str]:
     names = list(FAMILIES)
     lines = ["| method | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for method in METHODS_ALONE:
-        words = [word_of(outcomes[name][method]) for name in names]
-        lines.append(f"| `{method}` | " + " | ".join(words) + " |")
-    reasons = {
-        method: {text for of in outcomes.values() if (text := of[method]) != "works"} for method in METHODS_ALONE
-    }
-    lines += [""] + [f"- `{method}`: {sorted(texts)[0]}" for method, texts in reasons.items() if texts]
-    return lines
+    for row in ROWS:
+        words = [word_of(outcomes[name][row]) for name in names]
+        lines.append(f"| `{row}` | " + " | ".join(words) + " |")
+    reasons = {row: {text for of in outcomes.values() if (text := of[row]) != "works"} for row in ROWS}
+    listed = [f"- `{row}`: {sorted(texts)[0]}" for row, texts in reasons.items() if texts]
+    return [*lines, "", *(line for entry in listed for line in wrap(entry, 120, subsequent_indent="  "))]
 
 
 # --- By name ---

@@ -2,6 +2,10 @@
 
 from dataclasses import replace
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..common.errors import UserError
 from ..common.options import option
 from ..models import Network
 from .base import METHODS, NO_SHAPES, MapShapes, Needs, SourceShapes, WithoutPenalty
@@ -35,6 +39,10 @@ class L2FE(L2):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.needs = replace(type(self).needs, frozen_backbone=self.fixed_statistics)
+
+    def requires(self, model: nn.Module, optimizer: str, processes: int) -> None:
+        if not self.fixed_statistics and not any(isinstance(module, _BatchNorm) for module in model.modules()):
+            raise UserError("reg.fixed_statistics=false would do nothing: this network has no BatchNorm layers.")
 
     def setup(self, target: Network, map_shapes: MapShapes = NO_SHAPES, source_shapes: SourceShapes = None) -> None:
         if not self.fixed_statistics:
