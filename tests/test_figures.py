@@ -219,6 +219,7 @@ def test_differences_with_their_intervals_the_best_first_and_an_outlier_at_the_e
     stem, figure = only(differences(compare(records), "l2"))
     assert stem == "differences-cub-resnet18"
     (axes,) = figure.axes
+    assert "L2" in axes.get_xlabel()  # a paper has its own title
     assert [label.get_text() for label in axes.get_yticklabels()] == ["AFA", "DELTA", "bss", "rifle"]
     means = [
         line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "None" and len(line.get_xdata()) == 1

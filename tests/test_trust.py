@@ -185,8 +185,8 @@ def test_the_page_shows_classes_and_images_of_the_best(made, monkeypatch):
     assert all(f"<td>{name}</td>" in both for name in ("&lt;wasp&gt;", "6.png", "test/2.png")) and "McNemar" in both
     monkeypatch.setattr(module, "MOST", 1)
     best = page()
-    assert best.count("<h3>") < both.count("<h3>") and "DELTA on cub, resnet18, seed 0: classes" in best
-    assert "L2 on cub" in best and "L2 on cub, resnet18, seed 0: classes" not in best
+    assert best.count("<h3>") < both.count("<h3>") and "DELTA on CUB-200-2011, resnet18, seed 0: classes" in best
+    assert "L2 on CUB" in best and "L2 on CUB-200-2011, resnet18, seed 0: classes" not in best
 
 
 def test_the_page_shows_images_of_the_folder_and_of_no_other(made):

@@ -61,7 +61,10 @@ def differences(comparison: Comparison, baseline: str) -> list[Named]:
         for method, one in sorted(found.items(), key=lambda item: -item[1].merit):
             text = f"{one.signed(one.mean)} ({one.n})"
             marks.append(Mark(method, comparison.display(method), one.span, text, hollow=not one.excludes_zero))
-        label = with_interval(f"Difference {comparison.kind.of_differences}", [one.n for one in found.values()])
+        label = with_interval(
+            f"Difference to {comparison.display(baseline)} {comparison.kind.of_differences}",
+            [one.n for one in found.values()],
+        )
         figure = marks_figure(title, caption, label, marks, comparison, centre=0.0)
         figure.axes[0].axvline(0, color="black", linewidth=0.8)
         made.append((stem_of("differences", contest.dataset, contest.backbone), figure))

@@ -27,6 +27,7 @@ from .calibration import (
     top_k,
     wilson,
 )
+from .comparison import dataset_titles
 from .record_views import dataset_and_backbone
 from .statistics import mcnemar
 
@@ -67,7 +68,8 @@ class Trusted:
     def name(self) -> str:
         dataset, backbone = dataset_and_backbone(self.record)
         which = f"seed {seed(self.record)}" if self.tested else "folds"
-        return f"{method_title(self.record)} on {dataset}, {backbone}, {which}"
+        title = dataset_titles([self.record]).get(dataset, dataset)
+        return f"{method_title(self.record)} on {title}, {backbone}, {which}"
 
     @cached_property
     def temperature(self) -> float | None:
