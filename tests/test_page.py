@@ -410,8 +410,8 @@ NARROW = """
   const out = [...document.querySelectorAll("#tables td, #tables th, figure")].filter(
     part => part.getBoundingClientRect().right > innerWidth);
   const cells = [...document.querySelectorAll("#tables td")], titled = cells.filter(cell => cell.dataset.title);
-  const shown = getComputedStyle(titled[1], "::before").content;
-  return [innerWidth, out.length, document.documentElement.scrollWidth <= innerWidth, shown];
+  const shown = [getComputedStyle(titled[1], "::before").content, getComputedStyle(titled[1]).textAlign];
+  return [innerWidth, out.length, document.documentElement.scrollWidth <= innerWidth, ...shown];
 """
 
 
@@ -456,7 +456,7 @@ def test_a_narrow_screen_shows_every_column(tmp_path):
     page_of = three_methods(finished="2026-11-21T23:26:00+0100")
     comparison = compare(read_back(tmp_path, page_of, {r["run_id"]: log([2.0, 1.0]) for r in page_of}))
     answer = in_browser(tmp_path, page(leaderboards(comparison, "l2"), comparison, [], never), NARROW, width=500)
-    assert answer["found"] == [500, 0, True, '"mean ± std "']
+    assert answer["found"] == [500, 0, True, '"mean ± std "', "left"]
 
 
 def test_no_address_outside_the_page(tmp_path):
