@@ -2,8 +2,8 @@
 
     pip install '.[examples]' && python examples/hf_trainer.py
 
-The source's weights are random here and the images noise, so that nothing has to be downloaded: in your own,
-`source_model = ViTForImageClassification.from_pretrained(...)`.
+The source's weights are random here and the images are noise, so that nothing has to be downloaded. In your own code
+write `source_model = ViTForImageClassification.from_pretrained(...)`.
 """
 
 import tempfile
@@ -20,7 +20,7 @@ class FineTuning(Trainer):
     def __init__(self, source: Network, delta: DELTA, **options):
         super().__init__(**options)
         self.source, self.delta = source.to(self.args.device), delta
-        # The loss is the mean over a batch, which the Trainer is to divide by the number of accumulated ones; the
+        # The loss is the mean over a batch, and the Trainer must divide it by the number of accumulated batches; the
         # penalty is a sum over all of them and over the processes.
         self.model_accepts_loss_kwargs = False
         self.delta.loss_scale = self.args.gradient_accumulation_steps * self.args.world_size

@@ -2,7 +2,8 @@
 
     pip install '.[examples]' && python examples/lightning_module.py
 
-The source's weights are random here and the images noise, so that nothing has to be downloaded: use pretrained ones.
+The source's weights are random here and the images are noise, so that nothing has to be downloaded. Use pretrained
+weights in your own code.
 """
 
 import lightning
@@ -51,7 +52,7 @@ def main(steps: int = 20) -> dict[str, float]:
 
     trainer = lightning.Trainer(
         max_steps=steps,
-        accelerator="cpu",  # "auto" in your own
+        accelerator="cpu",  # "auto" in your own code
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

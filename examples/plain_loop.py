@@ -2,8 +2,8 @@
 
     python examples/plain_loop.py
 
-Data: noisy patterns drawn on the fly. A source network learns 20 of them, which are then known to it but not asked for;
-the target has 5 others and 40 images. With a pretrained network of yours, begin at `tapped`.
+The data are noisy patterns drawn on the fly. A source network learns 20 of them; the target has 5 others and 40 images.
+With a pretrained network of yours, begin at `tapped`.
 """
 
 import torch

@@ -4,7 +4,7 @@
     python examples/serve_onnx.py bird.onnx --port 8000
     curl --data-binary @photo.jpg http://localhost:8000       # [{"class": "ant", "probability": 0.97}, ...]
 
-What is done to an image are the steps of the MODEL_CARD.md beside the file, whose numbers are also in the file.
+Images go through the steps in the MODEL_CARD.md beside the file, whose numbers are also in the file.
 """
 
 import argparse
@@ -24,7 +24,7 @@ class Classifier:
         self.session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         self.card = json.loads(self.session.get_modelmeta().custom_metadata_map["model_card"])
         if self.card["measured"]["crops"] != 1 or self.card["preprocessing"].get("test_image") == "whole":
-            raise SystemExit("This example takes the centre crop alone: see MODEL_CARD.md for the steps of this file.")
+            raise SystemExit("This example takes only the centre crop: see MODEL_CARD.md for the steps of this file.")
 
     def __call__(self, content: bytes) -> list[dict]:
         steps = self.card["preprocessing"]
@@ -52,7 +52,7 @@ def handler(classify: Classifier) -> type[BaseHTTPRequestHandler]:
             content = self.rfile.read(int(self.headers["Content-Length"]))
             try:
                 status, answer = 200, classify(content)
-            except OSError as error:  # no image that Pillow reads
+            except OSError as error:  # not an image that Pillow reads
                 status, answer = 400, {"error": str(error)}
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

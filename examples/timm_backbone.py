@@ -2,8 +2,8 @@
 
     pip install '.[examples]' && python examples/timm_backbone.py
 
-pretrained=False and noise for images, so that nothing has to be downloaded: the "source" is random here. In your own,
-timm.create_model(..., pretrained=True).
+The "source" has random weights here and the images are noise, so that nothing has to be downloaded. In your own code
+write timm.create_model(..., pretrained=True).
 """
 
 import timm
@@ -41,7 +41,7 @@ def cnn(batches: list, steps: int) -> dict[str, float]:
 
     l2_sp = L2SP(alpha=0.01)
     target = source.with_new_head(5, seed=0).requires_grad_(True).train()
-    l2_sp.setup(target)  # where it begins is what it keeps to
+    l2_sp.setup(target)  # keeps the starting weights
     return terms | fine_tune(source, target, l2_sp, batches, steps, lr=0.01)
 
 

@@ -4,10 +4,10 @@
 
 The images are those of hymenoptera (2 classes) and of dtd10 (10 classes), 20 training images of each class, at 224
 pixels; a run has 80 iterations of 16 images. ResNet-18 computes in bf16, which is twice as fast on a CPU that has it;
-EfficientNet-Lite0 computes in fp32, since its depthwise convolutions are slower in bf16. Each data set and backbone is
-one folder of results. The script tries every strength on two folds of the training images, goes on by decades until the
-best is not at an edge, and then trains with the best on all of them. No test image takes part in a choice. The command
-resumes: finished runs are skipped.
+EfficientNet-Lite0 computes in fp32, since its depthwise convolutions are slower in bf16. Each pair of data set and
+backbone has a folder of results. The script tries every strength on two folds of the training images, adds decades
+until the best is not at an edge, and then trains with the best on all of them. No test image takes part in a choice.
+The command resumes: finished runs are skipped.
 """
 
 import argparse
@@ -27,7 +27,7 @@ LENGTH = "schedule.iterations=80 schedule.batch_size=16"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder that holds hymenoptera and dtd10")
-    parser.add_argument("--resnet18", required=True, help="weights; those of the other come from a package")
+    parser.add_argument("--resnet18", required=True, help="file of weights; the other network's are in a package")
     parser.add_argument("--results", type=Path, default=Path("results/backbones_table"))
     parser.add_argument("--only", help="names such as dtd10-resnet18, in order (default: all four)")
     parser.add_argument("--methods", default=",".join(METHODS), help="methods, in order (default: all)")

@@ -2,9 +2,9 @@
 
     python scripts/bench.py                 --device auto | cpu | cuda   --only step,attention   --again
 
-Each part writes its rows to results/published/benchmarks/<device>/<part>.json; the table is made of all that are
-there, those of a GPU measured on another day included. A part that is there for this machine and commit is not done
-again, so an interrupted benchmark goes on where it stopped; --again does them all.
+Each part writes its rows to results/published/benchmarks/<device>/<part>.json. The table has all rows that are there,
+including those of a GPU from another day. A part that is there for this machine and commit is not repeated, so that an
+interrupted benchmark goes on where it stopped; --again repeats all parts.
 """
 
 import argparse
@@ -51,7 +51,7 @@ L2T_PHASES = {
 
 @dataclass(frozen=True)
 class Target:
-    """What a row should be on a CPU and a GPU: at most so much, or `at_least`; None: no target there."""
+    """The target of a row on a CPU and a GPU: an upper bound, or a lower one with `at_least`; None: no target."""
 
     key: str
     what: str
@@ -125,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", choices=("auto", *DEVICES))
     parser.add_argument("--only", default=",".join(PARTS), help="parts, separated by commas")
-    parser.add_argument("--again", action="store_true", help="also the parts that are there already")
+    parser.add_argument("--again", action="store_true", help="repeat parts that are there already")
     options = parser.parse_args()
     kind = options.device
     if kind == "auto":
@@ -151,7 +151,7 @@ def main() -> None:
 
 
 def row(target: Target, kind: str, parts: list[dict]) -> tuple[str, str, str, str]:
-    """Target, measured value, verdict and detail on one kind of device; a dash where nothing was measured."""
+    """Target, measured value, verdict and detail on one kind of device; a dash if nothing was measured."""
     bound = getattr(target, kind)
     wanted = "" if bound is None else f"{'≥' if target.at_least else '≤'} {bound:g}"
     measured = next((part["rows"][target.key] for part in parts if target.key in part["rows"]), None)
@@ -163,7 +163,7 @@ def row(target: Target, kind: str, parts: list[dict]) -> tuple[str, str, str, st
 
 
 def show(parts: dict[str, list[dict]]) -> None:
-    """On the terminal, of those kinds of device for which there is something to see."""
+    """Shows the rows on the terminal, for the kinds of device that have any."""
     kinds = [kind for kind in DEVICES if parts[kind]]
     table = Table("what", *(title for kind in kinds for title in ("target", TITLES[kind], "")))
     for target in TARGETS:

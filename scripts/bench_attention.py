@@ -2,9 +2,9 @@
 
     python scripts/bench_attention.py       with --device cpu | cuda, --output FILE
 
-The plain procedure, written for this comparison: set the filter of a channel to 0, a full forward of the batch, NCHW,
-the loss with `.item()`, put the filter back. Both are timed on parts, in turn in one process, and multiplied by the
-number of channels; a small network is done completely by both, which must agree.
+The plain procedure was written for this comparison. It sets the filter of a channel to 0, makes a full forward pass of
+the batch (NCHW), reads the loss with `.item()`, and puts the filter back. Both procedures are timed on parts, in turn
+in one process, and multiplied by the number of channels. Both also compute a small network completely, and must agree.
 """
 
 import subprocess
@@ -37,10 +37,10 @@ def main() -> None:
     name, size, batch, rounds = ("resnet18", 32, 4, 1) if options.quick else ("resnet101", 224, 32, 3)
     with torch.no_grad():
         parts(report, name, size, batch, images_at_once(options.device, (size, size)), rounds, options.device)
-        # The first stages take the longest and prove the same.
+        # The first stages would take the longest and show the same.
         taps = TAPS["resnet18"][2:3] if options.quick else TAPS["resnet18"][2:]
         complete(report, options.device, taps, size=32 if options.quick else 64, rounds=1 if options.quick else 2)
-    if not options.quick and not cuda:  # the ranks are not the device's
+    if not options.quick and not cuda:  # the ranks do not depend on the device
         taylor(report, options.device)
     report.write()
 
@@ -68,7 +68,7 @@ def parts(
     works["plain"] = lambda: plain_rise(model, TAPS[name][0], 0, plain_images, labels, 0.0)
 
     def of_an_image(cost: dict[str, float]) -> tuple[float, float]:
-        """All channels of all taps, plain and ours, from the cost of each work."""
+        """The cost of all channels of all taps, plain and ours, from the cost of each work."""
         plain = (sum(channels.values()) + 1) * cost["plain"] / batch
         return plain, (cost["intact"] + sum(cost[tap] * channels[tap] / chunk[tap] for tap in channels)) / len(images)
 
@@ -88,7 +88,7 @@ def parts(
 
 
 def complete(report: Report, device: torch.device, taps: list[str], size: int, rounds: int) -> None:
-    """Every channel of some taps of ResNet-18, both ways."""
+    """Removes every channel of some taps of ResNet-18 with both procedures."""
     torch.manual_seed(0)
     model = torchvision.models.resnet18(num_classes=CLASSES).to(device).eval()
     network = Network(model, "fc", taps).freeze()
@@ -123,7 +123,7 @@ def complete(report: Report, device: torch.device, taps: list[str], size: int, r
 
 
 def plain_rise(model, tap: str, channel: int, images: Tensor, labels: Tensor, intact: float) -> float:
-    """How much the loss rises without one filter."""
+    """The rise of the loss without one filter."""
     weight = model.get_submodule(tap).weight
     saved = weight[channel].clone()
     weight[channel] = 0

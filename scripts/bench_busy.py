@@ -1,11 +1,11 @@
-"""What other programs cost a training on a CPU: alone, beside two and beside six that are always busy.
+"""Measures how much other programs slow a training on a CPU down: none, two, and six that are always busy.
 
     python scripts/bench_busy.py --output FILE.json
 
-Each training is a process of its own, since threads learn how long to spin when torch is imported: once as PyTorch has
-it, once as the commands set it. `busy_0` rows are the second's speed in parts of the first's, the others its speed in
-parts of a program's fair share of the cores. What runs on the machine anyway counts as no neighbour, but disturbs: the
-load stands in the detail.
+Each training has its own process, since threads learn how long to spin when torch is imported: once with PyTorch's
+setting, and once with the commands' setting. Rows `busy_0` are the second speed divided by the first. Other rows are
+the second speed divided by that of a program's fair share of the cores. Other programs on the machine do not count as
+neighbours, but disturb: the detail has the load.
 """
 
 import os
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def share(neighbours: int) -> float:
-    """A program's part of all cores beside so many others of one thread each."""
+    """A program's fraction of all cores beside `neighbours` others of one thread each."""
     cores = os.cpu_count() or 1
     return max(cores - neighbours, cores / (neighbours + 1)) / cores
 
@@ -82,7 +82,7 @@ def images_per_second(name: str, size: tuple[int, int], seconds: int, spins: int
 
 @contextmanager
 def busy_programs(count: int):
-    """Within this context so many programs of one thread are always busy."""
+    """In this context `count` programs of one thread are always busy."""
     programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield

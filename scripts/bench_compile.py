@@ -1,4 +1,4 @@
-"""What compile=true and cuda_graph=true gain for a training step, and after how many steps the former pays.
+"""Measures the gain of compile=true and cuda_graph=true for a training step, and after how many steps the first pays.
 
 python scripts/bench_compile.py         with --device cpu | cuda, --output FILE
 """

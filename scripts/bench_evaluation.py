@@ -1,8 +1,8 @@
-"""What an evaluation costs beside the bare forward passes it consists of, and ten crops beside one.
+"""Compares the cost of an evaluation with its bare forward passes, and ten crops with one.
 
     python scripts/bench_evaluation.py --output FILE.json
 
-The network is untrained and the images are noise: neither changes the cost.
+The network is untrained and the images are noise, which does not change the cost.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def main() -> None:
         "one", "forward"
     )
     report.add("evaluation_forward", ratio.value, f"evaluate / forward passes of its batches; {what}; {ratio}")
-    # As many views as ten crops have: a short work has faster moments than a long one.
+    # One crop gets as many views as ten crops, since a short work has faster moments than a long one.
     works = {"one": lambda: evaluate_one(times=10), "ten": evaluate_ten}
     ratio = side_by_side(works, device, size.rounds_of_ten, long=True).ratio("ten", "one")
     detail = f"evaluate with ten crops / with one, of ten times as many images; {what}; {ratio}"

@@ -2,8 +2,8 @@
 
     python scripts/bench_growth.py          with --device cpu | cuda, --output FILE
 
-Each row has the exponent p of cost ~ n^p between the two largest sizes; the seconds of all sizes stand beside it. What
-costs the same at any size lets the exponent of small sizes look small, so that the largest ones count.
+Each row has the exponent p of cost ~ n^p between the two largest sizes, and the seconds of all sizes. The largest sizes
+count because constant costs make the exponent of small sizes look small.
 """
 
 import io
@@ -61,7 +61,7 @@ def listed(seconds: dict[int, float]) -> str:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Processor seconds of the faster of two times."""
+    """Processor seconds of the faster of two repetitions."""
     found = []
     for _ in range(2):
         began = process_time()

@@ -1,4 +1,4 @@
-"""How fast images come: training from the store beside training on one batch in memory, and both beside a DataLoader.
+"""Measures the speed of input: training from the store, training on one batch in memory, and a DataLoader.
 
     python scripts/bench_input.py --output FILE.json
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def training(report: Report, dataset: Dataset, cache: Path, size: Sizes) -> None:
-    """Of one network, a step on the store's next batch and a step on a batch that is there."""
+    """Compares a step of one network on the store's next batch with a step on a batch in memory."""
     device = report.options.device
     loader, indices = loader_of(dataset, cache, size, size.train_batch, device), np.arange(len(dataset.labels))
     model = torchvision.models.get_model(size.network, num_classes=len(dataset.classes))
@@ -89,7 +89,7 @@ def training(report: Report, dataset: Dataset, cache: Path, size: Sizes) -> None
 
 
 def passes(report: Report, dataset: Dataset, folder: Path, size: Sizes) -> None:
-    """Passes over all images, through the store, through a DataLoader, and the one that builds the store."""
+    """Compares passes over all images: through the store, through a DataLoader, and to build the store."""
     device, count = report.options.device, len(dataset.labels)
     loader, indices = loader_of(dataset, folder / "cache", size, size.batch, device), np.arange(count)
     files = DataLoader(
@@ -115,7 +115,7 @@ def passes(report: Report, dataset: Dataset, folder: Path, size: Sizes) -> None:
 
     works = {"files": from_files, "store": from_store, "build": build}
     wall = side_by_side(works, device, size.passes, long=True).wall
-    # Every pass does the same, and what else the machine does only adds: the shortest says most.
+    # Every pass does the same, and other work on the machine only adds time, so that the shortest pass counts.
     seconds = {name: min(times) for name, times in wall.items()}
     rate = {name: f"{count / each:,.0f} images/s" for name, each in seconds.items()}
     best = f"best of {size.passes} passes over {count} JPEGs each, {CORES} cores"
@@ -132,7 +132,7 @@ def loader_of(dataset: Dataset, cache: Path, size: Sizes, batch_size: int, devic
 
 
 class Files(torch.utils.data.Dataset):
-    """What everybody writes: the same crops, cut from the JPEG every time."""
+    """A usual Dataset: the same crops, cut from the JPEG every time."""
 
     def __init__(self, dataset: Dataset, folder: Path, size: Sizes):
         self.paths, self.labels = [folder / name for name in dataset.names], dataset.labels
@@ -160,7 +160,7 @@ def photos(folder: Path, size: Sizes) -> Dataset:
 
 
 def photo(random: np.random.Generator, width: int, height: int) -> Image.Image:
-    """Shapes of three scales, and noise, so that a file is as large, and as slow to decode, as a photo's."""
+    """Shapes of three scales, and noise, so that a file is as large and as slow to decode as a photo's."""
     pixels = np.full((height, width, 3), 128.0, dtype=np.float32)
     for cells, contrast in ((4, 60), (16, 30), (64, 12)):
         coarse = random.normal(0, contrast, (3, cells, cells)).astype(np.float32)

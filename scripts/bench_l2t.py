@@ -1,11 +1,11 @@
-"""A step of L2T-ww as a multiple of a plain step of the same target, and where its time goes.
+"""Measures a step of L2T-ww as a multiple of a plain step of the same target, and where its time goes.
 
     python scripts/bench_l2t.py             with --device cpu | cuda, --output FILE
 
-Every pair of taps is matched, two inner steps are tried. The arithmetic (convolutions and matrix products, counted, not
-timed) is given beside the time. The published scheme needs 5 passes forward and backward of the target and 3 backward
-through a backward pass; here the first of those three goes to the meta-networks alone. On a GPU the look-ahead is
-replayed as a CUDA graph, except where its parts are timed.
+Every pair of taps is matched, and two inner steps are tried. Besides the time, the arithmetic (convolutions and matrix
+products) is counted. The published scheme needs 5 passes forward and backward of the target and 3 backward through a
+backward pass; here the first of those three goes only to the meta-networks. On a GPU the look-ahead is replayed as a
+CUDA graph, except when its parts are timed.
 """
 
 from contextlib import ExitStack, contextmanager
@@ -42,7 +42,7 @@ def main() -> None:
         methods = {"plain": L2(), "l2t_ww": l2t_ww.L2TWW(alpha=1e-3)}
         works = {name: state_of(method, target, source, batch, options.device) for name, method in methods.items()}
         steps = {name: partial(train_step, *work) for name, work in works.items()}
-        counts = {name: count_flops(step) for name, step in steps.items()}  # first: what is replayed is not counted
+        counts = {name: count_flops(step) for name, step in steps.items()}  # first, since a replay is not counted
         times = side_by_side(steps, options.device, rounds, warm=True)
         ratio = times.ratio("l2t_ww", "plain")
         seconds = ", ".join(f"{name} {1000 * times.seconds(name):.0f} ms" for name in steps)
@@ -74,7 +74,7 @@ def state_of(
 def where(
     report: Report, target: str, state: TrainState, method: Regularizer, batch: Batch, device: torch.device, what: str
 ) -> None:
-    """Shares of a step: the parts that are functions of their own, and what is left of it."""
+    """Shares of a step: the parts that are functions of their own, and the rest."""
     taken: dict[str, float] = {}
     clock = perf_counter if device.type == "cuda" else process_time
     rounds = []
@@ -94,7 +94,7 @@ def where(
             rounds.append(taken | {"step": now(clock, device) - begun})
     best = min(rounds, key=lambda phases: phases["step"])
     best["kept"] = best["step"] - best["source"] - best["meta_step"]
-    best["backward"] -= best["double"]  # which is made of `grad` too
+    best["backward"] -= best["double"]  # which also calls `grad`
     best["rest"] = best["meta_step"] - best["forward"] - best["backward"] - best["double"]
     for phase in ("source", "kept", "forward", "backward", "double", "rest"):
         share = 100 * best[phase] / best["step"]

@@ -1,4 +1,4 @@
-"""Peak memory of a training step: DELTA's beside L2's.
+"""Compares the peak memory of a training step of DELTA with that of L2.
 
 python scripts/bench_memory.py          with --device cpu | cuda, --output FILE
 """
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def memory(report: Report, name: str, batch: int, size: int, device: torch.device) -> None:
-    """Peak memory of a step above what a process with PyTorch needs anyway, each method in a process of its own."""
+    """Peak memory of a step beyond that of a process with PyTorch, for each method in its own process."""
     bytes_of = {}
     for method in ("l2", "delta"):
         code = f"import bench_memory as b; b.print_memory({method!r}, {name!r}, {batch}, {size}, {device.type!r})"

@@ -1,4 +1,4 @@
-"""Where the time of one DELTA training step goes.
+"""Measures where the time of one DELTA training step goes.
 
 python scripts/bench_profile.py         with --device cpu | cuda, --output FILE
 """

@@ -1,4 +1,4 @@
-"""How long a person waits for words: the help of delta-run, and delta-report on many records.
+"""Measures how long delta-run --help and delta-report on many records take.
 
     python scripts/bench_startup.py --output FILE.json
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def write_records(folder: Path, seeds: int, strengths: int, lines: int) -> int:
-    """Writes records, each with so many lines of metrics; returns their number."""
+    """Writes records, each with `lines` lines of metrics; returns their number."""
     metrics = [
         {"step": step, "lr": 0.01, "cross_entropy": 30 / step, "loss": 30 / step, "images_per_second": 190.0}
         for step in range(100, 100 * lines + 1, 100)
@@ -64,7 +64,7 @@ def write_records(folder: Path, seeds: int, strengths: int, lines: int) -> int:
 
 
 def best_of(times: int, command: str, *words: str) -> float:
-    """Seconds of the shortest run: what else the machine does only adds."""
+    """Seconds of the shortest run, since other work on the machine only adds time."""
     found = []
     for _ in range(times):
         start = perf_counter()
@@ -74,7 +74,7 @@ def best_of(times: int, command: str, *words: str) -> float:
 
 
 def synthetic_records(seeds: int, strengths: int) -> Iterator[dict]:
-    """As a run writes them."""
+    """Records as runs write them."""
     draw = random.Random(0)
     about = {"schema": SCHEMA, "versions": versions(), "device": "cuda: NVIDIA H200", "git_commit": "0123456789ab"}
     about |= {"n_train": 5994, "n_val": 0, "n_test": 5794, "num_classes": 200, "selection": "last iteration"}

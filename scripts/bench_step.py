@@ -1,11 +1,11 @@
-"""Seconds of a training step of each method, against L2's and against a plain implementation of DELTA.
+"""Compares a training step of each method with L2's and with a plain implementation of DELTA.
 
     python scripts/bench_step.py            with --device cpu | cuda, --output FILE
 
-One process times all of them in turn on the same random images. On a CPU it is one thread and its processor time; that
-of several threads contains waiting. The plain implementation is what the published code does, written for this
-comparison: hooks that collect into lists, a loop over parameters, `.item()` in every step, NCHW, a full forward of the
-source network; in the precision that PyTorch has by default.
+One process times all of them in turn on the same random images. On a CPU this is the processor time of one thread,
+since that of several threads contains waiting. The plain implementation does what the published code does, and was
+written for this comparison: hooks that collect into lists, a loop over parameters, `.item()` in every step, NCHW, a
+full forward pass of the source network, and PyTorch's default precision.
 """
 
 from collections.abc import Callable
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def time_steps(report: Report, name: str, batch: int, size: int, rounds: int, device: torch.device) -> None:
-    """Ratios of the methods' steps, and of the plain implementation's, in one table row each."""
+    """Adds a row with the ratio of each method's step, and of the plain implementation's."""
     fast = "bf16" if device.type == "cuda" else "fp32"
     what = f"{name}, {size} px, batch {batch}, {fast}, {rounds} rounds; "
     steps = {method: step_of(method, name, batch, size, device, fast) for method in PAPERS}
@@ -106,7 +106,7 @@ def time_steps(report: Report, name: str, batch: int, size: int, rounds: int, de
 
 
 def report_rate(report: Report, name: str, step, seconds: float, batch: int, device: torch.device, kind: str) -> None:
-    """How much of what the machine can multiply a step does multiply."""
+    """Adds a step's arithmetic as a percentage of the rate of a matrix product."""
     rate, peak = count_flops(step) / seconds, matrix_rate(device, kind)
     speed = f"{batch / seconds:.1f} images/s, {rate / 1e9:,.0f} GFLOP/s"
     report.add(f"step_rate_{name}", 100 * rate / peak, f"L2: {speed}, a matrix product {peak / 1e9:,.0f}")
@@ -177,7 +177,7 @@ def batch_of(batch: int, size: int, device: torch.device) -> tuple[torch.Tensor,
 
 
 class PlainDelta:
-    """DELTA's step as published: formulas and order of the official code, no line of it."""
+    """DELTA's step as published, with formulas and order of the official code but none of its lines."""
 
     def __init__(self, name: str, batch: int, size: int, device: torch.device):
         torch.manual_seed(0)
@@ -217,7 +217,7 @@ class PlainDelta:
 
 
 def precision(report: Report, name: str, batch: int, size: int, rounds: int, device: torch.device) -> None:
-    """What bf16 gains over fp32 for a DELTA step."""
+    """The gain of bf16 over fp32 for a DELTA step."""
     key = "step_bf16"
     if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         report.add(key, None, "this CPU has no bf16 arithmetic")

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timings taken side by side, and a JSON file of measured rows."""
+"""Common parts of the benchmarks: timings taken side by side, and a JSON file of measured rows."""
 
 import argparse
 import gc
@@ -20,9 +20,9 @@ from delta_transfer.records.run_directory import timestamp
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of two works, over rounds in which both were timed one after the other."""
+    """The ratio of two works, over rounds in which both were timed one after the other."""
 
-    value: float  # of the fastest round of each: what others on the machine disturb least
+    value: float  # of the fastest round of each, which other programs disturb least
     low: float  # quartiles over rounds
     middle: float
     high: float
@@ -32,9 +32,9 @@ class Ratio:
 
 
 class Timings:
-    """Seconds of each work in each round: `clock` is the processor time of this process on a CPU, wall time on a GPU.
+    """Seconds of each work in each round. clock: processor time of this process on a CPU, wall time on a GPU.
 
-    Others on the machine lengthen wall time more than processor time, and not all works alike.
+    Other programs lengthen wall time more than processor time, and not equally for all works.
     """
 
     def __init__(self, clock: dict[str, list[float]], wall: dict[str, list[float]]):
@@ -47,7 +47,7 @@ class Timings:
         return Ratio(min(taken[work]) / min(taken[to]), low, middle, high)
 
     def seconds(self, work: str) -> float:
-        """Of the fastest round."""
+        """Seconds of the fastest round."""
         return min(self.clock[work])
 
 
@@ -61,9 +61,8 @@ def side_by_side(
 ) -> Timings:
     """Times all works in every round, each round in another order.
 
-    On a GPU ten times in a row, since training does not wait for it after each step either, unless they are `long`.
-    `warm`: once more before it is timed, since between its turns a work's memory goes cold, which in training it does
-    not.
+    On a GPU each runs ten times in a row unless it is `long`, since training does not wait for the GPU after each step.
+    warm: each runs once before it is timed, since its memory goes cold between its turns, unlike in training.
     """
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     clock_now = perf_counter if device.type == "cuda" else process_time
@@ -90,7 +89,7 @@ def side_by_side(
 
 
 def arguments(purpose: str, one_thread: bool = False) -> argparse.Namespace:
-    """The command line. `one_thread`: on a CPU, where the processor time of several contains waiting for each other."""
+    """The command line. one_thread: on a CPU, where the processor time of several threads contains waiting."""
     parser = argparse.ArgumentParser(description=purpose)
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--output", type=Path, help="JSON file for the measured rows")
@@ -113,7 +112,7 @@ class Report:
         print(f"# {Path(sys.argv[0]).name} on {self.machine}", flush=True)
 
     def add(self, key: str, value: float | None, detail: str) -> None:
-        """`value` None: it cannot be measured on this machine, for the reason in `detail`."""
+        """Adds a row. value None: it cannot be measured on this machine, for the reason in `detail`."""
         self.rows[key] = {"value": value, "detail": detail}
         print(f"{key:28} {'-' if value is None else format(value, '.3g'):>8}  {detail}", flush=True)
 

@@ -1,7 +1,7 @@
 """For MkDocs: the reference follows from the registries, and results/published/ becomes pages of the site.
 
-Links to what lies outside docs/ are written as they are right in the repository. Those to ../results/published/ are
-turned here; the site has no other files of the repository, so that their names stay without a link.
+Links to files outside docs/ are written for the repository. Those to ../results/published/ are changed here. The site
+has no other files of the repository, so that their names stay without a link.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Parts of the documentation that follow from the registries: the table of methods, and the reference.
 
 Every build of the site makes the reference. `pytest tests/test_docs.py --regenerate` makes the table in
-docs/methods.md; without the option that test compares it.
+docs/methods.md; without the option the test compares it.
 """
 
 import inspect
@@ -43,7 +43,7 @@ def with_methods_table(page: str) -> str:
 
 
 def reference(page: str) -> str:
-    """docs/reference.md with what the registries say in the place of its marks."""
+    """docs/reference.md with its marks replaced by the contents of the registries."""
     return page.replace("<!-- methods -->", "\n".join(_methods())).replace("<!-- keys -->", "\n".join(_keys()))
 
 
@@ -93,7 +93,7 @@ def _keys() -> Iterator[str]:
 
 
 def _registered(group: str, registry: Registry, key: str, without: list[str]) -> Iterator[str]:
-    """For each entry of a registry its own keys; then the entries that have none."""
+    """The own keys of each entry of a registry; then the entries without own keys."""
     plain = []
     for name, entry in sorted(registry.entries.items()):
         if all(each.name in without for each in describe(entry.options)):
@@ -112,7 +112,7 @@ def _nested(group: type[Options]) -> dict[str, type[Options]]:
 
 
 def _table(prefix: str, group: type[Options], without: Iterable[str] = ()) -> str:
-    """One row for each key of `group`; `without`: names of keys, or of nested groups, that are left out."""
+    """One row for each key of `group`. without: names of keys, or of nested groups, that are left out."""
     rows = ["| key | what it is | type | allowed | default |", "|---|---|---|---|---|"]
     for each in describe(group):
         if each.name not in without and each.name.split(".")[0] not in without:

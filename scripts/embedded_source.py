@@ -1,4 +1,4 @@
-"""Makes the source network of the embedded data, which comes with the package, of a run of delta-pretrain.
+"""Makes the source network of the embedded data, which comes with the package, from a run of delta-pretrain.
 
     OMP_NUM_THREADS=1 delta-pretrain
     python scripts/embedded_source.py results/pretrained/runs/RUN

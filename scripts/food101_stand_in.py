@@ -3,9 +3,9 @@
     python scripts/food101_stand_in.py --output DIR [--fraction 0.1] [--side 64]
     delta-run dataset=food101 data_dir=DIR backbone=small_resnet backbone.weights=none reg=l2
 
-It shows what a large data set costs before its first step: listing, verifying, decoding. --fraction writes that part of
-the images of each class. Each dish has a colour, so that there is something to learn; each image has a pattern of its
-own. The command goes on where it stopped: classes that are there are left as they are.
+It shows the cost of a large data set before the first step: listing, verifying, decoding. --fraction writes that part
+of the images of each class. Each dish has a colour, so that there is something to learn; each image has its own
+pattern. The command goes on where it stopped: classes that are there are kept.
 """
 
 import argparse

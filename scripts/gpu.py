@@ -1,13 +1,13 @@
-"""What a machine with a GPU is wanted for, in one command: the comparison on real images, then all benchmarks.
+"""All work that needs a GPU, in one command: the comparison on real images, then all benchmarks.
 
     python scripts/gpu.py --images CUB --weights RESNET50 --output OUT --minutes 9
 
-CUB: the publisher's folder of CUB-200-2011 or a part of it; RESNET50: a file of weights. Ten images of each class, 224
-pixels, five methods: alpha on three folds of the training images, then five seeds. Stops in time; the same command goes
-on where it stopped, also from published records (--records), which count as done. The small files to keep are in
-OUT/records and results/published/benchmarks. The benchmarks begin when 5/9 of the time are left, at the latest.
+CUB is the publisher's folder of CUB-200-2011 or a part of it; RESNET50 is a file of weights. The comparison takes ten
+images of each class at 224 pixels and five methods: alpha on three folds of the training images, then five seeds. The
+command stops in time. Repeat it to go on; published records (--records) count as done. The small files to keep are in
+OUT/records and results/published/benchmarks. The benchmarks begin at the latest when 5/9 of the time are left.
 
-One run after the other: three at a time were slower on an H100 (2,100 images/s in all, against 2,400).
+Runs follow one another: three at a time were slower on an H100 (2,100 images/s in all, against 2,400).
 """
 
 import argparse
@@ -49,12 +49,12 @@ def compare(options: argparse.Namespace, end: float) -> bool:
     on_folds = ["seed=0", "split.folds=3", "split.fold=0,1,2"]
     sweeps = [[*common, f"reg={method}", f"reg.alpha={alphas}", *on_folds] for method, alphas in CHOSEN.items()]
     sweeps.append([*common, "reg=l2,l2_fe", "seed=range(5)"])
-    # What diverges on a fold fails, and is a result.
+    # A run that diverges on a fold fails, which is a result.
     if any(within(end - time.monotonic(), *RUN, *sweep) is None for sweep in sweeps):
         return False
     report = [sys.executable, "-m", "delta_transfer.report", str(options.output), "--select", "cv", "--emit-overrides"]
     lines = subprocess.run(report, stdout=subprocess.PIPE, text=True).stdout.splitlines()
-    # Of these commands the choice alone: paths and device are those of this machine.
+    # Only the choice is taken from these commands: paths and device are those of this machine.
     chosen = [[word for word in shlex.split(line) if word.startswith(("reg=", "reg."))] for line in lines]
     if len(chosen) < len(CHOSEN):
         return False

@@ -4,10 +4,10 @@
     python scripts/graphs_table.py --data DIR --choose --epochs 10        # the strengths alone, with short runs
 
 DIR holds graphs/BBBP.csv, graphs/SIDER.csv and graphs/weights. The script tries every strength on the validation
-molecules with two seeds, goes on by decades until the best is not at an edge, and then trains with it: first all
-methods with five seeds, then with ten, so that a stopped table has something of everything. The command resumes:
-finished runs are skipped. Runs have 100 epochs, and the last one counts; with --as-published the epoch that is best on
-validation molecules counts. Its runs lie in a folder of their own, and so do those of --epochs.
+molecules with two seeds, adds decades until the best is not at an edge, and then trains with it: first all methods with
+five seeds, then with ten, so that a stopped table has all methods. The command resumes: finished runs are skipped. Runs
+have 100 epochs, and the last one counts; with --as-published the epoch that is best on validation molecules counts.
+Runs with --as-published or --epochs have their own folders.
 
     delta-report results/graphs_table/last/bbbp --metric test_roc_auc --against gtot_supervised
 """

@@ -1,4 +1,4 @@
-"""Difference of two sets of runs that stand in no common table, paired by seed, with a 95 % t interval.
+"""Difference of two sets of runs without a common table, paired by seed, with a 95 % t interval.
 
 python scripts/paired_differences.py results/published/cub50/final delta results/published/cub50/beta_only l2_sp
 python scripts/paired_differences.py results/published/cub50/final delta l2

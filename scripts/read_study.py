@@ -1,11 +1,11 @@
-"""The reading of the study of when regularised fine-tuning helps, as Markdown, from its records.
+"""Evaluates the study of when regularised fine-tuning helps: its records become tables in Markdown.
 
     python scripts/read_study.py results/published/when_does_it_help
 
 Each folder below the first one holds the runs, or the published records, of one data set (when_does_it_help.py). The
 tables have test accuracy, the differences to L2 paired by seed with 95 % t intervals, their mean over data sets with a
 t interval over data sets, mean ranks with Nemenyi's critical difference, and the line of least squares of each
-method's difference against how well frozen features do (L2-FE - L2). What did not finish is a dash.
+method's difference against how well frozen features do (L2-FE - L2). A dash stands for unfinished runs.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def cells_of(records: Iterable[Record]) -> dict[str, Cell]:
 
 
 def over_sets(differences: Sequence[float]) -> Difference | None:
-    """Their mean with a t interval over data sets, each counted once."""
+    """The mean difference with a t interval over data sets, each counted once."""
     n = len(differences)
     if not n:
         return None

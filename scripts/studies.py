@@ -1,4 +1,4 @@
-"""What the studies of this folder have in common: strengths by decades on validation data, then the final runs."""
+"""Common parts of the studies of this folder: strengths by decades on validation data, then the final runs."""
 
 import math
 import subprocess
@@ -13,11 +13,11 @@ from delta_transfer.records.reading import is_number, method_of, read_all, secti
 
 @dataclass(frozen=True)
 class Trial:
-    """The runs that a strength is chosen on."""
+    """The runs on which a strength is chosen."""
 
     words: tuple[str, ...]
     seeds: range
-    runs: int  # how many they are
+    runs: int  # their number
     metric: str  # of their records, measured on validation data; more is better
 
 
@@ -27,8 +27,8 @@ ON_FOLDS = Trial(("split.folds=2", "split.fold=0,1"), range(1), 2, "val_top1")
 class Study:
     """One data set's part of a study.
 
-    words: what every command of it has in common. results: its folder. strengths: the first decades of alpha that are
-    tried, by method. limits: the lowest and the highest decade.
+    words: the common words of its commands. results: its folder. strengths: the first decades of alpha to try, by
+    method. limits: the lowest and the highest decade.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class Study:
         self.chosen: dict[str, list[str]] = {}  # by method, the word of its strength
 
     def run(self, *words: str) -> None:
-        """Carries out one sweep; a run that diverges is a result, so that its exit status is not looked at."""
+        """Carries out one sweep. A run that diverges is a result, so that the exit status is ignored."""
         command = [sys.executable, "-m", "delta_transfer.train", "-m", *self.words, *words]
         if subprocess.run(command).returncode > 128:
             sys.exit("stopped; the same command goes on")
 
     def found(self, method: str, alpha: float) -> list[float]:
-        """What the finished runs of the trial measured with this strength."""
+        """The measurements of the trial's finished runs with this strength."""
         return [
             record[self.trial.metric]
             for record in (read_all([self.results])[0] if self.results.is_dir() else [])
@@ -69,7 +69,7 @@ class Study:
         return fmean(found) if len(found) == self.trial.runs else -math.inf
 
     def strength(self, method: str) -> list[str]:
-        """The word of the best strength, [] for a method without one. Decades are added until the best is no edge."""
+        """The word of the best strength; [] for a method without one. Adds decades until the best is not at an edge."""
         if method in self.strengths and method not in self.chosen:
             means = {decade: self.tried(method, decade) for decade in self.strengths[method]}
             while True:

@@ -2,10 +2,10 @@
 
     python scripts/when_does_it_help.py --data DIR --weights resnet18.safetensors [--results DIR] [--only NAME,...]
 
-Each data set is one folder of results. The script first tries every strength on two folds of the training images, goes
-on by decades until the best is not at an edge, and then trains with the best on all training images with five seeds.
-No test image takes part in a choice. The command resumes: finished runs are skipped, and a finished study costs a
-minute. Runs of one data set are in the order of their worth, so that a study that was stopped has a table.
+Each data set has a folder of results. The script first tries every strength on two folds of the training images, adds
+decades until the best is not at an edge, and then trains with the best on all training images with five seeds. No test
+image takes part in a choice. The command resumes: finished runs are skipped, and a finished study takes a minute. The
+most important runs of a data set come first, so that a stopped study has a table.
 """
 
 import argparse
