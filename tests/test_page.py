@@ -390,6 +390,19 @@ FILTER = """
   return [all, shown(), [...select.options].map(option => option.textContent)];
 """
 
+FILTER_PLACES = """
+  const parts = () => [...document.querySelectorAll("#tables h3, #tables table, #tables tbody tr, .group")].filter(
+    part => part.getBoundingClientRect().height).map(part => part.localName).sort().join(" ");
+  const found = [parts()];
+  for (const [select, value] of [[0, "cars"], [1, "l2"], [0, ""]]) {
+    const chosen = document.querySelectorAll(".filter select")[select];
+    chosen.value = value;
+    chosen.dispatchEvent(new Event("change"));
+    found.push(parts());
+  }
+  return found;
+"""
+
 COMPARE = """
   const boxes = [...document.querySelectorAll(".tick input")], panel = document.getElementById("compared");
   const drawn = part => [...part.querySelectorAll(".chart")].map(chart => chart.querySelectorAll("polyline").length);
@@ -435,6 +448,24 @@ def test_a_name_in_the_legend_hides_its_line(tmp_path):
 def test_runs_are_filtered_by_method(tmp_path):
     answer = in_browser(tmp_path, real_page(tmp_path), FILTER)
     assert answer["found"] == [4, 2, ["every method", "L2", "DELTA"]] and answer["complaints"] == []
+
+
+def test_the_whole_page_is_filtered(tmp_path):
+    """Two leaderboards of two methods and two groups of curves: those of one data set, and of one method in them."""
+    made = [
+        record(method, 0, dataset__name=name, run_id=f"{name}-{method}", titles={})
+        for name in ("cars", "dogs")
+        for method in ("l2", "delta")
+    ]
+    comparison = compare(read_back(tmp_path, made, {r["run_id"]: log([2.0, 1.0]) for r in made}))
+    answer = in_browser(tmp_path, page(leaderboards(comparison, "l2"), comparison, [], never), FILTER_PLACES)
+    assert answer["complaints"] == []
+    assert answer["found"] == [
+        "details details h3 h3 table table tr tr tr tr",
+        "details h3 table tr tr",
+        "details h3 table tr",
+        "details details h3 h3 table table tr tr",
+    ]
 
 
 def test_runs_are_compared_by_their_curves_and_settings(tmp_path):

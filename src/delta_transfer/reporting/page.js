@@ -25,25 +25,40 @@ function inOrder(a, b, sign) {
   return x === undefined ? 1 : -1;  // what has no number comes last in either order
 }
 
-// Above the table of runs a choice of data set, backbone and method, where there are several.
+// A choice of data set, backbone and method for the whole page, where there are several.
 for (const table of document.querySelectorAll("table.filtered")) {
   const rows = [...table.tBodies[0].rows], chosen = new Map(), bar = document.createElement("p");
+  const shown = names => [...chosen].every(([i, name]) => !name || names[i] === undefined || names[i] === name);
+  const places = [...new Map(rows.map(row => [0, 1].map(i => rowText(row, i))).map(place => [place.join(), place])).values()];
+  const blocks = [...document.querySelectorAll("#tables h3, .group > summary")].map(title => [title, places.find(
+    place => `, ${title.textContent.replace(":", ",")},`.includes(`, ${place.join(", ")},`)) ?? []]);
+  const methods = [...document.querySelectorAll("#tables table")].filter(one => rowText(one.tHead.rows[0], 0) === "method");
+  const results = methods.flatMap(one => [...one.tBodies[0].rows]);
   bar.className = "filter";
   for (const column of [0, 1, 2]) {
-    const names = [...new Set(rows.map(row => row.cells[column].textContent))];
+    const names = [...new Set(rows.map(row => rowText(row, column)))];
     if (names.length < 2) continue;
-    const select = document.createElement("select");
-    const title = table.tHead.rows[0].cells[column].textContent;
+    const select = document.createElement("select"), title = rowText(table.tHead.rows[0], column);
     select.append(new Option(`every ${title}`, ""), ...names.map(name => new Option(name, name)));
     select.setAttribute("aria-label", title);
     select.addEventListener("change", () => {
       chosen.set(column, select.value);
       closeRuns(table);
-      for (const row of rows) row.hidden = [...chosen].some(([i, name]) => name && row.cells[i].textContent !== name);
+      for (const row of rows) row.hidden = !shown([0, 1, 2].map(i => rowText(row, i)));
+      for (const row of results) row.hidden = !shown([, , rowText(row, 0)]);
+      for (const [title, place] of blocks) for (const part of block(title)) part.hidden = !shown(place);
     });
     bar.append(select);
   }
-  table.parentElement.before(bar);
+  if (bar.children.length) document.querySelector("main").prepend(bar);
+}
+
+// A group of charts, or a table with its title and all that belongs to it.
+function block(title) {
+  if (title.tagName === "SUMMARY") return [title.parentElement];
+  const parts = [title];
+  for (let next = title.nextElementSibling; next && next.tagName !== "H3"; next = next.nextElementSibling) parts.push(next);
+  return parts;
 }
 
 // A name in the legend hides and shows its line in all charts of its group.
