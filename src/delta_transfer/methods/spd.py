@@ -21,8 +21,9 @@ class SPD(Penalty):
 
     Source: the paper, whose weight decay is alpha and whose optimizer is Adam (optimizer=adamw). The formula is that of
     the authors' code (GT-RIPL/Selective-Projection-Decay at b377695), which has no licence: no line of it is here. With
-    SGD the same projection follows SGD's step; that form is derived. The optimizer's own weight decay belongs to the
-    step.
+    SGD the same projection follows SGD's step; that form is derived. Deviation: the README there holds every trained
+    parameter, a new head at its first values too; here the head is free, since the source knows nothing of it. The
+    optimizer's own weight decay belongs to the step.
 
     Call `setup(target)` while the target's backbone is the source's, and `watch(optimizer)` in a loop of your own.
     """
