@@ -107,6 +107,8 @@ def channel_attention(
 ) -> ChannelImportance:
     """How much the cross-entropy of `network` rises when one channel of one of its tapped maps is set to 0.
 
+    Returns the rises of all samples, (samples, C_l) by tap, in nats.
+
     Args:
         network: a result of `models.tapped`. It stays as it is: a copy in evaluation mode is probed.
         batches: pairs of inputs and labels (B,) on the network's device; any iterable that can be iterated over again,

@@ -18,6 +18,9 @@ class AT(PairedMaps):
     images and positions. S_m is resized bilinearly to T_n's size. The method has no parameters, whatever the numbers of
     channels. q has norm 1, so that a pair's mean is at most 2 / P, and alpha is large.
 
+    `penalty` returns the terms "activity" and "head", and raises RuntimeError before `setup`. `setup` raises UserError
+    if no maps fit `pairs`.
+
     Source: the paper, and at_loss of L2T-ww's authors (alinlab/L2T-ww at 023c642, utils/utils.py). Their alpha was not
     found: tune it on validation data.
     """

@@ -19,7 +19,8 @@ class BSS(Penalty):
 
     Omega is neither a sum nor a mean over the batch: alpha belongs to a batch size, and where a batch is divided (over
     several processes, or by schedule.accumulate) each micro-batch has a spectrum of its own. BSS is the one method
-    whose every step waits for the GPU, since the decomposition is checked for convergence.
+    whose every step waits for the GPU, since the decomposition is checked for convergence. `penalty` returns the terms
+    "spectrum" and "head".
     """
 
     alpha: float = option(1e-3, "strength of the penalty on the embeddings' smallest singular values", at_least=0)

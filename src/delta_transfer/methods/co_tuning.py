@@ -34,7 +34,8 @@ class CoTuning(Penalty):
     its alpha 2.3 and weight decay 5e-4. Deviation: the authors' own code (thuml/CoTuning at 9373eb9,
     module/relationship_learning.py) takes R from a calibrated classifier p(c | j) instead, which has to be chosen on
     validation images; the library's average, which that file has too, needs none. The source weights must include their
-    head: with a file that has none, the head stays random. Call `fit` or `load_fitted` before `setup`.
+    head: with a file that has none, the head stays random. Call `fit` or `load_fitted` before `setup`, and `setup`
+    before `penalty`; otherwise they raise RuntimeError. `penalty` returns the terms "source_classes" and "head".
     """
 
     alpha: float = option(2.3, "strength of the cross-entropy on the source's classes", at_least=0)

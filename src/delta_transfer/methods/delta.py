@@ -71,7 +71,7 @@ class DELTAWithoutAttention(MapPenalty):
     what it means for DELTA.
 
     `penalty` returns the terms "feature_maps" and "head". It raises UserError for a target without taps, or with a tap
-    that is no feature map.
+    that is not a feature map.
     """
 
     normalize: bool = option(True, "divide by H * W as DELTA does; false: the authors' sum, where alpha is smaller")

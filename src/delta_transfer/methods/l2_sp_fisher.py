@@ -40,7 +40,8 @@ class L2SPFisher(HeldWeights):
     d p_j)^2 over `fisher.images` training crops of the target's data. Each image has a gradient of its own, with
     BatchNorm in evaluation mode, and y is drawn from the source's own softmax p(. | x). This estimates the Fisher
     information without bias, but on the target's images. The scale of F is not 1, so that alpha does not mean what it
-    means for L2-SP: choose it on validation data. Call `fit` or `load_fitted` before `setup`.
+    means for L2-SP: choose it on validation data. Call `fit` or `load_fitted` before `setup`, which otherwise raises
+    RuntimeError. `penalty` returns the terms "weights" and "head".
     """
 
     alpha: float = option(1.0, "strength of the penalty; not on L2-SP's scale", at_least=0)

@@ -107,6 +107,7 @@ class L2TWW(FM):
     meta_lr=0 skips step 2, so that phi keeps its initial values.
 
     With schedule.accumulate, BatchNorm sees the same micro-batches in step 2, but all of them stay in memory.
+    `penalty` returns the terms "matching" and "head", and raises RuntimeError before `setup`.
     """
 
     alpha: float = option(0.5, "strength of the matching, the paper's beta", at_least=0)

@@ -43,7 +43,8 @@ class LoRA(WithoutPenalty):
     BatchNorm normalises by the batch and moves its statistics, as in fine-tuning. A and B have the head's learning
     rate.
 
-    Call `setup(target)` before training, and `merge()` after each step of an optimizer over `parameters()`.
+    Call `setup(target)` before training, and `merge()` after each step of an optimizer over `parameters()`. `setup`
+    raises UserError if the backbone has no such weights.
     """
 
     weight_decay: float = option(0.0, "weight decay of the optimizer, on A, B and the head", at_least=0)

@@ -54,7 +54,8 @@ class LPFT(WithoutPenalty):
     that is left to you.
 
     Step 1 is computed once, before training, and takes no iterations of the schedule. Call `fit` or `load_fitted`
-    before `setup`.
+    before `setup`, which otherwise raises RuntimeError. `fit` raises OptionError if every class has only one image and
+    no c is given.
     """
 
     weight_decay: float = option(0.0, DECAY, at_least=0)

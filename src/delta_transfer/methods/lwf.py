@@ -43,8 +43,9 @@ class LwF(Penalty):
     penalties can be added. Their loss is 1 - a times this one at alpha = a / (1 - a), which amounts to another learning
     rate and weight decay. Neither a nor T was found for their baseline: tune alpha and T on validation data.
 
-    Call `setup(target, {}, {"logits": (K,)})` before training; raises ValueError without the shape of the logits. With
-    head="source" call `fit` or `load_fitted` before it.
+    Call `setup(target, {}, {"logits": (K,)})` before training; it raises ValueError without the shape of the logits.
+    With head="source" call `fit` or `load_fitted` before it. Another order raises RuntimeError. `penalty` returns the
+    terms "distillation" and "head".
     """
 
     alpha: float = option(1.0, "strength of the distillation; not published for this comparison", at_least=0)

@@ -152,7 +152,8 @@ class FM(PairedMaps):
     Feature matching as in FitNets (Romero et al., ICLR 2015), which match one layer. r_mn is a 1x1 convolution with
     bias, C_n -> C_m, trained with the target; S_m is resized bilinearly to T_n's size. This is L2T-ww without its
     meta-networks (alinlab/L2T-ww at 023c642, train_l2t_ww.py). Alpha of that paper's baseline was not found: tune it on
-    validation data.
+    validation data. `penalty` returns the terms "matching" and "head", and raises RuntimeError before `setup`. `setup`
+    raises UserError if no maps fit `pairs`.
     """
 
     alpha: float = option(0.5, "strength of the matching; not published for this comparison", at_least=0)

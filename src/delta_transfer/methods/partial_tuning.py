@@ -11,7 +11,7 @@ NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 class PartialTuning(WithoutPenalty):
-    """Fine-tuning of the head and of those parameters of the backbone that `chosen` names; all others stay.
+    """Fine-tuning of the head and of those parameters of the backbone that `chosen` names; all others are frozen.
 
     BatchNorm normalises by the batch and moves its statistics, as in fine-tuning. The chosen parameters have the
     learning rate of the backbone, and need a larger one than a whole network does.
@@ -40,7 +40,8 @@ class PartialTuning(WithoutPenalty):
 class BitFit(PartialTuning):
     """Loss = CE; the head and all biases of the backbone are trained, those of normalisation layers among them.
 
-    Source: Ben Zaken, Goldberg, Ravfogel, ACL 2022. Weight decay is that of L2.
+    Source: Ben Zaken, Goldberg, Ravfogel, ACL 2022. Weight decay is that of L2. `setup` raises UserError if the
+    backbone has no biases.
     """
 
     what = "biases"
@@ -55,7 +56,7 @@ class LNTune(PartialTuning):
 
     Layers are LayerNorm, GroupNorm, RMSNorm and every kind of BatchNorm. Source: the norm tuning that
     OSU-MLB/ViT_PEFT_Vision at 344d82a compares (Mai et al., CVPR 2025), there LayerNorm of ViTs. Weight decay is that
-    of L2.
+    of L2. `setup` raises UserError if the backbone has no such layers.
     """
 
     what = "normalisation layers with parameters"

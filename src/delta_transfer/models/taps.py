@@ -166,9 +166,11 @@ class Network(nn.Module):
         return name.startswith((self.head + ".", *([self.aux_head + "."] if self.aux_head else [])))
 
     def head_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the classification layers, by the model's own names."""
         return {name: p for name, p in self.traced.named_parameters() if self.is_head(name)}
 
     def backbone_parameters(self) -> dict[str, nn.Parameter]:
+        """All other parameters, by the model's own names."""
         return {name: p for name, p in self.traced.named_parameters() if not self.is_head(name)}
 
     def weights(self) -> dict[str, Tensor]:
@@ -180,6 +182,7 @@ class Network(nn.Module):
         return {key: value.cpu().contiguous() for key, value in self.weights().items()}
 
     def copy(self) -> "Network":
+        """A copy that shares no parameters."""
         return self._with_model(copy.deepcopy(self._model[0]))
 
     def _with_model(self, model: nn.Module) -> "Network":
@@ -191,7 +194,8 @@ class Network(nn.Module):
         """A copy whose classification layers are new, for `num_classes`.
 
         layer: makes the head from the number of its input features and `num_classes`. None: the model's own
-        `make_head`, or nn.Linear with PyTorch's default initialisation, as every auxiliary head.
+        `make_head`, or nn.Linear with PyTorch's default initialisation, as every auxiliary head. Raises UserError if
+        `num_classes` is not a whole number from 1 on.
         """
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
             raise UserError(f"A head needs a whole number of classes from 1 on, got num_classes={num_classes!r}.")

@@ -36,7 +36,7 @@ class WiseConfig(AverageConfig):
 
 @AVERAGES.register("wise", "WiSE-FT", WiseConfig)
 class Wise(Average):
-    """WiSE-FT: theta_a = (1 - a) theta_0 + a theta_1 for the backbone; the head is theta_1's, which is new.
+    """WiSE-FT: theta_a = (1 - a) theta_0 + a theta_1 for the backbone; the new head is theta_1's.
 
     theta_0 are the weights before the first step, theta_1 those after the last one. a is given, 0.5 by default, or
     chosen: the one of 0, 0.1, ..., 1 with the highest accuracy on the validation images, and the largest of equal ones.
