@@ -187,12 +187,15 @@ def test_an_empty_word_is_no_folder(words, capsys):
 
 def test_every_command_says_its_version(monkeypatch, capsys):
     assert delta_run(monkeypatch, "reg=l2", "--version") == 0
-    for main in (data.main, export.main, predict.main, report):
+    of_data = [(data.main, name) for name in ("list", "verify", "doctor", "taps", "prepare")]
+    of_report = [(report, name) for name in ("attention", "case-study", "trust", "publish")]
+    commands = [(data.main,), (export.main,), (predict.main,), (report,), *of_data, *of_report]
+    for main, *subcommand in commands:
         with pytest.raises(SystemExit) as stop:
-            main(["--version"])
+            main([*subcommand, "--version"])
         assert not stop.value.code
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 5 and all(line.split()[1] == delta_transfer.__version__ for line in said)
+    assert len(said) == 1 + len(commands) and all(line.split()[-1] == delta_transfer.__version__ for line in said)
 
 
 # ---- free text -----------------------------------------------------------------------------------------------
@@ -335,3 +338,13 @@ def test_a_closed_pipe_ends_quietly(words):
     done = subprocess.run([sys.executable, "-c", code, *words], stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert done.returncode == 141 and done.stderr == ""
+
+
+@pytest.mark.parametrize("mode", [[], ["-m"]])
+def test_a_pipe_that_closes_in_a_run_ends_it_quietly(mode, tmp_path, monkeypatch, capsys):
+    def closed(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(run, "run", closed)
+    assert delta_run(monkeypatch, *mode, "reg=l2", f"results_dir={tmp_path}") == 141
+    assert capsys.readouterr().err == ""

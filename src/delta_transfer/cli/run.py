@@ -307,8 +307,8 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
             log.info(f"left to another process: {error}")
         else:
             log.error(str(error))
-    except BrokenPipeError:  # nobody reads the output: the command ends
-        raise
+    except BrokenPipeError:  # nobody reads the output: the command ends; of an exception Hydra would tell
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
         told = isinstance(error, UserError | OSError)  # OSError: a full disk, a folder that cannot be written
         if not told:  # an error of the program: its place helps

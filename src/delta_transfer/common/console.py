@@ -246,7 +246,14 @@ def printable(text: str) -> str:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser of options. It refuses a setting KEY=VALUE, and a word without a letter, with UserError."""
+    """A parser of options, with --version. It refuses a setting KEY=VALUE, and a word without a letter, with UserError.
+
+    Parsers of its subcommands are the same.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.add_argument("--version", action="version", version=f"%(prog)s {version('delta-transfer')}")
 
     def parse_args(self, args=None, namespace=None):
         words = sys.argv[1:] if args is None else args
@@ -284,13 +291,11 @@ def wrapped(text: str, width: int = 80) -> str:
 
 
 def command_parser(prog: str, text: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
-    """A parser of a command's arguments, with --version. Indented lines of its texts stay; paragraphs are wrapped."""
-    parser = CommandParser(
+    """A parser of a command's arguments. Indented lines of its texts stay; paragraphs are wrapped."""
+    return CommandParser(
         prog=prog,
         description=wrapped(text or ""),
         epilog=wrapped(epilog or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {version('delta-transfer')}")
-    return parser
