@@ -23,7 +23,7 @@ def messages():
 
 @pytest.fixture(autouse=True)
 def nothing_else_runs(monkeypatch):
-    """What commands say of a busy machine is not in their output."""
+    """Keeps messages about a busy machine out of the output of commands."""
     monkeypatch.setattr(cores, "others", 0.0)
 
 
@@ -37,7 +37,7 @@ def hydra_is_quick():
 
 @pytest.fixture(autouse=True, scope="session")
 def measurements_are_short():
-    """Nobody looks at how long something took: 10 ms of it are enough instead of half a second."""
+    """Shortens measurements from half a second to 10 ms, since no test looks at times."""
     with pytest.MonkeyPatch.context() as patch:
         for function in (timing.seconds_of, timing.seconds_in_turn):
             patch.setattr(function, "__defaults__", (0.01,))

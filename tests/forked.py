@@ -1,4 +1,4 @@
-"""What the server that forks the processes of tests/children.py has before it forks: a child has it at once.
+"""Imports of the server that forks the processes of tests/children.py, so that each child has them at once.
 
 That are all imports, and the usual choices as Hydra composes them. Nothing is computed with torch: threads would be
 lost in a fork.

@@ -1,4 +1,4 @@
-"""A method with all that a run could forget: a fit, learned parameters, a buffer, random numbers of both kinds."""
+"""A method with all that a run could forget: a fit, learned parameters, a buffer, both kinds of random numbers."""
 
 import torch
 from torch import Tensor, nn

@@ -89,7 +89,7 @@ def rewrite(folder: Path, record: dict) -> None:
 
 
 def source_for(reg: str, folder: Path) -> list[str]:
-    """A network to learn from, for methods that do not start at theirs: a target of random weights is none."""
+    """Words that name a source for methods which do not start from it, since their random target is not a source."""
     if reg in METHODS and not METHODS[reg].thing.needs.other_sources:  # sums with a name of their own have LwF
         return []
     path = folder / "source.safetensors"

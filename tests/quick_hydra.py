@@ -1,4 +1,4 @@
-"""Hydra in this process, without what it does again and again: it took half of the time of all tests.
+"""Makes Hydra do repeated work once in this process: it took half of the time of all tests.
 
 Commands in processes of their own (test_launchers.py, tests/children.py) do all of it.
 """

@@ -27,7 +27,7 @@ class OneTap:
 
 @pytest.fixture
 def maps() -> tuple[torch.Tensor, torch.Tensor]:
-    """Target's, with a gradient, and source's."""
+    """The target's map, with a gradient, and the source's."""
     torch.manual_seed(0)
     target, source = torch.randn(2, B, C, H, W, dtype=torch.float64)
     return target.requires_grad_(True), source
@@ -157,7 +157,7 @@ def test_what_attention_does_is_observed(method, maps, monkeypatch):
 
 @pytest.mark.parametrize("method", [AFASpatial, AFAChannel])
 def test_a_map_of_one_position_or_channel_has_a_penalty_and_an_entropy(method):
-    """As the last maps of a ResNet have for images of 32 pixels; there is nothing to attend to."""
+    """Maps of one position, as a ResNet's last maps for images of 32 pixels, leave nothing to attend to."""
     target, source = torch.randn(2, B, 1, 1, 1, dtype=torch.float64)
     made = started(method, (1, 1, 1))
     terms = made.penalty(OneTap, {"layer1.0": target}, {"layer1.0": source})
@@ -184,7 +184,7 @@ def test_small_values(method, attention, expected):
     [(SpatialAttention, [354368, 44688, 5684, 735]), (ChannelAttention, [175928, 22492, 3782, 2398])],
 )
 def test_sizes_follow_from_the_feature_maps(method, sums):
-    """Of ResNet-101 at 224 pixels, as published; a map that is not square has a hidden layer of sqrt(P)."""
+    """Sizes for ResNet-101 at 224 pixels, as published; a map that is not square has a hidden layer of sqrt(P)."""
     shapes = [(256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)]
     assert [sum(p.numel() for p in method(*shape).parameters()) for shape in shapes] == sums
     torch.testing.assert_close(method(5, 3, 7)(torch.randn(2, 5, 3, 7)).sum(dim=1), torch.ones(2))

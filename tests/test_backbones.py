@@ -80,7 +80,7 @@ FITTED_QUICKLY = {
 
 
 def outcome(row: str, name: str) -> str:
-    """What one step of a row of the table, such as "l2 average=ema", comes to: works, or why it is refused."""
+    """The result of one step of a row of the table, such as "l2 average=ema": works, or why it is refused."""
     source = family(name)
     method, *words = row.split()
     given = {key: yaml.safe_load(value) for key, value in (word.split("=") for word in words)}

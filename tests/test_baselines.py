@@ -23,7 +23,7 @@ TWO = {"one/a": (4, 6, 6), "one/b": (2, 3, 3), "one/logits": (7,), "two.5/a": (3
 
 
 class Target:
-    """What the methods ask of a network: its head takes 5 features."""
+    """A stand-in with everything that the methods ask of a network. Its head takes 5 features."""
 
     head = "fc"
 

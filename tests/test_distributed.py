@@ -96,7 +96,7 @@ def test_two_processes_make_the_run_of_one(sweeps):
 @pytest.mark.faults
 @pytest.mark.parametrize("reg", ["l2", "afa"])
 def test_a_killed_process_ends_the_others_and_the_run_goes_on_from_its_checkpoint(reg, tmp_path):
-    """Of AFA in its second stage."""
+    """AFA is killed in its second stage."""
     stages = 2 if reg == "afa" else 1
     root = write_cub(tmp_path / "CUB_200_2011")
     tiny = [word for word in tiny_overrides(root, tmp_path / "results") if not word.startswith("schedule.")]

@@ -42,13 +42,13 @@ RESNET = [
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """Of torchvision's ResNet-18, on a miniature CUB."""
+    """A run of torchvision's ResNet-18 on a miniature CUB."""
     return made(tmp_path_factory.mktemp("run"), *RESNET, "schedule.iterations=1")
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    """Of a small network of our own, which is quicker to trace."""
+    """A run of a small network of our own, which is quicker to trace."""
     return made(tmp_path_factory.mktemp("tiny"))
 
 
@@ -92,7 +92,7 @@ def test_timm_loads_the_state_dict_strictly(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
 def test_auxiliary_branches_that_were_not_trained_are_left_out(name):
-    """As a run leaves them out; torchvision's constructor is told so."""
+    """A run leaves auxiliary branches out of its file; torchvision's constructor is told so."""
     with torch.device("meta"):
         whole = torchvision.models.get_model(name, num_classes=3, init_weights=False)
     weights = Network(whole, "fc").weights()

@@ -171,7 +171,7 @@ def test_on_a_full_disk_it_names_the_file_and_goes_on_when_there_is_room(size, u
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Mounts a file system of so many bytes."""
+    """Mounts a file system of `size` bytes."""
     mounted = tmp_path / "disk"
     mounted.mkdir()
 
@@ -188,7 +188,7 @@ def small_disk(tmp_path):
 
 @pytest.mark.parametrize("blocks", [40, *(pytest.param(n, marks=LONG) for n in (8, 100, 200))])
 def test_on_a_small_file_system_too(blocks, undisturbed, cub_root, tmp_path, small_disk):
-    """Another file system than the cache's and the temporary files', as well."""
+    """A file system that is neither the cache's nor that of temporary files."""
     method, expected, _ = undisturbed
     disk = small_disk(blocks * 4096)
     arguments = command(cub_root, disk / "results", f"cache_dir={tmp_path / 'cache'}", *method)

@@ -44,7 +44,7 @@ def double_precision():
 
 
 def draw(name: str, shape, kind: str = "normal") -> Tensor:
-    """Of a stream of its own for each name, so that the order of parameters does not matter."""
+    """Random numbers with a stream for each name, so that the order of parameters does not matter."""
     random = np.random.RandomState(zlib.crc32(name.encode()) % 2**31)
     values = random.standard_normal(shape) if kind == "normal" else random.random_sample(shape)
     return torch.from_numpy(np.asarray(values, dtype=np.float64))
@@ -382,7 +382,7 @@ def l2t_matching(s: Setup) -> dict:
 
 
 def l2t_iterations(s: Setup, count: int = 2) -> dict:
-    """Meta-iterations on batches of their own: what is left of all that moves, and the last meta-gradient."""
+    """Meta-iterations on separate batches: the final values of everything that moves, and the last meta-gradient."""
     source, target, method = l2t_networks(s)
     state = exact_state(target, source, method, lr=L2T_LR)
     taken, losses = [], []

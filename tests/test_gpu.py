@@ -103,7 +103,7 @@ def test_every_method_runs_and_no_step_waits_for_the_device(reg, cub_root, tmp_p
 
 
 def test_a_run_is_the_run_of_the_cpu(cub_root, tmp_path, monkeypatch, exact):
-    """But for rounding, which training amplifies."""
+    """The results differ only by rounding, which training amplifies."""
     common = ["reg=delta_noatt", "precision=fp32", "schedule.lr=0.001"]
     assert delta_run(monkeypatch, *tiny_overrides(cub_root, tmp_path / "cpu"), *common) == 0
     assert delta_run(monkeypatch, *on_gpu(cub_root, tmp_path / "gpu", *common)) == 0
@@ -301,7 +301,7 @@ def test_a_whole_step_is_replayed(reg, optimizer, cub_root, tmp_path, monkeypatc
 
 
 def test_what_cannot_be_recorded_is_launched_as_it_is(capsys):
-    """And random numbers are drawn as ever afterwards."""
+    """Afterwards random numbers are drawn as before."""
 
     def waits(tensors):
         return [F.dropout(tensors[0], 0.5) * tensors[0].sum().item()]

@@ -41,7 +41,7 @@ def made(command) -> Path:
 
 @pytest.fixture
 def run(made, tmp_path) -> Path:
-    """A copy of it, in a results folder of its own."""
+    """A copy of the run in its own results folder."""
     return Path(shutil.copytree(made, tmp_path / "results" / "runs" / made.name))
 
 
@@ -171,7 +171,7 @@ def test_pictures_of_a_page_are_files_of_their_folder(tmp_path):
 
 
 def changed_predictions(folder: Path, run: Path) -> bytes:
-    """Those of a run, with one label changed."""
+    """The predictions of a run, with one label changed."""
     found = dict(np.load(run / "predictions.npz"))
     found["labels"][0] = (found["labels"][0] + 1) % 3
     np.savez_compressed(folder / "changed.npz", **found)

@@ -196,7 +196,7 @@ def test_sizes_of_the_published_networks(source, target, expected):
 
 
 def test_published_options():
-    """Of the class and of conf/reg; Adam gets those of the meta-networks."""
+    """The published values are the defaults of the class and of conf/reg; Adam gets those of the meta-networks."""
     config, built = composed("reg=l2t_ww", "source=small_resnet").reg, L2TWW()
     options = {"alpha": 0.5, "weight_decay": 1e-4, "pairs": "all_to_all", "what": True, "where": "relu6"}
     options |= {"inner_steps": 2, "meta_lr": 1e-4, "meta_weight_decay": 1e-4}
@@ -359,7 +359,7 @@ def test_meta_gradient_is_that_of_finite_differences(options, monkeypatch):
 
 
 def leave_out(term: str, monkeypatch) -> None:
-    """Of the reverse pass."""
+    """Leaves a term out of the reverse pass."""
     adjoint, through = SGD.adjoint, look_ahead._through
     if term == "second order":
 

@@ -249,7 +249,7 @@ def test_of_equally_good_c_the_smallest_is_chosen():
 
 
 def test_c_is_judged_on_images_that_the_fit_has_not_seen():
-    """Labels that say nothing, and more features than images: what was fitted to is known by heart."""
+    """Random labels, and more features than images, so that the probe knows its training images by heart."""
     labels = torch.arange(60) % 2
     _, accuracy = LPFT(probe=ProbeConfig(choices=4))._choose(random(60, 400), labels, 2)
     assert accuracy < 90
@@ -322,7 +322,7 @@ def test_rifle_draws_the_head_anew_at_its_fractions_of_the_schedule(bound, limit
 
 
 def normalised(p: float, images: torch.Tensor) -> tuple[torch.Tensor, nn.BatchNorm2d, nn.BatchNorm2d]:
-    """What StochasticBatchNorm makes of images, itself, and BatchNorm with the same values."""
+    """The outputs of StochasticBatchNorm, the layer itself, and BatchNorm with the same values."""
     torch.manual_seed(0)
     plain = nn.BatchNorm2d(images.shape[1], eps=1e-3, momentum=0.3).double()
     holder = nn.Sequential(plain)

@@ -68,7 +68,7 @@ def test_a_dry_run_plans_all_jobs_whatever_would_launch_them(tmp_path, monkeypat
 
 
 def test_a_line_on_the_screen_is_one_write(monkeypatch):
-    """Of parallel runs that share a terminal: what is written in two parts, another's line comes between."""
+    """Parallel runs share a terminal: another run's line may split a line that is written in two parts."""
     written = []
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(write=written.append, flush=lambda: None))
     log.info("done")

@@ -103,7 +103,7 @@ def moved(source: Network) -> Network:
 
 
 def raw(network: Network, layer: str, *inputs) -> torch.Tensor:
-    """What the layer itself returns, of a model that has no hooks of ours."""
+    """The output of the layer itself, in a model without our hooks."""
     values, model = [], network.copy()._model[0]
     model.get_submodule(layer).register_forward_hook(lambda module, arguments, output: values.append(output.clone()))
     with torch.no_grad():
