@@ -13,7 +13,7 @@ from .page_charts import TITLES, thinned
 from .record_views import NOT_SETTINGS, flatten, within
 
 # Points of a run's curve, and of the curves of all runs, so that a page of thousands of runs stays below 1.5 MB.
-FEWEST_POINTS, MOST_POINTS, ALL_POINTS = 8, 60, 40_000
+FEWEST_POINTS, MOST_POINTS, ALL_POINTS = 8, 60, 35_000
 NAMES = {"seed", "dataset.name", "backbone.name"}
 HOW_MADE = ["run", "command", "overrides", "versions", "device", "commit", "finished"]
 
