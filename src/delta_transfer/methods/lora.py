@@ -68,7 +68,10 @@ class LoRA(WithoutPenalty):
         if processes > 1:
             raise UserError("reg=lora runs in one process: the gradient of W is not averaged over several.")
         if not self._changed(model, dict(model.named_parameters())):
-            raise UserError(f"reg=lora would do nothing: with reg.layers={self.layers} this network has no weights.")
+            raise UserError(
+                f"reg=lora would do nothing: with reg.layers={self.layers} this network has no layer of more than "
+                f"reg.rank={self.rank} inputs and outputs."
+            )
 
     def _changed(self, model: nn.Module, backbone: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
         """The weights of `backbone` that get an A and a B, by name."""
