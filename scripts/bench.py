@@ -81,7 +81,7 @@ TARGETS = [
     Target("step_bf16", "step: fp32 / bf16, DELTA", at_least=True),
     *of_networks("step_rate", "step: L2's arithmetic, % of a matrix product's rate"),
     *of_networks("step_l2_fe", "step: L2-FE / a bare forward pass", 1.05, 1.05),
-    *(target for key, (what, _) in LATER.items() for target in of_networks(f"step_{key}", f"step: {what} / L2")),
+    *(Target(f"step_{key}_resnet50", f"step: {what} / L2, ResNet-50") for key, (what, _) in LATER.items()),
     *(Target(f"profile_{key}", f"DELTA step: {what}, %") for key, what in PHASES.items()),
     Target("memory_delta", "peak memory of a step: DELTA / L2", 1.25, 1.25),
     Target("input_training", "training from the store / on one batch in memory", 0.97, 0.97, at_least=True),
