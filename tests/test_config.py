@@ -9,6 +9,7 @@ from delta_transfer.cli.compose import check_values, to_run_config
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import MISSING, OptionError, describe
 from delta_transfer.data import READERS
+from delta_transfer.engine import config as config_of_runs
 from delta_transfer.engine.callbacks import AVERAGES
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.engine.optimizers import OPTIMIZERS, ScheduleConfig
@@ -220,3 +221,11 @@ def test_missing_value_is_named():
     assert RunConfig.__dataclass_fields__["dataset"].default == MISSING
     with pytest.raises(UserError, match="dataset"):
         to_run_config(OmegaConf.structured(RunConfig))
+
+
+def test_a_crop_that_shows_little_of_an_image_is_named(monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(config_of_runs.log, "info", told.append)
+    for size, resize in ((224, 256), (299, 320), (32, 36), (64, 256)):
+        config_of_runs.say_what_is_cropped.__wrapped__(size, resize)
+    assert len(told) == 1 and "backbone.resize=73" in told[0]

@@ -11,6 +11,7 @@ from delta_transfer.cli import doctor
 from delta_transfer.cli.compose import compose_dataset as composed
 from delta_transfer.cli.data import main
 from delta_transfer.cli.doctor import Findings
+from delta_transfer.engine.devices import threads_in_words
 from delta_transfer.models.zoo import build_source
 
 from .miniature import write_cub
@@ -53,7 +54,7 @@ def test_everything_is_looked_at(tmp_path, monkeypatch, capsys):
     status = main(["doctor", f"dataset.root={photos}", f"data_dir={tmp_path}", f"results_dir={tmp_path / 'results'}"])
     out = capsys.readouterr().out
     assert status == 0 and "delta-run can work here" in out and "TROUBLE" not in out
-    assert f"torch {version('torch')}" in out and f"{torch.get_num_threads()} threads" in out
+    assert f"torch {version('torch')}" in out and threads_in_words() in out
     assert f"ready: 2 classes, 8 training and 2 test images, {photos}" in out
     assert "cub" not in out and "GPU" in out and "memory" in out  # no word about other data sets than the folder
     assert "results_dir=" in out and "cache_dir=" in out

@@ -15,7 +15,7 @@ from delta_transfer.cli import data, export, predict, run
 from delta_transfer.cli.compose import UsageError, compose_config, for_hydra, parsed, repeated, split_options
 from delta_transfer.cli.explain import nearest, unknown_choice
 from delta_transfer.cli.run import Outcome, look_again, next_steps
-from delta_transfer.cli.sweep import first_values
+from delta_transfer.cli.sweep import first_values, for_sweep, values_of
 from delta_transfer.common.console import quoted
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import OptionError
@@ -155,6 +155,13 @@ def test_options_stand_anywhere():
     assert options == ["-m", "--cfg", "job", "--config-dir=mine", "--info"]
     assert words == ["reg=l2", "seed=0,1", "x=1", "y=2"]
     assert first_values(["seed=range(2,4)", "reg=l2,delta", "a=[1,2]"]) == ["seed=2", "reg=l2", "a=[1,2]"]
+
+
+@pytest.mark.parametrize("folder", ["été", "Mes photos été", "it's 图", "plain", "a b"])
+def test_a_sweep_keeps_each_letter_of_a_folder(folder):
+    (word,) = for_sweep(for_hydra([f"dataset.root={folder}"], True))
+    (value,) = values_of(parsed(word))
+    assert parsed(f"dataset.root={value}").value() == folder
 
 
 @pytest.mark.parametrize("arguments", [["--helpp"], ["--cfg"], ["--cfg", "jo"], ["-x"]])

@@ -128,8 +128,10 @@ def torch_and_devices(found: Findings) -> None:
     import torch
     import torchvision  # noqa: F401 - raises here if its build does not match torch
 
+    from ..engine.devices import threads_in_words
+
     bf16 = "with" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "without"
-    found.fine("CPU", f"{cores.USABLE} cores, {torch.get_num_threads()} threads, {bf16} bf16 (precision=bf16)")
+    found.fine("CPU", f"{cores.USABLE} cores, {threads_in_words()}, {bf16} bf16 (precision=bf16)")
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         words = f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, CUDA {torch.version.cuda}"
@@ -235,7 +237,8 @@ def images(found: Findings, config: "DatasetConfig") -> None:
         examined = examine(dataset, display.update)
     if examined.unreadable:
         words = shorten_list([f"{dataset.names[index]} ({why})" for index, why in examined.unreadable.items()])
-        found.trouble(dataset.name, f"{len(examined.unreadable):,} images cannot be read: {words}")
+        remedy = "mend or remove them, or set dataset.unreadable=skip"
+        found.trouble(dataset.name, f"images that cannot be read: {len(examined.unreadable):,} ({words}); {remedy}")
     for line in examined.lines():
         found.note(dataset.name, line)
 

@@ -290,7 +290,7 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
                 return outcome
             require(not parallel, "dry_run=true looks at all jobs in one process: it needs hydra/launcher=basic.")
             if not sweep:
-                log.info(OmegaConf.to_yaml(composed, resolve=True))
+                log.info("All settings: the same command with --cfg job --resolve")
             if not planned:
                 planned.append(Plan())
             planned[0].add(config)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
@@ -71,8 +72,7 @@ class CheckedSweeper(Sweeper):
                 raise UserError(f"{quoted(str(override.input_line))}: name the values, such as {key}=0.1,1")
             found: list[str] = []
             with suppress(ValueError, HydraException):  # range(1,2,0), glob(*) for a key that is not a group
-                swept = override.is_sweep_override()
-                found += override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
+                found += values_of(override)
             if not found:
                 raise UserError(f"{quoted(str(override.input_line))} names no value: there is nothing to run.")
             values[key] = [f"{key}={value}" for value in found]
@@ -156,6 +156,16 @@ def first_values(words: Sequence[str]) -> list[str]:
     """The words of the first job of a sweep."""
     overrides = [(word, parsed(word)) for word in words]
     return [
-        f"{one.get_key_element()}={next(iter(one.sweep_string_iterator()))}" if one.is_sweep_override() else word
-        for word, one in overrides
+        f"{one.get_key_element()}={values_of(one)[0]}" if one.is_sweep_override() else word for word, one in overrides
+    ]
+
+
+def values_of(override: Override) -> list[str]:
+    """The values of a word, each as a word of one value has it."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    return [
+        # Hydra escapes a text without quotes, and its grammar then refuses letters that are not ASCII.
+        QuotedString(value, Quote.single).with_quotes() if isinstance(value, str) and not value.isascii() else word
+        for value, word in zip(override.sweep_iterator(), override.sweep_string_iterator(), strict=True)
     ]

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 
 from ..common import tables
 from ..common.console import duration, log
@@ -50,6 +49,7 @@ from ..reporting.record_views import problem
 from ..reporting.rivals import RULES, in_words, rivals_of, simplest
 from ..reporting.selection import choose
 from .explain import OF_WHICH_IS_BEST
+from .sweep import values_of
 
 # From the published values, for thousands of images, down to the best ones for hundreds in results/published.
 ALPHAS = {
@@ -387,9 +387,3 @@ def has(options: object, key: str) -> bool:
             return False
         options = found[name]
     return True
-
-
-def values_of(override: Override) -> list[str]:
-    if override.is_sweep_override():
-        return list(override.sweep_string_iterator())
-    return [override.get_value_element_as_str()]

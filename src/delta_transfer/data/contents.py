@@ -47,7 +47,7 @@ def contents_of(name: str, files: Sequence[Path], cache_dir: Path | None) -> Con
         new = list(pool.map(_read, [files[index] for index in stale]))
     unreadable = [f"{files[i]} ({error})" for i, error in zip(stale, new, strict=True) if isinstance(error, OSError)]
     if unreadable:
-        raise UserError(f"{len(unreadable)} images of {name} cannot be read: {'; '.join(unreadable)}.")
+        raise cannot_be_read(name, unreadable)
     found, several = known.copy(), several.copy()
     several[stale] = [outcome.several for outcome in new if isinstance(outcome, _Content)]
     read = b"".join(outcome.digest for outcome in new if isinstance(outcome, _Content))
@@ -112,3 +112,10 @@ def _remember(cache: Path | None, stamps: np.ndarray, known: np.ndarray, several
         cache.parent.mkdir(exist_ok=True)
         with whole_file(cache) as file:
             np.savez(file, stamps=stamps, digests=known, several=several)
+
+
+def cannot_be_read(name: str, unreadable: Sequence[str]) -> UserError:
+    """The error of the data set `name`. unreadable: its images that cannot be read, each with the reason."""
+    count = f"{len(unreadable)} image{'s' * (len(unreadable) != 1)}"
+    remedy = "Mend or remove them, or leave them out with dataset.unreadable=skip."
+    return UserError(f"{count} of {name} cannot be read: {'; '.join(unreadable)}. {remedy}")

@@ -25,6 +25,7 @@ from ..common.console import log, shorten_list
 from ..common.errors import UserError
 from ..records.files import naming, sync, sync_folder, write_atomically
 from ..records.locks import Check, wait_for_lock
+from .contents import cannot_be_read
 from .dataset import Dataset
 from .images import UNREADABLE
 
@@ -207,7 +208,7 @@ def _build(
     if unreadable or changed:
         shutil.rmtree(folder)
     if unreadable:
-        raise UserError(f"{len(unreadable)} images of {dataset.name} cannot be read: {'; '.join(unreadable)}.")
+        raise cannot_be_read(dataset.name, unreadable)
     if changed:
         raise UserError(
             f"{len(changed)} images of {dataset.name} changed while they were decoded: {shorten_list(changed)}."

@@ -335,6 +335,19 @@ def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
             f"The target starts from the weights {config.backbone.weights}. The published targets of methods with a "
             "source= start at random (backbone.weights=none), and their taps are behind a ReLU (backbone.taps)."
         )
+    if task.inputs == "images" and config.schedule.test_image == "crop":
+        say_what_is_cropped(config.backbone.image_size, config.backbone.resize)
+
+
+@cache  # once for all runs of a command
+def say_what_is_cropped(size: int, resize: int) -> None:
+    """Says that test crops of `size` pixels show only a small part of images of `resize` pixels, if so."""
+    if resize > 1.5 * size:
+        fitting = round(size * 256 / 224)
+        log.info(
+            f"The network sees the middle {size} x {size} pixels of test images of {resize} pixels, which is at most "
+            f"{100 * (size / resize) ** 2:.0f} % of them. backbone.resize={fitting} shows nearly all."
+        )
 
 
 def user_of_source_head(config: RunConfig, stages: Sequence[Stage]) -> str | None:

@@ -128,7 +128,13 @@ def device_name(device: torch.device) -> str:
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
-    return f"cpu: {model}, {torch.get_num_threads()} threads"
+    return f"cpu: {model}, {threads_in_words()}"
+
+
+def threads_in_words() -> str:
+    """4 threads: how many compute in this process."""
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' * (count != 1)}"
 
 
 def reset_peak_memory(device: torch.device) -> None:

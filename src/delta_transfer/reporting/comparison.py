@@ -314,7 +314,8 @@ def describe(records: list[Record], comparison: Comparison) -> list[str]:
     notes = [f"Settings: {'; '.join(alike)}"] if alike else []
     if constant := common([facts(record) for record in records], list(facts({}))):
         notes.append(f"All runs: {show(constant)}")
-    if devices := distinct(record.get("device") for record in records):
+    devices = [str(record["device"]) for record in records if record.get("device")]
+    if devices := distinct(re.sub(r"\b1 threads$", "1 thread", device) for device in devices):
         notes.append(f"Hardware: {'; '.join(devices)}")
     versions = [v for record in records if isinstance(v := record.get("versions"), dict)]
     packages = [
