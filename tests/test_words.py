@@ -43,6 +43,7 @@ REFUSED = {
     "++reg.alhpa=0.1": ("reg.alhpa", "reg.alpha"),
     "~reg.alhpa": ("reg.alhpa", "reg.alpha"),
     "~reg.alpha": ("reg.alpha", ""),
+    "+reg.bta=1": ("reg.bta", "reg.beta"),  # of another method than the default
     "+lr=0.1": ("lr", "schedule.lr"),
     "+hydra.job.nmae=x": ("hydra.job.nmae", "hydra.job.name"),
     "reg=dleta": ("reg", "delta"),

@@ -207,7 +207,7 @@ def unknown_key(composed: DictConfig, key: str, inside: str = "") -> OptionError
     ]
     if others and (reg := OmegaConf.select(composed, "reg.name")):
         return OptionError(key, f"no key {key} with reg={reg}: it belongs to {', '.join(sorted(others))}.")
-    return OptionError(key, f"no key {key}{did_you_mean(key, known if nearest(key, known) else kinds_of_keys())}")
+    return OptionError(key, f"no key {key}{did_you_mean(key, [*known, *kinds_of_keys()])}")
 
 
 def taken_away(key: str) -> OptionError:
