@@ -79,7 +79,7 @@ EXPECTED = {
 
 
 def params_of(experiment: str) -> dict[str, object]:
-    """What its file, and the one that it builds on, say of the sweep."""
+    """The sweep in its file and in the file that it builds on."""
     content = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text())
     inherited = [params_of(entry) for entry in content["defaults"] if isinstance(entry, str) and entry != "_self_"]
     own = content.get("hydra", {}).get("sweeper", {}).get("params", {})

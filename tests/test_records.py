@@ -100,7 +100,7 @@ class Before(Options):
 
 @dataclass
 class After(Before):
-    """With a key and some groups more."""
+    """The options with one more key and some more groups."""
 
     added: list[int] = option([1], "a new key")
     more: Inner = option(Inner, "a new group")
@@ -197,7 +197,7 @@ def test_settings_are(key, value, default):
 
 
 def test_only_runs_in_bf16_have_the_second_version_of_the_evaluation(default):
-    """They were measured in bf16 once. Those in fp32 keep their names."""
+    """Runs in bf16 have new names, since they were once measured in bf16. Runs in fp32 keep their names."""
     identities = {
         precision: config_name(default.replace(precision=precision), "d", "w")[1] for precision in ("fp32", "bf16")
     }
@@ -251,7 +251,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_a_file_gets_its_name_when_it_is_on_disk_and_the_name_is_on_disk_afterwards(tmp_path, monkeypatch):
-    """What a power failure leaves is the old file or the whole new one."""
+    """A power failure leaves the old file or the whole new one."""
     done = []
 
     def spy(name: str) -> None:

@@ -169,7 +169,7 @@ def test_gradients_by_finite_differences(double, make):
 
 
 class _View:
-    """What a penalty asks of a Network, with other parameter values."""
+    """A stand-in for a Network with other parameter values."""
 
     def __init__(self, network: Network, values: dict):
         self.taps = network.taps
@@ -235,7 +235,7 @@ def test_map_distance_of_bf16_is_computed_in_fp32():
 
 
 def test_map_distance_of_large_maps_is_exact():
-    """A norm of the whole map in fp32 is off by 1e-3 at this size."""
+    """At this size the norm of the whole map in fp32 would be off by 1e-3."""
     torch.manual_seed(0)
     target = torch.randn(16, 256, 56, 56).contiguous(memory_format=torch.channels_last)
     expected = 0.5 * target.double().square().sum().item()

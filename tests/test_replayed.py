@@ -1,4 +1,4 @@
-"""What is recorded and when. Recording itself, which needs a GPU, is stood for: a graph calls the function again."""
+"""What a CUDA graph records and when. A stand-in without a GPU calls the function again in place of a replay."""
 
 from contextlib import nullcontext
 
@@ -10,7 +10,7 @@ from delta_transfer.methods.fast.cuda_graph import Replayed
 
 
 class Doubling:
-    """Of its two inputs; it notes where it was called."""
+    """A function of two inputs that notes where it was called."""
 
     def __init__(self):
         self.called_on = []
@@ -22,7 +22,7 @@ class Doubling:
 
 @pytest.fixture
 def graphs(monkeypatch) -> list:
-    """Those that were recorded."""
+    """The recorded graphs."""
     made = []
 
     class Graph:
@@ -44,7 +44,7 @@ def graphs(monkeypatch) -> list:
 
 
 def call(replay: Replayed, function, graphs: list, *values: torch.Tensor) -> None:
-    """With what comes out checked."""
+    """Calls it and checks the result."""
     before = len(graphs)
     record = replay._record
 

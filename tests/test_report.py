@@ -27,7 +27,7 @@ TITLES = {
 
 
 def assert_golden(request, name, text):
-    """That `text` is what tests/golden/ has under `name`; with --regenerate it is written there instead."""
+    """Asserts that `text` is the content of tests/golden/`name`; with --regenerate it is written there instead."""
     if request.config.getoption("--regenerate"):
         GOLDEN.mkdir(exist_ok=True)
         (GOLDEN / name).write_text(text, encoding="utf-8")

@@ -52,7 +52,7 @@ def grid():
 
 
 def chosen(records):
-    """What is chosen, without "best on validation"; all that is not chosen, and why."""
+    """The choices, without "best on validation"; and everything that is not chosen, with the reason."""
     usable = [r for r in records if not r["error"]]
     made = choose(compare(usable, "val_top1"), [r for r in records if r["error"]])
     return [str(choice).removeprefix("best on validation: ") for choice in made.choices], made.undecided + made.warnings

@@ -107,7 +107,7 @@ def test_heterogeneous_sources_have_meta_networks_of_their_own(made, tmp_path, m
 
 
 def test_a_run_that_is_stopped_in_meta_training_ends_the_same(made, tmp_path):
-    """Between two lines of metrics, killed and asked to: weights, meta-networks, Adam's moments as if never stopped."""
+    """A run that is killed or asked to end between two lines of metrics ends with the same weights and moments."""
     schedule = ["schedule.iterations=8", "schedule.log_every=3", "schedule.checkpoint_seconds=0.000001"]
 
     def arguments(name: str) -> list[str]:
@@ -130,7 +130,7 @@ def test_a_run_that_is_stopped_in_meta_training_ends_the_same(made, tmp_path):
     ],
 )
 def test_the_published_pairs_of_networks_train(source, target, source_taps, taps, made, tmp_path, monkeypatch):
-    """224 pixels are left to experiment=l2tww_main_224: 32 go the same way."""
+    """Images of 32 pixels take the place of those of 224, which experiment=l2tww_main_224 has."""
     file = tmp_path / "source.safetensors"
     save_file(build_source(named_backbone(source).replace(weights="none", taps=[]), seed=1).weights(), file)
     command = [*tiny_overrides(made["root"], tmp_path), f"backbone={target}", "backbone.weights=none", "reg=l2t_ww"]
@@ -391,7 +391,7 @@ def test_a_dry_run_looks_at_the_sources(made, tmp_path, monkeypatch, capsys):
 
 
 def test_the_cost_of_sources_is_measured_without_their_weights(tmp_path):
-    """Memory: that of each further source's weights, beside what the step keeps."""
+    """Each further source adds the memory of its weights and of the values that a step keeps."""
 
     def memory(*sources: str) -> int:
         size = ["backbone=small_resnet", "backbone.image_size=8", "backbone.resize=8", "schedule.batch_size=4"]

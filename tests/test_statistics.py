@@ -20,7 +20,7 @@ def cell(*values):
 
 
 def predictions(correct, index=None):
-    """Of one image each, class 0 predicted where right, else class 1; all labels are 0."""
+    """Predictions of class 0 for right images, else of class 1. All labels are 0."""
     logits = np.array([[1.0, 0.0] if right else [0.0, 1.0] for right in correct])
     return Predictions(np.zeros(len(correct), int), logits, np.arange(len(correct)) if index is None else index)
 
@@ -82,7 +82,7 @@ def test_equal_predictions_differ_by_nothing():
 
 @pytest.mark.parametrize(("apart", "interval"), [(5, False), (6, True)])
 def test_an_interval_over_images_needs_six_that_differ(apart, interval):
-    """Five images on one side are no rarity among fair coins: p = 2 / 2 ** 5."""
+    """Five images on one side are not rare by chance: p = 2 / 2 ** 5."""
     ours, theirs = predictions([True] * apart + [False] * 4), predictions([False] * (apart + 4))
     assert by_image([(ours, theirs)]).excludes_zero == interval
 

@@ -25,7 +25,7 @@ def only_run(results: Path) -> Path:
 
 @pytest.mark.parametrize(("reg", "step"), [("l2", 3), ("delta_noatt", 2)])
 def test_a_run_that_is_stopped_in_an_evaluation_goes_on_with_it(reg, step, tmp_path, monkeypatch):
-    """It ends at once, keeps all steps, and the same command comes to what an undisturbed one comes to."""
+    """It ends at once, keeps all steps, and the same command reaches the result of an undisturbed run."""
     root = write_cub(tmp_path / "CUB")
     monkeypatch.setattr(loader, "images_at_once", lambda device, size: 4)  # two batches of the six test images
     found, batches = {}, Loader.test_batches

@@ -71,7 +71,7 @@ def all_terms() -> dict:
 
 
 def learning(method, accumulate: int = 1) -> TrainState:
-    """SGD, from a target that is started with the method."""
+    """The state in which SGD trains a target that the method has set up."""
     source, target = networks()
     started(method, target, source)
     optimizer = make_optimizer(target, method, SGDConfig(), ScheduleConfig(iterations=9, lr=0.05))
@@ -120,7 +120,7 @@ def test_a_sum_needs_and_trains_what_its_terms_do():
 
 
 def test_a_sum_of_one_is_that_method():
-    """L2T-ww's own step included: weights, momentum, meta-networks."""
+    """Weights, momentum and meta-networks are equal, after L2T-ww's own step, too."""
     states = []
     for make in (lambda: L2TWW(meta_lr=0.01), lambda: Sum({"ww": L2TWW(meta_lr=0.01)})):
         torch.manual_seed(1)
@@ -301,7 +301,7 @@ def test_strengths_cost_nothing_and_memory_options_make_no_other_run():
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory) -> dict[str, dict]:
-    """Of short runs, by method."""
+    """Records of short runs, by method."""
     folder = tmp_path_factory.mktemp("sums")
     root = write_cub(folder / "cub")
     attention = [f"reg.terms.delta.attention.{option}" for option in ("images=4", "head_epochs=1")]

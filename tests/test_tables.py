@@ -22,7 +22,7 @@ def lines_of(made, width):
 
 
 def assert_whole(made, width):
-    """That each number of the tables stands unbroken in a line, and each word somewhere."""
+    """Asserts that each number of the tables is unbroken in a line, and that each word is there."""
     lines = lines_of(made, width)
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)

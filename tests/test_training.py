@@ -317,7 +317,7 @@ def test_the_gradient_norm_is_logged(tiny_source, loader, monkeypatch):
 def test_checkpoints_are_made_as_often_as_asked_unless_that_takes_long(
     tiny_source, loader, monkeypatch, cost, expected
 ):
-    """On a clock that moves by a second per step of training, and by `cost` per checkpoint."""
+    """The clock moves by a second per step of training, and by `cost` per checkpoint."""
     now, made = [0.0], []
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     schedule = ScheduleConfig(iterations=60, batch_size=8, log_every=7)
@@ -403,7 +403,7 @@ def test_a_training_goes_on_from_its_progress(tiny_source, loader, stopped):
 
 
 def test_dropout_follows_from_seed_and_iteration(loader):
-    """Not from what ran before in the same process, nor from where a resumed run starts."""
+    """They depend neither on earlier work in the process nor on the place where a resumed run starts."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), nn.Linear(5, 3))
     source = Network(model, head="4").freeze()

@@ -62,7 +62,7 @@ def test_both_derivatives(name):
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_where_not_every_gradient_is_differentiated(name):
-    """Only that of one input, with respect to all."""
+    """The gradient of one input, differentiated with respect to all inputs."""
     ours, theirs, shapes, options = OPERATIONS[name]
     for index in range(len(shapes)):
         inputs = [random(*shape) for shape in shapes]
@@ -79,7 +79,7 @@ def loss_of(network: nn.Module, images: torch.Tensor, phi: torch.Tensor) -> torc
 
 
 def test_gradients_alone_are_enough_for_what_weighs_the_loss():
-    """And nothing is computed for the parameters: they would get wrong values."""
+    """Nothing is computed for the parameters, since they would get wrong values."""
     torch.manual_seed(0)
     network, images, phi = TinyNet().double(), random(4, 3, 6, 6).detach(), random(5)
     theta = list(network.parameters())

@@ -237,12 +237,12 @@ def test_a_name_in_a_weights_file_cannot_steer_the_terminal(tmp_path, capsys):
 
 @pytest.fixture
 def small_limit(monkeypatch):
-    """What must be a gigabyte to be a bomb is a megabyte here."""
+    """Lowers the size of a bomb from a gigabyte to a megabyte."""
     monkeypatch.setattr(files, "GIB", MIB)
 
 
 def check_refused(archive: Path, *expected: str) -> None:
-    """In one message, and nothing is left of it."""
+    """Checks that the refusal is one message and leaves no file."""
     before = sorted(archive.parent.parent.rglob("*"))
     with pytest.raises(UserError) as told:
         unpack(archive)

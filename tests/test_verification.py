@@ -314,7 +314,7 @@ def test_the_task_belongs_to_the_data_set():
 
 
 def test_a_dry_run_without_the_images_says_where_to_get_them(tmp_path, monkeypatch, capsys):
-    """Nothing says how many there are, with which it could go on."""
+    """Nothing tells how many images there are, so that the plan cannot go on."""
     assert delta_run(monkeypatch, "dataset=lfw", f"data_dir={tmp_path}", "dry_run=true") == 1
     assert "Labeled Faces in the Wild was not found" in capsys.readouterr().err
 
@@ -408,7 +408,7 @@ def test_similarities_are_cosines_of_what_the_head_reads(results):
 
 
 def test_pairs_and_persons_do_not_meet(results):
-    """In the splits that a run makes of the data set, without and with a draw and a validation split."""
+    """No person of a pair is in the training split, without and with a draw and a validation split."""
     made = replay(run_of(results, "lfw-small_resnet-l2-"))
     config = composed("dataset=lfw", "dataset.images_per_class=2", "split.val_fraction=0.5")
     for splits in (made.splits, make_splits(made.dataset, config.dataset, config.split)):

@@ -144,7 +144,7 @@ def test_an_alpha_beyond_which_runs_diverged_is_not_the_edge():
 
 @pytest.mark.parametrize(("more", "wins"), [(2, False), (8, True)])
 def test_seeds_that_agree_on_few_test_images_are_no_win(more, wins, tmp_path):
-    """They see the same images: other images might have told another story."""
+    """Seeds share the test images, so that other images might give another verdict."""
     extra = [more, more, more + 1]
     for seed in range(3):
         predicted(tmp_path / f"cub-resnet18-l2-s{seed}-0.01", 10)

@@ -228,7 +228,7 @@ UGLY += ["${x}", "\\${x}", " a ", "007", "1e3", "true", "nan", "a:b", "*", "a\nb
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_path_is_what_the_shell_passes(several, tmp_path, monkeypatch):
-    """Letter by letter, if it is there: also in a sweep, where a comma would stand between values."""
+    """An existing path is taken letter by letter, even in a sweep, where commas separate values."""
     monkeypatch.chdir(tmp_path)
     for text in UGLY:
         Path(text).mkdir()
