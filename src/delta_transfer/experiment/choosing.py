@@ -187,7 +187,7 @@ def next_commands(chosen: Choice, final: list[Record]) -> list[str]:
     cells, method = final_cells(chosen, final, "top1"), method_of(chosen.best.cell.runs[0])
     model, l2 = (quoted(str(model_of(cells[one])["folder"])) for one in (method, "l2"))
     lines = [f"The model: {model} (its first seed; no test image took part in any choice)"]
-    lines += [f"That of L2: {l2}"] if method != "l2" else []
+    lines += [f"The model of L2: {l2}"] if method != "l2" else []
     held_out = files_of(chosen.best.cell.runs)
     lines += [f"Its predictions for the images held out: {' '.join(map(quoted, held_out))}"] if held_out else []
     both = model if method == "l2" else f"{model} {l2}"
