@@ -75,7 +75,7 @@ def test_a_clear_win():
         "(+5.0 points, 95 % interval +3.8 to +6.2, 3 seeds, paired) is more than noise.",
         "There are 153 test images: one of them is 0.7 points.",
         "The model: results/runs/cub-resnet18-delta-s0-0.01 (its first seed; no test image took part in any choice)",
-        "That of L2: results/runs/cub-resnet18-l2-s0-0.01",
+        "The model of L2: results/runs/cub-resnet18-l2-s0-0.01",
         "Next: delta-predict results/runs/cub-resnet18-delta-s0-0.01 IMAGES",
         "Next: delta-export results/runs/cub-resnet18-delta-s0-0.01 --format onnx",
         "Next: delta-report trust results/runs/cub-resnet18-delta-s0-0.01 results/runs/cub-resnet18-l2-s0-0.01",
@@ -98,7 +98,7 @@ def test_no_difference():
 def test_the_best_on_validation_may_be_behind_on_the_test_part():
     lines = said(L2 + DELTA, l2=[85.0, 86.5, 86.5], delta=[80.0, 81.0, 82.0])
     assert lines[1].startswith("L2 won: ") and "is behind (-5.0 points, 95 % interval -6.2 to -3.8" in lines[1]
-    assert any(line.startswith(OF_DELTA) for line in lines) and any(line.startswith("That of L2: ") for line in lines)
+    assert all(any(line.startswith(start) for line in lines) for start in (OF_DELTA, "The model of L2: "))
 
 
 def test_nothing_is_better_than_l2_on_validation():
