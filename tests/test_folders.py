@@ -332,7 +332,7 @@ def spoiled(folder: Path) -> dict[str, str]:
     (folder / "empty.jpg").touch()
     (folder / "page.jpg").write_text("<!DOCTYPE html><title>404</title>")
     (folder / "noise.png").write_bytes(bytes(range(200)))
-    return {"cut.jpg": "cut off", "empty.jpg": "empty", "page.jpg": "web page", "noise.png": "no image"}
+    return {"cut.jpg": "cut off", "empty.jpg": "empty", "page.jpg": "web page", "noise.png": "not an image"}
 
 
 def test_files_that_cannot_be_read_are_named_with_the_reason(photos):

@@ -98,7 +98,7 @@ def test_cub_names_what_is_wrong(tmp_path, spoil, expected):
 def test_cub_labels_of_another_root_are_refused(tmp_path):
     root, other = write_cub(tmp_path / "a", train=6), write_cub(tmp_path / "b", train=8)
     shutil.copyfile(other / "image_class_labels.txt", root / "image_class_labels.txt")
-    with pytest.raises(UserError, match=r"6 of 24 images .*\(1 more\)"):
+    with pytest.raises(UserError, match=r"6 of 24 images .*003.Bird_2_0003"):
         read("cub", root)
 
 
@@ -528,7 +528,7 @@ def test_folder_class_may_be_called_like_a_split(tmp_path):
         ({"train/ants": 3, "test/ants": 3}, "train holds a single class folder, ants"),
         ({"ants": 3, "bees": 3, "wasps": 0}, "without an image: wasps"),
         ({"train/ants": 3, "train/bees": 0, "val/ants": 1, "val/bees": 1}, "train without an image: bees"),
-        ({"train/ants": 3, "train/bees": 3, "test/ants": 1, "test/wasps": 1}, "test has classes .*train lacks: wasps"),
+        ({"train/ants": 3, "train/bees": 3, "test/ants": 1, "test/wasps": 1}, "without a training image: wasps"),
         ({"train/ants": 3, "train/bees": 3, "test": 0}, "test holds no class folder"),
         ({"ants": 3, "bees": 1}, "Class bees of .* has one image"),
         (

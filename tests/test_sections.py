@@ -168,7 +168,8 @@ def test_bold_in_latex():
     text = tables.latex(Table("50 % ± 1", ["name", "value", "words"], rows, 1, notes=["Bold: best"]))
     assert (
         text
-        == r"""% Bold: best
+        == r"""% needs \usepackage{booktabs}
+% Bold: best
 \begin{table}[t]
 \centering
 \caption{50 \% $\pm$ 1. Bold: best}
