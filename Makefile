@@ -15,7 +15,7 @@ help: ## show this list
 install: $(STAMP) ## create .venv and install the package with its development tools (once)
 
 demo: $(STAMP) ## compare methods on a small embedded task and print the table
-	$(VENV)/bin/delta-run +experiment=demo
+	$(VENV)/bin/delta-run +experiment=demo hydra/launcher=joblib hydra.launcher.n_jobs=2
 	$(VENV)/bin/delta-report results
 
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
