@@ -99,8 +99,8 @@ def cache_of_glyphs(tmp_path_factory) -> Path:
 def test_every_method_runs_on_the_embedded_default(reg, cache_of_glyphs, tmp_path, monkeypatch):
     """The values are those that the folds chose. With others a method may diverge within five iterations."""
     places = [f"results_dir={tmp_path}", f"cache_dir={cache_of_glyphs}"]
-    of_delta = DELTA_OPTIONS if reg == "delta" else []
-    assert delta_run(monkeypatch, f"reg={reg}", "schedule.iterations=6", *places, *of_delta) == 0
+    words = {"delta": DELTA_OPTIONS, "scratch": ["backbone.weights=none"]}.get(reg, [])
+    assert delta_run(monkeypatch, f"reg={reg}", "schedule.iterations=6", *places, *words) == 0
 
 
 def test_the_same_command_again_does_not_run_again(cub_root, tmp_path, monkeypatch, capsys):
