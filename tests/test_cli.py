@@ -89,6 +89,20 @@ def test_every_method_runs(reg, every_choice, tiny, tmp_path):
     assert (run / "attention.safetensors").exists() == (reg == "delta")
 
 
+@pytest.fixture(scope="module")
+def cache_of_glyphs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.slow  # test_every_method_runs is faster
+@pytest.mark.parametrize("reg", [name for name in names("reg") if name != "sum"])
+def test_every_method_runs_on_the_embedded_default(reg, cache_of_glyphs, tmp_path, monkeypatch):
+    """The values are those that the folds chose. With others a method may diverge within five iterations."""
+    places = [f"results_dir={tmp_path}", f"cache_dir={cache_of_glyphs}"]
+    words = {"delta": DELTA_OPTIONS, "scratch": ["backbone.weights=none"]}.get(reg, [])
+    assert delta_run(monkeypatch, f"reg={reg}", "schedule.iterations=6", *places, *words) == 0
+
+
 def test_the_same_command_again_does_not_run_again(cub_root, tmp_path, monkeypatch, capsys):
     overrides = [*tiny_overrides(cub_root, tmp_path), "reg=delta", *DELTA_OPTIONS]
     assert delta_run(monkeypatch, *overrides) == 0
