@@ -14,11 +14,12 @@ import delta_transfer
 from delta_transfer.cli import data, export, predict, run
 from delta_transfer.cli.compose import UsageError, compose_config, for_hydra, parsed, repeated, split_options
 from delta_transfer.cli.explain import nearest, unknown_choice
-from delta_transfer.cli.run import Outcome, look_again, next_steps
+from delta_transfer.cli.run import Outcome, look_again, next_steps, note_finished
 from delta_transfer.cli.sweep import first_values, for_sweep, values_of
 from delta_transfer.common.console import quoted
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.options import OptionError
+from delta_transfer.experiment.lookup import Lookup
 from delta_transfer.records.locks import InUse
 from delta_transfer.records.run_directory import RunResult
 from delta_transfer.report import main as report
@@ -301,8 +302,19 @@ def outcome(monkeypatch, state: str) -> Outcome:
     return made
 
 
+def test_a_command_that_is_stopped_knows_the_runs_that_another_finished(cub_root, tmp_path, monkeypatch, capsys):
+    words = [*tiny_overrides(cub_root, tmp_path), "reg=l2", "seed=0"]
+    assert delta_run(monkeypatch, "-m", *words) == 0
+    (one,) = Outcome.of_this_command
+    assert one.state == "done"
+    one.state, one.record = "in progress", None
+    note_finished([one])
+    assert one.state == "skipped" and "test_top1" in one.record
+
+
 def test_a_run_that_another_shell_finished_meanwhile_is_not_in_work(monkeypatch):
     one = outcome(monkeypatch, "in progress")
+    monkeypatch.setattr(Lookup, "finished", lambda *_: None)
     monkeypatch.setattr(run, "run", lambda *_: RunResult({"test_top1": 1.0}, skipped=True))
     look_again([one])
     assert one.state == "skipped" and one.record == {"test_top1": 1.0}
@@ -330,6 +342,7 @@ def test_a_run_that_is_still_in_work_asks_for_the_same_command(monkeypatch):
         raise InUse("x")
 
     monkeypatch.setattr(run, "run", busy)
+    monkeypatch.setattr(Lookup, "finished", lambda *_: None)
     look_again([one])
     (line,) = next_steps([one], "delta-run x")
     assert one.state == "in progress" and line.endswith(": delta-run x")

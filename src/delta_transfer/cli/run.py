@@ -156,6 +156,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
         log.error(in_words(error))
     finally:
         sys.argv = command
+    note_finished(outcomes)  # a command that was stopped did not look again
     for outcome in outcomes:
         if outcome.unseen:
             log.error(outcome.reason)
@@ -342,6 +343,7 @@ CheckedSweeper.to_do = staticmethod(without_finished)
 
 def look_again(outcomes: Sequence[Outcome]) -> None:
     """Looks again at the runs of another process, which may have finished or left them meanwhile."""
+    note_finished(outcomes)
     for outcome in outcomes:
         if outcome.state == "in progress" and outcome.config and stop_signal() is None:
             try:
@@ -352,6 +354,13 @@ def look_again(outcomes: Sequence[Outcome]) -> None:
                 outcome.state, outcome.reason = "failed", in_words(error)
                 outcome.record = getattr(error, "record", None)
                 log.error(outcome.reason)
+
+
+def note_finished(outcomes: Sequence[Outcome]) -> None:
+    """Notes which runs of another process are finished by now."""
+    for outcome in outcomes:
+        if outcome.state == "in progress" and outcome.config and (result := Lookup().finished(outcome.config)):
+            outcome.ended(result)
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
