@@ -47,8 +47,8 @@ MAX_NAMES = 6  # in the line below the title
 LONG = 40  # characters; longer texts in a cell get a wide column of small print
 
 CURVES = (
-    "Mean over the seeds of a cell, at the iterations that all its runs logged; the band is its 95 % t interval. "
-    "Penalties are drawn as they were added to the loss, with alpha and beta. A quantity that was measured "
+    "A line is the mean over a method's seeds, at the iterations that all its runs logged; the band is its 95 % t "
+    "interval. Penalties are drawn as they were added to the loss, with alpha and beta. A quantity that was measured "
     "only once is only in the tables. A click on a name hides its line."
 )
 ATTENTION = (
@@ -57,8 +57,8 @@ ATTENTION = (
 )
 
 MATCHING = (
-    "The mean amount lambda of each pair of taps over the training images since the log line before; mean over the "
-    "seeds of a cell, bands as in the learning curves. Maps: at the last line, source taps downwards, empty where "
+    "The mean amount lambda of each pair of taps over the training images since the log line before; mean over a "
+    "method's seeds, bands as in the learning curves. Maps: at the last line, source taps downwards, empty where "
     "there is no such pair. Amounts weigh errors of maps of different scales: they say where the method pulled, not "
     "how much a layer matters."
 )
