@@ -29,7 +29,7 @@ test-all: $(STAMP) ## run also the tests marked slow, such as every command of t
 test-faults: $(STAMP) ## inject every fault and many random ones (docs/reliability.md; a quarter of an hour)
 	DELTA_FAULTS=1 $(PY) -m pytest -m "" $$(grep -o 'test_[a-z]*\.py' docs/reliability.md | sort -u | sed 's|^|tests/|')
 
-bench: $(STAMP) ## measure speed and memory against the targets (half an hour on a CPU; resumes)
+bench: $(STAMP) ## measure speed and memory against the targets (an hour on a CPU; resumes)
 	$(PY) scripts/bench.py
 
 docs: $(STAMP) ## build the documentation into site/, which opens from disk
