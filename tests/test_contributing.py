@@ -112,6 +112,15 @@ def test_recipes_pass_the_type_checker(copy, pytestconfig):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_no_file_is_long():
+    """docs/design.md: the road of a run and the loop are read from top to bottom."""
+    source = ROOT / "src" / "delta_transfer"
+    most = {source / "engine" / "loop.py": 200, source / "experiment" / "experiment.py": 300}
+    lines = {path: len(path.read_text().splitlines()) for path in source.rglob("*.py")}
+    assert lines.keys() > most.keys()
+    assert [path.name for path, count in lines.items() if count > most.get(path, 400)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_modules_and_yamls_that_are_named_exist(page):
     ours = [

@@ -147,9 +147,8 @@ def train(
     Args:
         indices: the training images.
         progress: where training begins or goes on: its first iteration numbers the first batch.
-        callbacks: they are told of every step and of every line of metrics. A line comes every `schedule.log_every`
-            iterations: step, lr, the means since the line before of each loss term, of the gradient's norm and of the
-            training accuracy, and images/s.
+        callbacks: told of every step, and every `schedule.log_every` iterations of a line of metrics: step, lr, speed,
+            and the means since the line before of each loss term, the gradient's norm and the training accuracy.
         lr_factor: multiplies the schedule's learning rate.
         labels: entries that every line of metrics gets, such as the stage.
         evaluate: measures the target as often as the schedule says, and at the end; its line is added.
