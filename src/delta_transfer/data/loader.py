@@ -31,7 +31,7 @@ def images_at_once(device: torch.device, size: Sequence[int] = ()) -> int:
     if device.type == "cuda":
         return 256
     pixels = size[0] * size[1] if len(size) == 2 else 224**2  # other inputs are no images
-    return min(max(4 * 224**2 // pixels, 4), 64) * torch.get_num_threads()
+    return 4 * min(max(224**2 // pixels, 1), 16) * torch.get_num_threads()
 
 
 def free_memory(device: torch.device | None = None) -> int:
@@ -350,7 +350,12 @@ class Centres:
         self.loader, self.indices = loader, indices
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
-        yield from self.loader.test_batches(self.indices, ten_crops=False)
+        for images, labels in self.loader.test_batches(self.indices, ten_crops=False):
+            if isinstance(images, Tensor):  # what is fitted on them does not change with how evaluation is cut
+                chunk = images_at_once(labels.device)
+                yield from zip(images.split(chunk), labels.split(chunk), strict=True)
+            else:
+                yield images, labels
 
 
 def _memory(count: int) -> Tensor:

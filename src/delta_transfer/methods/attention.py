@@ -271,7 +271,7 @@ def removal_cost(
 ) -> tuple[dict[str, int], float, float]:
     """The channels of each tap, and the measured seconds per image of a forward pass and of removing all channels."""
     suffixes = suffixes_of(source)
-    forward_images = forward_images or _at_once(images, images.device)
+    forward_images = forward_images or images_at_once(images.device)
     forward = seconds_of(lambda: suffixes.run_intact(images), images.device)
     _, kept = suffixes.run_intact(images)
     removal, channels = 0.0, {}
@@ -298,10 +298,6 @@ def attention_weights(importance: Tensor, temperature: float) -> Tensor:
     return torch.softmax((importance - importance.mean()) / spread / temperature, dim=0)
 
 
-def _at_once(inputs: Any, device: torch.device) -> int:
-    return images_at_once(device, inputs.shape[2:] if isinstance(inputs, Tensor) else ())
-
-
 def samples(batches: Batches, count: int, at_once: int | None) -> Iterator[tuple[Any, Tensor]]:
     """Inputs and labels of the first `count` labelled samples, in further passes if one is too short.
 
@@ -314,7 +310,7 @@ def samples(batches: Batches, count: int, at_once: int | None) -> Iterator[tuple
         for inputs, labels in batches:
             if isinstance(inputs, Tensor):
                 inputs, labels = inputs[:count], labels[:count]
-                chunk = at_once or _at_once(inputs, inputs.device)
+                chunk = at_once or images_at_once(inputs.device)
                 yield from zip(inputs.split(chunk), labels.split(chunk), strict=True)
             else:
                 yield inputs, labels
@@ -334,7 +330,7 @@ def _rises_on(
     suffixes: Suffixes | WholePasses, inputs: Any, labels: Tensor, forward_images: int | None, loss: SampleLoss
 ) -> dict[str, Tensor]:
     """The rises on one batch, {tap: (B, C_l) fp64}, without samples that have no label."""
-    forward_images = forward_images or _at_once(inputs, labels.device)
+    forward_images = forward_images or images_at_once(labels.device)
     logits, kept = suffixes.run_intact(inputs)
     intact = loss(logits.double(), labels, reduction="none")
     rises = {}

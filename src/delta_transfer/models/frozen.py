@@ -48,6 +48,7 @@ def traced_maps(source: Network, with_logits: bool = False, precision: str = "fp
         for module in traced.modules():
             if isinstance(module, nn.Conv2d):
                 module.bfloat16()
+    traced.maps_alone = not with_logits
     return traced.eval().requires_grad_(False)
 
 
@@ -110,7 +111,9 @@ def forward_in_chunks(frozen: nn.Module, images: Any) -> dict[str, Tensor]:
     """
     if isinstance(frozen, HookedNetwork):
         return call(frozen, images)
-    at_once = images_at_once(images.device, images.shape[2:])
+    # Chunks of another size change the last bits of logits, on which heads are trained, but not of maps on the letters.
+    size = images.shape[2:] if getattr(frozen, "maps_alone", False) else ()
+    at_once = images_at_once(images.device, size)
     chunks: list[dict[str, Tensor]] = [frozen(chunk) for chunk in images.split(at_once)]
     if len(chunks) == 1:
         return chunks[0]
