@@ -48,7 +48,7 @@ def traced_maps(source: Network, with_logits: bool = False, precision: str = "fp
         for module in traced.modules():
             if isinstance(module, nn.Conv2d):
                 module.bfloat16()
-    traced.maps_alone = not with_logits
+    traced.maps_alone = not with_logits  # type: ignore[assignment]
     return traced.eval().requires_grad_(False)
 
 
