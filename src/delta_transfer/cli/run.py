@@ -358,9 +358,8 @@ def look_again(outcomes: Sequence[Outcome]) -> None:
 
 def note_finished(outcomes: Sequence[Outcome]) -> None:
     """Notes which runs of another process are finished by now."""
-    lookup = Lookup()
     for outcome in outcomes:
-        if outcome.state == "in progress" and outcome.config and (result := lookup.finished(outcome.config)):
+        if outcome.state == "in progress" and outcome.config and (result := Lookup().finished(outcome.config)):
             outcome.ended(result)
 
 
