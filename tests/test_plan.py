@@ -139,6 +139,20 @@ def test_a_part_of_an_experiment(tmp_path, monkeypatch, capsys, measured):
     assert all(f"Not ready: data set {name}: " in output for name in ("cub", "dogs"))
 
 
+def test_a_sweep_names_all_missing_data_before_it_measures(tmp_path, monkeypatch, capsys):
+    named_before = []
+
+    def measure_at_last(*_) -> Cost:
+        named_before.append(re.findall(r"Not ready: data set (\w+)", capsys.readouterr().out))
+        return COST
+
+    monkeypatch.setattr(plan, "measure", measure_at_last)
+    monkeypatch.chdir(tmp_path)
+    sweep = ("-m", "dataset=cub,dogs,folder", "dataset.root=none", "backbone=resnet18", "reg=l2,delta", "dry_run=true")
+    assert delta_run(monkeypatch, *sweep) == 1  # nobody knows the size of a folder
+    assert named_before == [["cub", "dogs", "none"], []]  # once each: runs of one method share a measurement
+
+
 def test_published_values_apply_to_their_data_set_only():
     def alpha(dataset: str, *more: str) -> float:
         return composed("+experiment=paper_main", f"dataset={dataset}", "reg=delta", *more).reg.alpha

@@ -96,9 +96,15 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
         Display.run_of_sweep = run_of_sweep()
         return run_job(composed, planned)
 
+    def before_sweep(jobs: Jobs) -> list[list[str]]:
+        if dry := [config for config in jobs.values() if config.dry_run]:
+            planned[:] = planned or [Plan()]
+            planned[0].name_missing(dry)  # before anything is measured, which takes minutes
+        return without_finished(jobs)
+
     def start(options: list[str], words: list[str]) -> None:
         sys.argv = [command[0], *options, *words]
-        take_the_sweepers_place()  # every time, since joblib with one worker renews Hydra's list of plugins
+        take_the_sweepers_place(before_sweep)  # every time, since joblib with one worker renews Hydra's list of plugins
         job()
         look_again(outcomes)
 
@@ -336,9 +342,6 @@ def without_finished(jobs: Jobs) -> list[list[str]]:
         else:
             Outcome(list(words), config, of_sweep=True).ended(result)
     return left
-
-
-CheckedSweeper.to_do = staticmethod(without_finished)
 
 
 def look_again(outcomes: Sequence[Outcome]) -> None:

@@ -28,8 +28,12 @@ Jobs = dict[tuple[str, ...], RunConfig]  # the words of each, and its configurat
 BASIC = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
-def take_the_sweepers_place() -> None:
-    """Makes Hydra use CheckedSweeper. Hydra takes sweepers of other names only from a package of plugins."""
+def take_the_sweepers_place(to_launch: Callable[[Jobs], list[list[str]]]) -> None:
+    """Makes Hydra use CheckedSweeper. Hydra takes sweepers of other names only from a package of plugins.
+
+    to_launch: gets the checked jobs of a sweep before the first one begins, and returns the words of those to launch.
+    """
+    CheckedSweeper.to_launch = staticmethod(to_launch)
     Plugins.instance().class_name_to_class[BASIC] = CheckedSweeper
 
 
@@ -38,7 +42,7 @@ class CheckedSweeper(Sweeper):
 
     launcher: Launcher
     count: ClassVar[int] = 0  # jobs of the sweep that this process carries out
-    to_do: ClassVar[Callable[[Jobs], list[list[str]]]]  # picks the jobs to launch; cli/run.py sets it
+    to_launch: ClassVar[Callable[[Jobs], list[list[str]]]]
 
     def __init__(self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None):
         self.batch_size, self.params = max_batch_size, params or {}
@@ -56,7 +60,7 @@ class CheckedSweeper(Sweeper):
             OmegaConf.save(self.composed, folder / "multirun.yaml")
         except OSError as error:
             raise UserError(f"{folder} cannot be written: {error.strerror}.") from None
-        jobs = CheckedSweeper.to_do(checked)
+        jobs = CheckedSweeper.to_launch(checked)
         skipped, at_once = len(checked) - len(jobs), self.batch_size or len(checked)
         for first in range(0, len(jobs), at_once):
             for job in self.launcher.launch(jobs[first : first + at_once], initial_job_idx=skipped + first):

@@ -41,11 +41,11 @@ class Lookup:
         Raises UserError for a data set that is not here and whose size nobody knows.
         """
         config.precision = pick_precision(config.precision, pick_device(config.device))
-        dataset = self._dataset(config)
+        dataset = self.dataset(config)
         splits = None if dataset is None else self._splits(dataset, config)
         if splits is not None:
             config.schedule = config.schedule.fitted_to(splits.for_training)
-        weights, sources = self._weights(config), self._sources(config)
+        weights, sources = self.weights(config), self._sources(config)
         if dataset is None or weights is None or (config.source is not None and not sources):
             return Found(dataset, splits, weights, None)
         name, _ = name_of(config, dataset.fingerprint, weights, sources)
@@ -75,17 +75,18 @@ class Lookup:
         """The names of runs in a folder, without their hashes."""
         return self.once(("runs", folder), lambda: {path.name.rpartition("-")[0] for path in folder.glob("*")})
 
-    def _dataset(self, config: RunConfig) -> Dataset | None:
+    def dataset(self, config: RunConfig) -> Dataset | None:
+        """The data set; None if it is not here. Raises UserError if nobody knows its size either."""
         wanted = config.dataset
 
         def load() -> Dataset | None:
             try:
                 return load_dataset(wanted.replace(download=False), Path(config.cache_dir))
             except UserError as error:
-                if wanted.official is None:  # its size is unknown
-                    raise
                 fetch = "dataset.download=true will fetch it first" if wanted.download else str(error)
                 self.missing[f"data set {wanted.name}"] = fetch
+                if wanted.official is None:  # its size is unknown
+                    raise
                 return None
 
         return self.once(("dataset", repr(wanted)), load)
@@ -95,7 +96,7 @@ class Lookup:
         key = ("splits", repr((draw, split)), config.seed)
         return self.once(key, lambda: make_splits(dataset, draw, split, config.seed))
 
-    def _weights(self, config: RunConfig) -> str | None:
+    def weights(self, config: RunConfig) -> str | None:
         """Fingerprint of the source weights; None if they are not here."""
 
         def read() -> str | None:

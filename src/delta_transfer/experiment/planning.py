@@ -3,6 +3,8 @@
 import json
 import shutil
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -10,6 +12,7 @@ from typing import Any
 
 from ..common.console import duration, log
 from ..common.cores import NOTABLE
+from ..common.errors import UserError
 from ..common.tables import Entry, Table, entries, on_screen
 from ..data.dataset import Splits
 from ..data.options import Counts, DatasetConfig
@@ -64,6 +67,16 @@ class Plan:
     def not_ready(self) -> dict[str, str]:
         """What is missing -> why."""
         return self.lookup.missing
+
+    def name_missing(self, configs: Sequence[RunConfig]) -> None:
+        """Logs what these runs need and is not here. It measures nothing."""
+        named = len(self.not_ready)
+        for config in {repr(config.dataset): config for config in configs}.values():
+            with suppress(UserError):  # the run raises it again
+                self.lookup.dataset(config)
+        for config in {repr(config.backbone): config for config in configs}.values():
+            self.lookup.weights(config)
+        self.show_missing(named)
 
     def add(self, config: RunConfig) -> None:
         device = pick_device(config.device)
@@ -120,7 +133,11 @@ class Plan:
             log.info(f"{name}, {words} (schedule.iterations=auto)")
         if left:
             self.show_needs(left)
-        for what, reason in self.not_ready.items():
+        self.show_missing()
+
+    def show_missing(self, after: int = 0) -> None:
+        """Logs what is missing, without the first `after` things, which were logged before."""
+        for what, reason in [*self.not_ready.items()][after:]:
             log.info(f"Not ready: {what}: {reason}")
 
     def show_needs(self, left: list[Job]) -> None:
