@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from delta_transfer.common import cores, timing
-from delta_transfer.common.console import show_messages
+from delta_transfer.common.console import log_once, show_messages
 from delta_transfer.models import Network
 
 from .miniature import CONF, GROUPS, composed, names
@@ -19,6 +19,7 @@ gc.set_threshold(50_000, 20, 100)  # by default a third of the time in which Hyd
 def messages():
     """Shows messages as delta-run does, whatever a command of the test before made of them."""
     show_messages()
+    log_once.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -225,7 +225,7 @@ def test_missing_value_is_named():
 
 def test_a_crop_that_shows_little_of_an_image_is_named(monkeypatch):
     told: list[str] = []
-    monkeypatch.setattr(config_of_runs.log, "info", told.append)
+    monkeypatch.setattr(config_of_runs, "log_once", told.append)
     for size, resize in ((224, 256), (299, 320), (32, 36), (64, 256)):
-        config_of_runs.say_what_is_cropped.__wrapped__(size, resize)
+        config_of_runs.say_what_is_cropped(size, resize)
     assert len(told) == 1 and "backbone.resize=73" in told[0]

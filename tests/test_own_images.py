@@ -118,6 +118,18 @@ def test_a_run_begins_with_what_it_trains(photos, monkeypatch, capsys):
     assert said in capsys.readouterr().out
 
 
+def test_a_sweep_says_once_what_holds_for_all_its_runs(tmp_path, photos, short, monkeypatch, capsys):
+    root = tmp_path / "photos"
+    (root / "test").rename(root / "val")
+    (root / "train/ants/cut_off.png").write_bytes(b"")
+    shutil.copy(min((root / "train/ants").glob("[0-9]*")), root / "train/bees/copy.png")
+    said_once = ("the test split is val/", "cut_off.png", "copy.png")
+    assert delta_run(monkeypatch, "-m", *photos, "reg=l2,l2_fe", "dataset.unreadable=skip") == 0
+    output = capsys.readouterr().out
+    assert [output.count(words) for words in said_once] == [1, 1, 1]
+    assert len(records(tmp_path)) == 2
+
+
 def test_a_test_part_of_another_name_is_named(tmp_path, capsys):
     root = write_folder(tmp_path, **{"train/ants": 3, "train/bees": 3, "val/ants": 1, "val/bees": 1})
     load_dataset(FolderConfig(reader="folder", name="folder", root=str(root)))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import wraps
+from functools import cache, wraps
 from importlib.metadata import version
 from typing import NoReturn
 
@@ -25,6 +25,12 @@ from .errors import UserError, in_words
 
 log = logging.getLogger("delta_transfer")  # `show_messages` shows its messages
 Warn = Callable[[str], None]  # called with a line about each thing that is left out
+
+
+@cache
+def log_once(message: str) -> None:
+    """Logs what holds for all runs of this process, such as a sentence about their data set, for the first of them."""
+    log.info(message)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from ..common.console import log
+from ..common.console import log_once
 from ..common.errors import UserError
 from ..common.options import require
 from . import readers  # noqa: F401  (registers all readers)
@@ -27,13 +27,14 @@ __all__ = ["READERS", "Dataset", "Publication", "fetch", "load_dataset", "locate
 
 
 def load_dataset(
-    config: DatasetConfig, cache_dir: Path | None = None, remark: Callable[[str], None] = log.info
+    config: DatasetConfig, cache_dir: Path | None = None, remark: Callable[[str], None] = log_once
 ) -> Dataset:
     """Reads the lists, not the images. Raises UserError that says what is missing and where to get it.
 
     Args:
         cache_dir: where digests of the images' files are remembered, so that they are not all read each time.
-        remark: called with a sentence about each file that is left out and each possible surprise.
+        remark: called with a sentence about each file that is left out and each possible surprise. By default
+            a process logs each of them once.
     """
     found = READERS[config.reader]
     require(
@@ -72,7 +73,7 @@ def _read_as(dataset: Dataset, config: DatasetConfig) -> Dataset:
 
 
 def look_for(
-    config: DatasetConfig, remark: Callable[[str], None] = log.info
+    config: DatasetConfig, remark: Callable[[str], None] = log_once
 ) -> tuple[Counts | None, Counts | None, str, str | None]:
     """The counts that are here, the publisher's counts, the state in a word, and why the data set cannot be used."""
     published = publication(config)

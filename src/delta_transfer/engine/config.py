@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..common.console import log, shorten_list
+from ..common.console import log, log_once, shorten_list
 from ..common.options import MISSING, Options, Registry, describe, from_mapping, option, require
 from ..data.dataset import Dataset, Splits, counts_of, expected_counts
 from ..data.examination import LEAKS, only_first_pictures
@@ -243,7 +243,7 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
     """Logs what the run trains on and how long, and what may surprise: incomplete data, stages, accumulation."""
     counts, official = counts_of(dataset), expected_counts(config.dataset)
     if official is not None and counts.against(official) != "ready":
-        log.info(
+        log_once(
             f"{dataset.name}: {counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images; "
             f"officially {official.classes:,}, {official.train:,}, {official.test:,}"
         )
@@ -251,9 +251,9 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
     for what, pairs in (("label conflicts, one image with two labels", conflicts), (LEAKS, leaks)):
         if pairs:
             words = shorten_list([f"{one} = {other}" for one, other in pairs])
-            log.info(f"{dataset.name}: {what}: {len(pairs):,} ({words})")
+            log_once(f"{dataset.name}: {what}: {len(pairs):,} ({words})")
     if several := dataset.of_several_pictures():
-        log.info(f"{dataset.name}: {only_first_pictures(several)}")
+        log_once(f"{dataset.name}: {only_first_pictures(several)}")
     schedule, task = config.schedule, TASKS[config.task]
     images = f"{len(splits.train):,} training"
     images += f", {len(splits.val):,} validation" if len(splits.val) else ""
@@ -267,7 +267,7 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
         log.info(f"{name}: {stages} stages of {schedule.length(len(splits.train)):,} iterations")
     if schedule.accumulate > 1:
         count = schedule.batch_size // schedule.accumulate
-        log.info(
+        log_once(
             f"schedule.accumulate={schedule.accumulate}: a micro-batch has {count} images, and a step takes the "
             f"gradient of all {schedule.batch_size}. BatchNorm in training takes its statistics from the {count} "
             "images, and dropout draws anew for each micro-batch; nothing else differs from a run with whole batches."
@@ -331,7 +331,7 @@ def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
         "source=resnet34 or a file that delta-pretrain wrote.",
     )
     if config.source is not None and config.backbone.weights != "none":
-        log.info(
+        log_once(
             f"The target starts from the weights {config.backbone.weights}. The published targets of methods with a "
             "source= start at random (backbone.weights=none), and their taps are behind a ReLU (backbone.taps)."
         )
@@ -339,12 +339,11 @@ def check_choices(config: RunConfig, stages: Sequence[Stage]) -> None:
         say_what_is_cropped(config.backbone.image_size, config.backbone.resize)
 
 
-@cache  # once for all runs of a command
 def say_what_is_cropped(size: int, resize: int) -> None:
     """Says that test crops of `size` pixels show only a small part of images of `resize` pixels, if so."""
     if resize > 1.5 * size:
         fitting = round(size * 256 / 224)
-        log.info(
+        log_once(
             f"The network sees the middle {size} x {size} pixels of test images of {resize} pixels, which is at most "
             f"{100 * (size / resize) ** 2:.0f} % of them. backbone.resize={fitting} shows nearly all."
         )

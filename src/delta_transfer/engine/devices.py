@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..common import cores
-from ..common.console import log
+from ..common.console import log, log_once
 from ..common.options import require
 from ..models.batchnorm import sharing
 
@@ -96,7 +96,7 @@ def claim_gpu() -> int:
 
 def pick_precision(wanted: str, device: torch.device) -> str:
     if wanted == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        log.info("This CPU has no arithmetic for bf16: it will be far slower than precision=fp32")
+        log_once("This CPU has no arithmetic for bf16: it will be far slower than precision=fp32")
     if wanted != "auto":
         return wanted
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"

@@ -9,7 +9,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.console import log, shorten_list
+from ..common.console import log_once, shorten_list
 from ..common.errors import UserError
 from ..common.options import OptionError
 from ..data import load_dataset
@@ -46,7 +46,7 @@ class FurtherSets:
                     f"evaluate.also.{name}={folder} has classes that the run does not train: {shorten_list(unknown)}.",
                 )
             if trained := read.in_train_of(dataset):
-                log.info(f"{name}: images that are also in train: {len(trained):,} ({shorten_list(trained)})")
+                log_once(f"{name}: images that are also in train: {len(trained):,} ({shorten_list(trained)})")
             mapped = np.array([classes.index(one) for one in read.classes])[read.labels]
             self.also[name] = replace(read, labels=mapped, classes=classes)
         probe = self.options.probe

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common.console import Display, log
+from ..common.console import Display, log, log_once
 from ..common.errors import UserError
 from ..common.options import OptionError
 from ..data.dataset import Dataset, Splits
@@ -206,7 +206,7 @@ class Classification:
         with devices.rank0_first(), Display(title, len(dataset.labels), "image") as display:
             store = open_store(dataset, config.backbone.resize, config.resizing, Path(config.cache_dir), display.update)
         if empty := store.constant().tolist():
-            log.info(f"{dataset.name}: {constant_images([dataset.names[index] for index in empty])}")
+            log_once(f"{dataset.name}: {constant_images([dataset.names[index] for index in empty])}")
         return loader_of(config, store, dataset.labels, device)
 
     def stores_to_build(self, config: "RunConfig", dataset: Dataset | None) -> dict[Any, int]:

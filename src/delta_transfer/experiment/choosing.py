@@ -6,7 +6,7 @@ cli/which_is_best.py makes the runs.
 import math
 from pathlib import Path
 
-from ..common.console import log, quoted
+from ..common.console import log_once, quoted
 from ..common.errors import UserError
 from ..common.options import require
 from ..common.style import method_order
@@ -68,7 +68,7 @@ def folds_of(images: dict[str, int], wanted: int) -> int:
     folds = number_of_folds(images, wanted)
     smallest = min(images, key=lambda name: images[name])
     if folds < wanted:
-        log.info(f"Class {smallest} has {images[smallest]} training images: {folds} folds instead of {wanted}")
+        log_once(f"Class {smallest} has {images[smallest]} training images: {folds} folds instead of {wanted}")
     return folds
 
 

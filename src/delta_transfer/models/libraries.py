@@ -12,7 +12,7 @@ from urllib.error import URLError
 import torch
 from torch import nn
 
-from ..common.console import log
+from ..common.console import log_once
 from ..common.errors import UserError
 from ..records.weights import SUFFIXES, StateDict
 
@@ -77,7 +77,7 @@ def timm_weights(name: str, weights: str, image_size: int) -> StateDict:
     if not where and not (said and (said.url or said.file)):
         raise UserError(f"timm has no weights for {name}: set backbone.weights=FILE or none.")
     if said is not None and said.license and said.license not in FREE:
-        log.info(f"{name}: the licence of its weights is {said.license}")
+        log_once(f"{name}: the licence of its weights is {said.license}")
     try:
         chosen = weights if weights.startswith(HUB) else name
         made = timm.create_model(chosen, pretrained=True, **_size_of(name, image_size))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..common.console import log, shorten_list
+from ..common.console import log_once, shorten_list
 from ..common.errors import UserError
 from ..common.options import LARGEST_SIDE, MISSING, Options, option
 from ..records.weights import SUFFIXES, StateDict, fitted_names, is_file_name, read_file
@@ -213,7 +213,7 @@ class BackboneConfig(Options):
                 if aux_head or not {self.head, *taps} <= dict(model.named_modules()).keys():
                     raise
         if taps:
-            say_once(
+            log_once(
                 f"{self.name}: feature maps are read by hooks, since torch.fx cannot trace it. Only DELTA's attention "
                 "is slower: a whole pass for each channel (reg.attention.method=taylor takes one pass for all)"
             )
@@ -250,11 +250,6 @@ class GraphBackboneConfig(BackboneConfig):
 def options_of_backbone(name: object) -> type[BackboneConfig]:
     """The options of the network of that name."""
     return GraphBackboneConfig if name in GRAPH_NETWORKS else BackboneConfig
-
-
-@cache
-def say_once(message: str) -> None:
-    log.info(message)
 
 
 def untrained(config: BackboneConfig) -> nn.Module:
