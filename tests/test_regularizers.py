@@ -95,6 +95,19 @@ def test_attention_weights_published_values():
     assert attention_weights(torch.zeros(4), 5.0).tolist() == [0.25] * 4
 
 
+def test_shuffled_attention_gives_the_same_weights_to_other_channels():
+    importance = {"a": torch.arange(8.0), "b": torch.arange(8.0)}
+
+    def weights(shuffle: int | None) -> dict[str, list[float]]:
+        delta = DELTA(attention={"shuffle": shuffle})
+        delta.load_fitted(importance)
+        return {tap: delta.relative_weights(tap).tolist() for tap in importance}
+
+    own, shuffled = weights(None), weights(0)
+    assert own["a"] == sorted(own["a"]) == sorted(shuffled["a"]) == sorted(shuffled["b"])
+    assert own["a"] != shuffled["a"] != shuffled["b"] and shuffled == weights(0) != weights(1)
+
+
 @pytest.mark.parametrize("scope", ["all", "conv"])
 def test_l2_sp_equals_the_naive_loop(double, scope):
     source, target, images = double

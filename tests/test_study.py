@@ -80,3 +80,23 @@ def test_decades_are_added_until_the_best_is_no_edge(study, tmp_path, monkeypatc
     assert [words[1] for words in ran] == ["reg.alpha=1e-07", "reg.alpha=1e-05", "reg.alpha=1e-08", "reg.alpha=1e-09"]
     one.final("delta", 5)
     assert ran[4:] == [("reg=delta", "reg.alpha=1e-08", "seed=range(5)")]
+
+
+def test_the_attention_study_has_a_row_for_each_finished_variant(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import attention_study
+
+    tests = {"delta_noatt": (80.0, 81.0, 82.5), "delta": (80.1, 81.2, 82.5), "every_8": (70.0, 72.0, 71.0)}
+    for name in tests:
+        (tmp_path / name).mkdir()
+    run = {"fit": {"conv1/split_half": 0.25, "conv2/split_half": 0.75, "seconds": 3}}
+    monkeypatch.setattr(attention_study, "read_all", lambda folders: (folders[0].name, []))
+    monkeypatch.setattr(
+        attention_study,
+        "cells_of",
+        lambda records: {"m": Cell(cell(*tests[records]).values, runs=[run if records == "delta" else {}])},
+    )
+    rows = [line.split(" | ") for line in attention_study.reading(tmp_path).splitlines()[2:]]
+    assert [row[0].strip("| ") for row in rows] == list(tests)
+    assert [row[3] for row in rows] == ["-", "equal", "worse"]
+    assert [row[4].strip("| ") for row in rows] == ["-", "0.50", "-"]

@@ -69,6 +69,11 @@ class AttentionConfig(Options):
         identity=False,
     )
     seed: int = option(0, "seed of the probe's head, and of its images' order and crops; not the run's", at_least=0)
+    shuffle: int | None = option(
+        None,
+        "a control: seed of a random order in which a layer's weights are given to its channels; null: each to its own",
+        at_least=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -105,9 +105,9 @@ class DELTA(MapPenalty):
         self._relative_weights: dict[str, Tensor] = {}
 
     def fit_options(self) -> dict[str, Any]:
-        # forward_images changes no result, the temperature applies after `fit`, and seed and batch size are attributes
-        # of every method. Results that are older than probe_batchnorm have its default.
-        left_out = {"forward_images", "temperature", "seed", "batch_size"}
+        # forward_images changes no result, temperature and shuffle apply after `fit`, and seed and batch size are
+        # attributes of every method. Results that are older than probe_batchnorm have its default.
+        left_out = {"forward_images", "temperature", "shuffle", "seed", "batch_size"}
         left_out |= {"probe_batchnorm"} if self.attention.probe_batchnorm == "eval" else set()
         return {k: v for k, v in asdict(self.attention).items() if k not in left_out}
 
@@ -132,10 +132,14 @@ class DELTA(MapPenalty):
     def load_fitted(self, fitted: dict[str, Tensor]) -> None:
         self.fitted = dict(fitted)
         importance = {tap: v for tap, v in fitted.items() if not tap.endswith("/split_half")}
-        self._relative_weights = {
-            tap: len(v) * attention_weights(v, self.attention.temperature) for tap, v in importance.items()
-        }
+        weights = {tap: len(v) * attention_weights(v, self.attention.temperature) for tap, v in importance.items()}
+        self._relative_weights = weights if self.attention.shuffle is None else self.shuffled(weights)
         self.fit_report = {key: round(v.item(), 3) for key, v in fitted.items() if key not in importance}
+
+    def shuffled(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of each tap, given to its channels in random order."""
+        order = torch.Generator().manual_seed(self.attention.shuffle or 0)
+        return {tap: w[torch.randperm(len(w), generator=order).to(w.device)] for tap, w in weights.items()}
 
     def relative_weights(self, tap: str) -> Tensor:
         if tap not in self._relative_weights:
