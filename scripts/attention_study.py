@@ -5,9 +5,9 @@
 
 Without WORDs the images are the embedded letters, in the protocol of the demo, with DELTA's published strength. WORDs
 such as `dataset=folder dataset.root=photos backbone=resnet18` name other images. Each variant has a folder of results.
-The command resumes: finished runs are skipped. Then, or with --read alone, it prints a table in Markdown: test accuracy,
-the difference to DELTA without attention, whether both are equal within a margin, and how well two halves of the
-images agree on the channels' ranking.
+The command resumes: finished runs are skipped. Then, or with --read alone, it prints a table in Markdown: test
+accuracy, the difference to DELTA without attention, whether both are equal within a margin, and how well two halves of
+the images agree on the channels' ranking.
 """
 
 import argparse
@@ -15,11 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from read_study import METRIC, cells_of, table
-
 from delta_transfer.records.reading import Record, read_all
 from delta_transfer.reporting.comparison import Cell
 from delta_transfer.reporting.statistics import equivalence, paired
+from read_study import METRIC, cells_of, table
 
 BASELINE = "delta_noatt"
 MARGIN = 1.0  # points within which two variants count as equal

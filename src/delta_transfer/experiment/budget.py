@@ -52,7 +52,7 @@ SMALL, BOTH = ("resnet18",), ("resnet18", "resnet50")
 LEVELS = (
     Level(96, 100, 2, 1, BASELINES, SMALL),
     Level(128, 100, 2, 3, BASELINES, SMALL),
-    Level(128, 200, 3, 3, BASELINES, SMALL),
+    Level(128, 100, 2, 3, THREE, SMALL),
     Level(128, 200, 3, 3, THREE, SMALL),
     Level(128, 200, 3, 3, FIVE, SMALL),
     Level(160, 300, 3, 3, FIVE, SMALL),
