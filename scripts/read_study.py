@@ -4,8 +4,8 @@
 
 Each folder below the first one holds the runs, or the published records, of one data set (when_does_it_help.py). The
 tables have test accuracy, the differences to L2 paired by seed with 95 % t intervals, their mean over data sets with a
-t interval over data sets, mean ranks with Nemenyi's critical difference, and the line of least squares of each
-method's difference against how well frozen features do (L2-FE - L2). A dash stands for unfinished runs.
+t interval over data sets, forgetting, mean ranks with Nemenyi's critical difference, and the line of least squares of
+each method's difference against how well frozen features do (L2-FE - L2). A dash stands for unfinished runs.
 """
 
 import argparse
@@ -21,19 +21,20 @@ from delta_transfer.reporting.record_views import problem, replicate
 from delta_transfer.reporting.statistics import Difference, half_width, paired, ranks
 
 METRIC = "test_top1"
+KEPT = "kept_agreement"  # on how many test images the source's own head still says the same
 BASELINE, FROZEN = "l2", "l2_fe"
 FEWEST_SETS = 3  # for an interval over data sets; a line needs one more
 
 
-def cells_of(records: Iterable[Record]) -> dict[str, Cell]:
+def cells_of(records: Iterable[Record], metric: str = METRIC) -> dict[str, Cell]:
     """The final runs by method. Raises SystemExit if one method has two runs of one seed."""
-    final = [record for record in records if problem(record, METRIC) is None and not folds(record)]
+    final = [record for record in records if problem(record, metric) is None and not folds(record)]
     found: dict[str, Cell] = {}
     for record in final:
         cell = found.setdefault(method_of(record), Cell({}))
-        if (key := replicate(record, METRIC)) in cell.values:
+        if (key := replicate(record, metric)) in cell.values:
             raise SystemExit(f"{record['folder']}: {method_of(record)} has two runs of seed {key[0]}.")
-        cell.values[key] = record[METRIC]
+        cell.values[key] = record[metric]
         cell.runs.append(record)
     return found
 
@@ -65,8 +66,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def reading(sets: dict[str, dict[str, Cell]], titles: dict[str, str]) -> str:
-    """All tables, for the cells by method of each data set."""
+def reading(
+    sets: dict[str, dict[str, Cell]], titles: dict[str, str], kept: dict[str, dict[str, Cell]] | None = None
+) -> str:
+    """All tables, for the cells by method of each data set. kept: the same cells with KEPT instead of accuracy."""
     methods = list(dict.fromkeys(method for cells in sets.values() for method in cells))
     rivals = [method for method in methods if method != BASELINE]
     names = [titles[method] for method in methods]
@@ -88,6 +91,12 @@ def reading(sets: dict[str, dict[str, Cell]], titles: dict[str, str]) -> str:
         f"Difference to L2 in points, paired by seed, 95 % t intervals (n); the last row is over data sets:\n\n"
         f"{differences}",
     ]
+    if kept and any(kept.values()):
+        agreements = table(["data set", *names], ([name, *map(cells.get, methods)] for name, cells in kept.items()))
+        parts.append(
+            "Forgetting: % of the test images on which the source's own head names the class that it named before "
+            f"fine-tuning, mean ± sample std (n):\n\n{agreements}"
+        )
     complete = [m for m in methods if all(m in cells for cells in sets.values())]
     if ranked := ranks([{m: cells[m].mean for m in complete} for cells in sets.values()]):
         words = ", ".join(f"{titles[m]} {rank:.1f}" for m, rank in sorted(ranked.mean.items(), key=lambda one: one[1]))
@@ -125,14 +134,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="holds one folder for each data set")
     folder = parser.parse_args().folder
     sets: dict[str, dict[str, Cell]] = {}
+    kept: dict[str, dict[str, Cell]] = {}
     titles: dict[str, str] = {}
     for below in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if cells := cells_of(read_all([below])[0]):
-            sets[below.name] = cells
+        records = read_all([below])[0]
+        if cells := cells_of(records):
+            sets[below.name], kept[below.name] = cells, cells_of(records, KEPT)
             titles |= {method: method_title(cell.runs[0]) for method, cell in cells.items()}
     if not sets:
         raise SystemExit(f"{folder}: no finished run below it.")
-    print(reading(sets, titles))
+    print(reading(sets, titles, kept))
     versions = {str(cell.runs[0].get("versions")) for cells in sets.values() for cell in cells.values()}
     cards = {str(section(cell.runs[0], "backbone").get("name")) for cells in sets.values() for cell in cells.values()}
     print(f"\nBackbones: {', '.join(sorted(cards))}. Versions: {'; '.join(sorted(versions))}")

@@ -83,6 +83,6 @@ class Study:
             self.chosen[method] = [f"reg.alpha={10.0**best:g}"]
         return self.chosen.get(method, [])
 
-    def final(self, method: str, seeds: int) -> None:
-        """The runs with the chosen strength and the seeds 0 to seeds - 1."""
-        self.run(f"reg={method}", *self.strength(method), f"seed=range({seeds})")
+    def final(self, method: str, seeds: int, *words: str) -> None:
+        """The runs with the chosen strength, the seeds 0 to seeds - 1 and further words."""
+        self.run(f"reg={method}", *self.strength(method), f"seed=range({seeds})", *words)

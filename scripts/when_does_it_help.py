@@ -5,7 +5,8 @@
 Each data set has a folder of results. The script first tries every strength on two folds of the training images, adds
 decades until the best is not at an edge, and then trains with the best on all training images with five seeds. No test
 image takes part in a choice. The command resumes: finished runs are skipped, and a finished study takes a minute. The
-most important runs of a data set come first, so that a stopped study has a table.
+most important runs of a data set come first, so that a stopped study has a table. Final runs also measure forgetting:
+on how many test images the source's own head still says the same.
 """
 
 import argparse
@@ -24,11 +25,21 @@ DATASETS = {  # name: the words that name the images, below --data
     "cub50_30": "dataset=cub dataset.root={data}/cub50 dataset.images_per_class=30",
     "dtd10_30": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10 dataset.images_per_class=30",
     "cub50_3": "dataset=cub dataset.root={data}/cub50 dataset.images_per_class=3",
+    "dtd10_10-efficientnet_lite0": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10",
+    "cub50_10-efficientnet_lite0": "dataset=cub dataset.root={data}/cub50",
 }
 SMALL = ("dtd10_10", "hymenoptera_10", "cifar10_10", "dtd10_3")  # at most 100 training images: 150 iterations
-STRENGTHS = {"delta_noatt": (-4, -3, -2), "delta": (-4, -3, -2), "l2_sp": (-3, -2, -1)}  # decades of alpha
-LIMITS = (-7, 2)
-METHODS = ("l2", "l2_fe", "delta_noatt", "delta", "l2_sp", "stochnorm", "lp_ft")
+LITE0 = ("backbone=efficientnet_lite0", "precision=fp32")  # depthwise convolutions are slower in bf16
+STRENGTHS = {  # decades of alpha
+    "delta_noatt": (-4, -3, -2),
+    "delta": (-4, -3, -2),
+    "l2_sp": (-3, -2, -1),
+    "ldifs": (0, 1, 2),
+    "spd": (-1, 0, 1),
+}
+LIMITS = (-7, 3)
+METHODS = ("l2", "l2_fe", "delta_noatt", "delta", "l2_sp", "stochnorm", "lp_ft", "ldifs", "spd", "bitfit")
+FORGETTING = "evaluate.forgetting=true"
 
 
 def main() -> None:
@@ -41,12 +52,14 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.only.split(","):
         words = [word.format(data=arguments.data) for word in DATASETS[name].split()]
-        if name in SMALL:
+        images, _, other = name.partition("-")
+        if images in SMALL:
             words.append("schedule.iterations=150")
-        words = ["+experiment=when_does_it_help", *words, f"backbone.weights={arguments.weights}"]
+        network = LITE0 if other else [f"backbone.weights={arguments.weights}"]
+        words = ["+experiment=when_does_it_help", *words, *network]
         study = Study(words, arguments.results / name, ON_FOLDS, STRENGTHS, LIMITS)
         for method in arguments.methods.split(","):
-            study.final(method, SEEDS)
+            study.final(method, SEEDS, FORGETTING)
 
 
 if __name__ == "__main__":

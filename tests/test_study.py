@@ -45,6 +45,12 @@ def test_what_did_not_finish_is_a_dash(study):
     assert "| - |" in text and "53.0 ± 1.4 (2)" in text
 
 
+def test_forgetting_has_a_table_where_it_was_measured(study):
+    sets = {"a": {"l2": cell(50, 51), "l2_fe": cell(52, 54)}}
+    assert "30.0 ± 0.0 (2)" in study.reading(sets, TITLES, {"a": {"l2": cell(30, 30)}})
+    assert study.reading(sets, TITLES, {"a": {}}) == study.reading(sets, TITLES)
+
+
 def test_two_runs_of_one_seed_are_refused(study):
     run = {"schema": None, "folder": "x"}
     with pytest.MonkeyPatch.context() as patch:
