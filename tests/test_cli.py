@@ -8,25 +8,30 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra.core.config_store import ConfigStore
 from safetensors.torch import load_file, save_file
 
 import delta_transfer
+from delta_transfer.cli import compose
 from delta_transfer.cli.data import main as data
 from delta_transfer.cli.export import main as export
-from delta_transfer.cli.help import GROUPS_WITH_HELP, names_in, sentence_of
+from delta_transfer.cli.help import GROUPS_WITH_HELP, sentences
 from delta_transfer.cli.predict import main as predict
 from delta_transfer.cli.sources import sources_of
-from delta_transfer.common.options import OptionError
+from delta_transfer.common.options import OptionError, option
 from delta_transfer.data import load_dataset
 from delta_transfer.data.dataset import make_splits
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.experiment import experiment, planning
 from delta_transfer.experiment.fitting import describe_fit, fitted_path
+from delta_transfer.methods import METHODS
+from delta_transfer.methods.base import Penalty
 from delta_transfer.models.zoo import BackboneConfig, build_source
 from delta_transfer.records.arrays import image_names, predictions
 from delta_transfer.records.reading import read
@@ -463,7 +468,43 @@ def test_help_of_the_other_commands_fits_80_columns(words, monkeypatch, capsys):
 
 @pytest.mark.parametrize("group", GROUPS_WITH_HELP)
 def test_every_choice_has_a_sentence(group):
-    assert not [name for name in names_in(group) if not re.search(r"\w+ \w+", sentence_of(group, name))]
+    assert not [name for name, says in sentences(group).items() if not re.search(r"\w+ \w+", says)]
+
+
+@pytest.fixture
+def registered(monkeypatch) -> Iterator[str]:
+    """The name of a method that is registered as docs/extend.md says, without a file in conf/."""
+
+    class Mine(Penalty):
+        """Weight decay, and a strength that nothing uses."""
+
+        alpha: float = option(0.25, "a strength")
+
+    monkeypatch.setattr(METHODS, "entries", METHODS.entries.copy())
+    monkeypatch.setattr(compose, "_stored", compose._stored.copy())
+    METHODS.register("mine", "Mine")(Mine)
+    yield "mine"
+    known = ConfigStore.instance().repo
+    for group in (known["reg"], known["schema"]["reg"]):
+        del group["mine.yaml"]
+
+
+def test_a_method_that_a_program_registered_needs_no_file(registered, monkeypatch, capsys):
+    reg = composed(f"reg={registered}", "reg.beta=0.5").reg
+    assert (reg.name, reg.alpha, reg.beta) == ("mine", 0.25, 0.5)
+    assert delta_run(monkeypatch, "help", "reg") == 0
+    assert re.search(r"(?m)^  reg=mine +Weight decay, ", capsys.readouterr().out)
+    assert delta_run(monkeypatch, "--help", f"reg={registered}") == 0
+    assert re.search(r"(?m)^  reg.alpha=0.25 +a strength$", capsys.readouterr().out)
+
+
+def test_help_lists_the_choices_of_a_folder_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "reg").mkdir()
+    (tmp_path / "reg" / "strong.yaml").write_text("# A strong one. It is slow.\nname: l2_sp\n")
+    assert delta_run(monkeypatch, "help", "reg", "--config-dir", str(tmp_path)) == 0
+    assert re.search(r"(?m)^  reg=strong +A strong one\.$", capsys.readouterr().out)
+    assert delta_run(monkeypatch, "--help", "--config-dir", str(tmp_path)) == 0
+    assert "strong" in capsys.readouterr().out
 
 
 def test_an_unknown_group_has_exit_status_1(monkeypatch):

@@ -43,7 +43,7 @@ from .explain import (
     unknown_key,
     unreadable,
 )
-from .sources import CONF, sources_of
+from .sources import CONF, choices, sources_of
 
 MULTIRUN = ("-m", "--multirun")
 SHOWS = ("-h", "--help", "--hydra-help", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info")  # run nothing
@@ -63,6 +63,7 @@ WORD = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[^=]*)(?:=(?P<value>.*))?", re.D
 PLAIN = re.compile(r"(?!(true|false|null|nan|inf)$)[A-Za-z_./][A-Za-z_./-]*[A-Za-z0-9_./-]*", re.IGNORECASE)
 QUOTED = re.compile(r"'([^'\\]|\\.)*'|\"([^\"\\]|\\.)*\"", re.DOTALL)
 GROUPS = ("dataset", "backbone", "reg", "schedule", "optimizer", "average")
+WITHOUT_FILE = ("reg", "optimizer", "average")  # groups whose registered entries need no file
 
 
 # --- The words of a command line ---
@@ -175,9 +176,9 @@ def parsed(word: str) -> Override:
 
 
 def register_schemas() -> None:
-    """Registers the options of all entries of the registries with Hydra.
+    """Registers the options of all entries of the registries with Hydra, and choices for entries without a file.
 
-    The group `schema` is hidden: reg=glob(*) sweeps methods, not schemas. Optimizers and averages need no file.
+    The group `schema` is hidden: reg=glob(*) sweeps methods, not schemas.
     """
     # A dry run writes nothing into results_dir, not even Hydra's record of a sweep.
     OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
@@ -188,9 +189,12 @@ def register_schemas() -> None:
     _store("schema/backbone", "graph_network", GraphBackboneConfig)
     _store("schema/backbone", "named", NamedBackboneConfig)
     _store("schema/schedule", "schedule", ScheduleConfig)
+    files = {group: choices(group) for group in WITHOUT_FILE}
     for group, registry in REGISTRIES.items():
         for name, entry in registry.entries.items():
-            _store(group if group in ("optimizer", "average") else f"schema/{group}", name, entry.options)
+            _store(f"schema/{group}", name, entry.options)
+            if group in WITHOUT_FILE and name not in files[group]:
+                _store(group, name, {"defaults": [{f"/schema/{group}@_here_": name}, "_self_"], "name": name})
 
 
 def _store(group: str, name: str, node: object) -> None:

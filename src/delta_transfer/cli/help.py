@@ -1,24 +1,22 @@
 """delta-run --help and delta-run help GROUP: the choices, with a sentence for each.
 
-The sentence of a choice is the first one after the command in the comment of its file in conf/. An optimizer or an
-average without a file has the first line of its docstring.
+The sentence of a choice is the first one after the command in the comment of its file, in conf/ or in --config-dir. A
+method, an optimizer or an average without one has the first line of its docstring, or its title.
 """
 
-import inspect
 import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 
 from omegaconf import DictConfig, OmegaConf
 
 from ..common.console import log
 from ..common.options import as_word, describe
 from ..engine.config import REGISTRIES
-from .compose import GROUPS
+from .compose import GROUPS, WITHOUT_FILE
 from .explain import did_you_mean, group_of
-from .sources import CONF, choices
+from .sources import choices
 
 WIDTH = 80
 GROUPS_WITH_HELP = (*GROUPS, "experiment", "experiment/values")
@@ -31,7 +29,7 @@ FIRST_KEYS = (
 )
 
 
-def help_page(composed: DictConfig, words: Sequence[str]) -> str:
+def help_page(composed: DictConfig, words: Sequence[str], config_dir: str | None) -> str:
     """The text of --help for a composed configuration: the groups and the first keys; with `words`, all keys."""
     keys = dict(described_keys(composed))
     parts = [composed.hydra.help.header]
@@ -39,40 +37,34 @@ def help_page(composed: DictConfig, words: Sequence[str]) -> str:
         parts += ["KEYS of this choice, with their values", *(_entry(key, says) for key, says in keys.items())]
     else:
         parts += ["GROUPS (delta-run help GROUP has a sentence for each choice)"]
-        parts += [_entry(group, ", ".join(names_in(group)), 12) for group in GROUPS]
+        parts += [_entry(group, ", ".join(sentences(group, config_dir)), 12) for group in GROUPS]
         parts += ["", "KEYS (delta-run --help reg=delta dataset=cub has all keys of a choice)"]
         shown = {key: key.partition("=")[0] for key in keys}
         parts += [_entry(key, keys[key]) for first in FIRST_KEYS for key in keys if shown[key] == first]
     return "\n".join(parts) + "\n"
 
 
-def show_choices(words: Sequence[str]) -> int:
+def show_choices(words: Sequence[str], config_dir: str | None) -> int:
     """Prints the choices of the group that `help GROUP` or `GROUP=?` names. Exit status 1: it is not a group."""
     group = next((word.removesuffix("=?") for word in words if word.endswith("=?")), words[-1])
     if group not in GROUPS_WITH_HELP:
         log.error(f"no group {group}{did_you_mean(group, GROUPS_WITH_HELP)} Groups: {', '.join(GROUPS_WITH_HELP)}")
         return 1
-    sys.stdout.write(
-        "".join(_entry(f"{group}={name}", sentence_of(group, name), 30) + "\n" for name in names_in(group))
-    )
+    found = sentences(group, config_dir)
+    sys.stdout.write("".join(_entry(f"{group}={name}", says, 30) + "\n" for name, says in found.items()))
     return 0
 
 
-def names_in(group: str) -> list[str]:
-    """The choices of a group: files of conf/, and choices without a file."""
-    without_file = REGISTRIES[group] if group in ("optimizer", "average") else ()
-    return sorted({*without_file, *(choices(group) if group != "average" else ())})
-
-
-def sentence_of(group: str, name: str) -> str:
-    """The sentence that describes a choice."""
-    file = files(CONF) / group / f"{name}.yaml"
-    if not file.is_file():
-        return (inspect.getdoc(REGISTRIES[group][name].thing) or "").split("\n")[0]
-    comment = re.match(r"(?:#.*\n)*", file.read_text(encoding="utf-8"))
-    lines = [line.removeprefix("#").strip() for line in comment[0].splitlines()] if comment else []
-    text = " ".join(line for line in lines if not line.startswith(("delta-run ", "delta-pretrain", "@package")))
-    return re.split(r"(?<=[.?])\s+(?=[A-Z]|root )", text)[0]
+def sentences(group: str, config_dir: str | None = None) -> dict[str, str]:
+    """The choices of a group, and the sentence that describes each: choices with a file, and those without."""
+    registered = REGISTRIES[group].entries if group in WITHOUT_FILE else {}
+    found = {name: (entry.thing.__doc__ or entry.title).split("\n")[0] for name, entry in registered.items()}
+    for name, file in choices(group, config_dir).items():
+        comment = re.match(r"(?:#.*\n)*", file.read_text(encoding="utf-8"))
+        lines = [line.removeprefix("#").strip() for line in comment[0].splitlines()] if comment else []
+        text = " ".join(line for line in lines if not line.startswith(("delta-run ", "delta-pretrain", "@package")))
+        found[name] = re.split(r"(?<=[.?])\s+(?=[A-Z]|root )", text)[0] or found.get(name, "")
+    return dict(sorted(found.items()))
 
 
 def described_keys(composed: DictConfig) -> Iterator[tuple[str, str]]:

@@ -76,7 +76,7 @@ def main(config_name: str = "config") -> None:
     if typed == ["help"]:
         options, typed = ["--help"], []
     if "help" in typed or any(word.endswith("=?") for word in typed):
-        sys.exit(show_choices(typed))
+        sys.exit(show_choices(typed, option_value(options, "-cd", "--config-dir")))
     sys.exit(run_command(config_name, program, options, typed))
 
 
@@ -103,6 +103,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
         return without_finished(jobs)
 
     def start(options: list[str], words: list[str]) -> None:
+        register_schemas()  # again, since a program may register a method of its own after it imported this file
         sys.argv = [command[0], *options, *words]
         take_the_sweepers_place(before_sweep)  # every time, since joblib with one worker renews Hydra's list of plugins
         job()
@@ -135,7 +136,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
                 words, options = first_values(words), [option for option in options if option not in MULTIRUN]
                 with running_hydra(config_dir) as loader:
                     check_keys(shown := compose(loader, config_name, words))
-                    page = help_page(shown, words)
+                    page = help_page(shown, words, config_dir)
                 if set(options) & {"-h", "--help"}:
                     sys.stdout.write(page)
                 else:

@@ -1,6 +1,7 @@
 """`source=`: the source networks that a command names."""
 
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from ..records.cards import SUFFIX, read_card
 CONF = "delta_transfer.conf"
 
 
-def choices(group: str) -> list[str]:
-    """The files of a group of conf/."""
-    folder = files(CONF) / group
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+def choices(group: str, config_dir: str | None = None) -> dict[str, Traversable]:
+    """The files of a group in conf/ and in the folder `config_dir`, by their choices in order. The folder's count."""
+    found: dict[str, Traversable] = {}
+    for place in (files(CONF), *([Path(config_dir)] if config_dir else [])):
+        if (folder := place / group).is_dir():
+            found |= {e.name.removesuffix(".yaml"): e for e in folder.iterdir() if e.name.endswith(".yaml")}
+    return dict(sorted(found.items()))
 
 
 def sources_of(entries: object) -> list[SourceConfig]:
