@@ -57,7 +57,7 @@ def line_through(x: Sequence[float], y: Sequence[float]) -> str:
         return "-"
     fit = stats.linregress(x, y)
     half = float(stats.t.ppf(0.975, len(x) - 2)) * fit.stderr
-    return f"{fit.slope:+.2f} [{fit.slope - half:+.2f}, {fit.slope + half:+.2f}] ({len(x)})".replace("-", "−")
+    return f"{fit.slope:+.2f} [{fit.slope - half:+.2f}, {fit.slope + half:+.2f}] ({len(x)})"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -21,7 +21,7 @@ def test_a_row_for_each_method_the_best_first():
     assert texts(made) == [
         ["method", "mean ± std", "difference to L2", "", "n", "time of a run"],
         ["DELTA", "55.0 ± 2.0", "+3.0 [+2.9, +3.2]", "", "3", "101.0 s"],
-        ["L2-SP", "52.3 ± 2.0", "+0.3 [−0.4, +1.1]", "", "3", "101.0 s"],
+        ["L2-SP", "52.3 ± 2.0", "+0.3 [-0.4, +1.1]", "", "3", "101.0 s"],
         ["L2", "52.0 ± 2.0", "baseline", "", "3", "101.0 s"],
     ]
     assert [bool(row[3].bar) for row in made.rows] == [True, True, False]
@@ -81,7 +81,7 @@ def test_further_measures_are_columns_with_paired_intervals():
     assert made.header[at : at + 3] == columns
     delta, l2_sp, l2 = ([entry.text for entry in row[at : at + 3]] for row in made.rows)
     assert all(text.endswith("(2)") for text in delta)
-    assert l2_sp == ["33.3, +0.3 [−0.4, +1.1]", "52.3, +0.3 [−0.4, +1.1]", "40.0, 0.0"]
+    assert l2_sp == ["33.3, +0.3 [-0.4, +1.1]", "52.3, +0.3 [-0.4, +1.1]", "40.0, 0.0"]
     assert l2 == ["33.0", "52.0", "40.0"]
     assert any("42.5" in note for note in made.notes)
 

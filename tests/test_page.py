@@ -360,7 +360,7 @@ def real_page(folder):
     records = [record(method, seed) for method in ("l2", "delta") for seed in range(2)]
     found = read_back(folder, records, {r["run_id"]: log([4.0, 2.0 + r["seed"], 1.0]) for r in records})
     rows = [entries(name, Entry(text, value)) for name, text, value in (("b", "9.5", 9.5), ("a", "–", None))]
-    rows += [entries("set10", Entry("10.5", 10.5)), entries("set9", Entry("−3", -3.0))]
+    rows += [entries("set10", Entry("10.5", 10.5)), entries("set9", Entry("-3", -3.0))]
     return page([Table("Numbers", ["dataset", "L2"], rows, 1)], compare(found), [], never)
 
 

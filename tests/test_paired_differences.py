@@ -27,7 +27,7 @@ def test_across_folders(script, tmp_path, capsys):
     theirs = save(tmp_path / "b", [record("l2", s, v) for s, v in [(0, 10.0), (1, 20.0), (2, 30.0)]])
     script(ours, "delta", theirs, "l2")
     assert capsys.readouterr().out == (
-        "delta - l2: +2.0 [−0.5, +4.5] (3) of +1.0, +2.0, +3.0; 95 % t interval\n"  # worked in test_statistics.py
+        "delta - l2: +2.0 [-0.5, +4.5] (3) of +1.0, +2.0, +3.0; 95 % t interval\n"  # worked in test_statistics.py
     )
 
 

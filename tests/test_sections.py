@@ -41,7 +41,7 @@ def test_differences():
     made = sections.differences(compare(three_methods()), "l2")
     assert grid(made) == [
         ["dataset", "backbone", "L2-SP", "DELTA"],
-        ["cub", "resnet18", "+0.3 [−0.4, +1.1] (3)", "+3.0 [+2.9, +3.2] (3)"],
+        ["cub", "resnet18", "+0.3 [-0.4, +1.1] (3)", "+3.0 [+2.9, +3.2] (3)"],
     ]
     assert sections.differences(compare([record("l2", 0)]), "l2") is None
 
@@ -76,7 +76,7 @@ def test_beside_published():
     made = sections.beside_published(compare([record(backbone__name="resnet101", top1=70.0), record("l2")]), "paper")
     assert grid(made) == [
         ["dataset", "backbone", "method", "ours", "published", "difference", "differs: ours (published)"],
-        ["cub", "resnet101", "DELTA", "70.0 (1)", "80.5", "−10.5", made.rows[0][-1].text],
+        ["cub", "resnet101", "DELTA", "70.0 (1)", "80.5", "-10.5", made.rows[0][-1].text],
         ["cub", "resnet18", "L2", "57.4 (1)", "–", "–", "–"],
     ]
     assert made.rows[0][-1].text == (
@@ -164,7 +164,7 @@ def test_predictions_of_other_images_are_not_compared(tmp_path, capsys):
 
 
 def test_bold_in_latex():
-    rows = [entries("a_b", Entry("−1.0", -1.0, bold=True), "a word " * 8)]
+    rows = [entries("a_b", Entry("-1.0", -1.0, bold=True), "a word " * 8)]
     text = tables.latex(Table("50 % ± 1", ["name", "value", "words"], rows, 1, notes=["Bold: best"]))
     assert (
         text

@@ -81,8 +81,8 @@ TABLE = """\
 - best on validation: L2-SP on cub, resnet18: reg.alpha=0.1, 56.0 ± 2.0 (3), best of 2; as good as \
 reg.alpha=0.01, lower validation loss
 - best on validation: DELTA on cub, resnet18: reg.alpha=0.01, 60.0 ± 2.0 (3), best of 2 (1 more not compared)
-- within noise of DELTA on cub, resnet18, paired over 3 folds: L2-SP on cub, resnet18 (−4.0 points)
-- behind DELTA on cub, resnet18 by as much every time, which has no interval: L2 on cub, resnet18 (−8.0 points)
+- within noise of DELTA on cub, resnet18, paired over 3 folds: L2-SP on cub, resnet18 (-4.0 points)
+- behind DELTA on cub, resnet18 by as much every time, which has no interval: L2 on cub, resnet18 (-8.0 points)
 - between methods: DELTA on cub, resnet18, the simplest within one standard error of the best
 - Settings: L2-SP, DELTA (beta=0.01)
 - All runs: iterations=300, batch_size=32, lr=0.01, image_size=160, n_train=500, precision=fp32

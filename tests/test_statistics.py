@@ -37,7 +37,7 @@ def test_paired_worked_example():
     # Differences 1, 2, 3: mean 2, standard error 1 / sqrt(3), t(0.975, 2) = 4.3027.
     made = paired(cell(11.0, 22.0, 33.0), cell(10.0, 20.0, 30.0))
     assert (made.low, made.high) == pytest.approx((2 - 4.3027 / math.sqrt(3), 2 + 4.3027 / math.sqrt(3)), abs=1e-4)
-    assert str(made) == "+2.0 [−0.5, +4.5] (3)" and not made.excludes_zero
+    assert str(made) == "+2.0 [-0.5, +4.5] (3)" and not made.excludes_zero
 
 
 def test_only_common_seeds_are_pairs():

@@ -32,7 +32,7 @@ def test_over_sets_is_a_t_interval_of_their_means(study):
 
 
 def test_the_line_needs_four_data_sets(study):
-    slope, low, high = map(float, re.findall(r"[−+][\d.]+", study.line_through([0, 1, 2, 3], [0, 2, 4.1, 6])))
+    slope, low, high = map(float, re.findall(r"[-+][\d.]+", study.line_through([0, 1, 2, 3], [0, 2, 4.1, 6])))
     assert slope == pytest.approx(2.01) and low < slope < high
     assert study.line_through([0, 1, 2], [0, 1, 2]) == study.line_through([1, 1, 1, 1], [0, 1, 2, 3]) == "-"
 

@@ -276,7 +276,6 @@ LATEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
-    "−": "$-$",
     "α": r"$\alpha$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
@@ -285,7 +284,8 @@ LATEX = {
 
 
 def latex_text(text: str) -> str:
-    return "".join(LATEX.get(c, c) for c in text)
+    """Special characters as LaTeX has them. The hyphen of a negative number is a minus."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "$-$", "".join(LATEX.get(c, c) for c in text))
 
 
 def as_latex(tables: list[Table]) -> str:

@@ -239,7 +239,7 @@ def sweep_figure(title: str, lines: list[Swept], sweep: str, comparison: Compari
     caption = averages([cell.n for cell in cells], averaged_over(cells), "bar")
     caption += " Points at one value are drawn side by side." if len(lines) > 1 else ""
     fitted = [sweep == "labels" and len(line.cells) >= ENOUGH_SIZES for line in lines]
-    caption += " Curves: accuracy = 100 − a · n^−b, fitted, to twice as many labels." if any(fitted) else ""
+    caption += " Curves: accuracy = 100 - a · n^-b, fitted, to twice as many labels." if any(fitted) else ""
     if not validates(comparison.metric) and sweep != "labels":
         caption += " On test data, so not for choosing settings."
 

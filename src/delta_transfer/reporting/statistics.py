@@ -76,8 +76,8 @@ def half_width(std: float, n: int) -> float:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """The value with its sign, for which a real minus is used and no hyphen. A rounded zero has none."""
-    text = f"{value:+.{digits}f}".replace("-", "−")
+    """The value with its sign. A rounded zero has none."""
+    text = f"{value:+.{digits}f}"
     return text[1:] if set(text[1:]) <= set("0.") else text
 
 

@@ -153,7 +153,7 @@ def label_table(place: str, lines: list[tuple[LabelCurve, Settings]], comparison
     curve, _ = max(lines, key=lambda line: (line[0].line.method == "l2", line[0].largest))
     worst = max(curve.misfit for curve, _ in lines)
     notes = [
-        "Worth of twice as many: from the largest number on, by accuracy = 100 − a · n^−b fitted for each seed; mean "
+        "Worth of twice as many: from the largest number on, by accuracy = 100 - a · n^-b fitted for each seed; mean "
         "and 95 % t interval in points. It was not measured",
         f"The fitted curves miss the means by up to {worst:.1f} points (root mean square over the sizes)",
     ]
