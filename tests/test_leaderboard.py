@@ -5,6 +5,7 @@ import json
 import pytest
 
 from delta_transfer import report
+from delta_transfer.reporting import sections
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.leaderboard import leaderboards
 from delta_transfer.reporting.statistics import contests, standing
@@ -33,8 +34,17 @@ def test_a_tie_is_no_win_and_equal_differences_have_no_interval():
     runs = [record(method, seed, 100.0) for method in ("l2", "delta", "l2_sp") for seed in (0, 1)]
     (made,) = leaderboards(compare(runs), "l2")
     assert made.verdict.startswith("L2, L2-SP and DELTA share ") and "no interval" in made.verdict
+    assert "range(5)" not in made.verdict
     (single,) = leaderboards(compare([run for run in runs if run["seed"] == 0]), "l2")
     assert "one seed" in single.verdict
+
+
+def test_two_seeds_bring_the_advice_to_run_more():
+    comparison = compare([one for one in three_methods() if one["seed"] < 2])
+    (made,) = leaderboards(comparison, "l2")
+    assert "range(5)" in made.verdict and "range(5)" in sections.differences(comparison, "l2").notes[0]
+    assert "range(5)" not in leaderboards(compare(three_methods()), "l2")[0].verdict
+    assert sections.differences(compare(three_methods()), "l2").notes == []
 
 
 def test_a_row_for_each_setting_and_no_judgement_among_them():

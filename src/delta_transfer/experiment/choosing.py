@@ -147,17 +147,17 @@ def verdict(
         )
     if method == "l2":
         others = {method_of(run) for run in validated} - {"l2"}
-        better = "no other method did better there" if chosen is best else "no other method was clearly better there"
+        better = "no other method did better on them" if chosen is best else "no other was clearly better on them"
         than = better if others else "no other was tried"
-        lines.append(f"That is plain fine-tuning: {than}. On the test images: {of(cells['l2'])}.")
+        lines.append(f"That is plain fine-tuning: {than}. It has {of(cells['l2'])} on the test images.")
     else:
         lines.append(result(name, cells[method], cells["l2"], over_images(cells[method], cells["l2"], select)))
-    beside = [f"{method_title(cell.runs[0])} {of(cell)}" for key, cell in cells.items() if key not in ("l2", method)]
-    lines += [f"Beside them on the test images: {', '.join(beside)}."] if beside else []
+    beside = [method_title(cell.runs[0]) + f" has {of(cell)}" for k, cell in cells.items() if k not in ("l2", method)]
+    lines += [f"For comparison: {', '.join(beside)} on the test images."] if beside else []
     lines += at_the_edge(chosen, validated)
     n_test = final[0].get("n_test")
     if isinstance(n_test, int) and 0 < n_test < 1000:
-        lines.append(f"There are {n_test} test images: one of them is {100 / n_test:.1f} points.")
+        lines.append(f"There are {n_test} test images, so that one image is worth {100 / n_test:.1f} points.")
     return lines
 
 
@@ -186,10 +186,12 @@ def next_commands(chosen: Choice, final: list[Record]) -> list[str]:
     """Where the models are, and the commands that go on with them."""
     cells, method = final_cells(chosen, final, "top1"), method_of(chosen.best.cell.runs[0])
     model, l2 = (quoted(str(model_of(cells[one])["folder"])) for one in (method, "l2"))
-    lines = [f"The model: {model} (its first seed; no test image took part in any choice)"]
+    lines = [f"The model: {model} (trained with the first seed; no test image took part in the choice)"]
     lines += [f"The model of L2: {l2}"] if method != "l2" else []
     held_out = files_of(chosen.best.cell.runs)
-    lines += [f"Its predictions for the images held out: {' '.join(map(quoted, held_out))}"] if held_out else []
+    if held_out:
+        what = f"What {method_title(chosen.best.cell.runs[0])} predicted for the images that each fold held out"
+        lines.append(f"{what}: {' '.join(map(quoted, held_out))}")
     both = model if method == "l2" else f"{model} {l2}"
     commands = [f"delta-predict {model} IMAGES", f"delta-export {model} --format onnx", f"delta-report trust {both}"]
     return [*lines, *(f"Next: {command}" for command in commands)]
@@ -210,16 +212,21 @@ def over_images(ours: Cell, l2: Cell, select: str) -> Difference | None:
 def result(name: str, ours: Cell, l2: Cell, images: Difference | None) -> str:
     """Whether `ours` won: it is ahead by more than the chance of seeds and of the drawn test images."""
     difference = paired(ours, l2)
-    both = f"{of(ours)} against {of(l2)} of L2 on the test images"
+    has = f"has {of(ours)} on the test images, and L2 (plain fine-tuning) has {of(l2)}"
+    open_result = f"No winner: {name} {has}."
     if difference is None or difference.n == 1:
-        return f"One seed cannot tell {name} from L2: {both}. Add seed='range(3)'."
+        return f"One seed cannot tell which is better: {name} {has}. Add seed='range(3)'."
     seeds = f"{difference.n} seeds, paired"
     if difference.low is None:
-        every = f"{difference.mean:+.1f} points with every one of {difference.n} seeds"
-        return f"No winner: {both}, {every}, which has no interval."
+        return (
+            f"{open_result} Each of the {difference.n} seeds gives a difference of {difference.mean:+.1f} points, "
+            "so that there is no interval."
+        )
     interval = f"{difference.mean:+.1f} points, 95 % interval {difference.low:+.1f} to {difference.high:+.1f}, {seeds}"
     if not difference.excludes_zero:
-        return f"No winner: {both}. The difference ({interval}) cannot be told from noise."
+        if difference.advice:
+            return f"{open_result} The difference is {difference.mean:+.1f} points. {difference.advice}"
+        return f"{open_result} The difference ({interval}) cannot be told from noise."
     if images and not images.excludes_zero:
         drawn = (
             f"95 % interval {images.low:+.1f} to {images.high:+.1f} over {images.n} test images"
@@ -227,14 +234,14 @@ def result(name: str, ours: Cell, l2: Cell, images: Difference | None) -> str:
             else f"the two differ in too few of {images.n} test images for an interval"
         )
         return (
-            f"No winner: {both}. The difference ({interval}) is more than the chance of seeds, but with so few test "
+            f"{open_result} The difference ({interval}) is more than the chance of seeds, but with so few test "
             f"images it cannot be told from noise ({drawn})."
         )
     if images:
         interval += f"; {images.low:+.1f} to {images.high:+.1f} over {images.n} test images"
     if difference.mean > 0:
-        return f"{name} won: {both}. The difference ({interval}) is more than noise."
-    return f"L2 won: {both}. {name} did best on validation, but is behind ({interval}), by more than noise."
+        return f"{name} won: it {has}. The difference ({interval}) is more than noise."
+    return f"L2 won: {name} {has}. The difference ({interval}) is more than noise."
 
 
 def of(cell: Cell) -> str:

@@ -116,7 +116,7 @@ def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> s
         return f"{highest}. There is no run of {name} to compare with."
     if not found.has_intervals:
         if any(one.n > 1 for one in found.differences.values()):
-            return f"{highest}. Every {pair} has the same differences to {name}, so that they have no interval."
+            return f"{highest}. Each {pair} gives the same differences to {name}, so that there is no interval."
         return f"{highest}. With one {pair} in common nothing can be told from chance."
     one, noise = found.differences.get(found.best), f"more than the noise of {pair}s"
     if found.wins:
@@ -125,7 +125,9 @@ def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> s
     words = [f"{are(ahead)} ahead of {name} by {noise}"] if ahead else []
     words += [f"{are(behind)} behind {'it' if ahead else f'{name} by {noise}'}"] if behind else []
     lead = f"; {beside(name, one)}{'' if one.excludes_zero else ', which may be chance'}." if one else "."
-    return f"{'; '.join(words) or f'No method can be told from {name}'}. {highest}{lead if len(top) == 1 else '.'}"
+    advice = next((f" {one.advice}" for one in found.differences.values() if one.advice), "")
+    found_so = "; ".join(words) or f"No method can be told from {name}"
+    return f"{found_so}. {highest}{lead if len(top) == 1 else '.'}{advice}"
 
 
 def beside(baseline: str, one: Difference) -> str:

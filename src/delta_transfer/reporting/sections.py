@@ -133,7 +133,8 @@ def differences(comparison: Comparison, baseline: str) -> Table | None:
 
     how = f"{comparison.kind.of_differences}, paired by {comparison.paired_by}"
     title = f"Difference to {comparison.display(baseline)} {how}: mean [95 % t interval] (n)"
-    return by_contest(comparison, baseline, title, row, [])
+    found = [one for contest in contests(comparison) for one in contest.differences(baseline).values()]
+    return by_contest(comparison, baseline, title, row, list({one.advice for one in found if one.advice}))
 
 
 def by_contest(

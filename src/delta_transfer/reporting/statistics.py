@@ -39,6 +39,14 @@ class Difference:
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     @property
+    def advice(self) -> str:
+        """What to do about an interval over two pairs, which is 12.7 standard errors wide to each side; else empty."""
+        if self.n != 2 or self.low is None:
+            return ""
+        more = " (seed='range(5)')" if self.over == "seed" else ""
+        return f"Two {self.over}s give no useful interval: run at least three{more}."
+
+    @property
     def merit(self) -> float:
         """The mean, signed so that more is better."""
         return self.kind.merit(self.mean)
