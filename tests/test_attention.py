@@ -120,6 +120,28 @@ def test_probe_trains_the_head_only(tiny_source):
         assert loss_of(probe) < loss_of(untrained) - 0.05
 
 
+@pytest.mark.parametrize(("head_images", "expected"), [(None, 9), (12, 3), (30, 6), (35, 6), (36, 9), (1000, 9)])
+def test_the_images_of_the_probe_are_bounded(head_images, expected, tiny_source):
+    """Three epochs of three batches of four images. Each epoch has at least one batch."""
+    seen = []
+
+    class Counted(list):
+        def __iter__(self):
+            for batch in super().__iter__():
+                seen.append(batch)
+                yield batch
+
+    images, labels = torch.randn(12, 3, 8, 8), torch.arange(12) % 3
+    options = AttentionConfig(head_epochs=3, head_images=head_images)
+    train_probe(tiny_source, Counted(batches_of(images, labels, 4)), 3, options)
+    assert len(seen) == expected
+    unsized = (batch for _ in range(4) for batch in batches_of(images, labels, 4))
+    if head_images and head_images < 36:  # of an iterator, each epoch takes the next batches
+        train_probe(tiny_source, unsized, 3, options)
+        assert len(list(unsized)) == 12 - expected
+    assert ("head_images" in DELTA(attention=options).fit_options()) == (head_images is not None)
+
+
 def test_the_last_stage_is_done_at_head_cost_and_the_others_are_not():
     model = torchvision.models.resnet18(num_classes=5)
     suffixes = Suffixes(Network(model, "fc", ("layer1.1.conv2", "layer3.1.conv2", "layer4.1.conv2")).freeze())

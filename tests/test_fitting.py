@@ -1,5 +1,7 @@
 """What a method computes before training: interrupted, it goes on where it was."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -39,9 +41,15 @@ def fitted(tmp_path, tiny_source, **options) -> tuple[dict[str, torch.Tensor], l
     return method.fitted, drawn.made
 
 
-@pytest.mark.parametrize("parts", [1, 4, 9, 11, 12])
-@pytest.mark.parametrize("options", [{}, {"probe_batchnorm": "train"}], ids=str)
-def test_attention_goes_on_where_it_was_interrupted(parts, options, tmp_path, tiny_source, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        *product([{}, {"probe_batchnorm": "train"}], [1, 4, 9, 11, 12]),
+        *product([{"head_images": 24}], [1, 3, 6, 8]),
+    ],
+    ids=str,
+)
+def test_attention_goes_on_where_it_was_interrupted(options, parts, tmp_path, tiny_source, monkeypatch):
     expected, whole = fitted(tmp_path / "whole", tiny_source, **options)
     note, done = KeptOnDisk.note, []
 
@@ -59,8 +67,9 @@ def test_attention_goes_on_where_it_was_interrupted(parts, options, tmp_path, ti
     before = fitted.drawn
     found, after = fitted(tmp_path / "other", tiny_source, **options)
     assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
-    probe = [number for number in before + after if number < 9]
-    assert probe == list(range(9)) and sorted({*before, *after}) == sorted({*whole})  # nothing is trained on twice
+    of_probe = 6 if "head_images" in options else 9  # batches, in three epochs
+    probe = [number for number in before + after if number < of_probe]
+    assert probe == list(range(of_probe)) and sorted({*before, *after}) == sorted({*whole})  # nothing is trained on twice
     assert sorted(path.name for path in (tmp_path / "other" / "fitted").iterdir()) == sorted(
         path.name for path in (tmp_path / "whole" / "fitted").iterdir()
     )

@@ -344,6 +344,13 @@ def cost_of(config: RunConfig, batch_size: int = 64) -> Cost:
     return measure(config, config.reg.build().stages(), num_classes=7, device=torch.device("cpu"))
 
 
+def test_images_of_the_probe_are_bounded_in_the_plan(tiny):
+    bounded = tiny.replace(reg=method_config({"name": "delta", "attention": {"head_images": 50}}))  # 5 in each epoch
+    found = cost_of(bounded)
+    assert found.seconds_to_fit(5) == found.seconds_to_fit(1000) < found.seconds_to_fit(4) + found.fit_seconds[0] * 2
+    assert COST.seconds_to_fit(1000) == 530 and dataclasses.replace(COST, fit_images=5).seconds_to_fit(1000) == 32.5
+
+
 @pytest.mark.parametrize("reg", ["l2", "l2_fe", "delta"])
 def test_measurement(reg, tiny):
     config = tiny.replace(reg=method_config({"name": reg}))

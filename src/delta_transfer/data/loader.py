@@ -327,14 +327,14 @@ class Passes:
 
     def __init__(self, loader: BatchSource, indices: np.ndarray, stream: str, seed: int):
         self.loader, self.indices, self.stream, self.seed = loader, indices, stream, seed
-        self.next_iteration = self.made = 0  # `made`: batches that an earlier process made of the next pass
+        self.next_iteration = self.made = 0
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.loader.batch_size)
 
-    def go_to(self, iteration: int) -> None:
-        """Makes the next pass begin with batch `iteration`, within its pass."""
-        self.next_iteration, self.made = iteration, iteration % len(self)
+    def go_to(self, iteration: int, made: int) -> None:
+        """Makes the next pass begin with batch `iteration`. An earlier process made `made` batches of that pass."""
+        self.next_iteration, self.made = iteration, made
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         left, self.made = len(self) - self.made, 0

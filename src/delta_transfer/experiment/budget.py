@@ -186,8 +186,9 @@ def estimate(
     for (backbone, method), config in configs.items():
         (fold, whole), beside = jobs[backbone, method], beside_steps[backbone]
         runs = level.folds * strengths.get(method, 1)
-        on_folds += runs * (now * fold.seconds + beside) + level.folds * now * seconds_to_fit(fold)
-        final[backbone][method] = level.seeds * (now * whole.seconds + beside) + now * seconds_to_fit(whole)
+        fit_fold, fit_whole = (now * job.cost.seconds_to_fit(job.n_train) for job in (fold, whole))
+        on_folds += runs * (now * fold.seconds + beside) + level.folds * fit_fold
+        final[backbone][method] = level.seeds * (now * whole.seconds + beside) + fit_whole
         size, aspect = config.backbone.resize, config.schedule.aspect
         if (size, aspect) not in stores and TASKS[config.task].stores_to_build(config, dataset):
             stores[size, aspect] = len(dataset.labels) * seconds_of_decoding(dataset, size, aspect)
@@ -197,12 +198,6 @@ def estimate(
 def planned(plan: Plan, config: RunConfig) -> Job:
     plan.add(config.replace())  # it sets the precision
     return plan.jobs[-1]
-
-
-def seconds_to_fit(job: Job) -> float:
-    """Seconds of `fit`, whose result runs with other seeds or alphas share."""
-    per_image, constant = job.cost.fit_seconds
-    return per_image * job.n_train + constant
 
 
 # --- The choice of a level, and its file ---

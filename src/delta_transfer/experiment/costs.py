@@ -5,6 +5,7 @@ estimated from what a step keeps for its backward pass. CPU times are processor 
 compared while other programs come and go.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -46,6 +47,11 @@ class Cost:
     memory_bytes: int  # GPU memory of a step
     weights_bytes: int  # of the model.safetensors that a run leaves
     waiting: float = 1.0  # elapsed time divided by processor time; above 1 where other programs ran
+    fit_images: float = math.inf  # training images at most that count for `fit`
+
+    def seconds_to_fit(self, n_train: int) -> float:
+        """Seconds of `fit`, whose result runs with other seeds or alphas share."""
+        return self.fit_seconds[0] * min(n_train, self.fit_images) + self.fit_seconds[1]
 
 
 def decides_cost(config: RunConfig) -> tuple[str, ...]:
@@ -121,7 +127,8 @@ def measure(config: RunConfig, stages: Sequence[Stage], num_classes: int, device
         view_seconds = seconds_of(lambda: target(images), device) / len(labels)
     weights_bytes = sum(v.nbytes for v in target.weights().values())
     waiting = max(1.0, (perf_counter() - began) / (thread_time() - worked)) if device.type == "cpu" else 1.0
-    return Cost(step_seconds, view_seconds, fit_seconds, memory, weights_bytes, waiting)
+    fit_images = max((part.most_fit_images for part in method.parts_to_fit()), default=math.inf)
+    return Cost(step_seconds, view_seconds, fit_seconds, memory, weights_bytes, waiting, fit_images)
 
 
 def _on_a_cpu(step: Callable[[int], Callable[[], object]], batch: int) -> float:

@@ -102,7 +102,7 @@ class Plan:
         if not all(fitted_path(part, to, Path(config.cache_dir)).exists() for part, to in to_fit.items()):
             # Without the data set its configuration stands for it.
             shared = (json.dumps([*to_fit.values()]), None if splits else repr((config.dataset, config.split)))
-            self.fits[shared] = cost.fit_seconds[0] * n_train + cost.fit_seconds[1]
+            self.fits[shared] = cost.seconds_to_fit(n_train)
         self.stores |= TASKS[config.task].stores_to_build(config, dataset)
 
     @property
@@ -153,6 +153,11 @@ class Plan:
         parts += [f"{now(on_folds)} for runs on folds"] if on_folds and self.both_kinds else []
         shared = f", of which {' and '.join(parts)}" if parts else ""
         log.info(f"Time: about {now(total)} one after the other on {device_name(device)}{shared}; without decoding")
+        if once > total / 2:
+            log.info(
+                f"What runs share takes {100 * once / total:.0f} % of the time: of channel attention, "
+                "reg.attention.head_images bounds the probe's training, reg.attention.images the rest"
+            )
         if self.waiting >= NOTABLE:
             log.info(f"Other programs are running: without them it takes about {duration(total)}")
         kept, stores = sum(job.stages * job.cost.weights_bytes for job in left), sum(self.stores.values())

@@ -51,6 +51,13 @@ class AttentionConfig(Options):
     head_epochs: int = option(
         10, "epochs, over the training images, in which the probe's head is trained", above=0, at_most=LONGEST
     )
+    head_images: int | None = option(
+        None,
+        "training images, counted in each epoch, on which the probe's head is trained in all: epochs become as short "
+        "as that takes; null: whole epochs",
+        above=0,
+        at_most=LONGEST,
+    )
     head_lr: float = option(0.01, "learning rate of the probe's head in its first epoch", above=0)
     head_weight_decay: float = option(1e-4, "weight decay of the probe's head", at_least=0)
     temperature: float = option(5.0, "temperature of the softmax over a layer's standardised importances", above=0)
@@ -157,8 +164,9 @@ def train_probe(
     """`source` with a new head for `num_classes`, trained on `batches`; everything else stays as it is.
 
     It is trained by SGD with momentum 0.9. The learning rate falls exponentially, to a tenth after 6 epochs (official
-    code). With probe_batchnorm=train whole batches go through the network in training mode: BatchNorm normalises by
-    them, its statistics move, and dropout draws.
+    code). With head_images each epoch ends early, after equally many batches and at least one, so that `batches` should
+    be shuffled; the learning rate falls as in whole epochs. With probe_batchnorm=train whole batches go through the
+    network in training mode: BatchNorm normalises by them, its statistics move, and dropout draws.
     """
     probe = source.with_new_head(num_classes, options.seed).freeze()
     adapts = options.probe_batchnorm == "train"
@@ -169,10 +177,11 @@ def train_probe(
     optimizer = torch.optim.SGD(parameters, lr=options.head_lr, momentum=0.9, weight_decay=options.head_weight_decay)
     changing = {name: p.detach() for name, p in probe.head_parameters().items()} | dict(probe.named_buffers())
     length = len(batches) if isinstance(batches, Sized) else 0
-    begin = 0, 0
+    most, begin = 0, (0, 0)  # batches of an epoch; 0: not known yet
     if begun := unfinished.load():
-        begin = divmod(begun["done"], length)
-        batches.go_to(begun["done"])  # type: ignore[attr-defined]
+        most = begun.get("most", length)
+        begin = divmod(begun["done"], most)
+        batches.go_to(begun["done"], begin[1])  # type: ignore[attr-defined]
         for name, value in begun["values"].items():
             changing[name].copy_(value)
         optimizer.load_state_dict(begun["optimizer"])
@@ -185,10 +194,21 @@ def train_probe(
             outputs = call(frozen, inputs) if adapts else forward_in_chunks(frozen, inputs)
             loss(outputs["logits"], labels).backward()
             optimizer.step()
-            done = epoch * length + number + 1
-            kept = {"done": done, "values": changing, "optimizer": optimizer.state_dict()}
-            unfinished.note("training its probe, batch", done, options.head_epochs * length, kept)
+            most = most or batches_of_epoch(options, len(labels), length)
+            done = epoch * most + number + 1
+            kept = {"done": done, "most": most, "values": changing, "optimizer": optimizer.state_dict()}
+            unfinished.note("training its probe, batch", done, options.head_epochs * most, kept)
+            if options.head_images and number + 1 == most:
+                break
     return probe.freeze()
+
+
+def batches_of_epoch(options: AttentionConfig, batch: int, whole: int) -> int:
+    """Batches of `batch` images in an epoch of the probe. whole: those of a pass; 0: unknown, as is then the result."""
+    if options.head_images is None:
+        return whole
+    most = max(1, options.head_images // (options.head_epochs * batch))
+    return min(most, whole) if whole else most
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ A method is a `Regularizer` in a file of its own, with its options and a decorat
 Every annotated attribute of the class is an option, and an argument of its constructor.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from types import MappingProxyType
@@ -153,6 +154,7 @@ class Regularizer(Options, nn.Module):
     memory_option: str | None = None  # the key, below reg, that bounds the memory of `fit`
     fit_seed: int = 0  # seed of the order and the crops of the batches that `fit` sees
     fit_batch_size: int | None = None  # images in each of these batches; None: as many as in training
+    most_fit_images: float = math.inf  # training images at most that each pass of `fit` sees
     term: str | None = None  # the name of this method in a sum
     skips_source: bool = False  # this step needs nothing of the source; `before_step` sets it
     unfinished: Unfinished = NOTHING_KEPT  # is told of the parts of a long `fit`
@@ -204,7 +206,8 @@ class Regularizer(Options, nn.Module):
     def estimate_fit(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:
         """A stand-in for the result of `fit` and its cost, from a few timed passes of `images`, for a dry run.
 
-        The cost is in seconds per training image, and in seconds that do not depend on their number.
+        The cost is in seconds per training image, up to `most_fit_images`, and in seconds that do not depend on their
+        number.
         """
         raise NotImplementedError
 

@@ -102,13 +102,16 @@ class DELTA(MapPenalty):
         super().__post_init__()
         self.attention = options_in(AttentionConfig, self.attention)
         self.fit_seed, self.fit_batch_size = self.attention.seed, self.attention.batch_size
+        if self.attention.head_images:
+            self.most_fit_images = self.attention.head_images / self.attention.head_epochs
         self._relative_weights: dict[str, Tensor] = {}
 
     def fit_options(self) -> dict[str, Any]:
         # forward_images changes no result, temperature and shuffle apply after `fit`, and seed and batch size are
-        # attributes of every method. Results that are older than probe_batchnorm have its default.
+        # attributes of every method. Results that are older than probe_batchnorm or head_images have their defaults.
         left_out = {"forward_images", "temperature", "shuffle", "seed", "batch_size"}
         left_out |= {"probe_batchnorm"} if self.attention.probe_batchnorm == "eval" else set()
+        left_out |= {"head_images"} if self.attention.head_images is None else set()
         return {k: v for k, v in asdict(self.attention).items() if k not in left_out}
 
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
