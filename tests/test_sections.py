@@ -8,7 +8,7 @@ import pytest
 from delta_transfer import report
 from delta_transfer.common import tables
 from delta_transfer.common.tables import Entry, Table, entries
-from delta_transfer.reporting import sections
+from delta_transfer.reporting import page, sections
 from delta_transfer.reporting.comparison import compare
 
 from .test_report import record, save, three_methods
@@ -123,6 +123,31 @@ def test_per_image_differences(tmp_path, capsys):
     assert "paired by test image: mean [95 % bootstrap interval] (n images)**" in out
     # 20 +- 1.96 * sqrt(0.2 * 0.8 / 100), in whole images
     assert re.search(r"\| \+20\.0 \[\+1[123]\.0, \+2[78]\.0\] \(100\) \|", out)
+
+
+def test_differences_over_too_many_images_are_left_out(tmp_path, capsys, monkeypatch):
+    records = [record(name) for name in ("l2", "l2_sp", "delta")]
+    save_predictions(tmp_path, records, {"l2": 0.6, "l2_sp": 0.7, "delta": 0.8})
+    images = records[0]["n_test"]
+    for most, left_out in ((4 * images, ""), (3 * images, "1 differences"), (images, "2 differences")):
+        monkeypatch.setattr(sections, "MOST_IMAGES", most)
+        assert report.main([str(tmp_path), "--per-image", "--format", "markdown"]) == 0
+        out, err = capsys.readouterr()
+        assert (left_out in err) and ("are left out" in err) == bool(left_out)
+        assert out.count("(100), p=") == (2 if not left_out else 2 - int(left_out[0]))
+        assert left_out in out or left_out[0] == "2"  # without any difference there is no table to say it
+
+
+def test_the_page_looks_at_predictions_of_the_best_results(tmp_path, monkeypatch):
+    records = [record(name, num_classes=2) for name in ("l2", "l2_sp", "delta")]
+    save_predictions(tmp_path, records, {"l2": 0.6, "l2_sp": 0.7, "delta": 0.8})
+    for runs, left_out in ((3, 0), (2, 1)):
+        monkeypatch.setattr(page, "MOST_LOGITS", runs * 2 * records[0]["n_test"])
+        assert report.main([str(tmp_path), "--format", "html", "--output", str(tmp_path / "page.html")]) == 0
+        text = (tmp_path / "page.html").read_text()
+        _, _, trust = text.partition('<section id="trust">')
+        assert [f"{name} on CUB" in trust for name in ("DELTA", "L2-SP", "L2")] == [True, True, not left_out]
+        assert (f"predictions of {runs} runs" in trust) == bool(left_out)
 
 
 def test_with_one_seed_mcnemar_is_given(tmp_path, capsys):

@@ -7,6 +7,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import scipy
 from PIL import Image
 
 from delta_transfer import report
@@ -39,6 +40,9 @@ def test_rates_by_hand():
     assert [measures.top_k(SIX, k) for k in (1, 2, 3)] == pytest.approx([4 / 6, 1, 1])
     low, high = measures.wilson(9, 10)  # Wilson (1927), as in Newcombe's tables
     assert (low, high) == pytest.approx((0.5958, 0.9821), abs=1e-4)
+    for right, n in ((0, 7), (7, 7), (3, 1000)):
+        found = scipy.stats.binomtest(right, n).proportion_ci(method="wilson")
+        assert measures.wilson(right, n) == pytest.approx((found.low, found.high), abs=1e-12)
 
 
 def test_calibration_by_hand():

@@ -32,8 +32,9 @@ from importlib import import_module
 
 from .cli.report_options import NUMBERS, PAIRS, arguments
 from .common import tables
-from .common.console import log, shorten_list, show_messages, stoppable
+from .common.console import QUIET, Display, log, shorten_list, show_messages, stoppable
 from .common.errors import UserError
+from .records.arrays import predictions
 from .records.files import write_output
 from .records.metrics import METRICS, OF_OTHER_TASKS
 from .records.reading import Damaged, Record, finished_files, folds, is_number, read_all, run_id, transfers
@@ -262,7 +263,9 @@ def finished_and_failed(
     of_folds: list[Record] = []
     otherwise_validated = f"{'without' if args.select == 'cv' else 'with'} split.folds"
     left_out = dict.fromkeys([unvalidated, of_other_tasks, on_folds, otherwise_validated], 0)
-    for record in records:
+    display = Display("comparing records with their predictions", len(records), "run", quiet_seconds=QUIET)
+    for number, record in enumerate(records):
+        display.update(number)
         reason = problem(record, args.metric)
         if reason is None and not validates(args.metric):
             reason = against_predictions(record, say=not args.per_image)
@@ -299,7 +302,7 @@ def finished_and_failed(
 def against_predictions(record: Record, say: bool) -> str | None:
     """`contradiction`. If a file cannot be compared, the record counts. say: whether a message names the file."""
     try:
-        return contradiction(record)
+        return contradiction(record, predictions(record))
     except Damaged as error:
         if say:  # the tables of --per-image name it, too
             log.info(f"not compared with its predictions: {run_id(record)}: {error}")

@@ -25,6 +25,7 @@ from .errors import UserError, in_words
 
 log = logging.getLogger("delta_transfer")  # `show_messages` shows its messages
 Warn = Callable[[str], None]  # called with a line about each thing that is left out
+QUIET = 5.0  # seconds until a command that makes a report shows its progress
 
 
 @cache

@@ -3,7 +3,6 @@
 The functions take the record of a run in a folder of its own, or of one in a bundle (reading.py).
 """
 
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,10 +184,9 @@ def _arrays(
     if not path.exists():
         return None, str(path)
     try:
-        with open_regular(path, LARGEST) as opened, zipfile.ZipFile(opened) as file:
-            if sum(entry.file_size for entry in file.infolist()) > most_unpacked(path.stat().st_size):
-                raise ValueError("a decompression bomb")
         with open_regular(path, LARGEST) as opened, np.load(opened, allow_pickle=False) as arrays:
+            if sum(entry.file_size for entry in arrays.zip.infolist()) > most_unpacked(path.stat().st_size):
+                raise ValueError("a decompression bomb")
             if bundled and not any(prefix + key in arrays.files for key in keys):
                 return None, str(path)
             there = [key for key in optional if prefix + key in arrays.files]

@@ -208,7 +208,10 @@ def metrics(record: Record) -> "pd.DataFrame | None":
     import pandas as pd
 
     rows = [row for _, row in _lines_and_rows(record)]
-    return pd.DataFrame(rows).drop_duplicates("step", keep="last") if rows else None
+    if not rows:
+        return None
+    frame = pd.DataFrame(rows)
+    return frame if frame["step"].is_unique else frame.drop_duplicates("step", keep="last")  # slow, and rarely needed
 
 
 def log_lines(record: Record) -> list[dict[str, Any]]:

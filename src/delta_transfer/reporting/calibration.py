@@ -1,6 +1,8 @@
 """Measures of how far a network can be trusted, from labels (N,) and logits (N, K). Pure functions, rates in 0..1."""
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy
@@ -17,16 +19,16 @@ class Judged:
     labels: np.ndarray  # (N,)
     probabilities: np.ndarray  # (N, K)
 
-    @property
+    @cached_property
     def predicted(self) -> np.ndarray:
         return self.probabilities.argmax(axis=1)
 
-    @property
+    @cached_property
     def confidence(self) -> np.ndarray:
         """The largest probability of each image."""
         return self.probabilities.max(axis=1)
 
-    @property
+    @cached_property
     def right(self) -> np.ndarray:
         return self.predicted == self.labels
 
@@ -39,8 +41,11 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a rate of `right` in `n` images; (0, 1) without images."""
     if not n:
         return 0.0, 1.0
-    found = scipy.stats.binomtest(right, n).proportion_ci(CONFIDENCE, method="wilson")
-    return float(found.low), float(found.high)
+    # SciPy has it as a part of a test, which takes a millisecond for its p-value.
+    z, p = float(scipy.special.ndtri((1 + CONFIDENCE) / 2)), right / n
+    whole = 2 * (n + z**2)
+    centre, half = (2 * n * p + z**2) / whole, z / whole * math.sqrt(4 * n * p * (1 - p) + z**2)
+    return (centre - half if right else 0.0), (centre + half if right < n else 1.0)
 
 
 def confusion(judged: Judged) -> np.ndarray:

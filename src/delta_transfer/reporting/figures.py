@@ -3,7 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
-from ..common.console import Warn
+from ..common.console import QUIET, Display, Warn
 from ..common.errors import UserError
 from ..records.files import make_output_folder, write_figure
 from .comparison import Comparison
@@ -37,7 +37,9 @@ def write_figures(
         paths: list[Path] = []
         try:
             make_output_folder(folder)
-            for stem, figure in made:
+            display = Display(str(folder), len(made), "figure", quiet_seconds=QUIET)
+            for done, (stem, figure) in enumerate(made):
+                display.update(done)
                 number[stem] += 1
                 name = stem if count[stem] == 1 else f"{stem}-{number[stem]}"
                 paths += write_figure(figure, folder / name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..common.console import Warn, shorten_list
+from ..common.console import QUIET, Display, Warn, shorten_list
 from ..records.metrics import TASK_LOSSES, is_loss
 from ..records.reading import Damaged, Record, metrics, names_of_sources, run_id
 from .comparison import Cell, Comparison, Row
@@ -69,7 +69,11 @@ def curves_of(comparison: Comparison, warn: Warn) -> list[list[Curves]]:
     warn: called with a line about each damaged file, and one about all runs without metrics.
     """
     without: list[str] = []
-    groups = [[read_curves(*one, warn, without) for one in results] for _, results in comparison.places]
+    display = Display("reading the metrics of runs", len(comparison.results), "result", quiet_seconds=QUIET)
+    groups = []
+    for _, results in comparison.places:
+        display.update(sum(map(len, groups)))
+        groups.append([read_curves(*one, warn, without) for one in results])
     if without:
         warn(f"no learning curves of {len(without)} runs without metrics: {shorten_list(without)}")
     return [found for curves in groups if (found := [one for one in curves if one])]

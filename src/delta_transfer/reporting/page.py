@@ -11,12 +11,13 @@ from base64 import b64encode
 from datetime import UTC, datetime
 from html import escape
 from importlib.resources import files
+from itertools import accumulate
 from pathlib import Path
 
 from ..common.console import Warn
 from ..common.tables import Bar, Entry, Table
 from ..records.files import MIB, read_regular
-from ..records.reading import Record, config_of
+from ..records.reading import Record, config_of, is_number
 from .comparison import Comparison, distinct_runs, grouped
 from .logs import Curves, curves_of
 from .page_charts import (
@@ -42,6 +43,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 LARGEST_PICTURE = 64 * MIB
 RELOAD = 30  # seconds
 MAX_OPEN, MAX_GROUPS = 4, 40  # groups of charts that are open, and groups in the page
+MOST_LOGITS = 100_000_000  # of the runs whose predictions the page looks at; they are in memory, 4 bytes each
 LINES = 10  # of a table about the classes or images of a model
 MAX_NAMES = 6  # in the line below the title
 LONG = 40  # characters; longer texts in a cell get a wide column of small print
@@ -201,9 +203,13 @@ def key_html(number: int, key: Key) -> str:
 
 def trust_html(comparison: Comparison, images: Path | None) -> str:
     """A line for each model with predictions, and details for the first result of each leaderboard."""
+    runs = [run for one in best_first(comparison) for run in one.cell.runs] + comparison.on_folds
+    logits = accumulate(outputs_of(run) for run in runs)
+    kept = {id(config_of(run)) for run, count in zip(runs, logits, strict=True) if count <= MOST_LOGITS}
     runs = records_of(comparison)
     own = set(map(id, map(config_of, runs)))
-    found = trusted(runs + comparison.on_folds, lambda _: None)  # the report has named damaged files
+    looked_at = [run for run in runs + comparison.on_folds if id(config_of(run)) in kept]
+    found = trusted(looked_at, lambda _: None)  # the report has named damaged files
     judged = [one for one in found if id(config_of(one.record)) in own]
     if not judged:
         return ""
@@ -220,15 +226,28 @@ def trust_html(comparison: Comparison, images: Path | None) -> str:
     ]
     if images:
         more = [with_thumbnails(table, images) if table.header[0] == "image" else table for table in more]
+    each_run = summary(judged)
+    if left_out := len(runs + comparison.on_folds) - len(looked_at):
+        each_run.notes.append(
+            f"The page looks at the predictions of {len(looked_at):,} runs, those of the best results, and leaves out "
+            f"{left_out:,} others; delta-report trust RUN looks at any of them"
+        )
     return "\n".join(
         [
-            table_html(summary(judged)),
+            table_html(each_run),
             '<details class="group">',
             f"<summary>Classes, mistakes and calibration: {escape('; '.join(one.name for one in leaders))}</summary>",
             *map(table_html, more),
             "</details>",
         ]
     )
+
+
+def outputs_of(run: Record) -> int:
+    """How many logits the predictions of a run have, by its record."""
+    counts = [run.get(key) for key in ("n_test", "n_val", "num_classes")]
+    images, held_out, classes = (count if is_number(count) else 0 for count in counts)
+    return int(max(images, held_out) * classes)
 
 
 # ---- pictures --------------------------------------------------------------------------------------------

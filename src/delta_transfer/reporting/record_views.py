@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 
 from ..common.pair_metrics import pair_metrics
-from ..records.arrays import pair_similarities, predictions
+from ..records.arrays import Predictions, pair_similarities
 from ..records.integrity import WHAT_TO_DO
 from ..records.reading import (
     Record,
@@ -70,13 +70,13 @@ def problem(record: object, metric: str = "test_top1") -> str | None:
     return None
 
 
-def contradiction(record: Record) -> str | None:
-    """Why the accuracy of a record is wrong: its predictions or pairs give another one. None if they agree.
+def contradiction(record: Record, made: Predictions | None) -> str | None:
+    """Why the accuracy of a record is wrong: its predictions `made`, or its pairs, give another one; None if they agree.
 
-    Raises Damaged for a file that cannot be read or was changed.
+    Raises Damaged for a file of pairs that cannot be read or was changed.
     """
     found: dict[tuple[str, str], float] = {}
-    if (made := predictions(record)) is not None:
+    if made is not None:
         found["test_top1", "predictions.npz"] = 100 * float(made.correct.mean())
     if (pairs := pair_similarities(record)) is not None:
         found["test_pair_accuracy", "pairs.npz"] = pair_metrics(pairs.similarities, pairs.same, pairs.fold)[
@@ -198,8 +198,9 @@ def common(views: list[dict[str, object]], keys: list[str]) -> Settings:
 
 def within(key: str, names: Collection[str]) -> bool:
     """True if `key` is one of `names` or nested below one."""
-    parts = key.split(".")
-    return any(".".join(parts[:depth]) in names for depth in range(1, len(parts) + 1))
+    while key and key not in names:
+        key = key.rpartition(".")[0]
+    return bool(key)
 
 
 def flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:

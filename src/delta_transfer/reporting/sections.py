@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from statistics import fmean
 
-from ..common.console import Warn
+from ..common.console import QUIET, Display, Warn
 from ..common.cores import NOTABLE
 from ..common.tables import MISSING, Entry, Table, entries, number, table_of, time_entry
 from ..records import arrays
@@ -26,6 +26,8 @@ from .statistics import (
 )
 
 PredictionsOf = dict[Replicate, Predictions]
+
+MOST_IMAGES = 5_000_000  # of --per-image, counted for each run of each difference: about a minute
 
 BOLD = "Bold: ahead of all methods beside it, each time by a 95 % t interval of the paired difference"
 UNSETTLED = "No method is ahead of all others of its row by a 95 % t interval of the paired difference"
@@ -154,14 +156,28 @@ def by_contest(
 
 
 def by_image_table(comparison: Comparison, baseline: str, warn: Warn) -> Table | None:
-    """Each method minus the baseline, over the same test images; None without stored predictions."""
+    """Each method minus the baseline, over the same test images; None without stored predictions.
+
+    Differences beyond MOST_IMAGES, counted in the order of the table, are left out, and the table says so.
+    """
+    display = Display("differences over test images", len(comparison.results), "result", quiet_seconds=QUIET)
+    done = images = left_out = 0
 
     def row(contest: Contest) -> dict[str, Entry]:
+        nonlocal done, images, left_out
         others = {method: cell for method, cell in contest.cells.items() if method != baseline}
         if not others or baseline not in contest.cells:
             return {}
-        theirs, found = predictions_of(contest.cells[baseline], warn), {}
+        theirs: PredictionsOf | None = None
+        found = {}
         for method, cell in others.items():
+            images += sum(n for run in cell.runs + contest.cells[baseline].runs if is_number(n := run.get("n_test")))
+            if images > MOST_IMAGES:
+                left_out += 1
+                continue
+            display.update(done)
+            done += 1
+            theirs = predictions_of(contest.cells[baseline], warn) if theirs is None else theirs
             ours = predictions_of(cell, warn)
             pairs = [(ours[key], theirs[key]) for key in sorted(ours.keys() & theirs.keys())]
             try:
@@ -181,7 +197,11 @@ def by_image_table(comparison: Comparison, baseline: str, warn: Warn) -> Table |
         "other seeds might; with a single seed, p is McNemar's exact test"
     ]
     made = by_contest(comparison, baseline, title, row, notes)
-    if made is None:
+    if left_out:
+        cut = f"{left_out} differences beyond the first {MOST_IMAGES:,} images, counted for each run, are left out"
+        warn(f"{cut}: name the folders of fewer runs")
+        notes.append(cut)
+    elif made is None:
         warn(f"no per-image test: no stored predictions of {name} and another method with the same seed")
     return made
 

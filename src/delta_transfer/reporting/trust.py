@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common import tables
-from ..common.console import Warn, command_parser, log, spelled_out
+from ..common.console import QUIET, Display, Warn, command_parser, log, spelled_out
 from ..common.errors import UserError
 from ..records.arrays import VALIDATION, Predictions, image_names, pooled, predictions
 from ..records.files import write_output
@@ -48,16 +48,19 @@ def trusted(records: list[Record], warn: Warn = log.info) -> list[Trusted]:
     tested: list[tuple[Record, Predictions]] = []
     validated: list[tuple[Record, Predictions]] = []
     without = 0
-    for record in records:
+    display = Display("looking at predictions", len(records), "run", quiet_seconds=QUIET)
+    for number, record in enumerate(records):
+        display.update(number)
         reasons = [problem(record, metric) for metric in ("test_top1", "val_top1")]
         if None not in reasons and reasons[0] != "no test_top1":
             warn(f"skipped {run_id(record)}: {reasons[0]}")
             continue
         try:
-            if said := contradiction(record):
+            found = predictions(record)
+            if said := contradiction(record, found):
                 warn(f"skipped {run_id(record)}: {said}")
                 continue
-            found = predictions(record) if reasons[0] is None else None
+            found = found if reasons[0] is None else None
             own = predictions(record, VALIDATION) if reasons[1] is None else None
         except Damaged as error:
             warn(str(error))

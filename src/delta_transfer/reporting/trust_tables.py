@@ -60,8 +60,9 @@ class Trusted:
     held_out: HeldOut | None  # None: not recorded
     tested: bool  # False: `made` are the held-out predictions themselves
 
-    @cached_property
+    @property
     def judged(self) -> Judged:
+        """It is not kept, since probabilities are twice as large as logits and there may be thousands of runs."""
         return Judged(self.made.labels, softmax(self.made.logits))
 
     @property
@@ -119,11 +120,12 @@ def summary(found: list[Trusted]) -> Table:
     for one in found:
         n = one.numbers
         t, with_t = n["temperature"], n["calibration_error_at_temperature"]
-        right, kept = accuracy_at(one.judged, 0.8)
+        judged = one.judged
+        right, kept = accuracy_at(judged, 0.8)
         rows.append(
             {
                 "run": one.name,
-                "accuracy": accuracy(int(one.judged.right.sum()), n["n"], 0)["accuracy"],
+                "accuracy": accuracy(int(judged.right.sum()), n["n"], 0)["accuracy"],
                 "balanced": percent(n["balanced_accuracy"]),
                 "macro-F1": percent(n["macro_f1"]),
                 "top-5": "" if n["top5"] is None else percent(n["top5"]),
@@ -210,8 +212,9 @@ def calibration(one: Trusted) -> Table:
 
 def rejection(one: Trusted) -> Table:
     rows: list[Cells] = []
+    judged = one.judged
     for coverage in COVERAGES:
-        right, kept = accuracy_at(one.judged, coverage)
+        right, kept = accuracy_at(judged, coverage)
         cells = accuracy(right, kept, one.numbers["accuracy"])
         rows.append({"% answered": percent(coverage), **cells, "n": number(kept)})
     least, notes = one.numbers["none_below"], []
@@ -273,10 +276,11 @@ def flips(first: Trusted, other: Trusted, most: int) -> Table | None:
     names = [method_title(one.record) for one in (first, other)]
     names = names if names[0] != names[1] else [first.name, other.name]
     for one, against, name in ((first, other, names[0]), (other, first, names[1])):
-        sure = against.judged.confidence
-        for i in sorted(np.flatnonzero(one.judged.right & ~against.judged.right), key=lambda i: -sure[i])[:most]:
-            image: Cells = {"image": one.images[i], "class": one.classes[one.judged.labels[i]], "right": name}
-            image["the other's answer"] = against.classes[against.judged.predicted[i]]
+        wrong = against.judged
+        sure = wrong.confidence
+        for i in sorted(np.flatnonzero(one.judged.right & ~wrong.right), key=lambda i: -sure[i])[:most]:
+            image: Cells = {"image": one.images[i], "class": one.classes[one.made.labels[i]], "right": name}
+            image["the other's answer"] = against.classes[wrong.predicted[i]]
             rows.append(image | {"its probability": percent(float(sure[i]))})
     verdict = (
         f"{names[0]} alone gets {ours} images right, and {names[1]} alone {theirs}: "
@@ -310,15 +314,16 @@ def as_json(found: list[Trusted]) -> str:
     for one in found:
         order, wrong = suspects(one.held_out.judged) if one.held_out else (np.zeros(0, int), np.zeros(0, bool))
         names = list(one.held_out.images.values()) if one.held_out else []
-        surest = {c: accuracy_at(one.judged, c) for c in COVERAGES}
+        judged = one.judged
+        surest = {c: accuracy_at(judged, c) for c in COVERAGES}
         runs.append(
             {
                 "run_id": run_id(one.record),
                 "tested": one.tested,
                 **one.numbers,
                 "classes": one.classes,
-                "confusion": confusion(one.judged).tolist(),
-                "reliability": [vars(b) for b in reliability(one.judged)],
+                "confusion": confusion(judged).tolist(),
+                "reliability": [vars(b) for b in reliability(judged)],
                 "coverage": {str(c): right / kept for c, (right, kept) in surest.items()},
                 "suspicious": [names[i] for i in order if wrong[i]],
             }
