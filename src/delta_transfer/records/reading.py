@@ -191,7 +191,8 @@ def _record_of(text: str) -> Record:
 def harmless(value: object) -> Any:
     """JSON with the control characters of its texts spelled out."""
     if isinstance(value, dict):
-        return {spelled_out(key): harmless(entry) for key, entry in value.items()}
+        deep = (str, dict, list)  # most entries of metrics are numbers, and a call for each takes long
+        return {spelled_out(key): harmless(v) if isinstance(v, deep) else v for key, v in value.items()}
     if isinstance(value, list):
         return [harmless(entry) for entry in value]
     return spelled_out(value) if isinstance(value, str) else value

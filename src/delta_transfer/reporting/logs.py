@@ -70,9 +70,9 @@ def curves_of(comparison: Comparison, warn: Warn) -> list[list[Curves]]:
     """
     without: list[str] = []
     display = Display("reading the metrics of runs", len(comparison.results), "result", quiet_seconds=QUIET)
-    groups = []
+    groups: list[list[Curves | None]] = []
     for _, results in comparison.places:
-        display.update(sum(map(len, groups)))
+        display.update(sum(len(group) for group in groups))
         groups.append([read_curves(*one, warn, without) for one in results])
     if without:
         warn(f"no learning curves of {len(without)} runs without metrics: {shorten_list(without)}")

@@ -74,9 +74,9 @@ def curves_and_settings(runs: list[Record], frames: dict[int, pd.DataFrame]) -> 
     steps: dict[tuple[int, ...], int] = {}
     curves = []
     for run in runs:
-        frame, found = frames.get(id(config_of(run)), pd.DataFrame()), {}
+        frame, found = frames.get(id(config_of(run)), pd.DataFrame({"step": []})).set_index("step"), {}
         for name in [name for name in TITLES if name in frame]:
-            curve = thinned(frame.set_index("step")[name].dropna(), most)
+            curve = thinned(frame[name].dropna(), most)
             if len(curve) > 1:
                 number = steps.setdefault(tuple(curve.index.tolist()), len(steps))
                 found[name] = [number, [float(f"{value:.4g}") for value in curve]]

@@ -71,7 +71,7 @@ def problem(record: object, metric: str = "test_top1") -> str | None:
 
 
 def contradiction(record: Record, made: Predictions | None) -> str | None:
-    """Why the accuracy of a record is wrong: its predictions `made`, or its pairs, give another one; None if they agree.
+    """Why a record's accuracy is wrong: its predictions `made`, or its pairs, give another one. None if they agree.
 
     Raises Damaged for a file of pairs that cannot be read or was changed.
     """

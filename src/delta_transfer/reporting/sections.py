@@ -161,7 +161,7 @@ def by_image_table(comparison: Comparison, baseline: str, warn: Warn) -> Table |
     Differences beyond MOST_IMAGES, counted in the order of the table, are left out, and the table says so.
     """
     display = Display("differences over test images", len(comparison.results), "result", quiet_seconds=QUIET)
-    done = images = left_out = 0
+    done, left_out, images = 0, 0, 0.0
 
     def row(contest: Contest) -> dict[str, Entry]:
         nonlocal done, images, left_out

@@ -19,13 +19,13 @@ import numpy as np
 from ..common import tables
 from ..common.console import QUIET, Display, Warn, command_parser, log, spelled_out
 from ..common.errors import UserError
-from ..records.arrays import VALIDATION, Predictions, image_names, pooled, predictions
+from ..records.arrays import VALIDATION, Predictions, pooled, predictions
 from ..records.files import write_output
 from ..records.reading import Damaged, Record, method_of, read_all, run_id
 from ..records.run_directory import class_names
 from .comparison import grouped, grouped_by_varying
 from .record_views import contradiction, dataset_and_backbone, problem, reg_settings, settings, within
-from .trust_tables import HeldOut, Trusted, as_json, trust_tables
+from .trust_tables import HeldOut, Trusted, as_json, images_of, trust_tables
 
 # ---- reading ---------------------------------------------------------------------------------------------
 
@@ -79,13 +79,13 @@ def trusted(records: list[Record], warn: Warn = log.info) -> list[Trusted]:
     for record, found in tested:
         itself = [(r, p) for r, p in validated if r is record]
         held_out = pool(itself) if itself else of_folds.get(asked[id(record)])
-        made.append(Trusted(record, found, classes_of(record, found), images_of(record, found), held_out, True))
+        made.append(Trusted(record, found, classes_of(record, found), held_out, True))
     answered = {asked[id(record)] for record, _ in tested}
     for number, held_out in of_folds.items():
         if number not in answered:
-            record, names = by_question[number][0][0], list(held_out.images.values())
+            record = by_question[number][0][0]
             found = Predictions(held_out.labels, held_out.logits, np.array(list(held_out.images)))
-            made.append(Trusted(record, found, classes_of(record, found), names, held_out, False))
+            made.append(Trusted(record, found, classes_of(record, found), held_out, False))
     return made
 
 
@@ -103,10 +103,6 @@ def classes_of(record: Record, found: Predictions) -> list[str]:
     except UserError as error:
         log.info(f"classes by number: {error}")
         return [f"class {i}" for i in range(found.logits.shape[1])]
-
-
-def images_of(record: Record, found: Predictions, what: str = "predictions") -> list[str]:
-    return image_names(record, what) or [f"image {i}" for i in found.index]
 
 
 # ---- command ---------------------------------------------------------------------------------------------

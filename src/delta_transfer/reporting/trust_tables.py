@@ -9,7 +9,7 @@ import numpy as np
 
 from ..common.console import log
 from ..common.tables import MISSING, Bar, Entry, Table, number, table_of
-from ..records.arrays import Predictions
+from ..records.arrays import Predictions, image_names
 from ..records.reading import Record, method_title, run_id, seed
 from .calibration import (
     BINS,
@@ -49,6 +49,10 @@ class HeldOut:
         return Judged(self.labels, softmax(self.logits))
 
 
+def images_of(record: Record, found: Predictions, what: str = "predictions") -> list[str]:
+    return image_names(record, what) or [f"image {i}" for i in found.index]
+
+
 @dataclass(frozen=True)
 class Trusted:
     """A run with its predictions; without a final run, all folds of one set of settings."""
@@ -56,7 +60,6 @@ class Trusted:
     record: Record
     made: Predictions
     classes: list[str]
-    images: list[str]  # by position in the arrays
     held_out: HeldOut | None  # None: not recorded
     tested: bool  # False: `made` are the held-out predictions themselves
 
@@ -64,6 +67,12 @@ class Trusted:
     def judged(self) -> Judged:
         """It is not kept, since probabilities are twice as large as logits and there may be thousands of runs."""
         return Judged(self.made.labels, softmax(self.made.logits))
+
+    @cached_property
+    def images(self) -> list[str]:
+        """Names, by position in the arrays."""
+        known = None if self.tested else self.held_out
+        return list(known.images.values()) if known else images_of(self.record, self.made)
 
     @property
     def name(self) -> str:
