@@ -3,7 +3,7 @@
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +28,7 @@ class Study:
     """One data set's part of a study.
 
     words: the common words of its commands. results: its folder. strengths: the first decades of alpha to try, by
-    method. limits: the lowest and the highest decade.
+    method. limits: the lowest and the highest decade. beside: further words of a method.
     """
 
     def __init__(
@@ -38,14 +38,17 @@ class Study:
         trial: Trial,
         strengths: dict[str, tuple[int, ...]],
         limits: tuple[int, int],
+        beside: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.words = [*words, f"results_dir={results}"]
         self.results, self.trial, self.strengths, self.limits = results, trial, strengths, limits
+        self.beside = beside or {}
         self.chosen: dict[str, list[str]] = {}  # by method, the word of its strength
 
-    def run(self, *words: str) -> None:
+    def run(self, method: str, *words: str) -> None:
         """Carries out one sweep. A run that diverges is a result, so that the exit status is ignored."""
-        command = [sys.executable, "-m", "delta_transfer.train", "-m", *self.words, *words]
+        of_method = [f"reg={method}", *self.beside.get(method, ())]
+        command = [sys.executable, "-m", "delta_transfer.train", "-m", *self.words, *of_method, *words]
         if subprocess.run(command).returncode > 128:
             sys.exit("stopped; the same command goes on")
 
@@ -64,7 +67,7 @@ class Study:
         """The mean over the trial's runs with alpha = 10 ** decade; minus infinity if one failed."""
         alpha = 10.0**decade
         if len(self.found(method, alpha)) < self.trial.runs:
-            self.run(f"reg={method}", f"reg.alpha={alpha:g}", *self.trial.words)
+            self.run(method, f"reg.alpha={alpha:g}", *self.trial.words)
         found = self.found(method, alpha)
         return fmean(found) if len(found) == self.trial.runs else -math.inf
 
@@ -85,4 +88,4 @@ class Study:
 
     def final(self, method: str, seeds: int, *words: str) -> None:
         """The runs with the chosen strength, the seeds 0 to seeds - 1 and further words."""
-        self.run(f"reg={method}", *self.strength(method), f"seed=range({seeds})", *words)
+        self.run(method, *self.strength(method), f"seed=range({seeds})", *words)
