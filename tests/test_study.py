@@ -106,3 +106,25 @@ def test_the_attention_study_has_a_row_for_each_finished_variant(monkeypatch, tm
     assert [row[0].strip("| ") for row in rows] == list(tests)
     assert [row[3] for row in rows] == ["-", "equal", "worse"]
     assert [row[4].strip("| ") for row in rows] == ["-", "0.50", "-"]
+
+
+def test_a_curve_is_compared_at_each_measured_iteration(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import read_curves
+
+    def runs(*curves: tuple[float, ...]) -> Cell:
+        records = [{"metrics": [{"step": 10 * n, "test_top1": a} for n, a in enumerate(c, 1)]} for c in curves]
+        return Cell({(seed, None): c[-1] for seed, c in enumerate(curves)}, runs=records)
+
+    monkeypatch.setattr(read_curves, "method_title", lambda record: "DELTA")
+    cells = {"l2": runs((10, 20, 30, 40), (12, 20, 30, 42)), "delta": runs((15, 24, 34, 42), (18, 25, 33, 44))}
+    text = read_curves.reading(cells)
+    assert text.count("| DELTA |") == 3  # at each iteration, what is missing, roughness
+    first, missing, rough = (line.split(" | ") for line in text.splitlines() if line.startswith("| DELTA |"))
+    assert [one.split()[0] for one in first[1:]] == ["+5.5", "+4.5", "+3.5", "+2.0"]
+    assert [one.split()[0] for one in missing[1:]] == ["-3.5", "-2.5", "-1.5"]
+    assert rough[1].startswith("+0.8")  # the mean of (1 + 2) / 2 - 0 and (1 + 3) / 2 - (2 + 2) / 2
+    with pytest.raises(SystemExit):
+        read_curves.reading({"l2": runs((10, 20)), "delta": runs((10, 20), (10, 20))})
+    with pytest.raises(SystemExit):
+        read_curves.reading({"l2": runs((10,)), "delta": runs((20,))})
