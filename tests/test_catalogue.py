@@ -35,7 +35,7 @@ def test_list_says_what_is_found_and_what_is_official(tmp_path, delta_data):
     write_cub(tmp_path / "CUB_200_2011")
     status, output = delta_data("list", f"data_dir={tmp_path}")
     assert status == 0
-    assert [line.split()[0] for line in output.splitlines()[2 : 2 + len(choices("dataset"))]] == choices("dataset")
+    assert [line.split()[0] for line in output.splitlines()[2 : 2 + len(choices("dataset"))]] == [*choices("dataset")]
     assert row(output, "cub")[:-1] == ["3", "/", "200", "18", "/", "5,994", "6", "/", "5,794", "subset"]
     assert row(output, "dogs")[:-1] == ["-", "/", "120", "-", "/", "12,000", "-", "/", "8,580", "not", "here"]
     assert row(output, "glyphs") == ["33", "165", "1,650", "ready"]

@@ -53,6 +53,7 @@ def test_everything_is_looked_at(tmp_path, monkeypatch, capsys):
     photos = write_folder(tmp_path / "photos", **{"ants": 5, "bees": 5})
     status = main(["doctor", f"dataset.root={photos}", f"data_dir={tmp_path}", f"results_dir={tmp_path / 'results'}"])
     out = capsys.readouterr().out
+    out = " ".join(out.split())
     assert status == 0 and "delta-run can work here" in out and "TROUBLE" not in out
     assert f"torch {version('torch')}" in out and threads_in_words() in out
     assert f"ready: 2 classes, 8 training and 2 test images, {photos}" in out

@@ -81,6 +81,15 @@ def test_names_keep_their_brackets_and_settings_have_lines_of_their_own():
     assert lines_of([table], 80)[4:] == ["[bold], r18     5", "  lr=0.1", "  alpha=1"]
 
 
+def test_in_a_pipe_long_words_wrap_and_nothing_else_does():
+    def lines(words: str, name: str = "cub") -> list[str]:
+        rows = [entries(name, Entry("57.4 ± 1.2 (3)", 57.4), "l2", words)]
+        return on_screen([Table("", ["set", "ours", "method", "words"], rows, 1)], False).splitlines()
+
+    assert max(map(len, lines("word " * 50))) <= 100 and len(lines("word " * 50)) > 3
+    assert [len(lines(words, "x" * 90)) for words in ("w " * 15, "w " * 16, "w" * 40)] == [3, 4, 3]
+
+
 def test_a_pipe_gets_lines_of_any_length_and_no_spaces_at_their_ends():
     text = on_screen(
         [Table("T", ["set", *"abc"], [entries("x" * 300, *(Entry("1" * 90, 1) for _ in "abc"))], 1)], False

@@ -148,7 +148,7 @@ def verify(config: "RunConfig") -> int:
 
     if isinstance(dataset, GraphDataset):  # all graphs were read above
         return int(state == "more than official")
-    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
+    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image", 5) as display:
         found = examine(dataset, display.update)
     if found.unreadable:
         words = "; ".join(f"{dataset.names[index]} ({why})" for index, why in found.unreadable.items())
@@ -194,7 +194,7 @@ def prepare(config: "RunConfig") -> int:
         log.info(f"{config.dataset.name}: {len(dataset.labels):,} graphs, which runs read as they are")
         return 0
     make_output_folder(cache)
-    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
+    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image", 5) as display:
         store = open_store(dataset, size, aspect, cache, display.update)
     shape = f"{size} x {size} pixels" if aspect.startswith("squash") else f"shorter side {size} pixels"
     log.info(

@@ -233,7 +233,7 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
 def images(found: Findings, config: "DatasetConfig") -> None:
     """Decodes all images of the requested data set, as delta-data verify does."""
     dataset = load_dataset(config, remark=lambda sentence: None)
-    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image") as display:
+    with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image", 5) as display:
         examined = examine(dataset, display.update)
     if examined.unreadable:
         words = shorten_list([f"{dataset.names[index]} ({why})" for index, why in examined.unreadable.items()])

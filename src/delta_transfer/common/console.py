@@ -45,7 +45,7 @@ class Report:
 class Display:
     """The progress of one task of `total` steps. Use it as a context manager.
 
-    Otherwise it has no bar, only lines. quiet_seconds: it shows nothing before this time.
+    Otherwise it has no bar, only lines. quiet_seconds: it has no line before this time.
     """
 
     bars = True  # False in parallel jobs, whose bars would overwrite each other

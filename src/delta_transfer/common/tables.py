@@ -122,27 +122,29 @@ def entries(*cells: "str | Entry") -> list[Entry]:
 
 # ---- on a screen -----------------------------------------------------------------------------------------
 
-UNCUT = 100_000  # columns, so that tables are not wrapped in a pipe or a file
+UNCUT = 100_000  # columns, so that no line is wrapped in a pipe or a file
+PIPED = 100  # columns of a table there, unless its names and numbers need more
 NAMES, WORDS = 20, 16  # columns that names and words keep where numbers need the rest
+LONG = 30  # letters; longer words wrap in a pipe, and in LaTeX
 
 
 def on_screen(tables: list[Table], terminal: bool) -> str:
-    """The tables as wide as the terminal and with styles, or as plain text of any width."""
+    """The tables as wide as the terminal and with styles, or as plain text in which only long words wrap."""
     console = Console(file=None if terminal else StringIO(), highlight=False, width=None if terminal else UNCUT)
     with console.capture() as captured:
-        console.print(as_rich(tables, console.width))
+        console.print(as_rich(tables, console.width if terminal else None))
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
-def as_rich(tables: list[Table], width: int) -> Group:
-    """The tables for a console of `width` columns. No number is ever cut."""
+def as_rich(tables: list[Table], width: int | None) -> Group:
+    """The tables for a console of `width` columns, or for a pipe. No number is ever cut."""
     parts: list[RenderableType] = []
     for table in tables:
         if parts:
             parts.append(Text())
         parts += [Text(line, style="bold") for line in [table.title] if line]
         parts += [Text(line) for line in [table.verdict] if line]
-        parts += [Text()] * bool(parts) + fitting(table, width)
+        parts += [Text()] * bool(parts) + fitting(table, width or width_in_a_pipe(table))
         remarks = [Text(line) for line in table.remarks] + [Text(note, style="dim") for note in table.notes]
         parts += [Text(), *remarks] if remarks else []
     return Group(*parts)
@@ -193,6 +195,16 @@ def least(table: Table, column: int) -> int:
     """The columns of the screen that a column of the table needs: titles wrap between words, numbers never."""
     found = max(widest([shown(row[column]) for row in table.rows]), widest(table.header[column].split()))
     return min(WORDS, found) if of_words(table, column) else found
+
+
+def width_in_a_pipe(table: Table) -> int:
+    """PIPED columns, or as many as the table needs if only texts of more than LONG letters wrap, between words."""
+    needed = widest([title_of_names(table), *(name_of(table, row) for row in table.rows)])
+    for i in range(table.names, len(table.header)):
+        texts = [table.header[i], *(shown(row[i]) for row in table.rows)]
+        longest = widest([word for text in texts for word in text.split()])
+        needed += 2 + (max(min(LONG, widest(texts)), longest) if of_words(table, i) else widest(texts))
+    return max(PIPED, needed)
 
 
 def shown(entry: Entry) -> str:
@@ -270,7 +282,6 @@ def markdown(table: Table) -> str:
     return "\n".join([*above, *grid, "", *under]).rstrip("\n") + "\n"
 
 
-LONG = 30  # letters; longer words wrap
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",

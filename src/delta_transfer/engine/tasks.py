@@ -203,7 +203,7 @@ class Classification:
     def open_loader(self, config: "RunConfig", dataset: Dataset, device: torch.device) -> BatchSource:
         """Batches of `dataset`. Its images are decoded first, unless they were before."""
         title = f"{dataset.name}: decoding images"
-        with devices.rank0_first(), Display(title, len(dataset.labels), "image") as display:
+        with devices.rank0_first(), Display(title, len(dataset.labels), "image", 5) as display:
             store = open_store(dataset, config.backbone.resize, config.resizing, Path(config.cache_dir), display.update)
         if empty := store.constant().tolist():
             log_once(f"{dataset.name}: {constant_images([dataset.names[index] for index in empty])}")
