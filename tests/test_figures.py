@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.style import STYLES
 from delta_transfer.records.files import write_figure
+from delta_transfer.reporting import figures, logs
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.curve_figures import learning_curves
 from delta_transfer.reporting.drawing import COLUMN, INTERVAL, Style, our_look
@@ -26,6 +27,17 @@ from delta_transfer.reporting.logs import curves_of
 from .test_report import record
 
 ALPHA, BETA, LABELS = SWEEPS
+
+
+def test_progress_is_shown_while_figures_are_drawn(tmp_path, caplog, monkeypatch):
+    made = compare([run(tmp_path, method, 0, log([3.0, 2.0])) for method in ("l2", "delta")])
+    caplog.set_level("INFO", "delta_transfer")
+    for seconds in (60.0, 0.0):
+        for module in (figures, logs):
+            monkeypatch.setattr(module, "QUIET", seconds)
+        write_figures(made, tmp_path / "figures", pytest.fail)
+        shown = [line for line in caplog.messages if " 0/" in line]
+        assert len(shown) == (0 if seconds else 2)  # runs that are read, and figures
 
 
 def run(folder, method, seed, lines, **changes):

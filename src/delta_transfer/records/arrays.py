@@ -5,10 +5,12 @@ The functions take the record of a run in a folder of its own, or of one in a bu
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from ..common.console import spelled_out
 from .files import most_unpacked, open_regular, read_safetensors
@@ -184,12 +186,28 @@ def _arrays(
     if not path.exists():
         return None, str(path)
     try:
-        with open_regular(path, LARGEST) as opened, np.load(opened, allow_pickle=False) as arrays:
-            if sum(entry.file_size for entry in arrays.zip.infolist()) > most_unpacked(path.stat().st_size):
-                raise ValueError("a decompression bomb")
-            if bundled and not any(prefix + key in arrays.files for key in keys):
-                return None, str(path)
-            there = [key for key in optional if prefix + key in arrays.files]
-            return {key: arrays[prefix + key] for key in [*keys, *there]}, str(path)
+        arrays = _opened(path, path.stat().st_mtime_ns)
+        if bundled and not any(prefix + key in arrays for key in keys):
+            return None, str(path)
+        there = [key for key in optional if prefix + key in arrays]
+        return {key: arrays[prefix + key] for key in [*keys, *there]}, str(path)
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         raise Damaged(f"{path} cannot be read: {error}") from None
+
+
+@lru_cache(maxsize=1)
+def _opened(path: Path, changed: int) -> NpzFile:
+    """The arrays of a file that was `changed` at this time in ns, each of which is read when it is asked for.
+
+    The file stays open for the other runs of a bundle, whose list of arrays takes longer to read than those of a run.
+    """
+    opened = open_regular(path, LARGEST)
+    try:
+        arrays = NpzFile(opened, own_fid=True, allow_pickle=False)
+        assert arrays.zip is not None
+        if sum([entry.file_size for entry in arrays.zip.infolist()]) > most_unpacked(path.stat().st_size):
+            raise ValueError("a decompression bomb")
+    except BaseException:
+        opened.close()
+        raise
+    return arrays
