@@ -185,6 +185,16 @@ def test_values_of_one_data_set_or_protocol(values, overrides, expected):
     assert values in names("experiment/values")
 
 
+def test_molecules_bring_the_strengths_of_sums_over_nodes():
+    def alpha(*words: str) -> float:
+        return composed("data_dir=/d", *words).reg.alpha
+
+    of_bbbp = [alpha("dataset=bbbp", f"reg={reg}") for reg in ("delta", "delta_noatt", "l2_sp")]
+    assert of_bbbp == [1e-9, 1e-9, composed("reg=l2_sp").reg.alpha]
+    assert alpha("dataset=bbbp", "reg=delta", "reg.alpha=0.1") == 0.1
+    assert alpha("dataset=esol", "reg=delta") == alpha("+experiment=graphs_main", "dataset=sider", "reg=delta") == 1e-9
+
+
 def test_afa_has_its_values_for_each_network():
     of_mobilenet = composed("+experiment=afa_dogs", "backbone=mobilenet_v2")
     of_resnet = composed("+experiment=afa_dogs", "backbone=resnet101")
