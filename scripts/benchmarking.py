@@ -3,6 +3,7 @@
 import argparse
 import gc
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -112,7 +113,12 @@ class Report:
         print(f"# {Path(sys.argv[0]).name} on {self.machine}", flush=True)
 
     def add(self, key: str, value: float | None, detail: str) -> None:
-        """Adds a row. value None: it cannot be measured on this machine, for the reason in `detail`."""
+        """Adds a row. value None: it cannot be measured on this machine, for the reason in `detail`.
+
+        The load is that of the last minute, this program included.
+        """
+        if value is not None:
+            detail += f"; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
         self.rows[key] = {"value": value, "detail": detail}
         print(f"{key:28} {'-' if value is None else format(value, '.3g'):>8}  {detail}", flush=True)
 
