@@ -266,11 +266,11 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
     if stages > 1:
         log.info(f"{name}: {stages} stages of {schedule.length(len(splits.train)):,} iterations")
     if schedule.accumulate > 1:
-        count = schedule.batch_size // schedule.accumulate
+        count = f"{schedule.batch_size // schedule.accumulate} {task.inputs}"
         log_once(
-            f"schedule.accumulate={schedule.accumulate}: a micro-batch has {count} images, and a step takes the "
-            f"gradient of all {schedule.batch_size}. BatchNorm in training takes its statistics from the {count} "
-            "images, and dropout draws anew for each micro-batch; nothing else differs from a run with whole batches."
+            f"schedule.accumulate={schedule.accumulate}: a micro-batch has {count}, and a step takes the gradient of "
+            f"all {schedule.batch_size}. BatchNorm in training takes its statistics from the {count}, and dropout "
+            "draws anew for each micro-batch; nothing else differs from a run with whole batches."
         )
 
 

@@ -165,7 +165,7 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
                     devices.stop_deferred(),
                 ):
                     display.start_at(progress.iterations_done)
-                    told = directory.append_metrics, partial(show_progress, display), show
+                    told = directory.append_metrics, partial(show_progress, display, task.inputs), show
                     ended = train(
                         state,
                         method,

@@ -84,10 +84,10 @@ def is_loss(name: str) -> bool:
     return not OTHER_KEYS.fullmatch(name)
 
 
-def show_progress(display: Display, line: dict[str, Any]) -> None:
-    """Shows a line of metrics: its loss terms, accuracies and speed."""
+def show_progress(display: Display, inputs: str, line: dict[str, Any]) -> None:
+    """Shows a line of metrics: its loss terms, accuracies and speed. inputs: images or graphs."""
     losses = tuple(f"{name} {value:.3g}" for name, value in line.items() if is_loss(name))
     training = [f"train {line['train_top1']:.1f} %"] if "train_top1" in line else []
     accuracies = training + [words.replace(" top-1", "") for words in measured(line)]
-    numbers = "  ".join([*accuracies, f"{line['images_per_second']:.0f} images/s"])
+    numbers = "  ".join([*accuracies, f"{line['images_per_second']:.0f} {inputs}/s"])
     display.update(line["step"], Report(numbers, losses))
