@@ -11,6 +11,7 @@ from delta_transfer.cli import doctor
 from delta_transfer.cli.compose import compose_dataset as composed
 from delta_transfer.cli.data import main
 from delta_transfer.cli.doctor import Findings
+from delta_transfer.data import examination
 from delta_transfer.engine.devices import threads_in_words
 from delta_transfer.models.zoo import build_source
 
@@ -61,6 +62,28 @@ def test_everything_is_looked_at(tmp_path, monkeypatch, capsys):
     assert "results_dir=" in out and "cache_dir=" in out
     assert "resnet50: delta-run downloads them into" in out
     assert not (tmp_path / "results").exists()
+
+
+def test_images_that_did_not_change_are_decoded_once(tmp_path, found, monkeypatch):
+    photos = write_folder(tmp_path / "photos", **{"ants": 5, "bees": 5})
+    (photos / "ants" / "cut_off.png").write_bytes(b"")
+    decoded: list[int] = []
+    examine = examination.examine
+    monkeypatch.setattr(examination, "examine", lambda *of: decoded.append(len(of[0].labels)) or examine(*of))
+    config = composed("folder", [f"dataset.root={photos}"]).dataset
+    cache = tmp_path / "cache"
+
+    def looked() -> list[str]:
+        found.rows.clear()
+        doctor.images(found, config, cache)
+        return lines_of(found)
+
+    assert looked() == looked() and decoded == [11, 11] and not cache.exists()  # it makes no folder
+    cache.mkdir()
+    first = looked()
+    assert looked() == first and decoded == [11, 11, 11] and any("cut_off.png" in line for line in first)
+    (photos / "ants" / "cut_off.png").unlink()
+    assert looked() != first and decoded[3:] == [10]
 
 
 def test_a_missing_extra_is_no_trouble(found, monkeypatch):

@@ -1,6 +1,7 @@
 """Graph tasks: molecules and their splits, the networks of Hu et al., losses and scores, whole runs."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from delta_transfer.cli.data import main as delta_data
 from delta_transfer.common.errors import UserError
 from delta_transfer.data.dataset import make_splits
 from delta_transfer.data.graphs import GraphLoader, batch_of, chains
@@ -464,13 +466,15 @@ def write_molecules(root: Path) -> Path:
     return root
 
 
-def test_molecules_train_and_stop_early_and_say_so(tmp_path):
+def test_molecules_train_and_stop_early_and_say_so(tmp_path, capsys):
     pytest.importorskip("rdkit")
     root = write_molecules(tmp_path / "data")
     options = ["dataset=bbbp", f"dataset.root={root}", "backbone.weights=none", "device=cpu", "dataset.cut=random"]
     options += ["schedule.epochs=8", "schedule.batch_size=16", "schedule.eval_epochs=1", f"results_dir={tmp_path}"]
     done = run(composed(*options, "reg=l2", "average=best_validation", "average.patience=2")).summary
     assert done["selection"] == "best validation" and done["best_step"] % 2 == 0
+    said = capsys.readouterr().out
+    assert re.search(r" \d+ graphs/s", said) and "images" not in said
     lines = [json.loads(line) for line in (tmp_path / "runs" / done["run_id"] / "metrics.jsonl").open()]
     scores = {line["step"]: line["val_roc_auc"] for line in lines if "val_roc_auc" in line}
     assert done["val_roc_auc"] == max(scores.values()) == scores[done["best_step"]]
@@ -568,3 +572,9 @@ def test_a_chain_for_measuring_has_the_shape_of_a_molecule():
     graphs = chains(3, nodes=4)
     assert len(graphs) == 3 and graphs.nodes.shape == (12, 2) and graphs.edges.shape == (2, 18)
     assert bool(graphs.isfinite())
+
+
+def test_the_doctor_decodes_no_molecules(tmp_path, capsys):
+    pytest.importorskip("rdkit")
+    assert delta_data(["doctor", "dataset=bbbp", f"dataset.root={write_molecules(tmp_path)}"]) == 0
+    assert "TROUBLE" not in capsys.readouterr().out

@@ -23,7 +23,8 @@ from ..common.console import Display, log, shorten_list, spelled_out
 from ..common.errors import UserError
 from ..common.tables import Entry, Table, entries, on_screen
 from ..data import load_dataset, look_for, publication
-from ..data.examination import examine
+from ..data.examination import examined_before
+from ..data.packed_graphs import GraphDataset
 
 if TYPE_CHECKING:
     from ..data.options import DatasetConfig
@@ -219,7 +220,7 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
             size = f"{counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images"
             found.fine(called, f"{state}: {size}, {dataset.root or 'embedded'}")
             if name == named and dataset.root:
-                images(found, dataset)
+                images(found, dataset, Path(config.cache_dir))
     where = f"data_dir={config.data_dir}"
     if fetched:
         found.missing(
@@ -230,11 +231,13 @@ def data_sets(found: Findings, config: "RunConfig", overrides: Sequence[str]) ->
         found.missing("data sets", f"{', '.join(by_hand)}: {what_to_do}")
 
 
-def images(found: Findings, config: "DatasetConfig") -> None:
-    """Decodes all images of the requested data set, as delta-data verify does."""
-    dataset = load_dataset(config, remark=lambda sentence: None)
+def images(found: Findings, config: "DatasetConfig", cache: Path) -> None:
+    """Decodes all images of the requested data set, as delta-data verify does, unless none changed since."""
+    dataset = load_dataset(config, cache, remark=lambda sentence: None)
+    if isinstance(dataset, GraphDataset):  # all graphs were read
+        return
     with Display(f"{dataset.name}: decoding images", len(dataset.labels), "image", 5) as display:
-        examined = examine(dataset, display.update)
+        examined = examined_before(dataset, repr(config), display.update)
     if examined.unreadable:
         words = shorten_list([f"{dataset.names[index]} ({why})" for index, why in examined.unreadable.items()])
         remedy = "mend or remove them, or set dataset.unreadable=skip"

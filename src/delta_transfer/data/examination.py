@@ -3,10 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -165,17 +167,53 @@ def _compare_appearance(found: Examination, looks: dict[int, Look]) -> None:
     found.near_leaks.sort()
 
 
+def examined_before(dataset: Dataset, reading: str, progress: Callable[[int], None]) -> Examination:
+    """As `examine`, but it decodes nothing if no file and no label changed since the last time.
+
+    reading: the options of reading, in words. `dataset.cache_dir`/examined remembers the result.
+    """
+    key = [reading, dataset.listing, *map(str, dataset.labels.tolist()), *map(str, dataset.is_test.tolist())]
+    cache = _remembered_in(dataset, "examined", key)
+    if (known := _read(cache)) is not None:
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            known["unreadable"] = {int(index): str(why) for index, why in known["unreadable"].items()}
+            return Examination(dataset, **known)
+    found = examine(dataset, progress)
+    _remember(cache, {entry.name: getattr(found, entry.name) for entry in fields(found) if entry.name != "dataset"})
+    return found
+
+
+def _remembered_in(dataset: Dataset, folder: str, words: Sequence[str]) -> Path | None:
+    """The file below `dataset.cache_dir` that remembers what was found in these images; None without such a folder."""
+    key = hashlib.sha256("\n".join([*words, *map(os.path.abspath, dataset.files)]).encode(errors="surrogateescape"))
+    key.update(stamps_of(dataset.files).tobytes())
+    return dataset.cache_dir / folder / f"{key.hexdigest()[:16]}.json" if dataset.cache_dir else None
+
+
+def _read(cache: Path | None) -> dict[str, Any] | None:
+    """What a file remembers; None if there is none, or it is damaged."""
+    with suppress(OSError, ValueError):
+        if cache is not None and isinstance(found := json.loads(cache.read_text()), dict):
+            return found
+    return None
+
+
+def _remember(cache: Path | None, found: object) -> None:
+    if cache is not None and cache.parent.parent.is_dir():  # a dry run makes no folder
+        with suppress(OSError):
+            cache.parent.mkdir(exist_ok=True)
+            write_atomically(cache, json.dumps(found).encode())
+
+
 def unreadable_images(dataset: Dataset, reading: str) -> dict[int, str]:
     """The images that cannot be decoded, and why. Decodes all of them, unless none changed since the last time.
 
     reading: the options of reading, in words. `dataset.cache_dir`/unreadable remembers the result.
     """
-    key = hashlib.sha256("\n".join([reading, *map(os.path.abspath, dataset.files)]).encode(errors="surrogateescape"))
-    key.update(stamps_of(dataset.files).tobytes())
-    cache = dataset.cache_dir / "unreadable" / f"{key.hexdigest()[:16]}.json" if dataset.cache_dir else None
-    if cache is not None:
-        with suppress(OSError, ValueError, AttributeError):
-            return {int(index): str(why) for index, why in json.loads(cache.read_text()).items()}
+    cache = _remembered_in(dataset, "unreadable", [reading])
+    if (known := _read(cache)) is not None:
+        with suppress(ValueError):
+            return {int(index): str(why) for index, why in known.items()}
 
     def why(index: int) -> str | None:
         try:
@@ -187,8 +225,5 @@ def unreadable_images(dataset: Dataset, reading: str) -> dict[int, str]:
     with ThreadPoolExecutor(cores.USABLE) as pool:
         outcomes = pool.map(why, range(len(dataset.labels)))
         found = {index: reason for index, reason in enumerate(outcomes) if reason is not None}
-    if cache is not None and cache.parent.parent.is_dir():  # a dry run makes no folder
-        with suppress(OSError):
-            cache.parent.mkdir(exist_ok=True)
-            write_atomically(cache, json.dumps(found).encode())
+    _remember(cache, found)
     return found
