@@ -19,8 +19,9 @@ from PIL import Image
 
 from delta_transfer.cli.compose import compose_dataset as composed
 from delta_transfer.cli.predict import main
+from delta_transfer.common.errors import UserError
 from delta_transfer.data import load_dataset
-from delta_transfer.inspect.finished import finished
+from delta_transfer.inspect.finished import config_of, finished
 
 from .miniature import delta_run, rewrite, tiny_overrides, write_cub
 from .test_replay import copied
@@ -335,3 +336,11 @@ def test_help_is_a_manual_page_and_imports_no_torch():
         done = subprocess.run([sys.executable, "-c", code.format(command)], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert f"delta-{command} RUN" in done.stdout and "Exit status: 0" in done.stdout
+
+
+def test_a_record_of_a_method_that_is_not_imported_says_what_to_import():
+    record = {"run_id": "a-run", "config": asdict(composed("cub", ["reg=l2"]))}
+    assert config_of(record).reg.name == "l2"
+    record["config"]["reg"]["name"] = "mine"
+    with pytest.raises(UserError, match=r"a-run: .* mine .*import my_run"):
+        config_of(record)

@@ -13,11 +13,13 @@ from typing import Any
 from torch import Tensor
 
 from ..common.errors import UserError
+from ..common.options import OptionError
 from ..engine.config import RunConfig, run_config_from
+from ..methods import METHODS
 from ..models import Network
 from ..models.portable import bare_network
 from ..records.checked import MODEL, load_trained
-from ..records.reading import read
+from ..records.reading import method_of, read
 from ..records.run_directory import class_names, unreadable
 
 RUNS = Path("results/runs")  # delta-run puts them there by default
@@ -89,6 +91,12 @@ def config_of(record: dict[str, Any]) -> RunConfig:
     try:
         return run_config_from(record["config"])
     except (UserError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, OptionError) and error.key == METHODS.key:  # of a program that is not imported here
+            raise UserError(
+                f"{record['run_id']}: no method {method_of(record)} is known here. If a file of yours "
+                'registers it, such as my_run.py, import that first: python -c "import my_run; from '
+                'delta_transfer.cli.predict import main; main()" RUN IMAGES (or cli.export).'
+            ) from None
         raise UserError(f"{record['run_id']}: this version cannot read the record's config: {error}") from None
 
 
