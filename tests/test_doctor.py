@@ -1,5 +1,6 @@
 """delta-data doctor: what it finds, what it says to do, and when it says that delta-run cannot work."""
 
+import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
@@ -62,6 +63,14 @@ def test_everything_is_looked_at(tmp_path, monkeypatch, capsys):
     assert "results_dir=" in out and "cache_dir=" in out
     assert "resnet50: delta-run downloads them into" in out
     assert not (tmp_path / "results").exists()
+
+
+def test_the_next_command_compares_methods_on_the_folder_that_was_named(tmp_path):
+    words = [f"dataset.root={tmp_path / 'my photos'}", "dataset.test_fraction=0.3"]
+    _, _, command = doctor.next_step(composed("folder", words), words).partition("delta-run ")
+    assert shlex.split(command) == ["+experiment=which_is_best", *words, "budget=45m"]
+    for other in ([], ["dataset=glyphs"], ["dataset=cub", f"dataset.root={tmp_path}"]):
+        assert "which_is_best" not in doctor.next_step(composed("folder", other), other)
 
 
 def test_images_that_did_not_change_are_decoded_once(tmp_path, found, monkeypatch):

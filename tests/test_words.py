@@ -14,7 +14,7 @@ import delta_transfer
 from delta_transfer.cli import data, export, predict, run
 from delta_transfer.cli.compose import UsageError, compose_config, for_hydra, parsed, repeated, split_options
 from delta_transfer.cli.explain import nearest, unknown_choice
-from delta_transfer.cli.run import Outcome, look_again, next_steps, note_finished
+from delta_transfer.cli.run import Outcome, look_again, next_steps, note_finished, table
 from delta_transfer.cli.sweep import first_values, for_sweep, values_of
 from delta_transfer.common.console import quoted
 from delta_transfer.common.errors import UserError
@@ -300,6 +300,15 @@ def outcome(monkeypatch, state: str) -> Outcome:
     made = Outcome(["seed=0"], SimpleNamespace(results_dir="r s", split=SimpleNamespace(folds=None)), True)
     made.state = state
     return made
+
+
+def test_the_table_of_a_sweep_has_no_empty_column(monkeypatch):
+    stopped, done = outcome(monkeypatch, "stopped"), outcome(monkeypatch, "done")
+    assert table([stopped, done]).header == ["state", "runs"]
+    stopped.overrides = ["seed=1"]
+    assert table([stopped, done]).header == ["state", "runs", "which"]
+    stopped.reason = "no space"
+    assert table([stopped, done]).header == ["state", "runs", "which", "reason"]
 
 
 def test_a_command_that_is_stopped_knows_the_runs_that_another_finished(cub_root, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ Packages whose installation may be broken, such as torch, are imported only insi
 import os
 import platform
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -87,8 +88,15 @@ def doctor(overrides: Sequence[str]) -> int:
     if found.troubles:
         log.info(f"delta-run cannot work here yet: mend what is marked TROUBLE ({found.troubles})")
     else:
-        log.info("delta-run can work here; without arguments it makes a first run, on embedded data")
+        log.info(f"delta-run can work here; {next_step(config, overrides)}")
     return 1 if found.troubles else 0
+
+
+def next_step(config: "RunConfig", overrides: Sequence[str]) -> str:
+    """Says which command comes next: a comparison on the folder of images that the overrides name, or a first run."""
+    if config.dataset.reader != "folder" or config.dataset.root is None:
+        return "without arguments it makes a first run, on embedded data"
+    return f"next: {shlex.join(['delta-run', '+experiment=which_is_best', *overrides, 'budget=45m'])}"
 
 
 def packages(found: Findings) -> None:

@@ -381,5 +381,4 @@ def table(outcomes: Sequence[Outcome]) -> Table:
             reason = (outcome.reason.splitlines() or [""])[0]
             count = Entry("" if index else str(len(members)), len(members))
             rows.append(entries("" if index else state, count, which, reason))
-    made = Table("", ["", "runs", "which", "reason"], rows, 1)
-    return made if any(row[2].text or row[3].text for row in rows) else made.columns([0, 1])
+    return Table("", ["state", "runs", "which", "reason"], rows, 1).without_empty()
