@@ -49,11 +49,11 @@ class Classifier:
 def handler(classify: Classifier) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            content = self.rfile.read(int(self.headers["Content-Length"]))
+            content = self.rfile.read(int(self.headers["Content-Length"] or 0))
             try:
                 status, answer = 200, classify(content)
-            except OSError as error:  # not an image that Pillow reads
-                status, answer = 400, {"error": str(error)}
+            except OSError:
+                status, answer = 400, {"error": "this is no image that Pillow can read"}
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.end_headers()
