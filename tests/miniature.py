@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from delta_transfer.cli.compose import compose_config
+from delta_transfer.common.console import log_once
 from delta_transfer.engine.config import RunConfig
 from delta_transfer.methods import METHODS
 from delta_transfer.models.zoo import BackboneConfig, build_source
@@ -59,7 +60,8 @@ def composed(*overrides: str, name: str = "config") -> RunConfig:
 
 
 def delta_run(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
-    """The exit status of `delta-run <overrides>`."""
+    """The exit status of `delta-run <overrides>`, which says what a process says once."""
+    log_once.cache_clear()
     monkeypatch.setattr(sys, "argv", ["delta-run", *overrides])
     with pytest.raises(SystemExit) as stop:
         main()

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from importlib.resources import files
 from pathlib import Path
 
 from hydra import initialize_config_module
@@ -43,7 +44,7 @@ from .explain import (
     unknown_key,
     unreadable,
 )
-from .sources import CONF, choices, sources_of
+from .sources import CONF, sources_of
 
 MULTIRUN = ("-m", "--multirun")
 SHOWS = ("-h", "--help", "--hydra-help", "-sc", "--shell-completion", "-c", "--cfg", "-i", "--info")  # run nothing
@@ -189,11 +190,11 @@ def register_schemas() -> None:
     _store("schema/backbone", "graph_network", GraphBackboneConfig)
     _store("schema/backbone", "named", NamedBackboneConfig)
     _store("schema/schedule", "schedule", ScheduleConfig)
-    files = {group: choices(group) for group in WITHOUT_FILE}
+    conf = files(CONF)
     for group, registry in REGISTRIES.items():
         for name, entry in registry.entries.items():
             _store(f"schema/{group}", name, entry.options)
-            if group in WITHOUT_FILE and name not in files[group]:
+            if group in WITHOUT_FILE and not (conf / group / f"{name}.yaml").is_file():
                 _store(group, name, {"defaults": [{f"/schema/{group}@_here_": name}, "_self_"], "name": name})
 
 
