@@ -258,8 +258,14 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
     images = f"{len(splits.train):,} training"
     images += f", {len(splits.val):,} validation" if len(splits.val) else ""
     images += f", {len(splits.test):,} test" if config.split.measures_test else ""
+    fold = ""
+    if config.split.folds:  # runs of a choice differ by these
+        alpha = getattr(config.reg, "alpha", None)
+        fold = f"fold {config.split.fold} of {config.split.folds}, " + (
+            f"alpha={alpha:g}, " if alpha is not None else ""
+        )
     log.info(
-        f"{name}: {images} {task.inputs} {'of' if task.one_label else 'with'} {len(dataset.classes):,} "
+        f"{name}: {fold}{images} {task.inputs} {'of' if task.one_label else 'with'} {len(dataset.classes):,} "
         f"{'classes' if task.one_label else 'labels'} ({shorten_list(dataset.classes, 3)}); "
         f"{schedule.length(len(splits.train)):,} iterations of {schedule.batch_size} {task.in_words(config)}"
     )
