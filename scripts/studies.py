@@ -72,13 +72,17 @@ class Study:
         return fmean(found) if len(found) == self.trial.runs else -math.inf
 
     def strength(self, method: str) -> list[str]:
-        """The word of the best strength; [] for a method without one. Adds decades until the best is not at an edge."""
+        """The word of the best strength; [] for a method without one.
+
+        Adds decades until the best is not at an edge, or as good as its neighbour there.
+        """
         if method in self.strengths and method not in self.chosen:
             means = {decade: self.tried(method, decade) for decade in self.strengths[method]}
             while True:
                 best = max(sorted(means), key=means.__getitem__)  # ties go to the weaker one
-                beyond = best - 1 if best == min(means) else best + 1
-                if beyond in means or not self.limits[0] <= beyond <= self.limits[1]:
+                step = -1 if best == min(means) else 1
+                beyond, level = best + step, means[best] == means.get(best - step)
+                if level or beyond in means or not self.limits[0] <= beyond <= self.limits[1]:
                     break
                 means[beyond] = self.tried(method, beyond)
             shown = ", ".join(f"{10.0**decade:g}: {mean:.2f}" for decade, mean in sorted(means.items()))
