@@ -224,14 +224,14 @@ class BackboneConfig(Options):
 class GraphBackboneConfig(BackboneConfig):
     """A network of models/graph_networks.py. Graphs have no pixels."""
 
-    version: ClassVar[int] = 2  # sums over neighbours have another order of additions, and dropout other draws
+    version: ClassVar[int] = 3  # dropout is 0.25 by default
     inputs: ClassVar[str] = "graphs"
 
     name: str = option(help="gcn, gin, sage or gat")
     weights: str = option("none", "a file with a state dict as Hu et al. publish it, or none")
     image_size: int = option(1, "not used for graphs", at_least=1, at_most=1)
     resize: int = option(1, "not used for graphs", at_least=1, at_most=1)
-    dropout: float = option(0.5, "probability of dropout after each layer", at_least=0, below=1)
+    dropout: float = option(0.25, "probability of dropout after each layer", at_least=0, below=1)
 
     def check(self) -> None:
         super().check()
