@@ -123,16 +123,14 @@ class GraphProperties(GraphClassification):
 def roc_auc(scores: np.ndarray, labels: np.ndarray) -> float | None:
     """The area under the ROC curve, from 0 to 1: how often a yes (1) scores higher than a no (-1); ties count half.
 
-    Labels of 0 are left out. None if there is no yes or no no. The formula is the rank sum of Mann and Whitney.
+    Labels of 0 are left out. None if there is no yes or no no. It is Mann and Whitney's statistic U over the number of
+    pairs.
     """
-    from scipy.stats import rankdata  # slow to import
-
-    known = labels != 0
-    scores, yes = scores[known], labels[known] > 0
-    n_yes, n_no = int(yes.sum()), int((~yes).sum())
-    if not n_yes or not n_no:
+    yes, no = scores[labels > 0], np.sort(scores[labels < 0])
+    if not len(yes) or not len(no):
         return None
-    return float((rankdata(scores)[yes].sum() - n_yes * (n_yes + 1) / 2) / (n_yes * n_no))
+    lower_or_equal, lower = (np.searchsorted(no, yes, side).sum() for side in ("right", "left"))
+    return float((lower + lower_or_equal) / (2 * len(yes) * len(no)))
 
 
 class GraphRegression(GraphProperties):
