@@ -4,6 +4,7 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from delta_transfer.reporting.comparison import Cell
@@ -32,9 +33,9 @@ def test_over_sets_is_a_t_interval_of_their_means(study):
 
 
 def test_the_line_needs_four_data_sets(study):
-    slope, low, high = map(float, re.findall(r"[-+][\d.]+", study.line_through([0, 1, 2, 3], [0, 2, 4.1, 6])))
+    slope, low, high = map(float, re.findall(r"[-+][\d.]+", study.line_through([(0, 0), (1, 2), (2, 4.1), (3, 6)])))
     assert slope == pytest.approx(2.01) and low < slope < high
-    assert study.line_through([0, 1, 2], [0, 1, 2]) == study.line_through([1, 1, 1, 1], [0, 1, 2, 3]) == "-"
+    assert study.line_through([(0, 0), (1, 1), (2, 2)]) == study.line_through([(1, y) for y in range(4)]) == "-"
 
 
 def test_what_did_not_finish_is_a_dash(study):
@@ -128,3 +129,12 @@ def test_a_curve_is_compared_at_each_measured_iteration(monkeypatch):
         read_curves.reading({"l2": runs((10, 20)), "delta": runs((10, 20), (10, 20))})
     with pytest.raises(SystemExit):
         read_curves.reading({"l2": runs((10,)), "delta": runs((20,))})
+
+
+def test_silent_channels_are_counted_over_all_taps(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import read_channels
+
+    before, after = np.array([0.0, 0.0, 1.0, 1.0, 1.0]), np.array([0.0, 0.5, 0.0, 1.0, 1.0])
+    change = read_channels.Change("run", "l2", "L2", {"a": before, "b": before}, {"a": after, "b": before})
+    assert read_channels.silent_and_woken(change, 0.1) == (4, 1)

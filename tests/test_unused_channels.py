@@ -9,7 +9,7 @@ from torch import nn
 from delta_transfer.common.console import show_messages
 from delta_transfer.common.tables import as_markdown
 from delta_transfer.inspect.unused_channels import Change, Count, caption, count, figure_of, mean_activations, table_of
-from delta_transfer.models import Network
+from delta_transfer.models import HookedNetwork, Network
 
 # Median 1.0, so at 10 % the limit is 0.1: channels 0, 1 and 2 are silent in the source.
 SOURCE = np.array([0.0, 0.05, 0.0999, 0.1, 1.0, 2.0, 3.0, 4.0, 5.0])
@@ -84,12 +84,13 @@ def test_activation_is_the_absolute_map_where_batchnorm_does_not_read_it_alone()
             y = self.conv2(F.relu(x))
             return self.fc((self.bn(y) + y + x).mean(dim=(2, 3)))  # BatchNorm reads conv2, but so does the sum
 
-    network = Network(Block(), head="fc", taps=("conv1", "conv2")).freeze()
-    images = torch.randn(3, 3, 8, 8)
-    found = mean_activations(network, [images])
-    for tap in network.taps:
-        expected = network(images)[tap].abs().mean(dim=(0, 2, 3))
-        np.testing.assert_allclose(found[tap], expected.numpy(), rtol=1e-5)
+    images, taps = torch.randn(3, 3, 8, 8), ("conv1", "conv2")
+    for kind in (Network, HookedNetwork):  # the second one has no graph
+        network = kind(Block(), "fc", taps).freeze()
+        found = mean_activations(network, [images])
+        for tap in taps:
+            expected = network(images)[tap].abs().mean(dim=(0, 2, 3))
+            np.testing.assert_allclose(found[tap], expected.numpy(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("taps", [1, 3])

@@ -6,7 +6,7 @@ others. Here a channel's activation is the mean over images and positions of
 - relu(BatchNorm(F)) where BatchNorm alone reads the tap F, as in ResNets and MobileNet-v2. A convolution's raw output
   has a scale and an offset that mean nothing before BatchNorm, and is hardly ever near 0, used or not. The residual
   sum that follows is left out, so that the number is the channel's own contribution and not the shortcut's.
-- |F| elsewhere (Inception's blocks, which end with a ReLU themselves).
+- |F| elsewhere (Inception's blocks, which end with a ReLU themselves, and networks that torch.fx cannot trace).
 
 BatchNorm's statistics are part of the network. Fine-tuning re-estimates them on the target's images, and this alone can
 wake a channel.
@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from ..common.console import log
 from ..common.style import style_of
 from ..common.tables import Table, entries, number
-from ..models import Network
+from ..models import HookedNetwork, Network
 from ..records.reading import method_title
 from .replay import Replay
 
@@ -85,7 +85,9 @@ def mean_activations(network: Network, batches: Iterable[Tensor]) -> Activations
 
 
 def readers(network: Network) -> dict[str, nn.BatchNorm2d | None]:
-    """The BatchNorm that alone reads each tap; None if something else reads it, too."""
+    """The BatchNorm that alone reads each tap; None if something else reads it, too, or if nobody knows."""
+    if isinstance(network, HookedNetwork):  # it has no graph
+        return dict.fromkeys(network.taps)
     graph = cast(fx.Graph, network.traced.eval_graph)
     (output,) = (node for node in graph.nodes if node.op == "output")
     returned = cast(dict[str, fx.Node], output.args[0])
