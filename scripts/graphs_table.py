@@ -22,8 +22,8 @@ ROUNDS = (5, 10)  # seeds of all methods
 DATASETS = ("bbbp", "sider")
 METHODS = ("l2", "delta_noatt", "l2_sp", "l2_fe", "delta", "stochnorm", "bss")
 STRENGTHS = {  # decades of alpha that are tried first; DELTA's is a sum over all nodes of a batch
-    "delta_noatt": (-10, -9, -8),
-    "delta": (-10, -9, -8),
+    "delta_noatt": (-11, -10, -9),
+    "delta": (-11, -10, -9),
     "l2_sp": (-4, -3, -2),
     "bss": (-4, -3, -2),
 }
