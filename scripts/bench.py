@@ -94,6 +94,8 @@ TARGETS = [
     Target("evaluation_forward", "evaluation / a bare forward pass", 1.05, 1.05),
     Target("evaluation_ten_crops", "evaluation of ten crops / ten times one crop", 1.05, 1.05),
     Target("startup_help", "processor seconds of delta-run --help", 2.5, 2.5),
+    Target("startup_finished", "processor seconds of delta-run on 300 finished runs", 15),
+    Target("startup_finished_run", "processor milliseconds of each further finished run", 50),
     Target("startup_report", "processor seconds of delta-report on 1,000 runs", 2.5, 2.5),
     Target("startup_report_3000", "processor seconds of delta-report on 3,000 runs", 5, 5),
     Target("startup_page_3000", "processor seconds of its page for 3,000 runs", 15, 15),
@@ -116,8 +118,13 @@ TARGETS = [
     ),
     Target("compile_l2", "L2 step: eager / compile=true"),
     Target("compile_delta", "DELTA step: eager / compile=true"),
-    Target("graph_l2", "L2 step: launched / replayed as a CUDA graph", at_least=True),
-    Target("graph_delta", "DELTA step: launched / replayed as a CUDA graph", at_least=True),
+    *(
+        Target(f"graph_{key}", f"{what} step: launched / replayed as a CUDA graph", at_least=True)
+        for key, what in (("l2", "L2"), ("l2_sp", "L2-SP"), ("delta", "DELTA"))
+    ),
+    Target("graph_l2_sp_to_l2", "step: L2-SP / L2, both replayed as CUDA graphs", cuda=1.03),
+    Target("graph_delta_to_l2", "step: DELTA / L2, both replayed as CUDA graphs", cuda=1.25),
+    Target("graph_rate", "L2 step replayed as a CUDA graph: images/s", cuda=5000, at_least=True),
 ]
 
 

@@ -5,9 +5,14 @@ python scripts/bench_compile.py         with --device cpu | cuda, --output FILE
 
 from time import perf_counter
 
+import torch
+
 from bench_step import step_of
 from benchmarking import Report, arguments, side_by_side
 from delta_transfer.engine.graphed_step import GraphedStep
+
+METHODS = ("l2", "l2_sp", "delta")
+GRAPH_ROWS = (*(f"graph_{method}" for method in METHODS), "graph_l2_sp_to_l2", "graph_delta_to_l2", "graph_rate")
 
 
 def main() -> None:
@@ -31,15 +36,29 @@ def main() -> None:
         pays = f"pays after {overhead / gained:,.0f} steps" if gained > 0 else "never pays"
         what = f"{name}, {size} px, batch {batch}, {precision}; first step {overhead:.0f} s, {pays}; {ratio}"
         report.add(f"compile_{method}", ratio.value, what)
-        if not cuda:
-            report.add(f"graph_{method}", None, "there is no GPU")
-            continue
-        replayed = step_of(method, name, batch, size, options.device, precision, step=GraphedStep())
-        ratio = side_by_side({"eager": eager, "replayed": replayed}, options.device, rounds, warm_up=3).ratio(
-            "eager", "replayed"
-        )
-        report.add(f"graph_{method}", ratio.value, f"{name}, {size} px, batch {batch}, {precision}; {ratio}")
+    if cuda:
+        add_graphs(report, name, batch, size, rounds, options.device)
+    else:
+        for key in GRAPH_ROWS:
+            report.add(key, None, "there is no GPU")
     report.write()
+
+
+def add_graphs(report: Report, name: str, batch: int, size: int, rounds: int, device: torch.device) -> None:
+    """Adds the gain of a replayed step for each method, and what replayed steps cost beside one another."""
+    works = {}
+    for method in METHODS:
+        works[f"{method} launched"] = step_of(method, name, batch, size, device, "bf16")
+        works[method] = step_of(method, name, batch, size, device, "bf16", step=GraphedStep())
+    times = side_by_side(works, device, rounds, warm_up=3)
+    what = f"{name}, {size} px, batch {batch}, bf16, {rounds} rounds"
+    for method in METHODS:
+        ratio = times.ratio(f"{method} launched", method)
+        report.add(f"graph_{method}", ratio.value, f"{what}; {ratio}")
+    for method in METHODS[1:]:
+        ratio = times.ratio(method, "l2")
+        report.add(f"graph_{method}_to_l2", ratio.value, f"{what}, both replayed; {ratio}")
+    report.add("graph_rate", batch / times.seconds("l2"), f"{what}, replayed, the fastest round")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures the processor time of delta-run --help and of delta-report on many records.
+"""Measures the processor time of delta-run --help, of a sweep of finished runs, and of delta-report on many records.
 
     python scripts/bench_startup.py --output FILE.json
 
@@ -7,6 +7,7 @@ The records are those of a search: every method with every seed and every alpha,
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from resource import RUSAGE_CHILDREN, getrusage
 from benchmarking import Report, arguments
 from delta_transfer.cli.compose import compose_config
 from delta_transfer.engine.devices import versions
+from delta_transfer.experiment.lookup import Lookup
 from delta_transfer.records.run_directory import SCHEMA, timestamp
 
 METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta")
@@ -26,11 +28,18 @@ STRENGTH = {"l2": "weight_decay", "l2_fe": "weight_decay"}  # what is searched; 
 
 
 def main() -> None:
-    options = arguments("Measure how long delta-run --help and delta-report take.")
+    options = arguments("Measure how long delta-run --help, finished sweeps and delta-report take.")
     report = Report(options)
     times = 1 if options.quick else 2
     seconds = best_of(times, "delta-run", "--help")
     report.add("startup_help", seconds, f"processor seconds of delta-run --help; best of {times}")
+    few, many = (1, 2) if options.quick else (10, 300)
+    with tempfile.TemporaryDirectory() as folder:
+        words = write_finished(folder, many)
+        of_few, of_many = (best_of(times, "delta-run", "-m", *words, f"seed=range({n})") for n in (few, many))
+    what = f"delta-run, {few} finished runs: {of_few:.1f} processor seconds, {many}: {of_many:.1f}; best of {times}"
+    report.add("startup_finished", of_many, what)
+    report.add("startup_finished_run", max(0.001, 1000 * (of_many - of_few) / (many - few)), what)
     for key, seeds, strengths, words in (
         ("startup_report", 10, 20, []),
         ("startup_report_3000", 10, 60, []),
@@ -45,6 +54,17 @@ def main() -> None:
         shown = " ".join(["delta-report", *words[:2]])
         report.add(key, seconds, f"processor seconds of {shown} on {count:,} records; best of {times}")
     report.write()
+
+
+def write_finished(folder: str, count: int) -> list[str]:
+    """Trains one run of the embedded letters, and copies it to the names of other seeds; returns the sweep's words."""
+    words = ["dataset=glyphs", "reg=l2", "schedule.iterations=1", f"results_dir={folder}", f"cache_dir={folder}/cache"]
+    best_of(1, "delta-run", *words)
+    lookup, config = Lookup(), compose_config("config", words)
+    paths = [lookup.find(config.replace(seed=seed)).directory.path for seed in range(count)]
+    for path in paths[1:]:
+        shutil.copytree(paths[0], path)
+    return words
 
 
 def write_records(folder: Path, seeds: int, strengths: int, lines: int) -> int:

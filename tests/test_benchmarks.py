@@ -1,13 +1,19 @@
 """Every benchmark runs; what it measures is not tested."""
 
+import importlib
 import json
 import math
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+
+from delta_transfer.experiment.lookup import Lookup
+
+from .miniature import composed, delta_run
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -39,3 +45,29 @@ def test_benchmark_measures_something(script, tmp_path, monkeypatch, capsys):
         assert key in printed and row["detail"]
         # None: the detail says why it cannot be measured here.
         assert row["value"] is None or (math.isfinite(row["value"]) and row["value"] > 0), key
+
+
+def test_rows_of_replayed_steps_are_in_the_table(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    bench, graphs = importlib.import_module("bench"), importlib.import_module("bench_compile")
+    monkeypatch.setattr(graphs, "step_of", lambda *of, **options: lambda: sum(range(50_000)))
+    rows = {}
+    report = SimpleNamespace(add=lambda key, value, detail: rows.update({key: value}))
+    graphs.add_graphs(report, "resnet50", 64, 224, 3, torch.device("cpu"))
+    assert set(rows) == set(graphs.GRAPH_ROWS) and min(rows.values()) > 0
+    targets = {target.key: target for target in bench.TARGETS}
+    assert len(targets) == len(bench.TARGETS) and set(rows) <= set(targets)
+    bounded = {key: targets[key].cuda for key in rows if targets[key].cuda}
+    assert bounded == {"graph_l2_sp_to_l2": 1.03, "graph_delta_to_l2": 1.25, "graph_rate": 5000}
+
+
+@pytest.mark.slow
+def test_copies_of_a_finished_run_are_finished(tmp_path, monkeypatch):
+    """The benchmark of finished runs skips all of them: each copy has the name that its own run would have."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    startup = importlib.import_module("bench_startup")
+    monkeypatch.setattr(startup, "best_of", lambda times, command, *words: delta_run(monkeypatch, *words))
+    words = startup.write_finished(str(tmp_path), 3)
+    lookup = Lookup()
+    assert all(lookup.finished(composed(*words, f"seed={seed}")) for seed in range(3))
+    assert lookup.finished(composed(*words, "seed=3")) is None

@@ -180,7 +180,8 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
         plan_of_all.show(CheckedSweeper.count if number is not None else 0)
     again = shlex.join([*program.split(), *command[1:]])
     if number is not None:
-        log.error(f"stopped by {signal.Signals(number).name}: the same command goes on where it was: {again}")
+        what = "starts over" if planned else "goes on where it was"
+        log.error(f"stopped by {signal.Signals(number).name}: the same command {what}: {again}")
         return 128 + number
     if planned and composed and all(outcome.state != "failed" for outcome in outcomes):
         made = shlex.join([*program.split(), *(word for word in command[1:] if not word.startswith("dry_run="))])
