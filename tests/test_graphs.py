@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from delta_transfer.methods.attention import AttentionConfig, channel_attention
 from delta_transfer.models.graph_networks import LAYERS, GraphEncoder, GraphNetwork, Neighbours, dropout_mask
 from delta_transfer.models.zoo import GraphBackboneConfig, build_source
 
-from .miniature import composed
+from .miniature import composed, delta_run
 
 CPU = torch.device("cpu")
 
@@ -114,6 +115,19 @@ def test_a_layer_is_its_formula_node_by_node(packed, name):
     gradients = [torch.autograd.grad(out.square().sum(), [*parameters.values()]) for out in (found, expected)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-8)
+
+
+def test_the_network_is_five_layers_and_the_mean_over_a_graphs_nodes(packed):
+    torch.manual_seed(0)
+    network = GraphEncoder(LAYERS["gcn"], 2).double().eval()
+    batch = batch_of(packed, np.arange(4), CPU)
+    beside = Neighbours(batch)
+    x = network.x_embedding1.weight[batch.nodes[:, 0]] + network.x_embedding2.weight[batch.nodes[:, 1]]
+    for layer, norm in zip(network.gnns[:4], network.batch_norms[:4], strict=True):
+        x = norm(layer(x, beside)).relu()
+    x = network.batch_norms[4](network.gnns[4](x, beside))  # no ReLU after the last layer
+    means = torch.stack([x[batch.graph == graph].mean(0) for graph in range(len(batch))])
+    torch.testing.assert_close(network(batch), means @ network.head.weight.T + network.head.bias)
 
 
 @pytest.mark.slow  # PyTorch Geometric takes seconds to import; the test above has the formulas
@@ -482,6 +496,34 @@ def test_molecules_train_and_stop_early_and_say_so(tmp_path, capsys):
     assert done["test_scored_properties"] >= 1 and done["test_top1"] is None
     last = run(composed(*options, "reg=l2")).summary
     assert last["selection"] == "last iteration" and last["run_id"] != done["run_id"] and last["iterations"] == 16
+
+
+def test_an_interrupted_run_ends_the_same(tmp_path, monkeypatch, capsys):
+    """With attention, dropout, and the epoch that is best on validation molecules."""
+    pytest.importorskip("rdkit")
+    root = write_molecules(tmp_path / "data")
+    options = ["dataset=bbbp", f"dataset.root={root}", "backbone.weights=none", "device=cpu", "dataset.cut=random"]
+    options += ["schedule.epochs=4", "schedule.batch_size=16", "schedule.eval_epochs=1", "average=best_validation"]
+    options += ["reg=delta", "reg.alpha=0.001", "reg.attention.images=4", "reg.attention.head_epochs=1"]
+    assert delta_run(monkeypatch, *options, f"results_dir={tmp_path / 'whole'}") == 0
+    batch = GraphLoader.train_batch
+
+    def interrupted(loader, indices, iteration):
+        if iteration == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return batch(loader, indices, iteration)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GraphLoader, "train_batch", interrupted)
+        assert delta_run(patch, *options, f"results_dir={tmp_path / 'cut'}") != 0
+    assert delta_run(monkeypatch, *options, f"results_dir={tmp_path / 'cut'}") == 0
+    assert "resuming after iteration 7" in capsys.readouterr().out
+    (whole,), (cut,) = ((tmp_path / name / "runs").iterdir() for name in ("whole", "cut"))
+    first, second = (load_file(folder / "model.safetensors") for folder in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    records = [json.loads((folder / "summary.json").read_text()) for folder in (whole, cut)]
+    for key in ("best_step", "val_roc_auc", "test_roc_auc", "iterations"):
+        assert records[0][key] == records[1][key]
 
 
 @pytest.fixture(scope="module")
