@@ -264,9 +264,10 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
         fold = f"fold {config.split.fold} of {config.split.folds}, " + (
             f"alpha={alpha:g}, " if alpha is not None else ""
         )
+    targets = "of {} classes" if task.one_label else f"with {{}} label{'s' if len(dataset.classes) > 1 else ''}"
     log.info(
-        f"{name}: {fold}{images} {task.inputs} {'of' if task.one_label else 'with'} {len(dataset.classes):,} "
-        f"{'classes' if task.one_label else 'labels'} ({shorten_list(dataset.classes, 3)}); "
+        f"{name}: {fold}{images} {task.inputs} {targets.format(f'{len(dataset.classes):,}')} "
+        f"({shorten_list(dataset.classes, 3)}); "
         f"{schedule.length(len(splits.train)):,} iterations of {schedule.batch_size} {task.in_words(config)}"
     )
     if stages > 1:
