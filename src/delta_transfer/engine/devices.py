@@ -69,9 +69,11 @@ def share_cores() -> None:
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores.USABLE:
         torch.set_num_threads(cores.USABLE)
     threads, others, there = torch.get_num_threads(), cores.others, os.cpu_count() or 1
-    times = threads / min(threads, max(there - others, there / (others + 1)))
-    if times >= cores.NOTABLE:
-        log.info(f"{there} cores, load {others:.0f} of other programs: this takes about {times:.0f} times as long")
+    share = min(threads, max(there - others, there / (others + 1)))
+    if threads / share >= cores.NOTABLE:
+        hint = "; OMP_NUM_THREADS=1 helps small networks" if share <= 1 < threads else ""
+        slower = f"this takes about {threads / share:.0f} times as long{hint}"
+        log.info(f"{there} cores, load {others:.0f} of other programs: {slower}")
 
 
 @cache  # a process keeps its GPU, through all jobs of a sweep
