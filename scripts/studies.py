@@ -36,7 +36,7 @@ class Study:
         words: Sequence[str],
         results: Path,
         trial: Trial,
-        strengths: dict[str, tuple[int, ...]],
+        strengths: Mapping[str, tuple[int, ...]],
         limits: tuple[int, int],
         beside: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
