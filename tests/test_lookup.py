@@ -8,7 +8,7 @@ import pytest
 from hydra.core.plugins import Plugins
 from PIL import Image
 
-from delta_transfer.experiment import lookup
+from delta_transfer.experiment import experiment, lookup
 from delta_transfer.experiment.lookup import Lookup
 
 from .miniature import composed, delta_run, tiny_overrides, write_cub
@@ -58,6 +58,16 @@ def test_only_what_is_not_finished_is_launched(made, tmp_path, monkeypatch, caps
     assert delta_run(monkeypatch, *words, "reg=l2,delta_noatt,l2_sp") == 0
     assert [[word for word in job if word.startswith("reg=")] for job in launched] == [["reg=delta_noatt"]]
     assert "run 3 of 3" not in output
+
+
+def test_a_sweep_reads_a_data_set_once(made, tmp_path, monkeypatch):
+    reads = []
+    load = experiment.load_dataset
+    monkeypatch.setattr(experiment, "load_dataset", lambda *of: reads.append(of) or load(*of))
+    assert delta_run(monkeypatch, *copied(made, tmp_path), "reg=l2_fe,delta_noatt", "dataset.subset_seed=0,1") == 0
+    assert len(reads) == len({repr(of) for of in reads})
+    assert delta_run(monkeypatch, *copied(made, tmp_path / "again"), "reg=l2_fe,delta_noatt") == 0
+    assert len(reads) == 3
 
 
 def test_names_are_those_that_runs_give_themselves(made):

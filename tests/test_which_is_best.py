@@ -432,10 +432,10 @@ def test_a_candidate_that_diverges_is_a_result_and_no_failure_of_the_command(com
 def test_a_final_run_that_fails_is_a_failure(command, monkeypatch, capsys):
     run_job = run.run_job
 
-    def fails(composed, planned):
+    def fails(composed, *more):
         if composed.split.folds is None and composed.seed == 1:
             composed.schedule.lr = 1e20
-        return run_job(composed, planned)
+        return run_job(composed, *more)
 
     monkeypatch.setattr(run, "run_job", fails)
     words = [word for word in command if not word.startswith("reg.alpha=")]

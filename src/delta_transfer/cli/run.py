@@ -22,6 +22,7 @@ from ..common.console import Display, log, quiet_pipe, show_messages
 from ..common.errors import UserError, in_words
 from ..common.options import require
 from ..common.tables import Entry, Table, entries, on_screen
+from ..data.dataset import Dataset
 from ..engine import devices
 from ..engine.config import RunConfig
 from ..engine.devices import Stopped, forget_stop, stop_deferred, stop_enabled, stop_signal
@@ -85,6 +86,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
     command, config_dir = sys.argv, option_value(options, "-cd", "--config-dir")
     only_shown = any(option.partition("=")[0] in SHOWS for option in options)
     planned: list[Plan] = []
+    datasets: dict[str, Dataset] = {}
     outcomes = Outcome.of_this_command
     alone = not devices.shared()
     words: list[str] = []
@@ -94,7 +96,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
     def job(composed: DictConfig) -> Outcome | None:
         sys.argv = command  # for the record: Hydra and workers have words of their own here
         Display.run_of_sweep = run_of_sweep()
-        return run_job(composed, planned)
+        return run_job(composed, planned, datasets)
 
     def before_sweep(jobs: Jobs) -> list[list[str]]:
         if dry := [config for config in jobs.values() if config.dry_run]:
@@ -273,8 +275,11 @@ def run_of_sweep() -> str:
     return f"run {hydra_config.job.num + 1} of {count}" if hydra_config.mode == RunMode.MULTIRUN and count else ""
 
 
-def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
-    """One job, in this process or in a launcher's worker. A dry run adds it to the one Plan in `planned` instead."""
+def run_job(composed: DictConfig, planned: list[Plan], datasets: dict[str, Dataset]) -> Outcome | None:
+    """One job, in this process or in a launcher's worker. A dry run adds it to the one Plan in `planned` instead.
+
+    datasets: those that earlier jobs of this process have read.
+    """
     show_messages()
     hydra_config = HydraConfig.get()
     overrides = OmegaConf.to_container(hydra_config.overrides.task, resolve=False)
@@ -295,7 +300,7 @@ def run_job(composed: DictConfig, planned: list[Plan]) -> Outcome | None:
             config = checked_config(composed, overrides)
             if not config.dry_run:
                 outcome.config = copy.deepcopy(config)
-                outcome.ended(run(config, overrides))
+                outcome.ended(run(config, overrides, datasets))
                 return outcome
             require(not parallel, "dry_run=true looks at all jobs in one process: it needs hydra/launcher=basic.")
             if not sweep:

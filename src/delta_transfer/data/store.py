@@ -23,7 +23,7 @@ from PIL import Image
 from ..common import cores
 from ..common.console import log, shorten_list
 from ..common.errors import UserError
-from ..records.files import naming, sync, sync_folder, write_atomically
+from ..records.files import naming, sync_folder, write_atomically
 from ..records.locks import Check, wait_for_lock
 from .contents import cannot_be_read
 from .dataset import Dataset
@@ -185,8 +185,16 @@ def _build(
         open(folder / "pixels", "ab") as pixels,
         open(folder / "sizes", "ab") as sizes,
         open(folder / "checksums", "ab") as checksums,
+        ThreadPoolExecutor(1) as flusher,  # waits for the disk, while the next images are decoded
     ):
+        flushed: Future[None] | None = None
         unsynced = 0
+
+        def flush(whole: int) -> None:
+            for file in (pixels, sizes, checksums):
+                os.fsync(file.fileno())
+            write_atomically(folder / "done", json.dumps(whole).encode())
+
         for index, image in decoded(dataset, size, aspect, done):
             progress(index + 1)
             if isinstance(image, BaseException):
@@ -200,10 +208,14 @@ def _build(
             unsynced += image.nbytes
             if unsynced > SYNC_BYTES or index + 1 == count:
                 check()
+                if flushed:
+                    flushed.result()
                 for file in (pixels, sizes, checksums):
-                    sync(file)
-                write_atomically(folder / "done", json.dumps(index + 1).encode())
+                    file.flush()
+                flushed = flusher.submit(flush, index + 1)
                 unsynced = 0
+        if flushed:
+            flushed.result()
     changed = dataset.changed_files()
     if unreadable or changed:
         shutil.rmtree(folder)

@@ -52,10 +52,10 @@ from .failures import explain
 from .fitting import fit_part
 
 
-def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
+def run(config: RunConfig, overrides: Sequence[str] = (), datasets: dict[str, Dataset] | None = None) -> RunResult:
     """Carries out the run that `config` describes, or finds it finished.
 
-    overrides: the words that `config` was composed from, for the record.
+    overrides: the words that `config` was composed from, for the record. datasets: those that a sweep has read.
 
     Raises UserError, InUse and OSError before there is a run, or where the same command can go on with it. Every other
     end of a run is recorded in its summary and raised as RunFailed.
@@ -73,7 +73,8 @@ def run(config: RunConfig, overrides: Sequence[str] = ()) -> RunResult:
     with devices.rank0_first():  # it downloads weights and reads all images, whose digests it remembers for the others
         for folder in (config.results_dir, config.cache_dir):
             make_output_folder(Path(folder))
-        dataset = load_dataset(config.dataset, Path(config.cache_dir))
+        datasets, key = {} if datasets is None else datasets, repr((config.dataset, config.cache_dir))
+        dataset = datasets[key] = datasets.get(key) or load_dataset(config.dataset, Path(config.cache_dir))
         if not_downloaded(config.backbone):  # before all images are read: it may fail
             read_weights(config.backbone)
         data = dataset.fingerprint
