@@ -3,9 +3,10 @@
 import json
 import os
 import shutil
+import threading
+import zlib
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 
 import numpy as np
@@ -178,12 +179,28 @@ def test_interrupted_build_goes_on_where_it_stopped(tmp_path, monkeypatch, torn)
     assert not list((tmp_path / "stores").glob("*.partial"))
 
 
+def test_the_threads_that_decode_compute_the_checksums(tmp_path, monkeypatch):
+    threads, crc32 = {"decode": set(), "checksum": set()}, zlib.crc32
+
+    def load(index: int) -> Image.Image:
+        threads["decode"].add(threading.current_thread())
+        return picture(index)
+
+    def checksum(pixels: memoryview) -> int:
+        threads["checksum"].add(threading.current_thread())
+        return crc32(pixels)
+
+    monkeypatch.setattr(zlib, "crc32", checksum)
+    open_store(dataset_of([0, 1], [False, True], load), 12, "squash", tmp_path)
+    assert threads["checksum"] == threads["decode"] and threading.main_thread() not in threads["decode"]
+
+
 def test_a_second_builder_waits_for_the_first(tmp_path, capsys):
     data = dataset_of([0, 1], [False, True], picture)
     path = store_path(data, 12, "squash", tmp_path)
     path.parent.mkdir(parents=True)
     with SoftFileLease(path.with_name(f".{path.name}.lock"), lease_duration=LEASE_SECONDS):
-        second = Thread(target=open_store, args=(data, 12, "squash", tmp_path))
+        second = threading.Thread(target=open_store, args=(data, 12, "squash", tmp_path))
         second.start()
         second.join(timeout=0.3)
         assert second.is_alive() and not path.exists()

@@ -31,6 +31,7 @@ from .images import UNREADABLE
 
 # Raise when the decoded pixels or the layout of the files change, so that older stores are not used.
 VERSION = 3
+Decoded = tuple[np.ndarray, int]  # an image (H, W, 3) uint8 and the crc32 of its pixels
 SYNC_BYTES = 64 * 2**20  # written between two flushes to disk: a crash loses no more than that
 
 
@@ -195,16 +196,17 @@ def _build(
                 os.fsync(file.fileno())
             write_atomically(folder / "done", json.dumps(whole).encode())
 
-        for index, image in decoded(dataset, size, aspect, done):
+        for index, found in decoded(dataset, size, aspect, done):
             progress(index + 1)
-            if isinstance(image, BaseException):
-                unreadable.append(f"{dataset.names[index]} ({image or type(image).__name__})")
+            if isinstance(found, BaseException):
+                unreadable.append(f"{dataset.names[index]} ({found or type(found).__name__})")
                 continue
             if unreadable:  # the other images are decoded only to name all that cannot be read
                 continue
-            pixels.write(image.tobytes())
-            sizes.write(np.array(image.shape[:2], dtype=np.int64).tobytes())
-            checksums.write(np.uint32(zlib.crc32(image.tobytes())).tobytes())
+            image, checksum = found
+            pixels.write(image.data)
+            sizes.write(np.array(image.shape[:2], dtype=np.int64).data)
+            checksums.write(np.uint32(checksum).data)
             unsynced += image.nbytes
             if unsynced > SYNC_BYTES or index + 1 == count:
                 check()
@@ -250,21 +252,20 @@ def _resume(folder: Path) -> int:
     return done
 
 
-def decoded(
-    dataset: Dataset, size: int, aspect: str, first: int = 0
-) -> Iterator[tuple[int, np.ndarray | BaseException]]:
-    """Yields (index, image or the error of reading it) from `first` on, in order. All cores decode a little ahead."""
+def decoded(dataset: Dataset, size: int, aspect: str, first: int = 0) -> Iterator[tuple[int, Decoded | BaseException]]:
+    """Yields (index, what was decoded or the error) from `first` on, in order. All cores decode a little ahead."""
 
-    def decode(index: int) -> np.ndarray | BaseException:
+    def decode(index: int) -> Decoded | BaseException:
         try:
-            return np.asarray(fit(dataset.load(index), size, aspect))
+            image = np.asarray(fit(dataset.load(index), size, aspect))
         except UNREADABLE as error:
             return error
+        return image, zlib.crc32(image.data)
 
     workers = cores.USABLE
-    # Threads suffice: Pillow decodes and resizes outside Python's global lock. The window bounds memory.
+    # Threads suffice: Pillow and zlib work outside Python's global lock. The window bounds memory.
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[tuple[int, Future[np.ndarray | BaseException]]] = deque()
+        ahead: deque[tuple[int, Future[Decoded | BaseException]]] = deque()
         for index in range(first, len(dataset.labels)):
             ahead.append((index, pool.submit(decode, index)))
             if len(ahead) > 8 * workers:

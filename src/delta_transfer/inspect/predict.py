@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,8 @@ def probabilities(
     outcomes = decoded(images, run.config.backbone.resize, run.config.resizing)
     at_once = batch_size or images_at_once(device)
     while batch := list(islice(outcomes, batch_size or at_once)):
-        readable = {index: image for index, image in batch if not isinstance(image, BaseException)}
-        found = dict(batch)
+        readable = {index: outcome[0] for index, outcome in batch if not isinstance(outcome, BaseException)}
+        found: dict[int, Any] = dict(batch)
         if readable:
             loader = loader_of(run.config, Store.of(list(readable.values())), no_labels, device)
             loader.images_at_once = at_once
