@@ -1,7 +1,7 @@
 """Published numbers, and what sets our runs apart from them."""
 
 from delta_transfer.reporting.comparison import compare
-from delta_transfer.reporting.published import PROTOCOLS, against, find, published
+from delta_transfer.reporting.published import PROTOCOLS, against, find, published, what_is_known
 
 from .test_report import record
 
@@ -74,3 +74,14 @@ def test_numbers_are_shown_as_published():
 def test_without_a_published_number_nothing_is_compared():
     (match,) = against(compare([record()]), "paper")  # ResNet-18
     assert match.number is None and match.difference is None and match.differing == []
+
+
+def test_the_only_published_backbone_stands_beside_another_without_a_difference():
+    assert find("gtot_supervised", "bbbp", "gcn", "l2", 1631).mean == 68.7
+    molecules = record(dataset__name="bbbp", backbone__name="gcn", backbone__image_size=1, schedule__batch_size=32)
+    comparison = compare([molecules | {"n_train": 1631, "n_test": 204, "num_classes": 1}])
+    (match,) = against(comparison, "gtot_supervised")
+    assert match.number.backbone == "gin" and match.difference is None and match.differing == ["backbone gcn (gin)"]
+    assert what_is_known(comparison, "gtot_supervised") == []
+    (said,) = what_is_known(compare([record()]), "paper")
+    assert said.endswith("only with resnet101, inception_v3")

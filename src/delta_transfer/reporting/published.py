@@ -14,7 +14,7 @@ from ..records.reading import Record, section
 from .comparison import Cell, Comparison, Row
 from .record_views import facts
 
-IMAGE_SIZES = {"inception_v3": 299, "vgg9_bn": 32, "gin": 1}  # else 224; graphs have none
+IMAGE_SIZES = {"inception_v3": 299, "vgg9_bn": 32}  # else 224
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def published() -> tuple[Published, ...]:
 
 @dataclass(frozen=True)
 class Match:
-    """One cell of ours beside the published number of the same data set, backbone and method, if there is one."""
+    """One cell of ours beside the published number of the same data set and method, if there is one."""
 
     row: Row
     method: str
@@ -116,7 +116,9 @@ class Match:
 
     @property
     def difference(self) -> float | None:
-        return self.cell.mean - self.number.mean if self.number else None
+        """Ours minus the published number; None without one, and for another backbone's."""
+        same = self.number is not None and self.number.backbone == target_of(self.row)
+        return self.cell.mean - self.number.mean if self.number and same else None
 
 
 def against(comparison: Comparison, protocol: str) -> list[Match]:
@@ -135,18 +137,29 @@ def target_of(row: Row) -> str:
 
 
 def find(protocol: str, dataset: str, backbone: str, method: str, n_train: object) -> Published | None:
-    """The published number with the nearest number of training images (None: with the most)."""
-    key = (protocol, dataset, backbone, method)
+    """The published number with the nearest number of training images (None: with the most).
+
+    Where a protocol has one backbone for a data set, and another than ours, the number is that backbone's.
+    """
+    known = backbones(protocol, dataset)
+    key = (protocol, dataset, known[0] if len(known) == 1 else backbone, method)
     found = [one for one in published() if (one.protocol, one.dataset, one.backbone, one.method) == key]
     if not isinstance(n_train, int):
         return max(found, key=lambda one: one.n_train or 0, default=None)
     return min(found, key=lambda one: abs((one.n_train or n_train) - n_train), default=None)
 
 
+def backbones(protocol: str, dataset: str) -> list[str]:
+    """The backbones with which a data set was published in a protocol."""
+    of_dataset = [one.backbone for one in published() if (one.protocol, one.dataset) == (protocol, dataset)]
+    return list(dict.fromkeys(of_dataset))
+
+
 def facts_of(record: Record) -> dict[str, object]:
     """The settings of a run that can be compared with a published protocol."""
     known = facts(record)
     return {
+        "backbone": section(record, "backbone").get("name"),
         "weights": section(record, "backbone").get("weights"),
         **{key: known[key] for key in ("image_size", "iterations", "batch_size", "lr")},
         "train_crop": section(record, "schedule").get("train_crop"),
@@ -160,7 +173,7 @@ def differing(facts: dict[str, object], number: Published) -> list[str]:
     """The settings in which a run differs from the published one, as far as both are known."""
     protocol = PROTOCOLS[number.protocol]
     theirs = protocol.settings | protocol.of_methods.get(number.method, {})
-    theirs |= {key: getattr(number, key) for key in ("classes", "n_train", "n_test")}
+    theirs |= {key: getattr(number, key) for key in ("backbone", "classes", "n_train", "n_test")}
     theirs["image_size"] = IMAGE_SIZES.get(number.backbone, 224)
     known = {key: value for key, value in theirs.items() if value is not None}
     # "ImageNet" means torchvision's first weights; later recipes give other networks.
@@ -173,12 +186,11 @@ def differing(facts: dict[str, object], number: Published) -> list[str]:
 
 
 def what_is_known(comparison: Comparison, protocol: str) -> list[str]:
-    """A line for each data set and backbone of ours without a number in `protocol`, with the published backbones."""
+    """A line for each data set and backbone of ours without numbers in `protocol`, with the published backbones."""
     lines = []
     for dataset, backbone in dict.fromkeys((row.dataset, target_of(row)) for row in comparison.rows):
-        mine = [one for one in published() if one.protocol == protocol and one.dataset == dataset]
-        if not any(one.backbone == backbone for one in mine):
-            others = ", ".join(dict.fromkeys(one.backbone for one in mine))
-            known = f"only with {others}" if others else "not with any backbone"
+        others = backbones(protocol, dataset)
+        if backbone not in others and len(others) != 1:
+            known = f"only with {', '.join(others)}" if others else "not with any backbone"
             lines.append(f"{dataset} was not published with {backbone}, {known}")
     return lines

@@ -173,12 +173,12 @@ def strengths(reg: Mapping[str, object]) -> list[str]:
 
 def facts(record: Record) -> dict[str, object]:
     """The facts about a run for the small print of a table."""
-    schedule = section(record, "schedule")
+    schedule, size = section(record, "schedule"), section(record, "backbone").get("image_size")
     return {
         "iterations": record.get("iterations", schedule.get("iterations")),
         "batch_size": schedule.get("batch_size"),
         "lr": schedule.get("lr"),
-        "image_size": section(record, "backbone").get("image_size"),
+        "image_size": None if size == 1 else size,  # 1: graphs have none
         "n_train": record.get("n_train"),
         "n_val": record.get("n_val") or None,
         "n_test": None if folds(record) else record.get("n_test"),  # runs on folds do not look at test images
