@@ -31,8 +31,10 @@ def test_a_parallel_sweep_skips_runs_and_survives_a_failure(launcher, tmp_path, 
 
     # Four jobs: one finished, one to do, and two that fail.
     arguments = ["-m", *tiny, *LAUNCHERS[launcher], "seed=0,1", "split.val_fraction=0,0.01"]
-    command = [str(Path(sys.executable).with_name("delta-run")), *arguments]
-    sweep = subprocess.run(command, capture_output=True, text=True)
+    # Both ways to start it are the same command in the record.
+    module = [sys.executable, "-m", "delta_transfer.train"]
+    program = [str(Path(sys.executable).with_name("delta-run"))] if launcher == "submitit" else module
+    sweep = subprocess.run([*program, *arguments], capture_output=True, text=True)
     assert sweep.returncode == 1, sweep.stderr
     # One message each, no traceback, nothing of Hydra's.
     assert re.fullmatch(r"(error: .*validation split.*\n){2}", sweep.stderr)

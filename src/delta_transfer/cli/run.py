@@ -66,6 +66,8 @@ def main(config_name: str = "config") -> None:
     if devices.shared() and os.environ["RANK"] != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the first process speaks for all
     program = program_of(sys.argv[0], PROGRAMS.get(config_name, ""))
+    if program == PROGRAMS.get(config_name):
+        sys.argv[0] = program  # python -m delta_transfer.train, in records: a command to copy
     try:
         options, typed = split_options(sys.argv[1:])
     except UsageError as error:
