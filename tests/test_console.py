@@ -51,6 +51,19 @@ def test_the_time_left_of_a_resumed_task_follows_from_what_was_done_since(told, 
     assert left == expected
 
 
+def test_a_step_that_takes_minutes_has_lines_within_it(monkeypatch, capsys):
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    display = Display("attention", 64, "image", line_seconds=30)
+    for second in range(201):
+        clock[0] = float(second)
+        display.update(4 * (second // 100), Report(f"at {second}"))
+    found = re.findall(r"image (\d+)/64  at (\d+)(?:  (\d+) s left)?", capsys.readouterr().out)
+    expected = [("0", str(second), "") for second in (0, 30, 60, 90)]
+    expected += [("4", str(second), str(1500 - (second - 100))) for second in (120, 150, 180)]
+    assert found == [*expected, ("8", "200", "1400")]
+
+
 def test_a_closed_pipe_ends_a_command_quietly():
     code = "import sys; from delta_transfer.common.console import stoppable; "
     code += "sys.exit(stoppable(lambda: [print('x' * 99) for _ in range(9999)] and 0)())"

@@ -1,5 +1,6 @@
 """What a method computes before training: interrupted, it goes on where it was."""
 
+import re
 from itertools import product
 
 import numpy as np
@@ -109,6 +110,9 @@ def test_a_long_computation_says_how_far_it_is(tmp_path, tiny_source, monkeypatc
     fitted(tmp_path, tiny_source)
     output = capsys.readouterr().out
     assert "batch 9/9" in output and "image 7/7" in output
+    where = re.findall(r"image (\d)/7  channel (\d+) of (\w+)", output)  # also while the first images are at work
+    assert {(int(image), tap) for image, _, tap in where} >= {(0, "conv1"), (0, "conv2"), (2, "conv1"), (2, "conv2")}
+    assert len({channel for image, channel, tap in where if (image, tap) == ("0", "conv2")}) > 1
 
 
 def test_a_damaged_file_of_what_was_done_is_named_and_not_used(tmp_path, tiny_source, capsys):

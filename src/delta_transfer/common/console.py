@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import os
 import re
 import shlex
@@ -45,22 +46,33 @@ class Report:
 class Display:
     """The progress of one task of `total` steps. Use it as a context manager.
 
-    Otherwise it has no bar, only lines. quiet_seconds: it has no line before this time.
+    Otherwise it has no bar, only lines: one for each tenth of the steps, and one `line_seconds` after the last.
+    quiet_seconds: it has no line before this time.
     """
 
     bars = True  # False in parallel jobs, whose bars would overwrite each other
     run_of_sweep = ""  # run 3 of 18
 
-    def __init__(self, title: str, total: int, unit: str = "iteration", quiet_seconds: float = 0.0):
-        self.title, self.total, self.unit, self.quiet_seconds = title, total, unit, quiet_seconds
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        unit: str = "iteration",
+        quiet_seconds: float = 0.0,
+        line_seconds: float = math.inf,
+    ):
+        self.title, self.total, self.unit = title, total, unit
+        self.quiet_seconds, self.line_seconds = quiet_seconds, line_seconds
         self.console = Console(stderr=False)
-        self.last_tenth, self.started = -1, time.monotonic()
+        self.last_tenth, self.last_step = -1, -1
+        self.started = self.last_line = self.stepped = time.monotonic()
         self.first_step: int | None = None
         self.progress: Progress | None = None
 
     def __enter__(self) -> "Display":
         if self.bars and self.console.is_terminal:
-            self.progress = Progress(_Line(self), console=self.console, transient=True)
+            # The time left follows from the steps of this period, in which there have to be some.
+            self.progress = Progress(_Line(self), console=self.console, transient=True, speed_estimate_period=3600)
             self.progress.start()
             self.task = self.progress.add_task("", total=self.total, report=Report())
         return self
@@ -81,14 +93,17 @@ class Display:
         if self.progress:
             self.progress.update(self.task, completed=step, report=report)
             return
-        tenth = 10 * step // self.total
-        elapsed = time.monotonic() - self.started
-        if tenth == self.last_tenth or elapsed < self.quiet_seconds:
+        tenth, now = 10 * step // self.total, time.monotonic()
+        if step != self.last_step:  # else it is told of what happens within a step
+            self.last_step, self.stepped = step, now
+        due = tenth != self.last_tenth or now - self.last_line >= self.line_seconds
+        if not due or now - self.started < self.quiet_seconds:
             return
-        self.last_tenth = tenth
+        self.last_tenth, self.last_line = tenth, now
         parts = [f"{self.title}: {self.unit} {step}/{self.total}", *report.losses, report.numbers]
-        if 0 < tenth < 10 and (done := step - (self.first_step or 0)):  # the first step is not like the others
-            parts.append(f"{elapsed / done * (self.total - step):.0f} s left")
+        if step < self.total and (done := step - (self.first_step or 0)):  # the first step is not like the others
+            left = (self.stepped - self.started) / done * (self.total - step) - (now - self.stepped)
+            parts.append(f"{max(left, 0):.0f} s left")
         log.info("  ".join(part for part in parts if part))
 
 

@@ -3,13 +3,14 @@
 import json
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..common.console import Display, log
+from ..common.console import Display, Report, log
 from ..common.options import require
 from ..data.dataset import Dataset, Splits
 from ..data.loader import BatchSource
@@ -68,7 +69,8 @@ def fit_or_reuse(
             fitted = _read_fitted(shared, metadata)
             if fitted is None:
                 log.info(f"{directory.path.name}: computing {method.needs.fitted} ...")
-                fitted = {k: v.cpu() for k, v in method.fit(source, batches, num_classes).items()}
+                with kept.shown:
+                    fitted = {k: v.cpu() for k, v in method.fit(source, batches, num_classes).items()}
                 _require_finite(method, fitted)
                 write_atomically(shared, save_with_checksum(fitted, metadata))
             kept.path.unlink(missing_ok=True)
@@ -86,7 +88,7 @@ class KeptOnDisk(Unfinished):
         self.path, self.title = result.with_suffix(".unfinished"), title
         self.made_with = devices.made_with(next(source.parameters()).device)
         self.state: State = {}
-        self.last, self.display = time.monotonic(), Display("", 0)
+        self.last, self.display, self.shown = time.monotonic(), Display("", 0), ExitStack()
 
     def load(self) -> State | None:
         found = self.state or read_checkpoint(self.path, self.made_with, lambda state: "done" in state)
@@ -95,12 +97,17 @@ class KeptOnDisk(Unfinished):
             self.state = {key: value for key, value in found.items() if key not in ("format", "made_with")}
         return found
 
-    def note(self, what: str, done: int, total: int, state: State) -> None:
+    def show(self, what: str, done: int, total: int, within: str = "") -> None:
         title = f"{self.title}: {what.rpartition(', ')[0]}"
         if total and self.display.title != title:
-            self.display = Display(title, total, what.rpartition(", ")[2], quiet_seconds=10)
+            self.shown.close()
+            display = Display(title, total, what.rpartition(", ")[2], quiet_seconds=10, line_seconds=30)
+            self.display = self.shown.enter_context(display)
         if total:
-            self.display.update(done)
+            self.display.update(done, Report(within))
+
+    def note(self, what: str, done: int, total: int, state: State) -> None:
+        self.show(what, done, total)
         due = time.monotonic() - self.last > self.seconds
         if due or done == total:
             self.state |= state

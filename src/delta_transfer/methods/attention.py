@@ -16,7 +16,7 @@ set to 0. Both are equal at a convolution without bias; only the second is defin
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -226,7 +226,7 @@ def channel_importance(
     if one is too short. `forward_images` bounds how many images go through the network at once, counting each removed
     channel's copy; it changes no result. None: as many as suit the device.
     """
-    suffixes = suffixes_of(probe)
+    suffixes, what = suffixes_of(probe), "removing channels, image"
     begun = (unfinished.load() or {}).get("rises")  # {tap: a list of chunks}
     rises: dict[str, list[Tensor]] = begun or {tap: [] for tap in probe.taps}
     done = skip = sum(len(rise) for rise in next(iter(rises.values()), []))
@@ -238,10 +238,11 @@ def channel_importance(
         if skip:  # the chunks of before were of another size
             first = int((seen <= skip).sum())
             inputs, labels, skip = inputs[first:], labels[first:], 0
-        for tap, rise in _rises_on(suffixes, inputs, labels, forward_images, loss).items():
+        show = partial(unfinished.show, what, done, images)
+        for tap, rise in _rises_on(suffixes, inputs, labels, forward_images, loss, show).items():
             rises[tap].append(rise)
         done += len(rise)
-        unfinished.note("removing channels, image", done, images, {"rises": rises})
+        unfinished.note(what, done, images, {"rises": rises})
     return {tap: torch.cat([part.to(labels.device) for part in parts]) for tap, parts in rises.items()}
 
 
@@ -352,18 +353,23 @@ def _labelled(labels: Tensor) -> Tensor:
 
 
 def _rises_on(
-    suffixes: Suffixes | WholePasses, inputs: Any, labels: Tensor, forward_images: int | None, loss: SampleLoss
+    suffixes: Suffixes | WholePasses,
+    inputs: Any,
+    labels: Tensor,
+    forward_images: int | None,
+    loss: SampleLoss,
+    show: Callable[[str], None],
 ) -> dict[str, Tensor]:
-    """The rises on one batch, {tap: (B, C_l) fp64}, without samples that have no label."""
+    """The rises on one batch, {tap: (B, C_l) fp64}, without samples that have no label. It shows how far it is."""
     forward_images = forward_images or images_at_once(labels.device)
     logits, kept = suffixes.run_intact(inputs)
     intact = loss(logits.double(), labels, reduction="none")
     rises = {}
     for tap, suffix in suffixes.taps.items():
-        losses = [
-            loss(logits.double().flatten(0, 1), torch.cat([labels] * len(removed)), reduction="none")
-            for removed, logits in suffix.removals(kept, forward_images)
-        ]
+        losses: list[Tensor] = []
+        for removed, logits in suffix.removals(kept, forward_images):
+            losses.append(loss(logits.double().flatten(0, 1), torch.cat([labels] * len(removed)), reduction="none"))
+            show(f"channel {sum(map(len, losses)) // len(labels)} of {tap}")
         rises[tap] = (torch.cat(losses).view(-1, len(labels)).T - intact[:, None])[_labelled(labels)]
     return rises
 

@@ -18,5 +18,8 @@ class Unfinished:
         state: what is needed to go on, beside what was noted before. It is kept now and then, and with the last part.
         """
 
+    def show(self, what: str, done: int, total: int, within: str = "") -> None:
+        """`done` parts are done, and the next one is at `within`. Nothing is kept."""
+
 
 NOTHING_KEPT = Unfinished()
