@@ -282,8 +282,10 @@ def test_a_dry_run_that_is_stopped_says_what_its_totals_count(tmp_path, monkeypa
     words = ["-m", *tiny, "reg=l2,l2_sp,delta_noatt", "dry_run=true"]
     assert delta_run(monkeypatch, *words) == 128 + signal.SIGINT
     output, errors = capsys.readouterr()
-    assert re.findall(r"\d+ of \d+ runs", output) == ["1 of 3 runs"] and "1 run: 0 finished, 1 to do" in output
-    assert "goes on" not in errors  # nothing is kept of it
+    assert output.lstrip().startswith("Stopped: the plan is incomplete") and "first 1 of at least 3 runs" in output
+    assert rows(output) == {"cub, small_resnet, l2": (1, 0, 1)} and "1 run: 0 finished, 1 to do" in output
+    assert "state" not in output  # no table of outcomes
+    assert len(errors.splitlines()) == 1 and "goes on" not in errors  # nothing is kept of it
 
 
 def test_works_are_measured_in_turn_after_one_that_warms_up(monkeypatch):

@@ -103,6 +103,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
     def before_sweep(jobs: Jobs) -> list[list[str]]:
         if dry := [config for config in jobs.values() if config.dry_run]:
             planned[:] = planned or [Plan()]
+            planned[0].runs += len(dry)
             planned[0].name_missing(dry)  # before anything is measured, which takes minutes
         return without_finished(jobs)
 
@@ -181,7 +182,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
     devices.leave()
     number = stop_signal() or stopped_by
     for plan_of_all in (plan for plan in planned if plan.jobs):
-        plan_of_all.show(CheckedSweeper.count if number is not None else 0)
+        plan_of_all.show(stopped=number is not None)
     again = shlex.join([*program.split(), *command[1:]])
     if number is not None:
         what = "starts over" if planned else "goes on where it was"
@@ -308,12 +309,14 @@ def run_job(composed: DictConfig, planned: list[Plan], datasets: dict[str, Datas
             if not sweep:
                 log.info("All settings: the same command with --cfg job --resolve")
             if not planned:
-                planned.append(Plan())
+                planned.append(Plan(runs=1))
             planned[0].add(config)
             Outcome.of_this_command.remove(outcome)
             return None
     except KeyboardInterrupt:
         outcome.state = "stopped"
+        if planned:  # the plan says what it counts
+            Outcome.of_this_command.remove(outcome)
         if not in_worker:  # it ends the sweep
             raise
     except InUse as error:  # a sweep in another shell has this run, which is no failure if there are others to do

@@ -58,6 +58,7 @@ class Plan:
     """The jobs of a sweep. Data sets, networks and measurements that they share are looked at once."""
 
     jobs: list[Job] = field(default_factory=list)
+    runs: int = 0  # that the sweeps so far have, whose jobs are added one by one
     stores: dict[Any, int] = field(default_factory=dict)  # image stores that will be built, bytes
     lengths: dict[tuple[str, int], str] = field(default_factory=dict)  # what schedule.iterations=auto comes to
     fits: dict[Any, float] = field(default_factory=dict)  # seconds of computations that several runs share
@@ -115,12 +116,12 @@ class Plan:
 
     # --- what a person sees ---
 
-    def show(self, stopped_before: int = 0) -> None:
-        """stopped_before: how many runs the plan would have had, if it was stopped."""
+    def show(self, stopped: bool = False) -> None:
+        if stopped:
+            counted = f"the first {len(self.jobs)} of at least {self.runs} runs"
+            log.info(f"Stopped: the plan is incomplete, its table and totals count {counted}")
         sys.stdout.write(on_screen([self.table()], sys.stdout.isatty()))
         left = [job for job in self.jobs if job.to_do]
-        if stopped_before > len(self.jobs):
-            log.info(f"Stopped: table and totals count the first {len(self.jobs)} of {stopped_before} runs")
         states = {
             state: sum(job.state == state for job in self.jobs) for state in ("finished", "interrupted", "failed")
         }
