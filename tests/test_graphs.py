@@ -23,7 +23,6 @@ from delta_transfer.data.readers.tu import TUConfig, stratified_folds
 from delta_transfer.data.registry import READERS
 from delta_transfer.engine.averages.best_validation import BestValidation, BestValidationConfig
 from delta_transfer.engine.graph_tasks import GraphProperties, GraphRegression, roc_auc
-from delta_transfer.experiment.choosing import training_images
 from delta_transfer.experiment.experiment import run
 from delta_transfer.methods import DELTA, DELTAWithoutAttention, StochNorm
 from delta_transfer.methods.attention import AttentionConfig, channel_attention
@@ -560,11 +559,6 @@ def test_early_stopping_keeps_the_least_error(esol, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "runs" / done["run_id"] / "metrics.jsonl").open()]
     scores = {line["step"]: line["val_rmse"] for line in lines if "val_rmse" in line}
     assert len(scores) == 4 and done["val_rmse"] == min(scores.values()) == scores[done["best_step"]]
-
-
-def test_methods_are_not_chosen_on_folds_of_molecules(esol):
-    with pytest.raises(UserError):
-        training_images(composed(*esol))
 
 
 @pytest.mark.parametrize("more", [["reg=lp_ft"], ["reg=co_tuning"], ["schedule.class_weights=balanced"]])

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from delta_transfer.cli import run
+from delta_transfer.cli.grid import asked_and_rest, has
 from delta_transfer.cli.predict import main as predict_main
-from delta_transfer.cli.which_is_best import asked_and_rest, compare_methods, has
+from delta_transfer.cli.which_is_best import compare_methods
 from delta_transfer.common.errors import UserError
 from delta_transfer.common.tables import Table
 from delta_transfer.engine import optimizers
@@ -58,7 +59,7 @@ def said(validated, runs=RUNS, lost=(), **accuracies) -> list[str]:
         for seed, top1 in enumerate(values)
     ]
     final = [run | {"folder": runs / run["run_id"]} for run in final]
-    return [*verdict(best, best, [*validated, *lost], final), *next_commands(best, final)]
+    return [*verdict(best, best, [*validated, *lost], final), *next_commands(best, final, "top1")]
 
 
 def predicted(folder: Path, right: int, n: int = 20) -> None:
@@ -70,12 +71,12 @@ def predicted(folder: Path, right: int, n: int = 20) -> None:
 
 def test_a_clear_win():
     assert said(L2 + DELTA, l2=[80.0, 81.0, 82.0], delta=[85.0, 86.5, 86.5]) == [
-        "Chosen on images held out of training: DELTA (reg.alpha=0.01), 85.0 % of them right.",
+        "Chosen on images held out of training: DELTA (reg.alpha=0.01), 85.0 % validation top-1 accuracy.",
         "DELTA (reg.alpha=0.01) won: it has 86.0 % ± 0.9 on the test images, and L2 (plain fine-tuning) has 81.0 % ± "
         "1.0. The difference (+5.0 points, 95 % interval +3.8 to +6.2, 3 seeds, paired) is more than noise.",
-        "There are 153 test images, so that one image is worth 0.7 points.",
-        "The model: results/runs/cub-resnet18-delta-s0-0.01 (trained with the first seed; no test image took "
-        "part in the choice)",
+        "There are 153 test images, so that each is worth 0.7 points.",
+        "The model: results/runs/cub-resnet18-delta-s0-0.01 (trained with the first seed; test images "
+        "took no part in the choice)",
         "The model of L2: results/runs/cub-resnet18-l2-s0-0.01",
         "Next: delta-predict results/runs/cub-resnet18-delta-s0-0.01 IMAGES",
         "Next: delta-export results/runs/cub-resnet18-delta-s0-0.01 --format onnx",
@@ -220,7 +221,7 @@ def test_among_equals_the_simplest_is_chosen_and_trained(photos, capsys):
     final = [words for words in sweeps if "split.folds=null" in words]
     assert [next(w for w in words if w.startswith("reg=")) for words in final] == ["reg=l2", "reg=l2_fe"]
     lines, sweeps = made([*words, "prefer=best"], results)
-    assert "Chosen on images held out of training: L2-SP (reg.alpha=0.1), 80.7 % of them right." in lines
+    assert "Chosen on images held out of training: L2-SP (reg.alpha=0.1), 80.7 % validation top-1 accuracy." in lines
     final = [words for words in sweeps if "split.folds=null" in words]
     assert len(final) == 3 and "reg.alpha=0.1" in final[-1]
     with pytest.raises(UserError, match="simple, best"):
@@ -389,7 +390,7 @@ def test_both_sweeps_of_a_command(command, tmp_path, monkeypatch, capsys):
     records = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("runs/*/summary.json")]
     on_folds = [run for run in records if run["config"]["split"]["folds"]]
     assert len(on_folds) == 4 and all(run["test_top1"] is None for run in on_folds)
-    kept = re.search(r"each fold held out: (.+)", first)[1].split()
+    kept = re.search(r"predicted for images held out of training: (.+)", first)[1].split()
     assert len(kept) == 2 and all(Path(path).is_file() for path in kept)
     final = [run for run in records if run not in on_folds]
     assert all(run["n_val"] == 0 and run["n_train"] == 16 for run in final)
@@ -440,7 +441,7 @@ def test_a_final_run_that_fails_is_a_failure(command, monkeypatch, capsys):
     monkeypatch.setattr(run, "run_job", fails)
     words = [word for word in command if not word.startswith("reg.alpha=")]
     assert delta_run(monkeypatch, *words, "reg=l2") == 1
-    assert "1 of 2 final runs are not there: no verdict" in capsys.readouterr().out
+    assert "1 of 2 final runs are not there: no verdict" in capsys.readouterr().err
 
 
 def test_without_results_of_l2_there_is_no_verdict(command, monkeypatch, capsys):

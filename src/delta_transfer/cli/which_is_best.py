@@ -3,8 +3,12 @@
 It makes several sweeps in one command. The first ones run every backbone, method and alpha on folds of the training
 images. It chooses the simplest that is as good as the best on the held-out images (prefer=simple), or the best
 (prefer=best). The last ones train the choice, L2 (the baseline) and L2-FE on all training images with several seeds.
-Only these runs see the test images, which measure the choice and do not change it. Finished runs are skipped, as in any
-sweep. budget=45m or preset=good decides what is compared, and how thoroughly (experiment/budget.py).
+Test images measure the choice and do not change it. Finished runs are skipped, as in any sweep. budget=45m or
+preset=good decides what is compared, and how thoroughly (experiment/budget.py).
+
+A data set with a validation split of its own, such as molecules, needs no folds. The first sweeps have all seeds, and
+validation data alone choose. The last sweeps then find their runs finished: nothing is trained twice. The task says by
+which measures it can be chosen (select=).
 """
 
 import sys
@@ -14,8 +18,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from ..common import tables
 from ..common.console import duration, log
 from ..common.errors import UserError
@@ -23,48 +25,34 @@ from ..common.options import describe, require
 from ..common.style import method_order
 from ..common.tables import Table
 from ..data import load_dataset
-from ..engine.config import RunConfig
 from ..experiment import budget
 from ..experiment.choosing import (
-    SELECT,
     Made,
     alpha_of,
     best_of,
+    complete,
     conclusion,
-    folds_of,
     named,
     number_of_folds,
-    on_all_folds,
-    training_images,
     without_a_gpu,
 )
 from ..experiment.costs import seconds_beside_steps
 from ..experiment.planning import Plan
 from ..methods import METHODS
 from ..models.zoo import not_downloaded
-from ..records.reading import Record, method_of, section
+from ..records.reading import method_of
 from ..reporting import sections
 from ..reporting.comparison import compare
 from ..reporting.record_views import problem
-from ..reporting.rivals import RULES, in_words, rivals_of, simplest
+from ..reporting.rivals import in_words, rivals_of, simplest
 from ..reporting.selection import choose
-from .explain import OF_WHICH_IS_BEST
-from .sweep import values_of
+from .grid import Asked, Compose, Grid, asked_and_rest, first_words, grid_of, has, number_in
 
-# From the published values, for thousands of images, down to the best ones for hundreds in results/published.
-ALPHAS = {
-    "l2_sp": ["0.01", "0.1"],
-    "delta_noatt": ["0.0001", "0.001", "0.01"],
-    "delta": ["0.0001", "0.001", "0.01"],
-}
 LIMITS = ("budget", "preset")
-COMPARED = ("reg", "reg.alpha", "backbone", "seed", "split.folds")
 STEPS, BATCHES = {"schedule.iterations", "schedule.epochs"}, {"schedule", "schedule.batch_size"}
 SIZE = {"backbone.image_size", "backbone.resize"}
 ATTENTION = "reg.attention.method"
 
-Asked = dict[str, list[str]]
-Compose = Callable[[list[str]], tuple[RunConfig, dict[str, str]]]
 Sweep = Callable[[list[str]], list[Made]]
 
 
@@ -73,57 +61,6 @@ class Result:
     lines: list[str | Table]  # sentences and tables
     choice: budget.Place | None = None
     made: list[Made] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What is compared, and the words of its runs."""
-
-    rest: list[str]  # of all runs
-    backbones: dict[str, list[str]]  # words, by name
-    methods: dict[str, list[str]]  # words, by name; L2, the baseline, is the first
-    alphas: dict[str, list[str]]  # of the methods that are tried with several
-    folds: int
-    seeds: list[str]
-    configs: dict[budget.Place, RunConfig]  # of a run of each backbone and method
-    images: dict[str, int]  # for training, by class
-    prefer: str  # which of the equally good choices is taken
-    select: str  # the measure on held-out and on test images
-
-    def words(self, backbone: str, method: str) -> list[str]:
-        return [*self.rest, *self.backbones[backbone], f"reg={method}", *self.methods[method]]
-
-    def on_folds(self, backbone: str, method: str) -> list[str]:
-        strength = [f"reg.alpha={','.join(self.alphas[method])}"] if method in self.alphas else []
-        held_out = [f"split.folds={self.folds}", f"split.fold={','.join(map(str, range(self.folds)))}"]
-        return [*self.words(backbone, method), *strength, f"seed={self.seeds[0]}", *held_out]
-
-    def final(self, backbone: str, method: str, alpha: float | None = None) -> list[str]:
-        strength = [f"reg.alpha={alpha}"] if method in self.alphas and alpha is not None else []
-        return [*self.words(backbone, method), *strength, "split.folds=null", f"seed={','.join(self.seeds)}"]
-
-    def in_final(self, method: str) -> list[str]:
-        """The methods of the final runs if `method` was chosen."""
-        return list(dict.fromkeys([*(one for one in budget.BASELINES if one in self.methods), method]))
-
-    def backbone_of(self, record: Record) -> str:
-        name = section(record, "backbone")["name"]
-        return next(one for one in self.backbones if self.configs[one, "l2"].backbone.name == name)
-
-    def planned(self, plan: budget.Chosen) -> "Grid":
-        """The part that a plan keeps, with the plan's settings. Seeds that the command names stay as they are."""
-        level, configs = plan.level, self.configs
-        set_by_level = {one: budget.settings(level, configs[one, "l2"], plan.images) for one in level.backbones}
-        return replace(
-            self,
-            backbones={
-                one: [*self.backbones[one], *(f"{key}={value}" for key, value in values.items())]
-                for one, values in set_by_level.items()
-            },
-            methods={one: words for one, words in self.methods.items() if one in level.methods},
-            folds=level.folds,
-            seeds=self.seeds if len(self.seeds) == level.seeds else [str(seed) for seed in range(level.seeds)],
-        )
 
 
 def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) -> list[str | Table]:
@@ -135,9 +72,15 @@ def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) 
     began = time.monotonic()
     asked, of_methods, rest = asked_and_rest(words)
     limits = {key: ",".join(asked.pop(key)) for key in LIMITS if key in asked}
-    levels = levels_for(limits, words, asked) if limits else []
-    if not levels:
+    if not limits:
         return choose_and_train(grid_of(asked, of_methods, rest, compose_first_job), sweep).lines
+    config, _ = compose_first_job(first_words(asked, rest))
+    require(
+        config.backbone.inputs == "images" and not config.dataset.own_validation,
+        f"budget= and preset= plan folds of images, which {config.dataset.name} does not have: leave them out, and "
+        "name fewer methods (reg=), alphas (reg.alpha=), seeds (seed=) or epochs (schedule.epochs=) for less time.",
+    )
+    levels = levels_for(limits, words, asked)
     # Everything that a level may compare is composed now, so that misspelt words are found.
     asked |= {"backbone": several(level.backbones for level in levels), "reg": several(one.methods for one in levels)}
     options = [each.name for one in asked["reg"] if one in METHODS for each in describe(METHODS[one].options)]
@@ -173,52 +116,6 @@ def several(groups: Any) -> list[str]:
 
 
 # --- What is compared ---
-
-
-def grid_of(asked: Asked, of_methods: list[tuple[str, str]], rest: list[str], compose: Compose) -> Grid:
-    """Composes every backbone and method with its words, so that misspelt words are found now."""
-    first = [f"backbone={asked['backbone'][0]}"] if "backbone" in asked else []
-    config, usual = compose([*rest, *first, "reg=l2"])
-    asked = asked_and_rest([f"{key}={values}" for key, values in usual.items()])[0] | asked
-    folds = number_in(asked["split.folds"])
-    prefer, select = (one_of(key, asked, known) for key, known in (("prefer", RULES), ("select", SELECT)))
-    methods = ["l2", *(method for method in asked["reg"] if method != "l2")]  # the baseline is always there
-    options = {method: compose([*rest, *first, f"reg={method}"])[0].reg for method in methods}
-    own = {method: [w for key, w in of_methods if has(options[method], key)] for method in methods}
-    alphas = {method: ALPHAS[method] for method in methods if method in ALPHAS}
-    if "reg.alpha" in asked:
-        of_methods = [*of_methods, ("reg.alpha", f"reg.alpha={','.join(asked['reg.alpha'])}")]
-        alphas = dict.fromkeys([m for m in methods if has(options[m], "reg.alpha")], asked["reg.alpha"])
-    for key, word in of_methods:
-        require(any(has(reg, key) for reg in options.values()), f"{word}: none of {', '.join(methods)} has it.")
-    for method in methods:
-        for strength in [[f"reg.alpha={alpha}"] for alpha in alphas.get(method, [])] or [[]]:
-            options[method] = compose([*rest, *first, f"reg={method}", *own[method], *strength])[0].reg
-    backbones = {name: [f"backbone={name}"] for name in asked.get("backbone", [])} or {config.backbone.name: []}
-    networks = {name: compose([*rest, *words, "reg=l2"])[0] if words else config for name, words in backbones.items()}
-    require(
-        len({network.backbone.name for network in networks.values()}) == len(networks),
-        f"backbone={','.join(backbones)}: two of them are the same network.",
-    )
-    configs = {(one, method): networks[one].replace(reg=options[method]) for one in networks for method in methods}
-    images = training_images(config)
-    return Grid(rest, backbones, own, alphas, folds_of(images, folds), asked["seed"], configs, images, prefer, select)
-
-
-def one_of(key: str, asked: Asked, known: tuple[str, ...]) -> str:
-    """The value of a key of this command; the first of `known` if the command does not set it."""
-    value = ",".join(asked.get(key, known[:1]))
-    require(value in known, f"{key} must be one of {', '.join(known)}, got {value}.")
-    return value
-
-
-def number_in(folds: list[str]) -> int:
-    """The number of folds in the words that set it."""
-    require(
-        len(folds) == 1 and folds[0].isdecimal() and int(folds[0]) > 1,
-        f"split.folds must be one number, 2 or more, got {','.join(folds)}.",
-    )
-    return int(folds[0])
 
 
 # --- The plan for a budget ---
@@ -291,30 +188,32 @@ def against_estimate(estimate: budget.Estimate, result: Result, seconds: float) 
 
 
 def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
-    """Chooses on folds, and trains the choice on all training images. sweep: carries a command out."""
+    """Chooses on validation data, and trains the choice on all training images. sweep: carries a command out."""
     config = next(iter(grid.configs.values()))
-    validated = [
-        made for one in grid.backbones for method in grid.methods for made in sweep(grid.on_folds(one, method))
-    ]
+    validated = [made for one in grid.backbones for method in grid.methods for made in sweep(grid.first(one, method))]
     runs_dir = Path(config.results_dir) / "runs"
     ended = [record | {"folder": runs_dir / record["run_id"]} for _, record in validated if record]
     on_held_out = f"val_{grid.select}"
     records = [record for record in ended if problem(record, on_held_out) is None]
     failed = [record for record in ended if record.get("error")]
     if config.dry_run and any(state in ("missing", "interrupted") for state, _ in validated):
-        backbone, dearest = list(grid.backbones)[-1], max(grid.methods, key=method_order)
-        for method in grid.in_final(dearest):
-            sweep(grid.final(backbone, method))
-        attention = any(has(one.reg, ATTENTION) for one in grid.configs.values())
-        stands = METHODS[dearest].title + (f" on {backbone}" if len(grid.backbones) > 1 else "")
-        return Result(
-            [
-                f"First {len(validated)} runs on {grid.folds} folds of the training images choose a method and alpha. "
-                f"Then what was chosen, for which {stands} stands here, is trained on all of them with "
-                f"{len(grid.seeds)} seeds, beside L2 and L2-FE where they are compared.",
-                *without_a_gpu(config, attention),
-            ]
+        plan = (
+            f"{len(validated)} runs are every method and alpha with {len(grid.seeds)} seeds, and the validation "
+            f"{grid.inputs} choose among them. The runs of the choice and of L2 are the final ones, too: nothing is "
+            "trained twice."
         )
+        if grid.folds:
+            backbone, dearest = list(grid.backbones)[-1], max(grid.methods, key=method_order)
+            for method in grid.in_final(dearest):
+                sweep(grid.final(backbone, method))
+            stands = METHODS[dearest].title + (f" on {backbone}" if len(grid.backbones) > 1 else "")
+            plan = (
+                f"First {len(validated)} runs on {grid.folds} folds of the training {grid.inputs} choose a method and "
+                f"alpha. Then what was chosen, for which {stands} stands here, is trained on all of them with "
+                f"{len(grid.seeds)} seeds, beside L2 and L2-FE where they are compared."
+            )
+        attention = any(has(one.reg, ATTENTION) for one in grid.configs.values())
+        return Result([plan, *without_a_gpu(config, attention)])
     if elsewhere := sum(state == "in progress" for state, _ in validated):
         return Result(
             [f"{elsewhere} runs are in progress elsewhere: repeat the command after them to choose among all."]
@@ -329,7 +228,7 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
         log.info(line)
     if without := [METHODS[method].title for method in grid.methods if method not in validation.methods]:
         log.info(f"not compared: {', '.join(without)}: every run failed")
-    candidates = on_all_folds(selection.choices, grid.folds)
+    candidates = complete(selection.choices, *grid.of_each)
     best = best_of(candidates)
     rivals = rivals_of(best, candidates, on_held_out)
     for line in in_words(best, rivals):
@@ -337,53 +236,20 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
     chosen = best if grid.prefer == "best" else simplest(best, rivals)
     run = chosen.best.cell.runs[0]
     backbone, method = grid.backbone_of(run), method_of(run)
+    to_make = grid.in_final(method) if grid.folds or not config.dry_run else []  # else the plan has them already
     final = [
         made
-        for one in grid.in_final(method)
+        for one in to_make
         for made in sweep(grid.final(backbone, one, alpha_of(chosen) if one == method else None))
     ]
     if config.dry_run:
-        return Result([f"On folds {named(chosen)} was chosen: the final runs train it and L2."])
+        on = "folds" if grid.folds else f"validation {grid.inputs}"
+        return Result([f"On {on} {named(chosen)} was chosen: the final runs are those of it and of L2."])
     made = [record | {"folder": runs_dir / record["run_id"]} for _, record in final if record]
     finished = [record for record in made if problem(record, f"test_{grid.select}") is None]
     if missing := len(final) - len(finished):
-        return Result([f"{missing} of {len(final)} final runs are not there: no verdict without them."])
+        no_verdict = f"{missing} of {len(final)} final runs are not there: no verdict without them."
+        require(all(state != "failed" for state, _ in final), no_verdict)
+        return Result([no_verdict])
     lines = conclusion(chosen, best, records + failed, finished, grid.select)
     return Result(lines, (backbone, method), validated + final)
-
-
-def asked_and_rest(words: list[str]) -> tuple[Asked, list[tuple[str, str]], list[str]]:
-    """The compared values, the options of methods (key and word), and the words that all runs share.
-
-    Raises UserError if another key has several values.
-    """
-    parser = OverridesParser.create()
-    asked, of_methods, rest = {}, [], []
-    for word in words:
-        override = None if word.startswith("-") else parser.parse_override(word)
-        require(
-            override is None or override.package is None,
-            f"{word}: +experiment=which_is_best compares single methods, and no sums.",
-        )
-        if override and override.key_or_group in (*COMPARED, *OF_WHICH_IS_BEST):
-            asked[override.key_or_group] = values_of(override)
-        elif word not in ("-m", "--multirun"):
-            require(
-                override is None or not override.is_sweep_override(),
-                f"{word}: +experiment=which_is_best compares methods and backbones only: name one value.",
-            )
-            if override and override.key_or_group.startswith("reg."):
-                of_methods.append((override.key_or_group, word))
-            else:
-                rest.append(word)
-    return asked, of_methods, rest
-
-
-def has(options: object, key: str) -> bool:
-    """Whether a method with these options has the key, such as reg.attention.method."""
-    for name in key.split(".")[1:]:
-        found = options if isinstance(options, dict) else vars(options) if hasattr(options, "__dict__") else {}
-        if name not in found:
-            return False
-        options = found[name]
-    return True

@@ -32,6 +32,7 @@ class GraphClassification(Classification):
 
     name = "graph_classification"
     inputs = "graphs"
+    commands: tuple[str, ...] = ("delta-export {run} --format safetensors", "delta-report trust {runs}")
 
     def check(self, config: "RunConfig") -> None:
         super().check(config)
@@ -66,6 +67,8 @@ class GraphProperties(GraphClassification):
 
     name = "graph_properties"
     chosen_by = "roc_auc"
+    measures = ("roc_auc",)
+    commands = ("delta-predict {run} MOLECULES.csv", "delta-export {run} --format safetensors")
     one_label = False
     outputs = ("properties", PREDICTIONS)
 
@@ -144,6 +147,7 @@ class GraphRegression(GraphProperties):
 
     name = "graph_regression"
     chosen_by = "rmse"
+    measures = ("rmse",)
     loss_name = "squared_error"
     outputs = ("values", VALUES)
 

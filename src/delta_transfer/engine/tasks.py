@@ -177,6 +177,13 @@ class Classification:
     name = "classification"
     inputs = "images"  # their name in messages
     chosen_by = "top1"  # the metric of choices on validation data
+    measures: tuple[str, ...] = ("top1", "balanced_accuracy")  # of validation and of test data; the usual one first
+    # What goes on with a finished run: {run} is its folder, and {runs} also has the folder of L2.
+    commands: tuple[str, ...] = (
+        "delta-predict {run} IMAGES",
+        "delta-export {run} --format onnx",
+        "delta-report trust {runs}",
+    )
     one_label = True  # each input has one label of K classes
     loss_name = "cross_entropy"  # in a line of metrics
     # The last test evaluation in the run's folder: the name of its file, and the arrays that have a digest.

@@ -23,6 +23,7 @@ class Verification(Classification):
     """ArcFace's loss on the training classes, and the similarities of the pairs."""
 
     name = "verification"
+    measures = ()  # pairs are test data
     outputs = ("pairs", SIMILARITIES)
 
     def check(self, config: "RunConfig") -> None:

@@ -1,6 +1,6 @@
 """Which method is best: the choice on held-out images, and the verdict on test images.
 
-cli/which_is_best.py makes the runs.
+What holds for images here holds for the inputs of other tasks, too. cli/which_is_best.py makes the runs.
 """
 
 import math
@@ -15,8 +15,10 @@ from ..data import load_dataset
 from ..data.dataset import make_splits
 from ..engine.config import RunConfig
 from ..engine.devices import pick_device
+from ..engine.tasks import TASKS, Classification
 from ..records import arrays
-from ..records.reading import Record, method_of, method_title, section
+from ..records.metrics import METRICS
+from ..records.reading import Record, config_of, folds, method_of, method_title, section
 from ..reporting.comparison import Cell, cell_of, compare
 from ..reporting.leaderboard import leaderboards
 from ..reporting.rivals import files_of, network_of
@@ -25,16 +27,16 @@ from ..reporting.statistics import Difference, by_image, paired
 from ..reporting.trust import trusted
 from ..reporting.trust_tables import by_class, confusions, summary, suspicious
 
-SELECT = ("top1", "balanced_accuracy")  # what is compared on held-out and on test images
 SHOWN = 5  # lines of a table of classes or images
 Made = tuple[str, Record | None]  # how a job ended, and its record if there is one
 
 
 def ruled_out(failed: Record | None) -> bool:
-    """Whether a failed run is a result: a setting that diverges on a fold is not the best. failed: the run's record."""
-    return (
-        failed is not None and failed.get("failure") == "diverged" and section(failed, "split").get("folds") is not None
-    )
+    """Whether a failed run is a result: a setting that diverges is not the best. failed: the run's record.
+
+    Final runs after folds hold nothing out.
+    """
+    return failed is not None and failed.get("failure") == "diverged" and bool(folds(failed) or failed.get("n_val"))
 
 
 def without_a_gpu(config: RunConfig, attention: bool) -> list[str]:
@@ -53,12 +55,7 @@ def without_a_gpu(config: RunConfig, attention: bool) -> list[str]:
 
 
 def training_images(config: RunConfig) -> dict[str, int]:
-    """The number of training images of each class. Raises UserError for a data set that has no folds of them."""
-    require(
-        not config.dataset.own_validation,
-        f"{config.dataset.name} has a validation split of its own, and +experiment=which_is_best chooses on folds: run "
-        "the methods (delta-run -m reg=l2,delta), then choose among them with delta-report --select val.",
-    )
+    """The number of training images of each class, for a data set without a validation split of its own."""
     dataset = load_dataset(config.dataset, Path(config.cache_dir))
     train = make_splits(dataset, config.dataset, config.split, config.seed).train
     return {name: int((dataset.labels[train] == label).sum()) for label, name in enumerate(dataset.classes)}
@@ -86,12 +83,15 @@ def number_of_folds(images: dict[str, int], wanted: int) -> int:
 # ---- the choice ------------------------------------------------------------------------------------------
 
 
-def on_all_folds(choices: list[Choice], folds: int) -> list[Choice]:
-    """The choices with a result on every fold, since a missing fold may be the hardest one."""
-    complete = [choice for choice in choices if choice.best.cell.n == folds]
-    if not complete:
-        raise UserError(f"There is nothing to choose from: no method has a result on each of the {folds} folds.")
-    return complete
+def complete(choices: list[Choice], count: int, what: str) -> list[Choice]:
+    """The choices with a result on each of `count` folds or seeds, since a missing fold may be the hardest one.
+
+    what: folds or seeds.
+    """
+    found = [choice for choice in choices if choice.best.cell.n == count]
+    if not found:
+        raise UserError(f"There is nothing to choose from: no method has a result on each of the {count} {what}.")
+    return found
 
 
 def best_of(choices: list[Choice]) -> Choice:
@@ -117,12 +117,22 @@ def named(choice: Choice) -> str:
 # ---- the verdict -----------------------------------------------------------------------------------------
 
 
+def task_of(record: Record) -> Classification:
+    return TASKS[config_of(record).get("task", "classification")]
+
+
+def held_out(record: Record) -> str:
+    """What a run's validation data are, in words."""
+    inputs = task_of(record).inputs
+    return f"{inputs} held out of training" if folds(record) else f"validation {inputs}"
+
+
 def conclusion(
     chosen: Choice, best: Choice, validated: list[Record], final: list[Record], select: str
 ) -> list[str | Table]:
     """The leaderboard of the final runs, whether the model can be trusted, the verdict, and what comes next."""
     made = result_tables(chosen, final, select)
-    return [*made, *verdict(chosen, best, validated, final, select), *next_commands(chosen, final)]
+    return [*made, *verdict(chosen, best, validated, final, select), *next_commands(chosen, final, select)]
 
 
 def verdict(
@@ -130,34 +140,39 @@ def verdict(
 ) -> list[str]:
     """Sentences that say what was chosen, how it differs from L2, and whether that is noise.
 
-    best: the choice with the highest mean on held-out images. validated: the records that `chosen` was chosen among,
+    best: the choice with the best mean on held-out images. validated: the records that `chosen` was chosen among,
     failed ones included. final: the records of it and of L2 on all training images, each with its `folder`. select:
-    one of SELECT.
+    one of the task's measures.
     """
     method, name = method_of(chosen.best.cell.runs[0]), named(chosen)
     cells = final_cells(chosen, final, select)
     several = len({section(run, "backbone")["name"] for run in validated}) > 1
     ours, first = (named(one) + (f" on {network_of(one)}" if several else "") for one in (chosen, best))
-    right = "% of them right" if select == "top1" else "% balanced accuracy, the mean over classes"
-    lines = [f"Chosen on images held out of training: {ours}, {chosen.best.cell.mean:.1f} {right}."]
+    task, kind = task_of(final[0]), METRICS[f"val_{select}"]
+    measure = kind.title[:1].lower() + kind.title[1:]
+    on = held_out(chosen.best.cell.runs[0])
+    lines = [f"Chosen on {on}: {ours}, {kind.shown(chosen.best.cell.mean)} {measure}."]
     if chosen is not best:
         lines[0] += (
-            f" {first} has {best.best.cell.mean:.1f} %, and {ours} is the simplest within one standard error of that "
-            "(prefer=best takes the highest)."
+            f" {first} has {kind.shown(best.best.cell.mean)}, and {ours} is the simplest within one standard error of "
+            "that (prefer=best takes the best mean)."
         )
     if method == "l2":
         others = {method_of(run) for run in validated} - {"l2"}
         better = "no other method did better on them" if chosen is best else "no other was clearly better on them"
         than = better if others else "no other was tried"
-        lines.append(f"That is plain fine-tuning: {than}. It has {of(cells['l2'])} on the test images.")
+        lines.append(f"That is plain fine-tuning: {than}. It has {of(cells['l2'])} on the test {task.inputs}.")
     else:
-        lines.append(result(name, cells[method], cells["l2"], over_images(cells[method], cells["l2"], select)))
+        over = over_images(cells[method], cells["l2"], select)
+        lines.append(result(name, cells[method], cells["l2"], over, task.inputs))
     beside = [method_title(cell.runs[0]) + f" has {of(cell)}" for k, cell in cells.items() if k not in ("l2", method)]
-    lines += [f"For comparison: {', '.join(beside)} on the test images."] if beside else []
+    lines += [f"For comparison: {', '.join(beside)} on the test {task.inputs}."] if beside else []
     lines += at_the_edge(chosen, validated)
     n_test = final[0].get("n_test")
     if isinstance(n_test, int) and 0 < n_test < 1000:
-        lines.append(f"There are {n_test} test images, so that one image is worth {100 / n_test:.1f} points.")
+        worth = f"so that each is worth {100 / n_test:.1f} points"
+        worth = worth if task.one_label else "and no interval here covers the chance of drawing others"
+        lines.append(f"There are {n_test} test {task.inputs}, {worth}.")
     return lines
 
 
@@ -176,25 +191,24 @@ def result_tables(chosen: Choice, final: list[Record], select: str) -> list[Tabl
     """The leaderboard of the final runs, and whether the chosen model can be trusted."""
     made = leaderboards(compare(final, f"test_{select}"), "l2")
     model = model_of(final_cells(chosen, final, select)[method_of(chosen.best.cell.runs[0])])
-    for one in trusted([model, *chosen.best.cell.runs], lambda _: None):  # its folds tell what was held out
+    on_folds = [run for run in chosen.best.cell.runs if folds(run)]  # they tell what was held out
+    for one in trusted([model, *on_folds], lambda _: None):
         found = [summary([one]), by_class(one, SHOWN), confusions(one, SHOWN), suspicious(one, SHOWN)]
         made += [table for table in found if table]
     return made
 
 
-def next_commands(chosen: Choice, final: list[Record]) -> list[str]:
+def next_commands(chosen: Choice, final: list[Record], select: str) -> list[str]:
     """Where the models are, and the commands that go on with them."""
-    cells, method = final_cells(chosen, final, "top1"), method_of(chosen.best.cell.runs[0])
+    run, task = chosen.best.cell.runs[0], task_of(final[0])
+    cells, method = final_cells(chosen, final, select), method_of(run)
     model, l2 = (quoted(str(model_of(cells[one])["folder"])) for one in (method, "l2"))
-    lines = [f"The model: {model} (trained with the first seed; no test image took part in the choice)"]
+    lines = [f"The model: {model} (trained with the first seed; test {task.inputs} took no part in the choice)"]
     lines += [f"The model of L2: {l2}"] if method != "l2" else []
-    held_out = files_of(chosen.best.cell.runs)
-    if held_out:
-        what = f"What {method_title(chosen.best.cell.runs[0])} predicted for the images that each fold held out"
-        lines.append(f"{what}: {' '.join(map(quoted, held_out))}")
+    if files := files_of(chosen.best.cell.runs):
+        lines.append(f"What {method_title(run)} predicted for {held_out(run)}: {' '.join(map(quoted, files))}")
     both = model if method == "l2" else f"{model} {l2}"
-    commands = [f"delta-predict {model} IMAGES", f"delta-export {model} --format onnx", f"delta-report trust {both}"]
-    return [*lines, *(f"Next: {command}" for command in commands)]
+    return [*lines, *(f"Next: {command.format(run=model, runs=both)}" for command in task.commands)]
 
 
 def over_images(ours: Cell, l2: Cell, select: str) -> Difference | None:
@@ -209,43 +223,46 @@ def over_images(ours: Cell, l2: Cell, select: str) -> Difference | None:
     return by_image(pairs, select != "top1") if pairs else None
 
 
-def result(name: str, ours: Cell, l2: Cell, images: Difference | None) -> str:
-    """Whether `ours` won: it is ahead by more than the chance of seeds and of the drawn test images."""
-    difference = paired(ours, l2)
-    has = f"has {of(ours)} on the test images, and L2 (plain fine-tuning) has {of(l2)}"
+def result(name: str, ours: Cell, l2: Cell, images: Difference | None, inputs: str) -> str:
+    """Whether `ours` won: it is ahead by more than the chance of seeds and of the drawn test images.
+
+    inputs: their name.
+    """
+    difference, points = paired(ours, l2), " points" * ours.kind.percent
+    has = f"has {of(ours)} on the test {inputs}, and L2 (plain fine-tuning) has {of(l2)}"
     open_result = f"No winner: {name} {has}."
     if difference is None or difference.n == 1:
         return f"One seed cannot tell which is better: {name} {has}. Add seed='range(3)'."
-    seeds = f"{difference.n} seeds, paired"
+    mean = difference.signed(difference.mean) + points
     if difference.low is None:
         return (
-            f"{open_result} Each of the {difference.n} seeds gives a difference of {difference.mean:+.1f} points, "
-            "so that there is no interval."
+            f"{open_result} Each of the {difference.n} seeds gives a difference of {mean}, so that there is no "
+            "interval."
         )
-    interval = f"{difference.mean:+.1f} points, 95 % interval {difference.low:+.1f} to {difference.high:+.1f}, {seeds}"
+    interval = f"{mean}, {difference.certainty}, paired"
     if not difference.excludes_zero:
         if difference.advice:
-            return f"{open_result} The difference is {difference.mean:+.1f} points. {difference.advice}"
+            return f"{open_result} The difference is {mean}. {difference.advice}"
         return f"{open_result} The difference ({interval}) cannot be told from noise."
     if images and not images.excludes_zero:
         drawn = (
-            f"95 % interval {images.low:+.1f} to {images.high:+.1f} over {images.n} test images"
+            f"95 % interval {images.low:+.1f} to {images.high:+.1f} over {images.n} test {inputs}"
             if images.low is not None
-            else f"the two differ in too few of {images.n} test images for an interval"
+            else f"the two differ in too few of {images.n} test {inputs} for an interval"
         )
         return (
             f"{open_result} The difference ({interval}) is more than the chance of seeds, but with so few test "
-            f"images it cannot be told from noise ({drawn})."
+            f"{inputs} it cannot be told from noise ({drawn})."
         )
     if images:
-        interval += f"; {images.low:+.1f} to {images.high:+.1f} over {images.n} test images"
-    if difference.mean > 0:
+        interval += f"; {images.low:+.1f} to {images.high:+.1f} over {images.n} test {inputs}"
+    if difference.merit > 0:
         return f"{name} won: it {has}. The difference ({interval}) is more than noise."
     return f"L2 won: {name} {has}. The difference ({interval}) is more than noise."
 
 
 def of(cell: Cell) -> str:
-    return f"{cell.mean:.1f} %" + ("" if cell.std is None else f" ± {cell.std:.1f}")
+    return cell.kind.shown(cell.mean) + ("" if cell.std is None else f" ± {cell.std:.{cell.kind.digits}f}")
 
 
 def at_the_edge(chosen: Choice, validated: list[Record]) -> list[str]:

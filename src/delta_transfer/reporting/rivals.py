@@ -158,5 +158,6 @@ def place_of(choice: Choice) -> str:
 
 
 def files_of(runs: Iterable[Record]) -> list[str]:
-    """The files with predictions for the held-out images."""
-    return [str(run["folder"] / f"{VALIDATION}.npz") for run in runs if run.get("folder")]
+    """The files with predictions for the held-out images, which not every task keeps."""
+    files = [run["folder"] / f"{VALIDATION}.npz" for run in runs if run.get("folder")]
+    return [str(file) for file in files if file.is_file()]
