@@ -32,6 +32,17 @@ def test_the_system_is_asked():
     assert all(count >= 1 for count in cores._running(2, 0.0))
 
 
+def test_each_thread_of_another_program_counts():
+    code = "import threading, zlib; data = bytes(2**24); print('ready', flush=True)"
+    code += "; [threading.Thread(target=lambda: [zlib.crc32(data) for _ in range(1000)]).start() for _ in range(12)]"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        try:
+            assert max(cores._running(20)) >= 8  # of 12, since some may wait for Python's lock
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize(
     ("files", "quotas"),
     [
