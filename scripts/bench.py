@@ -84,6 +84,7 @@ TARGETS = [
     *(Target(f"step_{key}_resnet50", f"step: {what} / L2, ResNet-50") for key, (what, _) in LATER.items()),
     *(Target(f"profile_{key}", f"DELTA step: {what}, %") for key, what in PHASES.items()),
     Target("memory_delta", "peak memory of a step: DELTA / L2", 1.25, 1.25),
+    Target("memory_delta_replayed", "peak memory of a step: DELTA / L2, both replayed as CUDA graphs", cuda=1.25),
     Target("input_training", "training from the store / on one batch in memory", 0.97, 0.97, at_least=True),
     Target("input_dataloader", "images/s: store / DataLoader over JPEG", 10, 10, at_least=True),
     Target("input_store", "a pass of that DataLoader / building the store", 1, 1, at_least=True),
@@ -124,6 +125,7 @@ TARGETS = [
     ),
     Target("graph_l2_sp_to_l2", "step: L2-SP / L2, both replayed as CUDA graphs", cuda=1.03),
     Target("graph_delta_to_l2", "step: DELTA / L2, both replayed as CUDA graphs", cuda=1.25),
+    Target("graph_plain", "step: plain DELTA / ours, replayed as a CUDA graph", cuda=3.0, at_least=True),
     Target("graph_rate", "L2 step replayed as a CUDA graph: images/s", cuda=5000, at_least=True),
 ]
 

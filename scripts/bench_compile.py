@@ -7,12 +7,15 @@ from time import perf_counter
 
 import torch
 
-from bench_step import step_of
+from bench_step import PlainDelta, step_of
 from benchmarking import Report, arguments, side_by_side
 from delta_transfer.engine.graphed_step import GraphedStep
 
 METHODS = ("l2", "l2_sp", "delta")
-GRAPH_ROWS = (*(f"graph_{method}" for method in METHODS), "graph_l2_sp_to_l2", "graph_delta_to_l2", "graph_rate")
+GRAPH_ROWS = (
+    *(f"graph_{method}" for method in METHODS),
+    *("graph_l2_sp_to_l2", "graph_delta_to_l2", "graph_rate", "graph_plain"),
+)
 
 
 def main() -> None:
@@ -45,7 +48,7 @@ def main() -> None:
 
 
 def add_graphs(report: Report, name: str, batch: int, size: int, rounds: int, device: torch.device) -> None:
-    """Adds the gain of a replayed step for each method, and what replayed steps cost beside one another."""
+    """Adds the gain of a replayed step for each method, and its cost beside other replayed steps and a plain one."""
     works = {}
     for method in METHODS:
         works[f"{method} launched"] = step_of(method, name, batch, size, device, "bf16")
@@ -59,6 +62,9 @@ def add_graphs(report: Report, name: str, batch: int, size: int, rounds: int, de
         ratio = times.ratio(method, "l2")
         report.add(f"graph_{method}_to_l2", ratio.value, f"{what}, both replayed; {ratio}")
     report.add("graph_rate", batch / times.seconds("l2"), f"{what}, replayed, the fastest round")
+    steps = {"plain": PlainDelta(name, batch, size, device).step, "delta": works["delta"]}
+    ratio = side_by_side(steps, device, rounds).ratio("plain", "delta")
+    report.add("graph_plain", ratio.value, f"{what}, ours replayed; plain in fp32, NCHW; {ratio}")
 
 
 if __name__ == "__main__":
