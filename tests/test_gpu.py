@@ -300,6 +300,25 @@ def test_a_whole_step_is_replayed(reg, optimizer, cub_root, tmp_path, monkeypatc
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    "words", [("reg=stochnorm",), ("reg=l2", "backbone=mobilenet_v2", "backbone.weights=none")], ids=" ".join
+)
+def test_a_replayed_step_draws_what_a_launched_one_draws(words, cub_root, tmp_path, monkeypatch):
+    """Each of eight steps draws channels, or dropout, with a seed of its own."""
+    steps, call = [], GraphedStep.__call__
+    monkeypatch.setattr(GraphedStep, "__call__", lambda self, *of: steps.append(self) or call(self, *of))
+    lines = []
+    for number, graph in enumerate(("false", "true")):
+        more = ["precision=fp32", "schedule.lr=0.001", "schedule.iterations=8", f"cuda_graph={graph}"]
+        assert delta_run(monkeypatch, *on_gpu(cub_root, tmp_path / str(number), *words, *more)) == 0
+        (path,) = (tmp_path / str(number)).glob("runs/*/metrics.jsonl")
+        lines.append([json.loads(line) for line in path.read_text().splitlines()])
+    assert len(steps) == 8 and steps[-1].replayed.graph is not None
+    for line, other in zip(*lines, strict=True):
+        for key in line.keys() - {"images_per_second"}:
+            assert other[key] == pytest.approx(line[key], rel=1e-3, abs=1e-4), key
+
+
 def test_what_cannot_be_recorded_is_launched_as_it_is(capsys):
     """Afterwards random numbers are drawn as before."""
 

@@ -3,16 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from delta_transfer.common.console import log_once
 from delta_transfer.engine import graphed_step
 from delta_transfer.engine.graphed_step import GraphedStep, graphed, same_every_step
 from delta_transfer.engine.loop import train_step
 from delta_transfer.engine.optimizers import AdamWConfig, SGDConfig
-from delta_transfer.methods import DELTA, L2, L2FE, L2SP, RIFLE, SPD, DELTAWithoutAttention, LoRA
+from delta_transfer.methods import DELTA, L2, L2FE, L2SP, RIFLE, SPD, DELTAWithoutAttention, LoRA, StochNorm
 from delta_transfer.methods.base import Batch
 from delta_transfer.methods.fast import cuda_graph
 from delta_transfer.methods.fast.cuda_graph import Replayed
+from delta_transfer.models import Network
 
+from .conftest import TinyNet
 from .test_training import learn, loader  # noqa: F401 - a fixture
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -54,16 +58,35 @@ def test_a_replayed_step_trains_the_same(method, optimizer, tiny_source, loader,
         torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-5)
 
 
-def test_inputs_that_are_no_tensors_are_launched(monkeypatch):
+@pytest.mark.parametrize("draws", ["dropout", "StochNorm"])
+def test_each_replay_draws_with_the_seed_of_its_own_step(draws, loader, replays, monkeypatch):  # noqa: F811
+    model, method = TinyNet(), StochNorm if draws == "StochNorm" else L2
+    if draws == "dropout":
+        model.relu = nn.Sequential(nn.ReLU(), nn.Dropout(0.5))
+    source = Network(model, "fc", ("conv1", "conv2")).freeze()
+
+    def losses(**options) -> list[float]:
+        return [line["loss"] for line in learn(source, loader, method(), log_every=1, **options)[1]]
+
+    launched = losses()
+    assert losses(step=GraphedStep()) == pytest.approx(launched, rel=1e-4) and len(replays) == 4
+    monkeypatch.setattr(type(loader), "step_seed", lambda self, iteration: 0)
+    assert losses() != pytest.approx(launched, rel=1e-2)  # it does draw
+
+
+def test_inputs_that_are_no_tensors_are_launched(monkeypatch, capsys):
     monkeypatch.setattr(graphed_step, "train_step", lambda *arguments: arguments)
+    log_once.cache_clear()
     arguments = (object(), L2(), Batch(np.zeros(2), torch.zeros(2)))
-    assert GraphedStep()(*arguments) == arguments
+    step = GraphedStep()
+    assert step(*arguments) == step(*arguments) == arguments
+    assert capsys.readouterr().out.count("cuda_graph=true has no effect: inputs") == 1
 
 
 @pytest.mark.parametrize(
     ("method", "same"),
     [
-        *((method(), True) for method in (L2, L2FE, L2SP, DELTA, DELTAWithoutAttention)),
+        *((method(), True) for method in (L2, L2FE, L2SP, DELTA, DELTAWithoutAttention, StochNorm)),
         *((method, False) for method in (RIFLE(), SPD(), LoRA(), DELTA(every=2), L2SP(decoupled=True))),
     ],
     ids=lambda value: type(value).__name__,

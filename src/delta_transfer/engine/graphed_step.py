@@ -8,7 +8,7 @@ stand-in for the recording. It was not measured, since no GPU was at hand.
 import torch
 from torch import Tensor
 
-from ..common.console import log
+from ..common.console import log, log_once
 from ..methods.base import Batch, FeaturePenalty, Regularizer
 from ..methods.fast.cuda_graph import Replayed, Tensors, on_side_stream
 from ..methods.sum import Sum
@@ -48,9 +48,10 @@ def same_every_step(method: Regularizer) -> bool:
 class GraphedStep:
     """`train_step` of one method and one target. The third call records it, and later calls replay the recording.
 
-    Images, labels and learning rates are inputs. The rates are fp32 tensors on the GPU, which the optimizer reads in
-    every step; other numbers of its groups are those of the recording. Inputs that are not tensors, such as graphs, go
-    through `train_step`.
+    Images, labels, learning rates and the seed of what a step draws are inputs: PyTorch hands a replay the generator's
+    current seed, which the loop sets before each step. The rates are fp32 tensors on the GPU, which the optimizer reads
+    in every step; other numbers of its groups are those of the recording. Inputs that are not tensors, such as graphs,
+    go through `train_step`.
     """
 
     def __init__(self) -> None:
@@ -59,6 +60,7 @@ class GraphedStep:
 
     def __call__(self, state: TrainState, method: Regularizer, batch: Batch) -> Stepped:
         if not isinstance(batch.images, Tensor):
+            log_once("cuda_graph=true has no effect: inputs of this task, such as graphs, differ in size")
             return train_step(state, method, batch)
         put_rates_on(batch.images.device, state.optimizer)
 
