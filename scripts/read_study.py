@@ -3,10 +3,10 @@
     python scripts/read_study.py results/published/when_does_it_help/* [--figure FILE.png]
 
 Each folder holds the runs, or the published records, of one data set and network, which is a row. The tables have test
-accuracy, the differences to L2 paired by seed with 95 % t intervals, their mean with a t interval over data sets (first
-the mean of each one's rows), forgetting, mean ranks with Nemenyi's critical difference, and the lines of least squares
-of each method's difference against how well frozen features do (L2-FE - L2) and against images per class. A dash stands
-for unfinished runs. The figure draws the differences against L2-FE - L2.
+accuracy, the differences to L2 and what attention adds to DELTA, paired by seed with 95 % t intervals, their means with
+a t interval over data sets (first the mean of each one's rows), forgetting, mean ranks with Nemenyi's critical
+difference, and the lines of least squares of each method's difference against how well frozen features do (L2-FE - L2)
+and against images per class. A dash stands for unfinished runs. The figure draws the differences against L2-FE - L2.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from delta_transfer.reporting.statistics import Difference, half_width, paired, 
 METRIC = "test_top1"
 KEPT = "kept_agreement"  # on how many test images the source's own head still says the same
 BASELINE, FROZEN = "l2", "l2_fe"
+WITH, WITHOUT = "delta", "delta_noatt"  # attention
 FEWEST_SETS = 3  # for an interval over data sets; a line needs one row more
 
 
@@ -71,6 +72,14 @@ def over_sets(differences: Sequence[float]) -> Difference | None:
     return Difference(mean, mean - half, mean + half, n)
 
 
+def means_of(column: dict[str, Difference], sets: dict[str, dict[str, Cell]]) -> list[float]:
+    """The mean difference of each data set over its rows."""
+    by_dataset: dict[str, list[float]] = {}
+    for name, difference in column.items():
+        by_dataset.setdefault(dataset_of(sets[name]) or name, []).append(difference.mean)
+    return [math.fsum(values) / len(values) for values in by_dataset.values()]
+
+
 def line_through(points: Sequence[tuple[float, float]]) -> str:
     """The slope of least squares with its 95 % interval; a dash for fewer points than an interval needs."""
     x, y = [one for one, _ in points], [other for _, other in points]
@@ -95,23 +104,16 @@ def reading(
     rivals = [method for method in methods if method != BASELINE]
     names = [titles[method] for method in methods]
     found = {name: differences_of(cells) for name, cells in sets.items()}
-    by_dataset: dict[str, list[dict[str, Difference]]] = {}
-    for name, cells in sets.items():
-        by_dataset.setdefault(dataset_of(cells) or name, []).append(found[name])
-    means = {
-        m: [
-            math.fsum(values) / len(values)
-            for rows in by_dataset.values()
-            if (values := [r[m].mean for r in rows if m in r])
-        ]
-        for m in rivals
-    }
+    columns = {titles[m]: {name: ours[m] for name, ours in found.items() if m in ours} for m in rivals}
+    both = {name: cells for name, cells in sets.items() if {WITH, WITHOUT} <= cells.keys()}
+    if attention := {name: d for name, cells in both.items() if (d := paired(cells[WITH], cells[WITHOUT]))}:
+        columns[f"{titles[WITH]} - {titles[WITHOUT]}"] = attention
     accuracies = table(["data set", *names], ([name, *map(cells.get, methods)] for name, cells in sets.items()))
     differences = table(
-        ["data set", *(titles[m] for m in rivals)],
+        ["data set", *columns],
         [
-            *([name, *map(found[name].get, rivals)] for name in sets),
-            ["**mean over data sets**", *(over_sets(means[m]) for m in rivals)],
+            *([name, *(column.get(name) for column in columns.values())] for name in sets),
+            ["**mean over data sets**", *(over_sets(means_of(column, sets)) for column in columns.values())],
         ],
     )
     parts = [
@@ -128,12 +130,12 @@ def reading(
         )
     complete = [m for m in methods if all(m in cells for cells in sets.values())]
     if ranked := ranks([{m: cells[m].mean for m in complete} for cells in sets.values()]):
-        words = ", ".join(f"{titles[m]} {rank:.1f}" for m, rank in sorted(ranked.mean.items(), key=lambda one: one[1]))
+        words = ", ".join(f"{titles[m]} {rank:.2f}" for m, rank in sorted(ranked.mean.items(), key=lambda one: one[1]))
         parts.append(
             f"Mean ranks over {ranked.rows} rows (1 is the most accurate): {words}. "
             + (
                 f"Friedman's test: p = {ranked.friedman_p:.2g}; ranks further apart than "
-                f"{ranked.critical_difference:.1f} differ (Nemenyi, 95 %)."
+                f"{ranked.critical_difference:.2f} differ (Nemenyi, 95 %)."
                 if ranked.critical_difference is not None
                 else "Too few rows for a critical difference."
             )

@@ -46,6 +46,18 @@ def test_what_did_not_finish_is_a_dash(study):
     assert "| - |" in text and "53.0 ± 1.4 (2)" in text
 
 
+def test_what_attention_adds_is_paired_by_seed_and_averaged_over_data_sets(study):
+    titles = TITLES | {"delta_noatt": "DELTA w/o ATT"}
+    rows = {"a": (cell(63, 65), cell(61, 64)), "b": (cell(50, 51), cell(50, 52)), "c": (cell(70, 71), cell(69, 69))}
+    sets = {name: {"l2": cell(50, 50), "delta": delta, "delta_noatt": plain} for name, (delta, plain) in rows.items()}
+    sets["d"] = {"l2": cell(50, 50), "delta": cell(60, 61)}
+    table = study.reading(sets, titles).split("Difference to L2")[1]
+    found = [line.rstrip(" |").rpartition("| ")[2] for line in table.splitlines() if line.startswith("|")][:7]
+    assert found[0] == "DELTA - DELTA w/o ATT"
+    assert [one.split()[0] for one in found[2:]] == ["+1.5", "-0.5", "+1.5", "-", "+0.8"]
+    assert found[-1].endswith("(3)")
+
+
 def test_forgetting_has_a_table_where_it_was_measured(study):
     sets = {"a": {"l2": cell(50, 51), "l2_fe": cell(52, 54)}}
     assert "30.0 ± 0.0 (2)" in study.reading(sets, TITLES, {"a": {"l2": cell(30, 30)}})
