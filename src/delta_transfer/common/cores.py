@@ -13,9 +13,8 @@ from pathlib import Path
 from statistics import fmean
 
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # of OpenMP; the user's settings are kept
-# Rounds of spinning of GNU's OpenMP, which PyTorch's Linux wheels bring. On 2 cores small_resnet at 32 pixels trains
-# with 700 images/s at 300,000 (the default) and at 10,000, with 505 at 1,000. Beside two busy programs: 112, 120, 197.
-SPINS_ALONE, SPINS_BESIDE_OTHERS = 10_000, 1_000
+# Rounds of spinning of GNU's OpenMP, which PyTorch's Linux wheels bring. docs/performance.md has what was measured.
+SPINS_ALONE, SPINS_BESIDE_OTHERS = 100_000, 1_000
 NOTICED = 0.3  # least load of other programs at which the machine counts as busy
 NOTABLE = 1.5  # least slowdown factor that a message reports
 CGROUPS = Path("/sys/fs/cgroup")
