@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,7 +153,8 @@ def main() -> None:
         if subprocess.run(script, cwd=SCRIPTS.parent).returncode:
             failed.append(part)
     parts = {
-        kind: [json.loads(path.read_text()) for path in sorted((RESULTS / kind).glob("*.json"))] for kind in DEVICES
+        kind: [json.loads(path.read_text()) | {"part": path.stem} for path in sorted((RESULTS / kind).glob("*.json"))]
+        for kind in DEVICES
     }
     write_atomically(RESULTS / "README.md", markdown(parts).encode())
     show(parts)
@@ -204,9 +206,16 @@ def markdown(parts: dict[str, list[dict]]) -> str:
 def machine_of(title: str, parts: list[dict]) -> list[str]:
     if not parts:
         return [f"{title}: not measured; no such machine was at hand.", ""]
-    machines = sorted({f"{part['machine'].split(',')[0].split(': ', 1)[1]}, {versions_of(part)}" for part in parts})
-    commits = sorted({str(part["commit"]) for part in parts})
-    return [f"{title}: {'; '.join(machines)}, commit {', '.join(commits)}.", ""]
+    by_machine: dict[str, list[dict]] = {}
+    for part in parts:
+        machine = f"{part['machine'].split(',')[0].split(': ', 1)[1]}, {versions_of(part)}"
+        by_machine.setdefault(machine, []).append(part)
+    lines = []
+    for machine, its_parts in sorted(by_machine.items()):
+        commits = sorted({str(part["commit"]) for part in its_parts})
+        made = f"parts {', '.join(part['part'] for part in its_parts)}; commits {', '.join(commits)}"
+        lines += textwrap.wrap(f"- {title}: {machine}; {made}", 120, subsequent_indent="  ")
+    return [*lines, ""]
 
 
 def versions_of(part: dict) -> str:

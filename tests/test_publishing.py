@@ -98,6 +98,7 @@ def test_records_alone_and_what_is_left_out(results, tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"{one.name} in {copy}" in said and "cut" in said
     lines = (tmp_path / "bundle" / "records.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["metrics"] == [] for line in lines)
     assert len(lines) == 4 and not any("folder" in json.loads(line) for line in lines)
 
 

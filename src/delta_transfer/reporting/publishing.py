@@ -31,15 +31,19 @@ def main(argv: list[str]) -> int:
         "dirs", nargs="+", type=Path, metavar="RUNS", help="a results_dir, run folders or a published folder"
     )
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="where records.jsonl is written")
-    parser.add_argument("--records-only", action="store_true", help="leave out predictions and channel weights")
+    parser.add_argument(
+        "--records-only", action="store_true", help="leave out learning curves, predictions and channel weights"
+    )
     args = parser.parse_args(argv)
-    for path in publish(args.dirs, args.to, arrays=not args.records_only):
+    for path in publish(args.dirs, args.to, args.records_only):
         log.info(f"written: {path}")
     return 0
 
 
-def publish(dirs: list[Path], target: Path, arrays: bool = True) -> list[Path]:
+def publish(dirs: list[Path], target: Path, records_only: bool = False) -> list[Path]:
     """Writes the bundle of all runs in `dirs`, failed ones too, and returns the paths of its files.
+
+    records_only: it gets no learning curves, predictions or channel weights.
 
     A log line names each run that is left out: unfinished, unreadable or there twice. Raises UserError if there is no
     run, a run's metrics or arrays are damaged, `target` holds other runs, or it cannot be written to.
@@ -64,8 +68,9 @@ def publish(dirs: list[Path], target: Path, arrays: bool = True) -> list[Path]:
             "to keep them, or remove the file."
         )
 
-    lines = [json.dumps(line_of(record), ensure_ascii=False, separators=(",", ":")) for record in kept.values()]
-    with_arrays = kept if arrays else {}
+    made = [line_of(record, curves=not records_only) for record in kept.values()]
+    lines = [json.dumps(line, ensure_ascii=False, separators=(",", ":")) for line in made]
+    with_arrays = {} if records_only else kept
     stored = {f"{name}/{key}": a for name, record in with_arrays.items() for key, a in arrays_of(record).items()}
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -80,7 +85,7 @@ def publish(dirs: list[Path], target: Path, arrays: bool = True) -> list[Path]:
     return [path for path in (target / RECORDS, target / ARRAYS) if path.exists()]
 
 
-def line_of(record: Record) -> Record:
+def line_of(record: Record, curves: bool) -> Record:
     """A run's line of records.jsonl."""
     kept = {key: value for key, value in record.items() if key not in ("folder", "bundled", "metrics")}
     classes = record["folder"] / "classes.json"
@@ -89,7 +94,7 @@ def line_of(record: Record) -> Record:
             kept["classes"] = harmless(json.loads(read_regular(classes)))
         except (OSError, ValueError) as error:
             raise UserError(f"{classes} cannot be read: {error}") from None
-    line = {key: without_paths(value) for key, value in kept.items()} | {"metrics": log_lines(record)}
+    line = {key: without_paths(value) for key, value in kept.items()} | {"metrics": log_lines(record) if curves else []}
     return with_digest(line) if DIGESTS in line else line
 
 
