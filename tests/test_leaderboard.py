@@ -39,6 +39,15 @@ def test_a_tie_is_no_win_and_equal_differences_have_no_interval():
     assert "one seed" in single.verdict
 
 
+def test_the_verdict_says_over_which_seeds_methods_with_unequal_numbers_differ():
+    runs = [record("l2", seed, value) for seed, value in enumerate((60.0, 61.0, 40.0, 41.0))]
+    runs += [record("delta", seed, value) for seed, value in enumerate((59.0, 60.5))]  # behind where both have runs
+    (made,) = leaderboards(compare(runs), "l2")
+    assert "DELTA has the highest mean; its difference to L2 over the 2 seeds that both have is -0.8" in made.verdict
+    (equal,) = leaderboards(compare([one for one in runs if one["seed"] < 2]), "l2")
+    assert "that both have" not in equal.verdict
+
+
 def test_two_seeds_bring_the_advice_to_run_more():
     comparison = compare([one for one in three_methods() if one["seed"] < 2])
     (made,) = leaderboards(comparison, "l2")

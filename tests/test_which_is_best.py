@@ -344,7 +344,7 @@ def test_what_rules_a_candidate_out_is_diverging_on_a_fold():
 def test_too_few_images_for_folds():
     assert number_of_folds({"ants": 3, "bees": 40}, 3) == 3
     assert number_of_folds({"ants": 2, "bees": 40}, 3) == 2
-    with pytest.raises(UserError, match="Class ants has a single training image"):
+    with pytest.raises(UserError, match="Class ants has a single training example"):
         number_of_folds({"ants": 1, "bees": 40}, 3)
 
 
@@ -417,7 +417,7 @@ def test_a_class_with_one_training_image_ends_it_in_one_sentence(command, tmp_pa
         path.unlink()
     assert delta_run(monkeypatch, *command) == 1
     said = capsys.readouterr()
-    assert "Class ants has a single training image" in said.err and "Traceback" not in said.err
+    assert "Class ants has a single training example" in said.err and "Traceback" not in said.err
     assert not (tmp_path / "results" / "runs").exists()
 
 

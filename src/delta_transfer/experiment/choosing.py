@@ -65,7 +65,7 @@ def folds_of(images: dict[str, int], wanted: int) -> int:
     folds = number_of_folds(images, wanted)
     smallest = min(images, key=lambda name: images[name])
     if folds < wanted:
-        log_once(f"Class {smallest} has {images[smallest]} training images: {folds} folds instead of {wanted}")
+        log_once(f"Class {smallest} has {images[smallest]} training examples: {folds} folds instead of {wanted}")
     return folds
 
 
@@ -74,7 +74,7 @@ def number_of_folds(images: dict[str, int], wanted: int) -> int:
     smallest = min(images, key=lambda name: images[name])
     require(
         images[smallest] > 1,
-        f"Class {smallest} has a single training image: none can be held out to choose a method. Add images, or train "
+        f"Class {smallest} has a single training example: none can be held out to choose a method. Add some, or train "
         "without a choice: reg=l2 instead of +experiment=which_is_best.",
     )
     return min(wanted, images[smallest])

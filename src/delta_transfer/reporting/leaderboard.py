@@ -119,20 +119,22 @@ def verdict(comparison: Comparison, contest: Contest, baseline: str | None) -> s
             return f"{highest}. Each {pair} gives the same differences to {name}, so that there is no interval."
         return f"{highest}. With one {pair} in common nothing can be told from chance."
     one, noise = found.differences.get(found.best), f"more than the noise of {pair}s"
+    fewer = one and one.n < max(cells[found.best].n, cells[baseline].n)  # then the means may differ the other way
+    its = beside(name, one, f" over the {one.n} {pair}s that both have" if fewer else "") if one else ""
     if found.wins:
-        return f"{top[0]} is ahead of every other method by {noise}" + (f"; {beside(name, one)}." if one else ".")
+        return f"{top[0]} is ahead of every other method by {noise}" + (f"; {its}." if one else ".")
     ahead, behind = list(map(display, found.ahead)), list(map(display, found.behind))
     words = [f"{are(ahead)} ahead of {name} by {noise}"] if ahead else []
     words += [f"{are(behind)} behind {'it' if ahead else f'{name} by {noise}'}"] if behind else []
-    lead = f"; {beside(name, one)}{'' if one.excludes_zero else ', which may be chance'}." if one else "."
+    lead = f"; {its}{'' if one.excludes_zero else ', which may be chance'}." if one else "."
     advice = next((f" {one.advice}" for one in found.differences.values() if one.advice), "")
     found_so = "; ".join(words) or f"No method can be told from {name}"
     return f"{found_so}. {highest}{lead if len(top) == 1 else '.'}{advice}"
 
 
-def beside(baseline: str, one: Difference) -> str:
+def beside(baseline: str, one: Difference, over: str) -> str:
     points = " points" * one.kind.percent
-    return f"its difference to {baseline} is {one.signed(one.mean)}{points} ({one.certainty})"
+    return f"its difference to {baseline}{over} is {one.signed(one.mean)}{points} ({one.certainty})"
 
 
 def enumerated(names: list[str]) -> str:
