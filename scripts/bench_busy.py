@@ -3,21 +3,21 @@
     python scripts/bench_busy.py --output FILE.json
 
 Each training has its own process, since threads learn how long to spin when torch is imported: once with PyTorch's
-setting, and once with the commands' setting. Rows `busy_0` are the second speed divided by the first. Other rows are
-the second speed divided by that of a program's fair share of the cores. Other programs on the machine do not count as
-neighbours, but disturb: the detail has the load.
+setting, and once with the commands' setting; which is first changes from round to round. Rows `busy_0` are the second
+speed divided by the first, the median of rounds. Other rows are the second speed divided by that of a program's fair
+share of the cores. Other programs on the machine do not count as neighbours, but disturb: the detail has the load.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 from contextlib import contextmanager
+from statistics import median, quantiles
 
 from benchmarking import Report, arguments
 from delta_transfer.common.cores import SETTINGS, SPINS_ALONE, SPINS_BESIDE_OTHERS
 
-NETWORKS = {"small_resnet": (32, 32), "resnet18": (128, 16), "resnet50": (224, 8)}  # pixels and images of a step
+NETWORKS = {"small_resnet": (32, 32), "resnet18": (128, 16), "resnet50": (224, 4)}  # pixels and images of a step
 NEIGHBOURS = (0, 2, 6)
 TRAINING = """
 import sys, time
@@ -48,22 +48,35 @@ def main() -> None:
     options = arguments("Measure what other programs on the machine cost a training.")
     report = Report(options)
     networks = {"small_resnet": (16, 4)} if options.quick else NETWORKS
-    rounds, seconds = (1, 0) if options.quick else (3, 5)
     for name, size in networks.items():
         alone = 0.0
         for count in NEIGHBOURS:
+            # A few per cent are to be seen alone, and a factor beside others.
+            rounds, seconds = (1, 0) if options.quick else (3, 5) if count else (8, 10)
             spins = SPINS_BESIDE_OTHERS if count else SPINS_ALONE
             with busy_programs(count):
-                pairs = [
-                    [images_per_second(name, size, seconds, wanted) for wanted in (None, spins)] for _ in range(rounds)
-                ]
-            as_it_is, ours = (statistics.median(rates) for rates in zip(*pairs, strict=True))
-            what = f"{name}, {size[0]} px, {size[1]} images; images/s: {as_it_is:.0f} as PyTorch has it, {ours:.0f} "
-            what += f"with GOMP_SPINCOUNT={spins}; medians of {rounds}, load {os.getloadavg()[0]:.1f}"
-            alone = alone or max(as_it_is, ours)
-            value = ours / (alone * share(count)) if count else ours / as_it_is
+                as_it_is, ours = pairs(name, size, rounds, seconds, spins)
+            what = f"{name}, {size[0]} px, {size[1]} images; images/s: {median(as_it_is):.1f} as PyTorch has it, "
+            what += f"{median(ours):.1f} with GOMP_SPINCOUNT={spins}; medians of {rounds}"
+            if count:
+                value = median(ours) / (alone * share(count))
+            else:
+                ratios = [one / other for one, other in zip(ours, as_it_is, strict=True)]
+                low, value, high = quantiles(ratios, n=4) if rounds > 1 else 3 * ratios
+                what += f"; quartiles of the ratio {low:.2f} to {high:.2f}"
+                alone = max(median(as_it_is), median(ours))
             report.add(f"busy_{count}_{name}", value, what)
     report.write()
+
+
+def pairs(name: str, size: tuple[int, int], rounds: int, seconds: int, spins: int) -> tuple[list[float], list[float]]:
+    """Images per second of each round, as PyTorch has it and with `spins`."""
+    as_it_is, ours = [], []
+    for number in range(rounds):
+        both = [(as_it_is, None), (ours, spins)]
+        for rates, wanted in both[:: -1 if number % 2 else 1]:
+            rates.append(images_per_second(name, size, seconds, wanted))
+    return as_it_is, ours
 
 
 def share(neighbours: int) -> float:
