@@ -96,7 +96,7 @@ def test_records_alone_and_what_is_left_out(results, tmp_path, capsys):
     assert report.main(["publish", *arguments]) == 0
     assert [path.name for path in (tmp_path / "bundle").iterdir()] == ["records.jsonl"]
     said = capsys.readouterr().err
-    assert f"{one.name} in {copy}" in said and "cut" in said
+    assert f"left out, since a run of the same name comes before: {copy}\n" in said and "cut" in said
     lines = (tmp_path / "bundle" / "records.jsonl").read_text().splitlines()
     assert all(json.loads(line)["metrics"] == [] for line in lines)
     assert len(lines) == 4 and not any("folder" in json.loads(line) for line in lines)
@@ -110,7 +110,8 @@ def test_a_bundle_of_other_runs_is_not_replaced(results, tmp_path, capsys):
     before = (bundle / "records.jsonl").read_bytes()
     assert report.main([*publish, str(two)]) == 1
     assert one.name in capsys.readouterr().err and (bundle / "records.jsonl").read_bytes() == before
-    assert report.main([*publish, str(two), str(bundle)]) == 0
+    assert report.main([*publish, str(bundle), str(one), str(two)]) == 0
+    assert capsys.readouterr().err.count("comes before") == 1
     assert len((bundle / "records.jsonl").read_text().splitlines()) == 2
 
 

@@ -45,18 +45,21 @@ def publish(dirs: list[Path], target: Path, records_only: bool = False) -> list[
 
     records_only: it gets no learning curves, predictions or channel weights.
 
-    A log line names each run that is left out: unfinished, unreadable or there twice. Raises UserError if there is no
+    Log lines name runs that are left out: unfinished, unreadable or there twice. Raises UserError if there is no
     run, a run's metrics or arrays are damaged, `target` holds other runs, or it cannot be written to.
     """
     records, unfinished = read_all(dirs)
     kept: dict[str, Record] = {}
+    again: list[str] = []
     for record in records:
         if record.get("unreadable"):
             log.info(f"left out: {run_id(record)}: {one_line(record['unreadable'])}")
         elif run_id(record) in kept:
-            log.info(f"left out: {run_id(record)} in {record['folder']}, a run of the same name is published")
+            again.append(str(record["folder"]))
         else:
             kept[run_id(record)] = record
+    if again:
+        log.info(f"left out, since a run of the same name comes before: {shorten_list(again)}")
     if unfinished:
         log.info(f"left out, unfinished: {', '.join(unfinished)}")
     if not kept:
