@@ -52,7 +52,7 @@ def main() -> None:
         alone = 0.0
         for count in NEIGHBOURS:
             # A few per cent are to be seen alone, and a factor beside others.
-            rounds, seconds = (1, 0) if options.quick else (3, 5) if count else (8, 10)
+            rounds, seconds = (1, 0) if options.quick else (3, 5) if count else (6, 10)
             spins = SPINS_BESIDE_OTHERS if count else SPINS_ALONE
             with busy_programs(count):
                 as_it_is, ours = pairs(name, size, rounds, seconds, spins)
