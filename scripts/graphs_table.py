@@ -41,7 +41,6 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(DATASETS), help="data sets, in order (default: both)")
     parser.add_argument("--methods", default=",".join(METHODS), help="methods, in order (default: all)")
     parser.add_argument("--as-published", action="store_true", help="stop early on validation molecules")
-    parser.add_argument("--first", type=int, default=0, help="first seed of final runs, if records of others exist")
     arguments = parser.parse_args()
     words = [*arguments.words, *(AS_PUBLISHED if arguments.as_published else ())]
     folder = arguments.results / ("best_validation" if arguments.as_published else "last")
@@ -54,9 +53,9 @@ def main() -> None:
     choosing = {name: study(name, *CHOOSING, folder=folder / "strengths") for name in names}
     final = {name: study(name, folder=folder) for name in names}
     for seeds in ROUNDS:
-        for name in names if seeds > arguments.first else ():
+        for name in names:
             for method in arguments.methods.split(","):
-                final[name].run(method, *choosing[name].strength(method), f"seed=range({arguments.first},{seeds})")
+                final[name].run(method, *choosing[name].strength(method), f"seed=range({seeds})")
 
 
 if __name__ == "__main__":
