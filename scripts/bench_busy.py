@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
+from itertools import product
 from statistics import median, quantiles
 
 from benchmarking import Report, arguments
@@ -48,24 +49,23 @@ def main() -> None:
     options = arguments("Measure what other programs on the machine cost a training.")
     report = Report(options)
     networks = {"small_resnet": (16, 4)} if options.quick else NETWORKS
-    for name, size in networks.items():
-        alone = 0.0
-        for count in NEIGHBOURS:
-            # A few per cent are to be seen alone, and a factor beside others.
-            rounds, seconds = (1, 0) if options.quick else (3, 5) if count else (6, 10)
-            spins = SPINS_BESIDE_OTHERS if count else SPINS_ALONE
-            with busy_programs(count):
-                as_it_is, ours = pairs(name, size, rounds, seconds, spins)
-            what = f"{name}, {size[0]} px, {size[1]} images; images/s: {median(as_it_is):.1f} as PyTorch has it, "
-            what += f"{median(ours):.1f} with GOMP_SPINCOUNT={spins}; medians of {rounds}"
-            if count:
-                value = median(ours) / (alone * share(count))
-            else:
-                ratios = [one / other for one, other in zip(ours, as_it_is, strict=True)]
-                low, value, high = quantiles(ratios, n=4) if rounds > 1 else 3 * ratios
-                what += f"; quartiles of the ratio {low:.2f} to {high:.2f}"
-                alone = max(median(as_it_is), median(ours))
-            report.add(f"busy_{count}_{name}", value, what)
+    alone: dict[str, float] = {}
+    for count, (name, size) in product(NEIGHBOURS, networks.items()):
+        # A few per cent are to be seen alone, and a factor beside others.
+        rounds, seconds = (1, 0) if options.quick else (3, 5) if count else (6, 10)
+        spins = SPINS_BESIDE_OTHERS if count else SPINS_ALONE
+        with busy_programs(count):
+            as_it_is, ours = pairs(name, size, rounds, seconds, spins)
+        what = f"{name}, {size[0]} px, {size[1]} images; images/s: {median(as_it_is):.1f} as PyTorch has it, "
+        what += f"{median(ours):.1f} with GOMP_SPINCOUNT={spins}; medians of {rounds}"
+        if count:
+            value = median(ours) / (alone[name] * share(count))
+        else:
+            ratios = [one / other for one, other in zip(ours, as_it_is, strict=True)]
+            low, value, high = quantiles(ratios, n=4) if rounds > 1 else 3 * ratios
+            what += f"; quartiles of the ratio {low:.2f} to {high:.2f}"
+            alone[name] = max(median(as_it_is), median(ours))
+        report.add(f"busy_{count}_{name}", value, what)
     report.write()
 
 
