@@ -1,25 +1,24 @@
-"""Measures how much other programs slow a training on a CPU down: none, two, and six that are always busy.
+"""Measures how much other programs slow a training on a CPU down: two, and six that are always busy.
 
     python scripts/bench_busy.py --output FILE.json
 
-Each training has its own process, since threads learn how long to spin when torch is imported: once with PyTorch's
-setting, and once with the commands' setting; which is first changes from round to round. Rows `busy_0` are the second
-speed divided by the first, each of its fastest round. Other rows are the second speed divided by that of a program's
-fair share of the cores. Other programs on the machine do not count as neighbours, but disturb: the detail has the load.
+Each training has its own process, since threads learn how long to spin when torch is imported: with PyTorch's setting,
+which commands leave alone on an idle machine, and beside others with the commands' setting as well. A row is the speed
+with the latter divided by that of a program's fair share of the cores. Other programs on the machine do not count as
+neighbours, but disturb: the detail has the load.
 """
 
 import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from itertools import product
 from statistics import median
 
 from benchmarking import Report, arguments
-from delta_transfer.common.cores import SETTINGS, SPINS_ALONE, SPINS_BESIDE_OTHERS
+from delta_transfer.common.cores import SETTINGS, SPINS_BESIDE_OTHERS
 
-NETWORKS = {"small_resnet": (32, 32), "resnet18": (128, 16), "resnet50": (224, 4)}  # pixels and images of a step
-NEIGHBOURS = (0, 2, 6)
+NETWORKS = {"small_resnet": (32, 32), "resnet18": (128, 16), "resnet50": (224, 8)}  # pixels and images of a step
+NEIGHBOURS = (2, 6)
 TRAINING = """
 import sys, time
 import torch, torchvision
@@ -49,33 +48,22 @@ def main() -> None:
     options = arguments("Measure what other programs on the machine cost a training.")
     report = Report(options)
     networks = {"small_resnet": (16, 4)} if options.quick else NETWORKS
-    alone: dict[str, float] = {}
-    for count, (name, size) in product(NEIGHBOURS, networks.items()):
-        # A few per cent are to be seen alone, and a factor beside others.
-        rounds, seconds = (1, 0) if options.quick else (2, 5) if count else (6, 10)
-        spins = SPINS_BESIDE_OTHERS if count else SPINS_ALONE
-        with busy_programs(count):
-            as_it_is, ours = pairs(name, size, rounds, seconds, spins)
-        what = f"{name}, {size[0]} px, {size[1]} images; images/s: {median(as_it_is):.1f} as PyTorch has it, "
-        what += f"{median(ours):.1f} with GOMP_SPINCOUNT={spins}; medians of {rounds}"
-        if count:
-            value = median(ours) / (alone[name] * share(count))
-        else:
-            value = max(ours) / max(as_it_is)  # of the rounds that other programs disturb least
-            what += f", fastest {max(as_it_is):.1f} and {max(ours):.1f}"
-            alone[name] = max(median(as_it_is), median(ours))
-        report.add(f"busy_{count}_{name}", value, what)
+    rounds, seconds = (1, 0) if options.quick else (3, 5)
+    for name, size in networks.items():
+        alone = median(images_per_second(name, size, seconds) for _ in range(rounds))
+        for count in NEIGHBOURS:
+            with busy_programs(count):
+                pairs = [
+                    [images_per_second(name, size, seconds, spins) for spins in (None, SPINS_BESIDE_OTHERS)]
+                    for _ in range(rounds)
+                ]
+            as_it_is, ours = (median(rates) for rates in zip(*pairs, strict=True))
+            what = (
+                f"{name}, {size[0]} px, {size[1]} images; images/s: {alone:.1f} alone, {as_it_is:.1f} as PyTorch has "
+            )
+            what += f"it, {ours:.1f} with GOMP_SPINCOUNT={SPINS_BESIDE_OTHERS}; medians of {rounds}"
+            report.add(f"busy_{count}_{name}", ours / (alone * share(count)), what)
     report.write()
-
-
-def pairs(name: str, size: tuple[int, int], rounds: int, seconds: int, spins: int) -> tuple[list[float], list[float]]:
-    """Images per second of each round, as PyTorch has it and with `spins`."""
-    as_it_is, ours = [], []
-    for number in range(rounds):
-        both = [(as_it_is, None), (ours, spins)]
-        for rates, wanted in both[:: -1 if number % 2 else 1]:
-            rates.append(images_per_second(name, size, seconds, wanted))
-    return as_it_is, ours
 
 
 def share(neighbours: int) -> float:

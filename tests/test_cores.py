@@ -78,17 +78,27 @@ def test_a_share_is_what_others_leave_or_as_much_as_each_of_them_gets(
 
 
 @pytest.mark.parametrize("of_a_person", [None, *cores.SETTINGS])
-def test_threads_spin_briefly_unless_a_person_says_otherwise(of_a_person):
-    code = "import sys, os, delta_transfer.cli; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
-    environment = {name: value for name, value in os.environ.items() if name not in cores.SETTINGS}
-    environment |= {of_a_person: "7"} if of_a_person else {}
-    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    chosen, torch_is_there = out.stdout.split()
-    assert torch_is_there == "False"  # which reads the setting when it is imported
+def test_threads_spin_briefly_on_a_busy_machine_unless_a_person_says_otherwise(of_a_person, monkeypatch):
+    for name in cores.SETTINGS:
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
     if of_a_person:
-        assert chosen == ("7" if of_a_person == "GOMP_SPINCOUNT" else "None")
-    else:
-        assert int(chosen) in (cores.SPINS_ALONE, cores.SPINS_BESIDE_OTHERS)
+        monkeypatch.setenv(of_a_person, "7")
+    monkeypatch.setattr(cores, "of_a_command", False)
+    monkeypatch.setattr(cores, "others", 0.0)
+    monkeypatch.delitem(sys.modules, "torch")
+    own = "7" if of_a_person == "GOMP_SPINCOUNT" else None
+    for others, chosen in ((0.1, own), (2.0, own if of_a_person else "1000")):
+        monkeypatch.setattr(cores, "busy_others", lambda count=others: count)
+        cores.begin_command()
+        assert os.environ.get("GOMP_SPINCOUNT") == chosen
+
+
+def test_a_command_begins_before_torch_is_imported():
+    code = "import sys, delta_transfer.cli; from delta_transfer.common import cores"
+    code += "; print(cores.of_a_command, 'torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["True", "False"]  # torch reads the setting when it is imported
 
 
 def test_a_command_keeps_within_its_quota_and_says_once_that_the_machine_is_busy(monkeypatch, capsys):

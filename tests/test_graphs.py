@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from delta_transfer.cli.data import main as delta_data
 from delta_transfer.common.errors import UserError
+from delta_transfer.data import load_dataset
 from delta_transfer.data.dataset import make_splits
 from delta_transfer.data.graphs import GraphLoader, batch_of, chains
 from delta_transfer.data.molecules import random_scaffold_split, scaffold_split
@@ -22,6 +23,7 @@ from delta_transfer.data.readers.moleculenet import MeasuredMoleculesConfig, Mol
 from delta_transfer.data.readers.tu import TUConfig, stratified_folds
 from delta_transfer.data.registry import READERS
 from delta_transfer.engine.averages.best_validation import BestValidation, BestValidationConfig
+from delta_transfer.engine.config import say_what_it_trains
 from delta_transfer.engine.graph_tasks import GraphProperties, GraphRegression, roc_auc
 from delta_transfer.experiment.experiment import run
 from delta_transfer.methods import DELTA, DELTAWithoutAttention, StochNorm
@@ -162,6 +164,14 @@ def test_published_weights_load_strictly(tmp_path):
         build_source(config.replace(name="gat"), 0)
 
 
+def test_a_file_named_after_another_network_with_the_same_shapes_is_named(tmp_path, capsys):
+    state = GraphEncoder(LAYERS["sage"], 3).state_dict()
+    for name in ("graphsage_supervised.pth", "gcn_supervised.pth", "my_own.pth"):
+        torch.save(state, tmp_path / name)
+        build_source(GraphBackboneConfig("gcn", str(tmp_path / name), head="head", taps=["gnns.4.linear"]), 0)
+        assert ("it belongs to backbone=sage" in capsys.readouterr().out) == name.startswith("graphsage"), name
+
+
 def test_dropout_leaves_out_a_share_and_keeps_the_mean(packed):
     torch.manual_seed(0)
     mask = dropout_mask(torch.ones(200, 300), 0.2)
@@ -212,6 +222,8 @@ def test_unreadable_molecules_are_counted_and_named_and_empty_cells_are_not_know
         (text, {"properties": ["three"]}),
         (text, {"smiles": "SMILES"}),
         ("smiles,one\nnonsense,1\n", {}),
+        ("smiles,one\n", {}),
+        ("", {}),
         (text + "CC,m5,1\n", {}),
     ):
         with pytest.raises(UserError):
@@ -495,6 +507,17 @@ def test_molecules_train_and_stop_early_and_say_so(tmp_path, capsys):
     assert done["test_scored_properties"] >= 1 and done["test_top1"] is None
     last = run(composed(*options, "reg=l2")).summary
     assert last["selection"] == "last iteration" and last["run_id"] != done["run_id"] and last["iterations"] == 16
+
+
+def test_counts_that_are_not_the_official_ones_are_those_of_graphs(tmp_path, capsys):
+    pytest.importorskip("rdkit")
+    root = write_molecules(tmp_path / "data")
+    config = composed("dataset=bbbp", f"dataset.root={root}", "backbone.weights=none", "reg=l2")
+    dataset = load_dataset(config.dataset, tmp_path)
+    say_what_it_trains("run", config, dataset, make_splits(dataset, config.dataset, config.split), 1)
+    said = capsys.readouterr().out
+    assert re.search(r"training and \d+ test graphs, properties: \d+; officially 1,835, 204, 1", said)
+    assert "image" not in said and "classes" not in said
 
 
 def test_an_interrupted_run_ends_the_same(tmp_path, monkeypatch, capsys):

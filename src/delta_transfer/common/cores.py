@@ -1,8 +1,8 @@
 """The cores that this process may use, and the other work on them. Nothing here imports torch.
 
 Training threads wait for one another many times in a step. They spin while they wait, to go on at once. Beside other
-work, they may spin on the core that the awaited thread needs. Short spinning costs nothing on an idle machine, and
-avoids most of that loss on a busy one. It changes no number; the number of threads would change last bits.
+work, they may spin on the core that the awaited thread needs: there they spin for a short time only. It changes no
+number; the number of threads would change last bits.
 """
 
 import os
@@ -14,7 +14,7 @@ from statistics import fmean
 
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # of OpenMP; the user's settings are kept
 # Rounds of spinning of GNU's OpenMP, which PyTorch's Linux wheels bring. docs/performance.md has what was measured.
-SPINS_ALONE, SPINS_BESIDE_OTHERS = 100_000, 1_000
+SPINS_BESIDE_OTHERS = 1_000
 NOTICED = 0.3  # least load of other programs at which the machine counts as busy
 NOTABLE = 1.5  # least slowdown factor that a message reports
 CGROUPS = Path("/sys/fs/cgroup")
@@ -23,14 +23,14 @@ others = 0.0  # threads of other programs that wanted a core when the command be
 
 
 def begin_command() -> None:
-    """Measures how busy the machine is and sets how long threads spin, also in processes that this one starts.
+    """Measures how busy the machine is. On a busy one threads spin briefly, also in processes that this one starts.
 
     Call it before torch is imported.
     """
     global of_a_command, others
     of_a_command, others = True, busy_others()
-    if "torch" not in sys.modules and not any(name in os.environ for name in SETTINGS):
-        os.environ["GOMP_SPINCOUNT"] = str(SPINS_ALONE if others < NOTICED else SPINS_BESIDE_OTHERS)
+    if others >= NOTICED and "torch" not in sys.modules and not any(name in os.environ for name in SETTINGS):
+        os.environ["GOMP_SPINCOUNT"] = str(SPINS_BESIDE_OTHERS)
 
 
 def usable_cores() -> int:

@@ -241,11 +241,13 @@ def name_of(
 
 def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: Splits, stages: int) -> None:
     """Logs what the run trains on and how long, and what may surprise: incomplete data, stages, accumulation."""
+    schedule, task = config.schedule, TASKS[config.task]
     counts, official = counts_of(dataset), expected_counts(config.dataset)
     if official is not None and counts.against(official) != "ready":
         log_once(
-            f"{dataset.name}: {counts.classes:,} classes, {counts.train:,} training and {counts.test:,} test images; "
-            f"officially {official.classes:,}, {official.train:,}, {official.test:,}"
+            f"{dataset.name}: {counts.train:,} training and {counts.test:,} test {task.inputs}, "
+            f"{'classes' if task.one_label else 'properties'}: {counts.classes:,}; officially {official.train:,}, "
+            f"{official.test:,}, {official.classes:,}"
         )
     conflicts, leaks = dataset.copies()
     for what, pairs in (("label conflicts, one image with two labels", conflicts), (LEAKS, leaks)):
@@ -254,7 +256,6 @@ def say_what_it_trains(name: str, config: RunConfig, dataset: Dataset, splits: S
             log_once(f"{dataset.name}: {what}: {len(pairs):,} ({words})")
     if several := dataset.of_several_pictures():
         log_once(f"{dataset.name}: {only_first_pictures(several)}")
-    schedule, task = config.schedule, TASKS[config.task]
     images = f"{len(splits.train):,} training"
     images += f", {len(splits.val):,} validation" if len(splits.val) else ""
     images += f", {len(splits.test):,} test" if config.split.measures_test else ""

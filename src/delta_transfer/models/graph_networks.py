@@ -6,6 +6,7 @@ bond type of its own; x_j is a node's vector and e_ij the sum of the embeddings 
 """
 
 from functools import partial
+from pathlib import PurePath
 
 import torch
 import torch.nn.functional as F
@@ -156,6 +157,15 @@ class GraphEncoder(nn.Module):
 
 
 GRAPH_NETWORKS = {name: partial(GraphEncoder, layer) for name, layer in LAYERS.items()}
+
+
+def network_of_file(weights: str) -> str | None:
+    """The network whose published weight files are named like this one; None for any other name.
+
+    Layers of GCN and GraphSAGE have parameters of the same names and shapes, so that only file names tell them apart.
+    """
+    start = PurePath(weights).name.partition("_")[0]
+    return {"gcn": "gcn", "graphsage": "sage", "gat": "gat"}.get(start)
 
 
 class GraphNetwork(HookedNetwork):

@@ -16,7 +16,7 @@ from ..common.console import log_once, shorten_list
 from ..common.errors import UserError
 from ..common.options import LARGEST_SIDE, MISSING, Options, option
 from ..records.weights import SUFFIXES, StateDict, fitted_names, is_file_name, read_file
-from .graph_networks import GRAPH_NETWORKS, GraphEncoder, GraphNetwork
+from .graph_networks import GRAPH_NETWORKS, GraphEncoder, GraphNetwork, network_of_file
 from .hooked import HookedNetwork
 from .layouts import LAYOUTS
 from .libraries import (
@@ -243,6 +243,8 @@ class GraphBackboneConfig(BackboneConfig):
 
     def network_of(self, model: nn.Module, tapped: bool) -> Network:
         assert isinstance(model, GraphEncoder)
+        if (other := network_of_file(self.weights)) not in (None, self.name):
+            log_once(f"backbone.weights={self.weights}: by its name it belongs to backbone={other}, not {self.name}")
         model.dropout = self.dropout
         return GraphNetwork(model, self.head, self.taps if tapped else ())
 

@@ -192,6 +192,8 @@ def _read(
 ) -> tuple[list[str], dict[int, tuple[str, list[float]]], list[str]]:
     """The names of the properties; SMILES and values by line number; and other columns, with the reason."""
     columns, rows = read_csv(path)
+    if not rows:
+        raise UserError(f"{path} has no molecules: its first line names the columns, each further line is a molecule.")
     if lacking := [name for name in (config.smiles, *config.properties) if name not in columns]:
         raise UserError(f"{path} has no column {', '.join(lacking)}: it has {shorten_list(columns)}.")
     names = config.properties or [name for name in columns if name not in (config.smiles, "")]
