@@ -27,6 +27,12 @@ def test_other_work_is_what_the_last_minute_and_this_moment_have(load, running, 
     assert cores.busy_others() == others
 
 
+def test_a_system_that_does_not_tell_counts_as_idle(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (4.0, 0.0, 0.0))
+    monkeypatch.setattr(cores, "_lines", lambda path: [])  # macOS has no /proc
+    assert cores.busy_others() == 0
+
+
 def test_the_system_is_asked():
     assert 1 <= cores.USABLE <= os.cpu_count()
     assert all(count >= 1 for count in cores._running(2, 0.0))

@@ -22,7 +22,7 @@ from delta_transfer.data.dataset import Dataset, make_splits
 from delta_transfer.data.files import from_files
 from delta_transfer.data.loader import Loader, free_memory, random_boxes
 from delta_transfer.data.options import DatasetConfig, SplitConfig
-from delta_transfer.data.store import Store, open_store, store_path
+from delta_transfer.data.store import Store, bytes_to_write, open_store, store_path
 from delta_transfer.records.locks import LEASE_SECONDS
 
 
@@ -164,6 +164,8 @@ def test_interrupted_build_goes_on_where_it_stopped(tmp_path, monkeypatch, torn)
     with pytest.raises(Killed):
         open_store(dataset_of(labels, is_test, picture), 12, "squash", tmp_path, kill)
     (partial,) = (tmp_path / "stores").glob("*.partial")
+    path = partial.with_name(partial.name.removeprefix(".").removesuffix(".partial"))
+    assert bytes_to_write(path, 40, 12, "squash") == 31 * 12 * 12 * 3
     if torn:  # what a crash can leave: more pixels than the record of what is safe
         with open(partial / "pixels", "ab") as file:
             file.write(b"torn")

@@ -8,7 +8,7 @@ from torch import nn
 from delta_transfer.common.console import log_once
 from delta_transfer.engine import graphed_step
 from delta_transfer.engine.graphed_step import GraphedStep, graphed, same_every_step
-from delta_transfer.engine.loop import train_step
+from delta_transfer.engine.loop import TrainState, train_step
 from delta_transfer.engine.optimizers import AdamWConfig, SGDConfig
 from delta_transfer.methods import DELTA, L2, L2FE, L2SP, RIFLE, SPD, DELTAWithoutAttention, LoRA, StochNorm
 from delta_transfer.methods.base import Batch
@@ -54,6 +54,21 @@ def test_a_replayed_step_trains_the_same(method, optimizer, tiny_source, loader,
     assert [set(line) for line in again] == [set(line) for line in lines]
     for line, other in zip(lines, again, strict=True):
         assert other["loss"] == pytest.approx(line["loss"], rel=1e-4) and other["lr"] == line["lr"]
+    for value, other in zip(expected.parameters(), found.parameters(), strict=True):
+        torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_recording_that_fails_leaves_no_gradients(tiny_source, loader, replays, monkeypatch):  # noqa: F811
+    def record(self, function, inputs) -> None:
+        """Fails after the backward pass, as where the memory ends there."""
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(TrainState, "optimizer_step", lambda state: 1 / 0)
+            function(inputs)
+        self.refused = True
+
+    expected, _ = learn(tiny_source, loader, L2SP())
+    monkeypatch.setattr(Replayed, "_record", record)
+    found, _ = learn(tiny_source, loader, L2SP(), step=GraphedStep())
     for value, other in zip(expected.parameters(), found.parameters(), strict=True):
         torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-5)
 

@@ -30,6 +30,17 @@ def test_a_row_for_each_method_the_best_first():
     assert "CUB-200-2011" in made.title and made.verdict.startswith("DELTA ")
 
 
+def test_processor_times_stand_beside_times_that_other_programs_lengthened():
+    def times(of_l2: float) -> list[list[str]]:
+        runs = [record("l2", 0, 50.0, train_processor_seconds=of_l2)]
+        (made,) = leaderboards(compare([*runs, record("delta", 0, 51.0, train_processor_seconds=90.0)]), "l2")
+        start = made.header.index("time of a run")
+        return [line[start:] for line in texts(made)]
+
+    assert times(30.0) == [["time of a run", "processor time"], ["100.0 s", "90.0 s"], ["100.0 s", "30.0 s"]]
+    assert times(80.0) == [["time of a run"], ["100.0 s"], ["100.0 s"]]
+
+
 def test_a_tie_is_no_win_and_equal_differences_have_no_interval():
     runs = [record(method, seed, 100.0) for method in ("l2", "delta", "l2_sp") for seed in (0, 1)]
     (made,) = leaderboards(compare(runs), "l2")

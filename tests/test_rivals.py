@@ -89,6 +89,10 @@ def test_a_cheaper_network_counts_before_a_simpler_method(tmp_path):
     best, _, chosen = judged(large, small, delta)
     assert "resnet50" in best.what and chosen.what == "DELTA on cub, resnet18"
     assert len(between_methods(choices(large, small, delta), "simple")) == 2  # of resnet18 alone
+    for runs, elapsed, processor in ((large, 30.0, 25.0), (small, 90.0, 8.0), (delta, 95.0, 9.0)):
+        for made in runs:  # other programs ran beside the small network
+            made |= {"train_seconds": elapsed, "train_processor_seconds": processor}
+    assert judged(large, small, delta)[2].what == "DELTA on cub, resnet18"
 
 
 def test_without_predictions_folds_are_paired():

@@ -120,7 +120,9 @@ class CheckedSweeper(Sweeper):
         for key, methods in others.items():
             if key not in owners:
                 raise unknown_key(base_of(jobs[0]), key)
-            log.info(f"{key} is set for {', '.join(owners[key])}, and not for {', '.join(methods)}, which lack the key")
+            lack = "lack" if len(methods) > 1 else "lacks"
+            theirs = f"{', '.join(methods)}, which {lack} the key"
+            log.info(f"{key} is set for {', '.join(owners[key])}, and not for {theirs}")
         configs: Jobs = {}
         for words in made:
             if stop_signal() is not None:

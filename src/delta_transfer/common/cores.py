@@ -60,14 +60,14 @@ def busy_others() -> float:
         if load < NOTICED:
             return 0.0
         return max(0.0, min(load, fmean(_running()) - 1))
-    except (OSError, ValueError):  # no /proc
+    except (OSError, ValueError):  # no /proc/stat, so that there is nothing to take the mean of
         return 0.0
 
 
 def _running(looks: int = 10, seconds: float = 0.005) -> Iterator[int]:
     """The number of threads on this machine that run or wait for a core, this one included, several times."""
     for _ in range(looks):
-        yield next(int(line.split()[1]) for line in _lines(Path("/proc/stat")) if line.startswith("procs_running"))
+        yield from (int(line.split()[1]) for line in _lines(Path("/proc/stat")) if line.startswith("procs_running"))
         time.sleep(seconds)
 
 

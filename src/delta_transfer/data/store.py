@@ -86,7 +86,7 @@ def open_store(
                 if path.exists():
                     log.info(f"The store {path} is damaged ({why}): it is built again")
                     shutil.rmtree(path)
-                unfinished = path.with_name(f".{path.name}.partial")
+                unfinished = _unfinished(path)
                 _build(dataset, size, aspect, unfinished, progress, check)
                 os.replace(unfinished, path)
                 sync_folder(path.parent)
@@ -147,6 +147,11 @@ def store_path(dataset: Dataset, size: int, aspect: str, cache_dir: Path) -> Pat
     """The folder of the finished store. Its name follows from everything that decides its bytes."""
     key = hashlib.sha256(f"{VERSION} {aspect} {size} {dataset.fingerprint}".encode()).hexdigest()[:16]
     return cache_dir / "stores" / f"{dataset.name}-{aspect}-{size}px-{key}"
+
+
+def bytes_to_write(path: Path, count: int, size: int, aspect: str) -> int:
+    """Bytes that a build of the store `path` of `count` images has yet to write."""
+    return store_bytes(count - _done(_unfinished(path)), size, aspect)
 
 
 def store_bytes(count: int, size: int, aspect: str) -> int:
@@ -235,7 +240,7 @@ def _resume(folder: Path) -> int:
     """Number of images that an interrupted build wrote completely. Cuts off the rest of its files."""
     folder.mkdir(exist_ok=True)
     try:
-        done = int(json.loads((folder / "done").read_text()))
+        done = _done(folder)
         sizes = np.fromfile(folder / "sizes", dtype=np.int64)[: 2 * done].reshape(done, 2)
         for name, size in (
             ("sizes", 16 * done),
@@ -250,6 +255,18 @@ def _resume(folder: Path) -> int:
             (folder / name).unlink(missing_ok=True)
         return 0
     return done
+
+
+def _unfinished(path: Path) -> Path:
+    """The folder in which the store `path` is built."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def _done(folder: Path) -> int:
+    """Number of images that the build in `folder` says are safely on disk."""
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        return int(json.loads((folder / "done").read_text()))
+    return 0
 
 
 def decoded(dataset: Dataset, size: int, aspect: str, first: int = 0) -> Iterator[tuple[int, Decoded | BaseException]]:

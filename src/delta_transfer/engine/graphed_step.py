@@ -66,6 +66,7 @@ class GraphedStep:
 
         def step(inputs: Tensors) -> Tensors:
             images, labels, *views = inputs
+            state.optimizer.zero_grad(set_to_none=True)  # a recording that failed left gradients that nobody computed
             logits, terms, extras = train_step(state, method, Batch(images, labels, tuple(views)))
             self.names = list(terms), list(extras)
             return [logits, *terms.values(), *extras.values()]

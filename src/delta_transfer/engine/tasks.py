@@ -22,7 +22,7 @@ from ..data.dataset import Dataset, Splits
 from ..data.examination import constant_images
 from ..data.jitter import Jitter
 from ..data.loader import BatchSource, Loader
-from ..data.store import Store, open_store, store_bytes, store_path
+from ..data.store import Store, bytes_to_write, open_store, store_bytes, store_path
 from ..methods.base import SampleLoss
 from ..models import ArcFaceConfig, Network
 from ..records.arrays import PREDICTIONS
@@ -224,7 +224,7 @@ class Classification:
             assert official is not None, "a plan knows the size of a data set that is not here"
             return {(config.dataset.name, size, aspect): store_bytes(official.train + official.test, size, aspect)}
         path = store_path(dataset, size, aspect, Path(config.cache_dir))
-        return {} if path.exists() else {path: store_bytes(len(dataset.labels), size, aspect)}
+        return {} if path.exists() else {path: bytes_to_write(path, len(dataset.labels), size, aspect)}
 
     def example(self, config: "RunConfig", count: int, classes: int, device: torch.device) -> tuple[Any, Tensor]:
         """`count` random inputs and labels, for measuring what a step costs."""

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..common import cores
 from ..common.console import log
 from ..common.options import Options
 from ..common.timing import seconds_in_turn, seconds_of
@@ -168,7 +169,7 @@ def seconds_of_decoding(dataset: Dataset, size: int, aspect: str) -> float:
 
     few = np.unique(np.linspace(0, len(dataset.labels) - 1, 8 * PROBE_BATCH).round().astype(int)).tolist()
     start = perf_counter()
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(cores.USABLE) as pool:  # as many as build the store
         list(pool.map(decode, few))
     return (perf_counter() - start) / len(few)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypeVar
 
+from ..common.cores import NOTABLE
 from ..common.style import method_order
 from ..records.metrics import ACCURACY, METRICS, Metric
 from ..records.reading import (
@@ -99,6 +100,12 @@ def mean_of_all(runs: list[Record], key: str) -> float | None:
     """The mean over the runs; None unless every run recorded the key."""
     values = recorded(runs, key)
     return statistics.fmean(values) if values and len(values) == len(runs) else None
+
+
+def waited(runs: list[Record]) -> bool:
+    """Whether other programs made the runs wait so long that their times cannot be compared."""
+    seconds, processor = (mean_of_all(runs, key) for key in ("train_seconds", "train_processor_seconds"))
+    return seconds is not None and processor is not None and seconds > NOTABLE * processor
 
 
 @dataclass(frozen=True)

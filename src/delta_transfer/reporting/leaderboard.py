@@ -4,10 +4,10 @@ import math
 from statistics import fmean
 
 from ..common.tables import MISSING, Entry, Table, bars, number, table_of, time_entry
-from .comparison import Cell, Comparison, Result, recorded
+from .comparison import Cell, Comparison, Result, mean_of_all, recorded, waited
 from .further import Measure, meanings, measures_in
 from .record_views import show, validates
-from .sections import BOLD
+from .sections import BOLD, WAITED
 from .statistics import Contest, Difference, contests, paired, standing, winner
 
 NAMED = 5  # most methods in a sentence
@@ -42,7 +42,7 @@ def leaderboard(comparison: Comparison, lines: list[Result], contest: Contest, b
         fewer = f" ({one.n})" if one.n < cell.n else ""
         return Entry(one.without_n + fewer, one.mean)
 
-    name = comparison.display(baseline or "")
+    name, some_waited = comparison.display(baseline or ""), any(waited(cell.runs) for cell in cells)
     made: list[dict[str, str | Entry]] = [
         {
             "method": comparison.display(method),
@@ -53,6 +53,7 @@ def leaderboard(comparison: Comparison, lines: list[Result], contest: Contest, b
             **{title: measured(measure, cell, base) for title, measure in measures.items()},
             "n": number(cell.n),
             "time of a run": time_entry(fmean(times) if (times := recorded(cell.runs, "train_seconds")) else None),
+            "processor time": time_entry(mean_of_all(cell.runs, "train_processor_seconds")) if some_waited else "",
         }
         for (method, row, cell), one in zip(lines, found, strict=True)
     ]
@@ -68,6 +69,7 @@ def leaderboard(comparison: Comparison, lines: list[Result], contest: Contest, b
         )
         if comparison.paired_by == "fold":
             notes.append("Folds share training data, so that intervals tend to be too short")
+    notes += [WAITED] * some_waited
     if measures:
         notes.append(f"{'; '.join(measures)}: mean in %" + (f", difference to {name} as before" if any(found) else ""))
         notes += meanings(measures, cells)

@@ -14,7 +14,7 @@ import numpy as np
 from ..common.style import method_order
 from ..records.arrays import VALIDATION, Predictions, pooled, predictions
 from ..records.reading import Record, method_of, section
-from .comparison import Cell, grouped, recorded
+from .comparison import Cell, grouped, mean_of_all, recorded
 from .record_views import dataset_and_backbone, settings
 from .selection import Choice
 from .statistics import Difference, by_image, image_differences, paired, paired_values
@@ -107,8 +107,10 @@ def network_of(choice: Choice) -> str:
 def cost_of_networks(choices: Sequence[Choice]) -> dict[str, int]:
     """The rank of each network by the seconds of a run, with one method for all of them if possible."""
     seconds: dict[str, dict[str, float]] = {}
+    processor = "train_processor_seconds"  # other programs do not lengthen it; not recorded on a GPU
+    all_have_it = mean_of_all([run for one in choices for run in one.best.cell.runs], processor) is not None
     for one in choices:
-        times = recorded(one.best.cell.runs, "train_seconds")
+        times = recorded(one.best.cell.runs, processor if all_have_it else "train_seconds")
         seconds.setdefault(network_of(one), {})[method_of(one.best.cell.runs[0])] = min(times, default=0.0)
     shared = set.intersection(*({*found} for found in seconds.values()))
     method = min(shared, key=method_order, default=None)

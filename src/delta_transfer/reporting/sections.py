@@ -4,12 +4,11 @@ from collections.abc import Callable
 from statistics import fmean
 
 from ..common.console import QUIET, Display, Warn
-from ..common.cores import NOTABLE
 from ..common.tables import MISSING, Entry, Table, entries, number, table_of, time_entry
 from ..records import arrays
 from ..records.arrays import Predictions
 from ..records.reading import Damaged, Record, is_number, stages
-from .comparison import Cell, Comparison, distinct_runs, grouped, mean_of_all
+from .comparison import Cell, Comparison, distinct_runs, grouped, mean_of_all, waited
 from .published import PROTOCOLS, against, what_is_known
 from .record_views import Replicate, facts, show, validates
 from .statistics import (
@@ -29,6 +28,7 @@ PredictionsOf = dict[Replicate, Predictions]
 
 MOST_IMAGES = 5_000_000  # of --per-image, counted for each run of each difference: about a minute
 
+WAITED = "Processor time: of the training thread, which waited while other programs ran"
 BOLD = "Bold: ahead of all methods beside it, each time by a 95 % t interval of the paired difference"
 UNSETTLED = "No method is ahead of all others of its row by a 95 % t interval of the paired difference"
 NOT_JUDGED = "Several settings, none of which is picked by test accuracy, so without bold, differences and ranks"
@@ -95,28 +95,26 @@ def costs(comparison: Comparison) -> Table | None:
         return iterations if isinstance(iterations, int) and iterations > 0 else None, stages(run)
 
     rows: list[dict[str, str | Entry]] = []
-    waited = False
+    some_waited = False
     for method in comparison.methods:
         cells = [row.cells[method] for row in comparison.rows if method in row.cells]
         runs_of_all = distinct_runs(run for cell in cells for run in cell.runs)
         timed = [run for run in runs_of_all if is_number(run.get("train_seconds"))]
         for (iterations, in_stages), alike in grouped(timed, length):
             seconds = fmean(run["train_seconds"] for run in alike)
-            processor = mean_of_all(alike, "train_processor_seconds")
-            waited |= processor is not None and seconds > NOTABLE * processor
+            some_waited |= waited(alike)
             rows.append(
                 {
                     "method": comparison.display(method),
                     "iterations": number(iterations, ",", f" in {in_stages} stages" * (in_stages > 1)),
                     "training time": time_entry(seconds),
-                    "processor time": time_entry(processor),
+                    "processor time": time_entry(mean_of_all(alike, "train_processor_seconds")),
                     "per iteration": number(iterations and 1000 * seconds / iterations, ".0f", " ms"),
                     "runs": number(len(alike)),
                 }
             )
-    rows = rows if waited else [row | {"processor time": ""} for row in rows]
-    notes = ["Processor time: of the training thread, which waited while other programs ran"] * waited
-    return table_of("Cost of a run, mean over runs", rows, 1, notes=notes) if rows else None
+    rows = rows if some_waited else [row | {"processor time": ""} for row in rows]
+    return table_of("Cost of a run, mean over runs", rows, 1, notes=[WAITED] * some_waited) if rows else None
 
 
 def comparable(contest: Contest) -> bool:
