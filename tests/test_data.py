@@ -135,6 +135,19 @@ def test_store_holds_squashed_images_and_is_built_once(tmp_path):
     assert len(left) == 2 and not any("partial" in name for name in left)
 
 
+def test_a_store_that_is_opened_again_does_not_look_for_images_of_one_colour(tmp_path):
+    plain = Image.new("RGB", (20, 20), "red")
+    data = dataset_of([0, 0, 1], [False, True, False], lambda index: plain if index == 1 else picture(index))
+    store = open_store(data, 12, "squash", tmp_path)
+    assert store.constant().tolist() == [1]
+    description = store_path(data, 12, "squash", tmp_path) / "store.json"
+    made = json.loads(description.read_text())
+    assert made.pop("constant") == [1]
+    description.write_text(json.dumps(made))  # as in an earlier version
+    for _ in range(2):
+        assert replace(open_store(data, 12, "squash", tmp_path), pixels=None).constant().tolist() == [1]
+
+
 def test_kept_aspect_is_torchvisions_resize(tmp_path):
     shapes = [(20, 31), (31, 20), (16, 16), (9, 47)]
     data = dataset_of([0, 0, 1, 1], [False, True] * 2, lambda i: picture(i, *shapes[i]))

@@ -7,7 +7,7 @@ from torch import nn
 
 from delta_transfer.common.console import log_once
 from delta_transfer.engine import graphed_step
-from delta_transfer.engine.graphed_step import GraphedStep, graphed, same_every_step
+from delta_transfer.engine.graphed_step import GraphedStep, graphed, put_rates_on, same_every_step
 from delta_transfer.engine.loop import TrainState, train_step
 from delta_transfer.engine.optimizers import AdamWConfig, SGDConfig
 from delta_transfer.methods import DELTA, L2, L2FE, L2SP, RIFLE, SPD, DELTAWithoutAttention, LoRA, StochNorm
@@ -87,6 +87,18 @@ def test_each_replay_draws_with_the_seed_of_its_own_step(draws, loader, replays,
     assert losses(step=GraphedStep()) == pytest.approx(launched, rel=1e-4) and len(replays) == 4
     monkeypatch.setattr(type(loader), "step_seed", lambda self, iteration: 0)
     assert losses() != pytest.approx(launched, rel=1e-2)  # it does draw
+
+
+def test_a_resumed_optimizer_gets_its_learning_rates_on_the_device():
+    """A checkpoint is read to the CPU. A recording would keep a rate that is there, whatever the schedule says."""
+    weight = nn.Parameter(torch.ones(2, device="meta"))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+    put_rates_on(torch.device("meta"), optimizer)
+    rate = optimizer.param_groups[0]["lr"]
+    assert rate.device.type == "meta"
+    put_rates_on(torch.device("meta"), optimizer)
+    assert optimizer.param_groups[0]["lr"] is rate  # a replay reads it where it was recorded
 
 
 def test_inputs_that_are_no_tensors_are_launched(monkeypatch, capsys):

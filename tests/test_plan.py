@@ -257,9 +257,11 @@ def test_stores_of_data_sets_that_are_not_here_count_with_the_official_number(mo
 def test_a_disk_without_room_is_not_ready(tmp_path, monkeypatch, capsys, measured):
     tiny = [*tiny_overrides(write_cub(tmp_path / "CUB"), tmp_path / "results"), "reg=l2"]
     needed = COST.weights_bytes + 24 * 20 * 20 * 3  # of trained weights and of the store, which are on one disk
+    one_folder = [f"results_dir={tmp_path / 'one'}", f"cache_dir={tmp_path / 'one'}"]
     for free, lacking in ((needed, 0), (needed - 1, 1)):
         monkeypatch.setattr(plan.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
-        assert dry_run(monkeypatch, capsys, *tiny).count("Not ready: disk") == lacking
+        for words in (tiny, [*tiny, *one_folder]):
+            assert dry_run(monkeypatch, capsys, *words).count("Not ready: disk") == lacking
 
 
 def test_times_beside_other_programs_stand_beside_those_of_an_idle_machine(tmp_path, monkeypatch, capsys, measured):

@@ -1,8 +1,8 @@
 """Every image decoded once, into one memory-mapped uint8 array on disk.
 
 A store is a folder: `pixels` and `sizes` of all images, `checksums` (crc32 of each image's pixels), and `store.json`,
-which describes its data set. Checksums are compared by `delta-data verify`, and when size or time of the file of
-pixels have changed since the build. A damaged store is built again.
+which describes its data set and names its images of one colour. Checksums are compared by `delta-data verify`, and when
+size or time of the file of pixels have changed since the build. A damaged store is built again.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ class Store:
 
     pixels: np.ndarray  # (P, 3) uint8, read-only memory map
     sizes: np.ndarray  # (N, 2) int64: height and width of each image
+    known_constant: np.ndarray | None = None  # what `constant` found when the store was built
 
     @classmethod
     def of(cls, images: Sequence[np.ndarray]) -> "Store":
@@ -54,7 +55,9 @@ class Store:
         return np.cumsum(self.sizes.prod(axis=1)) - self.sizes.prod(axis=1)
 
     def constant(self) -> np.ndarray:
-        """Indices of the images of one colour only."""
+        """Indices of the images of one colour only. To find them reads most of the store."""
+        if self.known_constant is not None:
+            return self.known_constant
         counts = self.sizes.prod(axis=1)
         some = (self.starts[:, None] + counts[:, None] * np.arange(16) // 16).ravel()  # most images differ there
         pixels = np.asarray(self.pixels[some]).reshape(-1, 16, 3)
@@ -90,7 +93,8 @@ def open_store(
                 _build(dataset, size, aspect, unfinished, progress, check)
                 os.replace(unfinished, path)
                 sync_folder(path.parent)
-    return _read(path)
+    known = json.loads((path / "store.json").read_text()).get("constant")
+    return _read(path) if known is None else replace(_read(path), known_constant=np.array(known, dtype=np.int64))
 
 
 def _read(path: Path) -> Store:
@@ -107,7 +111,7 @@ def _usable(path: Path, dataset: Dataset) -> str | None:
             return "it holds other images"
         if (path / "pixels").stat().st_size != 3 * sizes.prod(axis=1).sum():
             return "its file of pixels is cut off"
-        if made["pixels"] != _stamp(path):  # moved here, or changed
+        if made["pixels"] != _stamp(path) or "constant" not in made:  # moved here, changed, or of an earlier version
             damaged = wrong_checksums(path)
             if damaged:
                 return f"checksums are wrong: {shorten_list([dataset.names[index] for index in damaged])}"
@@ -135,6 +139,7 @@ def wrong_checksums(path: Path) -> list[int]:
 def _describe(folder: Path, dataset: Dataset) -> None:
     """Writes store.json, last."""
     made = {"version": VERSION, "dataset": dataset.name, "fingerprint": dataset.fingerprint, "pixels": _stamp(folder)}
+    made["constant"] = _read(folder).constant().tolist()
     write_atomically(folder / "store.json", json.dumps(made).encode())
 
 

@@ -78,9 +78,8 @@ class GraphedStep:
 
 
 def put_rates_on(device: torch.device, optimizer: torch.optim.Optimizer) -> None:
-    """Makes each group's learning rate a tensor on the device, unless it is a tensor already."""
+    """Makes each group's learning rate a tensor on the device. That of a checkpoint is a tensor on the CPU."""
     for group in optimizer.param_groups:
-        if not isinstance(group["lr"], Tensor):
-            group["lr"] = torch.tensor(group["lr"], dtype=torch.float32, device=device)
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
         if "capturable" in group:  # Adam's count of steps is read on the GPU, too
             group["capturable"] = True

@@ -163,14 +163,14 @@ class Plan:
             log.info(f"Other programs are running: without them it takes about {duration(total)}")
         kept, stores = sum(job.stages * job.cost.weights_bytes for job in left), sum(self.stores.values())
         log.info(f"Disk: about {in_bytes(kept)} of trained weights, {in_bytes(stores)} of image stores to build")
-        self.compare_with_disk({left[0].config.results_dir: kept, left[0].config.cache_dir: stores})
+        self.compare_with_disk([(left[0].config.results_dir, kept), (left[0].config.cache_dir, stores)])
         how = "measured" if device.type == "cuda" else f"estimated, {left[0].config.precision}"
         log.info(f"GPU memory: {how}; the image store is kept there too, if it leaves half of it free")
 
-    def compare_with_disk(self, needed: dict[str, int]) -> None:
+    def compare_with_disk(self, needed: list[tuple[str, int]]) -> None:
         """Notes disks that lack room. needed: bytes that will be written below each folder."""
         disks: dict[int, tuple[Path, int]] = {}
-        for name, count in needed.items():
+        for name, count in needed:
             folder = next(one for one in (Path(name).absolute(), *Path(name).absolute().parents) if one.is_dir())
             _, before = disks.get(folder.stat().st_dev, (folder, 0))
             disks[folder.stat().st_dev] = folder, before + count
