@@ -58,10 +58,8 @@ def main() -> None:
                     for _ in range(rounds)
                 ]
             as_it_is, ours = (median(rates) for rates in zip(*pairs, strict=True))
-            what = (
-                f"{name}, {size[0]} px, {size[1]} images; images/s: {alone:.1f} alone, {as_it_is:.1f} as PyTorch has "
-            )
-            what += f"it, {ours:.1f} with GOMP_SPINCOUNT={SPINS_BESIDE_OTHERS}; medians of {rounds}"
+            what = f"{name}, {size[0]} px, {size[1]} images; images/s: {alone:.1f} alone, {as_it_is:.1f} as PyTorch "
+            what += f"has it, {ours:.1f} with GOMP_SPINCOUNT={SPINS_BESIDE_OTHERS}; medians of {rounds}"
             report.add(f"busy_{count}_{name}", ours / (alone * share(count)), what)
     report.write()
 

@@ -64,7 +64,7 @@ def share_cores() -> None:
 
     A command gets the cores that threads of other programs leave free, or as much as each of these threads gets: its
     own threads wait for one another. Two threads of small_resnet on two cores take 2.1 times as long beside two busy
-    threads, and 6.2 times beside six (docs/performance.md); this says 3 and 7.
+    threads, and 6.0 times beside six (docs/performance.md); this says 3 and 7.
     """
     if not cores.of_a_command:  # another program chooses its threads itself
         return
