@@ -1,12 +1,13 @@
 """The study of when regularised fine-tuning helps: several data sets, methods, strengths on folds, five seeds.
 
-    python scripts/when_does_it_help.py --data DIR --weights resnet18.safetensors [--results DIR] [--only NAME,...]
+    python scripts/when_does_it_help.py --data DIR --weights resnet18.safetensors [--results DIR] [--only NAME,...] [WORD ...]
 
 Each data set has a folder of results. The script first tries every strength on two folds of the training images, adds
 decades until the best is not at an edge, and then trains with the best on all training images with five seeds. No test
 image takes part in a choice. The command resumes: finished runs are skipped, and a finished study takes a minute. The
 most important runs of a data set come first, so that a stopped study has a table. Final runs also measure forgetting:
-on how many test images the source's own head still says the same.
+on how many test images the source's own head still says the same. WORDs of delta-run change the protocol of all runs:
+`backbone.image_size=128 schedule.batch_size=16 precision=fp32` suits a CPU without bf16.
 """
 
 import argparse
@@ -44,6 +45,7 @@ FORGETTING = "evaluate.forgetting=true"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="words of delta-run that replace those of the study's protocol")
     parser.add_argument("--data", required=True, help="folder that holds cub50, dtd10, ...")
     parser.add_argument("--weights", required=True, help="weights of ResNet-18")
     parser.add_argument("--results", type=Path, default=Path("results/when_does_it_help"))
@@ -56,7 +58,7 @@ def main() -> None:
         if images in SMALL:
             words.append("schedule.iterations=150")
         network = LITE0 if other else [f"backbone.weights={arguments.weights}"]
-        words = ["+experiment=when_does_it_help", *words, *network]
+        words = ["+experiment=when_does_it_help", *words, *network, *arguments.words]
         study = Study(words, arguments.results / name, ON_FOLDS, STRENGTHS, LIMITS)
         for method in arguments.methods.split(","):
             study.final(method, SEEDS, FORGETTING)
