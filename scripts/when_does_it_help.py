@@ -1,6 +1,6 @@
 """The study of when regularised fine-tuning helps: several data sets, methods, strengths on folds, five seeds.
 
-    python scripts/when_does_it_help.py --data DIR --weights resnet18.safetensors [--results DIR] [--only NAME,...] [WORD ...]
+    python scripts/when_does_it_help.py --data DIR --weights FILE [--results DIR] [--only NAME,...] [WORD ...]
 
 Each data set has a folder of results. The script first tries every strength on two folds of the training images, adds
 decades until the best is not at an edge, and then trains with the best on all training images with five seeds. No test

@@ -1,8 +1,11 @@
 """Draws and splits, store, batches."""
 
 import json
+import multiprocessing
 import os
+import select
 import shutil
+import signal
 import threading
 import zlib
 from dataclasses import replace
@@ -22,7 +25,7 @@ from delta_transfer.data.dataset import Dataset, make_splits
 from delta_transfer.data.files import from_files
 from delta_transfer.data.loader import Loader, free_memory, random_boxes
 from delta_transfer.data.options import DatasetConfig, SplitConfig
-from delta_transfer.data.store import Store, bytes_to_write, open_store, store_path
+from delta_transfer.data.store import Store, bytes_to_write, decoded, open_store, store_path, wrong_checksums
 from delta_transfer.records.locks import LEASE_SECONDS
 
 
@@ -233,6 +236,60 @@ def test_unreadable_images_are_all_named_and_no_store_is_left(tmp_path):
     with pytest.raises(UserError, match=r"2 images of toy .*image3 \(broken\); image30 \(broken\)"):
         open_store(data, 12, "squash", tmp_path)
     assert not list((tmp_path / "stores").iterdir())
+
+
+many_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+
+
+def on_many_cores(monkeypatch) -> None:
+    monkeypatch.setattr("delta_transfer.common.cores.USABLE", 8)
+    monkeypatch.setattr("delta_transfer.data.store.AT_ONCE", 2)
+
+
+@many_cores
+@pytest.mark.parametrize("aspect", ["squash", "keep"])
+def test_processes_decode_what_threads_do(tmp_path, monkeypatch, aspect):
+    loaded, broken = [], set()
+
+    def load(index: int) -> Image.Image:
+        loaded.append(index)
+        if index in broken:
+            raise OSError("broken")
+        return picture(index, 20, 20 + index)
+
+    data = dataset_of([0] * 20 + [1] * 20, [False, True] * 20, load)
+    expected = open_store(data, 12, aspect, tmp_path / "threads")
+    assert len(loaded) == 40
+    on_many_cores(monkeypatch)
+    found = open_store(data, 12, aspect, tmp_path / "processes")
+    assert len(loaded) == 40, "decoded in this process"
+    assert (found.pixels == expected.pixels).all() and (found.sizes == expected.sizes).all()
+    assert not wrong_checksums(store_path(data, 12, aspect, tmp_path / "processes"))
+    broken |= {3, 30}
+    with pytest.raises(UserError, match=r"2 images of toy .*image3 \(broken\); image30 \(broken\)"):
+        open_store(data, 12, aspect, tmp_path / "again")
+    assert not multiprocessing.active_children()
+
+
+@many_cores
+def test_processes_end_with_a_killed_parent(tmp_path, monkeypatch):
+    """The parent reads nothing more, so that the pipe to it is full."""
+    on_many_cores(monkeypatch)
+    data = dataset_of([0] * 40, [False] * 40, lambda index: picture(index, 400, 400))
+    reader, writer = os.pipe()  # each worker holds the writing end
+
+    def build() -> None:
+        os.close(reader)
+        for _ in decoded(data, 400, "squash"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    parent = multiprocessing.get_context("fork").Process(target=build)
+    parent.start()
+    os.close(writer)
+    parent.join(60)
+    assert parent.exitcode == -signal.SIGKILL
+    with open(reader, "rb") as pipe:
+        assert select.select([pipe], [], [], 60)[0], "a worker is left"
 
 
 def test_store_that_does_not_fit_the_disk_is_not_begun(tmp_path, monkeypatch):
