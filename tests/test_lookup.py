@@ -4,11 +4,12 @@ import os
 import shutil
 from pathlib import Path
 
+import cloudpickle
 import pytest
 from hydra.core.plugins import Plugins
 from PIL import Image
 
-from delta_transfer.experiment import experiment, lookup
+from delta_transfer import data
 from delta_transfer.experiment.lookup import Lookup
 
 from .miniature import composed, delta_run, tiny_overrides, write_cub
@@ -50,8 +51,8 @@ def copied(made, tmp_path: Path) -> list[str]:
 def test_only_what_is_not_finished_is_launched(made, tmp_path, monkeypatch, capsys, launched):
     words = copied(made, tmp_path)
     reads = []
-    load = lookup.load_dataset
-    monkeypatch.setattr(lookup, "load_dataset", lambda *of: reads.append(of) or load(*of))
+    load = data.load_dataset
+    monkeypatch.setattr(data, "load_dataset", lambda *of: reads.append(of) or load(*of))
     assert delta_run(monkeypatch, *words, "reg=l2,l2_sp") == 0
     output = capsys.readouterr().out
     assert not launched and len(reads) == 1 and output.count("done, skipped") == 2
@@ -62,12 +63,36 @@ def test_only_what_is_not_finished_is_launched(made, tmp_path, monkeypatch, caps
 
 def test_a_sweep_reads_a_data_set_once(made, tmp_path, monkeypatch):
     reads = []
-    load = experiment.load_dataset
-    monkeypatch.setattr(experiment, "load_dataset", lambda *of: reads.append(of) or load(*of))
-    assert delta_run(monkeypatch, *copied(made, tmp_path), "reg=l2_fe,delta_noatt", "dataset.subset_seed=0,1") == 0
-    assert len(reads) == len({repr(of) for of in reads})
-    assert delta_run(monkeypatch, *copied(made, tmp_path / "again"), "reg=l2_fe,delta_noatt") == 0
+    load = data.load_dataset
+    monkeypatch.setattr(data, "load_dataset", lambda *of: reads.append(of) or load(*of))
+    words = copied(made, tmp_path)
+    # The runs with reg=l2 are finished: the command looks at the data set for them before it starts the others.
+    assert delta_run(monkeypatch, *words, "reg=l2,delta_noatt", "dataset.subset_seed=0,1") == 0
+    assert len(reads) == len({repr(of) for of in reads}) == 2
+    assert delta_run(monkeypatch, *words, "reg=l2,l2_fe") == 0  # the files may have changed meanwhile
     assert len(reads) == 3
+
+
+def test_a_worker_reads_a_data_set_once(made, tmp_path, monkeypatch):
+    """Launchers send the job to their workers as a copy, and a worker gets one copy for each of its runs."""
+    reads = []
+    load = data.load_dataset
+    monkeypatch.setattr(data, "load_dataset", lambda *of: reads.append(of) or load(*of))
+    launcher = Plugins.instance().class_name_to_class["hydra._internal.core_plugins.basic_launcher.BasicLauncher"]
+    launch = launcher.launch
+
+    def with_copies(self, job_overrides, initial_job_idx):
+        made = []
+        for index, words in enumerate(job_overrides, initial_job_idx):
+            self.task_function = cloudpickle.loads(cloudpickle.dumps(self.task_function))
+            made += launch(self, [words], index)
+        return made
+
+    monkeypatch.setattr(launcher, "launch", with_copies)
+    words = copied(made, tmp_path)
+    for count in (1, 2):
+        assert delta_run(monkeypatch, *words, "reg=l2_fe,delta_noatt", f"seed={count}") == 0
+        assert len(reads) == count
 
 
 def test_names_are_those_that_runs_give_themselves(made):

@@ -317,7 +317,7 @@ def test_a_command_that_is_stopped_knows_the_runs_that_another_finished(cub_root
     (one,) = Outcome.of_this_command
     assert one.state == "done"
     one.state, one.record = "in progress", None
-    note_finished([one])
+    note_finished([one], {})
     assert one.state == "skipped" and "test_top1" in one.record
 
 
@@ -325,7 +325,7 @@ def test_a_run_that_another_shell_finished_meanwhile_is_not_in_work(monkeypatch)
     one = outcome(monkeypatch, "in progress")
     monkeypatch.setattr(Lookup, "finished", lambda *_: None)
     monkeypatch.setattr(run, "run", lambda *_: RunResult({"test_top1": 1.0}, skipped=True))
-    look_again([one])
+    look_again([one], {})
     assert one.state == "skipped" and one.record == {"test_top1": 1.0}
     assert next_steps([one], "delta-run x") == ["Next: delta-report 'r s'"]
 
@@ -352,7 +352,7 @@ def test_a_run_that_is_still_in_work_asks_for_the_same_command(monkeypatch):
 
     monkeypatch.setattr(run, "run", busy)
     monkeypatch.setattr(Lookup, "finished", lambda *_: None)
-    look_again([one])
+    look_again([one], {})
     (line,) = next_steps([one], "delta-run x")
     assert one.state == "in progress" and line.endswith(": delta-run x")
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,7 +29,7 @@ from ..engine.config import RunConfig
 from ..engine.devices import Stopped, forget_stop, stop_deferred, stop_enabled, stop_signal
 from ..experiment.choosing import Made, ruled_out
 from ..experiment.experiment import run
-from ..experiment.lookup import Lookup
+from ..experiment.lookup import Lookup, datasets_of
 from ..experiment.planning import Plan
 from ..records.locks import InUse
 from ..records.run_directory import RunResult
@@ -88,7 +89,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
     command, config_dir = sys.argv, option_value(options, "-cd", "--config-dir")
     only_shown = any(option.partition("=")[0] in SHOWS for option in options)
     planned: list[Plan] = []
-    datasets: dict[str, Dataset] = {}
+    began = time.time_ns()
     outcomes = Outcome.of_this_command
     alone = not devices.shared()
     words: list[str] = []
@@ -98,21 +99,21 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
     def job(composed: DictConfig) -> Outcome | None:
         sys.argv = command  # for the record: Hydra and workers have words of their own here
         Display.run_of_sweep = run_of_sweep()
-        return run_job(composed, planned, datasets)
+        return run_job(composed, planned, began)
 
     def before_sweep(jobs: Jobs) -> list[list[str]]:
         if dry := [config for config in jobs.values() if config.dry_run]:
             planned[:] = planned or [Plan()]
             planned[0].runs += len(dry)
             planned[0].name_missing(dry)  # before anything is measured, which takes minutes
-        return without_finished(jobs)
+        return without_finished(jobs, datasets_of(began))
 
     def start(options: list[str], words: list[str]) -> None:
         register_schemas()  # again, since a program may register a method of its own after it imported this file
         sys.argv = [command[0], *options, *words]
         take_the_sweepers_place(before_sweep)  # every time, since joblib with one worker renews Hydra's list of plugins
         job()
-        look_again(outcomes)
+        look_again(outcomes, datasets_of(began))
 
     def compose_first_job(words: list[str]) -> tuple[RunConfig, dict[str, str]]:
         """The configuration of the first job of a command, and the parameters of its sweep."""
@@ -168,7 +169,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
         log.error(in_words(error))
     finally:
         sys.argv = command
-    note_finished(outcomes)  # a command that was stopped did not look again
+    note_finished(outcomes, datasets_of(began))  # a command that was stopped did not look again
     for outcome in outcomes:
         if outcome.unseen:
             log.error(outcome.reason)
@@ -278,10 +279,10 @@ def run_of_sweep() -> str:
     return f"run {hydra_config.job.num + 1} of {count}" if hydra_config.mode == RunMode.MULTIRUN and count else ""
 
 
-def run_job(composed: DictConfig, planned: list[Plan], datasets: dict[str, Dataset]) -> Outcome | None:
+def run_job(composed: DictConfig, planned: list[Plan], began: int) -> Outcome | None:
     """One job, in this process or in a launcher's worker. A dry run adds it to the one Plan in `planned` instead.
 
-    datasets: those that earlier jobs of this process have read.
+    began: when the command began, in ns.
     """
     show_messages()
     hydra_config = HydraConfig.get()
@@ -303,7 +304,7 @@ def run_job(composed: DictConfig, planned: list[Plan], datasets: dict[str, Datas
             config = checked_config(composed, overrides)
             if not config.dry_run:
                 outcome.config = copy.deepcopy(config)
-                outcome.ended(run(config, overrides, datasets))
+                outcome.ended(run(config, overrides, datasets_of(began)))
                 return outcome
             require(not parallel, "dry_run=true looks at all jobs in one process: it needs hydra/launcher=basic.")
             if not sweep:
@@ -341,12 +342,12 @@ def run_job(composed: DictConfig, planned: list[Plan], datasets: dict[str, Datas
     return outcome  # the other jobs of a sweep go on
 
 
-def without_finished(jobs: Jobs) -> list[list[str]]:
+def without_finished(jobs: Jobs, datasets: dict[str, Dataset]) -> list[list[str]]:
     """The words of unfinished jobs. The finished ones end here, since a launch takes a quarter of a second.
 
     If processes share a run, each of them looks for itself at the same time.
     """
-    lookup, left = Lookup(), []
+    lookup, left = Lookup(datasets), []
     for words, config in jobs.items():
         result = None if config.dry_run or devices.shared() else lookup.finished(config)
         if result is None:
@@ -356,13 +357,13 @@ def without_finished(jobs: Jobs) -> list[list[str]]:
     return left
 
 
-def look_again(outcomes: Sequence[Outcome]) -> None:
+def look_again(outcomes: Sequence[Outcome], datasets: dict[str, Dataset]) -> None:
     """Looks again at the runs of another process, which may have finished or left them meanwhile."""
-    note_finished(outcomes)
+    note_finished(outcomes, datasets)
     for outcome in outcomes:
         if outcome.state == "in progress" and outcome.config and stop_signal() is None:
             try:
-                outcome.ended(run(copy.deepcopy(outcome.config), outcome.overrides))
+                outcome.ended(run(copy.deepcopy(outcome.config), outcome.overrides, datasets))
             except InUse:
                 continue
             except (UserError, OSError) as error:
@@ -371,10 +372,11 @@ def look_again(outcomes: Sequence[Outcome]) -> None:
                 log.error(outcome.reason)
 
 
-def note_finished(outcomes: Sequence[Outcome]) -> None:
+def note_finished(outcomes: Sequence[Outcome], datasets: dict[str, Dataset]) -> None:
     """Notes which runs of another process are finished by now."""
+    lookup = Lookup(datasets)
     for outcome in outcomes:
-        if outcome.state == "in progress" and outcome.config and (result := Lookup().finished(outcome.config)):
+        if outcome.state == "in progress" and outcome.config and (result := lookup.finished(outcome.config)):
             outcome.ended(result)
 
 

@@ -23,7 +23,17 @@ from .readers.torchvision_sets import reason
 from .registry import READERS, Publication
 from .tree import remarks
 
-__all__ = ["READERS", "Dataset", "Publication", "fetch", "load_dataset", "locate", "look_for", "publication"]
+__all__ = [
+    "READERS",
+    "Dataset",
+    "Publication",
+    "fetch",
+    "load_dataset",
+    "load_once",
+    "locate",
+    "look_for",
+    "publication",
+]
 
 
 def load_dataset(
@@ -54,6 +64,14 @@ def load_dataset(
     for sentence in dataset.remarks:
         remark(sentence)
     return dataset
+
+
+def load_once(config: DatasetConfig, cache_dir: Path, datasets: dict[str, Dataset]) -> Dataset:
+    """The data set, from `datasets` if it is there already. Raises UserError as `load_dataset` does."""
+    key = repr((config, cache_dir))
+    if key not in datasets:
+        datasets[key] = load_dataset(config, cache_dir)
+    return datasets[key]
 
 
 def _read_as(dataset: Dataset, config: DatasetConfig) -> Dataset:

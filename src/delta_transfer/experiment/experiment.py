@@ -15,7 +15,7 @@ import yaml
 
 from ..common.console import Display, log
 from ..common.errors import RunFailed, UserError
-from ..data import load_dataset
+from ..data import load_once
 from ..data.dataset import Dataset, Splits, make_splits
 from ..data.loader import BatchSource
 from ..data.registry import READERS
@@ -55,7 +55,7 @@ from .fitting import fit_part
 def run(config: RunConfig, overrides: Sequence[str] = (), datasets: dict[str, Dataset] | None = None) -> RunResult:
     """Carries out the run that `config` describes, or finds it finished.
 
-    overrides: the words that `config` was composed from, for the record. datasets: those that a sweep has read.
+    overrides: the words that `config` was composed from, for the record. datasets: those that a command has read.
 
     Raises UserError, InUse and OSError before there is a run, or where the same command can go on with it. Every other
     end of a run is recorded in its summary and raised as RunFailed.
@@ -73,8 +73,7 @@ def run(config: RunConfig, overrides: Sequence[str] = (), datasets: dict[str, Da
     with devices.rank0_first():  # it downloads weights and reads all images, whose digests it remembers for the others
         for folder in (config.results_dir, config.cache_dir):
             make_output_folder(Path(folder))
-        datasets, key = {} if datasets is None else datasets, repr((config.dataset, config.cache_dir))
-        dataset = datasets[key] = datasets.get(key) or load_dataset(config.dataset, Path(config.cache_dir))
+        dataset = load_once(config.dataset, Path(config.cache_dir), {} if datasets is None else datasets)
         if not_downloaded(config.backbone):  # before all images are read: it may fail
             read_weights(config.backbone)
         data = dataset.fingerprint

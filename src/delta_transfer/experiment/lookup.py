@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..common.errors import UserError
-from ..data import load_dataset
+from ..data import load_once
 from ..data.dataset import Dataset, Splits, make_splits
 from ..engine.config import RunConfig, name_of
 from ..engine.devices import pick_device, pick_precision
@@ -28,10 +29,20 @@ class Found:
     directory: RunDirectory | None  # its name follows from all of it
 
 
-class Lookup:
-    """Finds runs by their configurations. It reads each data set and each network once, and remembers them."""
+@lru_cache(maxsize=1)
+def datasets_of(began: int) -> dict[str, Dataset]:
+    """The data sets that this process has read for the command that began at this time. Each worker has its own."""
+    return {}
 
-    def __init__(self) -> None:
+
+class Lookup:
+    """Finds runs by their configurations. It reads each data set and each network once, and remembers them.
+
+    datasets: those that the command has read, for the runs after it, too.
+    """
+
+    def __init__(self, datasets: dict[str, Dataset] | None = None) -> None:
+        self._datasets = {} if datasets is None else datasets
         self.missing: dict[str, str] = {}  # what is not here -> why
         self._known: dict[tuple[Any, ...], Any] = {}
 
@@ -81,7 +92,7 @@ class Lookup:
 
         def load() -> Dataset | None:
             try:
-                return load_dataset(wanted.replace(download=False), Path(config.cache_dir))
+                return load_once(wanted.replace(download=False), Path(config.cache_dir), self._datasets)
             except UserError as error:
                 fetch = "dataset.download=true will fetch it first" if wanted.download else str(error)
                 self.missing[f"data set {wanted.name}"] = fetch
