@@ -158,7 +158,7 @@ def main() -> None:
         for kind in DEVICES
     }
     write_atomically(RESULTS / "README.md", markdown(parts).encode())
-    show(parts)
+    show(kind, parts[kind])
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
@@ -174,13 +174,13 @@ def row(target: Target, kind: str, parts: list[dict]) -> tuple[str, str, str, st
     return wanted, f"{value:.3g}", "" if bound is None else "passes" if held else "falls short", measured["detail"]
 
 
-def show(parts: dict[str, list[dict]]) -> None:
-    """Shows the rows on the terminal, for the kinds of device that have any."""
-    kinds = [kind for kind in DEVICES if parts[kind]]
-    table = Table("what", *(title for kind in kinds for title in ("target", TITLES[kind], "")))
+def show(kind: str, parts: list[dict]) -> None:
+    """Shows the measured rows of one kind of device on the terminal."""
+    table = Table("what", TITLES[kind], "target")
     for target in TARGETS:
-        cells = [cell for kind in kinds for cell in row(target, kind, parts[kind])[:3]]
-        table.add_row(target.what, *(cell.replace("falls short", "[red]falls short[/]") for cell in cells))
+        wanted, value, verdict, _ = row(target, kind, parts)
+        if value != "-":
+            table.add_row(target.what, f"{value} [red]{verdict}[/]" if verdict == "falls short" else value, wanted)
     Console().print(table)
 
 
