@@ -101,6 +101,8 @@ TARGETS = [
     Target("startup_report", "processor seconds of delta-report on 1,000 runs", 2.5, 2.5),
     Target("startup_report_3000", "processor seconds of delta-report on 3,000 runs", 5, 5),
     Target("startup_page_3000", "processor seconds of its page for 3,000 runs", 15, 15),
+    Target("startup_report_predictions", "processor seconds of delta-report on 3,000 runs with predictions", 5, 5),
+    Target("startup_page_predictions", "processor seconds of its page for 3,000 runs with predictions", 15, 15),
     *(Target(f"growth_{key}", f"exponent of the cost with the number of {what}") for key, what in GROWTH.items()),
     *(Target(f"l2t_{name}", f"step: L2T-ww / plain, {name}", 8, 8) for name in L2T_TARGETS),
     *(Target(f"l2t_arithmetic_{name}", f"arithmetic: L2T-ww / plain, {name}", 11, 11) for name in L2T_TARGETS),

@@ -17,6 +17,8 @@ from itertools import product
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 
+import numpy as np
+
 from benchmarking import Report, arguments
 from delta_transfer.cli.compose import compose_config
 from delta_transfer.engine.devices import versions
@@ -24,6 +26,7 @@ from delta_transfer.experiment.lookup import Lookup
 from delta_transfer.records.run_directory import SCHEMA, timestamp
 
 METHODS = ("l2", "l2_fe", "l2_sp", "delta_noatt", "delta")
+IMAGES, CLASSES = 500, 10  # of predictions
 STRENGTH = {"l2": "weight_decay", "l2_fe": "weight_decay"}  # what is searched; of the others alpha
 
 
@@ -40,19 +43,23 @@ def main() -> None:
     what = f"delta-run, {few} finished runs: {of_few:.1f} processor seconds, {many}: {of_many:.1f}; best of {times}"
     report.add("startup_finished", of_many, what)
     report.add("startup_finished_run", max(0.001, 1000 * (of_many - of_few) / (many - few)), what)
-    for key, seeds, strengths, words in (
-        ("startup_report", 10, 20, []),
-        ("startup_report_3000", 10, 60, []),
-        ("startup_page_3000", 10, 60, ["--format", "html", "--output", "page.html"]),
+    page = ["--format", "html", "--output", "page.html"]
+    for key, seeds, strengths, words, images in (
+        ("startup_report", 10, 20, [], 0),
+        ("startup_report_3000", 10, 60, [], 0),
+        ("startup_page_3000", 10, 60, page, 0),
+        ("startup_report_predictions", 10, 60, [], IMAGES),
+        ("startup_page_predictions", 10, 60, page, IMAGES),
     ):
         if options.quick:
             seeds, strengths = 2, 2
         with tempfile.TemporaryDirectory() as folder:
-            count = write_records(Path(folder), seeds, strengths, lines=90 if words else 0)
+            count = write_records(Path(folder), seeds, strengths, 90 if words else 0, images)
             where = [str(Path(folder) / word) if word == "page.html" else word for word in words]
             seconds = best_of(times, "delta-report", folder, *where)
         shown = " ".join(["delta-report", *words[:2]])
-        report.add(key, seconds, f"processor seconds of {shown} on {count:,} records; best of {times}")
+        what = f"{count:,} records" + (f" with logits of {images} images" if images else "")
+        report.add(key, seconds, f"processor seconds of {shown} on {what}; best of {times}")
     report.write()
 
 
@@ -67,16 +74,22 @@ def write_finished(folder: str, count: int) -> list[str]:
     return words
 
 
-def write_records(folder: Path, seeds: int, strengths: int, lines: int) -> int:
-    """Writes records, each with `lines` lines of metrics; returns their number."""
+def write_records(folder: Path, seeds: int, strengths: int, lines: int, images: int = 0) -> int:
+    """Writes records, each with `lines` lines of metrics and predictions for `images`; returns their number."""
     metrics = [
         {"step": step, "lr": 0.01, "cross_entropy": 30 / step, "loss": 30 / step, "images_per_second": 190.0}
         for step in range(100, 100 * lines + 1, 100)
     ]
     records = list(synthetic_records(seeds, strengths))
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, CLASSES, images)
     for record in records:
         run = folder / "runs" / record["run_id"]
         run.mkdir(parents=True)
+        if images:
+            logits = draw.normal(size=(images, CLASSES)).astype(np.float32)
+            np.savez(run / "predictions.npz", labels=labels, logits=logits, index=np.arange(images))
+            record |= {"n_test": images, "test_top1": 100 * float((logits.argmax(axis=1) == labels).mean())}
         (run / "summary.json").write_text(json.dumps(record, indent=2))
         if lines:
             (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
