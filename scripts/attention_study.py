@@ -6,8 +6,8 @@
 Without WORDs the images are the embedded letters, in the protocol of the demo, with DELTA's published strength. WORDs
 such as `dataset=folder dataset.root=photos backbone=resnet18` name other images. Each variant has a folder of results.
 The command resumes: finished runs are skipped. Then, or with --read alone, it prints a table in Markdown: test
-accuracy, the difference to DELTA without attention, whether both are equal within a margin, and how well two halves of
-the images agree on the channels' ranking.
+accuracy, the difference to DELTA without attention, whether both are equal within a margin, how well two halves of the
+images agree on the channels' ranking, and how many runs failed, as those that diverge.
 """
 
 import argparse
@@ -32,6 +32,8 @@ VARIANTS = {
     "images_32": "reg=delta reg.attention.images=32",
     "images_64": "reg=delta reg.attention.images=64",
     "images_128": "reg=delta reg.attention.images=128",
+    "sharp": "reg=delta reg.attention.temperature=1",
+    "sharp_shuffled": "reg=delta reg.attention.temperature=1 reg.attention.shuffle=${seed}",
     "every_2": "reg=delta_noatt reg.every=2",
     "every_4": "reg=delta_noatt reg.every=4",
     "every_8": "reg=delta_noatt reg.every=8",
@@ -44,18 +46,21 @@ def agreement(record: Record) -> str | None:
     return f"{sum(found) / len(found):.2f}" if found else None
 
 
-def row(name: str, cell: Cell, baseline: Cell) -> list[object]:
-    if name == BASELINE:
-        return [name, cell, None, None, None]
+def row(name: str, cell: Cell | None, failed: int, baseline: Cell) -> list[object]:
+    if cell is None or name == BASELINE:
+        return [name, cell, None, None, None, failed]
     tested = equivalence(cell, baseline, MARGIN)
-    return [name, cell, paired(cell, baseline), tested.found if tested else None, agreement(cell.runs[0])]
+    found = tested.found if tested else None
+    return [name, cell, paired(cell, baseline), found, agreement(cell.runs[0]), failed]
 
 
 def reading(folder: Path) -> str:
     """The table of the finished variants. Raises SystemExit without runs of the baseline."""
-    found = {name: cells_of(read_all([folder / name])[0]) for name in VARIANTS if (folder / name).is_dir()}
-    cells = {name: next(iter(by_method.values())) for name, by_method in found.items() if by_method}
-    if BASELINE not in cells:
+    records = {name: read_all([folder / name])[0] for name in VARIANTS if (folder / name).is_dir()}
+    cells = {name: next(iter(cells_of(of_one).values()), None) for name, of_one in records.items()}
+    failed = {name: sum(bool(record.get("error")) for record in of_one) for name, of_one in records.items()}
+    baseline = cells.get(BASELINE)
+    if baseline is None:
         raise SystemExit(f"{folder}: no finished run of {BASELINE}.")
     header = [
         "variant",
@@ -63,8 +68,11 @@ def reading(folder: Path) -> str:
         "difference to delta_noatt, 95 % t interval (n)",
         f"within {MARGIN:g} point",
         "two halves agree",
+        "failed runs",
     ]
-    return table(header, [row(name, cell, cells[BASELINE]) for name, cell in cells.items()])
+    return table(
+        header, [row(name, cell, failed[name], baseline) for name, cell in cells.items() if cell or failed[name]]
+    )
 
 
 def main() -> None:

@@ -105,20 +105,24 @@ def test_the_attention_study_has_a_row_for_each_finished_variant(monkeypatch, tm
     monkeypatch.syspath_prepend(SCRIPTS)
     import attention_study
 
-    tests = {"delta_noatt": (80.0, 81.0, 82.5), "delta": (80.1, 81.2, 82.5), "every_8": (70.0, 72.0, 71.0)}
-    for name in tests:
+    tests = {"delta_noatt": (80.0, 81.0, 82.5), "delta": (80.1, 81.2, 82.5), "every_4": (70.0, 72.0, 71.0)}
+    for name in (*tests, "every_8"):
         (tmp_path / name).mkdir()
+    records = {name: [{"name": name}] for name in tests} | {"every_8": [{"name": "every_8", "error": "diverged"}] * 2}
     run = {"fit": {"conv1/split_half": 0.25, "conv2/split_half": 0.75, "seconds": 3}}
-    monkeypatch.setattr(attention_study, "read_all", lambda folders: (folders[0].name, []))
-    monkeypatch.setattr(
-        attention_study,
-        "cells_of",
-        lambda records: {"m": Cell(cell(*tests[records]).values, runs=[run if records == "delta" else {}])},
-    )
+    monkeypatch.setattr(attention_study, "read_all", lambda folders: (records[folders[0].name], []))
+
+    def cells_of(found):
+        name = found[0]["name"]
+        runs = [run if name == "delta" else {}]
+        return {"m": Cell(cell(*tests[name]).values, runs=runs)} if name in tests else {}
+
+    monkeypatch.setattr(attention_study, "cells_of", cells_of)
     rows = [line.split(" | ") for line in attention_study.reading(tmp_path).splitlines()[2:]]
-    assert [row[0].strip("| ") for row in rows] == list(tests)
-    assert [row[3] for row in rows] == ["-", "equal", "worse"]
-    assert [row[4].strip("| ") for row in rows] == ["-", "0.50", "-"]
+    assert [row[0].strip("| ") for row in rows] == [*tests, "every_8"]
+    assert [row[3] for row in rows] == ["-", "equal", "worse", "-"]
+    assert [row[4] for row in rows] == ["-", "0.50", "-", "-"]
+    assert [row[5].strip("| ") for row in rows] == ["0", "0", "0", "2"] and rows[3][1] == "-"
 
 
 def test_a_curve_is_compared_at_each_measured_iteration(monkeypatch):
