@@ -9,7 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from delta_transfer.common import cores
 from delta_transfer.common.console import log
+from delta_transfer.engine import devices
 
 from .miniature import delta_run, tiny_overrides, write_cub
 
@@ -67,6 +69,16 @@ def test_a_dry_run_plans_all_jobs_whatever_would_launch_them(tmp_path, monkeypat
     # Such a worker makes Hydra's list of plugins anew. The next sweep is checked before it starts all the same.
     assert delta_run(monkeypatch, *sweep[:-2], "+foo=1") == 1
     assert not Path("results").exists()
+
+
+def test_a_command_and_not_each_worker_says_that_the_machine_is_busy(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cores, "others", 16.0)
+    seen = []  # the load of other programs that a message would name
+    monkeypatch.setattr(devices, "share_cores", lambda: seen.append(cores.others))
+    words = [*tiny_overrides(write_cub(tmp_path / "CUB_200_2011"), tmp_path / "results"), "reg=l2", "seed=0,1"]
+    # One worker of joblib is this process.
+    assert delta_run(monkeypatch, "-m", *words, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1") == 0
+    assert seen[0] == 16 and len(seen) > 1 and not any(seen[1:])
 
 
 def test_a_line_on_the_screen_is_one_write(monkeypatch):

@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from .. import __version__
+from ..common import cores
 from ..common.console import Display, log, quiet_pipe, show_messages
 from ..common.errors import UserError, in_words
 from ..common.options import require
@@ -296,6 +297,8 @@ def run_job(composed: DictConfig, planned: list[Plan], began: int) -> Outcome | 
 
     # A job in this process leaves signals to the command. Workers of submitit and torchrun handle them themselves.
     in_worker = parallel and launcher == "joblib"
+    if in_worker:
+        cores.others = 0.0  # the command has said what else runs; the load here has its other workers in it
     try:
         with stop_enabled(worker=True) if in_worker else stop_deferred([]):
             if stop_signal() is not None:

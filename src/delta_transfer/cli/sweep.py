@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ..common.console import log, quoted
 from ..common.errors import UserError
 from ..common.options import OptionError
+from ..engine import devices
 from ..engine.config import RunConfig
 from ..engine.devices import Stopped, stop_signal
 from .compose import GROUPS, checked_config, compose, parsed
@@ -61,6 +62,9 @@ class CheckedSweeper(Sweeper):
         except OSError as error:
             raise UserError(f"{folder} cannot be written: {error.strerror}.") from None
         jobs = CheckedSweeper.to_launch(checked)
+        on_cpu = any(devices.uses_cpu(config.device) for config in checked.values())
+        if jobs and on_cpu and self.composed.hydra.runtime.choices["hydra/launcher"] == "joblib":
+            devices.share_cores()  # says whether this machine is busy; each worker would repeat it
         skipped, at_once = len(checked) - len(jobs), self.batch_size or len(checked)
         for first in range(0, len(jobs), at_once):
             for job in self.launcher.launch(jobs[first : first + at_once], initial_job_idx=skipped + first):

@@ -44,9 +44,9 @@ def set_up(wanted: str, deterministic: bool) -> torch.device:
 
 
 def pick_device(wanted: str) -> torch.device:
-    available = torch.cuda.is_available()
-    require(wanted != "cuda" or available, "device=cuda, but PyTorch sees no CUDA device; use device=cpu or auto.")
-    if wanted == "cpu" or not available:
+    on_cpu = uses_cpu(wanted)
+    require(wanted != "cuda" or not on_cpu, "device=cuda, but PyTorch sees no CUDA device; use device=cpu or auto.")
+    if on_cpu:
         share_cores()
         return torch.device("cpu")
     if "LOCAL_RANK" in os.environ:  # torchrun has dealt out the GPUs
@@ -56,6 +56,10 @@ def pick_device(wanted: str) -> torch.device:
         index = claim_gpu()
     torch.cuda.set_device(index)  # the device of calls that name none (synchronize, is_bf16_supported)
     return torch.device("cuda", index)
+
+
+def uses_cpu(wanted: str) -> bool:
+    return wanted == "cpu" or not torch.cuda.is_available()
 
 
 @cache  # said once per process
