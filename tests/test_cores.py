@@ -85,7 +85,7 @@ def test_a_share_is_what_others_leave_or_as_much_as_each_of_them_gets(
 
 @pytest.mark.parametrize("of_a_person", [None, *cores.SETTINGS])
 def test_threads_spin_briefly_on_a_busy_machine_unless_a_person_says_otherwise(of_a_person, monkeypatch):
-    for name in cores.SETTINGS:
+    for name in (*cores.SETTINGS, cores.CHOSEN_ON):
         monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
     if of_a_person:
@@ -98,6 +98,16 @@ def test_threads_spin_briefly_on_a_busy_machine_unless_a_person_says_otherwise(o
         monkeypatch.setattr(cores, "busy_others", lambda count=others: count)
         cores.begin_command()
         assert os.environ.get("GOMP_SPINCOUNT") == chosen
+    assert (cores.CHOSEN_ON in os.environ) is (of_a_person is None)
+
+
+@pytest.mark.parametrize(("chosen_on", "kept"), [(None, True), (os.uname().nodename, True), ("the login node", False)])
+def test_a_worker_keeps_what_was_chosen_for_its_own_machine(chosen_on, kept):
+    environment = {name: value for name, value in os.environ.items() if name != cores.CHOSEN_ON}
+    environment |= {"GOMP_SPINCOUNT": "7"} | ({cores.CHOSEN_ON: chosen_on} if chosen_on else {})
+    code = "import os, sys, delta_transfer; print(os.environ.get('GOMP_SPINCOUNT') == '7', 'torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert out.stdout.split() == [str(kept), "False"]
 
 
 def test_a_command_begins_before_torch_is_imported():

@@ -21,6 +21,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from .common.cores import choose_anew_elsewhere
+
 if TYPE_CHECKING:  # For editors and type checkers. At run time the methods' names follow from their registry.
     from .experiment.fine_tune import FineTuned as FineTuned
     from .experiment.fine_tune import fine_tune as fine_tune
@@ -55,6 +57,7 @@ if TYPE_CHECKING:  # For editors and type checkers. At run time the methods' nam
     from .models import call as call
     from .models import tapped as tapped
 
+choose_anew_elsewhere()  # here, since a worker that unpickles its job may import torch before it imports cli/
 __version__ = version("delta-transfer")
 
 # Beside the methods. All names are imported when they are asked for: a command begins without torch, which takes

@@ -1,4 +1,4 @@
-"""The commands. Every command and every launcher's worker imports this package before torch."""
+"""The commands. Every command imports this package before torch."""
 
 from ..common.cores import begin_command
 

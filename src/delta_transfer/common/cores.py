@@ -15,6 +15,7 @@ from statistics import fmean
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # of OpenMP; the user's settings are kept
 # Rounds of spinning of GNU's OpenMP, which PyTorch's Linux wheels bring. docs/performance.md has what was measured.
 SPINS_BESIDE_OTHERS = 1_000
+CHOSEN_ON = "DELTA_TRANSFER_SPINS_CHOSEN_ON"  # the machine for which a command set GOMP_SPINCOUNT
 NOTICED = 0.3  # least load of other programs at which the machine counts as busy
 NOTABLE = 1.5  # least slowdown factor that a message reports
 CGROUPS = Path("/sys/fs/cgroup")
@@ -30,7 +31,15 @@ def begin_command() -> None:
     global of_a_command, others
     of_a_command, others = True, busy_others()
     if others >= NOTICED and "torch" not in sys.modules and not any(name in os.environ for name in SETTINGS):
-        os.environ["GOMP_SPINCOUNT"] = str(SPINS_BESIDE_OTHERS)
+        os.environ |= {"GOMP_SPINCOUNT": str(SPINS_BESIDE_OTHERS), CHOSEN_ON: os.uname().nodename}
+
+
+def choose_anew_elsewhere() -> None:
+    """In a launcher's worker, forgets what the command chose for another machine, such as a cluster's login node."""
+    if os.environ.get(CHOSEN_ON, here := os.uname().nodename) != here:
+        for name in (CHOSEN_ON, "GOMP_SPINCOUNT"):
+            os.environ.pop(name, None)
+        begin_command()
 
 
 def usable_cores() -> int:
