@@ -12,6 +12,7 @@ from delta_transfer.cli import doctor
 from delta_transfer.cli.compose import compose_dataset as composed
 from delta_transfer.cli.data import main
 from delta_transfer.cli.doctor import Findings
+from delta_transfer.common import cores
 from delta_transfer.data import examination
 from delta_transfer.engine.devices import threads_in_words
 from delta_transfer.models.zoo import build_source
@@ -63,6 +64,19 @@ def test_everything_is_looked_at(tmp_path, monkeypatch, capsys):
     assert "results_dir=" in out and "cache_dir=" in out
     assert "resnet50: delta-run downloads them into" in out
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(("of_a_person", "taken"), [(None, 2), ("8", 8)])
+def test_threads_are_those_that_a_run_takes_in_a_container(of_a_person, taken, found, monkeypatch):
+    threads = [8]
+    monkeypatch.setattr(cores, "USABLE", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if of_a_person:
+        monkeypatch.setenv("OMP_NUM_THREADS", of_a_person)
+    doctor.torch_and_devices(found)
+    assert any(f"2 cores, {taken} threads" in line for line in lines_of(found))
 
 
 def test_the_next_command_compares_methods_on_the_folder_that_was_named(tmp_path):

@@ -137,9 +137,10 @@ def torch_and_devices(found: Findings) -> None:
     import torch
     import torchvision  # noqa: F401 - raises here if its build does not match torch
 
-    from ..engine.devices import threads_in_words
+    from ..engine.devices import keep_to_quota, threads_in_words
 
     bf16 = "with" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "without"
+    keep_to_quota()  # as a run does
     found.fine("CPU", f"{cores.USABLE} cores, {threads_in_words()}, {bf16} bf16 (precision=bf16)")
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)

@@ -72,14 +72,19 @@ def share_cores() -> None:
     """
     if not cores.of_a_command:  # another program chooses its threads itself
         return
-    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores.USABLE:
-        torch.set_num_threads(cores.USABLE)
+    keep_to_quota()
     threads, others, there = torch.get_num_threads(), cores.others, os.cpu_count() or 1
     share = min(threads, max(there - others, there / (others + 1)))
     if threads / share >= cores.NOTABLE:
         hint = "; OMP_NUM_THREADS=1 helps small networks" if share <= 1 < threads else ""
         slower = f"this takes about {threads / share:.0f} times as long{hint}"
         log.info(f"{there} cores, load {others:.0f} of other programs: {slower}")
+
+
+def keep_to_quota() -> None:
+    """Takes no more threads than a container allows cores, unless the user has chosen their number."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores.USABLE:
+        torch.set_num_threads(cores.USABLE)
 
 
 @cache  # a process keeps its GPU, through all jobs of a sweep
