@@ -6,6 +6,7 @@ import re
 import signal
 from itertools import product
 from operator import attrgetter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -262,6 +263,21 @@ def test_a_disk_without_room_is_not_ready(tmp_path, monkeypatch, capsys, measure
         monkeypatch.setattr(plan.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         for words in (tiny, [*tiny, *one_folder]):
             assert dry_run(monkeypatch, capsys, *words).count("Not ready: disk") == lacking
+
+
+@pytest.mark.parametrize("key", ["results_dir", "cache_dir"])
+def test_each_disk_is_compared_with_what_the_runs_write_to_it(key, tmp_path, monkeypatch, capsys, measured):
+    here, other = tmp_path, Path("/proc/self")  # another file system, to which a dry run writes nothing
+    words = [*tiny_overrides(write_cub(here / "CUB"), here), "reg=l2", f"cache_dir={here}", f"{key}={here},{other}"]
+    weights, store = COST.weights_bytes, 24 * 20 * 20 * 3
+    needed = {here: weights + store, other: weights}
+    if key == "cache_dir":
+        needed = {here: 2 * weights + store, other: store}
+    for short in (None, here, other):
+        free = {disk: SimpleNamespace(free=count - (disk == short)) for disk, count in needed.items()}
+        monkeypatch.setattr(plan.shutil, "disk_usage", free.get)
+        output = dry_run(monkeypatch, capsys, "-m", *words)
+        assert re.findall(r"Not ready: disk of (\S+):", output) == ([str(short)] if short else [])
 
 
 def test_times_beside_other_programs_stand_beside_those_of_an_idle_machine(tmp_path, monkeypatch, capsys, measured):

@@ -59,7 +59,7 @@ class Plan:
 
     jobs: list[Job] = field(default_factory=list)
     runs: int = 0  # that the sweeps so far have, whose jobs are added one by one
-    stores: dict[Any, int] = field(default_factory=dict)  # image stores that will be built, bytes
+    stores: dict[tuple[str, Any], int] = field(default_factory=dict)  # bytes of image stores to build, by cache_dir too
     lengths: dict[tuple[str, int], str] = field(default_factory=dict)  # what schedule.iterations=auto comes to
     fits: dict[Any, float] = field(default_factory=dict)  # seconds of computations that several runs share
     lookup: Lookup = field(default_factory=Lookup)
@@ -104,7 +104,8 @@ class Plan:
             # Without the data set its configuration stands for it.
             shared = (json.dumps([*to_fit.values()]), None if splits else repr((config.dataset, config.split)))
             self.fits[shared] = cost.seconds_to_fit(n_train)
-        self.stores |= TASKS[config.task].stores_to_build(config, dataset)
+        stores = TASKS[config.task].stores_to_build(config, dataset)
+        self.stores |= {(config.cache_dir, store): count for store, count in stores.items()}
 
     @property
     def waiting(self) -> float:
@@ -161,9 +162,11 @@ class Plan:
             )
         if self.waiting >= NOTABLE:
             log.info(f"Other programs are running: without them it takes about {duration(total)}")
-        kept, stores = sum(job.stages * job.cost.weights_bytes for job in left), sum(self.stores.values())
-        log.info(f"Disk: about {in_bytes(kept)} of trained weights, {in_bytes(stores)} of image stores to build")
-        self.compare_with_disk([(left[0].config.results_dir, kept), (left[0].config.cache_dir, stores)])
+        kept = [(job.config.results_dir, job.stages * job.cost.weights_bytes) for job in left]
+        stores = [(cache_dir, count) for (cache_dir, _), count in self.stores.items()]
+        weights, images = (in_bytes(sum(count for _, count in needed)) for needed in (kept, stores))
+        log.info(f"Disk: about {weights} of trained weights, {images} of image stores to build")
+        self.compare_with_disk(kept + stores)
         how = "measured" if device.type == "cuda" else f"estimated, {left[0].config.precision}"
         log.info(f"GPU memory: {how}; the image store is kept there too, if it leaves half of it free")
 
