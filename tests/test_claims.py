@@ -21,7 +21,8 @@ PUBLISHED = sorted(
     page for page in (ROOT / "results/published").glob("*/README.md") if page.parent.name != "benchmarks"
 )
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("choose.md", "results.md", "first_run.md"))]
-READING = r"(?:delta-report|python scripts/(?:read_study|read_curves|paired_differences)\.py) +results/published"
+SCRIPTS = r"(?:read_study|read_curves|paired_differences|attention_study)\.py(?: --read --results)?"
+READING = rf"(?:delta-report|python scripts/{SCRIPTS}) +results/published"
 # Nobody can compute these again: the weights, or the predictions, of their runs are not published.
 WITHOUT_RECORDS = ("## Do unused channels come to life?", "### From predictions that are not published")
 
