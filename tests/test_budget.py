@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 
@@ -239,9 +240,29 @@ def test_a_plan_is_kept_for_the_same_command(command, tmp_path, capsys):
         command("budget=12m", "split.folds=2")
 
 
-def test_a_dry_run_plans_and_writes_nothing(command, tmp_path, monkeypatch):
-    monkeypatch.setattr(which_is_best, "not_downloaded", lambda network: f"no {network.name} here")
-    lines, sweeps, _ = command("preset=quick", "dry_run=true")
-    assert any("no resnet18 here" in line for line in lines)
-    assert not sweeps and not list(tmp_path.iterdir())
+def test_a_dry_run_plans_and_writes_nothing(command, tmp_path):
+    lines, sweeps, _ = command("preset=quick", "dry_run=true", state="missing")
+    assert len(sweeps) == 4 and not list(tmp_path.iterdir())  # on folds and final runs of two methods
+    assert not any("budget=45m" in line for line in lines)  # the hint of a comparison without a limit
     assert "128 pixels" in lines[0] and "3 folds" in lines[0] and "3 seeds" in lines[0]
+
+
+def test_a_dry_run_counts_what_the_planned_runs_write(photos, tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def measure(config, *_):
+        measured.append((config.backbone.image_size, config.reg.name))
+        return Cost(step_seconds=1.0, view_seconds=0.0, fit_seconds=(0, 0), memory_bytes=1, weights_bytes=2**20)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(planning, "measure", measure)
+    monkeypatch.setattr(budget, "seconds_of_decoding", lambda *_: 0.0)
+    monkeypatch.setattr(which_is_best, "seconds_beside_steps", lambda config: 0.0)
+    monkeypatch.setattr(planning.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    words = ["dataset=folder", f"dataset.root={photos}", f"results_dir={tmp_path}", f"cache_dir={tmp_path}"]
+    words += ["+experiment=which_is_best", "backbone=resnet18", "reg=l2,l2_fe", "device=cpu", "dry_run=true"]
+    assert delta_run(monkeypatch, *words, "preset=quick") == 0
+    out = capsys.readouterr().out
+    assert "12 runs: 0 finished, 12 to do" in out and "12 MiB of trained weights" in out  # 3 folds and 3 seeds
+    assert out.count("Not ready: disk") == 1 and "Not ready: weights of resnet18" in out
+    assert sorted(measured) == [(128, "l2"), (128, "l2_fe")]  # once for the plan and for its runs

@@ -91,6 +91,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
     only_shown = any(option.partition("=")[0] in SHOWS for option in options)
     planned: list[Plan] = []
     began = time.time_ns()
+    lookup = Lookup(datasets_of(began))
     outcomes = Outcome.of_this_command
     alone = not devices.shared()
     words: list[str] = []
@@ -104,7 +105,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
 
     def before_sweep(jobs: Jobs) -> list[list[str]]:
         if dry := [config for config in jobs.values() if config.dry_run]:
-            planned[:] = planned or [Plan()]
+            planned[:] = planned or [Plan(lookup=lookup)]
             planned[0].runs += len(dry)
             planned[0].name_missing(dry)  # before anything is measured, which takes minutes
         return without_finished(jobs, datasets_of(began))
@@ -150,7 +151,7 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
                     start(options, words)
             elif WHICH_IS_BEST in words:
                 require(alone, f"{WHICH_IS_BEST} makes many runs: start it without torchrun.")
-                verdict = which_is_best.compare_methods(words, compose_first_job, sweep)
+                verdict = which_is_best.compare_methods(words, compose_first_job, sweep, lookup)
             else:
                 for line in repeated(typed):
                     log.info(line)
@@ -178,9 +179,8 @@ def run_command(config_name: str, program: str, options: list[str], typed: list[
         sys.stdout.write("\n" + on_screen([table(outcomes)], sys.stdout.isatty()))
     if found := [said for said in verdict if not isinstance(said, str)]:
         sys.stdout.write("\n" + on_screen(found, sys.stdout.isatty()) + "\n")
-    for said in verdict:
-        if isinstance(said, str):
-            log.info(said)
+    for line in (said for said in verdict if isinstance(said, str)):
+        log.info(line)
     devices.leave()
     number = stop_signal() or stopped_by
     for plan_of_all in (plan for plan in planned if plan.jobs):

@@ -37,9 +37,9 @@ from ..experiment.choosing import (
     without_a_gpu,
 )
 from ..experiment.costs import seconds_beside_steps
+from ..experiment.lookup import Lookup
 from ..experiment.planning import Plan
 from ..methods import METHODS
-from ..models.zoo import not_downloaded
 from ..records.reading import method_of
 from ..reporting import sections
 from ..reporting.comparison import compare
@@ -63,11 +63,13 @@ class Result:
     made: list[Made] = field(default_factory=list)
 
 
-def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) -> list[str | Table]:
+def compare_methods(
+    words: list[str], compose_first_job: Compose, sweep: Sweep, lookup: Lookup | None = None
+) -> list[str | Table]:
     """Makes the comparison that a command's `words` ask for; returns its result in sentences and tables.
 
     compose_first_job: composes the first job of a command and returns the parameters of its sweep, too.
-    sweep: carries a command out.
+    sweep: carries a command out, or plans it. lookup: that of its plan, which measures nothing twice.
     """
     began = time.monotonic()
     asked, of_methods, rest = asked_and_rest(words)
@@ -93,7 +95,7 @@ def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) 
     if plan:
         log.info(f"The plan of this command's first start is in {path}. Delete it, and the command plans anew.")
     else:
-        plan = plan_of(grid, levels, limits, began)
+        plan = plan_of(grid, levels, limits, began, Plan(lookup=lookup or Lookup()))
         if not config.dry_run:
             budget.write_plan(path, plan)
     grid = grid.planned(plan)
@@ -102,9 +104,8 @@ def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep) 
         plan.more,
     ]
     if config.dry_run:
-        networks = {one: grid.configs[one, "l2"].backbone for one in grid.backbones}
-        absent = [f"Weights of {one}: {why}" for one, network in networks.items() if (why := not_downloaded(network))]
-        return [*said, *absent, "The command without dry_run=true measures anew, and keeps its plan."]
+        counted = choose_and_train(grid, sweep).lines[:1]  # without its hint to name a budget
+        return [*said, *counted, "The command without dry_run=true measures anew, and keeps its plan."]
     for line in said:
         log.info(line)
     result = choose_and_train(grid, sweep)
@@ -144,13 +145,14 @@ def levels_for(limits: dict[str, str], words: list[str], asked: Asked) -> list[b
     return budget.levels_with(fixed, [budget.LEVELS[budget.PRESETS[name]]])
 
 
-def plan_of(grid: Grid, levels: list[budget.Level], limits: dict[str, str], began: float) -> budget.Chosen:
+def plan_of(
+    grid: Grid, levels: list[budget.Level], limits: dict[str, str], began: float, measured: Plan
+) -> budget.Chosen:
     """Measures levels from the cheapest on, and takes the dearest that ends in time, or that of the preset."""
     first = grid.configs[next(iter(grid.backbones)), "l2"]
     dataset, images = load_dataset(first.dataset, Path(first.cache_dir)), sum(grid.images.values())
     beside = {one: seconds_beside_steps(grid.configs[one, "l2"]) for one in grid.backbones}
     strengths = {method: len(values) for method, values in grid.alphas.items()}
-    measured = Plan()
 
     def estimate_of(level: budget.Level) -> budget.Estimate:
         configs = {}
