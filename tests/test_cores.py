@@ -1,6 +1,7 @@
 """How busy a machine is, and what a command makes of that."""
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def test_threads_spin_briefly_on_a_busy_machine_unless_a_person_says_otherwise(o
     assert (cores.CHOSEN_ON in os.environ) is (of_a_person is None)
 
 
-@pytest.mark.parametrize(("chosen_on", "kept"), [(None, True), (os.uname().nodename, True), ("the login node", False)])
+@pytest.mark.parametrize(("chosen_on", "kept"), [(None, True), (platform.node(), True), ("the login node", False)])
 def test_a_worker_keeps_what_was_chosen_for_its_own_machine(chosen_on, kept):
     environment = {name: value for name, value in os.environ.items() if name != cores.CHOSEN_ON}
     environment |= {"GOMP_SPINCOUNT": "7"} | ({cores.CHOSEN_ON: chosen_on} if chosen_on else {})

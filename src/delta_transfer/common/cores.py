@@ -6,6 +6,7 @@ number; the number of threads would change last bits.
 """
 
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -31,12 +32,12 @@ def begin_command() -> None:
     global of_a_command, others
     of_a_command, others = True, busy_others()
     if others >= NOTICED and "torch" not in sys.modules and not any(name in os.environ for name in SETTINGS):
-        os.environ |= {"GOMP_SPINCOUNT": str(SPINS_BESIDE_OTHERS), CHOSEN_ON: os.uname().nodename}
+        os.environ |= {"GOMP_SPINCOUNT": str(SPINS_BESIDE_OTHERS), CHOSEN_ON: platform.node()}
 
 
 def choose_anew_elsewhere() -> None:
     """In a launcher's worker, forgets what the command chose for another machine, such as a cluster's login node."""
-    if os.environ.get(CHOSEN_ON, here := os.uname().nodename) != here:
+    if os.environ.get(CHOSEN_ON, here := platform.node()) != here:
         for name in (CHOSEN_ON, "GOMP_SPINCOUNT"):
             os.environ.pop(name, None)
         begin_command()
