@@ -10,7 +10,11 @@ import torch
 from delta_transfer.data.loader import BatchSource, Passes
 from delta_transfer.experiment import fitting
 from delta_transfer.experiment.fitting import KeptOnDisk, fit_or_reuse
+from delta_transfer.methods.co_tuning import CoTuning
 from delta_transfer.methods.delta import DELTA
+from delta_transfer.methods.l2_sp_fisher import L2SPFisher
+from delta_transfer.methods.lp_ft import LPFT
+from delta_transfer.methods.unfinished import Unfinished
 from delta_transfer.records.run_directory import RunDirectory
 
 OPTIONS = {"images": 7, "head_epochs": 3, "head_lr": 0.5, "forward_images": 2}  # 3 x 3 batches, then 4 chunks of images
@@ -124,3 +128,42 @@ def test_a_damaged_file_of_what_was_done_is_named_and_not_used(tmp_path, tiny_so
     found, _ = fitted(tmp_path / "other", tiny_source)
     assert ".unfinished cannot be used" in capsys.readouterr().out
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+class Counted(list):
+    """Batches that know how many inputs they have."""
+
+    inputs = 10
+
+
+class Shown(Unfinished):
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, int]] = []
+
+    def show(self, what: str, done: int, total: int, within: str = "") -> None:
+        self.seen.append((what, done, total))
+
+
+@pytest.mark.parametrize(
+    ("method", "seen"),
+    [
+        (CoTuning(), [("of the classes, image", n, 10) for n in (4, 8, 10)]),
+        (
+            LPFT(probe={"choices": 2}),
+            [
+                *(("the source's features, image", n, 10) for n in (4, 8, 10)),
+                *(("choosing c, value", n, 2) for n in (1, 2)),
+            ],
+        ),
+        (L2SPFisher(fisher={"images": 3}), [("gradients, image", n, 3) for n in (1, 2, 3)]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_long_fit_shows_how_far_it_is(method, seen, tiny_source):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(10) % 3
+    images = torch.randn(10, 3, 8, 8, generator=generator)
+    method.unfinished = shown = Shown()
+    with torch.set_grad_enabled(isinstance(method, L2SPFisher)):
+        method.fit(tiny_source, Counted(zip(images.split(4), labels.split(4), strict=True)), 3)
+    assert shown.seen == seen

@@ -60,3 +60,28 @@ def test_a_run_that_is_stopped_in_an_evaluation_goes_on_with_it(reg, step, tmp_p
     (lines, weights, logits), (its_lines, its_weights, its_logits) = found.values()
     assert lines == its_lines and np.array_equal(logits, its_logits)
     assert all(torch.equal(value, its_weights[key]) for key, value in weights.items())
+
+
+class Killed(BaseException):
+    """As SIGKILL does, it leaves everything as it is."""
+
+
+def test_a_run_that_is_killed_in_its_last_evaluation_repeats_no_step(tmp_path, monkeypatch):
+    root = write_cub(tmp_path / "CUB")
+    steps, train_step = [], loop.train_step
+    monkeypatch.setattr("delta_transfer.engine.callbacks.CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr("delta_transfer.engine.config.train_step", lambda *of: steps.append(of) or train_step(*of))
+    found = {}
+    for name in ("undisturbed", "killed"):
+        words = [*tiny_overrides(root, tmp_path / name), "reg=l2", "schedule.checkpoint_seconds=0.000001"]
+        steps.clear()
+        if name == "killed":
+            with monkeypatch.context() as patch:
+                patch.setattr(Loader, "test_batches", lambda *_: (_ for _ in ()).throw(Killed))
+                with pytest.raises(Killed):
+                    delta_run(monkeypatch, *words)
+            assert not (only_run(tmp_path / name) / "summary.json").exists()
+        assert delta_run(monkeypatch, *words) == 0
+        assert len(steps) == 3
+        found[name] = load_file(only_run(tmp_path / name) / "model.safetensors")
+    assert all(torch.equal(value, found["killed"][key]) for key, value in found["undisturbed"].items())

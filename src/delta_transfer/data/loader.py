@@ -348,6 +348,7 @@ class Centres:
 
     def __init__(self, loader: BatchSource, indices: np.ndarray):
         self.loader, self.indices = loader, indices
+        self.inputs = len(indices)  # in all batches
 
     def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
         for images, labels in self.loader.test_batches(self.indices, ten_crops=False):

@@ -109,6 +109,9 @@ class Callback:
     def on_line(self, line: Line) -> None:
         """Called with a line of metrics, which has the measurements of an evaluation if there was one."""
 
+    def on_evaluation(self, at: Position) -> None:
+        """Called before an evaluation, in which the clock stands still."""
+
     def on_step(self, at: Position) -> None:
         """Called when the step and its line are done: training can go on from here."""
 
@@ -119,6 +122,8 @@ class Callback:
 @contextmanager
 def stopped_within(at: Position, callbacks: Sequence[Callback]) -> Iterator[None]:
     """In this context the clock stands still, and an evaluation may end in Stopped, of which callbacks are told."""
+    for callback in callbacks:
+        callback.on_evaluation(at)
     try:
         yield
     except Stopped:
@@ -198,19 +203,27 @@ class OnLine(Callback):
 class Checkpoints(Callback):
     """Saves a checkpoint from time to time, and when this process is asked to end; then it raises Stopped.
 
-    Checkpoints are at least `seconds` apart, and so far that they take less than CHECKPOINT_SHARE of the time.
+    Checkpoints are at least `seconds` apart, the one after the last step a sixth of that, and all so far that they take
+    less than CHECKPOINT_SHARE of the time.
     """
 
     def __init__(self, seconds: float, save: Callable[[Progress], None]):
         self.seconds, self.save = seconds, save
         self.last, self.cost = time.monotonic(), 0.0
 
+    def on_evaluation(self, at: Position) -> None:
+        # What follows the last step may take long, and nothing else is saved until the run has ended.
+        if at.done == at.end and self._due(self.seconds / 6):
+            self.save(at.progress(unmeasured=True))
+
     def on_stop(self, at: Position) -> None:
         self.save(at.progress(unmeasured=True))
 
+    def _due(self, seconds: float) -> bool:
+        return time.monotonic() - self.last > max(seconds, self.cost / CHECKPOINT_SHARE)
+
     def on_step(self, at: Position) -> None:
-        stop = stop_signal() is not None
-        due = time.monotonic() - self.last > max(self.seconds, self.cost / CHECKPOINT_SHARE)
+        stop, due = stop_signal() is not None, self._due(self.seconds)
         # The process that writes does not know what the others have seen since the last line.
         complete = devices.processes() == 1 or not at.window.images
         if not (stop or due) or at.done == at.end or not complete:

@@ -53,7 +53,7 @@ class CoTuning(Penalty):
         head = source.traced.get_submodule(source.head)
         sums: Tensor | float = 0.0
         counts: Tensor | float = 0.0
-        for images, labels in batches:
+        for images, labels in self.unfinished.counted("of the classes, image", batches):
             check_labels(labels, num_classes)
             of_class = nn.functional.one_hot(labels, num_classes).double()
             sums = sums + of_class.T @ source(images)["logits"].double().softmax(dim=1)

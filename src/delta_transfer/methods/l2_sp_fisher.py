@@ -72,9 +72,10 @@ class L2SPFisher(HeldWeights):
         network, kernels = _differentiable(source)
         squares = [torch.zeros_like(p) for p in kernels.values()]
         generator = torch.Generator().manual_seed(self.fisher.seed)
-        for image, _ in samples(batches, self.fisher.images, at_once=1):
+        for number, (image, _) in enumerate(samples(batches, self.fisher.images, at_once=1), 1):
             gradient = _gradient(network, kernels, image, generator)
             torch._foreach_addcmul_(squares, gradient, gradient)
+            self.unfinished.show("gradients, image", number, self.fisher.images)
         torch._foreach_div_(squares, self.fisher.images)
         fitted = {name: square.contiguous() for name, square in zip(kernels, squares, strict=True)}
         self.load_fitted(fitted)

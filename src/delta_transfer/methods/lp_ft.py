@@ -76,7 +76,8 @@ class LPFT(WithoutPenalty):
     @torch.no_grad()
     def fit(self, source: Network, batches: Batches, num_classes: int) -> dict[str, Tensor]:
         """The head, weight (K, d) and bias (K,), with the chosen c and its accuracy on held-out images, in percent."""
-        embedded = [(source(images)["embedding"], labels) for images, labels in batches]
+        counted = self.unfinished.counted("the source's features, image", batches)
+        embedded = [(source(images)["embedding"], labels) for images, labels in counted]
         features, labels = (torch.cat(of_batches) for of_batches in zip(*embedded, strict=True))
         check_labels(labels, num_classes)
         mean, std = features.mean(), features.std(correction=0)
@@ -100,12 +101,14 @@ class LPFT(WithoutPenalty):
                 key, f"{key}=null is chosen on held-out images, but every class has only one image: set a value."
             )
         best, chosen, head = -1.0, 0.0, None
-        for c in torch.logspace(-7, 2, self.probe.choices, dtype=torch.float64).tolist():
+        choices = torch.logspace(-7, 2, self.probe.choices, dtype=torch.float64).tolist()
+        for number, c in enumerate(choices, 1):
             head = logistic_regression(features[~held], labels[~held], num_classes, c, self.probe.iterations, head)
             right = F.linear(features[held], *head).argmax(dim=1) == labels[held]
             accuracy = 100 * right.double().mean().item()
             if accuracy > best:
                 best, chosen = accuracy, c
+            self.unfinished.show("choosing c, value", number, len(choices))
         return chosen, best
 
     def estimate_fit(self, source: Network, images: Tensor, num_classes: int) -> tuple[dict[str, Tensor], float, float]:

@@ -1,6 +1,9 @@
 """What a long computation before training has done so far."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+from torch import Tensor
 
 State = dict[str, Any]  # tensors, numbers, and containers of them
 
@@ -20,6 +23,14 @@ class Unfinished:
 
     def show(self, what: str, done: int, total: int, within: str = "") -> None:
         """`done` parts are done, and the next one is at `within`. Nothing is kept."""
+
+    def counted(self, what: str, batches: Iterable[tuple[Any, Tensor]]) -> Iterator[tuple[Any, Tensor]]:
+        """The batches (inputs, labels). Shows how many inputs are done, if the batches know how many they are."""
+        total, done = getattr(batches, "inputs", 0), 0
+        for inputs, labels in batches:
+            yield inputs, labels
+            done += len(labels)
+            self.show(what, done, total)
 
 
 NOTHING_KEPT = Unfinished()
