@@ -309,7 +309,7 @@ def test_the_gradient_norm_is_logged(tiny_source, loader, monkeypatch):
 @pytest.mark.parametrize(
     ("cost", "expected"),
     [
-        (0.0, [11, 22, 33, 44, 55]),  # every ten seconds, as asked for
+        (0.0, [11, 22, 33, 44, 55, 60]),  # every ten seconds, as asked for, and before the last evaluation
         (0.205, [11, 32, 53]),  # one of 0.2 s a hundred times as long apart, so that they take 1 %
         (3.0, [11]),
     ],

@@ -24,13 +24,13 @@ from ..common.console import Display, log, quiet_pipe, show_messages
 from ..common.errors import UserError, in_words
 from ..common.options import require
 from ..common.tables import Entry, Table, entries, on_screen
-from ..data.dataset import Dataset
+from ..data import Dataset, datasets_of
 from ..engine import devices
 from ..engine.config import RunConfig
 from ..engine.devices import Stopped, forget_stop, stop_deferred, stop_enabled, stop_signal
 from ..experiment.choosing import Made, ruled_out
 from ..experiment.experiment import run
-from ..experiment.lookup import Lookup, datasets_of
+from ..experiment.lookup import Lookup
 from ..experiment.planning import Plan
 from ..records.locks import InUse
 from ..records.run_directory import RunResult

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from os.path import exists  # False for an impossible name, too
 from pathlib import Path
@@ -27,6 +27,7 @@ __all__ = [
     "READERS",
     "Dataset",
     "Publication",
+    "datasets_of",
     "fetch",
     "load_dataset",
     "load_once",
@@ -64,6 +65,12 @@ def load_dataset(
     for sentence in dataset.remarks:
         remark(sentence)
     return dataset
+
+
+@lru_cache(maxsize=1)
+def datasets_of(began: int) -> dict[str, Dataset]:
+    """The data sets that this process has read for the command that began at this time. Each worker has its own."""
+    return {}
 
 
 def load_once(config: DatasetConfig, cache_dir: Path, datasets: dict[str, Dataset]) -> Dataset:

@@ -139,7 +139,6 @@ class AverageConfig(Options):
 
     key: ClassVar[str] = "average"
     chooses: ClassVar[bool] = False  # whether it chooses among evaluations, whose interval then changes the result
-
     trained_backbone: ClassVar[bool] = False  # it would do nothing where the backbone is frozen
 
     name: str = option("none", "name of the average of the target's weights; none: the last weights count")
@@ -203,8 +202,7 @@ class OnLine(Callback):
 class Checkpoints(Callback):
     """Saves a checkpoint from time to time, and when this process is asked to end; then it raises Stopped.
 
-    Checkpoints are at least `seconds` apart, the one after the last step a sixth of that, and all so far that they take
-    less than CHECKPOINT_SHARE of the time.
+    They are `seconds` apart (the last one a sixth), or so far that they take less than CHECKPOINT_SHARE of the time.
     """
 
     def __init__(self, seconds: float, save: Callable[[Progress], None]):
@@ -212,9 +210,8 @@ class Checkpoints(Callback):
         self.last, self.cost = time.monotonic(), 0.0
 
     def on_evaluation(self, at: Position) -> None:
-        # What follows the last step may take long, and nothing else is saved until the run has ended.
-        if at.done == at.end and self._due(self.seconds / 6):
-            self.save(at.progress(unmeasured=True))
+        if at.done == at.end and self._due(self.seconds / 6):  # nothing else is saved until the run has ended
+            self.on_stop(at)
 
     def on_stop(self, at: Position) -> None:
         self.save(at.progress(unmeasured=True))

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +28,16 @@ class Found:
     directory: RunDirectory | None  # its name follows from all of it
 
 
-@lru_cache(maxsize=1)
-def datasets_of(began: int) -> dict[str, Dataset]:
-    """The data sets that this process has read for the command that began at this time. Each worker has its own."""
-    return {}
-
-
+@dataclass
 class Lookup:
     """Finds runs by their configurations. It reads each data set and each network once, and remembers them.
 
     datasets: those that the command has read, for the runs after it, too.
     """
 
-    def __init__(self, datasets: dict[str, Dataset] | None = None) -> None:
-        self._datasets = {} if datasets is None else datasets
-        self.missing: dict[str, str] = {}  # what is not here -> why
-        self._known: dict[tuple[Any, ...], Any] = {}
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)  # what is not here -> why
+    _known: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def find(self, config: RunConfig) -> Found:
         """What the run `config` is made of. It gets its precision and its length, as in a run.
@@ -92,7 +85,7 @@ class Lookup:
 
         def load() -> Dataset | None:
             try:
-                return load_once(wanted.replace(download=False), Path(config.cache_dir), self._datasets)
+                return load_once(wanted.replace(download=False), Path(config.cache_dir), self.datasets)
             except UserError as error:
                 fetch = "dataset.download=true will fetch it first" if wanted.download else str(error)
                 self.missing[f"data set {wanted.name}"] = fetch
