@@ -6,6 +6,8 @@ import os
 import select
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import zlib
 from dataclasses import replace
@@ -290,6 +292,51 @@ def test_processes_end_with_a_killed_parent(tmp_path, monkeypatch):
     assert parent.exitcode == -signal.SIGKILL
     with open(reader, "rb") as pipe:
         assert select.select([pipe], [], [], 60)[0], "a worker is left"
+
+
+def test_python_ends_with_an_unfinished_build_in_processes():
+    program = """
+import numpy as np
+from PIL import Image
+from delta_transfer.common import cores
+from delta_transfer.data import store
+from delta_transfer.data.dataset import Dataset
+cores.USABLE, store.AT_ONCE = 8, 2
+picture = Image.new("RGB", (20, 20))
+data = Dataset("toy", ("a",), np.zeros(400, int), np.zeros(400, bool), (), lambda index: picture, listing="")
+images = store.decoded(data, 12, "squash")
+next(images)
+raise OSError("no space left")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "no space left" in ended.stderr
+
+
+@many_cores
+def test_a_killed_process_of_the_store_is_named_and_the_build_goes_on(tmp_path, monkeypatch):
+    on_many_cores(monkeypatch)
+    here, killed = os.getpid(), tmp_path / "killed"
+
+    def load(index: int) -> Image.Image:
+        if index == 30 and os.getpid() != here and not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return picture(index)
+
+    data = dataset_of([0] * 20 + [1] * 20, [False, True] * 20, load)
+    with pytest.raises(UserError, match="process that decodes images was killed"):
+        open_store(data, 12, "squash", tmp_path)
+    assert len(open_store(data, 12, "squash", tmp_path).sizes) == 40
+    assert not wrong_checksums(store_path(data, 12, "squash", tmp_path))
+
+
+@many_cores
+def test_processes_leave_the_random_numbers_of_the_program(monkeypatch):
+    on_many_cores(monkeypatch)
+    data = dataset_of([0] * 40, [False] * 40, picture)
+    before = torch.get_rng_state()
+    assert len([*decoded(data, 12, "squash")]) == 40
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_store_that_does_not_fit_the_disk_is_not_begun(tmp_path, monkeypatch):

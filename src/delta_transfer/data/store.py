@@ -5,6 +5,7 @@ which describes its data set and names its images of one colour. Checksums are c
 size or time of the file of pixels have changed since the build. A damaged store is built again.
 """
 
+import atexit
 import hashlib
 import json
 import multiprocessing
@@ -13,7 +14,7 @@ import shutil
 import signal
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -313,22 +314,34 @@ def _in_threads(decode: Callable[[int], T], indices: range, workers: int) -> Ite
 
 
 def _in_processes(decode: Callable[[int], T], indices: range, workers: int) -> Iterator[tuple[int, T]]:
+    import torch
     from torch.utils.data import DataLoader
 
     def found(batch: list[int]) -> list[tuple[int, T]]:
         return [(index, decode(index)) for index in batch]
 
     parent = os.getpid()
-    ahead: Iterable[list[tuple[int, T]]] = DataLoader(
+    loader: DataLoader[list[tuple[int, T]]] = DataLoader(
         indices,  # type: ignore[arg-type]  # a range is a data set
         AT_ONCE,
         collate_fn=found,
         num_workers=workers,
         worker_init_fn=lambda worker: _end_with(parent),
         multiprocessing_context="fork",
+        generator=torch.Generator(),  # else it draws the workers' seed from the program's own random numbers
     )
-    for batch in ahead:
-        yield from batch
+    ahead = iter(loader)
+    # At its exit Python sends SIGTERM to workers that are left, which they ignore, and would wait for them for ever.
+    end: Callable[[], None] = ahead._shutdown_workers  # type: ignore[attr-defined]
+    atexit.register(end)
+    try:
+        for batch in ahead:
+            yield from batch
+    except RuntimeError as error:  # errors of images are values here: a worker has ended
+        raise UserError(f"A process that decodes images was killed, perhaps since memory ran out ({error}).") from error
+    finally:
+        end()
+        atexit.unregister(end)
 
 
 def _end_with(parent: int) -> None:
