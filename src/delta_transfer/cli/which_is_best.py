@@ -100,7 +100,8 @@ def compare_methods(
             budget.write_plan(path, plan)
     grid = grid.planned(plan)
     said = [
-        f"Planned: {plan.level}. It takes about {duration(plan.estimate.total)}, one run after the other.",
+        f"Planned: {plan.level}. It takes about {duration(plan.estimate.total)}: this measurement, decoding, "
+        "and all of each run, one after the other.",
         plan.more,
     ]
     if config.dry_run:
@@ -212,7 +213,7 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
             plan = (
                 f"First {len(validated)} runs on {grid.folds} folds of the training {grid.inputs} choose a method and "
                 f"alpha. Then what was chosen, for which {stands} stands here, is trained on all of them with "
-                f"{len(grid.seeds)} seeds, beside L2 and L2-FE where they are compared."
+                f"{len(grid.seeds)} seed{'s' * (len(grid.seeds) != 1)}, beside L2 and L2-FE where they are compared."
             )
         attention = any(has(one.reg, ATTENTION) for one in grid.configs.values())
         return Result([plan, *without_a_gpu(config, attention)])

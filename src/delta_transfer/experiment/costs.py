@@ -169,7 +169,7 @@ def seconds_of_decoding(dataset: Dataset, size: int, aspect: str) -> float:
 
     few = np.unique(np.linspace(0, len(dataset.labels) - 1, 8 * PROBE_BATCH).round().astype(int)).tolist()
     start = perf_counter()
-    with ThreadPoolExecutor(cores.USABLE) as pool:  # as many as build the store
+    with ThreadPoolExecutor(cores.USABLE) as pool:  # above four cores, processes build the store
         list(pool.map(decode, few))
     return (perf_counter() - start) / len(few)
 

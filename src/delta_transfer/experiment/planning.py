@@ -154,7 +154,10 @@ class Plan:
         parts = [f"{now(once)} for what runs share (such as channel attention)"] if once else []
         parts += [f"{now(on_folds)} for runs on folds"] if on_folds and self.both_kinds else []
         shared = f", of which {' and '.join(parts)}" if parts else ""
-        log.info(f"Time: about {now(total)} one after the other on {device_name(device)}{shared}; without decoding")
+        log.info(
+            f"Time: about {now(total)} one after the other on {device_name(device)}{shared}; "
+            "without decoding and without what a run does before and after its steps"
+        )
         if once > total / 2:
             log.info(
                 f"What runs share takes {100 * once / total:.0f} % of the time: of channel attention, "
