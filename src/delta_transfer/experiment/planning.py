@@ -156,7 +156,7 @@ class Plan:
         shared = f", of which {' and '.join(parts)}" if parts else ""
         log.info(
             f"Time: about {now(total)} one after the other on {device_name(device)}{shared}; "
-            "without decoding and without what a run does before and after its steps"
+            "without decoding, and without what a run does beside steps and evaluations"
         )
         if once > total / 2:
             log.info(
