@@ -25,11 +25,14 @@ DATASETS = {  # name: the words that name the images, below --data
     "dtd10_3": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10 dataset.images_per_class=3",
     "cub50_30": "dataset=cub dataset.root={data}/cub50 dataset.images_per_class=30",
     "dtd10_30": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10 dataset.images_per_class=30",
+    "cifar10_3": "dataset=folder dataset.root={data}/cifar10-part dataset.name=cifar10-part dataset.images_per_class=3",
+    "cifar10_30": "dataset=folder dataset.root={data}/cifar10-part dataset.name=cifar10-part dataset.images_per_class=30",
     "cub50_3": "dataset=cub dataset.root={data}/cub50 dataset.images_per_class=3",
     "dtd10_10-efficientnet_lite0": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10",
     "cub50_10-efficientnet_lite0": "dataset=cub dataset.root={data}/cub50",
 }
-SMALL = ("dtd10_10", "hymenoptera_10", "cifar10_10", "dtd10_3")  # at most 100 training images: 150 iterations
+# at most 100 training images: 150 iterations
+SMALL = ("dtd10_10", "hymenoptera_10", "cifar10_10", "dtd10_3", "cifar10_3")
 LITE0 = ("backbone=efficientnet_lite0", "precision=fp32")  # depthwise convolutions are slower in bf16
 STRENGTHS = {  # decades of alpha
     "delta_noatt": (-4, -3, -2),
