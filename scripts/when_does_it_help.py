@@ -16,20 +16,24 @@ from pathlib import Path
 from studies import ON_FOLDS, Study
 
 SEEDS = 5
+BIRDS = "dataset=cub dataset.root={data}/cub50"
+TEXTURES = "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10"
+CIFAR10 = "dataset=folder dataset.root={data}/cifar10-part dataset.name=cifar10-part"
+FEW, MANY = " dataset.images_per_class=3", " dataset.images_per_class=30"  # the protocol has 10
 DATASETS = {  # name: the words that name the images, below --data
-    "cub50_10": "dataset=cub dataset.root={data}/cub50",
-    "dtd10_10": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10",
+    "cub50_10": BIRDS,
+    "dtd10_10": TEXTURES,
     "hymenoptera_10": "dataset=folder dataset.root={data}/hymenoptera dataset.name=hymenoptera",
     "caltech50_10": "dataset=caltech101 dataset.root={data}/caltech101-half dataset.train_per_class=10",
-    "cifar10_10": "dataset=folder dataset.root={data}/cifar10-part dataset.name=cifar10-part",
-    "dtd10_3": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10 dataset.images_per_class=3",
-    "cub50_30": "dataset=cub dataset.root={data}/cub50 dataset.images_per_class=30",
-    "dtd10_30": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10 dataset.images_per_class=30",
-    "cifar10_3": "dataset=folder dataset.root={data}/cifar10-part dataset.name=cifar10-part dataset.images_per_class=3",
-    "cifar10_30": "dataset=folder dataset.root={data}/cifar10-part dataset.name=cifar10-part dataset.images_per_class=30",
-    "cub50_3": "dataset=cub dataset.root={data}/cub50 dataset.images_per_class=3",
-    "dtd10_10-efficientnet_lite0": "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10",
-    "cub50_10-efficientnet_lite0": "dataset=cub dataset.root={data}/cub50",
+    "cifar10_10": CIFAR10,
+    "dtd10_3": TEXTURES + FEW,
+    "cub50_30": BIRDS + MANY,
+    "dtd10_30": TEXTURES + MANY,
+    "cifar10_3": CIFAR10 + FEW,
+    "cifar10_30": CIFAR10 + MANY,
+    "cub50_3": BIRDS + FEW,
+    "dtd10_10-efficientnet_lite0": TEXTURES,
+    "cub50_10-efficientnet_lite0": BIRDS,
 }
 # at most 100 training images: 150 iterations
 SMALL = ("dtd10_10", "hymenoptera_10", "cifar10_10", "dtd10_3", "cifar10_3")

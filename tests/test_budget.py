@@ -15,6 +15,7 @@ from delta_transfer.data import load_dataset
 from delta_transfer.experiment import budget, planning
 from delta_transfer.experiment.budget import LEVELS, PRESETS, Estimate, Level, dearest_within
 from delta_transfer.experiment.costs import Cost, seconds_beside_steps, seconds_of_decoding
+from delta_transfer.experiment.lookup import Lookup
 from delta_transfer.models.taps import Network
 
 from .miniature import composed, delta_run
@@ -212,7 +213,7 @@ def command(photos, tmp_path, monkeypatch):
         def compose_first_job(asked):
             return composed_once(*asked), {"reg": "l2,l2_sp", "seed": "range(3)", "split.folds": "3"}
 
-        return compare_methods([*given, *words], compose_first_job, sweep), sweeps, list(steps)
+        return compare_methods([*given, *words], compose_first_job, sweep, Lookup()), sweeps, list(steps)
 
     return run
 

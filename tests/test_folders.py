@@ -203,6 +203,14 @@ def test_only_folders_that_were_made_are_marked(tmp_path):
     assert [path.parent.name for path in tmp_path.rglob(OUTPUT_MARK)] == ["a"]
 
 
+def test_a_file_is_no_output_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError) as raised:
+            make_output_folder(path)
+        assert str(path) in str(raised.value)
+
+
 def test_ignored_patterns_are_counted(photos):
     write_image(photos / "ants" / "a_mask.png")
     write_folder(photos, **{"bees/old": 2, "docs": 1})

@@ -102,9 +102,9 @@ def test_options_that_do_not_go_together_are_refused(options):
 def test_what_a_further_set_shares_or_lacks_is_named_before_the_run_begins(root, words, tmp_path, tiny_source, capsys):
     config = composed(*words, also(root, tmp_path / "few", 3))
     dataset = load_dataset(config.dataset)
-    further = FurtherSets(config, dataset, tiny_source)
+    further = FurtherSets(config, dataset, tiny_source, {})
     trained = {dataset.names[index] for index in np.flatnonzero(~dataset.is_test)}
     said = capsys.readouterr().out
     assert f"few: images that are also in train: {sum(name in trained for name in further.also['few'].names)} " in said
     with pytest.raises(OptionError):
-        FurtherSets(config, replace(dataset, classes=("another",)), tiny_source)
+        FurtherSets(config, replace(dataset, classes=("another",)), tiny_source, {})

@@ -18,6 +18,7 @@ from delta_transfer.data.readers.folder import FolderConfig
 from delta_transfer.data.registry import READERS
 from delta_transfer.experiment import planning
 from delta_transfer.experiment.choosing import ruled_out
+from delta_transfer.experiment.lookup import Lookup
 
 from .miniature import composed, delta_run
 from .test_graphs import write_molecules
@@ -58,7 +59,7 @@ def made(dataset: str, results: dict, *more: str) -> tuple[list[str], list[list[
     def look(asked):
         return composed(*asked), {"reg": "l2,l2_sp", "seed": ",".join(map(str, range(seeds))), "split.folds": "3"}
 
-    lines = compare_methods([f"dataset={dataset}", "backbone=gcn", "reg.alpha=0.1,1", *more], look, sweep)
+    lines = compare_methods([f"dataset={dataset}", "backbone=gcn", "reg.alpha=0.1,1", *more], look, sweep, Lookup())
     return [line for line in lines if isinstance(line, str)], sweeps
 
 
@@ -119,7 +120,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(words, said):
     usual = [] if any(word.startswith("dataset=") for word in words) else ["dataset=bbbp"]
     network = [] if any(word.startswith("backbone=") for word in words) else ["backbone=gcn"]
     with pytest.raises(UserError, match=said):
-        compare_methods([*usual, *network, *words], look, pytest.fail)
+        compare_methods([*usual, *network, *words], look, pytest.fail, Lookup())
 
 
 def test_alphas_of_graphs_are_those_of_a_sum_over_nodes():
@@ -136,7 +137,7 @@ def test_alphas_of_graphs_are_those_of_a_sum_over_nodes():
         return []
 
     with pytest.raises(Enough):
-        compare_methods(["dataset=bbbp", "backbone=gcn"], look, sweep)
+        compare_methods(["dataset=bbbp", "backbone=gcn"], look, sweep, Lookup())
 
 
 # ---- the whole command -----------------------------------------------------------------------------------

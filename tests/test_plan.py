@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import shutil
 import signal
 from itertools import product
 from operator import attrgetter
@@ -247,6 +248,20 @@ def test_what_is_computed_or_built_already_is_not_counted(tmp_path, monkeypatch,
     capsys.readouterr()
     output = dry_run(monkeypatch, capsys, *tiny, *few, "reg.alpha=1")
     assert "channel attention" not in output and "0 KiB of image stores to build" in output
+
+
+def test_stores_of_further_test_sets_count(tmp_path, monkeypatch, capsys, measured):
+    root = write_cub(tmp_path / "CUB")
+    tiny = [*tiny_overrides(root, tmp_path / "results"), "reg=l2"]
+    shutil.copytree(root / "images", tmp_path / "others")
+    further = [
+        f"+evaluate.also.others={tmp_path / 'others'}",
+        f"evaluate.probe={root / 'images'}",
+        "evaluate.forgetting=true",
+    ]
+    for words, stores in (([], 1), (further, 3)):  # each of 24 images
+        output = dry_run(monkeypatch, capsys, *tiny, *words)
+        assert f"{in_bytes(stores * 24 * 20 * 20 * 3)} of image stores to build" in output
 
 
 def test_stores_of_data_sets_that_are_not_here_count_with_the_official_number(monkeypatch, tmp_path, capsys, measured):

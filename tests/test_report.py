@@ -283,6 +283,14 @@ def test_a_method_without_a_title_is_shown_by_its_name():
     assert compare([untitled, record("delta", 1, run_id="z")]).display("delta") == "DELTA"
 
 
+def test_many_skipped_runs_are_counted(tmp_path, capsys):
+    failed = [record(error="boom", run_id=f"failed{number}") for number in range(report.MOST_NAMED + 5)]
+    assert report.main([save(tmp_path, [record("l2"), *failed]), "--format", "csv"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("skipped failed") for line in lines) == report.MOST_NAMED
+    assert "skipped 5 further runs: delta-report trust names each, with the reason" in lines
+
+
 def test_skipped_and_unfinished_runs_are_listed(tmp_path, capsys):
     others = [record(error="boom", run_id="failed"), record(schema=9, run_id="new")]
     folder = save(tmp_path, [record("l2"), *others])

@@ -27,6 +27,7 @@ from delta_transfer.experiment.choosing import (
     verdict,
     without_a_gpu,
 )
+from delta_transfer.experiment.lookup import Lookup
 from delta_transfer.records.reading import Record
 from delta_transfer.reporting.comparison import compare
 from delta_transfer.reporting.selection import choose
@@ -191,7 +192,7 @@ def made(
     def look(asked):
         return composed_once(*asked), {"reg": "l2,l2_sp", "seed": "0,1", "split.folds": "3"}
 
-    lines = compare_methods(words, look, sweep)
+    lines = compare_methods(words, look, sweep, Lookup())
     assert isinstance(lines[0], Table)  # the leaderboard
     return [line for line in lines if isinstance(line, str)], sweeps
 
@@ -268,7 +269,7 @@ def test_a_network_is_chosen_with_the_method(photos):
     def look(asked):
         return composed_once(*asked), {"reg": "l2", "seed": "0,1", "split.folds": "3"}
 
-    lines = compare_methods([*photos[:-1], "backbone=resnet18,resnet34"], look, sweep)
+    lines = compare_methods([*photos[:-1], "backbone=resnet18,resnet34"], look, sweep, Lookup())
     assert [word for words in sweeps for word in words if word.startswith("backbone=")] == [
         "backbone=resnet18",
         "backbone=resnet34",
@@ -380,7 +381,7 @@ def test_both_sweeps_of_a_command(command, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan, "measure", lambda *_: COST)
     assert delta_run(monkeypatch, *command, "dry_run=true") == 0
     before = capsys.readouterr().out
-    assert "First 4 runs on 2 folds" in before and "for which L2-SP stands here" in before
+    assert "First 4 runs on 2 folds" in before and "The plan counts it as L2-SP" in before
     counts = dict(re.findall(r"^\w+, small_resnet, (\w+, [\w ]+?) {2,}(\d+) ", before, re.M))
     assert counts == {"l2, on 2 folds": "2", "l2_sp, on 2 folds": "2", "l2, final": "2", "l2_sp, final": "2"}
     assert not (tmp_path / "results" / "runs").exists()

@@ -48,6 +48,7 @@ from .reporting.selection import Selection, choose, command, refused
 from .reporting.sweeps import label_curves
 
 CLEAR = "\033[2J\033[H"  # the screen of a terminal
+MOST_NAMED = 20  # runs that are not in the table, with a line for each
 TEXTS = {"markdown": tables.as_markdown, "latex": tables.as_latex}
 WRITERS = {"csv": export.as_csv, "json": export.as_json}
 # Modules with a main(argv) of their own; the first two import torch.
@@ -247,7 +248,7 @@ def finished_and_failed(
     """Sorts all records: those for the table; of other tasks, by metric; of failed runs; the names of others, by the
     reason why they cannot be used; and runs on folds beside a table of tested ones.
 
-    stderr gets a line about each run that is not in the table.
+    stderr gets a line about each run that is not in the table, up to MOST_NAMED.
     """
     for absent in [top for top in args.dirs if not top.is_dir()]:
         log.info(f"no such folder: {absent}")
@@ -263,6 +264,7 @@ def finished_and_failed(
     of_folds: list[Record] = []
     otherwise_validated = f"{'without' if args.select == 'cv' else 'with'} split.folds"
     left_out = dict.fromkeys([unvalidated, of_other_tasks, on_folds, otherwise_validated], 0)
+    skipped = 0
     display = Display("comparing records with their predictions", len(records), "run", quiet_seconds=QUIET)
     for number, record in enumerate(records):
         display.update(number)
@@ -282,7 +284,9 @@ def finished_and_failed(
         elif lacks and (validates(args.metric) or other is not None or problem(record) is None):
             left_out[of_other_tasks] += 1
         elif reason is not None:
-            log.info(f"skipped {run_id(record)}: {reason}")
+            skipped += 1
+            if skipped <= MOST_NAMED:
+                log.info(f"skipped {run_id(record)}: {reason}")
             if record.get("error"):
                 failed.append(record)
             else:
@@ -291,6 +295,8 @@ def finished_and_failed(
             left_out[otherwise_validated] += 1
         else:
             usable.append(record)
+    if skipped > MOST_NAMED:
+        log.info(f"skipped {skipped - MOST_NAMED:,} further runs: delta-report trust names each, with the reason")
     for words, count in left_out.items():
         if count:
             log.info(f"left out: {count} runs {words}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ..common.options import require
+from ..data import Dataset
 from ..engine.config import RunConfig
 from ..engine.tasks import TASKS
 from ..experiment import budget
@@ -99,8 +100,13 @@ class Grid:
         )
 
 
-def grid_of(asked: Asked, of_methods: list[tuple[str, str]], rest: list[str], compose: Compose) -> Grid:
-    """Composes every backbone and method with its words, so that misspelt words are found now."""
+def grid_of(
+    asked: Asked, of_methods: list[tuple[str, str]], rest: list[str], compose: Compose, datasets: dict[str, Dataset]
+) -> Grid:
+    """Composes every backbone and method with its words, so that misspelt words are found now.
+
+    datasets: those that the command has read.
+    """
     *first, _ = words_of_l2 = first_words(asked, rest)
     config, usual = compose(words_of_l2)
     own_validation, measures = config.dataset.own_validation, TASKS[config.task].measures
@@ -135,7 +141,7 @@ def grid_of(asked: Asked, of_methods: list[tuple[str, str]], rest: list[str], co
         f"backbone={','.join(backbones)}: two of them are the same network.",
     )
     configs = {(one, method): networks[one].replace(reg=options[method]) for one in networks for method in methods}
-    images = {} if own_validation else training_images(config)
+    images = {} if own_validation else training_images(config, datasets)
     most = None if own_validation else folds_of(images, number_in(asked["split.folds"]))
     return Grid(rest, backbones, own, alphas, most, asked["seed"], configs, images, prefer, select)
 

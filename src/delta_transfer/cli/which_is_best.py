@@ -24,7 +24,7 @@ from ..common.errors import UserError
 from ..common.options import describe, require
 from ..common.style import method_order
 from ..common.tables import Table
-from ..data import load_dataset
+from ..data import load_once
 from ..experiment import budget
 from ..experiment.choosing import (
     Made,
@@ -63,19 +63,17 @@ class Result:
     made: list[Made] = field(default_factory=list)
 
 
-def compare_methods(
-    words: list[str], compose_first_job: Compose, sweep: Sweep, lookup: Lookup | None = None
-) -> list[str | Table]:
+def compare_methods(words: list[str], compose_first_job: Compose, sweep: Sweep, lookup: Lookup) -> list[str | Table]:
     """Makes the comparison that a command's `words` ask for; returns its result in sentences and tables.
 
     compose_first_job: composes the first job of a command and returns the parameters of its sweep, too.
-    sweep: carries a command out, or plans it. lookup: that of its plan, which measures nothing twice.
+    sweep: carries a command out, or plans it. lookup: that of its plan, which reads and measures nothing twice.
     """
     began = time.monotonic()
     asked, of_methods, rest = asked_and_rest(words)
     limits = {key: ",".join(asked.pop(key)) for key in LIMITS if key in asked}
     if not limits:
-        return choose_and_train(grid_of(asked, of_methods, rest, compose_first_job), sweep).lines
+        return choose_and_train(grid_of(asked, of_methods, rest, compose_first_job, lookup.datasets), sweep).lines
     config, _ = compose_first_job(first_words(asked, rest))
     require(
         config.backbone.inputs == "images" and not config.dataset.own_validation,
@@ -88,14 +86,14 @@ def compare_methods(
     options = [each.name for one in asked["reg"] if one in METHODS for each in describe(METHODS[one].options)]
     if ATTENTION.removeprefix("reg.") in options and ATTENTION not in dict(of_methods):
         of_methods = [*of_methods, (ATTENTION, f"{ATTENTION}=taylor")]
-    grid = grid_of(asked, of_methods, rest, compose_first_job)
+    grid = grid_of(asked, of_methods, rest, compose_first_job, lookup.datasets)
     config = grid.configs[next(iter(grid.backbones)), "l2"]
     path = budget.plan_path(config.results_dir, words)
     plan = budget.read_plan(path)
     if plan:
         log.info(f"The plan of this command's first start is in {path}. Delete it, and the command plans anew.")
     else:
-        plan = plan_of(grid, levels, limits, began, Plan(lookup=lookup or Lookup()))
+        plan = plan_of(grid, levels, limits, began, Plan(lookup=lookup))
         if not config.dry_run:
             budget.write_plan(path, plan)
     grid = grid.planned(plan)
@@ -151,7 +149,8 @@ def plan_of(
 ) -> budget.Chosen:
     """Measures levels from the cheapest on, and takes the dearest that ends in time, or that of the preset."""
     first = grid.configs[next(iter(grid.backbones)), "l2"]
-    dataset, images = load_dataset(first.dataset, Path(first.cache_dir)), sum(grid.images.values())
+    dataset = load_once(first.dataset, Path(first.cache_dir), measured.lookup.datasets)
+    images = sum(grid.images.values())
     beside = {one: seconds_beside_steps(grid.configs[one, "l2"]) for one in grid.backbones}
     strengths = {method: len(values) for method, values in grid.alphas.items()}
 
@@ -212,8 +211,9 @@ def choose_and_train(grid: Grid, sweep: Sweep) -> Result:
             stands = METHODS[dearest].title + (f" on {backbone}" if len(grid.backbones) > 1 else "")
             plan = (
                 f"First {len(validated)} runs on {grid.folds} folds of the training {grid.inputs} choose a method and "
-                f"alpha. Then what was chosen, for which {stands} stands here, is trained on all of them with "
-                f"{len(grid.seeds)} seed{'s' * (len(grid.seeds) != 1)}, beside L2 and L2-FE where they are compared."
+                f"alpha. Then the choice is trained on all of them with {len(grid.seeds)} "
+                f"seed{'s' * (len(grid.seeds) != 1)}, beside L2 and L2-FE where they are compared. The plan counts it "
+                f"as {stands}, which takes longest."
             )
         attention = any(has(one.reg, ATTENTION) for one in grid.configs.values())
         return Result([plan, *without_a_gpu(config, attention)])

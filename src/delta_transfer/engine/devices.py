@@ -382,6 +382,4 @@ def _handle(number: int, frame: object) -> None:
     if number not in _deferred or (again and number == signal.SIGINT):
         raise Stopped
     if _speaks and not again:
-        os.write(
-            2, b"\nstopping as soon as the state is saved; Ctrl-C ends at once\n"
-        )  # print may be interrupted itself
+        os.write(2, b"\nstopping at the next safe point; Ctrl-C ends at once\n")  # print may be interrupted itself

@@ -12,9 +12,10 @@ from torch import Tensor
 from ..common.console import log_once, shorten_list
 from ..common.errors import UserError
 from ..common.options import OptionError
-from ..data import load_dataset
+from ..data import load_once
 from ..data.dataset import Dataset
 from ..data.loader import BatchSource
+from ..data.options import DatasetConfig
 from ..data.readers.folder import FolderConfig
 from ..methods.lp_ft import logistic_regression
 from ..models import Network
@@ -26,33 +27,42 @@ if TYPE_CHECKING:
 C, STEPS = 1.0, 200  # of the linear probe: LP-FT's regression with a fixed strength
 
 
+def further_sets(config: "RunConfig") -> tuple[dict[str, DatasetConfig], DatasetConfig | None]:
+    """The data sets of `evaluate.also`, by name, and that of `evaluate.probe`."""
+    also = {name: FolderConfig(reader="folder", name=name, root=root) for name, root in config.evaluate.also.items()}
+    probe = config.evaluate.probe
+    if isinstance(probe, str):
+        probe = FolderConfig(reader="folder", name=Path(probe).name or "probe", root=probe)
+    return dict(also), probe
+
+
 class FurtherSets:
     """The data sets of `evaluate.*`, read and checked before the run begins.
 
-    Raises UserError for a set that does not fit, and for a probe whose classes cannot be those of the source's head.
+    datasets: those that the command has read. Raises UserError for a set that does not fit, and for a probe whose
+    classes cannot be those of the source's head.
     """
 
-    def __init__(self, config: "RunConfig", dataset: Dataset, source: Network):
+    def __init__(self, config: "RunConfig", dataset: Dataset, source: Network, datasets: dict[str, Dataset]):
         classes = dataset.classes
         self.config, self.options, cache = config, config.evaluate, Path(config.cache_dir)
         if (self.options.forgetting or self.options.also) and config.task != "classification":
             raise OptionError("evaluate", f"evaluate.* is for task=classification, not {config.task}.")
+        also, probe = further_sets(config)
         self.also: dict[str, Dataset] = {}
-        for name, folder in self.options.also.items():
-            read = load_dataset(FolderConfig(reader="folder", name=name, root=folder), cache)
+        self.probe = load_once(probe, cache, datasets) if probe else None
+        for name, wanted in also.items():
+            read = load_once(wanted, cache, datasets)
             if unknown := sorted(set(read.classes) - set(classes)):
                 raise OptionError(
                     "evaluate.also",
-                    f"evaluate.also.{name}={folder} has classes that the run does not train: {shorten_list(unknown)}.",
+                    f"evaluate.also.{name}={wanted.root} has classes that the run does not train: "
+                    f"{shorten_list(unknown)}.",
                 )
             if trained := read.in_train_of(dataset):
                 log_once(f"{name}: images that are also in train: {len(trained):,} ({shorten_list(trained)})")
             mapped = np.array([classes.index(one) for one in read.classes])[read.labels]
             self.also[name] = replace(read, labels=mapped, classes=classes)
-        probe = self.options.probe
-        if isinstance(probe, str):
-            probe = FolderConfig(reader="folder", name=Path(probe).name or "probe", root=probe)
-        self.probe: Dataset | None = None if probe is None else load_dataset(probe, cache)
         if self.options.source_labels and self.probe is not None and len(self.probe.classes) != source.classes:
             raise OptionError(
                 "evaluate.source_labels",

@@ -11,8 +11,8 @@ from ..common.errors import UserError
 from ..common.options import require
 from ..common.style import method_order
 from ..common.tables import Table
-from ..data import load_dataset
-from ..data.dataset import make_splits
+from ..data import load_once
+from ..data.dataset import Dataset, make_splits
 from ..engine.config import RunConfig
 from ..engine.devices import pick_device
 from ..engine.tasks import TASKS, Classification
@@ -54,9 +54,9 @@ def without_a_gpu(config: RunConfig, attention: bool) -> list[str]:
 # ---- folds -----------------------------------------------------------------------------------------------
 
 
-def training_images(config: RunConfig) -> dict[str, int]:
+def training_images(config: RunConfig, datasets: dict[str, Dataset]) -> dict[str, int]:
     """The number of training images of each class, for a data set without a validation split of its own."""
-    dataset = load_dataset(config.dataset, Path(config.cache_dir))
+    dataset = load_once(config.dataset, Path(config.cache_dir), datasets)
     train = make_splits(dataset, config.dataset, config.split, config.seed).train
     return {name: int((dataset.labels[train] == label).sum()) for label, name in enumerate(dataset.classes)}
 

@@ -73,7 +73,7 @@ def run(config: RunConfig, overrides: Sequence[str] = (), datasets: dict[str, Da
     with devices.rank0_first():  # it downloads weights and reads all images, whose digests it remembers for the others
         for folder in (config.results_dir, config.cache_dir):
             make_output_folder(Path(folder))
-        dataset = load_once(config.dataset, Path(config.cache_dir), {} if datasets is None else datasets)
+        dataset = load_once(config.dataset, Path(config.cache_dir), datasets := {} if datasets is None else datasets)
         if not_downloaded(config.backbone):  # before all images are read: it may fail
             read_weights(config.backbone)
         data = dataset.fingerprint
@@ -86,7 +86,7 @@ def run(config: RunConfig, overrides: Sequence[str] = (), datasets: dict[str, Da
     source = build_source(config.backbone, config.seed, tapped, user_of_source_head(config, stages))
     with devices.rank0_first():  # it may download
         sources = load_sources(config.source, tapped) if config.source else None
-    further = FurtherSets(config, dataset, source) if config.evaluate.asked else None
+    further = FurtherSets(config, dataset, source, datasets) if config.evaluate.asked else None
     weights = fingerprint(source.weights())
     name, identity = name_of(config, data, weights, sources)
     directory = RunDirectory(Path(config.results_dir) / "runs" / name, writes=devices.rank() == 0)

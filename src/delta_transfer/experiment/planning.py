@@ -18,6 +18,7 @@ from ..data.dataset import Splits
 from ..data.options import Counts, DatasetConfig
 from ..engine.config import RunConfig, check_choices
 from ..engine.devices import device_name, pick_device
+from ..engine.kept import further_sets
 from ..engine.tasks import TASKS
 from ..records.run_directory import RunDirectory
 from .costs import Cost, decides_cost, measure
@@ -104,8 +105,11 @@ class Plan:
             # Without the data set its configuration stands for it.
             shared = (json.dumps([*to_fit.values()]), None if splits else repr((config.dataset, config.split)))
             self.fits[shared] = cost.seconds_to_fit(n_train)
-        stores = TASKS[config.task].stores_to_build(config, dataset)
-        self.stores |= {(config.cache_dir, store): count for store, count in stores.items()}
+        also, probe = further_sets(config)
+        for wanted in (config.dataset, *also.values(), *([probe] if probe else [])):
+            one = config.replace(dataset=wanted)
+            stores = TASKS[config.task].stores_to_build(one, self.lookup.dataset(one))
+            self.stores |= {(config.cache_dir, store): count for store, count in stores.items()}
 
     @property
     def waiting(self) -> float:

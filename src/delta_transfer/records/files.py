@@ -86,9 +86,16 @@ def most_unpacked(packed: int) -> int:
 
 
 def make_output_folder(folder: Path) -> None:
-    """Makes the folder and its parents. The outermost new folder gets OUTPUT_MARK."""
+    """Makes the folder and its parents. The outermost new folder gets OUTPUT_MARK.
+
+    Raises UserError if it cannot be made.
+    """
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "a file has this name" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"{folder} cannot be made a folder ({why}): choose another one.") from None
     if absent and not any((parent / OUTPUT_MARK).exists() for parent in absent[-1].parents):
         with suppress(OSError):
             (absent[-1] / OUTPUT_MARK).write_text("Written by delta-transfer. It is never read as data.\n")
