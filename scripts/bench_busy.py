@@ -68,7 +68,8 @@ def main() -> None:
                 alone = as_it_is
             what = f"{name}, {size[0]} px, {size[1]} images; images/s: {alone:.1f} alone, {as_it_is:.1f} as PyTorch "
             what += f"has it, {ours:.1f} with our GOMP_SPINCOUNT ({', '.join(sorted(spins))}); medians of {rounds}"
-            report.add(f"busy_{count}_{name}", ours / (alone * share(count)), what)
+            fair = alone * share(count)
+            report.add(f"busy_{count}_{name}", ours / fair, what, as_it_is / fair)
     report.write()
 
 

@@ -112,14 +112,15 @@ class Report:
         self.machine = device_name(options.device)
         print(f"# {Path(sys.argv[0]).name} on {self.machine}", flush=True)
 
-    def add(self, key: str, value: float | None, detail: str) -> None:
+    def add(self, key: str, value: float | None, detail: str, before: float | None = None) -> None:
         """Adds a row. value None: it cannot be measured on this machine, for the reason in `detail`.
 
+        before: the same without what makes it better, measured beside it.
         The load is that of the last minute, this program included.
         """
         if value is not None:
             detail += f"; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-        self.rows[key] = {"value": value, "detail": detail}
+        self.rows[key] = {"value": value, "detail": detail} | ({} if before is None else {"before": before})
         print(f"{key:28} {'-' if value is None else format(value, '.3g'):>8}  {detail}", flush=True)
 
     def write(self) -> None:
