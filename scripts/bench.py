@@ -198,8 +198,8 @@ def show(kind: str, parts: list[dict]) -> None:
 def markdown(parts: dict[str, list[dict]]) -> str:
     lines = ["# Benchmarks", "", "`make bench`: ratios taken side by side in one process, and what they should be.", ""]
     lines += textwrap.wrap(
-        "before: beside busy programs, the same with PyTorch's own setting, measured in turn with ours; else what "
-        "version 0.1.0 took on another machine, in elapsed time.",
+        "The column before has, for rows beside busy programs, the same with PyTorch's own setting, measured in turn "
+        "with ours. In other rows it has what version 0.1.0 took on another machine, in elapsed time.",
         120,
     )
     lines.append("")
