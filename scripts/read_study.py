@@ -1,17 +1,20 @@
 """Evaluates the study of when regularised fine-tuning helps: its records become tables in Markdown.
 
-    python scripts/read_study.py results/published/when_does_it_help/* [--figure FILE.png]
+    python scripts/read_study.py results/published/when_does_it_help/* [--confidence FILE.json] [--figures FOLDER]
 
 Each folder holds the runs, or the published records, of one data set and network, which is a row. The tables have test
 accuracy, the differences to L2 and what attention adds to DELTA, paired by seed with 95 % t intervals, their means with
 a t interval over data sets (first the mean of each one's rows), forgetting, mean ranks with Nemenyi's critical
-difference, and the lines of least squares of each method's difference against how well frozen features do (L2-FE - L2)
-and against images per class. A dash stands for unfinished runs. The figure draws the differences against L2-FE - L2.
+difference, and the lines of least squares of each method's difference against how well frozen features do (L2-FE - L2),
+against images per class, and against the source's confidence, which distance_from_source.py writes. A dash stands for
+unfinished runs. The figures draw the differences against each of the three.
 """
 
 import argparse
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -30,6 +33,37 @@ KEPT = "kept_agreement"  # on how many test images the source's own head still s
 BASELINE, FROZEN = "l2", "l2_fe"
 WITH, WITHOUT = "delta", "delta_noatt"  # attention
 FEWEST_SETS = 3  # for an interval over data sets; a line needs one row more
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What may predict a method's difference to L2. value: of a row; None where it is not known."""
+
+    name: str
+    title: str  # of the column of slopes
+    axis: str
+    value: Callable[[dict[str, Cell]], float | None]
+    log: bool = False  # its axis; slopes are per doubling
+    per: float = 1  # the step of a slope
+    of_itself: str | None = None  # the method whose difference it is
+
+
+def predictors(confidence: dict[str, float] | None = None) -> list[Predictor]:
+    """confidence: of the source, in percent, by data set."""
+
+    def frozen(cells: dict[str, Cell]) -> float | None:
+        return found.mean if (found := differences_of(cells).get(FROZEN)) else None
+
+    def confident(cells: dict[str, Cell]) -> float | None:
+        return (confidence or {}).get(dataset_of(cells) or "")
+
+    images = "training images per class"
+    found = [
+        Predictor("frozen_features", "per point of L2-FE - L2", "L2-FE - L2, points", frozen, of_itself=FROZEN),
+        Predictor("images_per_class", "per doubling of images", images, images_per_class, log=True),
+        Predictor("confidence", "per 10 % of confidence", "confidence of the source, %", confident, per=10),
+    ]
+    return found if confidence is not None else found[:-1]
 
 
 def cells_of(records: Iterable[Record], metric: str = METRIC) -> dict[str, Cell]:
@@ -55,9 +89,9 @@ def dataset_of(cells: dict[str, Cell]) -> str | None:
     return next((str(section(run, "dataset")["name"]) for cell in cells.values() for run in cell.runs), None)
 
 
-def images_per_class(cells: dict[str, Cell]) -> float:
-    run = next(run for cell in cells.values() for run in cell.runs)
-    return float(run["n_train"] / run["num_classes"])
+def images_per_class(cells: dict[str, Cell]) -> float | None:
+    run = next((run for cell in cells.values() for run in cell.runs), None)
+    return float(run["n_train"] / run["num_classes"]) if run else None
 
 
 def over_sets(differences: Sequence[float]) -> Difference | None:
@@ -97,7 +131,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def reading(
-    sets: dict[str, dict[str, Cell]], titles: dict[str, str], kept: dict[str, dict[str, Cell]] | None = None
+    sets: dict[str, dict[str, Cell]],
+    titles: dict[str, str],
+    kept: dict[str, dict[str, Cell]] | None = None,
+    confidence: dict[str, float] | None = None,
 ) -> str:
     """All tables, for the cells by method of each data set. kept: the same cells with KEPT instead of accuracy."""
     methods = list(dict.fromkeys(method for cells in sets.values() for method in cells))
@@ -141,39 +178,46 @@ def reading(
             )
         )
     lines = []
+    known = predictors(confidence)
     for method in rivals:
-        pairs = [
-            (ours[FROZEN].mean, ours[method].mean)
-            for ours in found.values()
-            if method != FROZEN and {method, FROZEN} <= ours.keys()
-        ]
-        sizes = [
-            (math.log2(images_per_class(cells)), found[name][method].mean)
-            for name, cells in sets.items()
-            if method in found[name] and cells[method].runs
-        ]
-        ahead = [name for name, ours in found.items() if method in ours and ours[method].excludes_zero]
-        better = [name for name in ahead if found[name][method].mean > 0]
-        count = f"{len(better)}, {len(ahead) - len(better)} of {sum(method in ours for ours in found.values())}"
-        lines.append([titles[method], count, line_through(pairs), line_through(sizes)])
+        ours = {name: differences[method] for name, differences in found.items() if method in differences}
+        ahead = [one for one in ours.values() if one.excludes_zero]
+        better = sum(one.mean > 0 for one in ahead)
+        slopes = [None if one.of_itself == method else line_through(points_of(one, sets, ours)) for one in known]
+        lines.append([titles[method], f"{better}, {len(ahead) - better} of {len(ours)}", *slopes])
     parts.append(
-        "How often the interval of a row leaves out zero, and how a method's difference to L2 grows with that of "
-        "frozen features (points per point of L2-FE - L2) and with images per class (points per doubling), with 95 % "
-        "intervals and the number of rows:\n\n"
-        + table(["method", "ahead of L2, behind L2", "with frozen features", "with images per class"], lines)
+        "How often the interval of a row leaves out zero, and how many points a method's difference to L2 grows with "
+        "what may predict it, with 95 % intervals and the number of rows:\n\n"
+        + table(["method", "ahead of L2, behind L2", *(one.title for one in known)], lines)
     )
     return "\n\n".join(parts)
 
 
-def figure_of(sets: dict[str, dict[str, Cell]], titles: dict[str, str], methods: Sequence[str]) -> Figure:
-    """A panel for each method: its difference to L2 against that of L2-FE, with intervals, and a point for each row."""
-    found = [ours for cells in sets.values() if FROZEN in (ours := differences_of(cells))]
+def points_of(
+    predictor: Predictor, sets: dict[str, dict[str, Cell]], column: dict[str, Difference]
+) -> list[tuple[float, float]]:
+    """The predictor, in steps of its slope, and the difference of each row."""
+    values = {name: predictor.value(sets[name]) for name in column}
+    return [
+        (math.log2(value) if predictor.log else value / predictor.per, column[name].mean)
+        for name, value in values.items()
+        if value is not None
+    ]
+
+
+def figure_of(
+    predictor: Predictor, sets: dict[str, dict[str, Cell]], titles: dict[str, str], methods: Sequence[str]
+) -> Figure:
+    """A panel for each method: its difference to L2 against the predictor, with intervals, and a point for each row."""
+    values = {name: value for name, cells in sets.items() if (value := predictor.value(cells)) is not None}
+    found = {name: differences_of(sets[name]) for name in values}
+    methods = [method for method in methods if sum(method in ours for ours in found.values()) > 1]
     with our_look():
         figure = Figure(figsize=(PAGE, 2.4), layout="constrained")
         panels = figure.subplots(1, len(methods), sharex=True, sharey=True, squeeze=False)[0]
         for axes, method in zip(panels, methods, strict=True):
             style = style_of(method, list(methods))
-            both = [(ours[FROZEN].mean, ours[method]) for ours in found if method in ours]
+            both = [(values[name], ours[method]) for name, ours in found.items() if method in ours]
             means = [difference.mean for _, difference in both]
             ends = [
                 ((d.low, d.high) if d.low is not None and d.high is not None else (d.mean, d.mean)) for _, d in both
@@ -185,15 +229,20 @@ def figure_of(sets: dict[str, dict[str, Cell]], titles: dict[str, str], methods:
             axes.axhline(0, color="black", linewidth=0.6)
             axes.errorbar([x for x, _ in both], means, around, fmt=style.marker, color=style.colour, capsize=2)
             axes.set_title(titles[method])
+            if predictor.log:
+                ticks = sorted({round(value) for value in values.values()})
+                axes.set_xscale("log", base=2)
+                axes.set_xticks(ticks, [str(tick) for tick in ticks])
         panels[0].set_ylabel("difference to L2, points")
-        figure.supxlabel("L2-FE - L2, points", fontsize=8)
+        figure.supxlabel(predictor.axis, fontsize=8)
     return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="one for each data set and network; files are skipped")
-    parser.add_argument("--figure", type=Path, help="draw the differences, too; writes a PNG and a PDF")
+    parser.add_argument("--confidence", type=Path, help="the file of distance_from_source.py")
+    parser.add_argument("--figures", type=Path, help="draw the differences, too: writes PNG and PDF into this folder")
     arguments = parser.parse_args()
     sets: dict[str, dict[str, Cell]] = {}
     kept: dict[str, dict[str, Cell]] = {}
@@ -206,13 +255,16 @@ def main() -> None:
             titles |= {method: method_title(cell.runs[0]) for method, cell in cells.items()}
     if not sets:
         raise SystemExit("These folders have no finished run.")
-    print(reading(sets, titles, kept))
+    confidence = json.loads(arguments.confidence.read_text()) if arguments.confidence else None
+    print(reading(sets, titles, kept, confidence))
     versions = {str(cell.runs[0].get("versions")) for cells in sets.values() for cell in cells.values()}
     cards = {str(section(cell.runs[0], "backbone").get("name")) for cells in sets.values() for cell in cells.values()}
     print(f"\nBackbones: {', '.join(sorted(cards))}. Versions: {'; '.join(sorted(versions))}")
-    if arguments.figure:
-        methods = [method for method in sorted(titles, key=method_order) if method not in (BASELINE, FROZEN)]
-        write_figure(figure_of(sets, titles, methods), arguments.figure.with_suffix(""))
+    if arguments.figures:
+        rivals = [method for method in sorted(titles, key=method_order) if method != BASELINE]
+        for predictor in predictors(confidence):
+            methods = [method for method in rivals if method != predictor.of_itself]
+            write_figure(figure_of(predictor, sets, titles, methods), arguments.figures / predictor.name)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from studies import ON_FOLDS, Study
 
+PROTOCOL = "+experiment=when_does_it_help"
 SEEDS = 5
 BIRDS = "dataset=cub dataset.root={data}/cub50"
 TEXTURES = "dataset=folder dataset.root={data}/dtd10 dataset.name=dtd10"
@@ -65,7 +66,7 @@ def main() -> None:
         if images in SMALL:
             words.append("schedule.iterations=150")
         network = LITE0 if other else [f"backbone.weights={arguments.weights}"]
-        words = ["+experiment=when_does_it_help", *words, *network, *arguments.words]
+        words = [PROTOCOL, *words, *network, *arguments.words]
         study = Study(words, arguments.results / name, ON_FOLDS, STRENGTHS, LIMITS)
         for method in arguments.methods.split(","):
             study.final(method, SEEDS, FORGETTING)

@@ -46,6 +46,25 @@ def test_what_did_not_finish_is_a_dash(study):
     assert "| - |" in text and "53.0 ± 1.4 (2)" in text
 
 
+def test_what_predicts_the_gain_is_read_off_each_row(study, monkeypatch):
+    rows = [("a", 4, 1.0, 0.5), ("b", 16, 3.0, 1.5), ("c", 64, 5.0, 2.5), ("d", 2, None, 0.0)]
+    sets = {}
+    for name, images, frozen, gain in rows:
+        sets[name] = {"l2": cell(50, 51), "delta": cell(50 + gain, 51 + gain)}
+        sets[name]["l2"].runs.append({"config": {"dataset": {"name": name}}, "n_train": 3 * images, "num_classes": 3})
+        if frozen is not None:
+            sets[name]["l2_fe"] = cell(50 + frozen, 51 + frozen)
+    found = {name: study.differences_of(cells)["delta"] for name, cells in sets.items()}
+    frozen, images, confidence = study.predictors({"a": 20.0, "b": 60.0})
+    assert study.points_of(frozen, sets, found) == [(1, 0.5), (3, 1.5), (5, 2.5)]
+    assert study.points_of(images, sets, found) == [(2, 0.5), (4, 1.5), (6, 2.5), (1, 0.0)]
+    assert study.points_of(confidence, sets, found) == [(2, 0.5), (6, 1.5)]
+    assert [one.name for one in study.predictors()] == ["frozen_features", "images_per_class"]
+    panels = study.figure_of(images, sets, TITLES, ["l2_fe", "delta"]).axes
+    drawn = [next(iter(panel.containers)).lines[0].get_xydata().tolist() for panel in panels]
+    assert drawn[0] == [[4, 1], [16, 3], [64, 5]] and drawn[1] == [[4, 0.5], [16, 1.5], [64, 2.5], [2, 0]]
+
+
 def test_what_attention_adds_is_paired_by_seed_and_averaged_over_data_sets(study):
     titles = TITLES | {"delta_noatt": "DELTA w/o ATT"}
     rows = {"a": (cell(63, 65), cell(61, 64)), "b": (cell(50, 51), cell(50, 52)), "c": (cell(70, 71), cell(69, 69))}
