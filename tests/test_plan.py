@@ -264,6 +264,14 @@ def test_stores_of_further_test_sets_count(tmp_path, monkeypatch, capsys, measur
         assert f"{in_bytes(stores * 24 * 20 * 20 * 3)} of image stores to build" in output
 
 
+def test_a_further_test_set_that_is_not_here_is_found_out_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "measure", lambda *_: pytest.fail("measured"))
+    tiny = [*tiny_overrides(write_cub(tmp_path / "CUB"), tmp_path / "results"), "reg=l2"]
+    assert delta_run(monkeypatch, *tiny, f"+evaluate.also.others={tmp_path / 'nowhere'}", "dry_run=true") == 1
+    output = "".join(capsys.readouterr())
+    assert f"There is no folder {tmp_path / 'nowhere'}" in output and "to do" not in output
+
+
 def test_stores_of_data_sets_that_are_not_here_count_with_the_official_number(monkeypatch, tmp_path, capsys, measured):
     monkeypatch.chdir(tmp_path)
     output = dry_run(monkeypatch, capsys, "-m", "dataset=food101,cub", "backbone=resnet18", "reg=l2,l2_sp")

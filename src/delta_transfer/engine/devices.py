@@ -67,7 +67,7 @@ def share_cores() -> None:
     """Takes no more threads than a container allows cores, and logs how much other programs slow this one down.
 
     A command gets the cores that threads of other programs leave free, or as much as each of these threads gets: its
-    own threads wait for one another. Two threads of small_resnet on two cores take 2.1 times as long beside two busy
+    own threads wait for one another. Two threads of small_resnet on two cores take 2.4 times as long beside two busy
     threads, and 6.0 times beside six (docs/performance.md); this says 3 and 7.
     """
     if not cores.of_a_command:  # another program chooses its threads itself

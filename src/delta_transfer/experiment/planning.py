@@ -87,6 +87,11 @@ class Plan:
         method, automatic = stages[0].method, config.schedule.iterations == "auto"
         found = self.lookup.find(config)
         dataset, splits = found.dataset, found.splits
+        also, probe = further_sets(config)
+        with_images = [
+            config.replace(dataset=one) for one in (config.dataset, *also.values(), *([probe] if probe else []))
+        ]
+        read = [self.lookup.dataset(one) for one in with_images]  # before anything is measured: one may not be here
         if automatic:
             images = splits.for_training if splits else drawn_of_official(config.dataset)
             config.schedule = config.schedule.fitted_to(round(images))
@@ -105,10 +110,8 @@ class Plan:
             # Without the data set its configuration stands for it.
             shared = (json.dumps([*to_fit.values()]), None if splits else repr((config.dataset, config.split)))
             self.fits[shared] = cost.seconds_to_fit(n_train)
-        also, probe = further_sets(config)
-        for wanted in (config.dataset, *also.values(), *([probe] if probe else [])):
-            one = config.replace(dataset=wanted)
-            stores = TASKS[config.task].stores_to_build(one, self.lookup.dataset(one))
+        for one, images_of in zip(with_images, read, strict=True):
+            stores = TASKS[config.task].stores_to_build(one, images_of)
             self.stores |= {(config.cache_dir, store): count for store, count in stores.items()}
 
     @property
