@@ -272,6 +272,22 @@ def test_a_further_test_set_that_is_not_here_is_found_out_before_anything_is_mea
     assert f"There is no folder {tmp_path / 'nowhere'}" in output and "to do" not in output
 
 
+def test_a_dry_run_refuses_the_further_measurements_that_a_run_refuses(tmp_path, monkeypatch, capsys, measured):
+    root = write_cub(tmp_path / "CUB")
+    tiny = [*tiny_overrides(root, tmp_path / "results"), "reg=l2"]
+    shutil.copytree(root / "images", tmp_path / "others")
+    shutil.copytree(next((root / "images").iterdir()), tmp_path / "others" / "unknown")
+    assert delta_run(monkeypatch, *tiny) == 0
+    capsys.readouterr()
+    for words, said in (
+        ([f"+evaluate.also.others={tmp_path / 'others'}"], "has classes that the run does not train: unknown"),
+        (["evaluate.forgetting=true"], "its record has no kept_agreement"),
+    ):
+        for dry in ([], ["dry_run=true"]):
+            assert delta_run(monkeypatch, *tiny, *words, *dry) == 1
+            assert said in capsys.readouterr().err
+
+
 def test_stores_of_data_sets_that_are_not_here_count_with_the_official_number(monkeypatch, tmp_path, capsys, measured):
     monkeypatch.chdir(tmp_path)
     output = dry_run(monkeypatch, capsys, "-m", "dataset=food101,cub", "backbone=resnet18", "reg=l2,l2_sp")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from delta_transfer.data import loader
 from delta_transfer.data.loader import Loader
 from delta_transfer.engine import loop
+from delta_transfer.experiment import experiment
 from delta_transfer.records.arrays import predictions
 
 from .miniature import delta_run, tiny_overrides, write_cub
@@ -60,6 +61,20 @@ def test_a_run_that_is_stopped_in_an_evaluation_goes_on_with_it(reg, step, tmp_p
     (lines, weights, logits), (its_lines, its_weights, its_logits) = found.values()
     assert lines == its_lines and np.array_equal(logits, its_logits)
     assert all(torch.equal(value, its_weights[key]) for key, value in weights.items())
+
+
+def test_a_run_that_is_stopped_while_its_files_are_written_is_finished(tmp_path, monkeypatch):
+    words = [*tiny_overrides(write_cub(tmp_path / "CUB"), tmp_path / "results"), "reg=l2", "seed=0,1"]
+    write = experiment.write_outputs
+
+    def stopped(*of):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(*of)
+
+    monkeypatch.setattr(experiment, "write_outputs", stopped)
+    assert delta_run(monkeypatch, "-m", *words) == 128 + signal.SIGTERM
+    run = only_run(tmp_path / "results")  # the second one did not begin
+    assert (run / "summary.json").exists() and not (run / "last.pt").exists()
 
 
 class Killed(BaseException):

@@ -75,7 +75,7 @@ def datasets_of(began: int) -> dict[str, Dataset]:
 
 def load_once(config: DatasetConfig, cache_dir: Path, datasets: dict[str, Dataset]) -> Dataset:
     """The data set, from `datasets` if it is there already. Raises UserError as `load_dataset` does."""
-    key = repr((config, cache_dir))
+    key = repr((config.replace(download=False), cache_dir))  # fetched or not, the data set is the same
     if key not in datasets:
         datasets[key] = load_dataset(config, cache_dir)
     return datasets[key]

@@ -39,11 +39,11 @@ def further_sets(config: "RunConfig") -> tuple[dict[str, DatasetConfig], Dataset
 class FurtherSets:
     """The data sets of `evaluate.*`, read and checked before the run begins.
 
-    datasets: those that the command has read. Raises UserError for a set that does not fit, and for a probe whose
-    classes cannot be those of the source's head.
+    source: None in a plan, which may not have its weights. datasets: those that the command has read. Raises UserError
+    for a set that does not fit, and for a probe whose classes cannot be those of the source's head.
     """
 
-    def __init__(self, config: "RunConfig", dataset: Dataset, source: Network, datasets: dict[str, Dataset]):
+    def __init__(self, config: "RunConfig", dataset: Dataset, source: Network | None, datasets: dict[str, Dataset]):
         classes = dataset.classes
         self.config, self.options, cache = config, config.evaluate, Path(config.cache_dir)
         if (self.options.forgetting or self.options.also) and config.task != "classification":
@@ -63,10 +63,11 @@ class FurtherSets:
                 log_once(f"{name}: images that are also in train: {len(trained):,} ({shorten_list(trained)})")
             mapped = np.array([classes.index(one) for one in read.classes])[read.labels]
             self.also[name] = replace(read, labels=mapped, classes=classes)
-        if self.options.source_labels and self.probe is not None and len(self.probe.classes) != source.classes:
+        of_source = self.probe if self.options.source_labels else None
+        if source and of_source and len(of_source.classes) != source.classes:
             raise OptionError(
                 "evaluate.source_labels",
-                f"evaluate.source_labels: {self.probe.name} has {len(self.probe.classes)} classes, and the source's "
+                f"evaluate.source_labels: {of_source.name} has {len(of_source.classes)} classes, and the source's "
                 f"head {source.classes}.",
             )
 

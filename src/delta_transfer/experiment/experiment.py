@@ -200,11 +200,12 @@ def run(config: RunConfig, overrides: Sequence[str] = (), datasets: dict[str, Da
                     measured |= further.measure(source, runner.trained(), loader, test_images, task)
             summary |= measured | runner.record() | runner.average.report()
             summary |= {"peak_memory_bytes": devices.peak_memory(device), "finished": timestamp()}
-            with runner.average.applied(runner.trained()):
+            # A stop waits for the files: they take seconds, and what they hold took the run.
+            with devices.stop_deferred(), runner.average.applied(runner.trained()):
                 kinds = {"test": task.outputs} | ({"val": (VALIDATION, PREDICTIONS)} if task.one_label else {})
                 weights_now, modules = runner.trained().cpu_weights(), runner.modules
                 write_outputs(directory, summary, evaluator.latest, kinds, dataset, weights_now, modules)
-            directory.write_summary(summary)
+                directory.write_summary(summary)
         directory.remove_checkpoint()
     result = RunResult(summary, skipped=False)
     log.info(f"{name}: {result}, {summary['train_seconds']:.0f} s")

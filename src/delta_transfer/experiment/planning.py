@@ -18,7 +18,7 @@ from ..data.dataset import Splits
 from ..data.options import Counts, DatasetConfig
 from ..engine.config import RunConfig, check_choices
 from ..engine.devices import device_name, pick_device
-from ..engine.kept import further_sets
+from ..engine.kept import FurtherSets, further_sets
 from ..engine.tasks import TASKS
 from ..records.run_directory import RunDirectory
 from .costs import Cost, decides_cost, measure
@@ -98,6 +98,10 @@ class Plan:
             length = f"{config.schedule.iterations:,} iterations of {config.schedule.batch_size} images"
             self.lengths[config.dataset.name, round(images)] = f"{images:,} training images: {length}"
         state, record = state_of(found.directory)
+        if config.evaluate.asked and dataset and None not in read:
+            further = FurtherSets(config, dataset, None, self.lookup.datasets)
+            if record and state == "finished":
+                further.require_in(record, record["run_id"])
         n_train, n_test = sizes(config, splits)
         classes = len(dataset.classes) if dataset else official_counts(config.dataset).classes
         cost = self.lookup.once(("cost", *decides_cost(config)), lambda: measure(config, stages, classes, device))
