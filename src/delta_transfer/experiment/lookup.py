@@ -97,7 +97,7 @@ class Lookup:
 
     def _splits(self, dataset: Dataset, config: RunConfig) -> Splits:
         draw, split = config.dataset, config.split
-        key = ("splits", repr((draw, split)), config.seed)
+        key = ("splits", repr((draw, split)), config.seed if draw.redraw else None)  # else no seed changes it
         return self.once(key, lambda: make_splits(dataset, draw, split, config.seed))
 
     def weights(self, config: RunConfig) -> str | None:
