@@ -13,6 +13,7 @@ from torch import nn
 
 from delta_transfer.cli.attention import main
 from delta_transfer.common.console import show_messages
+from delta_transfer.common.errors import UserError
 from delta_transfer.inspect.attention import (
     Attention,
     attention_of,
@@ -251,7 +252,7 @@ def test_what_is_missing_is_named_and_the_rest_reported(tmp_path, capsys):
 def test_an_output_that_cannot_be_written_is_named(tmp_path):
     run = write_run(tmp_path, tap=[0, 1, 2])
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match=str(tmp_path / "file")):
+    with pytest.raises(UserError, match=str(tmp_path / "file")):
         main([str(run), "--output", str(tmp_path / "file")])
 
 

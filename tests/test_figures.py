@@ -358,7 +358,7 @@ def test_a_dot_in_a_name_belongs_to_it(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Name another folder"):
+    with pytest.raises(UserError, match=str(tmp_path / "file")):
         write_figures(compare([record("l2", folder=tmp_path)]), tmp_path / "file", print)
 
 
