@@ -198,19 +198,22 @@ def show(kind: str, parts: list[dict]) -> None:
 def markdown(parts: dict[str, list[dict]]) -> str:
     lines = ["# Benchmarks", "", "`make bench`: ratios taken side by side in one process, and what they should be.", ""]
     lines += textwrap.wrap(
-        "The column before has, for rows beside busy programs, the same with PyTorch's own setting, measured in turn "
-        "with ours. In other rows it has what an earlier version took on another machine.",
+        "Parentheses have, in rows beside busy programs, the same with PyTorch's own setting, measured in turn "
+        "with ours. In other rows they have what an earlier version took on another machine.",
         120,
     )
     lines.append("")
     for kind, title in TITLES.items():
         lines += machine_of(title, parts[kind])
     lines += [
-        "| what | target CPU | before | CPU | | target GPU | before | GPU | |",
-        "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: | --- |",
+        "| what | target CPU | CPU | | target GPU | GPU | |",
+        "| --- | ---: | ---: | --- | ---: | ---: | --- |",
     ]
     for target in TARGETS:
-        cells = [cell for kind in DEVICES for cell in row(target, kind, parts[kind])[:4]]
+        cells = []
+        for kind in DEVICES:
+            wanted, before, value, verdict, _ = row(target, kind, parts[kind])
+            cells += [wanted, f"{value} (before: {before})" if before else value, verdict]
         lines.append(f"| {' | '.join([target.what, *cells])} |")
     for kind, title in TITLES.items():
         if parts[kind]:
