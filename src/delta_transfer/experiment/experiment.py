@@ -70,10 +70,11 @@ def run(config: RunConfig, overrides: Sequence[str] = (), datasets: dict[str, Da
 
     # --- Data ---
 
+    datasets = {} if datasets is None else datasets
     with devices.rank0_first():  # it downloads weights and reads all images, whose digests it remembers for the others
         for folder in (config.results_dir, config.cache_dir):
             make_output_folder(Path(folder))
-        dataset = load_once(config.dataset, Path(config.cache_dir), datasets := {} if datasets is None else datasets)
+        dataset = load_once(config.dataset, Path(config.cache_dir), datasets)
         if not_downloaded(config.backbone):  # before all images are read: it may fail
             read_weights(config.backbone)
         data = dataset.fingerprint
